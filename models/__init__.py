@@ -1,0 +1,88 @@
+"""The backbones that come with the toolchain, installed as ``da3_models``.
+
+Rules of this room: one file per architecture; what residual nets share stands in ``residual``; this
+file only describes them and imports no torch, so that naming a backbone costs nothing. Each
+value is registered in the entry-point group ``da3.backbones``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from toolchain.backbones import Backbone
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RESNET20_CLASSES = 64
+"""The columns of ``pictures.TASKS`` side by side."""
+RESNET26_CLASSES = 1000
+IMAGENET_CLASSES = 1000
+
+
+def _resnet20() -> nn.Module:
+    from . import resnet20
+
+    return resnet20.build(RESNET20_CLASSES)
+
+
+def _resnet26() -> nn.Module:
+    from . import resnet26
+
+    return resnet26.build(RESNET26_CLASSES)
+
+
+def _resnet50() -> nn.Module:
+    from . import resnet50
+
+    return resnet50.build(IMAGENET_CLASSES)
+
+
+def _mobilenet_v2() -> nn.Module:
+    from . import mobilenet_v2
+
+    return mobilenet_v2.build(IMAGENET_CLASSES)
+
+
+RESNET20 = Backbone(
+    name="resnet20",
+    title="ResNet-20, 32 px, trained on drawn shapes and glyphs",
+    build=_resnet20,
+    input_size=32,
+    classifier="fc",
+    licence="Apache-2.0",
+    source="He et al. 2015 (arXiv 1512.03385); weights by da3_models.pretrain",
+    weights_file="resnet20.safetensors",
+    weights_sha256="sha256:8a0740db4ab09274dd29b6d7510988584b9db8d10b77a389ec0e350cb4864293",
+    package="da3_models",
+)
+
+RESNET26 = Backbone(
+    name="resnet26",
+    title="ResNet-26 of the Visual Decathlon, 64 px",
+    build=_resnet26,
+    input_size=64,
+    classifier="fc",
+    licence="Apache-2.0",
+    source="Rebuffi et al. 2017, 2018 (arXiv 1705.08045, 1803.10082)",
+)
+
+RESNET50 = Backbone(
+    name="resnet50",
+    title="ResNet-50 v1.5, 224 px, loads torchvision checkpoints",
+    build=_resnet50,
+    input_size=224,
+    classifier="fc",
+    licence="Apache-2.0",
+    source="He et al. 2015 (arXiv 1512.03385), the stride on the 3x3 convolution",
+)
+
+MOBILENET_V2 = Backbone(
+    name="mobilenet_v2",
+    title="MobileNetV2 1.0, 224 px, loads torchvision checkpoints",
+    build=_mobilenet_v2,
+    input_size=224,
+    classifier="classifier.1",
+    licence="Apache-2.0",
+    source="Sandler et al. 2018 (arXiv 1801.04381)",
+)

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from toolchain.bundle import pack
+
+from .samples import MANIFEST, PAYLOADS
+
+
+@pytest.fixture(scope="session")
+def good_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good bundle; nobody changes it."""
+    path = tmp_path_factory.mktemp("good") / "cars.da3b"
+    pack(path, MANIFEST, PAYLOADS)
+    return path
+
+
+@pytest.fixture(scope="session")
+def good(good_path: Path) -> bytes:
+    """The bytes of the good bundle."""
+    return good_path.read_bytes()

@@ -1,0 +1,309 @@
+"""Find the blocks of a backbone: the places where an adaptor joins and a gate may skip.
+
+Rules of this file: it looks at structure only (containers, calls, tensors), never at class names and
+never imports a model zoo; it runs the backbone once on one picture and changes nothing in it. It does
+not decide what an adaptor looks like, and it does not attach anything.
+
+A *block* is a module that takes one map and returns one map of the same rank, holds at least two
+weighted layers, and is a child of a ``Sequential`` or ``ModuleList``. A module that only passes on
+what one of its own blocks returned is a container, not a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from toolchain.errors import AttachError
+
+Layout = Literal["NCHW", "NHWC", "NLC"]
+CONTAINERS = (nn.Sequential, nn.ModuleList)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One block of a backbone and what is known of it without running it again.
+
+    ``in_shape`` and ``out_shape`` are without the batch dimension. ``flops`` counts multiply-adds
+    for one sample. ``gateable``: input and output have one shape, so a closed gate can pass the
+    input on.
+    """
+
+    name: str
+    layout: Layout
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    flops: int
+
+    @property
+    def gateable(self) -> bool:
+        """Whether a closed gate can pass the block's input on in place of its output."""
+        return self.in_shape == self.out_shape
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """What one dry run tells of a backbone.
+
+    ``head``: name of the classifier that a domain's head replaces, or None when the backbone
+    returns features. ``features``: width of the head's input. ``flops``: multiply-adds of the whole
+    backbone for one sample, classifier excluded.
+    """
+
+    sites: tuple[Site, ...]
+    head: str | None
+    features: int
+    flops: int
+    input_shape: tuple[int, ...]
+
+    def named_sites(self) -> Iterator[tuple[str, Site]]:
+        """Yield every block with its short name in slots and cut points: ``block03``."""
+        for index, site in enumerate(self.sites):
+            yield f"block{index:02d}", site
+
+
+@dataclass(slots=True)
+class _Call:
+    """What a hook saw of one module: tensors are kept so that identity can be compared."""
+
+    count: int = 0
+    given: Tensor | None = None
+    returned: Tensor | None = None
+
+
+def first_tensor(value: object) -> Tensor | None:
+    """Return the map in what a block was given or returned: itself, or a tuple's first entry."""
+    if isinstance(value, tuple) and value:
+        value = value[0]
+    return value if isinstance(value, Tensor) else None
+
+
+def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Return a block's input map: the first positional argument, else the first keyword tensor."""
+    if args:
+        return first_tensor(args[0])
+    return next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
+
+
+def output_tensor(output: object) -> Tensor | None:
+    """Return the tensor that a backbone answers with (plain, ``.logits``, ``.pooler_output``)."""
+    for name in ("logits", "pooler_output"):
+        inner = getattr(output, name, None)
+        if isinstance(inner, Tensor):
+            return inner
+    return first_tensor(output)
+
+
+def examine(
+    backbone: nn.Module,
+    input_shape: Sequence[int],
+    *,
+    blocks: Iterable[str] | None = None,
+    head: str | None = None,
+) -> Anatomy:
+    """Run ``backbone`` once on zeros ``[1, *input_shape]`` and describe its blocks and classifier.
+
+    ``blocks`` and ``head`` name modules where the structure does not tell. Raises AttachError,
+    saying what would help.
+    """
+    calls, output, counter = _dry_run(backbone, tuple(input_shape))
+    names = list(blocks) if blocks is not None else _block_names(backbone, calls)
+    if not names:
+        raise AttachError(
+            f"found no blocks in {type(backbone).__name__}: no module inside a Sequential or "
+            "ModuleList takes and returns one map and holds two weighted layers",
+            fix="name them: attach(..., blocks=['features.3', 'features.5'])",
+        )
+    head = head if head is not None else _classifier_name(backbone, calls, output)
+    sites = tuple(_site(backbone, name, calls, counter) for name in names)
+    features = _features(backbone, head, calls, output)
+    prefix = f"{type(backbone).__name__}."
+    counts = counter.get_flop_counts()
+    total = sum(counts.get("Global", {}).values())
+    classifier = sum(counts.get(prefix + head, {}).values()) if head else 0
+    # FlopCounterMode counts a multiply-add as two operations; shares do not care, readers do.
+    return Anatomy(sites, head, features, (total - classifier) // 2, tuple(input_shape))
+
+
+def _dry_run(
+    backbone: nn.Module, shape: tuple[int, ...]
+) -> tuple[dict[str, _Call], object, FlopCounterMode]:
+    calls = {name: _Call() for name, _ in backbone.named_modules()}
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            call = calls[name]
+            call.count += 1
+            call.given, call.returned = block_input(args, kwargs), first_tensor(output)
+
+        return hook
+
+    was_training = backbone.training
+    backbone.eval()
+    handles = [
+        module.register_forward_hook(watch(name), with_kwargs=True)
+        for name, module in backbone.named_modules()
+    ]
+    counter = FlopCounterMode(display=False)
+    reference = next(backbone.parameters(), torch.zeros(1))
+    try:
+        with torch.no_grad(), counter:
+            output = backbone(torch.zeros(1, *shape, dtype=reference.dtype))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as err:
+        raise AttachError(
+            f"{type(backbone).__name__} does not run on an input of shape [1, "
+            f"{', '.join(map(str, shape))}]: {err}",
+            fix="give the shape it expects: attach(..., input_shape=(3, 224, 224))",
+        ) from err
+    finally:
+        for handle in handles:
+            handle.remove()
+        backbone.train(was_training)
+    return calls, output, counter
+
+
+def _weighted(module: nn.Module) -> int:
+    return sum(1 for p in module.parameters() if p.dim() >= 2)
+
+
+def _is_plain_container(module: nn.Module) -> bool:
+    """Tell whether a module only runs its children in order (Sequential and heirs without forward)."""
+    if isinstance(module, nn.Sequential):
+        return type(module).forward is nn.Sequential.forward
+    return isinstance(module, nn.ModuleList | nn.ModuleDict)
+
+
+def _is_map_to_map(call: _Call) -> bool:
+    given, returned = call.given, call.returned
+    return (
+        call.count == 1
+        and given is not None
+        and returned is not None
+        and given.dim() == returned.dim()
+        and given.dim() in (3, 4)
+        and given.is_floating_point()
+    )
+
+
+def _block_names(backbone: nn.Module, calls: dict[str, _Call]) -> list[str]:
+    modules = dict(backbone.named_modules())
+    candidates = [
+        name
+        for name, module in modules.items()
+        if name
+        and isinstance(modules[name.rpartition(".")[0]], CONTAINERS)
+        and not _is_plain_container(module)
+        and _weighted(module) >= 2
+        and _is_map_to_map(calls[name])
+    ]
+    chosen: list[str] = []
+    for name in candidates:
+        inner = [other for other in candidates if other.startswith(name + ".")]
+        if any(calls[other].returned is calls[name].returned for other in inner):
+            continue  # a container with its own forward: it adds nothing around its last block
+        if not any(name.startswith(taken + ".") for taken in chosen):
+            chosen.append(name)
+    return chosen
+
+
+def _classifier_name(backbone: nn.Module, calls: dict[str, _Call], output: object) -> str | None:
+    answer = output_tensor(output)
+    if answer is None:
+        raise AttachError(
+            f"{type(backbone).__name__} returns {type(output).__name__}, expected a tensor",
+            fix="wrap it in a module that returns the logits or the features",
+        )
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Linear) and calls[name].returned is answer:
+            return name
+    if answer.dim() == 2 and not _ends_in_scores(backbone, answer):
+        return None
+    raise AttachError(
+        f"found no classifier in {type(backbone).__name__}: no Linear layer returns its answer "
+        f"(shape {list(answer.shape)})",
+        fix="name it, or pass a backbone without one: attach(..., head='classifier.1')",
+    )
+
+
+def _ends_in_scores(backbone: nn.Module, answer: Tensor) -> bool:
+    """Tell whether a 2-d answer came from a convolution used as a classifier."""
+    convs = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
+    return bool(convs) and convs[-1].out_channels == answer.shape[1] and convs[-1].bias is not None
+
+
+def _features(
+    backbone: nn.Module, head: str | None, calls: dict[str, _Call], output: object
+) -> int:
+    if head is None:
+        answer = output_tensor(output)
+        assert answer is not None  # _classifier_name raised otherwise
+        return int(answer.shape[-1])
+    module = dict(backbone.named_modules()).get(head)
+    if not isinstance(module, nn.Linear):
+        raise AttachError(
+            f"head {head!r} is {type(module).__name__ if module else 'not a module'}, "
+            "expected a Linear layer",
+            fix="name the last Linear layer of the backbone",
+        )
+    if calls[head].count != 1:
+        raise AttachError(
+            f"head {head!r} ran {calls[head].count} times in one forward, expected once",
+            fix="name the Linear layer that returns the logits",
+        )
+    return int(module.in_features)
+
+
+def _site(
+    backbone: nn.Module, name: str, calls: dict[str, _Call], counter: FlopCounterMode
+) -> Site:
+    call = calls.get(name)
+    if call is None:
+        known = [n for n, m in backbone.named_children() if n and m is not None]
+        raise AttachError(
+            f"block {name!r} is not a module of {type(backbone).__name__}",
+            fix=f"its parts are {', '.join(known)}",
+        )
+    if not _is_map_to_map(call):
+        raise AttachError(
+            f"block {name!r} cannot take an adaptor: it ran {call.count} times and maps "
+            f"{_shape_text(call.given)} to {_shape_text(call.returned)}; expected one run from one "
+            "map to one map of the same rank (3 or 4 dimensions)",
+            fix="name a block that is run once with one tensor",
+        )
+    assert call.given is not None
+    assert call.returned is not None
+    if call.given.dtype != call.returned.dtype:
+        raise AttachError(
+            f"block {name!r} takes {call.given.dtype} and returns {call.returned.dtype}; a closed "
+            "gate passes the input on, so both must be equal",
+            fix="cast inside the block, or leave it out of blocks=[...]",
+        )
+    flops = sum(counter.get_flop_counts().get(f"{type(backbone).__name__}.{name}", {}).values())
+    layout = _layout(backbone.get_submodule(name), call.given)
+    return Site(
+        name, layout, tuple(call.given.shape[1:]), tuple(call.returned.shape[1:]), flops // 2
+    )
+
+
+def _shape_text(tensor: Tensor | None) -> str:
+    return "no tensor" if tensor is None else str(list(tensor.shape))
+
+
+def _layout(block: nn.Module, given: Tensor) -> Layout:
+    if given.dim() == 3:
+        return "NLC"
+    for module in block.modules():
+        if isinstance(module, nn.Conv2d):
+            return "NCHW" if module.in_channels == given.shape[1] else "NHWC"
+        if isinstance(module, nn.Linear) and module.in_features == given.shape[-1]:
+            return "NHWC"
+        if isinstance(module, nn.LayerNorm) and module.normalized_shape == (given.shape[-1],):
+            return "NHWC"
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+            return "NCHW"
+    return "NCHW"

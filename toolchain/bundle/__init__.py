@@ -1,0 +1,47 @@
+"""Bundles: the ``.da3b`` format of a domain and the backbone artefact that it fits.
+
+Rules of this room: standard library, numpy, safetensors and rfc8785, never a framework, so that a
+device reads bundles without one. Values are decided from bytes (document, fields, manifest,
+archive, slots); files are touched in two places only (package, backbone). Nothing is signed here.
+"""
+
+from __future__ import annotations
+
+from toolchain.bundle.backbone import (
+    BackboneArtefact,
+    BackboneBlock,
+    BackboneFile,
+    BackboneInput,
+    BackboneManifest,
+    artefact_name,
+    graph_digest,
+    match,
+    open_backbone,
+    write_backbone,
+)
+from toolchain.bundle.manifest import (
+    Adaptor,
+    BackboneRef,
+    FileEntry,
+    GateBlock,
+    Gates,
+    GateStates,
+    Manifest,
+    Preprocess,
+    Requires,
+    Selftest,
+    Slot,
+    Tap,
+)
+from toolchain.bundle.package import (
+    Bundle,
+    Payload,
+    Report,
+    created_now,
+    open_bundle,
+    pack,
+    read_bundle,
+    unpack,
+    verify,
+)
+from toolchain.bundle.slots import check_slots, slot_table

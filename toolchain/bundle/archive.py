@@ -1,0 +1,192 @@
+"""The archive: content-addressed blobs in one file, an uncompressed tar that has one form only.
+
+Rules of this file: bytes in, values out; nothing is opened here and nothing is known about what a
+blob means. The layout is that of an OCI image (image-spec 1.0, "image-layout"): ``oci-layout``,
+``index.json``, then ``blobs/sha256/<hex>`` in sorted order, as POSIX ustar members (IEEE 1003.1
+"pax", ustar interchange format). Every byte follows from the blobs: a header is accepted only if
+it is the very header that the writer would make, padding is zero, nothing follows the end. So any
+changed bit is found, and two archives with the same blobs are the same file. Other tar programs
+can list and extract it, but what they repack is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+from toolchain.bundle.document import read_document
+from toolchain.bundle.manifest import LIMIT_FILES
+from toolchain.digest import canonical_json, sha256
+from toolchain.errors import BundleError
+
+LIMIT_BYTES = 512 * 1024 * 1024
+MANIFEST_MEDIA_TYPE = "application/vnd.da3.bundle.manifest.v1+json"
+
+BLOCK_BYTES = 512
+_END = bytes(2 * BLOCK_BYTES)
+_LAYOUT_NAME = "oci-layout"
+_LAYOUT = canonical_json({"imageLayoutVersion": "1.0.0"})
+_INDEX_NAME = "index.json"
+_BLOB_FOLDER = "blobs/sha256/"
+_BLOB_NAME = re.compile(_BLOB_FOLDER + "[0-9a-f]{64}")
+# The manifest is a blob as well; oci-layout and index.json are not.
+_LIMIT_MEMBERS = LIMIT_FILES + 3
+_KINDS = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a character device",
+    b"4": "a block device",
+    b"5": "a directory",
+    b"6": "a pipe",
+    b"L": "a GNU long name",
+    b"K": "a GNU long link name",
+    b"S": "a GNU sparse file",
+    b"x": "a pax header",
+    b"g": "a global pax header",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """Verified content: the digest of the manifest and every blob by its digest."""
+
+    manifest_digest: str
+    blobs: Mapping[str, memoryview]
+
+
+def write_archive(blobs: Mapping[str, bytes], manifest_digest: str) -> bytes:
+    """Return the archive that holds ``blobs`` (digest to bytes), one of them the manifest.
+
+    The keys are taken as they are: :func:`read_archive` is what proves them.
+    """
+    index = _index(manifest_digest, len(blobs[manifest_digest]))
+    members = [(_LAYOUT_NAME, _LAYOUT), (_INDEX_NAME, index)]
+    members += [
+        (_BLOB_FOLDER + digest.removeprefix("sha256:"), blobs[digest]) for digest in sorted(blobs)
+    ]
+    parts: list[bytes] = []
+    for name, data in members:
+        parts += [_header(name, len(data)), data, bytes(-len(data) % BLOCK_BYTES)]
+    return b"".join([*parts, _END])
+
+
+def read_archive(data: bytes) -> Archive:
+    """Return the blobs of the archive ``data``, each checked against its digest.
+
+    Raises BundleError for anything that :func:`write_archive` would not have written: a truncated
+    or longer file, members missing, unexpected, repeated or out of order, links and other kinds,
+    odd headers, padding that is not zero, a blob that is not what its name says.
+    """
+    if len(data) > LIMIT_BYTES:
+        _fail(f"expected at most {LIMIT_BYTES} bytes, got {len(data)}")
+    members = _members(memoryview(data))
+    _expect_member(members, _LAYOUT_NAME, _LAYOUT)
+    name, content = next(members, ("the end of the archive", memoryview(b"")))
+    if name != _INDEX_NAME:
+        _fail(f"expected the member {_INDEX_NAME}, got {name!r}")
+    manifest_digest, manifest_size = _read_index(bytes(content))
+    blobs = _read_blobs(members)
+    if manifest_digest not in blobs or len(blobs[manifest_digest]) != manifest_size:
+        _fail(f"expected a manifest {manifest_digest} of {manifest_size} bytes, got none")
+    return Archive(manifest_digest, blobs)
+
+
+def _read_blobs(members: Iterator[tuple[str, memoryview]]) -> dict[str, memoryview]:
+    blobs: dict[str, memoryview] = {}
+    last = ""
+    for name, content in members:
+        if not _BLOB_NAME.fullmatch(name):
+            _fail(f"unexpected member {name!r}")
+        if name <= last:
+            _fail(f"expected each member once and in sorted order, got {name} after {last}")
+        last = name
+        digest = "sha256:" + name.removeprefix(_BLOB_FOLDER)
+        if (found := sha256(content)) != digest:
+            _fail(f"member {name}: expected bytes with that digest, got {found}")
+        blobs[digest] = content
+    return blobs
+
+
+def _members(data: memoryview) -> Iterator[tuple[str, memoryview]]:
+    """Yield name and content of each member; checks headers, padding and the end."""
+    at = 0
+    for _ in range(_LIMIT_MEMBERS + 1):
+        if data[at : at + BLOCK_BYTES] == _END[:BLOCK_BYTES]:
+            if data[at:] != _END:
+                _fail(f"expected {len(_END)} zero bytes and the end of the file from byte {at} on")
+            return
+        name, size = _read_header(bytes(data[at : at + BLOCK_BYTES]), at)
+        start = at + BLOCK_BYTES
+        at = start + size + -size % BLOCK_BYTES
+        if at > len(data):
+            _fail(f"member {name!r}: expected {size} bytes, got {len(data) - start}; truncated?")
+        if any(data[start + size : at]):
+            _fail(f"member {name!r}: expected zero padding")
+        yield name, data[start : start + size]
+    _fail(f"expected at most {_LIMIT_MEMBERS} members, got more")
+
+
+def _read_header(block: bytes, at: int) -> tuple[str, int]:
+    """Name and size of a member, whose header must be exactly the writer's."""
+    if len(block) != BLOCK_BYTES:
+        _fail(f"expected a member or the end at byte {at}, got {len(block)} bytes; truncated?")
+    if block[156:157] in _KINDS:
+        _fail(f"member at byte {at}: expected a regular file, got {_KINDS[block[156:157]]}")
+    name = block[:100].partition(b"\0")[0].decode("ascii", "replace")
+    digits = block[124:135]
+    size = int(digits, 8) if re.fullmatch(rb"[0-7]{11}", digits) else 0
+    if not name.isascii() or block != _header(name, size):
+        _fail(f"member {name!r} at byte {at}: expected the plain ustar header of a bundle")
+    return name, size
+
+
+def _header(name: str, size: int) -> bytes:
+    """Return the ustar header of a regular file: mode 0644, owner 0, time 0, no names."""
+    fields = (
+        name.encode("ascii").ljust(100, b"\0"),
+        b"0000644\0" + b"0000000\0" * 2,
+        b"%011o\0" % size + b"%011o\0" % 0,
+        b" " * 8,
+        b"0" + bytes(100),
+        b"ustar\x0000",
+    )
+    block = b"".join(fields).ljust(BLOCK_BYTES, b"\0")
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def _index(digest: str, size: int) -> bytes:
+    """Return the OCI image index (image-spec 1.0) with the manifest as its one descriptor."""
+    descriptor = {"digest": digest, "mediaType": MANIFEST_MEDIA_TYPE, "size": size}
+    return canonical_json(
+        {
+            "manifests": [descriptor],
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "schemaVersion": 2,
+        }
+    )
+
+
+def _read_index(data: bytes) -> tuple[str, int]:
+    """Digest and size of the manifest; the index must be the one that the writer would make."""
+    match read_document(data, _INDEX_NAME):
+        case {"manifests": [{"digest": str(digest), "size": int(size)}]}:
+            expected = _index(digest, size)
+        case _:
+            expected = b""
+    if data != expected:
+        _fail(f"{_INDEX_NAME}: expected one descriptor of a bundle manifest, got something else")
+    return digest, size
+
+
+def _expect_member(members: Iterator[tuple[str, memoryview]], name: str, content: bytes) -> None:
+    found, data = next(members, ("the end of the archive", memoryview(b"")))
+    if found != name or data != content:
+        _fail(f"expected the member {name} with {content!r}, got {found!r} with other bytes")
+
+
+def _fail(message: str) -> NoReturn:
+    raise BundleError(
+        f"bundle: {message}", fix="take the bundle from its source again, or export it again"
+    )

@@ -1,0 +1,233 @@
+"""The backbone artefact: a directory with graph, weights and manifest, referenced by digest.
+
+Rules of this file: schema ``da3.backbone/1`` and the only code that writes or reads such a
+directory. It is named after the backbone and its ``weights_digest`` and holds exactly three files.
+``graph_digest`` binds graph and weights file; it is checked by hashing. ``weights_digest`` is the
+identity of the trained weights before export (folding changes the tensors), so it is carried, not
+recomputed: it is trusted because a bundle names both digests and :func:`match` compares both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from toolchain.bundle.document import LIMIT_BYTES, read_document
+from toolchain.bundle.manifest import MANIFEST_NAME, Manifest, Notes, Tap
+from toolchain.bundle.rules import (
+    BOOLEAN,
+    DIGEST,
+    FILE_NAME,
+    NATURAL,
+    NOTES,
+    SHAPE,
+    TENSOR_NAME,
+    WORD,
+    raise_faults,
+    read_record,
+    repeated,
+    to_json,
+)
+from toolchain.digest import canonical_json, sha256, short
+from toolchain.errors import BackboneMismatchError, BundleError, Fault, StorageError
+from toolchain.fields import ListOf, Section, SectionOf, choice, key, printable, whole
+from toolchain.files import atomic_directory, read_limited
+
+BACKBONE_SCHEMA = "da3.backbone/1"
+GRAPH_NAME = "backbone.onnx"
+WEIGHTS_NAME = "weights.safetensors"
+LIMIT_FILE_BYTES = 8 * 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneFile(Section):
+    """One file of the artefact with its digest and size in bytes."""
+
+    name: str = key(FILE_NAME)
+    digest: str = key(DIGEST)
+    size: int = key(whole(0, LIMIT_FILE_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneInput(Section):
+    """The picture that the backbone takes: ``size`` pixels square."""
+
+    size: int = key(whole(1, 4096))
+    channels: int = key(whole(1, 1024))
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneBlock(Section):
+    """One block; shapes are per sample, ``flops`` per sample."""
+
+    name: str = key(TENSOR_NAME)
+    shape_in: tuple[int, ...] = key(SHAPE)
+    shape_out: tuple[int, ...] = key(SHAPE)
+    flops: int = key(NATURAL)
+    gateable: bool = key(BOOLEAN)
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneManifest(Section):
+    """What a backbone artefact says about itself."""
+
+    schema: str = key(choice(BACKBONE_SCHEMA))
+    name: str = key(WORD)
+    weights_digest: str = key(DIGEST)
+    graph_digest: str = key(DIGEST)
+    input: BackboneInput = key(SectionOf(BackboneInput))
+    opset: int = key(whole(1, 100))
+    ir_version: int = key(whole(1, 100))
+    files: tuple[BackboneFile, ...] = key(ListOf(SectionOf(BackboneFile), 2, 2))
+    blocks: tuple[BackboneBlock, ...] = key(ListOf(SectionOf(BackboneBlock), 1, 512))
+    taps: tuple[Tap, ...] = key(ListOf(SectionOf(Tap), 0, 1024))
+    licence: str = key(printable(200))
+    provenance: Notes = key(NOTES)
+
+    def to_json(self) -> bytes:
+        """Return the canonical JSON (RFC 8785)."""
+        return canonical_json(to_json(self))
+
+    @staticmethod
+    def from_json(data: bytes) -> BackboneManifest:
+        """Return the manifest in ``data``; raises BundleError with every fault and its key path."""
+        what = f"backbone {MANIFEST_NAME}"
+        return read_record(BackboneManifest, read_document(data, what), what)
+
+    def contradictions(self) -> Iterator[Fault]:
+        """Yield the faults between fields that are right one by one."""
+        files = {entry.name: entry.digest for entry in self.files}
+        if list(files) != [GRAPH_NAME, WEIGHTS_NAME]:
+            got = ", ".join(files)
+            yield Fault("files", f"expected {GRAPH_NAME} and {WEIGHTS_NAME}, got {got}")
+        elif self.graph_digest != (found := graph_digest(*files.values())):
+            yield Fault("graph_digest", f"expected {self.graph_digest}, the files give {found}")
+        yield from repeated("blocks", (block.name for block in self.blocks))
+        yield from repeated("taps", (tap.name for tap in self.taps))
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneArtefact:
+    """A verified artefact; the paths are those of its two files."""
+
+    path: Path
+    manifest: BackboneManifest
+
+    @property
+    def graph_path(self) -> Path:
+        """The ONNX graph, whose external data is the weights file beside it."""
+        return self.path / GRAPH_NAME
+
+    @property
+    def weights_path(self) -> Path:
+        """The weights as safetensors."""
+        return self.path / WEIGHTS_NAME
+
+
+def artefact_name(name: str, weights_digest: str) -> str:
+    """Return the directory name ``backbone-<name>-<12 hex of weights_digest>``."""
+    return f"backbone-{name}-{short(weights_digest)}"
+
+
+def graph_digest(graph: str, weights: str) -> str:
+    """Return the digest of an exported backbone from the digests of its two files.
+
+    It is the sha256 over the RFC 8785 JSON of ``{"graph": ..., "weights": ...}``.
+    """
+    return sha256(canonical_json({"graph": graph, "weights": weights}))
+
+
+def write_backbone(
+    folder: str | Path,
+    manifest: BackboneManifest,
+    *,
+    graph: bytes,
+    weights: bytes,
+    overwrite: bool = False,
+) -> BackboneArtefact:
+    """Write the artefact's directory into ``folder`` and return it; same inputs, same bytes.
+
+    ``files`` and ``graph_digest`` of ``manifest`` are filled in from the bytes. Raises
+    BundleError for a manifest that breaks the schema, ExistsError and StorageError as
+    :func:`toolchain.files.atomic_directory`.
+    """
+    contents = {GRAPH_NAME: graph, WEIGHTS_NAME: weights}
+    files = tuple(BackboneFile(name, sha256(data), len(data)) for name, data in contents.items())
+    whole = graph_digest(files[0].digest, files[1].digest)
+    full = replace(manifest, files=files, graph_digest=whole)
+    text = full.to_json()
+    full = BackboneManifest.from_json(text)
+    path = Path(folder) / artefact_name(full.name, full.weights_digest)
+    with atomic_directory(path, overwrite=overwrite) as partial:
+        for name, data in {**contents, MANIFEST_NAME: text}.items():
+            (partial / name).write_bytes(data)
+    return BackboneArtefact(path, full)
+
+
+def open_backbone(path: str | Path) -> BackboneArtefact:
+    """Return the artefact in the directory ``path``, all of it verified by hashing.
+
+    Raises BundleError for a manifest that breaks the schema, files that are missing, not expected,
+    not regular or not what the manifest says; StorageError if the file system refuses.
+    """
+    path = Path(path)
+    data = read_limited(path / MANIFEST_NAME, limit_bytes=LIMIT_BYTES, what="backbone manifest")
+    try:
+        manifest = BackboneManifest.from_json(data)
+        raise_faults("files", _file_faults(path, manifest))
+    except BundleError as err:
+        raise BundleError(f"{path}: {err.message}", fix="export the backbone again") from err
+    except OSError as err:
+        raise StorageError(
+            f"cannot read the backbone {path}: {err.strerror}",
+            fix="check the path and its permissions",
+        ) from err
+    return BackboneArtefact(path, manifest)
+
+
+def match(manifest: Manifest, artefact: BackboneArtefact) -> None:
+    """Hold a bundle against a backbone; both digests must be equal, every tap there.
+
+    Raises BackboneMismatchError that shows what each side has.
+    """
+    wanted, found = manifest.backbone, artefact.manifest
+    sides = {
+        "weights_digest": (wanted.weights_digest, found.weights_digest),
+        "graph_digest": (wanted.graph_digest, found.graph_digest),
+    }
+    lines = [
+        f"\n  {key}: the bundle expects {want}\n  {' ' * len(key)}  the backbone has   {got}"
+        for key, (want, got) in sides.items()
+        if want != got
+    ]
+    lines += [f"\n  no tap {tap}" for tap in wanted.taps if tap not in found.taps]
+    if lines:
+        raise BackboneMismatchError(
+            f"{artefact.path}: expected the backbone {wanted.name!r} of the bundle for "
+            f"{manifest.domain!r}, got another one ({found.name!r}){''.join(lines)}",
+            fix=f"use {artefact_name(wanted.name, wanted.weights_digest)}, "
+            "or export the domain for this backbone",
+        )
+
+
+def _file_faults(path: Path, manifest: BackboneManifest) -> Iterator[Fault]:
+    """Faults of the directory; a link is one, as it may point at other bytes tomorrow."""
+    listed = {entry.name for entry in manifest.files}
+    for name in sorted({entry.name for entry in os.scandir(path)} - listed - {MANIFEST_NAME}):
+        yield Fault(name, "unexpected file")
+    for entry in manifest.files:
+        file = path / entry.name
+        if file.is_symlink() or not file.is_file():
+            yield Fault(entry.name, "expected a regular file, got none")
+        elif (size := file.stat().st_size) != entry.size:
+            yield Fault(entry.name, f"expected {entry.size} bytes, got {size}")
+        elif (found := _file_digest(file)) != entry.digest:
+            yield Fault(entry.name, f"expected {entry.digest}, got {found}")
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

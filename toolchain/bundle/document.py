@@ -1,0 +1,84 @@
+"""Documents: bytes that are JSON in exactly one way, read with limits.
+
+Rules of this file: pure functions of bytes, nothing is opened here. A document is accepted only if
+it is the RFC 8785 form of what it says, so two different files never mean the same, and whatever
+JSON parsers disagree about (duplicate keys, NaN, ``1.0``, escapes, white space, byte order marks)
+is an error. What the values mean is decided in :mod:`toolchain.bundle.fields`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn
+
+from toolchain.digest import canonical_json
+from toolchain.errors import BundleError, Da3Error
+
+LIMIT_BYTES = 64 * 1024
+LIMIT_DEPTH = 12
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
+_REMAKE = "take the file from its source again; edit nothing by hand"
+
+
+def read_document(data: bytes, what: str) -> dict[str, Any]:
+    """Return the JSON object that ``data`` holds in canonical form (RFC 8785).
+
+    ``what`` names the document in messages. Raises BundleError for more than 64 KiB, nesting
+    deeper than 12, text that is not UTF-8 or not JSON, duplicate keys, NaN and infinities, a value
+    other than an object, and any form but the canonical one.
+    """
+    if len(data) > LIMIT_BYTES:
+        _fail(f"{what}: expected at most {LIMIT_BYTES} bytes, got {len(data)}")
+    if (depth := _depth(data)) > LIMIT_DEPTH:
+        _fail(f"{what}: expected nesting of at most {LIMIT_DEPTH} levels, got {depth}")
+    try:
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+        canonical = canonical_json(value)
+    except (ValueError, Da3Error) as err:
+        text = err.message if isinstance(err, Da3Error) else str(err)
+        raise BundleError(f"{what}: expected canonical JSON, got {text}", fix=_REMAKE) from err
+    if not isinstance(value, dict):
+        _fail(f"{what}: expected a JSON object, got {type(value).__name__}")
+    if canonical != data:
+        _fail(f"{what}: expected canonical JSON (RFC 8785), {_difference(canonical, data)}")
+    return value
+
+
+def _fail(message: str) -> NoReturn:
+    raise BundleError(message, fix=_REMAKE)
+
+
+def _depth(data: bytes) -> int:
+    """Deepest nesting, found before the parser can be driven into recursion."""
+    deepest = level = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", data)):
+        level += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, level)
+    return deepest
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"the key {key!r} twice")
+        table[key] = value
+    return table
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"the number {name}")
+
+
+def _difference(canonical: bytes, data: bytes) -> str:
+    """Where the two forms part, for the reader of a message."""
+    same = next(
+        (at for at, (a, b) in enumerate(zip(canonical, data, strict=False)) if a != b),
+        min(len(canonical), len(data)),
+    )
+    return f"got another form from byte {same} on: {data[same : same + 24]!r}"

@@ -1,0 +1,252 @@
+"""The manifest of a bundle, schema ``da3.bundle/1``: every field, its type, range and meaning.
+
+Rules of this file: values and checks only, nothing is opened or hashed here. The dataclasses are
+the schema; docs/bundle-format.md shows the same tables and a test compares the two. A manifest is
+data about a domain, bound to its files by digest: it holds no code, no path and no address. What
+an adaptor method, a parity run or a training run wants to note beyond the typed fields goes into
+flat tables of scalars, so that an unknown note can be shown but never changes what is run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from toolchain.bundle.document import read_document
+from toolchain.bundle.rules import (
+    AGENT,
+    BOOLEAN,
+    DIGEST,
+    DTYPE,
+    FILE_NAME,
+    MEDIA_TYPE,
+    NATURAL,
+    NOTES,
+    SHAPE,
+    TENSOR_NAME,
+    TIME,
+    VERSION,
+    WORD,
+    TableOf,
+    read_record,
+    repeated,
+    to_json,
+)
+from toolchain.digest import canonical_json
+from toolchain.errors import Fault
+from toolchain.fields import (
+    ListOf,
+    Nullable,
+    Section,
+    SectionOf,
+    choice,
+    key,
+    number,
+    printable,
+    whole,
+)
+
+SCHEMA = "da3.bundle/1"
+MIN_AGENT = "0.1"
+EPOCH = "1970-01-01T00:00:00Z"
+LIMIT_FILES = 256
+MANIFEST_NAME = "manifest.json"
+ROLES = ("recipe", "domain", "slots", "swap", "static", "golden", "training")
+
+Scalar = bool | int | float | str | None
+Notes = Mapping[str, Scalar]
+_SHARE = number(0, 1)
+_POSITIVE = number(0, 1e12, above=True)
+_ROLE = choice(*ROLES)
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry(Section):
+    """One file of the bundle; ``digest`` and ``size`` (bytes) are those of its blob."""
+
+    role: str = key(_ROLE)
+    name: str = key(FILE_NAME)
+    digest: str = key(DIGEST)
+    size: int = key(whole(0, 2**29))
+    media_type: str = key(MEDIA_TYPE)
+
+
+@dataclass(frozen=True, slots=True)
+class Tap(Section):
+    """A tensor of the backbone that a domain reads; ``shape`` is per sample, without the batch."""
+
+    name: str = key(TENSOR_NAME)
+    shape: tuple[int, ...] = key(SHAPE)
+    dtype: str = key(DTYPE)
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneRef(Section):
+    """The one backbone that this domain fits, by digest; there are no version ranges."""
+
+    name: str = key(WORD)
+    weights_digest: str = key(DIGEST)
+    graph_digest: str = key(DIGEST)
+    taps: tuple[Tap, ...] = key(ListOf(SectionOf(Tap), 0, 1024))
+
+
+@dataclass(frozen=True, slots=True)
+class Slot(Section):
+    """One tensor of the domain: adaptor, gate or head. ``digest`` is that of its elements."""
+
+    name: str = key(TENSOR_NAME)
+    shape: tuple[int, ...] = key(SHAPE)
+    dtype: str = key(DTYPE)
+    digest: str = key(DIGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptor(Section):
+    """How the domain was adapted, and its tensors, sorted by name."""
+
+    method: str = key(WORD)
+    options: Notes = key(NOTES)
+    slots: tuple[Slot, ...] = key(ListOf(SectionOf(Slot), 0, 1024))
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess(Section):
+    """How a picture becomes the input tensor; the same in training and on the device."""
+
+    size: int = key(whole(1, 4096))
+    resize: int = key(whole(1, 8192))
+    crop: str = key(WORD)
+    interpolation: str = key(WORD)
+    colour: str = key(choice("RGB", "BGR", "L3"))
+    mean: tuple[float, ...] = key(ListOf(number(-1e6, 1e6), 3, 3))
+    std: tuple[float, ...] = key(ListOf(_POSITIVE, 3, 3))
+
+
+@dataclass(frozen=True, slots=True)
+class GateBlock(Section):
+    """One block of the backbone: its cost (FLOPs per sample) and how often its gate is open."""
+
+    name: str = key(TENSOR_NAME)
+    gateable: bool = key(BOOLEAN)
+    flops: int = key(NATURAL)
+    rate: float | None = key(Nullable(_SHARE))
+
+
+@dataclass(frozen=True, slots=True)
+class Gates(Section):
+    """What the gates save: executed FLOPs as a share of all FLOPs of the backbone."""
+
+    blocks: tuple[GateBlock, ...] = key(ListOf(SectionOf(GateBlock), 0, 512))
+    executed_share: float = key(_SHARE)
+
+
+@dataclass(frozen=True, slots=True)
+class Requires(Section):
+    """What the domain needs of a device; null where it is not known."""
+
+    memory_bytes: int | None = key(Nullable(NATURAL))
+    latency_ms: float | None = key(Nullable(_POSITIVE))
+    power_mode: str | None = key(Nullable(printable(200)))
+
+
+@dataclass(frozen=True, slots=True)
+class GateStates(Section):
+    """In how many golden samples a gate is open and closed; forced: through the gate's bias."""
+
+    open: int = key(NATURAL)
+    closed: int = key(NATURAL)
+    forced: bool = key(BOOLEAN)
+
+
+@dataclass(frozen=True, slots=True)
+class Selftest(Section):
+    """How a device checks itself: run the golden inputs, compare with the golden outputs."""
+
+    inputs: str = key(_ROLE)
+    outputs: str = key(_ROLE)
+    samples: int = key(whole(1, 4096))
+    tolerance_relative: float = key(_SHARE)
+    gate_states: Mapping[str, GateStates] = key(TableOf(TENSOR_NAME, SectionOf(GateStates), 0, 512))
+    time_limit_s: float = key(number(0.001, 86400))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest(Section):
+    """Everything that a bundle says about itself. Build one, then :func:`toolchain.bundle.pack`."""
+
+    schema: str = key(choice(SCHEMA))
+    min_agent: str = key(AGENT)
+    created: str = key(TIME)
+    domain: str = key(WORD)
+    version: str = key(VERSION)
+    release_counter: int = key(NATURAL)
+    files: tuple[FileEntry, ...] = key(ListOf(SectionOf(FileEntry), 1, LIMIT_FILES))
+    backbone: BackboneRef = key(SectionOf(BackboneRef))
+    adaptor: Adaptor = key(SectionOf(Adaptor))
+    preprocess: Preprocess = key(SectionOf(Preprocess))
+    classes: tuple[str, ...] = key(ListOf(printable(200), 1, 4096))
+    gates: Gates = key(SectionOf(Gates))
+    plans: tuple[Notes, ...] = key(ListOf(NOTES, 0, 0))
+    requires: Requires = key(SectionOf(Requires))
+    selftest: Selftest = key(SectionOf(Selftest))
+    parity: Notes = key(NOTES)
+    metrics: Notes = key(NOTES)
+    fallback: str | None = key(Nullable(WORD))
+    provenance: Notes = key(NOTES)
+    licence: str = key(printable(200))
+
+    def to_json(self) -> bytes:
+        """Return the canonical JSON (RFC 8785), whose sha256 is the manifest's digest."""
+        return canonical_json(to_json(self))
+
+    @staticmethod
+    def from_json(data: bytes) -> Manifest:
+        """Return the manifest in ``data``; raises BundleError with every fault and its key path."""
+        return read_record(Manifest, read_document(data, MANIFEST_NAME), MANIFEST_NAME)
+
+    def contradictions(self) -> Iterator[Fault]:
+        """Yield the faults between fields that are right one by one."""
+        yield from _times(self.created)
+        yield from _files(self)
+        yield from repeated("backbone.taps", (tap.name for tap in self.backbone.taps))
+        yield from repeated("classes", self.classes)
+        yield from repeated("gates.blocks", (block.name for block in self.gates.blocks))
+        names = [slot.name for slot in self.adaptor.slots]
+        yield from repeated("adaptor.slots", names)
+        if names != sorted(names):
+            yield Fault("adaptor.slots", "expected names in sorted order")
+        yield from _selftest(self)
+
+
+def _times(created: str) -> Iterator[Fault]:
+    try:
+        datetime.fromisoformat(created)
+    except ValueError as err:
+        yield Fault("created", f"expected a time that exists, got {created!r}: {err}")
+
+
+def _files(manifest: Manifest) -> Iterator[Fault]:
+    yield from repeated("files", (entry.name for entry in manifest.files))
+    if MANIFEST_NAME in (entry.name for entry in manifest.files):
+        yield Fault("files", f"expected a name other than {MANIFEST_NAME!r}, which is taken")
+    roles = Counter(entry.role for entry in manifest.files)
+    for role in ("domain", "slots"):
+        if roles[role] != 1:
+            yield Fault("files", f"expected one file of role {role!r}, got {roles[role]}")
+    for role in ("recipe", "golden", "training"):
+        if roles[role] > 1:
+            yield Fault("files", f"expected at most one file of role {role!r}, got {roles[role]}")
+
+
+def _selftest(manifest: Manifest) -> Iterator[Fault]:
+    roles = {entry.role for entry in manifest.files}
+    selftest = manifest.selftest
+    for name, role in (("inputs", selftest.inputs), ("outputs", selftest.outputs)):
+        if role not in roles:
+            yield Fault(f"selftest.{name}", f"expected the role of a file, got {role!r}")
+    gated = {block.name for block in manifest.gates.blocks if block.gateable}
+    for name in selftest.gate_states:
+        if name not in gated:
+            yield Fault(f"selftest.gate_states.{name}", "expected a gateable block of gates.blocks")

@@ -1,0 +1,188 @@
+"""Packing and opening ``.da3b`` files: manifest, archive and slots held against each other.
+
+Rules of this file: the one place of the room that touches bundle files. A bundle is verified as a
+whole before any of it is handed out, and what was verified is what is handed out: the bytes are
+read once. The writer reads its own result back before it appears under its name, so nothing is
+written that a reader would refuse. Nothing here is signed: digests show damage, not origin.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from toolchain.bundle.archive import LIMIT_BYTES, read_archive, write_archive
+from toolchain.bundle.manifest import EPOCH, MANIFEST_NAME, FileEntry, Manifest
+from toolchain.bundle.rules import raise_faults
+from toolchain.bundle.slots import check_slots, slot_table
+from toolchain.digest import sha256
+from toolchain.errors import BundleError, Fault, UnknownNameError, UsageError
+from toolchain.files import atomic_directory, read_limited, write_atomic
+
+_MEDIA_TYPES = {
+    ".json": "application/json",
+    ".onnx": "application/x-onnx",
+    ".safetensors": "application/x-safetensors",
+    ".yaml": "application/yaml",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """One file to pack: its role, its name in the bundle, its bytes."""
+
+    role: str
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle in memory."""
+
+    manifest: Manifest
+    manifest_digest: str
+    size_bytes: int
+    _blobs: Mapping[str, memoryview]
+
+    def blob(self, name: str) -> bytes:
+        """Return the bytes of the file ``name``; raises UnknownNameError if there is none."""
+        for entry in self.manifest.files:
+            if entry.name == name:
+                return bytes(self._blobs[entry.digest])
+        raise UnknownNameError("file of the bundle", name, self.names())
+
+    def names(self, role: str | None = None) -> tuple[str, ...]:
+        """Return the names of all files, or of those with ``role``, as the manifest lists them."""
+        return tuple(e.name for e in self.manifest.files if role is None or e.role == role)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What :func:`verify` found in order; a fault is raised, so every line here has passed."""
+
+    path: Path
+    manifest_digest: str
+    size_bytes: int
+    checks: tuple[str, ...]
+
+
+def pack(
+    path: str | Path,
+    manifest: Manifest,
+    payloads: Sequence[Payload],
+    *,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write the bundle ``path`` and return its manifest; same inputs, same bytes.
+
+    ``files`` and ``adaptor.slots`` of ``manifest`` are filled in from the payloads, whatever they
+    held before, so that they cannot disagree with them. Raises BundleError for a manifest that
+    breaks the schema or payloads that no reader would accept, ExistsError and StorageError as
+    :func:`toolchain.files.write_atomic`.
+    """
+    files = tuple(sorted(map(_entry, payloads), key=lambda entry: entry.name))
+    tables = [slot_table(p.data, p.name) for p in payloads if p.role == "slots"]
+    slots = tables[0] if tables else ()
+    full = replace(manifest, files=files, adaptor=replace(manifest.adaptor, slots=slots))
+    text = full.to_json()
+    blobs = {sha256(data): data for data in (text, *(payload.data for payload in payloads))}
+    data = write_archive(blobs, sha256(text))
+    packed = read_bundle(data)
+    write_atomic(path, data, overwrite=overwrite)
+    return packed.manifest
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Return the bundle in the file ``path``, verified as a whole.
+
+    Raises BundleError as :func:`read_bundle`, with the path; StorageError if the file cannot be
+    read or is larger than 512 MiB.
+    """
+    data = read_limited(path, limit_bytes=LIMIT_BYTES, what="bundle")
+    try:
+        return read_bundle(data)
+    except BundleError as err:
+        raise BundleError(f"{path}: {err.message}", fix=err.fix) from err
+
+
+def read_bundle(data: bytes) -> Bundle:
+    """Return the bundle whose archive is ``data``.
+
+    Raises BundleError for a fault of the archive or the manifest, a file that is missing, has
+    another size or is not listed, and slots that are not those of the manifest.
+    """
+    archive = read_archive(data)
+    manifest = Manifest.from_json(bytes(archive.blobs[archive.manifest_digest]))
+    _check_files(manifest, archive.manifest_digest, archive.blobs)
+    bundle = Bundle(manifest, archive.manifest_digest, len(data), archive.blobs)
+    (slots,) = bundle.names("slots")
+    check_slots(manifest.adaptor.slots, bundle.blob(slots), slots)
+    return bundle
+
+
+def verify(path: str | Path) -> Report:
+    """Verify the bundle ``path`` and return what was checked; raises as :func:`open_bundle`."""
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    checks = (
+        f"archive: {bundle.size_bytes} bytes, every header, padding byte and the end as specified",
+        f"manifest: {bundle.manifest_digest}, canonical, schema {manifest.schema}",
+        f"files: {len(manifest.files)}, each with its size and digest, none unlisted",
+        f"slots: {len(manifest.adaptor.slots)}, each with its shape, dtype and digest, all finite",
+    )
+    return Report(Path(path), bundle.manifest_digest, bundle.size_bytes, checks)
+
+
+def unpack(path: str | Path, folder: str | Path, *, overwrite: bool = False) -> Manifest:
+    """Write the files of the bundle ``path`` and its manifest.json into the new ``folder``.
+
+    The folder appears whole or not at all. Raises as :func:`open_bundle` and
+    :func:`toolchain.files.atomic_directory`.
+    """
+    bundle = open_bundle(path)
+    with atomic_directory(folder, overwrite=overwrite) as partial:
+        (partial / MANIFEST_NAME).write_bytes(bundle.manifest.to_json())
+        for name in bundle.names():
+            (partial / name).write_bytes(bundle.blob(name))
+    return bundle.manifest
+
+
+def created_now() -> str:
+    """Return SOURCE_DATE_EPOCH (seconds) as a manifest's ``created``, or 1970 where it is unset.
+
+    The clock is never asked: same inputs, same bytes (reproducible-builds.org, SOURCE_DATE_EPOCH).
+    Raises UsageError if the variable is not a whole number of seconds before the year 10000.
+    """
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    if text is None:
+        return EPOCH
+    if not (text.isascii() and text.isdigit() and len(text) <= 12 and int(text) < 253402300800):
+        raise UsageError(
+            f"SOURCE_DATE_EPOCH: expected whole seconds since 1970, got {text!r:.40}",
+            fix="set it to the output of `git log -1 --format=%ct`, or unset it",
+        )
+    return datetime.fromtimestamp(int(text), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _entry(payload: Payload) -> FileEntry:
+    media_type = _MEDIA_TYPES.get(Path(payload.name).suffix, "application/octet-stream")
+    digest, size = sha256(payload.data), len(payload.data)
+    return FileEntry(payload.role, payload.name, digest, size, media_type)
+
+
+def _check_files(manifest: Manifest, manifest_digest: str, blobs: Mapping[str, memoryview]) -> None:
+    """Every listed file is there with its size, and every blob is listed."""
+    faults: list[Fault] = []
+    for entry in manifest.files:
+        if entry.digest not in blobs:
+            faults.append(Fault(entry.name, f"expected the blob {entry.digest}, got none"))
+        elif len(blobs[entry.digest]) != entry.size:
+            got = len(blobs[entry.digest])
+            faults.append(Fault(entry.name, f"expected {entry.size} bytes, got {got}"))
+    listed = {entry.digest for entry in manifest.files} | {manifest_digest}
+    faults += [Fault(digest, "a blob that no file names") for digest in blobs.keys() - listed]
+    raise_faults("bundle", faults)

@@ -1,0 +1,95 @@
+"""Slots: the tensors of a domain, read from safetensors bytes and held against their table.
+
+Rules of this file: bytes in, values out; no framework. A table and a file agree only if every slot
+is on both sides exactly once with the same shape, dtype and digest, and every value is finite: a
+NaN that reaches a gate would silently close it. What a slot is for is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, deserialize
+
+from toolchain.bundle.manifest import Slot
+from toolchain.bundle.rules import raise_faults
+from toolchain.digest import sha256
+from toolchain.errors import BundleError, Fault
+
+_DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I32": "int32",
+    "I64": "int64",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+}
+
+
+def slot_table(data: bytes, what: str = "slots.safetensors") -> tuple[Slot, ...]:
+    """Return the table of the slots in the safetensors file ``data``, sorted by name.
+
+    ``what`` names the file in messages. Raises BundleError for a file that is not safetensors, a
+    dtype outside the format's list, and values that are not finite.
+    """
+    try:
+        tensors: list[tuple[str, dict[str, Any]]] = deserialize(data)  # type: ignore[no-untyped-call]
+    except SafetensorError as err:
+        raise BundleError(
+            f"{what}: expected a safetensors file, got {err}", fix="export the domain again"
+        ) from err
+    faults: list[Fault] = []
+    slots = [_slot(name, tensor, faults) for name, tensor in sorted(tensors)]
+    raise_faults(what, faults)
+    return tuple(slots)
+
+
+def check_slots(expected: Sequence[Slot], data: bytes, what: str = "slots.safetensors") -> None:
+    """Hold the slots in ``data`` against the table ``expected``.
+
+    Raises BundleError naming every slot that is missing, not expected, or has another shape,
+    dtype or digest, and what :func:`slot_table` raises.
+    """
+    wanted = {slot.name: slot for slot in expected}
+    found = {slot.name: slot for slot in slot_table(data, what)}
+    raise_faults(what, _differences(wanted, found))
+
+
+def _differences(wanted: dict[str, Slot], found: dict[str, Slot]) -> Iterable[Fault]:
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found:
+            yield Fault(name, "missing slot: the manifest lists it, the file does not hold it")
+        elif name not in wanted:
+            yield Fault(name, "extra slot: the file holds it, the manifest does not list it")
+        else:
+            for key in ("shape", "dtype", "digest"):
+                want, got = getattr(wanted[name], key), getattr(found[name], key)
+                if want != got:
+                    yield Fault(name, f"expected {key} {want}, got {got}")
+
+
+def _slot(name: str, tensor: dict[str, Any], faults: list[Fault]) -> Slot:
+    dtype = _DTYPES.get(tensor["dtype"], "")
+    data = bytes(tensor["data"])
+    if not dtype:
+        known = ", ".join(_DTYPES.values())
+        faults.append(Fault(name, f"expected one of {known}, got dtype {tensor['dtype']}"))
+    elif not _finite(dtype, data):
+        faults.append(Fault(name, "expected finite values, got NaN or infinity"))
+    return Slot(name, tuple(tensor["shape"]), dtype, sha256(data))
+
+
+def _finite(dtype: str, data: bytes) -> bool:
+    if dtype == "bfloat16":
+        # numpy has no bfloat16: its exponent bits are all ones for NaN and infinity.
+        bits = np.frombuffer(data, "<u2")
+        return bool(np.all(bits & 0x7F80 != 0x7F80))
+    if not dtype.startswith("float"):
+        return True
+    values = np.frombuffer(data, np.dtype(dtype).newbyteorder("<"))
+    return bool(np.isfinite(values).all())

@@ -1,0 +1,160 @@
+"""Every error that the toolchain raises on purpose.
+
+Rules of this file: it imports nothing of ours; one class per kind of fault that a caller may want
+to tell apart; a message says what was expected and what was found, and ends with the fix. The
+command line maps ``exit_code`` to the process's exit status and does nothing else with errors.
+
+::
+
+    Da3Error                        1
+    ├── UsageError                  2   the request itself cannot be meant
+    │   └── UnknownNameError        2   no such domain, backbone, method; nearest names are listed
+    ├── RecipeError                 1   a recipe's faults, all of them, each with its key path
+    ├── DataError                   1   pictures or annotations missing or unreadable
+    ├── WeightsError                1   a backbone's weights are missing, damaged or another's
+    ├── CheckpointError             1   an adaptor checkpoint does not fit
+    ├── AttachError                 1   the module has no blocks that an adaptor can join
+    ├── TrainingError               1   training cannot go on (loss not finite, resume mismatch)
+    ├── GraphError                  1   the ONNX side
+    │   ├── CaptureError            1   PyTorch could not be captured one to one
+    │   ├── SplitError              1   the halves are not disjoint and complete
+    │   └── LinkError               1   slots and cut points cannot be joined
+    ├── StorageError                1   the file system refused (disk full, permission)
+    │   └── ExistsError             1   the destination exists
+    ├── MissingPackageError         1   an optional package is needed; the extra is named
+    ├── ParityError                 3   a linked model does not answer as PyTorch does
+    └── VerificationError           4   bytes are not what their manifest says
+        ├── BundleError             4   a bundle is malformed, truncated or altered
+        └── BackboneMismatchError   4   right bundle, other backbone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import ClassVar
+
+
+class Da3Error(Exception):
+    """Root of the tree. ``message`` states the fault, ``fix`` what the reader can do about it."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, fix: str = "") -> None:
+        self.message = message
+        self.fix = fix
+        super().__init__(f"{message}\n  fix: {fix}" if fix else message)
+
+
+class UsageError(Da3Error):
+    """The request itself cannot be meant."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name that is not in its table; the message carries the nearest ones."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, fix: str = "") -> None:
+        self.known = tuple(sorted(known))
+        near = get_close_matches(name, self.known, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(self.known)}"
+        super().__init__(f"unknown {kind} {name!r}", fix=f"{hint} {fix}".strip())
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of a recipe: the key's path (``train.lr``), what is wrong, and the fix."""
+
+    path: str
+    message: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" + (f" ({self.fix})" if self.fix else "")
+
+
+class RecipeError(Da3Error):
+    """All faults of one recipe at once."""
+
+    def __init__(self, where: str, faults: Sequence[Fault]) -> None:
+        self.where = where
+        self.faults = tuple(faults)
+        lines = "\n".join(f"  {fault}" for fault in self.faults)
+        plural = "fault" if len(self.faults) == 1 else "faults"
+        super().__init__(f"{where}: {len(self.faults)} {plural}\n{lines}")
+
+
+class DataError(Da3Error):
+    """Pictures or annotations are missing or cannot be read."""
+
+
+class WeightsError(Da3Error):
+    """A backbone's weights are missing, damaged, or not the expected ones."""
+
+
+class CheckpointError(Da3Error):
+    """An adaptor checkpoint does not fit the model, or holds unusable values."""
+
+
+class AttachError(Da3Error):
+    """The module has no blocks that an adaptor can join."""
+
+
+class TrainingError(Da3Error):
+    """Training cannot go on."""
+
+
+class GraphError(Da3Error):
+    """A fault on the ONNX side."""
+
+
+class CaptureError(GraphError):
+    """PyTorch could not be captured with names and values one to one."""
+
+
+class SplitError(GraphError):
+    """Backbone and domain are not disjoint and complete."""
+
+
+class LinkError(GraphError):
+    """Slots and cut points cannot be joined."""
+
+
+class StorageError(Da3Error):
+    """The file system refused: disk full, permission, a broken device."""
+
+
+class ExistsError(StorageError):
+    """The destination exists and overwriting was not asked for."""
+
+
+class MissingPackageError(Da3Error):
+    """An optional package is needed for what was asked."""
+
+    def __init__(self, package: str, purpose: str, extra: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed",
+            fix=f"pip install 'da3-toolchain[{extra}]'",
+        )
+
+
+class ParityError(Da3Error):
+    """A linked model does not answer as PyTorch does."""
+
+    exit_code = 3
+
+
+class VerificationError(Da3Error):
+    """Bytes are not what their manifest says."""
+
+    exit_code = 4
+
+
+class BundleError(VerificationError):
+    """A bundle is malformed, truncated or altered."""
+
+
+class BackboneMismatchError(VerificationError):
+    """The bundle belongs to another backbone than the one at hand."""

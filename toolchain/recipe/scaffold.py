@@ -1,0 +1,156 @@
+"""A first recipe for a user's own folder of pictures.
+
+Rules of this file: everything is read before anything is written; what was read stands in the
+header, so that the file explains itself; the folder is not changed.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from toolchain.errors import DataError, UsageError
+from toolchain.fields import show
+from toolchain.files import write_atomic
+from toolchain.preprocess import FORMATS, MAX_PIXELS, Preprocessing
+from toolchain.recipe.pictures import LAYOUT, Listing, scan
+from toolchain.recipe.spec import (
+    DOMAIN_NAME,
+    AdaptorOptions,
+    DataSpec,
+    Recipe,
+    TrainSpec,
+    is_domain_name,
+)
+from toolchain.recipe.store import SUFFIX, dump, loads
+
+MAX_MEASURED = 512
+_LISTED_CLASSES = 40
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a folder of pictures holds; sizes are (width, height) in pixels of a sample."""
+
+    listing: Listing
+    sizes: tuple[tuple[int, int], ...]
+
+
+def new(
+    name: str,
+    data: Path,
+    *,
+    backbone: str,
+    input_px: int = 32,
+    folder: Path = Path("recipes"),
+    overwrite: bool = False,
+) -> Path:
+    """Write a complete recipe for the pictures in ``data`` and return its path.
+
+    ``input_px`` is the side that the backbone was trained with. The recipe is
+    ``folder``/``name``.yaml and loads as it is. Raises UsageError for a name that cannot be one,
+    DataError for unusable pictures, ExistsError for an existing recipe, RecipeError for a
+    backbone's name that cannot be one, StorageError where the file system refuses.
+    """
+    name = unicodedata.normalize("NFC", name)
+    if not is_domain_name(name):
+        raise UsageError(f"expected {DOMAIN_NAME.expected}, got {show(name)}", fix=DOMAIN_NAME.fix)
+    survey = examine(data)
+    text = dump(_recipe(name, survey, backbone, input_px), _header(name, survey))
+    loads(text, where=f"{name}{SUFFIX}", stem=name)
+    path = folder / f"{name}{SUFFIX}"
+    write_atomic(path, text.encode(), overwrite=overwrite)
+    return path
+
+
+def examine(data: Path) -> Survey:
+    """Return classes, counts and a sample of the sizes of the pictures in ``data``.
+
+    Raises DataError where there are fewer than two classes or nothing to train on or test with.
+    """
+    listing = scan(data)
+    if len(listing.classes) < 2 or not listing.train or not listing.test:
+        raise DataError(
+            f"{data}: expected at least 2 classes with pictures to train and to test, got "
+            f"{len(listing.classes)} classes, {len(listing.train)} and {len(listing.test)}",
+            fix=LAYOUT.format(root=data),
+        )
+    step = max(1, len(listing.train) // MAX_MEASURED)
+    measured = tuple(_size(path) for path, _ in listing.train[::step][:MAX_MEASURED])
+    return Survey(listing, measured)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as image:
+                size = image.size
+    # Pillow's readers raise many kinds on damaged headers.
+    except Exception as err:
+        raise DataError(f"{path}: not a picture: {err}", fix="replace or remove it") from err
+    if not 0 < size[0] * size[1] <= MAX_PIXELS:
+        raise DataError(
+            f"{path}: expected at most {MAX_PIXELS} pixels, got {size}", fix="shrink it"
+        )
+    return size
+
+
+def _recipe(name: str, survey: Survey, backbone: str, side: int) -> Recipe:
+    small = side <= 64
+    mean, std = _HALF if side <= 32 else _IMAGENET
+    return Recipe(
+        domain=name,
+        title=f"{name}: own pictures",
+        licence="not stated",
+        backbone=backbone,
+        weights=None,
+        weights_sha256=None,
+        data=DataSpec(
+            "folder", str(survey.listing.root), train=None, test=None, seed=1, dataset=None
+        ),
+        preprocess=Preprocessing(
+            side, side if small else side * 8 // 7, "center", "bilinear", "RGB", mean, std
+        ),
+        method="da3",
+        adaptor=AdaptorOptions(),
+        train=TrainSpec(
+            epochs=8 if len(survey.listing.train) >= 2000 else 20,
+            batch=64 if small else 32,
+            lr=0.003,
+            weight_decay=0.0001,
+            seed=0,
+            budget=0.6,
+            budget_weight=2.0,
+            augment=("shift", "flip"),
+        ),
+        golden=8,
+    )
+
+
+def _header(name: str, survey: Survey) -> str:
+    found = survey.listing
+    widths, heights = zip(*survey.sizes, strict=True)
+    parts = "as found in the folders" if found.was_split else "a fifth of each class to test"
+    counts = Counter(index for _, index in found.train + found.test)
+    lines = [
+        f"Build it:  da3-export --domain {f'{name!r}' if ' ' in name else name}",
+        "",
+        f"Read from {found.root}:",
+        f"  pictures  {len(found.train)} to train, {len(found.test)} to test ({parts})",
+        f"  sizes     {min(widths)} to {max(widths)} px wide, {min(heights)} to {max(heights)} px "
+        f"high ({len(survey.sizes)} measured)",
+        f"  classes   {len(found.classes)}",
+        *(f"    {counts[i]:6d}  {one}" for i, one in enumerate(found.classes[:_LISTED_CLASSES])),
+    ]
+    if len(found.classes) > _LISTED_CLASSES:
+        lines.append(f"    and {len(found.classes) - _LISTED_CLASSES} more")
+    lines += ["", "Check before training: title, licence, and whether a mirrored picture is still"]
+    return "\n".join([*lines, "of its class (else remove flip from train.augment)."])

@@ -1,0 +1,206 @@
+# ruff: noqa: RUF009 - key() returns a dataclass field, as the rule wants.
+"""What a recipe says: frozen dataclasses, each field with its rule.
+
+Rules of this file: it is the only table of names, types, ranges and defaults; `yamlio` reads text,
+`store` finds files, `scaffold` writes new ones. A recipe holds no code and inherits from nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from toolchain.errors import Fault
+from toolchain.fields import (
+    ListOf,
+    Nullable,
+    Section,
+    SectionOf,
+    choice,
+    key,
+    number,
+    printable,
+    text,
+    whole,
+)
+from toolchain.preprocess import Preprocessing
+
+SAMPLE_LOADERS = ("cars", "digits", "chirps", "cells")
+FOLDER_LOADERS = ("folder", "decathlon")
+METHODS = ("da3", "da2", "head")
+
+_NAME = re.compile(r"[^\W_](?:[\w .-]{0,62}[\w-])?")
+_SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def is_domain_name(value: str) -> bool:
+    """Return whether ``value`` can name a domain: letters of any script, digits, ``_ - .``, space.
+
+    It is also a file's stem, so it is in Unicode's NFC form, starts with a letter or digit, does
+    not end in a space or dot, and has at most 64 characters.
+    """
+    return bool(_NAME.fullmatch(value)) and unicodedata.is_normalized("NFC", value)
+
+
+DOMAIN_NAME = text(
+    "a name of 1 to 64 letters, digits, '_', '-', '.' or spaces, starting with a letter or digit",
+    is_domain_name,
+    "use a plain word such as flowers",
+)
+_IDENT = text(
+    "a name of letters, digits, '_', '-' or '.'", lambda v: bool(_IDENTIFIER.fullmatch(v))
+)
+_DIGEST = text(
+    "sha256: and 64 hexadecimal digits", lambda v: bool(_SHA256.fullmatch(v)), "run sha256sum FILE"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSpec(Section):
+    """Where the pictures come from.
+
+    ``train`` and ``test`` are numbers of pictures. The drawn samples make exactly that many; for
+    ``folder`` and ``decathlon`` they are upper limits, spread over the classes, null for all.
+    """
+
+    loader: str = key(choice(*SAMPLE_LOADERS, *FOLDER_LOADERS))
+    root: str | None = key(Nullable(printable(1024)))
+    train: int | None = key(Nullable(whole(1, 10_000_000)))
+    test: int | None = key(Nullable(whole(1, 10_000_000)))
+    seed: int = key(whole(0, 2**31 - 1))
+    dataset: str | None = key(Nullable(_IDENT), default=None)
+
+    def contradictions(self) -> Iterator[Fault]:
+        """Yield what does not go with the loader."""
+        if self.loader in SAMPLE_LOADERS:
+            yield from self._sample_faults()
+        elif self.root is None:
+            fix = "name the folder that holds the pictures"
+            yield Fault("root", f"expected a folder for the loader {self.loader}, got null", fix)
+        if (self.dataset is not None) != (self.loader == "decathlon"):
+            wants = "a data set's name" if self.loader == "decathlon" else "no such key"
+            fix = "such as dataset: aircraft" if self.loader == "decathlon" else "remove it"
+            yield Fault("dataset", f"expected {wants} for the loader {self.loader}", fix)
+
+    def _sample_faults(self) -> Iterator[Fault]:
+        if self.root is not None:
+            message = f"expected null: the loader {self.loader} needs no folder"
+            yield Fault("root", message, "set root: null or loader: folder")
+        for name, count in (("train", self.train), ("test", self.test)):
+            if count is None:
+                message = f"expected a number of pictures for the loader {self.loader}, got null"
+                yield Fault(name, message, "such as 1000")
+            elif count > 100_000:
+                message = f"expected at most 100000 pictures held in memory, got {count}"
+                yield Fault(name, message, f"lower {name}")
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptorOptions(Section):
+    """What the method's paper leaves open, each with its default.
+
+    ``placement`` all blocks or only those that can have a gate; ``pool`` the average-pool ratio
+    before the adaptor (0: global); ``rank`` the hidden width in channels; ``kernel``, ``groups``
+    of the first convolution; ``norm``, ``activation`` between the two convolutions;
+    ``attention`` the function of da2's attention; ``gate`` the granularity of da3's gate.
+    """
+
+    placement: str = key(choice("gateable", "all"), default="gateable")
+    pool: int = key(whole(0, 64), default=4)
+    rank: int = key(whole(1, 4096), default=16)
+    kernel: int = key(whole(1, 15, odd=True), default=1)
+    groups: int = key(whole(1, 4096), default=1)
+    norm: str = key(choice("none", "batch", "group"), default="none")
+    activation: str = key(choice("relu"), default="relu")
+    attention: str = key(choice("sigmoid", "tanh", "softmax"), default="sigmoid")
+    gate: str = key(choice("block"), default="block")
+
+    def contradictions(self) -> Iterator[Fault]:
+        """Yield what the convolutions cannot be built with."""
+        if self.rank % self.groups:
+            message = f"expected a divisor of the rank of {self.rank}, got {self.groups}"
+            yield Fault("groups", message, "set groups: 1")
+
+
+_SHARED = ("placement", "pool", "rank", "kernel", "groups", "norm", "activation")
+METHOD_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "da3": (*_SHARED, "gate"),
+    "da2": (*_SHARED, "attention"),
+    "head": (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSpec(Section):
+    """How a domain is trained.
+
+    ``budget`` is the share of the backbone's FLOPs that an average picture may execute, and
+    ``budget_weight`` the factor of its loss; only da3 uses them. ``augment`` may name flip
+    (mirror left and right) and shift (a few pixels).
+    """
+
+    epochs: int = key(whole(1, 10_000))
+    batch: int = key(whole(1, 65_536))
+    lr: float = key(number(0, 10, above=True))
+    weight_decay: float = key(number(0, 1))
+    seed: int = key(whole(0, 2**31 - 1))
+    budget: float = key(number(0, 1, above=True))
+    budget_weight: float = key(number(0, 1000))
+    augment: tuple[str, ...] = key(ListOf(choice("flip", "shift"), 0, 2))
+
+    def contradictions(self) -> Iterator[Fault]:
+        """Yield an augmentation that stands twice."""
+        if len(set(self.augment)) < len(self.augment):
+            yield Fault("augment", f"expected each name once, got {list(self.augment)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe(Section):
+    """One domain: its data, preprocessing, method and training.
+
+    ``folder`` is where the file lay (None for text), against which ``weights`` is resolved.
+    """
+
+    domain: str = key(DOMAIN_NAME)
+    title: str = key(printable(200))
+    licence: str = key(printable(200))
+    backbone: str = key(_IDENT)
+    weights: str | None = key(Nullable(printable(1024)))
+    weights_sha256: str | None = key(Nullable(_DIGEST))
+    data: DataSpec = key(SectionOf(DataSpec))
+    preprocess: Preprocessing = key(SectionOf(Preprocessing))
+    method: str = key(choice(*METHODS))
+    adaptor: AdaptorOptions = key(SectionOf(AdaptorOptions))
+    train: TrainSpec = key(SectionOf(TrainSpec))
+    golden: int = key(whole(1, 256))
+    folder: Path | None = field(default=None, compare=False)
+
+    def contradictions(self) -> Iterator[Fault]:
+        """Yield weights without digest or digest without weights."""
+        if self.weights is not None and self.weights_sha256 is None:
+            message = "expected the digest of the weights file, got null"
+            yield Fault("weights_sha256", message, f"run sha256sum {self.weights}")
+        if self.weights is None and self.weights_sha256 is not None:
+            message = "expected null: there is no weights file"
+            yield Fault("weights_sha256", message, "name the file in weights")
+
+    @property
+    def weights_path(self) -> Path | None:
+        """The weights file, relative to the recipe's folder; None for those of the backbone."""
+        if self.weights is None:
+            return None
+        return (self.folder or Path()) / self.weights
+
+
+def unused_options(method: object, given: object) -> Iterator[Fault]:
+    """Yield the adaptor options in ``given`` that exist but that ``method`` does not use."""
+    if not isinstance(method, str) or method not in METHOD_OPTIONS or not isinstance(given, dict):
+        return
+    every = {name for names in METHOD_OPTIONS.values() for name in names}
+    for name in given:
+        if name in every and name not in METHOD_OPTIONS[method]:
+            yield Fault(f"adaptor.{name}", f"the method {method} has no such option", "remove it")
