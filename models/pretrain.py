@@ -95,9 +95,9 @@ def train(model: nn.Module, *, seed: int, pictures: int, peak_lr: float, report_
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="the .safetensors file")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--pictures", type=int, default=384_000, show_default=True, help="drawn for training")
+@click.option("--pictures", type=int, default=256_000, show_default=True, help="drawn for training")
 @click.option("--lr", type=float, default=0.1, show_default=True, help="peak of the cycle")
-@click.option("--threads", type=int, default=2, show_default=True)
+@click.option("--threads", type=int, default=1, show_default=True)
 def main(out: Path, seed: int, pictures: int, lr: float, threads: int) -> None:
     """Train resnet20 on drawn pictures and write its weights."""
     torch.set_num_threads(threads)

@@ -103,7 +103,8 @@ def number(low: float, high: float, *, above: bool = False) -> Scalar:
             return False
         return math.isfinite(value) and (low < value if above else low <= value) and value <= high
 
-    return Scalar(f"a number {'above' if above else 'from'} {low:g} to {high:g}", accepts, float)
+    words = f"above {low:g}, at most {high:g}" if above else f"from {low:g} to {high:g}"
+    return Scalar(f"a number {words}", accepts, float)
 
 
 def choice(*known: str) -> Rule:
@@ -201,11 +202,17 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _stray(known: Collection[str], path: str, value: Mapping[Any, object]) -> Iterator[Fault]:
+def _belongs(name: object, known: Mapping[str, Rule], path: str) -> str:
+    for outer, rule in known.items():
+        if isinstance(rule, SectionOf) and name in rules(rule.section):
+            return f"move it to {join(join(path, outer), str(name))}"
+    return nearest(name, known) or f"known keys: {', '.join(known)}"
+
+
+def _stray(known: Mapping[str, Rule], path: str, value: Mapping[Any, object]) -> Iterator[Fault]:
     for name in value:
         if name not in known:
-            fix = nearest(name, known) or f"known keys: {', '.join(known)}"
-            yield Fault(join(path, str(name)[:64]), "unknown key", fix)
+            yield Fault(join(path, str(name)[:64]), "unknown key", _belongs(name, known, path))
 
 
 def _missing(section: type[Section], path: str, value: Mapping[Any, object]) -> Iterator[Fault]:

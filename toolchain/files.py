@@ -83,14 +83,13 @@ def read_limited(path: str | Path, *, limit_bytes: int, what: str) -> bytes:
     try:
         # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            size = _regular_size(handle, path, limit_bytes, what)
+            data = _read_exactly(handle, size)
+        finally:
+            os.close(handle)
     except OSError as err:
         raise _refused(f"read the {what}", path, err, needed_bytes=None) from err
-    with os.fdopen(handle, "rb", buffering=0) as file:
-        size = _regular_size(file.fileno(), path, limit_bytes, what)
-        try:
-            data = _read_exactly(file.fileno(), size)
-        except OSError as err:
-            raise _refused(f"read the {what}", path, err, needed_bytes=None) from err
     if len(data) != size:
         raise StorageError(
             f"{what} {path}: expected {size} bytes, got {len(data)}{'+' * (len(data) > size)}",

@@ -39,6 +39,8 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+# I;16 and its kin besides.
+_MODES = frozenset("1 L P RGB RGBA RGBX CMYK YCbCr LAB HSV LA PA I".split())
 _WHITE = (255, 255, 255, 255)
 
 Pixels = npt.NDArray[np.uint8]
@@ -165,15 +167,16 @@ def _from_array(array: Pixels) -> Image.Image:
 
 def _upright_rgb(image: Image.Image, what: str) -> Image.Image:
     """Return 8-bit RGB: turned upright, transparency over white, 16 bits to their upper 8."""
-    if image.mode == "F":
+    wide = image.mode == "I" or image.mode.startswith("I;16")
+    if not wide and image.mode not in _MODES:
         raise DataError(
-            f"{what}: expected integer pixels, got floating point",
-            fix="save it with 8 or 16 bits per channel",
+            f"{what}: expected 8 or 16 bits per channel, got Pillow's mode {image.mode}",
+            fix="save it as PNG or JPEG",
         )
     image = ImageOps.exif_transpose(image)
-    if image.mode == "I" or image.mode.startswith("I;"):
-        wide = np.asarray(image).astype(np.int64)
-        return Image.fromarray(np.clip(wide >> 8, 0, 255).astype(np.uint8)).convert("RGB")
+    if wide:
+        upper = np.asarray(image).astype(np.int64) >> 8
+        return Image.fromarray(np.clip(upper, 0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, _WHITE), layer).convert("RGB")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from toolchain import digest
-from toolchain.adapt.attach import AttachedModel
+from toolchain.adapt.attach import AttachedModel, arrays
 from toolchain.errors import TrainingError
 from toolchain.files import read_limited, write_atomic
 
@@ -77,7 +77,12 @@ def save_state(path: Path, state: State) -> None:
         for room, part in ((_DOMAIN, state.domain), (_OPTIMISER, state.optimiser))
         for name, tensor in part.items()
     }
-    about = {"format": FORMAT, "step": state.step, "identity": dict(state.identity)}
+    about = {
+        "format": FORMAT,
+        "step": state.step,
+        "identity": dict(state.identity),
+        "tensors": digest.weights_digest(arrays(tensors)),
+    }
     text = digest.canonical_json(about).decode()
     write_atomic(path, safetensors.torch.save(tensors, {_KEY: text}), overwrite=True)
 
@@ -96,6 +101,8 @@ def load_state(path: Path) -> State:
         about = json.loads(header["__metadata__"][_KEY])
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']}, expected {FORMAT}")
+        if (found := digest.weights_digest(arrays(tensors))) != about["tensors"]:
+            raise ValueError(f"tensors {found}, expected {about['tensors']}")
         return State(
             int(about["step"]),
             dict(about["identity"]),

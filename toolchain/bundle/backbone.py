@@ -1,10 +1,12 @@
 """The backbone artefact: a directory with graph, weights and manifest, referenced by digest.
 
 Rules of this file: schema ``da3.backbone/1`` and the only code that writes or reads such a
-directory. It is named after the backbone and its ``weights_digest`` and holds exactly three files.
-``graph_digest`` binds graph and weights file; it is checked by hashing. ``weights_digest`` is the
-identity of the trained weights before export (folding changes the tensors), so it is carried, not
-recomputed: it is trusted because a bundle names both digests and :func:`match` compares both.
+directory. It is named after the backbone and its ``weights_digest`` and holds exactly four files:
+graph, weights, manifest, and ``SHA256SUMS`` over the three (as coreutils' sha256sum writes it), so
+that a changed bit is found in the manifest as well. ``graph_digest`` binds graph and weights file;
+it is checked by hashing. ``weights_digest`` is the identity of the trained weights before export
+(folding changes the tensors), so it is carried, not recomputed: it is trusted because a bundle
+names both digests and :func:`match` compares both.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from toolchain.files import atomic_directory, read_limited
 BACKBONE_SCHEMA = "da3.backbone/1"
 GRAPH_NAME = "backbone.onnx"
 WEIGHTS_NAME = "weights.safetensors"
+SUMS_NAME = "SHA256SUMS"
 LIMIT_FILE_BYTES = 8 * 1024**3
 
 
@@ -162,7 +165,8 @@ def write_backbone(
     full = BackboneManifest.from_json(text)
     path = Path(folder) / artefact_name(full.name, full.weights_digest)
     with atomic_directory(path, overwrite=overwrite) as partial:
-        for name, data in {**contents, MANIFEST_NAME: text}.items():
+        sums = _sums(full, text)
+        for name, data in {**contents, MANIFEST_NAME: text, SUMS_NAME: sums}.items():
             (partial / name).write_bytes(data)
     return BackboneArtefact(path, full)
 
@@ -177,7 +181,7 @@ def open_backbone(path: str | Path) -> BackboneArtefact:
     data = read_limited(path / MANIFEST_NAME, limit_bytes=LIMIT_BYTES, what="backbone manifest")
     try:
         manifest = BackboneManifest.from_json(data)
-        raise_faults("files", _file_faults(path, manifest))
+        raise_faults("files", _file_faults(path, manifest, _sums(manifest, data)))
     except BundleError as err:
         raise BundleError(f"{path}: {err.message}", fix="export the backbone again") from err
     except OSError as err:
@@ -213,11 +217,21 @@ def match(manifest: Manifest, artefact: BackboneArtefact) -> None:
         )
 
 
-def _file_faults(path: Path, manifest: BackboneManifest) -> Iterator[Fault]:
+def _sums(manifest: BackboneManifest, text: bytes) -> bytes:
+    """Return the SHA256SUMS of the other files; ``text`` is the manifest's."""
+    digests = {entry.name: entry.digest for entry in manifest.files} | {MANIFEST_NAME: sha256(text)}
+    lines = (f"{digests[name].removeprefix('sha256:')}  {name}\n" for name in sorted(digests))
+    return "".join(lines).encode()
+
+
+def _file_faults(path: Path, manifest: BackboneManifest, sums: bytes) -> Iterator[Fault]:
     """Faults of the directory; a link is one, as it may point at other bytes tomorrow."""
-    listed = {entry.name for entry in manifest.files}
-    for name in sorted({entry.name for entry in os.scandir(path)} - listed - {MANIFEST_NAME}):
+    listed = {entry.name for entry in manifest.files} | {MANIFEST_NAME, SUMS_NAME}
+    for name in sorted({entry.name for entry in os.scandir(path)} - listed):
         yield Fault(name, "unexpected file")
+    found_sums = read_limited(path / SUMS_NAME, limit_bytes=LIMIT_BYTES, what="backbone checksums")
+    if found_sums != sums:
+        yield Fault(SUMS_NAME, f"expected the checksums of the files here, got {found_sums!r:.100}")
     for entry in manifest.files:
         file = path / entry.name
         if file.is_symlink() or not file.is_file():

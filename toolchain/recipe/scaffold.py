@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from toolchain.errors import DataError, UsageError
+from toolchain.errors import DataError, StorageError, UsageError
 from toolchain.fields import show
 from toolchain.files import write_atomic
 from toolchain.preprocess import FORMATS, MAX_PIXELS, Preprocessing
@@ -65,9 +65,17 @@ def new(
     survey = examine(data)
     text = dump(_recipe(name, survey, backbone, input_px), _header(name, survey))
     loads(text, where=f"{name}{SUFFIX}", stem=name)
+    _make(folder)
     path = folder / f"{name}{SUFFIX}"
     write_atomic(path, text.encode(), overwrite=overwrite)
     return path
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as err:
+        raise StorageError(f"{folder}: cannot be made: {err.strerror}", fix="name another") from err
 
 
 def examine(data: Path) -> Survey:

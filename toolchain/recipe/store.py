@@ -18,7 +18,7 @@ from toolchain.errors import Da3Error, Fault, RecipeError, UnknownNameError
 from toolchain.fields import read_section
 from toolchain.files import read_limited
 from toolchain.recipe import yamlio
-from toolchain.recipe.spec import METHOD_OPTIONS, Recipe, unused_options
+from toolchain.recipe.spec import METHOD_OPTIONS, Recipe, is_domain_name, unused_options
 
 SUFFIX = ".yaml"
 
@@ -62,7 +62,7 @@ def loads(data: bytes | str, *, where: str = "recipe", stem: str | None = None) 
 
 
 def _stem_fault(domain: object, stem: str | None) -> Iterator[Fault]:
-    if stem is None or not isinstance(domain, str):
+    if stem is None or not isinstance(domain, str) or not is_domain_name(domain):
         return
     # Some file systems hand back names decomposed.
     stem = unicodedata.normalize("NFC", stem)

@@ -36,7 +36,7 @@ def read(part: str, count: int) -> tuple[Pixels, npt.NDArray[np.int64]]:
 
 def _all() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     try:
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     except ImportError as err:
         raise MissingPackageError("scikit-learn", "the sample 'digits'", "train") from err
     found = load_digits()

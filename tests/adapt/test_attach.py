@@ -1,0 +1,248 @@
+"""Attaching: the semantic laws of the whole project, on every toy family."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests import toys
+from toolchain.adapt.attach import (
+    AttachedModel,
+    attach,
+    backbone_state,
+    domain_state,
+    weights_digest,
+)
+from toolchain.errors import AttachError, UnknownNameError
+
+names = st.sampled_from(sorted(toys.TOYS))
+options = st.fixed_dictionaries(
+    {
+        "pool": st.sampled_from([0, 1, 2, 3, 4]),
+        "rank": st.sampled_from([2, 4, 8]),
+        "kernel": st.sampled_from([1, 3]),
+        "groups": st.sampled_from([1, 2]),
+        "norm": st.sampled_from(["none", "batch", "group"]),
+        "placement": st.sampled_from(["gateable", "all"]),
+        "attention": st.sampled_from(["sigmoid", "tanh", "softmax"]),
+    }
+)
+seeds = st.integers(0, 10_000)
+laws = settings(max_examples=40, deadline=None)
+
+
+def hooks(module: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
+
+
+@laws
+@given(name=names, method=st.sampled_from(["da3", "da2", "head"]), chosen=options, seed=seeds)
+@torch.no_grad()
+def test_a_sample_is_answered_alone_as_in_a_batch(name, method, chosen, seed):
+    """Law: logits and gates of a sample do not depend on its neighbours."""
+    images = toys.pictures(name, 16, seed)
+    model = toys.scrambled(toys.attached(name, method=method, seed=seed, **chosen), seed)
+    toys.balanced(model, images)
+    together = model.trace(images)
+    for row in range(0, 16, 5):
+        alone = model.trace(images[row : row + 1])
+        torch.testing.assert_close(
+            alone.logits, together.logits[row : row + 1], rtol=1e-5, atol=1e-5
+        )
+        for site, opened in alone.opened.items():
+            assert torch.equal(opened, together.opened[site][row : row + 1])
+
+
+@laws
+@given(name=names, chosen=options, seed=seeds)
+@torch.no_grad()
+def test_both_states_of_every_gate_follow_the_equation(name, chosen, seed):
+    """Law: result = (block(x) if open else x) + upsampled correction, for each sample."""
+    images = toys.pictures(name, 8, seed)
+    model = toys.balanced(toys.scrambled(toys.attached(name, seed=seed, **chosen), seed), images)
+    trace = model.trace(images)
+    for site, opened in trace.opened.items():
+        assert set(opened.reshape(-1).tolist()) == {0.0, 1.0}
+        plain = trace.results[site] - spread(trace.corrections[site], trace.results[site], model)
+        for row in range(8):
+            kept = trace.outputs if opened[row] else trace.inputs
+            torch.testing.assert_close(plain[row], kept[site][row], rtol=1e-4, atol=1e-4)
+
+
+def spread(correction: Tensor, like: Tensor, model: AttachedModel) -> Tensor:
+    """Nearest upsampling, written with ``repeat_interleave`` instead of the library's expand."""
+    layout = next(iter(model.sites.values())).layout
+    if layout == "NLC":
+        return correction.squeeze(2).transpose(1, 2).expand_as(like)
+    height, width = like.shape[2:] if layout == "NCHW" else like.shape[1:3]
+    wide = correction.repeat_interleave(height // correction.shape[2], 2)
+    wide = wide.repeat_interleave(width // correction.shape[3], 3)
+    return wide if layout == "NCHW" else wide.permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("name", sorted(toys.TOYS))
+@pytest.mark.parametrize("method", ["da3", "da2"])
+@torch.no_grad()
+def test_a_fresh_domain_reproduces_the_backbone_bit_for_bit(name, method):
+    """Law: adaptors start at zero and gates open, so the features are the backbone's own."""
+    net = toys.backbone(name)
+    images = toys.pictures(name, 4)
+    plain = attach(net, method="head", classes=3, input_shape=images.shape[1:]).trace(images)
+    fresh = toys.attached(name, method=method, placement="all").trace(images)
+    assert plain.features is not None
+    assert fresh.features is not None
+    assert torch.equal(plain.features, fresh.features)
+
+
+@pytest.mark.parametrize("name", sorted(toys.TOYS))
+def test_attaching_changes_nothing_of_the_backbone(name):
+    """Law: names, values and module tree stay; only ``requires_grad`` is switched off."""
+    net = toys.backbone(name)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    modules = [key for key, _ in net.named_modules()]
+    model = attach(net, classes=3, input_shape=toys.TOYS[name].input_shape)
+    model(toys.pictures(name, 2))
+    assert [key for key, _ in net.named_modules()] == modules
+    assert list(net.state_dict()) == list(before)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    assert hooks(net) == 0
+
+
+def test_the_domain_starts_from_its_seed_and_leaves_the_global_state():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one, same, other = (toys.attached("plain", seed=s) for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one.domain["head"].weight, same.domain["head"].weight)
+    assert not torch.equal(one.domain["head"].weight, other.domain["head"].weight)
+
+
+def test_hooks_are_gone_after_an_exception():
+    model = toys.attached("plain")
+    with pytest.raises(RuntimeError):
+        model(torch.zeros(1, 4, 12, 12))
+    assert hooks(model.backbone) == 0
+    assert model(toys.pictures("plain", 1)).shape == (1, toys.CLASSES)
+
+
+@torch.no_grad()
+def test_two_domains_on_one_backbone_do_not_disturb_each_other():
+    net, images = toys.backbone("plain"), toys.pictures("plain", 6)
+    one, two = (
+        toys.scrambled(attach(net, classes=4, input_shape=(3, 12, 12)), seed) for seed in (1, 2)
+    )
+    first = one(images)
+    second = two(images)
+    assert not torch.allclose(first, second)
+    assert torch.equal(one(images), first)
+    assert torch.equal(two(images), second)
+
+
+@torch.no_grad()
+def test_a_deep_copy_answers_the_same_and_is_its_own():
+    model, images = toys.scrambled(toys.attached("plain")), toys.pictures("plain", 4)
+    model.generator = torch.Generator().manual_seed(1)
+    before = model(images)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(images), before)
+    toys.scrambled(twin, 9)
+    assert torch.equal(model(images), before)
+
+
+def test_a_backbone_put_into_training_mode_does_not_move():
+    """Law: running statistics never move, whoever calls ``train`` on a part of the backbone."""
+    model = toys.attached("plain")
+    digest = weights_digest(model)
+    model.train()
+    model.backbone.blocks[0].bn1.train()
+    model(toys.pictures("plain", 8)).sum().backward()
+    counters = [m.num_batches_tracked for m in model.backbone.modules() if hasattr(m, "momentum")]
+    assert weights_digest(model) == digest
+    assert all(int(counter) == 0 for counter in counters)
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
+
+
+def test_gradients_reach_the_first_adaptor_through_the_frozen_blocks():
+    model = toys.scrambled(toys.attached("plain"))
+    model.train()
+    model(toys.pictures("plain", 8)).square().sum().backward()
+    grads = {name: p.grad for name, p in model.domain.named_parameters()}
+    assert all(grad is not None for grad in grads.values())
+    assert float(grads["block00.adaptor.reduce.weight"].abs().max()) > 0
+    assert float(grads["block00.gate.weight"].abs().max()) > 0
+
+
+def test_slots_are_named_by_block_and_part():
+    assert sorted(domain_state(toys.attached("plain"))) == sorted(
+        [
+            f"block{index}.{part}"
+            for index in ("00", "02")
+            for part in (
+                "adaptor.reduce.weight",
+                "adaptor.reduce.bias",
+                "adaptor.expand.weight",
+                "adaptor.expand.bias",
+                "gate.weight",
+                "gate.bias",
+            )
+        ]
+        + ["head.weight", "head.bias"]
+    )
+
+
+def test_the_classifier_is_no_part_of_the_backbones_identity():
+    one, two = toys.backbone("plain"), toys.backbone("plain")
+    two.fc = nn.Linear(16, 3)
+    models = [attach(net, classes=2, input_shape=(3, 12, 12)) for net in (one, two)]
+    assert weights_digest(models[0]) == weights_digest(models[1])
+    assert not any(key.startswith("fc.") for key in backbone_state(one, "fc"))
+
+
+@torch.no_grad()
+def test_the_executed_share_counts_what_closed_gates_skip():
+    model = toys.attached("plain")
+    model.domain["block00"].gate.bias.fill_(-1)
+    share = model.executed_share(model.trace(toys.pictures("plain", 3)))
+    skipped = model.sites["block00"].flops / model.anatomy.flops
+    torch.testing.assert_close(share, torch.full((3,), 1 - skipped))
+    assert 0 < skipped < 1
+
+
+def test_da2_and_head_have_no_gates():
+    for method in ("da2", "head"):
+        model = toys.attached("plain", method=method)
+        trace = model.trace(toys.pictures("plain", 2))
+        assert not trace.gates
+        assert model.executed_share(trace).tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"method": "da33"}, UnknownNameError, "da3"),
+        ({"pooling": 2}, UnknownNameError, "pool"),
+        ({"classes": 0}, AttachError, "at least one class"),
+        ({"groups": 3, "rank": 6}, AttachError, "groups"),
+        ({"blocks": ["blocks.9"]}, AttachError, "blocks.9"),
+        ({"head": "stem"}, AttachError, "Linear"),
+        ({"input_shape": (3, 0, 12)}, AttachError, "does not run"),
+    ],
+)
+def test_what_cannot_be_attached_says_so_with_the_fix(arguments, error, words):
+    given = {"classes": 3, "input_shape": (3, 12, 12)} | arguments
+    with pytest.raises(error, match=words) as caught:
+        attach(toys.backbone("plain"), **given)
+    assert caught.value.fix
+
+
+def test_gateable_placement_needs_a_gateable_block():
+    net = toys.Net(toys.stem(8), [toys.Residual(8, 16, 2)], 16)
+    with pytest.raises(AttachError, match="placement='all'"):
+        attach(net, classes=3, input_shape=(3, 8, 8))
+    assert attach(net, classes=3, input_shape=(3, 8, 8), placement="all").sites

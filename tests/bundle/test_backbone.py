@@ -1,0 +1,197 @@
+"""The backbone artefact: written, verified, and matched with a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolchain.bundle import (
+    BackboneArtefact,
+    BackboneManifest,
+    BackboneRef,
+    Tap,
+    graph_digest,
+    match,
+    open_backbone,
+    write_backbone,
+)
+from toolchain.digest import canonical_json, sha256
+from toolchain.errors import BackboneMismatchError, BundleError, ExistsError, StorageError
+
+from .samples import BACKBONE, MANIFEST, TAPS
+
+
+@pytest.fixture
+def artefact(tmp_path: Path) -> BackboneArtefact:
+    return write_backbone(tmp_path, BACKBONE, graph=b"the graph", weights=b"the weights")
+
+
+def test_what_is_written_is_read(artefact: BackboneArtefact) -> None:
+    assert open_backbone(artefact.path) == artefact
+    assert artefact.path.name == f"backbone-resnet20-{sha256(b'weights')[7:19]}"
+    assert artefact.graph_path.read_bytes() == b"the graph"
+    assert artefact.weights_path.read_bytes() == b"the weights"
+
+
+def test_the_graph_digest_binds_both_files(artefact: BackboneArtefact) -> None:
+    graph, weights = sha256(b"the graph"), sha256(b"the weights")
+    expected = sha256(f'{{"graph":"{graph}","weights":"{weights}"}}'.encode())
+    assert artefact.manifest.graph_digest == graph_digest(graph, weights) == expected
+
+
+def test_same_inputs_same_bytes(artefact: BackboneArtefact, tmp_path: Path) -> None:
+    (tmp_path / "again").mkdir()
+    again = write_backbone(tmp_path / "again", BACKBONE, graph=b"the graph", weights=b"the weights")
+    for file in artefact.path.iterdir():
+        assert (again.path / file.name).read_bytes() == file.read_bytes()
+
+
+def test_an_existing_artefact_is_kept(artefact: BackboneArtefact, tmp_path: Path) -> None:
+    with pytest.raises(ExistsError):
+        write_backbone(tmp_path, BACKBONE, graph=b"x", weights=b"y")
+    assert open_backbone(artefact.path) == artefact
+    write_backbone(tmp_path, BACKBONE, graph=b"x", weights=b"y", overwrite=True)
+    assert open_backbone(artefact.path).graph_path.read_bytes() == b"x"
+
+
+def test_flipped_bits_are_found(artefact: BackboneArtefact) -> None:
+    """Law: no bit of the four files can change unseen."""
+    draw = random.Random(7)
+    for file in sorted(artefact.path.iterdir()):
+        good = file.read_bytes()
+        for bit in draw.sample(range(8 * len(good)), min(8 * len(good), 500)):
+            bad = bytearray(good)
+            bad[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(bytes(bad))
+            with pytest.raises(BundleError):
+                open_backbone(artefact.path)
+        file.write_bytes(good)
+    assert open_backbone(artefact.path) == artefact
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="coreutils are not installed")
+def test_other_programs_can_check_the_files(artefact: BackboneArtefact) -> None:
+    command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    done = subprocess.run(command, cwd=artefact.path, capture_output=True, text=True, check=True)
+    assert done.stdout.count(": OK") == 3
+
+
+def hidden_file(path: Path) -> None:
+    (path / ".hidden").write_bytes(b"x")
+
+
+def missing_weights(path: Path) -> None:
+    (path / "weights.safetensors").unlink()
+
+
+def linked_weights(path: Path) -> None:
+    (path / "weights.safetensors").rename(path.parent / "elsewhere")
+    (path / "weights.safetensors").symlink_to(path.parent / "elsewhere")
+
+
+def weights_is_a_pipe(path: Path) -> None:
+    missing_weights(path)
+    os.mkfifo(path / "weights.safetensors")
+
+
+def longer_graph(path: Path) -> None:
+    (path / "backbone.onnx").write_bytes(b"the graph and more")
+
+
+def lost_sums(path: Path) -> None:
+    (path / "SHA256SUMS").write_bytes(b"")
+
+
+def another_graph(path: Path) -> None:
+    (path / "backbone.onnx").write_bytes(b"The graph")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (hidden_file, ".hidden: unexpected file"),
+        (missing_weights, "weights.safetensors: expected a regular file"),
+        (linked_weights, "weights.safetensors: expected a regular file"),
+        (weights_is_a_pipe, "weights.safetensors: expected a regular file"),
+        (lost_sums, "SHA256SUMS: expected the checksums"),
+        (longer_graph, "backbone.onnx: expected 9 bytes, got 18"),
+        (another_graph, "backbone.onnx: expected sha256:"),
+    ],
+)
+def test_a_damaged_directory_is_refused(
+    artefact: BackboneArtefact, damage: Callable[[Path], None], says: str
+) -> None:
+    damage(artefact.path)
+    with pytest.raises(BundleError) as caught:
+        open_backbone(artefact.path)
+    assert says in caught.value.message
+    assert str(artefact.path) in caught.value.message
+
+
+def test_a_path_that_is_no_artefact(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(StorageError, match="backbone manifest"):
+            open_backbone(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"schema": "da3.bundle/1"}, "schema: expected"),
+        ({"opset": 0}, "opset: expected"),
+        ({"blocks": []}, "blocks: expected a list of 1 to 512"),
+        ({"name": "../x"}, "name: expected"),
+        ({"graph_digest": "sha256:" + "0" * 64}, "graph_digest: expected"),
+        ({"extra": 1}, "extra: unknown key"),
+    ],
+)
+def test_a_manifest_that_breaks_the_schema(
+    artefact: BackboneArtefact, change: dict[str, Any], says: str
+) -> None:
+    document = json.loads(artefact.manifest.to_json())
+    with pytest.raises(BundleError) as caught:
+        BackboneManifest.from_json(canonical_json({**document, **change}))
+    assert says in caught.value.message
+
+
+def test_the_two_files_have_fixed_names(artefact: BackboneArtefact) -> None:
+    document = json.loads(artefact.manifest.to_json())
+    document["files"].reverse()
+    with pytest.raises(BundleError, match=r"expected backbone\.onnx and weights\.safetensors"):
+        BackboneManifest.from_json(canonical_json(document))
+
+
+def bundle_for(artefact: BackboneArtefact, **changes: Any) -> Any:
+    found = artefact.manifest
+    ref = BackboneRef(found.name, found.weights_digest, found.graph_digest, TAPS[:1])
+    return dataclasses.replace(MANIFEST, backbone=dataclasses.replace(ref, **changes))
+
+
+def test_a_bundle_matches_its_backbone(artefact: BackboneArtefact) -> None:
+    match(bundle_for(artefact), artefact)
+
+
+@pytest.mark.parametrize("key", ["weights_digest", "graph_digest"])
+def test_a_mismatch_shows_both_digests(artefact: BackboneArtefact, key: str) -> None:
+    other = sha256(b"other")
+    with pytest.raises(BackboneMismatchError) as caught:
+        match(bundle_for(artefact, **{key: other}), artefact)
+    assert other in caught.value.message
+    assert getattr(artefact.manifest, key) in caught.value.message
+    assert "backbone-resnet20-" in caught.value.fix
+    assert caught.value.exit_code == 4
+
+
+def test_a_tap_that_the_backbone_lacks(artefact: BackboneArtefact) -> None:
+    taps = (Tap("block01.input", (16, 32, 33), "float32"),)
+    with pytest.raises(BackboneMismatchError, match=r"no tap .*block01\.input"):
+        match(bundle_for(artefact, taps=taps), artefact)

@@ -1,0 +1,133 @@
+"""The manifest: one value, one text; every fault at once. Single faults: attacks_manifest.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolchain.bundle import FileEntry, Manifest, Preprocess, Scalar, Slot, read_bundle
+from toolchain.bundle.rules import EXACT
+from toolchain.digest import canonical_json, sha256
+from toolchain.errors import BundleError, Da3Error
+from toolchain.preprocess import Preprocessing
+
+from .samples import MANIFEST
+
+FILES = (
+    FileEntry("domain", "domain.onnx", sha256(b"d"), 1, "application/x-onnx"),
+    FileEntry("golden", "golden.safetensors", sha256(b"g"), 1, "application/x-safetensors"),
+    FileEntry("slots", "slots.safetensors", sha256(b"s"), 1, "application/x-safetensors"),
+)
+WHOLE = dataclasses.replace(MANIFEST, files=FILES)
+
+NOTE_KEYS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,20}", fullmatch=True)
+NOTES: st.SearchStrategy[dict[str, Scalar]] = st.dictionaries(
+    NOTE_KEYS,
+    st.none()
+    | st.booleans()
+    | st.integers(-EXACT, EXACT)
+    | st.floats(-float(EXACT), float(EXACT))
+    | st.text(max_size=30).filter(str.isprintable),
+    max_size=8,
+)
+LABELS = st.text(min_size=1, max_size=30).filter(lambda t: t.isprintable() and t.strip())
+
+
+@given(NOTES, st.lists(LABELS, min_size=1, max_size=5, unique=True), st.integers(0, EXACT))
+def test_a_manifest_survives_its_text(
+    notes: dict[str, Scalar], classes: list[str], counter: int
+) -> None:
+    """Law: from_json(to_json(m)) == m, and the text is a fixed point."""
+    manifest = dataclasses.replace(
+        WHOLE, provenance=notes, metrics=notes, classes=tuple(classes), release_counter=counter
+    )
+    text = manifest.to_json()
+    assert Manifest.from_json(text) == manifest
+    assert Manifest.from_json(text).to_json() == text
+
+
+def test_what_was_read_cannot_be_changed() -> None:
+    manifest = Manifest.from_json(WHOLE.to_json())
+    with pytest.raises(TypeError):
+        manifest.metrics["accuracy"] = 1.0  # type: ignore[index]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        manifest.domain = "birds"  # type: ignore[misc]
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    document: dict[str, Any] = json.loads(WHOLE.to_json())
+    document["extra"] = 1
+    del document["licence"]
+    document["files"][1]["size"] = -1
+    document["preprocess"]["std"][2] = "0.5"
+    with pytest.raises(BundleError) as caught:
+        Manifest.from_json(canonical_json(document))
+    for path in ("extra", "licence", "files[1].size", "preprocess.std[2]"):
+        assert f"\n  {path}: " in caught.value.message
+    assert "4 faults" in caught.value.message
+
+
+def test_many_faults_are_counted_not_listed() -> None:
+    document = json.loads(WHOLE.to_json())
+    document["classes"] = [1] * 4000
+    with pytest.raises(BundleError, match="4000 faults") as caught:
+        Manifest.from_json(canonical_json(document))
+    assert len(str(caught.value)) < 4000
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 2**53])
+def test_numbers_that_json_cannot_carry_are_not_written(number: float) -> None:
+    with pytest.raises(Da3Error, match="JSON"):
+        dataclasses.replace(WHOLE, metrics={"x": number}).to_json()
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Manifest)])
+def test_every_field_is_required(field: str) -> None:
+    """Law: no field has a default that a reader would fill in silently."""
+    document = json.loads(WHOLE.to_json())
+    del document[field]
+    with pytest.raises(BundleError, match=f"{field}: missing key"):
+        Manifest.from_json(canonical_json(document))
+
+
+def test_preprocessing_fits_its_record() -> None:
+    """The bundle carries the fields of the preprocessing, all of them and no others."""
+    assert [f.name for f in dataclasses.fields(Preprocess)] == [
+        f.name for f in dataclasses.fields(Preprocessing)
+    ]
+    values = dataclasses.asdict(MANIFEST.preprocess)
+    assert dataclasses.asdict(Preprocessing(**values)) == values
+
+
+def test_a_large_domain_fits_into_the_limit() -> None:
+    """A 50-layer backbone with six slots a block and 196 classes stays below 64 KiB."""
+    slots = tuple(
+        Slot(f"layer{k:02}.adaptor.part{j}.weight", (256, 64, 1, 1), "float32", sha256(b"x"))
+        for k in range(16)
+        for j in range(6)
+    )
+    adaptor = dataclasses.replace(MANIFEST.adaptor, slots=slots)
+    classes = tuple(f"a car of a make and model, number {at}" for at in range(196))
+    text = dataclasses.replace(WHOLE, adaptor=adaptor, classes=classes).to_json()
+    assert len(text) < 48 * 1024
+    assert Manifest.from_json(text).adaptor == adaptor
+
+
+def test_the_packed_manifest_is_complete(good: bytes) -> None:
+    manifest = read_bundle(good).manifest
+    assert [entry.name for entry in manifest.files] == [
+        "domain.onnx",
+        "golden.safetensors",
+        "recipe.yaml",
+        "slots.safetensors",
+    ]
+    assert [slot.name for slot in manifest.adaptor.slots] == [
+        "block01.adaptor.reduce.weight",
+        "block01.gate.bias",
+        "head.weight",
+    ]

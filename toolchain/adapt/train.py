@@ -1,0 +1,329 @@
+"""Train a domain: adaptors, gates and head on a frozen backbone.
+
+Rules of this file: only ``model.domain`` changes, and the backbone's digest is compared at the end;
+every draw is a function of (seed, step), so an interrupted training that is resumed ends in the same
+bits as one that never stopped (same torch, same number of threads). It never prints: progress goes to
+a ``Progress``. Memory-lean layers would replace the frozen blocks' backward in ``_step``.
+
+Law: ``train`` interrupted anywhere and resumed equals ``train``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from toolchain.adapt import models
+from toolchain.adapt.attach import AttachedModel, Trace, weights_digest
+from toolchain.adapt.augment import Epoch, augmented, draw
+from toolchain.adapt.baseline import head_accuracy
+from toolchain.adapt.budget import training_loss
+from toolchain.adapt.checkpoint import Checkpoint
+from toolchain.adapt.data.splits import DomainData
+from toolchain.adapt.evaluate import Evaluation, evaluate
+from toolchain.adapt.identity import data_digest, training_document
+from toolchain.adapt.interrupt import interruption
+from toolchain.adapt.progress import Progress, Quiet, Status
+from toolchain.adapt.schedule import GATE_LR_FACTOR, lr_factor, noise_scale
+from toolchain.adapt.state import (
+    State,
+    differences,
+    load_state,
+    restore_state,
+    save_state,
+    snapshot,
+    state_path,
+)
+from toolchain.errors import ExistsError, StorageError, TrainingError
+from toolchain.preprocess import normalise
+from toolchain.recipe import Recipe
+
+SAVE_EVERY_S = 300.0
+_GATE_NOISE = 3  # the stream's number, beside those of ``augment``
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """A finished training: the checkpoint in ``folder`` and what it reaches on the test split.
+
+    ``steps`` counts the steps of this call alone, ``seconds`` the wall-clock time.
+    """
+
+    folder: Path
+    checkpoint: Checkpoint
+    evaluation: Evaluation
+    steps: int
+    seconds: float
+
+
+def train(
+    model: AttachedModel,
+    data: DomainData,
+    recipe: Recipe,
+    *,
+    out: Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    save_every_s: float = SAVE_EVERY_S,
+    baseline: bool = True,
+) -> TrainReport:
+    """Train ``model``'s domain as ``recipe.train`` says and write the checkpoint ``out``.
+
+    Loss: cross-entropy plus the budget term (``budget``), minimised by AdamW (Loshchilov and Hutter,
+    ICLR 2019) over one cycle. The state for ``resume`` lies beside ``out`` (``state.state_path``),
+    written after every epoch, every ``save_every_s`` seconds and at Ctrl-C, and is removed at the end.
+    ``baseline``: also fit a head alone and note its accuracy.
+
+    Raises:
+        ExistsError: ``out``, or a training that waits to be resumed, is there, and neither
+            ``resume`` nor ``overwrite`` was asked for.
+        TrainingError: Ctrl-C (after the step was finished and saved); a loss that is not finite
+            (the last good state stays); ``resume`` with another recipe, backbone or data, each
+            difference named, or with nothing to resume.
+        StorageError: the file system refused.
+    """
+    started = time.monotonic()
+    _check_destination(out, resume=resume, overwrite=overwrite)
+    run = _Run(model, data, recipe, out)
+    if resume:
+        run.resume(load_state(state_path(out)))
+    first = run.step
+    try:
+        _loop(run, progress or Quiet(), save_every_s)
+    finally:
+        model.generator, model.noise_scale = None, 1.0
+        model.train(False)
+    found = evaluate(model, data.test, recipe.preprocess)
+    alone = head_accuracy(model, data, recipe.preprocess) if baseline else None
+    run.check_frozen()
+    checkpoint = models.save(
+        out, model, recipe, data.classes, found, head_accuracy=alone, overwrite=overwrite or resume
+    )
+    state_path(out).unlink(missing_ok=True)
+    return TrainReport(out, checkpoint, found, run.step - first, time.monotonic() - started)
+
+
+def _check_destination(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse before the first step what would be refused after the last one."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise StorageError(
+            f"cannot make {out.parent}: {err.strerror}", fix="choose another folder"
+        ) from err
+    if resume or overwrite:
+        return
+    if out.exists():
+        raise ExistsError(
+            f"expected no checkpoint at {out}, got an existing one",
+            fix="ask for overwriting, or choose another folder",
+        )
+    if state_path(out).exists():
+        raise ExistsError(
+            f"expected no half-done training, got one at {state_path(out)}",
+            fix="go on with it (resume), or ask for overwriting",
+        )
+
+
+@dataclass
+class _Run:
+    """One training: what it works on and the number of finished steps."""
+
+    model: AttachedModel
+    data: DomainData
+    recipe: Recipe
+    out: Path
+    step: int = 0
+    identity: dict[str, Any] = field(init=False)
+    optimiser: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Name what the training depends on, so that a resume can compare it."""
+        self.optimiser = _optimiser(self.model.domain, self.recipe)
+        self.identity = training_document(self.recipe) | {
+            "backbone's weights_digest": weights_digest(self.model),
+            "data's digest": data_digest(self.data),
+            "model's method": self.model.method,
+            "model's classes": self.model.classes,
+            "torch": torch.__version__,
+        }
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.data.train) / self.recipe.train.batch)
+
+    @property
+    def steps(self) -> int:
+        return self.steps_per_epoch * self.recipe.train.epochs
+
+    def resume(self, state: State) -> None:
+        """Go on from ``state``; raises TrainingError naming every difference."""
+        if found := differences(state.identity, self.identity):
+            lines = "\n  ".join(found)
+            raise TrainingError(
+                f"the training to resume at {state_path(self.out)} is another one:\n  {lines}",
+                fix="undo the change, or train from the start and overwrite it",
+            )
+        restore_state(state, self.model, self.optimiser)
+        self.step = state.step
+
+    def save(self) -> None:
+        state = snapshot(self.model, self.optimiser, self.step, self.identity)
+        save_state(state_path(self.out), state)
+
+    def check_frozen(self) -> None:
+        """Raise TrainingError should the backbone have changed in spite of everything."""
+        before, now = self.identity["backbone's weights_digest"], weights_digest(self.model)
+        if before != now:
+            raise TrainingError(
+                f"the backbone changed while its domain was trained: {before} became {now}",
+                fix="look for a module that writes its own tensors in evaluation mode",
+            )
+
+
+def _optimiser(domain: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW; gates learn faster and, like biases and norms, do not decay."""
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in domain.named_parameters():
+        gate = ".gate." in name
+        decay = 0.0 if gate or parameter.dim() < 2 else recipe.train.weight_decay
+        groups.setdefault((GATE_LR_FACTOR if gate else 1.0, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr_factor": factor, "weight_decay": decay}
+            for (factor, decay), parameters in groups.items()
+        ],
+        lr=recipe.train.lr,
+    )
+
+
+def _loop(run: _Run, progress: Progress, save_every_s: float) -> None:
+    clock = _Clock(run.step, run.steps)
+    saved = time.monotonic()
+    spec, count = run.recipe.train, len(run.data.train)
+    with interruption() as interrupted:
+        try:
+            while run.step < run.steps:
+                epoch, place = divmod(run.step, run.steps_per_epoch)
+                meter = _Meter()
+                drawn = draw(spec.seed, epoch, count, spec.augment)
+                for _ in range(place, run.steps_per_epoch):
+                    _step(run, drawn, meter)
+                    progress.step(clock.status(run, meter))
+                    if interrupted:
+                        _stop(run)
+                    if time.monotonic() - saved > save_every_s:
+                        run.save()
+                        saved = time.monotonic()
+                run.save()
+                saved = time.monotonic()
+                progress.epoch(clock.status(run, meter))
+        finally:
+            progress.close()
+
+
+def _stop(run: _Run) -> None:
+    run.save()
+    epoch = run.step // run.steps_per_epoch + 1
+    raise TrainingError(
+        f"stopped after step {run.step} of {run.steps} (epoch {epoch} of "
+        f"{run.recipe.train.epochs}); the state lies in {state_path(run.out)}",
+        fix="go on with resume",
+    )
+
+
+def _step(run: _Run, drawn: Epoch, meter: _Meter) -> None:
+    """Do one step of the optimiser; ``run.step`` counts it only once it is whole."""
+    model, spec = run.model, run.recipe.train
+    images, labels = _batch(run, drawn)
+    done = run.step / run.steps
+    model.train()
+    model.generator, model.noise_scale = _noise(spec.seed, run.step), noise_scale(done)
+    trace = model.trace(images)
+    assert trace.logits is not None
+    share = model.executed_share(trace)
+    loss = training_loss(
+        trace.logits, labels, share, budget=spec.budget, weight=spec.budget_weight
+    )
+    _check_finite(run, loss)
+    for group in run.optimiser.param_groups:
+        group["lr"] = spec.lr * group["lr_factor"] * lr_factor(done)
+    run.optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    run.optimiser.step()
+    run.step += 1
+    meter.add(loss, labels, share, trace)
+
+
+def _batch(run: _Run, drawn: Epoch) -> tuple[Tensor, Tensor]:
+    size = run.recipe.train.batch
+    place = run.step % run.steps_per_epoch
+    rows = drawn.order[place * size : (place + 1) * size]
+    pictures, labels = run.data.train.batch(rows)
+    tensors = normalise(run.recipe.preprocess, augmented(pictures, rows, drawn))
+    return torch.from_numpy(tensors), torch.from_numpy(labels)
+
+
+def _noise(seed: int, step: int) -> torch.Generator:
+    word = np.random.SeedSequence([seed, _GATE_NOISE, step]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(word))
+
+
+def _check_finite(run: _Run, loss: Tensor) -> None:
+    if bool(loss.isfinite()):
+        return
+    kept = state_path(run.out)
+    left = f"the last good state is {kept}" if kept.exists() else "no state had been saved yet"
+    raise TrainingError(
+        f"step {run.step + 1} of {run.steps}: expected a finite loss, got {loss.item()}; {left}",
+        fix=f"lower train.lr in the recipe (now {run.recipe.train.lr:g}) and train from the start",
+    )
+
+
+class _Meter:
+    """Means over the steps of one epoch, weighted by samples."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.loss = self.right = self.share = self.opened = 0.0
+
+    def add(self, loss: Tensor, labels: Tensor, share: Tensor, trace: Trace) -> None:
+        assert trace.logits is not None
+        count = len(labels)
+        gates = [decision.detach().mean() for decision in trace.opened.values()]
+        self.samples += count
+        self.loss += loss.item() * count
+        self.right += int((trace.logits.argmax(1) == labels).sum())
+        self.share += share.detach().mean().item() * count
+        self.opened += (torch.stack(gates).mean().item() if gates else 1.0) * count
+
+
+class _Clock:
+    """Tells the remaining time from the steps since the start of this call."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        self.first, self.steps = step, steps
+        self.started = time.monotonic()
+
+    def status(self, run: _Run, meter: _Meter) -> Status:
+        per_step = (time.monotonic() - self.started) / (run.step - self.first)
+        count = meter.samples
+        return Status(
+            epoch=(run.step - 1) // run.steps_per_epoch + 1,
+            epochs=run.recipe.train.epochs,
+            step=run.step,
+            steps=run.steps,
+            loss=meter.loss / count,
+            accuracy=meter.right / count,
+            open_share=meter.opened / count,
+            executed_share=meter.share / count,
+            remaining_s=per_step * (run.steps - run.step),
+        )
