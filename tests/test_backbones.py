@@ -10,7 +10,7 @@ import pytest
 
 from toolchain import backbones
 from toolchain.backbones import Backbone
-from toolchain.errors import UnknownNameError, UsageError
+from toolchain.errors import Da3Error, UnknownNameError, UsageError
 
 OURS = {"resnet20", "resnet26", "resnet50", "mobilenet_v2"}
 
@@ -70,14 +70,14 @@ def test_a_broken_package_fails_only_when_asked_for(install):
     install("broken_nets", "broken_net", "raise RuntimeError('no licence key')")
     assert {"broken_net", "resnet20"} <= set(backbones.available())
     assert backbones.get("resnet20").name == "resnet20"
-    with pytest.raises(UsageError, match=r"(?s)broken_nets.*RuntimeError: no licence key"):
+    with pytest.raises(Da3Error, match=r"(?s)broken_nets.*RuntimeError: no licence key"):
         backbones.get("broken_net")
 
 
 def test_two_packages_with_one_name_are_both_named(install):
     install("first_nets", "twin", TINY.format(name="twin"))
     install("second_nets", "twin", TINY.format(name="twin"))
-    with pytest.raises(UsageError, match=r"first_nets .*second_nets "):
+    with pytest.raises(Da3Error, match=r"first_nets .*second_nets "):
         backbones.get("twin")
     assert backbones.get("resnet20").name == "resnet20"
 
@@ -92,7 +92,7 @@ def test_two_packages_with_one_name_are_both_named(install):
 )
 def test_what_is_no_backbone_of_that_name_is_refused(install, code, got):
     install("odd_nets", "odd_net", code)
-    with pytest.raises(UsageError, match=f"(?s)odd_nets.*{got}"):
+    with pytest.raises(Da3Error, match=f"(?s)odd_nets.*{got}"):
         backbones.get("odd_net")
 
 

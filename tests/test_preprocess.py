@@ -166,7 +166,7 @@ def test_contradictions_name_resize() -> None:
 def test_normalise_refuses_other_shapes() -> None:
     for bad in (np.zeros((4, 4, 3), np.uint8), np.zeros((1, 4, 4, 3), np.float32)):
         with pytest.raises(DataError, match=r"N, H, W, 3"):
-            normalise(P, bad)
+            normalise(P, bad)  # type: ignore[arg-type]
 
 
 def test_tensor_is_the_two_steps() -> None:

@@ -1,8 +1,8 @@
 """Toy backbones of every family that the toolchain meets, small enough for thousands of runs.
 
-Rules of this file: real modules, no mocks; weights and BatchNorm statistics are drawn from a seed, so
-that no norm is the identity; between them the toys have every layout, odd map sizes under a stride,
-1x1 maps, a single block, depthwise and grouped convolutions, and no classifier at all.
+Rules of this file: real modules, no mocks; weights and BatchNorm statistics are drawn from a seed,
+so that no norm is the identity; between them the toys have every layout, odd map sizes under a
+stride, 1x1 maps, a single block, depthwise and grouped convolutions, and no classifier at all.
 """
 
 from __future__ import annotations
@@ -259,8 +259,7 @@ def balanced(model: AttachedModel, images: Tensor) -> AttachedModel:
     Gates are set from the first to the last, since each decides what the later ones see.
     """
     with torch.no_grad():
-        for name, logits in model.trace(images).gates.items():
-            del logits
+        for name in tuple(model.trace(images).gates):
             seen = model.trace(images).gates[name].sort(dim=0).values
             middle = len(images) // 2
             model.domain[name].gate.bias -= (seen[middle - 1] + seen[middle]).squeeze() / 2

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
-from toolchain.errors import UnknownNameError, UsageError
+from toolchain.errors import Da3Error, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,7 +72,7 @@ def get(name: str) -> Backbone:
 
     Raises:
         UnknownNameError: no package registers it; the nearest names are listed.
-        UsageError: two packages register it, its package cannot be imported, or what it
+        Da3Error: two packages register it, its package cannot be imported, or what it
             publishes is no ``Backbone`` of that name.
 
     """
@@ -81,7 +81,7 @@ def get(name: str) -> Backbone:
         fix = f"a package registers its own through the entry-point group {GROUP!r}"
         raise UnknownNameError("backbone", name, available(), fix=f"({fix})")
     if len(found) > 1:
-        raise UsageError(
+        raise Da3Error(
             f"backbone {name!r}: expected one package to register it, "
             f"got {len(found)}: {', '.join(sorted(found))}",
             fix="uninstall one of them, or rename its entry point",
@@ -108,14 +108,14 @@ def _load(owner: str, entry: EntryPoint) -> Backbone:
     try:
         value = entry.load()
     except Exception as err:  # a stranger's package may raise anything while it is imported
-        raise UsageError(
+        raise Da3Error(
             f"backbone {entry.name!r}: package {owner} cannot be loaded: "
             f"{type(err).__name__}: {err}",
             fix="repair or uninstall that package; the other backbones are not affected",
         ) from err
     if not isinstance(value, Backbone) or value.name != entry.name:
         got = f"one named {value.name!r}" if isinstance(value, Backbone) else type(value).__name__
-        raise UsageError(
+        raise Da3Error(
             f"backbone {entry.name!r}: expected package {owner} to publish a Backbone "
             f"of that name, got {got}",
             fix="publish a toolchain.backbones.Backbone whose name is the entry point's",

@@ -36,14 +36,12 @@ def write_atomic(path: str | Path, data: bytes, *, overwrite: bool = False) -> N
         _refuse_existing(path)
     partial = _beside(path)
     try:
-        _write_new(partial, data)
-        _publish_file(partial, path, overwrite=overwrite)
-        _fsync_directory(path.parent)
+        with _removed_in_the_end(partial):
+            _write_new(partial, data)
+            _publish_file(partial, path, overwrite=overwrite)
+            _fsync_directory(path.parent)
     except OSError as err:
         raise _refused("write", path, err, needed_bytes=len(data)) from err
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 @contextmanager
@@ -61,15 +59,14 @@ def atomic_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
         _refuse_existing(path)
     partial = _beside(path)
     try:
-        partial.mkdir()
-        yield partial
-        _fsync_tree(partial)
-        _publish_directory(partial, path, overwrite=overwrite)
-        _fsync_directory(path.parent)
+        with _removed_in_the_end(partial):
+            partial.mkdir()
+            yield partial
+            _fsync_tree(partial)
+            _publish_directory(partial, path, overwrite=overwrite)
+            _fsync_directory(path.parent)
     except OSError as err:
         raise _refused("write", path, err, needed_bytes=None) from err
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_limited(path: str | Path, *, limit_bytes: int, what: str) -> bytes:
@@ -128,6 +125,17 @@ def _read_exactly(handle: int, size: int) -> bytes:
 def _beside(path: Path) -> Path:
     """Return a free name in the directory of ``path``, so that a rename never crosses disks."""
     return path.parent / f".{path.name[:100]}.{secrets.token_hex(6)}.partial"
+
+
+@contextmanager
+def _removed_in_the_end(partial: Path) -> Iterator[None]:
+    """Remove ``partial``, a file, a directory or nothing, before a message counts free bytes."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def _refuse_existing(path: Path) -> None:

@@ -40,7 +40,9 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 # I;16 and its kin besides.
-_MODES = frozenset("1 L P RGB RGBA RGBX CMYK YCbCr LAB HSV LA PA I".split())
+_MODES = frozenset(
+    ("1", "L", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "LA", "PA", "I")
+)
 _WHITE = (255, 255, 255, 255)
 
 Pixels = npt.NDArray[np.uint8]

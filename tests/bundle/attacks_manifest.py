@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,10 @@ def text_attack(name: str, says: str, change: Callable[[bytes], bytes]) -> None:
     ATTACKS[name] = Attack(make, says)
 
 
+def _replaced(new: bytes, text: bytes) -> bytes:
+    return text.replace(_DOMAIN, new)
+
+
 _DOMAIN = b'"domain":"cars"'
 for _name, _says, _new in (
     ("duplicate_json_key", "the key 'domain' twice", _DOMAIN + b"," + _DOMAIN),
@@ -50,7 +55,7 @@ for _name, _says, _new in (
     ("not_utf8", "expected canonical JSON", b'"domain":"\xff"'),
     ("deep_json", "nesting of at most 12", b'"domain":' + b"[" * 3000 + b"]" * 3000),
 ):
-    text_attack(_name, _says, lambda text, new=_new: text.replace(_DOMAIN, new))
+    text_attack(_name, _says, partial(_replaced, _new))
 
 text_attack("huge_manifest", "at most 65536 bytes", lambda text: text + b" " * 65536)
 text_attack("non_canonical_manifest", "expected canonical JSON", lambda text: text + b"\n")
@@ -124,6 +129,9 @@ for _name, _says, _edit in (
         block02={"open": 1, "closed": 1, "forced": False})),
     ("slot_listed_twice", "each name once", lambda d: d["adaptor"]["slots"].insert(
         0, d["adaptor"]["slots"][0])),
+    ("files_out_of_order", "sorted order", lambda d: d["files"].reverse()),
+    ("domain_with_a_path", "domain: expected", _put("domain", value="../cars")),
+    ("domain_hidden", "domain: expected", _put("domain", value=".cars")),
     ("slots_out_of_order", "sorted order", lambda d: d["adaptor"]["slots"].reverse()),
     ("slot_listed_but_missing", "missing slot", lambda d: d["adaptor"]["slots"].append(
         {**d["adaptor"]["slots"][0], "name": "zzz"})),
@@ -163,7 +171,7 @@ for _name, _says, _slots in (
     ("half_slot_infinite", "NaN or infinity", {**SLOTS, _BIAS: np.full(1, np.inf, np.float16)}),
     ("slot_of_unlisted_dtype", "got dtype U32", {**SLOTS, _BIAS: np.zeros(1, np.uint32)}),
 ):  # fmt: skip
-    slots_attack(_name, _says, lambda slots=_slots: save(slots))
+    slots_attack(_name, _says, partial(save, _slots))
 
 for _name, _says, _raw in (
     ("slots_empty_file", "expected a safetensors file", b""),
@@ -172,6 +180,9 @@ for _name, _says, _raw in (
     ("slots_header_not_json", "expected a safetensors file", raw_slots(b"nonsense", b"")),
     ("slots_bfloat16_nan", "NaN or infinity",
      raw_slots(one_slot(dtype="BF16", data_offsets=[0, 4]), b"\x00\x3f\xc0\x7f")),
+    ("slots_name_twice", "the key 'head.weight' twice",
+     raw_slots(json.dumps(one_slot()).encode()[:-1] + b", " + json.dumps(one_slot()).encode()[1:],
+               bytes(8))),
     ("slots_offsets_outside", "expected a safetensors file",
      raw_slots(one_slot(data_offsets=[0, 80], shape=[20]), bytes(8))),
     ("slots_offsets_backwards", "expected a safetensors file",
@@ -183,4 +194,4 @@ for _name, _says, _raw in (
      raw_slots(one_slot(data_offsets=[8, 16]), bytes(16))),
     ("slots_trailing_bytes", "expected a safetensors file", raw_slots(one_slot(), bytes(16))),
 ):  # fmt: skip
-    slots_attack(_name, _says, lambda raw=_raw: raw)
+    slots_attack(_name, _says, partial(bytes, _raw))

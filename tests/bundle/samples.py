@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors.numpy import save
 
 from toolchain.bundle import (
@@ -59,7 +60,7 @@ MANIFEST = Manifest(
     provenance={"toolchain": "0.1.0", "torch": "2.13.0"},
     licence="Apache-2.0",
 )
-SLOTS = {
+SLOTS: dict[str, npt.NDArray[Any]] = {
     "block01.adaptor.reduce.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
     "block01.gate.bias": np.zeros(1, np.float32),
     "head.weight": np.ones((3, 2), np.float16),

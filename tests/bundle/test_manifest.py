@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolchain.bundle import FileEntry, Manifest, Preprocess, Scalar, Slot, read_bundle
-from toolchain.bundle.rules import EXACT
+from toolchain.bundle.rules import DOMAIN, EXACT
 from toolchain.digest import canonical_json, sha256
 from toolchain.errors import BundleError, Da3Error
 from toolchain.preprocess import Preprocessing
+from toolchain.recipe.spec import is_domain_name
 
 from .samples import MANIFEST
 
@@ -102,6 +103,12 @@ def test_preprocessing_fits_its_record() -> None:
     ]
     values = dataclasses.asdict(MANIFEST.preprocess)
     assert dataclasses.asdict(Preprocessing(**values)) == values
+
+
+@given(st.text(st.sampled_from("aZ9_-. é字\u0301/\n"), max_size=66))
+def test_a_domain_is_called_as_in_its_recipe(name: str) -> None:
+    """Law: the bundle takes exactly the domain names that a recipe takes."""
+    assert DOMAIN.accepts(name) == is_domain_name(name)
 
 
 def test_a_large_domain_fits_into_the_limit() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
@@ -36,6 +36,7 @@ def test_same_inputs_same_bytes(good: bytes, tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=2000), st.integers(1, 5))
+@settings(max_examples=25, deadline=None)
 def test_packing_again_what_was_read(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, copies: int
 ) -> None:

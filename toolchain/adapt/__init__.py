@@ -1,9 +1,9 @@
 """The PyTorch side: attach a domain to a frozen backbone, train it, keep it.
 
-Rules of this room: only a domain's own tensors ever change; torch is imported when a name that needs
-it is first used, so that data and checkpoints can be read without it. ``blocks`` finds the places,
-``adaptors`` is what joins there, ``attach`` joins it, ``train`` trains it, ``checkpoint`` and
-``models`` keep and restore it. ONNX is another room's (``graph``).
+Rules of this room: only a domain's own tensors ever change; torch is imported when a name that
+needs it is first used, so that data and checkpoints can be read without it. ``blocks`` finds the
+places, ``adaptors`` is what joins there, ``attach`` joins it, ``train`` trains it, ``checkpoint``
+and ``models`` keep and restore it. ONNX is another room's (``graph``).
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ Semantics, per sample, everywhere in the project::
 ``adaptor(x)`` is computed on an average-pooled map and returned at that coarse resolution: the
 upsampling belongs to the join, where a linker can fold it into the addition.
 
-The equations are a documented reconstruction: DA3 (Yang, Rakin, Fan, CVPR-W 2022) publishes that the
-adaptor is additive and doubles as the gate, not its layers. The lite residual follows TinyTL (Cai et
-al., NeurIPS 2020, section 3.2): pool, grouped convolution, norm, activation, 1x1 convolution that
-starts at zero, nearest upsampling. The gate is a hard sigmoid with Gumbel noise and a
-straight-through gradient (Maddison et al., ICLR 2017; Jang et al., ICLR 2017).
+The equations are a documented reconstruction: DA3 (Yang, Rakin, Fan, CVPR-W 2022) publishes that
+the adaptor is additive and doubles as the gate, not its layers. The lite residual follows TinyTL
+(Cai et al., NeurIPS 2020, section 3.2): pool, grouped convolution, norm, activation, 1x1
+convolution that starts at zero, nearest upsampling. The gate is a hard sigmoid with Gumbel noise
+and a straight-through gradient (Maddison et al., ICLR 2017; Jang et al., ICLR 2017).
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Pool(nn.Module):
 
     The grid must divide the block's output map, so that nearest upsampling lands on whole cells:
     the ratio is the largest common divisor not above the one asked for. Where the input is no whole
-    multiple of the output (odd maps under a stride), tokens (no grid) and ratio 0, the map is pooled
-    to one cell.
+    multiple of the output (odd maps under a stride), tokens (no grid) and ratio 0, the map is
+    pooled to one cell.
     """
 
     def __init__(self, site: Site, ratio: int) -> None:
@@ -97,7 +97,13 @@ def _norm(kind: str, channels: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     if kind == "group":
-        return nn.GroupNorm(gcd(channels, 8), channels)
+        if channels < 2:
+            raise AttachError(
+                "norm='group' needs a rank of at least 2: one value alone has no spread",
+                fix="use norm='none' or a larger rank",
+            )
+        # At least two channels a group: on a 1x1 map a group of one would always be zero.
+        return nn.GroupNorm(max(1, gcd(channels, 8) // 2), channels)
     return nn.Identity()
 
 
@@ -123,7 +129,8 @@ class Adaptor(nn.Module):
         self.norm = _norm(options.norm, rank)
         self.expand = nn.Conv2d(rank, pool.out_channels, 1)
         nn.init.zeros_(self.expand.weight)
-        nn.init.zeros_(self.expand.bias)
+        if self.expand.bias is not None:
+            nn.init.zeros_(self.expand.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Map the pooled map to the additive correction at the coarse resolution."""
@@ -149,7 +156,7 @@ class AttentionAdaptor(Adaptor):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Map the pooled map to the attended correction at the coarse resolution."""
-        scores = self.attend(pooled.mean((2, 3), keepdim=True))
+        scores: Tensor = self.attend(pooled.mean((2, 3), keepdim=True))
         if self.function == "softmax":
             weights = torch.softmax(scores, dim=1) * scores.shape[1]
         else:
@@ -158,7 +165,7 @@ class AttentionAdaptor(Adaptor):
 
 
 class Gate(nn.Module):
-    """One logit per sample from the adaptor's pooled map ``[N, C, h, w]``; open at zero and above."""
+    """One logit per sample from the adaptor's pooled map ``[N, C, h, w]``; open from zero on."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -186,7 +193,7 @@ def decide(logits: Tensor, *, noise: Tensor | None = None, temperature: float = 
 
 
 def logistic_noise(shape: torch.Size, generator: torch.Generator | None) -> Tensor:
-    """Draw the difference of two Gumbel variables, which is logistic (Maddison et al., section 3)."""
+    """Draw differences of two Gumbel variables, which are logistic (Maddison et al., section 3)."""
     uniform = torch.rand(shape, generator=generator).clamp_(1e-6, 1 - 1e-6)
     return torch.log(uniform) - torch.log1p(-uniform)
 
@@ -220,12 +227,12 @@ class BlockDomain(nn.Module):
     def join(self, x: Tensor, y: Tensor, correction: Tensor, opened: Tensor | None) -> Tensor:
         """Combine a block's input, output, correction and decision into its adapted output.
 
-        Multiplying by a straight-through decision keeps its gradient; without one ``where`` picks,
-        so that a closed gate hides even an infinite block output.
+        ``lerp`` keeps a straight-through decision's gradient and is exact at 0 and 1; without a
+        gradient ``where`` picks, so that a closed gate hides even an infinite block output.
         """
         if opened is not None:
             shape = (-1,) + (1,) * (x.dim() - 1)
             mask = opened.reshape(shape)
-            y = x + mask * (y - x) if opened.requires_grad else torch.where(mask > 0, y, x)
+            y = torch.lerp(x, y, mask) if opened.requires_grad else torch.where(mask > 0, y, x)
         first = channels_first(y, self.layout)
         return channels_back(first + upsample(correction, *first.shape[2:]), self.layout)

@@ -50,7 +50,7 @@ class Trace:
 
 
 class AttachedModel(nn.Module):
-    """A frozen backbone with one domain: ``forward`` maps ``[N, C, H, W]`` to logits ``[N, classes]``.
+    """A frozen backbone with one domain: maps ``[N, C, H, W]`` to logits ``[N, classes]``.
 
     ``sites`` maps the adapted blocks' short names (``block03``) to where they are. In training mode
     gates are sampled with Gumbel noise from ``generator``, as strong as ``noise_scale`` says; in
@@ -176,9 +176,7 @@ class AttachedModel(nn.Module):
         return hook
 
 
-def _adapted(
-    anatomy: Anatomy, method: str, options: AdaptorOptions
-) -> Iterator[tuple[str, Site]]:
+def _adapted(anatomy: Anatomy, method: str, options: AdaptorOptions) -> Iterator[tuple[str, Site]]:
     if method == HEAD:
         return
     for name, site in anatomy.named_sites():

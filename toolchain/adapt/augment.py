@@ -64,4 +64,5 @@ def augmented(pictures: Pixels, rows: Rows, epoch: Epoch) -> Pixels:
     right = np.clip(places + moves[:, 1:], 0, side - 1)
     right[epoch.flip[rows]] = right[epoch.flip[rows], ::-1]
     batch = np.arange(len(rows))[:, None, None]
-    return pictures[batch, down[:, :, None], right[:, None, :]]
+    moved: Pixels = pictures[batch, down[:, :, None], right[:, None, :]]
+    return moved

@@ -1,8 +1,8 @@
 """Find the blocks of a backbone: the places where an adaptor joins and a gate may skip.
 
-Rules of this file: it looks at structure only (containers, calls, tensors), never at class names and
-never imports a model zoo; it runs the backbone once on one picture and changes nothing in it. It does
-not decide what an adaptor looks like, and it does not attach anything.
+Rules of this file: it looks at structure only (containers, calls, tensors), never at class names
+and never imports a model zoo; it runs the backbone once on one picture and changes nothing in it.
+It does not decide what an adaptor looks like, and it does not attach anything.
 
 A *block* is a module that takes one map and returns one map of the same rank, holds at least two
 weighted layers, and is a child of a ``Sequential`` or ``ModuleList``. A module that only passes on
@@ -172,7 +172,7 @@ def _weighted(module: nn.Module) -> int:
 
 
 def _is_plain_container(module: nn.Module) -> bool:
-    """Tell whether a module only runs its children in order (Sequential and heirs without forward)."""
+    """Tell whether a module only runs its children in order (a Sequential without own forward)."""
     if isinstance(module, nn.Sequential):
         return type(module).forward is nn.Sequential.forward
     return isinstance(module, nn.ModuleList | nn.ModuleDict)
@@ -218,8 +218,9 @@ def _classifier_name(backbone: nn.Module, calls: dict[str, _Call], output: objec
             f"{type(backbone).__name__} returns {type(output).__name__}, expected a tensor",
             fix="wrap it in a module that returns the logits or the features",
         )
-    for name, module in backbone.named_modules():
-        if isinstance(module, nn.Linear) and calls[name].returned is answer:
+    linears = {name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
+    for name, call in calls.items():
+        if name in linears and call.returned is answer:
             return name
     if answer.dim() == 2 and not _ends_in_scores(backbone, answer):
         return None

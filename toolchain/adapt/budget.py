@@ -7,9 +7,9 @@ know a recipe.
 
     loss = cross-entropy + weight * (mean executed share - budget)^2
 
-The squared distance is a reconstruction: DA3 (Yang, Rakin, Fan, CVPR-W 2022) publishes that gates cut
-the inference cost, not the term that makes them; the form is the one of convolutional networks with
-adaptive inference graphs (Veit and Belongie, ECCV 2018, section 3.3), with FLOPs for layer counts.
+The squared distance is a reconstruction: DA3 (Yang, Rakin, Fan, CVPR-W 2022) publishes that gates
+cut the inference cost, not the term that makes them; the form is that of convolutional networks
+with adaptive inference graphs (Veit and Belongie, ECCV 2018), with FLOPs in place of layer counts.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,14 +51,12 @@ LISTED = 8
 """How many tensors of one kind of fault are named before the rest is only counted."""
 
 _METADATA_KEY = "da3"
-_DIGEST = text("sha256: and 64 hexadecimal digits", lambda v: _is_digest(v))
+_DIGEST = text(
+    "sha256: and 64 hexadecimal digits",
+    lambda value: re.fullmatch(digest.DIGEST_PATTERN, value) is not None,
+)
 
 Tensors = Mapping[str, npt.NDArray[Any]]
-
-
-def _is_digest(value: str) -> bool:
-    head, _, tail = value.partition(":")
-    return head == "sha256" and len(tail) == 64 and set(tail) <= set("0123456789abcdef")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,9 @@ class Rates:
             faults.append(Fault(path, f"expected names and rates, got {show(value)}"))
             return {}
         rule = number(0, 1)
-        return {str(name): rule.read(f"{path}.{name}", rate, faults) for name, rate in value.items()}
+        return {
+            str(name): rule.read(f"{path}.{name}", rate, faults) for name, rate in value.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +222,7 @@ def _info(path: Path, data: bytes) -> Info:
     if info is None:
         lines = "\n  ".join(str(fault) for fault in faults)
         raise CheckpointError(
-            f"{path}: expected a checkpoint of format {FORMAT}, got {len(faults)} faults\n  {lines}",
+            f"{path}: expected a checkpoint of format {FORMAT}, got\n  {lines}",
             fix="train the domain again with this version",
         )
     return info
@@ -244,7 +245,7 @@ def _parsed(path: Path, data: bytes, weights_digest: str) -> dict[str, npt.NDArr
             f"{path}: expected 1 to {SLOTS_LIMIT} tensors, none of them empty, got {len(tensors)}",
             fix="train the domain again",
         )
-    bond = header.get("__metadata__", {}).get(_METADATA_KEY)
+    bond = (header.get("__metadata__") or {}).get(_METADATA_KEY)
     if bond != _bond(weights_digest):
         raise CheckpointError(
             f"{path}: expected the metadata {_bond(weights_digest)}, got {bond}",

@@ -1,7 +1,7 @@
 """Ctrl-C between two steps of work, never in the middle of one.
 
-Rules of this file: the standard library only; the handler that was there before is put back; outside
-the main thread, where signals do not arrive, nothing is installed.
+Rules of this file: the standard library only; the handler that was there before is put back;
+outside the main thread, where signals do not arrive, nothing is installed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From a recipe or a checkpoint to an attached model, and from a model to a checkpoint.
 
-Rules of this file: it joins what ``weights``, ``attach`` and ``checkpoint`` do and holds no logic of
-its own; a checkpoint meets only the backbone that it was trained on.
+Rules of this file: it joins what ``weights``, ``attach`` and ``checkpoint`` do and holds no logic
+of its own; a checkpoint meets only the backbone that it was trained on.
 """
 
 from __future__ import annotations

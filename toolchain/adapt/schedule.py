@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 WARM_UP = 0.15
+NOISE_AT_START = 0.5
 NOISE_ENDS = 0.6
 GATE_LR_FACTOR = 10.0
 """A gate's logit starts at 2 and must cross zero within a few hundred steps of Adam."""
@@ -25,9 +26,9 @@ def lr_factor(done: float) -> float:
 
 
 def noise_scale(done: float) -> float:
-    """Return the strength of the gates' noise: 1 at the start, 0 for the last part.
+    """Return the strength of the gates' noise: half at the start, none for the last part.
 
-    Evaluation has no noise. A gate at logit 0.4 is open for six samples of ten while noise lasts and
-    for all of them after it, so the budget must also be met without.
+    Evaluation has no noise. A gate at logit 0.4 is open for six samples of ten while noise lasts
+    and for all of them after it, so the budget must also be met without.
     """
-    return max(0.0, 1 - done / NOISE_ENDS)
+    return NOISE_AT_START * max(0.0, 1 - done / NOISE_ENDS)

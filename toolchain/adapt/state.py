@@ -34,10 +34,14 @@ Identity = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """``step`` finished steps of the training that ``identity`` describes."""
+    """``step`` finished steps of the training that ``identity`` describes.
+
+    ``head_accuracy``: the baseline, found before the first step.
+    """
 
     step: int
     identity: Identity
+    head_accuracy: float
     domain: Mapping[str, Tensor]
     optimiser: Mapping[str, Tensor]
 
@@ -48,7 +52,12 @@ def state_path(folder: Path) -> Path:
 
 
 def snapshot(
-    model: AttachedModel, optimiser: torch.optim.Optimizer, step: int, identity: Identity
+    model: AttachedModel,
+    optimiser: torch.optim.Optimizer,
+    *,
+    step: int,
+    identity: Identity,
+    head_accuracy: float,
 ) -> State:
     """Return the present state, sharing memory with the model.
 
@@ -61,7 +70,7 @@ def snapshot(
             f"step {step}: expected finite weights, got NaN or Inf in {', '.join(bad[:4])}",
             fix="lower train.lr in the recipe and train from the start",
         )
-    return State(step, identity, domain, dict(_optimiser_tensors(optimiser)))
+    return State(step, identity, head_accuracy, domain, dict(_optimiser_tensors(optimiser)))
 
 
 def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
@@ -81,6 +90,7 @@ def save_state(path: Path, state: State) -> None:
         "format": FORMAT,
         "step": state.step,
         "identity": dict(state.identity),
+        "head_accuracy": state.head_accuracy,
         "tensors": digest.weights_digest(arrays(tensors)),
     }
     text = digest.canonical_json(about).decode()
@@ -106,10 +116,11 @@ def load_state(path: Path) -> State:
         return State(
             int(about["step"]),
             dict(about["identity"]),
+            float(about["head_accuracy"]),
             _part(tensors, _DOMAIN),
             _part(tensors, _OPTIMISER),
         )
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as err:
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as err:
         raise TrainingError(
             f"{path}: expected the state of a training, got a damaged or foreign file: {err}",
             fix="remove it and train from the start",
@@ -122,7 +133,7 @@ def _part(tensors: Mapping[str, Tensor], room: str) -> dict[str, Tensor]:
 
 
 def restore_state(state: State, model: AttachedModel, optimiser: torch.optim.Optimizer) -> None:
-    """Put ``state`` into ``model`` and ``optimiser``; raises TrainingError where it does not fit."""
+    """Put ``state`` into ``model`` and ``optimiser``; raises TrainingError if it does not fit."""
     try:
         model.domain.load_state_dict(dict(state.domain))
     except RuntimeError as err:
@@ -138,10 +149,12 @@ def restore_state(state: State, model: AttachedModel, optimiser: torch.optim.Opt
     optimiser.load_state_dict({"state": entries, "param_groups": whole["param_groups"]})
 
 
-def differences(then: Identity, now: Identity) -> list[str]:
-    """Return one line for each entry in which two trainings differ."""
+def differences(
+    then: Identity, now: Identity, words: tuple[str, str] = ("then", "now")
+) -> list[str]:
+    """Return one line for each entry in which two descriptions differ."""
     return [
-        f"{name}: {then.get(name, 'not there')} then, {now.get(name, 'not there')} now"
+        f"{name}: {then.get(name, 'not there')} {words[0]}, {now.get(name, 'not there')} {words[1]}"
         for name in sorted({*then, *now})
         if then.get(name) != now.get(name)
     ]

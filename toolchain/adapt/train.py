@@ -1,16 +1,15 @@
 """Train a domain: adaptors, gates and head on a frozen backbone.
 
 Rules of this file: only ``model.domain`` changes, and the backbone's digest is compared at the end;
-every draw is a function of (seed, step), so an interrupted training that is resumed ends in the same
-bits as one that never stopped (same torch, same number of threads). It never prints: progress goes to
-a ``Progress``. Memory-lean layers would replace the frozen blocks' backward in ``_step``.
+every draw is a function of (seed, step), so an interrupted training that is resumed ends in the
+same bits as one that never stopped (same torch, same number of threads). It never prints: progress
+goes to a ``Progress``. Memory-lean layers would replace the frozen blocks' backward in ``_step``.
 
 Law: ``train`` interrupted anywhere and resumed equals ``train``.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.adapt import models
-from toolchain.adapt.attach import AttachedModel, Trace, weights_digest
+from toolchain.adapt.attach import HEAD, AttachedModel, Trace, weights_digest
 from toolchain.adapt.augment import Epoch, augmented, draw
-from toolchain.adapt.baseline import head_accuracy
+from toolchain.adapt.baseline import Probe, probe
 from toolchain.adapt.budget import training_loss
 from toolchain.adapt.checkpoint import Checkpoint
 from toolchain.adapt.data.splits import DomainData
@@ -73,14 +72,14 @@ def train(
     overwrite: bool = False,
     progress: Progress | None = None,
     save_every_s: float = SAVE_EVERY_S,
-    baseline: bool = True,
 ) -> TrainReport:
     """Train ``model``'s domain as ``recipe.train`` says and write the checkpoint ``out``.
 
-    Loss: cross-entropy plus the budget term (``budget``), minimised by AdamW (Loshchilov and Hutter,
-    ICLR 2019) over one cycle. The state for ``resume`` lies beside ``out`` (``state.state_path``),
-    written after every epoch, every ``save_every_s`` seconds and at Ctrl-C, and is removed at the end.
-    ``baseline``: also fit a head alone and note its accuracy.
+    Loss: cross-entropy plus the budget term (``budget``), minimised by AdamW (Loshchilov and
+    Hutter, ICLR 2019) over one cycle. The state for ``resume`` lies beside ``out``
+    (``state.state_path``), written after every epoch, every ``save_every_s`` seconds and at Ctrl-C,
+    and is removed at the end.
+    The head starts from the head-only baseline, whose accuracy is noted beside the domain's.
 
     Raises:
         ExistsError: ``out``, or a training that waits to be resumed, is there, and neither
@@ -89,12 +88,18 @@ def train(
             (the last good state stays); ``resume`` with another recipe, backbone or data, each
             difference named, or with nothing to resume.
         StorageError: the file system refused.
+
+    A model whose method, classes or input size are not those of recipe and data is a TrainingError.
+
     """
     started = time.monotonic()
+    _check_fit(model, data, recipe)
     _check_destination(out, resume=resume, overwrite=overwrite)
     run = _Run(model, data, recipe, out)
     if resume:
         run.resume(load_state(state_path(out)))
+    else:
+        run.start(probe(model, data, recipe.preprocess))
     first = run.step
     try:
         _loop(run, progress or Quiet(), save_every_s)
@@ -102,13 +107,33 @@ def train(
         model.generator, model.noise_scale = None, 1.0
         model.train(False)
     found = evaluate(model, data.test, recipe.preprocess)
-    alone = head_accuracy(model, data, recipe.preprocess) if baseline else None
     run.check_frozen()
     checkpoint = models.save(
-        out, model, recipe, data.classes, found, head_accuracy=alone, overwrite=overwrite or resume
+        out,
+        model,
+        recipe,
+        data.classes,
+        found,
+        head_accuracy=run.head_accuracy,
+        overwrite=overwrite or resume,
     )
     state_path(out).unlink(missing_ok=True)
     return TrainReport(out, checkpoint, found, run.step - first, time.monotonic() - started)
+
+
+def _check_fit(model: AttachedModel, data: DomainData, recipe: Recipe) -> None:
+    side = recipe.preprocess.size
+    faults = differences(
+        {"method": model.method, "classes": model.classes, "size": model.anatomy.input_shape[1:]},
+        {"method": recipe.method, "classes": len(data.classes), "size": (side, side)},
+        ("in the model", "wanted"),
+    )
+    if faults:
+        raise TrainingError(
+            f"expected a model for this recipe and data, got another: {'; '.join(faults)}",
+            fix="attach with the recipe's method and size and the data's number of classes",
+        )
+    model.backbone.requires_grad_(False)
 
 
 def _check_destination(out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -142,6 +167,7 @@ class _Run:
     recipe: Recipe
     out: Path
     step: int = 0
+    head_accuracy: float = 0.0
     identity: dict[str, Any] = field(init=False)
     optimiser: torch.optim.Optimizer = field(init=False)
 
@@ -158,11 +184,18 @@ class _Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.data.train) / self.recipe.train.batch)
+        # What is left over is another part in every epoch, and no step has a batch of one.
+        return max(1, len(self.data.train) // self.recipe.train.batch)
 
     @property
     def steps(self) -> int:
         return self.steps_per_epoch * self.recipe.train.epochs
+
+    def start(self, found: Probe) -> None:
+        """Begin with the baseline's head."""
+        state = {"weight": found.weight, "bias": found.bias}
+        self.model.domain[HEAD].load_state_dict(state)
+        self.head_accuracy = found.accuracy
 
     def resume(self, state: State) -> None:
         """Go on from ``state``; raises TrainingError naming every difference."""
@@ -173,10 +206,16 @@ class _Run:
                 fix="undo the change, or train from the start and overwrite it",
             )
         restore_state(state, self.model, self.optimiser)
-        self.step = state.step
+        self.step, self.head_accuracy = state.step, state.head_accuracy
 
     def save(self) -> None:
-        state = snapshot(self.model, self.optimiser, self.step, self.identity)
+        state = snapshot(
+            self.model,
+            self.optimiser,
+            step=self.step,
+            identity=self.identity,
+            head_accuracy=self.head_accuracy,
+        )
         save_state(state_path(self.out), state)
 
     def check_frozen(self) -> None:
@@ -250,9 +289,7 @@ def _step(run: _Run, drawn: Epoch, meter: _Meter) -> None:
     trace = model.trace(images)
     assert trace.logits is not None
     share = model.executed_share(trace)
-    loss = training_loss(
-        trace.logits, labels, share, budget=spec.budget, weight=spec.budget_weight
-    )
+    loss = training_loss(trace.logits, labels, share, budget=spec.budget, weight=spec.budget_weight)
     _check_finite(run, loss)
     for group in run.optimiser.param_groups:
         group["lr"] = spec.lr * group["lr_factor"] * lr_factor(done)

@@ -23,11 +23,11 @@ from toolchain.bundle.rules import (
     BOOLEAN,
     DIGEST,
     FILE_NAME,
+    IDENTIFIER,
     NATURAL,
     NOTES,
     SHAPE,
     TENSOR_NAME,
-    WORD,
     raise_faults,
     read_record,
     repeated,
@@ -78,7 +78,7 @@ class BackboneManifest(Section):
     """What a backbone artefact says about itself."""
 
     schema: str = key(choice(BACKBONE_SCHEMA))
-    name: str = key(WORD)
+    name: str = key(IDENTIFIER)
     weights_digest: str = key(DIGEST)
     graph_digest: str = key(DIGEST)
     input: BackboneInput = key(SectionOf(BackboneInput))

@@ -36,7 +36,7 @@ def read_document(data: bytes, what: str) -> dict[str, Any]:
         _fail(f"{what}: expected nesting of at most {LIMIT_DEPTH} levels, got {depth}")
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+            data.decode("utf-8"), object_pairs_hook=unique_table, parse_constant=_no_constant
         )
         canonical = canonical_json(value)
     except (ValueError, Da3Error) as err:
@@ -62,7 +62,8 @@ def _depth(data: bytes) -> int:
     return deepest
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return ``pairs`` as a dict; raises ValueError for a key that stands there twice."""
     table: dict[str, Any] = {}
     for key, value in pairs:
         if key in table:

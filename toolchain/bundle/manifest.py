@@ -19,8 +19,10 @@ from toolchain.bundle.rules import (
     AGENT,
     BOOLEAN,
     DIGEST,
+    DOMAIN,
     DTYPE,
     FILE_NAME,
+    IDENTIFIER,
     MEDIA_TYPE,
     NATURAL,
     NOTES,
@@ -86,7 +88,7 @@ class Tap(Section):
 class BackboneRef(Section):
     """The one backbone that this domain fits, by digest; there are no version ranges."""
 
-    name: str = key(WORD)
+    name: str = key(IDENTIFIER)
     weights_digest: str = key(DIGEST)
     graph_digest: str = key(DIGEST)
     taps: tuple[Tap, ...] = key(ListOf(SectionOf(Tap), 0, 1024))
@@ -179,7 +181,7 @@ class Manifest(Section):
     schema: str = key(choice(SCHEMA))
     min_agent: str = key(AGENT)
     created: str = key(TIME)
-    domain: str = key(WORD)
+    domain: str = key(DOMAIN)
     version: str = key(VERSION)
     release_counter: int = key(NATURAL)
     files: tuple[FileEntry, ...] = key(ListOf(SectionOf(FileEntry), 1, LIMIT_FILES))
@@ -193,7 +195,7 @@ class Manifest(Section):
     selftest: Selftest = key(SectionOf(Selftest))
     parity: Notes = key(NOTES)
     metrics: Notes = key(NOTES)
-    fallback: str | None = key(Nullable(WORD))
+    fallback: str | None = key(Nullable(DOMAIN))
     provenance: Notes = key(NOTES)
     licence: str = key(printable(200))
 
@@ -213,11 +215,14 @@ class Manifest(Section):
         yield from repeated("backbone.taps", (tap.name for tap in self.backbone.taps))
         yield from repeated("classes", self.classes)
         yield from repeated("gates.blocks", (block.name for block in self.gates.blocks))
-        names = [slot.name for slot in self.adaptor.slots]
-        yield from repeated("adaptor.slots", names)
-        if names != sorted(names):
-            yield Fault("adaptor.slots", "expected names in sorted order")
+        yield from _sorted("adaptor.slots", [slot.name for slot in self.adaptor.slots])
         yield from _selftest(self)
+
+
+def _sorted(path: str, names: list[str]) -> Iterator[Fault]:
+    yield from repeated(path, names)
+    if names != sorted(names):
+        yield Fault(path, "expected names in sorted order")
 
 
 def _times(created: str) -> Iterator[Fault]:
@@ -228,8 +233,9 @@ def _times(created: str) -> Iterator[Fault]:
 
 
 def _files(manifest: Manifest) -> Iterator[Fault]:
-    yield from repeated("files", (entry.name for entry in manifest.files))
-    if MANIFEST_NAME in (entry.name for entry in manifest.files):
+    names = [entry.name for entry in manifest.files]
+    yield from _sorted("files", names)
+    if MANIFEST_NAME in names:
         yield Fault("files", f"expected a name other than {MANIFEST_NAME!r}, which is taken")
     roles = Counter(entry.role for entry in manifest.files)
     for role in ("domain", "slots"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -41,6 +42,11 @@ def _is_note(value: object) -> bool:
     return value is None
 
 
+def _is_domain(value: str) -> bool:
+    plain = re.fullmatch(r"[^\W_](?:[\w .-]{0,62}[\w-])?", value) is not None
+    return plain and unicodedata.is_normalized("NFC", value)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class TableOf:
     """A rule for a table of ``low`` to ``high`` entries; becomes a read-only mapping."""
@@ -69,6 +75,12 @@ DIGEST = matching(DIGEST_PATTERN, "`sha256:` and 64 lower-case hex digits")
 FILE_NAME = matching(r"[a-z0-9][a-z0-9._-]{0,63}")
 TENSOR_NAME = matching(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,199}")
 WORD = matching(r"[a-z0-9][a-z0-9_-]{0,63}")
+IDENTIFIER = matching(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+DOMAIN = text(
+    "1 to 64 letters, digits, `_`, `-`, `.` or spaces of any script in Unicode's NFC form, "
+    "starting with a letter or digit, not ending in a space or dot",
+    _is_domain,
+)
 VERSION = matching(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,63}")
 AGENT = matching(r"[0-9]{1,5}(\.[0-9]{1,5}){1,2}")
 TIME = matching(r"[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z")

@@ -7,12 +7,14 @@ NaN that reaches a gate would silently close it. What a slot is for is not known
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, deserialize
 
+from toolchain.bundle.document import unique_table
 from toolchain.bundle.manifest import Slot
 from toolchain.bundle.rules import raise_faults
 from toolchain.digest import sha256
@@ -39,7 +41,8 @@ def slot_table(data: bytes, what: str = "slots.safetensors") -> tuple[Slot, ...]
     """
     try:
         tensors: list[tuple[str, dict[str, Any]]] = deserialize(data)  # type: ignore[no-untyped-call]
-    except SafetensorError as err:
+        _refuse_repeated_names(data)
+    except (SafetensorError, ValueError) as err:
         raise BundleError(
             f"{what}: expected a safetensors file, got {err}", fix="export the domain again"
         ) from err
@@ -58,6 +61,15 @@ def check_slots(expected: Sequence[Slot], data: bytes, what: str = "slots.safete
     wanted = {slot.name: slot for slot in expected}
     found = {slot.name: slot for slot in slot_table(data, what)}
     raise_faults(what, _differences(wanted, found))
+
+
+def _refuse_repeated_names(data: bytes) -> None:
+    """Raise ValueError for a name that stands twice in the header.
+
+    The parser keeps the last of them without a word, another one may keep the first.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    json.loads(data[8:end], object_pairs_hook=unique_table)
 
 
 def _differences(wanted: dict[str, Slot], found: dict[str, Slot]) -> Iterable[Fault]:

@@ -101,6 +101,7 @@ def _class_files(folder: Path) -> dict[str, list[Path]]:
     for entry in _entries(folder):
         if not entry.is_dir() or entry.name.startswith((".", "__")):
             continue
+        _refuse_outside(entry, folder.resolve())
         name = _class_name(entry.name, folder)
         if name in out:
             raise DataError(f"{folder}: two folders are called {name!r}", fix="merge them")
@@ -132,14 +133,19 @@ def _picture_files(folder: Path, inside: Path, depth: int) -> Iterator[Path]:
         path = Path(entry.path)
         if entry.name.startswith("."):
             continue
-        if entry.is_symlink() and not path.resolve().is_relative_to(inside):
-            raise DataError(f"{path}: links out of the data folder", fix="copy the file instead")
+        _refuse_outside(entry, inside)
         if entry.is_dir():
             if depth == 0:
                 raise DataError(f"{path}: folders nest too deeply", fix="flatten the class folder")
             yield from _picture_files(path, inside, depth - 1)
         elif path.suffix.lower() in SUFFIXES and entry.is_file():
             yield path
+
+
+def _refuse_outside(entry: os.DirEntry[str], inside: Path) -> None:
+    path = Path(entry.path)
+    if entry.is_symlink() and not path.resolve().is_relative_to(inside):
+        raise DataError(f"{path}: links out of the data folder", fix="copy it instead")
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

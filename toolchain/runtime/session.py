@@ -36,8 +36,8 @@ _FOLDER = "session.model_external_initializers_file_folder_path"
 class Session:
     """One onnxruntime session over a model given as bytes.
 
-    ``folder`` holds the external tensors (``weights.safetensors``); ``files`` are further ones given
-    in memory by name. ``exact`` turns every graph optimisation off, so that the nodes run as they
+    ``folder`` holds the external tensors (``weights.safetensors``); ``constants`` gives further ones
+    in memory by tensor name (a static model's slots). ``exact`` turns every graph optimisation off, so that the nodes run as they
     are written. ``threads`` is the number of intra-op threads.
     """
 
@@ -46,6 +46,7 @@ class Session:
         model: bytes,
         *,
         folder: Path | None = None,
+        constants: Mapping[str, Array] | None = None,
         threads: int = 1,
         exact: bool = False,
         what: str = "model",
@@ -58,6 +59,10 @@ class Session:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if folder is not None:
             options.add_session_config_entry(_FOLDER, str(folder))
+        # onnxruntime keeps pointers into these, not copies.
+        self._constants = [ort.OrtValue.ortvalue_from_numpy(a) for a in (constants or {}).values()]
+        if constants:
+            options.add_external_initializers(list(constants), self._constants)
         self.what = what
         try:
             self._session = ort.InferenceSession(model, options, providers=PROVIDERS)

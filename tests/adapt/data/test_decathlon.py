@@ -18,8 +18,6 @@ from toolchain.errors import DataError
 from toolchain.recipe import Recipe
 from toolchain.recipe.store import packaged
 
-NAMES = ("vd_aircraft", "vd_vgg_flowers")
-
 
 def aircraft(name: str = "vd_aircraft") -> Recipe:
     found = recipe.load(packaged() / f"{name}.yaml")
@@ -75,6 +73,9 @@ def test_the_data_set_need_not_be_the_domain(tmp_path: Path) -> None:
 
 def test_missing_data_shows_the_layout(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)aircraft_train\.json.*├── annotations/"):
+        data.load(aircraft(), root=tmp_path)
+    (build(tmp_path) / "annotations" / "aircraft_val.json").unlink()
+    with pytest.raises(DataError, match=r"(?s)aircraft_val\.json, not found.*├── annotations/"):
         data.load(aircraft(), root=tmp_path)
 
 
@@ -218,7 +219,9 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     where=st.sampled_from(["images", "annotations", "categories"]),
     key=st.sampled_from(["id", "file_name", "image_id", "category_id", "name"]),

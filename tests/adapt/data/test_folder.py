@@ -102,6 +102,13 @@ def test_a_link_out_of_the_folder_is_refused(root: Path, tmp_path: Path) -> None
         data.load(flowers(), root=root)
 
 
+def test_a_class_that_is_a_link_out_of_the_folder_is_refused(root: Path, tmp_path: Path) -> None:
+    write(tmp_path / "private" / "0.png")
+    (root / "train" / "lily").symlink_to(tmp_path / "private")
+    with pytest.raises(DataError, match="links out"):
+        data.load(flowers(), root=root)
+
+
 def test_a_link_back_up_ends(root: Path) -> None:
     (root / "train" / "rose" / "again").symlink_to(root / "train" / "rose")
     with pytest.raises(DataError, match="nest too deeply"):

@@ -34,6 +34,7 @@ MAX_CATEGORIES = 20_000
 # An annotation file nests three deep (a box in an annotation in the list); json would recurse.
 MAX_DEPTH = 16
 _INT_DIGITS = 18
+PARTS = ("train", "val")
 
 LAYOUT = """expected layout:
     {root}/
@@ -54,7 +55,7 @@ def read(recipe: Recipe, root: Path) -> DomainData:
     """
     dataset = recipe.data.dataset or recipe.domain
     base, folder = _base(root, dataset)
-    found = [_Annotations(folder / f"{dataset}_{part}.json") for part in ("train", "val")]
+    found = [_Annotations(folder / f"{dataset}_{part}.json") for part in PARTS]
     names = _merged(found[0], found[1])
     ids = sorted(names)
     label_of = {category: label for label, category in enumerate(ids)}
@@ -69,11 +70,12 @@ def read(recipe: Recipe, root: Path) -> DomainData:
 
 def _base(root: Path, dataset: str) -> tuple[Path, Path]:
     """Return what file names are relative to, and the folder of the annotations."""
+    names = [f"{dataset}_{part}.json" for part in PARTS]
     for base in (root, root / dataset):
-        if (base / "annotations" / f"{dataset}_train.json").is_file():
+        if all((base / "annotations" / name).is_file() for name in names):
             return base, base / "annotations"
     raise DataError(
-        f"{root}: expected annotations/{dataset}_train.json, found none",
+        f"{root}: expected annotations/{names[0]} and {names[1]}, not found",
         fix=LAYOUT.format(root=root, dataset=dataset),
     )
 

@@ -117,30 +117,31 @@ STYLES = (
 def one(label: int, rng: Rng) -> Pixels:
     """Return a car of the style ``label``, uint8 [32, 32, 3]."""
     style = STYLES[label]
-    sheet = Sheet(clouds(rng, colour_from(rng, 70, 230), 22.0))
+    sheet = Sheet(clouds(rng, colour_from(rng, 70, 230), 16.0))
     pose = _pose(style, rng)
     _surroundings(sheet, rng)
     paint = colour_from(rng, 20, 235)
     _car(sheet, style, pose, paint, rng)
     _foreground(sheet, rng)
     return sheet.finish(
-        rng, noise=rng.uniform(3, 16), light=rng.uniform(0.75, 1.2), blur=rng.uniform(0.0, 0.4)
+        rng, noise=rng.uniform(2, 9), light=rng.uniform(0.75, 1.2), blur=rng.uniform(0.0, 0.3)
     )
 
 
 def _pose(style: Style, rng: Rng) -> Pose:
     length = max(x for x, _ in style.outline)
     return Pose(
-        scale=rng.uniform(0.66, 0.98) / length,
-        turn_rad=float(np.deg2rad(rng.uniform(-12, 12))),
-        move=(rng.uniform(-0.07, 0.07), rng.uniform(-0.12, 0.12)),
+        # A bus is longer than a hatchback, but not by as much as in the street.
+        scale=rng.uniform(0.78, 0.9) / (100 * length) ** 0.5,
+        turn_rad=float(np.deg2rad(rng.uniform(-8, 8))),
+        move=(rng.uniform(-0.06, 0.06), rng.uniform(-0.1, 0.1)),
         mirror=bool(rng.random() < 0.5),
     )
 
 
 def _surroundings(sheet: Sheet, rng: Rng) -> None:
     """Draw a road and a few blocks that stand about."""
-    for _ in range(int(rng.integers(0, 4))):
+    for _ in range(int(rng.integers(0, 3))):
         left, top = rng.uniform(-0.6, 0.5), rng.uniform(-0.6, 0.1)
         wide, high = rng.uniform(0.05, 0.3), rng.uniform(0.1, 0.6)
         sheet.polygon(_box(left, top, wide, high), colour_from(rng, 60, 220))
@@ -150,7 +151,7 @@ def _surroundings(sheet: Sheet, rng: Rng) -> None:
 
 def _car(sheet: Sheet, style: Style, pose: Pose, paint: Colour, rng: Rng) -> None:
     stretch = np.array([rng.uniform(0.95, 1.05), rng.uniform(0.9, 1.1)])
-    jitter = rng.normal(0.0, 0.7, (len(style.outline), 2))
+    jitter = rng.normal(0.0, 0.5, (len(style.outline), 2))
     half = max(x for x, _ in style.outline) / 2
 
     def place(points: Sequence[XY] | Points, shake: Points | float = 0.0) -> Points:
@@ -173,7 +174,7 @@ def _car(sheet: Sheet, style: Style, pose: Pose, paint: Colour, rng: Rng) -> Non
 
 def _foreground(sheet: Sheet, rng: Rng) -> None:
     """Draw, now and then, a post in front of the car."""
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         wide = rng.uniform(0.02, 0.06)
         sheet.polygon(_box(rng.uniform(-0.45, 0.4), -0.6, wide, 1.2), colour_from(rng, 30, 200))
 

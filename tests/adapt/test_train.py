@@ -1,0 +1,333 @@
+"""Training: the frozen law, resuming, interruption, and what makes it stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+
+import pytest
+import torch
+
+from tests.adapt import domains
+from toolchain.adapt.attach import domain_state, weights_digest
+from toolchain.adapt.checkpoint import read
+from toolchain.adapt.data import DomainData
+from toolchain.adapt.progress import Quiet
+from toolchain.adapt.state import load_state, state_path
+from toolchain.adapt.train import train
+from toolchain.errors import ExistsError, StorageError, TrainingError
+
+STEPS_PER_EPOCH = 90 // 16
+
+
+class Recorder(Quiet):
+    """Keeps every status and does something at one step."""
+
+    def __init__(self, at=None, do=None):
+        self.at, self.do = at, do
+        self.steps, self.epochs, self.closed = [], [], 0
+
+    def step(self, status):
+        self.steps.append(status)
+        if status.step == self.at:
+            self.do()
+
+    def epoch(self, status):
+        self.epochs.append(status)
+
+    def close(self):
+        self.closed += 1
+
+
+def press_ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in domain_state(model).items()}
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A model trained without interruption, and its report."""
+    out = tmp_path_factory.mktemp("train") / "deep" / "stripes"
+    model, recorder = domains.model(), Recorder()
+    digest = weights_digest(model)
+    report = train(model, domains.data(), domains.recipe(), out=out, progress=recorder)
+    return model, report, recorder, digest
+
+
+def test_the_backbone_stays_frozen(finished):
+    """Law: the backbone's digest is the same before and after, and no parameter has a gradient."""
+    model, report, _, digest = finished
+    assert weights_digest(model) == digest == report.checkpoint.info.backbone.weights_digest
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
+
+
+def test_a_backbone_in_training_mode_stays_frozen(tmp_path):
+    model = domains.model()
+    model.backbone.train()
+    digest = weights_digest(model)
+    train(model, domains.data(), domains.recipe(epochs=1), out=tmp_path / "out")
+    assert weights_digest(model) == digest
+    assert int(model.backbone.stem[1].num_batches_tracked) == 0
+
+
+def test_it_learns_and_keeps_the_budget_in_sight(finished):
+    _, report, recorder, _ = finished
+    assert report.evaluation.accuracy >= 0.9
+    assert recorder.epochs[-1].loss < recorder.epochs[0].loss
+    assert 0 < report.evaluation.executed_share <= 1
+
+
+def test_progress_hears_of_every_step_and_epoch(finished):
+    _, report, recorder, _ = finished
+    assert [status.step for status in recorder.steps] == list(range(1, 3 * STEPS_PER_EPOCH + 1))
+    assert [status.epoch for status in recorder.epochs] == [1, 2, 3]
+    assert recorder.closed == 1
+    assert recorder.epochs[-1].remaining_s == 0
+    assert report.steps == 3 * STEPS_PER_EPOCH
+
+
+def test_a_finished_training_leaves_the_checkpoint_and_no_state(finished):
+    _, report, _, _ = finished
+    assert sorted(path.name for path in report.folder.parent.iterdir()) == ["stripes"]
+    assert read(report.folder).info == report.checkpoint.info
+    metrics = report.checkpoint.info.metrics
+    assert metrics.accuracy == report.evaluation.accuracy
+    assert metrics.head_accuracy is not None
+    assert set(metrics.gate_rates) == {"block00", "block02"}
+
+
+def test_the_same_training_ends_in_the_same_bits(finished, tmp_path):
+    """Law: weights are a function of recipe, data and backbone; the global seed has no part."""
+    torch.manual_seed(99)
+    again = domains.model()
+    train(again, domains.data(), domains.recipe(), out=tmp_path / "out")
+    assert same(weights(again), weights(finished[0]))
+
+
+def test_another_seed_ends_elsewhere(finished, tmp_path):
+    other = domains.model()
+    train(other, domains.data(), domains.recipe(seed=1), out=tmp_path / "out")
+    assert not same(weights(other), weights(finished[0]))
+
+
+@pytest.mark.parametrize("at", [1, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 2, 3 * STEPS_PER_EPOCH])
+def test_interrupted_and_resumed_equals_uninterrupted(finished, tmp_path, at):
+    """Law: Ctrl-C after any step, then resume, gives the same bits; in an epoch and at its end."""
+    out, data, recipe = tmp_path / "out", domains.data(), domains.recipe()
+    with pytest.raises(TrainingError, match=f"after step {at} of 15") as caught:
+        train(domains.model(), data, recipe, out=out, progress=Recorder(at, press_ctrl_c))
+    assert "resume" in caught.value.fix
+    assert not out.exists()
+    model = domains.model(seed=0)
+    report = train(model, data, recipe, out=out, resume=True)
+    assert report.steps == 15 - at
+    assert same(weights(model), weights(finished[0]))
+    assert report.checkpoint.info.metrics == finished[1].checkpoint.info.metrics
+    assert not state_path(out).exists()
+
+
+def test_a_crash_is_resumed_from_the_last_epoch(finished, tmp_path):
+    def crash():
+        raise OSError("the power went")
+
+    out, data, recipe = tmp_path / "out", domains.data(), domains.recipe()
+    recorder = Recorder(STEPS_PER_EPOCH + 3, crash)
+    with pytest.raises(OSError, match="power"):
+        train(domains.model(), data, recipe, out=out, progress=recorder)
+    assert recorder.closed == 1
+    assert load_state(state_path(out)).step == STEPS_PER_EPOCH
+    model = domains.model()
+    train(model, data, recipe, out=out, resume=True)
+    assert same(weights(model), weights(finished[0]))
+
+
+def test_the_state_is_saved_as_often_as_asked(tmp_path):
+    out = tmp_path / "out"
+    seen = []
+
+    def look():
+        seen.append(load_state(state_path(out)).step)
+
+    recorder = Recorder(4, look)
+    train(
+        domains.model(),
+        domains.data(),
+        domains.recipe(epochs=1),
+        out=out,
+        save_every_s=0,
+        progress=recorder,
+    )
+    assert seen == [3]
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    def twice():
+        press_ctrl_c()
+        press_ctrl_c()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            domains.model(),
+            domains.data(),
+            domains.recipe(),
+            out=tmp_path / "out",
+            progress=Recorder(2, twice),
+        )
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_it_trains_outside_the_main_thread(tmp_path):
+    done = []
+
+    def work():
+        done.append(
+            train(domains.model(), domains.data(), domains.recipe(epochs=1), out=tmp_path / "out")
+        )
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done[0].folder.is_dir()
+
+
+def interrupted(tmp_path):
+    out = tmp_path / "out"
+    recorder = Recorder(2, press_ctrl_c)
+    with pytest.raises(TrainingError):
+        train(domains.model(), domains.data(), domains.recipe(), out=out, progress=recorder)
+    return out
+
+
+def test_resuming_with_another_recipe_names_each_difference(tmp_path):
+    out = interrupted(tmp_path)
+    other = domains.recipe(lr=0.02, epochs=5)
+    with pytest.raises(TrainingError, match=r"train\.epochs: 3 then, 5 now") as caught:
+        train(domains.model(), domains.data(), other, out=out, resume=True)
+    assert "train.lr: 0.01 then, 0.02 now" in caught.value.message
+    assert state_path(out).exists()
+
+
+def test_words_of_the_recipe_may_change_before_resuming(tmp_path):
+    out = interrupted(tmp_path)
+    renamed = dataclasses.replace(domains.recipe(), title="Another title")
+    report = train(domains.model(), domains.data(), renamed, out=out, resume=True)
+    assert report.checkpoint.info.title == "Another title"
+
+
+def test_resuming_with_another_backbone_or_data_names_it(tmp_path):
+    out = interrupted(tmp_path)
+    with pytest.raises(TrainingError, match="backbone's weights_digest: sha256:"):
+        train(domains.model(seed=3), domains.data(), domains.recipe(), out=out, resume=True)
+    with pytest.raises(TrainingError, match="data's digest: sha256:"):
+        train(domains.model(), domains.data(5), domains.recipe(), out=out, resume=True)
+
+
+def test_resuming_nothing_is_an_error(tmp_path):
+    with pytest.raises(TrainingError, match="no such file"):
+        train(domains.model(), domains.data(), domains.recipe(), out=tmp_path / "out", resume=True)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "other"])
+def test_a_damaged_state_is_refused(tmp_path, damage):
+    path = state_path(interrupted(tmp_path))
+    whole = bytearray(path.read_bytes())
+    if damage == "flip":
+        whole[-100] ^= 4
+    path.write_bytes({"cut": whole[:-9], "flip": whole, "other": b"{}"}[damage])
+    with pytest.raises(TrainingError, match="damaged or foreign"):
+        train(domains.model(), domains.data(), domains.recipe(), out=tmp_path / "out", resume=True)
+
+
+def test_what_is_there_is_not_overwritten_unasked(tmp_path):
+    out = interrupted(tmp_path)
+    arguments = domains.data(), domains.recipe(epochs=1)
+    with pytest.raises(ExistsError, match="half-done") as caught:
+        train(domains.model(), *arguments, out=out)
+    assert "resume" in caught.value.fix
+    train(domains.model(), *arguments, out=out, overwrite=True)
+    with pytest.raises(ExistsError, match="existing one"):
+        train(domains.model(), *arguments, out=out)
+    before = read(out).info.tensors_sha256
+    train(domains.model(), domains.data(), domains.recipe(seed=7), out=out, overwrite=True)
+    assert read(out).info.tensors_sha256 != before
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_first_step(tmp_path):
+    (tmp_path / "file").write_text("")
+    recorder = Recorder()
+    with pytest.raises(StorageError, match="cannot make"):
+        train(
+            domains.model(),
+            domains.data(),
+            domains.recipe(),
+            out=tmp_path / "file" / "out",
+            progress=recorder,
+        )
+    assert not recorder.steps
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
+    out, model = tmp_path / "out", domains.model()
+
+    def poison():
+        with torch.no_grad():
+            model.domain["block00"].adaptor.expand.weight.fill_(float("nan"))
+
+    recorder = Recorder(STEPS_PER_EPOCH + 1, poison)
+    with pytest.raises(TrainingError, match="finite loss, got nan; the last good") as caught:
+        train(model, domains.data(), domains.recipe(), out=out, progress=recorder)
+    assert "train.lr" in caught.value.fix
+    state = load_state(state_path(out))
+    assert state.step == STEPS_PER_EPOCH
+    assert all(bool(tensor.isfinite().all()) for tensor in state.domain.values())
+
+
+def test_weights_that_are_not_finite_do_not_replace_a_good_state(tmp_path):
+    out, model = tmp_path / "out", domains.model()
+
+    def poison():
+        with torch.no_grad():
+            model.domain["block00"].adaptor.expand.weight.fill_(float("inf"))
+
+    recorder = Recorder(2 * STEPS_PER_EPOCH, poison)
+    with pytest.raises(TrainingError, match=r"NaN or Inf in block00\.adaptor\.expand"):
+        train(model, domains.data(), domains.recipe(), out=out, progress=recorder)
+    assert load_state(state_path(out)).step == STEPS_PER_EPOCH
+
+
+@pytest.mark.parametrize("method", ["da2", "head"])
+def test_the_other_methods_train_too(tmp_path, method):
+    recipe = domains.recipe(method=method, epochs=6)
+    report = train(domains.model(method=method), domains.data(), recipe, out=tmp_path / "out")
+    assert report.evaluation.executed_share == 1
+    assert report.evaluation.gate_rates == {}
+    assert report.evaluation.accuracy >= 0.8
+
+
+def test_a_model_for_other_data_is_refused_before_the_first_step(tmp_path):
+    other = DomainData(domains.split("train", 9, 0), domains.split("test", 9, 1), ("a", "b"))
+    with pytest.raises(TrainingError, match="classes: 3 in the model, 2 wanted") as caught:
+        train(domains.model(method="da2"), other, domains.recipe(), out=tmp_path / "out")
+    assert "method: da2 in the model, da3 wanted" in caught.value.message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_backbone_that_someone_thawed_is_frozen_again(tmp_path):
+    model = domains.model()
+    model.backbone.requires_grad_(True)
+    train(model, domains.data(), domains.recipe(epochs=1), out=tmp_path / "out")
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
+
+
+def test_a_domain_smaller_than_a_batch_trains(tmp_path):
+    few = DomainData(domains.split("train", 7, 0), domains.split("test", 5, 1), domains.CLASSES)
+    report = train(domains.model(), few, domains.recipe(epochs=2), out=tmp_path / "out")
+    assert report.steps == 2

@@ -1,0 +1,150 @@
+"""Golden data: pictures and what the reference says of them, in both states of every gate.
+
+Rules of this file: numpy and safetensors only; values, their bytes and their limits. It neither runs
+a model nor chooses pictures.
+
+A *case* is one picture together with a shift per gate, added to that gate's bias: zero in a natural
+case, ``FORCE`` up or down where the data never brings a gate into a state and it had to be forced.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as safetensors_load
+from safetensors.numpy import save as safetensors_save
+
+from toolchain.errors import VerificationError
+
+FORCE = 1000.0
+PROBES = 8
+MAX_CASES = 4096
+_FIELDS = {
+    "pixels": (np.uint8, 4),
+    "shifts": (np.float32, 2),
+    "logits": (np.float32, 2),
+    "gates": (np.float32, 2),
+    "probes": (np.float32, 3),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """K cases of a domain.
+
+    ``pixels`` uint8 ``[K, S, S, 3]``; ``shifts`` and ``gates`` (logits, shift included) float32
+    ``[K, G]`` in the order of ``gate_sites``; ``logits`` float32 ``[K, classes]``; ``probes``
+    float32 ``[K, B, PROBES]``: each adapted block's output at fixed places (:func:`probe`), in the
+    order of ``sites``.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    shifts: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32]
+    gates: npt.NDArray[np.float32]
+    probes: npt.NDArray[np.float32]
+    gate_sites: tuple[str, ...]
+    sites: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def natural(self) -> npt.NDArray[np.bool_]:
+        """Which cases have no forced gate, ``[K]``."""
+        return ~np.any(self.shifts != 0, axis=1)
+
+    def states(self) -> dict[str, GateState]:
+        """Count, per gate, the cases that find it open and closed."""
+        opened = self.gates >= 0
+        return {
+            site: GateState(
+                int(opened[:, i].sum()), int((~opened[:, i]).sum()), bool(self.shifts[:, i].any())
+            )
+            for i, site in enumerate(self.gate_sites)
+        }
+
+    def take(self, rows: npt.NDArray[Any] | Sequence[int] | slice) -> Golden:
+        """Return some of the cases."""
+        kept = {name: getattr(self, name)[rows] for name in _FIELDS}
+        return Golden(**kept, gate_sites=self.gate_sites, sites=self.sites)
+
+    def to_bytes(self) -> bytes:
+        """Serialise; the same cases give the same bytes."""
+        # One metadata key only: safetensors keeps no order among several.
+        names = json.dumps({"gates": self.gate_sites, "sites": self.sites}, sort_keys=True)
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _FIELDS}
+        return safetensors_save(arrays, metadata={"names": names})
+
+
+@dataclass(frozen=True, slots=True)
+class GateState:
+    """In how many cases a gate is open and closed, and whether any was forced."""
+
+    open: int
+    closed: int
+    forced: bool
+
+
+def read_golden(data: bytes, what: str) -> Golden:
+    """Parse golden data; raises VerificationError for anything but what ``to_bytes`` writes."""
+    try:
+        arrays = safetensors_load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        names = json.loads(header["__metadata__"]["names"])
+        gates, sites = tuple(map(str, names["gates"])), tuple(map(str, names["sites"]))
+    except (SafetensorError, ValueError, KeyError, TypeError) as err:
+        raise VerificationError(
+            f"{what}: expected golden data, got: {err}", fix="export the domain again"
+        ) from err
+    fault = _fault(arrays, gates, sites)
+    if fault:
+        raise VerificationError(f"{what}: {fault}", fix="export the domain again")
+    return Golden(**arrays, gate_sites=gates, sites=sites)
+
+
+def _fault(
+    arrays: Mapping[str, npt.NDArray[Any]], gates: tuple[str, ...], sites: tuple[str, ...]
+) -> str:
+    if set(arrays) != set(_FIELDS):
+        return f"expected the tensors {sorted(_FIELDS)}, got {sorted(arrays)}"
+    for name, (dtype, rank) in _FIELDS.items():
+        if arrays[name].dtype != dtype or arrays[name].ndim != rank:
+            found = f"{arrays[name].dtype} of rank {arrays[name].ndim}"
+            return f"{name}: expected {np.dtype(dtype)} of rank {rank}, got {found}"
+        if not np.isfinite(arrays[name]).all():
+            return f"{name}: expected finite values"
+    count = len(arrays["pixels"])
+    if not 1 <= count <= MAX_CASES or any(len(a) != count for a in arrays.values()):
+        return f"expected 1 to {MAX_CASES} cases in every tensor, got {count}"
+    widths = (arrays["shifts"].shape[1], arrays["gates"].shape[1], arrays["probes"].shape[1])
+    if widths != (len(gates), len(gates), len(sites)):
+        return f"expected {len(gates)} gates and {len(sites)} blocks, got {widths}"
+    return ""
+
+
+def probe(block: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return a block's output ``[N, ...]`` at ``PROBES`` evenly spread places, ``[N, PROBES]``.
+
+    Small maps repeat places. A few values per block suffice to name the first one that diverges.
+    """
+    flat = block.reshape(len(block), -1)
+    places = np.linspace(0, flat.shape[1] - 1, PROBES).round().astype(np.int64)
+    return np.ascontiguousarray(flat[:, places])
+
+
+def shifted(
+    slots: Mapping[str, npt.NDArray[Any]], gate_sites: Sequence[str], shift: npt.NDArray[np.float32]
+) -> dict[str, npt.NDArray[Any]]:
+    """Return the slots with ``shift`` ``[G]`` added to the gates' biases."""
+    changed = dict(slots)
+    for site, amount in zip(gate_sites, shift, strict=True):
+        name = f"{site}.gate.bias"
+        changed[name] = (slots[name] + np.float32(amount)).astype(np.float32)
+    return changed

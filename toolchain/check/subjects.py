@@ -1,0 +1,86 @@
+"""Build the models that a check runs: shipped graphs, and the staged reference.
+
+Rules of this file: sessions only; weights come from one folder, slots at run time or, for static
+graphs, as constants. ``staged`` and tapped twins are linked anew from the halves and so need the
+packages onnx and onnx-ir; the shipped graphs need onnxruntime alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from toolchain.check.parity import BATCHES, Subject
+from toolchain.runtime.linked import Linked, Runnable
+from toolchain.runtime.session import Session
+from toolchain.runtime.staged import Segments, StagedRunner
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from toolchain.graph.link import Linking
+    from toolchain.graph.split import Split
+
+Slots = Mapping[str, npt.NDArray[Any]]
+
+
+def shipped(
+    name: str,
+    graph: bytes,
+    folder: Path,
+    slots: Slots,
+    *,
+    tapped: Callable[[], Runnable] | None = None,
+    threads: int = 1,
+) -> Subject:
+    """Return a linked graph as a subject; ``name`` is its stem: ``swap-if``, ``static-rows``."""
+    static = name.startswith("static")
+    session = Session(
+        graph, folder=folder, constants=slots if static else None, threads=threads, what=name
+    )
+    # A batch-1 graph is looped whatever the batch: one size tells all.
+    batches = BATCHES[:1] if name.endswith("-if") else BATCHES
+    return Subject(name, Linked(session), tapped, takes_slots=not static, batches=batches)
+
+
+def tapped(halves: Split, linking: Linking, folder: Path, slots: Slots) -> Callable[[], Runnable]:
+    """Return a builder of the twin that also gives every block's output."""
+
+    def build() -> Runnable:
+        from dataclasses import replace
+
+        from toolchain.graph.link import link
+        from toolchain.graph.store import to_bytes
+
+        graph = to_bytes(link(halves, replace(linking, taps=True)))
+        constants = slots if linking.flavour == "static" else None
+        return Linked(Session(graph, folder=folder, constants=constants, what=linking.name))
+
+    return build
+
+
+def staged(halves: Split, folder: Path, *, threads: int = 1) -> Subject:
+    """Return the staged flavour as a subject."""
+    from toolchain.graph.stage import stage
+    from toolchain.graph.store import to_bytes
+
+    def session(model: ir.Model) -> Session:
+        return Session(to_bytes(model), folder=folder, threads=threads, what=model.graph.name or "")
+
+    segments = stage(halves)
+    sites = [
+        Segments(
+            site.cut.correction,
+            site.cut.gate if site.closed is not None else None,
+            site.cut.result,
+            session(site.side),
+            session(site.opened),
+            None if site.closed is None else session(site.closed),
+        )
+        for site in segments.stages
+    ]
+    runner = StagedRunner(sites, session(segments.tail))
+    return Subject("staged", runner, lambda: runner)

@@ -1,0 +1,212 @@
+"""The pipeline of ``da3-export``: checkpoint in, checked bundle out.
+
+Rules of this file: it calls the rooms in order (restore, split, link, check, pack) and holds no
+logic of theirs; nothing appears in the destination before parity has passed; the backbone artefact
+is written once and reused while its digests match. Progress is told to a callback, never printed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors.numpy import load as load_safetensors
+
+from toolchain import bundle, manifests
+from toolchain.adapt import checkpoint as checkpoints
+from toolchain.adapt.data import load as load_data
+from toolchain.adapt.models import restore
+from toolchain.bundle import BackboneArtefact, Manifest, Payload
+from toolchain.check import parity, subjects
+from toolchain.check.parity import ParityReport, Subject
+from toolchain.check.reference import Chosen, choose, join
+from toolchain.errors import BackboneMismatchError
+from toolchain.graph import store
+from toolchain.graph.halves import Halves, make_halves
+from toolchain.graph.link import Linking, link
+from toolchain.graph.names import SLOTS_FILE, WEIGHTS_FILE
+from toolchain.recipe import Recipe, dump
+
+SUFFIX = ".da3b"
+SHIPPED = (("swap", "if"), ("swap", "rows"), ("static", "if"))
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export made and measured; ``seconds`` by step."""
+
+    domain: str
+    bundle: Path
+    bundle_bytes: int
+    manifest: Manifest
+    backbone: Path
+    backbone_bytes: int
+    backbone_reused: bool
+    structure_cached: bool
+    parity: ParityReport
+    searched: int
+    ambiguous: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Times steps and tells of each as it begins."""
+
+    notify: Callable[[str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        self.notify(name)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - started
+
+
+def export(
+    recipe: Recipe,
+    *,
+    checkpoint: Path,
+    dist: Path,
+    cache: Path | None = None,
+    overwrite: bool = False,
+    threads: int = 1,
+    tolerance: float = parity.TOLERANCE,
+    notify: Callable[[str], None] = lambda _: None,
+) -> ExportReport:
+    """Export the trained domain in ``checkpoint`` to ``dist/<domain>.da3b``, checked.
+
+    Writes ``dist/backbone-<name>-<digest>/`` too unless it is there. ``cache`` keeps split
+    structures between exports. Raises ParityError with nothing written when a flavour does not
+    answer as PyTorch does; ExistsError when the bundle exists and ``overwrite`` is false; and
+    whatever the rooms raise.
+    """
+    clock = _Clock(notify)
+    target = dist / f"{recipe.domain}{SUFFIX}"
+    if not overwrite:
+        manifests.refuse_existing(target)
+    with clock.step("restore"):
+        model, kept = restore(checkpoint, weights=recipe.weights_path)
+    with clock.step("split"):
+        halves = make_halves(model, cache=cache)
+    with clock.step("data"):
+        data = load_data(recipe)
+    with clock.step("reference"):
+        chosen = choose(model, data.test, recipe.preprocess, count=recipe.golden)
+    with tempfile.TemporaryDirectory(prefix="da3-export-") as folder:
+        with clock.step("link"):
+            graphs = _link(halves, kept, Path(folder))
+        with clock.step("check"):
+            report = _check(halves, graphs, kept, chosen, recipe, Path(folder), threads, tolerance)
+    with clock.step("pack"):
+        dist.mkdir(parents=True, exist_ok=True)
+        artefact, reused = _backbone(halves, kept, dist)
+        payloads = _payloads(halves, graphs, checkpoint, chosen, recipe)
+        manifest = manifests.domain(kept, recipe, halves, artefact, chosen, report)
+        manifest = bundle.pack(target, manifest, payloads, overwrite=overwrite)
+    return ExportReport(
+        recipe.domain,
+        target,
+        target.stat().st_size,
+        manifest,
+        artefact.path,
+        sum(f.size for f in artefact.manifest.files),
+        reused,
+        halves.cached,
+        report,
+        chosen.searched,
+        chosen.ambiguous,
+        clock.seconds,
+    )
+
+
+def _linkings(kept: checkpoints.Checkpoint) -> list[Linking]:
+    rates = kept.info.metrics.gate_rates
+    return [Linking(flavour, form, rates=rates) for flavour, form in SHIPPED]  # type: ignore[arg-type]
+
+
+def _link(halves: Halves, kept: checkpoints.Checkpoint, folder: Path) -> dict[str, bytes]:
+    """Link every shipped flavour, write it beside its tensors, and let onnx.checker look at all."""
+    (folder / WEIGHTS_FILE).write_bytes(halves.weights)
+    (folder / SLOTS_FILE).write_bytes(halves.slots)
+    graphs = {
+        linking.name: store.to_bytes(link(halves.split, linking)) for linking in _linkings(kept)
+    }
+    for stem, data in {
+        "backbone": halves.backbone_graph,
+        "domain": halves.domain_graph,
+        **graphs,
+    }.items():
+        path = folder / f"{stem}.onnx"
+        path.write_bytes(data)
+        store.check(path)
+    return graphs
+
+
+def _check(
+    halves: Halves,
+    graphs: dict[str, bytes],
+    kept: checkpoints.Checkpoint,
+    chosen: Chosen,
+    recipe: Recipe,
+    folder: Path,
+    threads: int,
+    tolerance: float,
+) -> ParityReport:
+    slots = load_safetensors(halves.slots)
+    found: list[Subject] = [
+        subjects.shipped(
+            linking.name,
+            graphs[linking.name],
+            folder,
+            slots,
+            tapped=subjects.tapped(halves.split, linking, folder, slots),
+            threads=threads,
+        )
+        for linking in _linkings(kept)
+    ]
+    found.append(subjects.staged(halves.split, folder, threads=threads))
+    cases = join([chosen.golden, chosen.others])
+    return parity.compare(cases, found, slots, recipe.preprocess, tolerance=tolerance).require()
+
+
+def _backbone(
+    halves: Halves, kept: checkpoints.Checkpoint, dist: Path
+) -> tuple[BackboneArtefact, bool]:
+    """Return the artefact in ``dist``, written if it is not there, and whether it was there."""
+    info = kept.info.backbone
+    path = dist / bundle.artefact_name(info.name, info.weights_digest)
+    wanted = manifests.backbone(kept, halves)
+    if path.exists():
+        found = bundle.open_backbone(path)
+        if found.manifest.graph_digest != wanted.graph_digest:
+            raise BackboneMismatchError(
+                f"{path} was exported by another version: expected the graph "
+                f"{wanted.graph_digest}, got {found.manifest.graph_digest}",
+                fix="export into another folder, and its other domains again, or remove it",
+            )
+        return found, True
+    written = bundle.write_backbone(
+        dist, wanted, graph=halves.backbone_graph, weights=halves.weights
+    )
+    return written, False
+
+
+def _payloads(
+    halves: Halves, graphs: dict[str, bytes], folder: Path, chosen: Chosen, recipe: Recipe
+) -> list[Payload]:
+    files = [
+        Payload("domain", "domain.onnx", halves.domain_graph),
+        Payload("slots", SLOTS_FILE, halves.slots),
+        Payload("golden", "golden.safetensors", chosen.golden.to_bytes()),
+        Payload("recipe", "recipe.yaml", dump(recipe).encode()),
+        Payload("training", "training.json", (folder / checkpoints.INFO_FILE).read_bytes()),
+    ]
+    return files + [
+        Payload(name.partition("-")[0], f"{name}.onnx", data) for name, data in graphs.items()
+    ]
