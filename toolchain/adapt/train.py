@@ -11,7 +11,7 @@ Law: ``train`` interrupted anywhere and resumed equals ``train``.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +78,17 @@ def train(
     Loss: cross-entropy plus the budget term (``budget``), minimised by AdamW (Loshchilov and
     Hutter, ICLR 2019) over one cycle. The state for ``resume`` lies beside ``out``
     (``state.state_path``), written after every epoch, every ``save_every_s`` seconds and at Ctrl-C,
-    and is removed at the end.
-    The head starts from the head-only baseline, whose accuracy is noted beside the domain's.
+    and is removed at the end. The head starts from the head-only baseline, whose accuracy is noted
+    beside the domain's. A missing parent of ``out`` is made.
 
     Raises:
         ExistsError: ``out``, or a training that waits to be resumed, is there, and neither
             ``resume`` nor ``overwrite`` was asked for.
         TrainingError: Ctrl-C (after the step was finished and saved); a loss that is not finite
             (the last good state stays); ``resume`` with another recipe, backbone or data, each
-            difference named, or with nothing to resume.
+            difference named, or with nothing to resume; a model whose method, classes or input
+            size are not those of recipe and data.
         StorageError: the file system refused.
-
-    A model whose method, classes or input size are not those of recipe and data is a TrainingError.
 
     """
     started = time.monotonic()
@@ -99,6 +98,7 @@ def train(
     if resume:
         run.resume(load_state(state_path(out)))
     else:
+        state_path(out).unlink(missing_ok=True)  # overwriting was asked for
         run.start(probe(model, data, recipe.preprocess))
     first = run.step
     try:
@@ -178,6 +178,7 @@ class _Run:
             "backbone's weights_digest": weights_digest(self.model),
             "data's digest": data_digest(self.data),
             "model's method": self.model.method,
+            "model's options": asdict(self.model.options),
             "model's classes": self.model.classes,
             "torch": torch.__version__,
         }
@@ -209,6 +210,7 @@ class _Run:
         self.step, self.head_accuracy = state.step, state.head_accuracy
 
     def save(self) -> None:
+        """Replace the state on disk by the present one."""
         state = snapshot(
             self.model,
             self.optimiser,

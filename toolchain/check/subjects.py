@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from toolchain.graph.link import Linking
     from toolchain.graph.split import Split
 
+Builder = Callable[[], Runnable]
 Slots = Mapping[str, npt.NDArray[Any]]
 
 
@@ -33,7 +34,7 @@ def shipped(
     folder: Path,
     slots: Slots,
     *,
-    tapped: Callable[[], Runnable] | None = None,
+    tapped: Builder | None = None,
     threads: int = 1,
 ) -> Subject:
     """Return a linked graph as a subject; ``name`` is its stem: ``swap-if``, ``static-rows``."""
@@ -46,7 +47,7 @@ def shipped(
     return Subject(name, Linked(session), tapped, takes_slots=not static, batches=batches)
 
 
-def tapped(halves: Split, linking: Linking, folder: Path, slots: Slots) -> Callable[[], Runnable]:
+def tapped(halves: Split, linking: Linking, folder: Path, slots: Slots) -> Builder:
     """Return a builder of the twin that also gives every block's output."""
 
     def build() -> Runnable:

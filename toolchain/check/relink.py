@@ -1,0 +1,84 @@
+"""Link a bundle's graphs anew from its halves, to show that they are what the halves say.
+
+Rules of this file: needs onnx and onnx-ir, no torch. A graph that does not come out byte for byte
+was altered, or written by another version of the linker; both are told apart from a mere parity
+failure because they are refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from toolchain.bundle import BackboneArtefact, Bundle
+from toolchain.check import subjects
+from toolchain.errors import BundleError
+from toolchain.graph import store
+from toolchain.graph.link import Flavour, Form, Linking, link
+from toolchain.graph.names import SLOTS_FILE
+from toolchain.graph.split import Split, read_split
+
+FLAVOURS: tuple[Flavour, ...] = ("swap", "static")
+FORMS: tuple[Form, ...] = ("if", "rows")
+
+
+@dataclass(frozen=True, slots=True)
+class Relinked:
+    """The halves of a bundle and the graphs linked from them that equal the shipped ones."""
+
+    halves: Split
+    linkings: Mapping[str, Linking]
+
+    @property
+    def identical(self) -> tuple[str, ...]:
+        """Names of the graphs that came out byte for byte: all of them."""
+        return tuple(self.linkings)
+
+    def tapped(
+        self, folder: Path, slots: Mapping[str, npt.NDArray[Any]]
+    ) -> dict[str, subjects.Builder]:
+        """Return builders of tapped twins by graph name."""
+        return {
+            name: subjects.tapped(self.halves, linking, folder, slots)
+            for name, linking in self.linkings.items()
+        }
+
+
+def relink(held: Bundle, artefact: BackboneArtefact) -> Relinked:
+    """Link every shipped graph anew. Raises BundleError naming one that differs."""
+    halves = read_halves(held, artefact)
+    rates = {b.name: b.rate for b in held.manifest.gates.blocks if b.rate is not None}
+    linkings: dict[str, Linking] = {}
+    for flavour in FLAVOURS:
+        for form in FORMS:
+            linking = Linking(flavour, form, rates=rates)
+            shipped = f"{linking.name}.onnx"
+            if shipped not in held.names(flavour):
+                continue
+            if store.to_bytes(link(halves, linking)) != held.blob(shipped):
+                raise BundleError(
+                    f"{shipped} is not what linking the bundle's halves gives",
+                    fix="check with the toolchain version that wrote it "
+                    f"({held.manifest.provenance.get('toolchain')}), or export again",
+                )
+            linkings[linking.name] = linking
+    return Relinked(halves, linkings)
+
+
+def read_halves(held: Bundle, artefact: BackboneArtefact) -> Split:
+    """Return the split that a bundle and its backbone make."""
+    backbone = store.read_graph(artefact.graph_path)
+    domain = store.from_bytes(held.blob(held.names("domain")[0]), what="domain.onnx")
+    store.load_tensors(domain, SLOTS_FILE, held.blob(held.names("slots")[0]))
+    # The linker keeps references as they are: slots point into the file that the bundle carries.
+    return read_split(backbone, _referenced(domain, held))
+
+
+def _referenced(domain: Any, held: Bundle) -> Any:
+    """Point the checked tensors into the slots file again, so that linking writes references."""
+    data = held.blob(held.names("slots")[0])
+    return store.externalise(domain, store.Packed(SLOTS_FILE, data, store.places(data)))
