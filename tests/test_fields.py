@@ -35,7 +35,7 @@ class Outer(Section):
     kind: str = key(choice("warm", "cold"))
     marks: tuple[int, ...] = key(ListOf(whole(0, 5), 0, 3))
     note: str | None = key(Nullable(printable(8)))
-    inner: Inner = key(SectionOf(Inner))  # noqa: RUF009
+    inner: Inner = key(SectionOf(Inner))
 
 
 GOOD = {"name": "a", "kind": "warm", "marks": [1, 2], "note": None, "inner": {"rate": 1}}

@@ -22,6 +22,7 @@ from toolchain.adapt.data import load as load_data
 from toolchain.adapt.models import restore
 from toolchain.bundle import BackboneArtefact, Manifest, Payload
 from toolchain.check import parity, subjects
+from toolchain.check.golden import Golden
 from toolchain.check.parity import ParityReport, Subject
 from toolchain.check.reference import Chosen, choose, join
 from toolchain.errors import BackboneMismatchError
@@ -102,12 +103,16 @@ def export(
         with clock.step("link"):
             graphs = _link(halves, kept, Path(folder))
         with clock.step("check"):
-            report = _check(halves, graphs, kept, chosen, recipe, Path(folder), threads, tolerance)
+            linked = _Linked(halves, graphs, _linkings(kept), Path(folder))
+            cases = join([chosen.golden, chosen.others])
+            report = _check(linked, cases, recipe, threads=threads, tolerance=tolerance)
     with clock.step("pack"):
         dist.mkdir(parents=True, exist_ok=True)
         artefact, reused = _backbone(halves, kept, dist)
         payloads = _payloads(halves, graphs, checkpoint, chosen, recipe)
-        manifest = manifests.domain(kept, recipe, halves, artefact, chosen, report)
+        manifest = manifests.domain(
+            kept, recipe, halves, artefact=artefact, chosen=chosen, report=report
+        )
         manifest = bundle.pack(target, manifest, payloads, overwrite=overwrite)
     return ExportReport(
         recipe.domain,
@@ -126,7 +131,8 @@ def export(
 
 
 def _linkings(kept: checkpoints.Checkpoint) -> list[Linking]:
-    rates = kept.info.metrics.gate_rates
+    # Rounded as in the manifest, so that linking anew from a bundle gives the same graphs.
+    rates = {site: manifests.rounded(rate) for site, rate in kept.info.metrics.gate_rates.items()}
     return [Linking(flavour, form, rates=rates) for flavour, form in SHIPPED]  # type: ignore[arg-type]
 
 
@@ -148,30 +154,33 @@ def _link(halves: Halves, kept: checkpoints.Checkpoint, folder: Path) -> dict[st
     return graphs
 
 
+@dataclass(frozen=True, slots=True)
+class _Linked:
+    """What the check runs: halves, graphs by name, how each was linked, and where tensors lie."""
+
+    halves: Halves
+    graphs: dict[str, bytes]
+    linkings: list[Linking]
+    folder: Path
+
+
 def _check(
-    halves: Halves,
-    graphs: dict[str, bytes],
-    kept: checkpoints.Checkpoint,
-    chosen: Chosen,
-    recipe: Recipe,
-    folder: Path,
-    threads: int,
-    tolerance: float,
+    linked: _Linked, cases: Golden, recipe: Recipe, *, threads: int, tolerance: float
 ) -> ParityReport:
+    halves, folder = linked.halves, linked.folder
     slots = load_safetensors(halves.slots)
     found: list[Subject] = [
         subjects.shipped(
             linking.name,
-            graphs[linking.name],
+            linked.graphs[linking.name],
             folder,
             slots,
             tapped=subjects.tapped(halves.split, linking, folder, slots),
             threads=threads,
         )
-        for linking in _linkings(kept)
+        for linking in linked.linkings
     ]
     found.append(subjects.staged(halves.split, folder, threads=threads))
-    cases = join([chosen.golden, chosen.others])
     return parity.compare(cases, found, slots, recipe.preprocess, tolerance=tolerance).require()
 
 

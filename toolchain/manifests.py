@@ -102,6 +102,7 @@ def domain(
     kept: Checkpoint,
     recipe: Recipe,
     halves: Halves,
+    *,
     artefact: BackboneArtefact,
     chosen: Chosen,
     report: ParityReport,
@@ -121,7 +122,9 @@ def domain(
         adaptor=Adaptor(info.method, asdict(info.options), ()),
         preprocess=Preprocess(**asdict(info.preprocess)),
         classes=info.classes,
-        gates=Gates(_gate_blocks(halves.split, metrics.gate_rates), rounded(metrics.executed_share)),
+        gates=Gates(
+            _gate_blocks(halves.split, metrics.gate_rates), rounded(metrics.executed_share)
+        ),
         plans=(),
         requires=Requires(None, None, None),
         selftest=_selftest(chosen, report),
@@ -156,9 +159,7 @@ def _selftest(chosen: Chosen, report: ParityReport) -> Selftest:
         site: GateStates(state.open, state.closed, state.forced)
         for site, state in chosen.golden.states().items()
     }
-    return Selftest(
-        "golden", "golden", len(chosen.golden), report.tolerance, states, TIME_LIMIT_S
-    )
+    return Selftest("golden", "golden", len(chosen.golden), report.tolerance, states, TIME_LIMIT_S)
 
 
 def _parity(report: ParityReport) -> dict[str, int | float | str | bool | None]:

@@ -1,7 +1,7 @@
 """Golden data: pictures and what the reference says of them, in both states of every gate.
 
-Rules of this file: numpy and safetensors only; values, their bytes and their limits. It neither runs
-a model nor chooses pictures.
+Rules of this file: numpy and safetensors only; values, their bytes and their limits. It neither
+runs a model nor chooses pictures.
 
 A *case* is one picture together with a shift per gate, added to that gate's bias: zero in a natural
 case, ``FORCE`` up or down where the data never brings a gate into a state and it had to be forced.
@@ -58,7 +58,8 @@ class Golden:
     @property
     def natural(self) -> npt.NDArray[np.bool_]:
         """Which cases have no forced gate, ``[K]``."""
-        return ~np.any(self.shifts != 0, axis=1)
+        forced: npt.NDArray[np.bool_] = (self.shifts != 0).any(axis=1)
+        return ~forced
 
     def states(self) -> dict[str, GateState]:
         """Count, per gate, the cases that find it open and closed."""

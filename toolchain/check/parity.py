@@ -110,7 +110,7 @@ def compare(
         if len(cases) < len(golden):
             notes.append(f"{subject.name}: {len(golden) - len(cases)} forced cases do not apply")
         for batch in subject.batches:
-            found = _compare(cases, subject, slots, preprocess, batch, tolerance)
+            found = _compare(cases, subject, slots, preprocess, batch=batch, tolerance=tolerance)
             comparisons.append(found)
     forced = int((~golden.natural).sum())
     return ParityReport(tuple(comparisons), tolerance, len(golden), forced, tuple(notes))
@@ -121,6 +121,7 @@ def _compare(
     subject: Subject,
     slots: Mapping[str, npt.NDArray[Any]],
     preprocess: Preprocessing,
+    *,
     batch: int,
     tolerance: float,
 ) -> Comparison:

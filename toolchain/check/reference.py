@@ -42,7 +42,7 @@ class Chosen:
 def choose(
     model: AttachedModel, split: Split, preprocess: Preprocessing, *, count: int, batch: int = 16
 ) -> Chosen:
-    """Search ``split`` for golden cases: at most ``count`` natural ones, plus at most two forced."""
+    """Search ``split`` for golden cases: up to ``count`` natural ones, plus up to two forced."""
     low, high = SEARCH_RANGE
     searched = min(len(split), max(low, min(high, SEARCH_FLOPS // max(1, model.anatomy.flops))))
     rows = np.unique(np.linspace(0, len(split) - 1, searched).round().astype(np.int64))
@@ -59,9 +59,7 @@ def choose(
 
 
 @torch.no_grad()
-def _gate_logits(
-    model: AttachedModel, images: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
+def _gate_logits(model: AttachedModel, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     model.train(False)
     found = []
     for start in range(0, len(images), BATCH):

@@ -1,9 +1,9 @@
 """Capture an attached model as one ONNX graph without control flow.
 
-Rules of this file: the exporter runs with ``optimize=False``, the only setting that neither renames,
-re-values nor merges initializers; every cut point is a named value; domain tensors are kept out of
-reach of any folding by turning them into graph inputs while it runs. It does not split or link, and
-gates stay dense here (``Where``): the linker adds the control flow.
+Rules of this file: the exporter runs with ``optimize=False``, the only setting that neither
+renames, re-values nor merges initializers; every cut point is a named value; domain tensors are
+kept out of reach of any folding by turning them into graph inputs while it runs. It does not split
+or link, and gates stay dense here (``Where``): the linker adds the control flow.
 
 Initializers are called as in the state dict: the backbone's behind ``backbone.``, the domain's by
 slot name. Cut points are named as in :mod:`toolchain.graph.names`.
@@ -172,7 +172,7 @@ def _capture_error(err: Exception) -> CaptureError:
         return CaptureError(
             "a Python `if`, loop or int() depends on a tensor's value, which no ONNX graph without "
             f"control flow can hold: {_first_line(causes[-1])}",
-            fix="compute both sides and select with torch.where, or leave that module out of blocks",
+            fix="compute both sides and select with torch.where, or leave the module out of blocks",
         )
     if "Constraints violated" in text or "specialized" in text:
         return CaptureError(

@@ -1,4 +1,4 @@
-"""Fold each frozen BatchNorm into the convolution before it, and fix reshapes to one free dimension.
+"""Fold each frozen BatchNorm into the convolution before it; give reshapes constant targets.
 
 Rules of this file: requires a captured graph; touches the backbone's tensors only (a slot is never
 read or renamed here); what is folded gets a new name (``<weight>+bn``), so that no name lies about
@@ -68,7 +68,9 @@ def _fold(graph: ir.Graph, conv: ir.Node, norm: ir.Node) -> None:
     weights = _array(kernel) * scale.reshape(-1, *(1,) * (kernel.const_value.numpy().ndim - 1))  # type: ignore[union-attr]
     base = value_name(kernel)
     conv.replace_input_with(1, _register(graph, f"{base}+bn", weights))
-    shifted = _register(graph, f"{base.removesuffix('.weight')}.bias+bn", (bias - mean) * scale + beta)
+    shifted = _register(
+        graph, f"{base.removesuffix('.weight')}.bias+bn", (bias - mean) * scale + beta
+    )
     if len(conv.inputs) > 2:
         conv.replace_input_with(2, shifted)
     else:
@@ -83,7 +85,9 @@ def _fold(graph: ir.Graph, conv: ir.Node, norm: ir.Node) -> None:
     source.name = name
 
 
-def _register(graph: ir.Graph, name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> ir.Value:
+def _register(
+    graph: ir.Graph, name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+) -> ir.Value:
     tensor = ir.Tensor(array.astype(np.float32), name=name)
     value = ir.Value(
         name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
@@ -109,7 +113,10 @@ def fix_reshapes(model: ir.Model) -> int:
         if target is not None:
             tensor = ir.Tensor(np.asarray(target, np.int64), name=f"{node.name}_target")
             value = ir.Value(
-                name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+                name=tensor.name,
+                type=ir.TensorType(tensor.dtype),
+                shape=tensor.shape,
+                const_value=tensor,
             )
             graph.register_initializer(value)
             node.replace_input_with(1, value)

@@ -85,7 +85,7 @@ def make_halves(
 
 
 def interface(model: AttachedModel, target: str = "onnxruntime") -> str:
-    """Return the digest of all that shapes a split: backbone, method, options, dialect, versions."""
+    """Return the digest of all that shapes a split: backbone, method, options, versions."""
     return digest.sha256(
         digest.canonical_json(
             {

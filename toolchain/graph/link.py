@@ -1,8 +1,8 @@
 """Link a domain into the backbone: resolve slots, and turn dense gates into real skipping.
 
 Rules of this file: requires a split, ensures one ONNX model of standard operators with the outputs
-``logits`` and, where there are gates, ``gates`` (logits ``[N, G]`` in block order); changes no value
-of any tensor. It runs nothing and writes nothing.
+``logits`` and, where there are gates, ``gates`` (logits ``[N, G]`` in block order); changes no
+value of any tensor. It runs nothing and writes nothing.
 
 Two forms of one semantics (see :mod:`toolchain.adapt.adaptors`):
 

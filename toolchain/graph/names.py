@@ -3,8 +3,8 @@
 Rules of this file: constants and frozen values only; no torch, so that a linker runs without it.
 
 Per site ``s`` (``block03``) the cut points are ``in.s`` (the block's input, unless that is an
-earlier site's result), ``block.s`` (the frozen block's output), ``adaptor.s`` (the correction on its
-coarse grid), ``gate.s`` (logits ``[N, 1]``) and ``out.s`` (the adapted output).
+earlier site's result), ``block.s`` (the frozen block's output), ``adaptor.s`` (the correction on
+its coarse grid), ``gate.s`` (logits ``[N, 1]``) and ``out.s`` (the adapted output).
 """
 
 from __future__ import annotations

@@ -53,7 +53,10 @@ class Sketch:
     def initializer(self, name: str, tensor: ir.TensorProtocol) -> str:
         """Add a constant tensor under ``name``, as it is (external data stays external)."""
         value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+            name=name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(tensor.shape.numpy()),
+            const_value=tensor,
         )
         self.initializers[name] = self._define(value)
         return name
@@ -148,9 +151,7 @@ def input_names(node: ir.Node) -> list[str]:
     return [value_name(v) for v in node.inputs if v is not None]
 
 
-def region(
-    nodes: Iterable[ir.Node], targets: Iterable[str], stops: Iterable[str]
-) -> list[ir.Node]:
+def region(nodes: Iterable[ir.Node], targets: Iterable[str], stops: Iterable[str]) -> list[ir.Node]:
     """Return the nodes that ``targets`` need, walking back no further than ``stops``, in order.
 
     Requires ``nodes`` in topological order.

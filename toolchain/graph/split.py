@@ -67,9 +67,7 @@ class Split:
         return tuple(cut for cut in self.cuts if cut.correction in given)
 
 
-def split(
-    model: ir.Model, cuts: Sequence[Cut], slots: Iterable[str], dialect: Opset
-) -> Split:
+def split(model: ir.Model, cuts: Sequence[Cut], slots: Iterable[str], dialect: Opset) -> Split:
     """Cut ``model`` in two. Raises SplitError naming a node or tensor that has no single owner."""
     nodes = list(model.graph)
     plain = {cut.output: cut.result for cut in cuts if not _defines(nodes, cut.result)}
@@ -78,7 +76,9 @@ def split(
     features = FEATURES if FEATURES in names else _features_alias(nodes, cuts)
     domain_nodes = _domain_nodes(nodes, cuts, features, plain)
     ends = [name for cut in cuts for name in (cut.input, cut.output)] + [features]
-    backbone_nodes = region(nodes, ends + list(plain), [c.result for c in cuts if c.output not in plain])
+    backbone_nodes = region(
+        nodes, ends + list(plain), [c.result for c in cuts if c.output not in plain]
+    )
     _check_partition(nodes, backbone_nodes, domain_nodes)
     slots = tuple(sorted(slots))
     halves = _Halves(model, cuts, features, plain, dialect)
@@ -132,9 +132,7 @@ def _domain_nodes(
     return [node for node in nodes if id(node) in mine]
 
 
-def _check_partition(
-    nodes: list[ir.Node], backbone: list[ir.Node], domain: list[ir.Node]
-) -> None:
+def _check_partition(nodes: list[ir.Node], backbone: list[ir.Node], domain: list[ir.Node]) -> None:
     ours, theirs = {id(n) for n in backbone}, {id(n) for n in domain}
     for node in nodes:
         owners = (id(node) in ours) + (id(node) in theirs)

@@ -2,7 +2,7 @@
 
 Rules of this file: the slow reference of the linker, and the flavour for runtimes whose
 conditionals do not skip; requires a split, ensures segments of plain operators without control
-flow, backbone weights inside, slots as inputs. It runs nothing: see :mod:`toolchain.runtime.staged`.
+flow, backbone weights inside, slots as inputs. :mod:`toolchain.runtime.staged` runs them.
 
 Per adapted site: ``side`` (whatever leads to the block, adaptor, gate), ``opened`` (block and
 correction) and, with a gate, ``closed`` (input and correction). At the end: ``tail``.

@@ -74,8 +74,14 @@ def externalise(model: ir.Model, packed: Packed) -> ir.Model:
         if tensor is None or name not in packed.places:
             continue
         offset, length = packed.places[name]
+        shape = ir.Shape(tensor.shape.numpy())
         value.const_value = ir.ExternalTensor(
-            packed.file, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape), name=name
+            packed.file,
+            offset,
+            length,
+            tensor.dtype,
+            shape=shape,
+            name=name,
         )
     return model
 

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF009 - key() returns a dataclass field, as the rule wants.
 """What a recipe says: frozen dataclasses, each field with its rule.
 
 Rules of this file: it is the only table of names, types, ranges and defaults; `yamlio` reads text,

@@ -1,7 +1,8 @@
 """onnxruntime sessions as this project uses them.
 
-Rules of this file: the CPU provider, chosen explicitly; a model comes as bytes and its large tensors
-from one folder; every fault of onnxruntime becomes one of our errors, here and nowhere else.
+Rules of this file: the CPU provider, chosen explicitly; a model comes as bytes and its large
+tensors from one folder; every fault of onnxruntime becomes one of our errors, here and nowhere
+else.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ _FOLDER = "session.model_external_initializers_file_folder_path"
 class Session:
     """One onnxruntime session over a model given as bytes.
 
-    ``folder`` holds the external tensors (``weights.safetensors``); ``constants`` gives further ones
-    in memory by tensor name (a static model's slots). ``exact`` turns every graph optimisation off, so that the nodes run as they
-    are written. ``threads`` is the number of intra-op threads.
+    ``folder`` holds the external tensors (``weights.safetensors``); ``constants`` gives further
+    ones in memory by tensor name (a static model's slots). ``exact`` turns every graph optimisation
+    off, so that the nodes run as they are written. ``threads`` is the number of intra-op threads.
     """
 
     def __init__(
@@ -91,9 +92,7 @@ class Session:
                 f"{self.what}: onnxruntime refused to run: {_first_line(err)}",
                 fix=f"expected the inputs {_shapes(self.inputs)}",
             ) from err
-        return {
-            name: np.asarray(value) for name, value in zip(names, values, strict=True)
-        }
+        return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
 
 
 def _first_line(err: BaseException) -> str:

@@ -36,9 +36,9 @@ def read(part: str, count: int) -> tuple[Pixels, npt.NDArray[np.int64]]:
 
 def _all() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
     except ImportError as err:
-        raise MissingPackageError("scikit-learn", "the sample 'digits'", "train") from err
+        raise MissingPackageError("scikit-learn", "the sample 'digits'", "export") from err
     found = load_digits()
     return found.images, found.target.astype(np.int64)
 

@@ -1,0 +1,61 @@
+# The two commands that matter are `make cars` and `make test`; `make help` lists the rest.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DIST   ?= dist
+CODE   := $(shell find toolchain models recipes -name '*.py' -o -name '*.safetensors')
+
+.DELETE_ON_ERROR:
+.PHONY: help cars digits samples test lint types wheel bench test-zoo clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+# -- the environment ---------------------------------------------------------------------------
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@echo "-- making $(VENV) from constraints.txt"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# -- one domain: train, export, check ------------------------------------------------------------
+
+cars: build/domains/cars/adaptor.json $(DIST)/cars.da3b  ## train and export the sample domain `cars`
+	@$(BIN)/da3 inspect $(DIST)/cars.da3b --brief
+
+digits: build/domains/digits/adaptor.json $(DIST)/digits.da3b  ## the same for real handwritten digits
+	@$(BIN)/da3 inspect $(DIST)/digits.da3b --brief
+
+samples: $(foreach d,cars digits chirps cells,$(DIST)/$(d).da3b)  ## all four sample domains
+
+build/domains/%/adaptor.json: recipes/%.yaml $(STAMP) $(CODE)
+	$(BIN)/da3 train --domain $* --out build/domains/$* --overwrite
+
+$(DIST)/%.da3b: build/domains/%/adaptor.json
+	$(BIN)/da3-export --domain $* --checkpoint build/domains/$* --dist $(DIST) --overwrite
+
+.PRECIOUS: build/domains/%/adaptor.json $(DIST)/%.da3b
+
+# -- quality -------------------------------------------------------------------------------------
+
+test: $(STAMP)  ## every test that needs no GPU
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(STAMP)  ## ruff, over everything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy --strict, over everything
+	$(BIN)/mypy
+
+wheel: $(STAMP)  ## build the wheel into build/wheel
+	rm -rf build/wheel
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel .
+
+bench: $(STAMP)  ## the figures of the README, into build/bench/
+	$(BIN)/python -m benchmarks.export
+
+clean:  ## remove what was built, keep the environment
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,150 @@
+"""The linked models that are timed: the plain backbone, the flavours and forms, the naive export.
+
+Rules of this file: every model comes from the library's own path (attach, make_halves, link,
+Session with one thread); gates are put into a state through their bias slots alone, so ``swap`` is
+one session for all states. It times nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from safetensors.numpy import load as load_safetensors
+from torch import nn
+
+from toolchain.adapt.attach import AttachedModel, attach
+from toolchain.graph import store
+from toolchain.graph.halves import Halves, make_halves
+from toolchain.graph.link import Form, Linking, link
+from toolchain.graph.names import IMAGE, SLOTS_FILE, WEIGHTS_FILE
+from toolchain.graph.split import recompose
+from toolchain.runtime.linked import Linked
+from toolchain.runtime.session import Session
+
+STATES = ("open", "half", "closed")
+FORCE = 1000.0
+# A full-resolution grouped 3x3 adaptor on every block: what one writes first.
+NAIVE = {"pool": 1, "kernel": 3, "groups": 8, "rank": 32, "placement": "all"}
+
+Slots = Mapping[str, npt.NDArray[Any]]
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A backbone under test: ``sides`` are the input's height and width in pixels."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    side: int
+    classes: int
+
+
+class Bench(AbstractContextManager["Bench"]):
+    """One backbone's halves on disk, and sessions over them."""
+
+    def __init__(self, case: Case, *, cache: Path | None = None) -> None:
+        self.case = case
+        self._temporary = tempfile.TemporaryDirectory(prefix="da3-bench-")
+        self.cache = cache
+        self.model = self._attached("da3")
+        self.halves = make_halves(self.model, cache=cache)
+        self.slots: dict[str, npt.NDArray[Any]] = load_safetensors(self.halves.slots)
+        self.gates = [name for name in self.slots if name.endswith(".gate.bias")]
+        self.folder = self._written(self.halves, "da3")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._temporary.cleanup()
+
+    def images(self, batch: int) -> npt.NDArray[np.float32]:
+        """Return normal noise, float32 ``[batch, 3, side, side]``."""
+        shape = (batch, 3, self.case.side, self.case.side)
+        return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+    def state(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """Return the slots with all gates open, all closed, or every second one closed."""
+        return {
+            **self.slots,
+            **{
+                gate: np.full_like(self.slots[gate], FORCE if opened else -FORCE)
+                for gate, opened in zip(self.gates, self._opened(name), strict=True)
+            },
+        }
+
+    def plain(self, form: Form) -> Linked:
+        """Return the frozen backbone with a head and nothing else, as fast as the runtime can."""
+        halves = make_halves(self._attached("head"), cache=self.cache)
+        folder = self._written(halves, "head")
+        graph = link(halves.split, Linking("static", form))
+        return self._linked(graph, folder, load_safetensors(halves.slots))
+
+    def swap(self, form: Form) -> Linked:
+        """Return the swap model; its state is in the slots given with each run."""
+        return self._linked(link(self.halves.split, Linking("swap", form)), self.folder)
+
+    def static(self, state: str) -> Linked:
+        """Return the static model with every gate resolved as ``state`` says."""
+        sites = [gate.removesuffix(".gate.bias") for gate in self.gates]
+        rates = {s: float(o) for s, o in zip(sites, self._opened(state), strict=True)}
+        graph = link(self.halves.split, Linking("static", "if", rates=rates))
+        return self._linked(graph, self.folder, self.slots)
+
+    def naive(self) -> Session:
+        """Return the model as a straight export gives it: full-size adaptors, nothing skipped."""
+        halves = make_halves(self._attached("da3", **NAIVE), cache=self.cache)
+        folder = self._written(halves, "naive")
+        return Session(store.to_bytes(recompose(halves.split)), folder=folder, what="naive")
+
+    def rewritten(self, change: Callable[[ir.Model], ir.Model]) -> Linked:
+        """Return the swap model of form ``if`` after ``change``, for forms that lost."""
+        return self._linked(change(link(self.halves.split, Linking())), self.folder)
+
+    def call(self, runner: Linked, batch: int, state: str | None = None) -> Call:
+        """Return a call that answers one batch in the given state."""
+        images, slots = self.images(batch), {} if state is None else self.state(state)
+        return lambda: runner.run(images, slots)
+
+    def naive_call(self, session: Session, batch: int = 1) -> Call:
+        """Return a call of the naive model, which takes no slots."""
+        feeds = {IMAGE: self.images(batch)}
+        return lambda: session.run(feeds)
+
+    def _opened(self, state: str) -> list[bool]:
+        places = range(len(self.gates))
+        return {
+            "open": [True for _ in places],
+            "half": [place % 2 == 0 for place in places],
+            "closed": [False for _ in places],
+        }[state]
+
+    def _attached(self, method: str, **options: Any) -> AttachedModel:
+        side = self.case.side
+        return attach(
+            self.case.build(),
+            method=method,
+            classes=self.case.classes,
+            input_shape=(3, side, side),
+            **options,
+        )
+
+    def _written(self, halves: Halves, name: str) -> Path:
+        folder = Path(self._temporary.name) / name
+        folder.mkdir()
+        (folder / WEIGHTS_FILE).write_bytes(halves.weights)
+        (folder / SLOTS_FILE).write_bytes(halves.slots)
+        return folder
+
+    def _linked(self, graph: ir.Model, folder: Path, constants: Slots | None = None) -> Linked:
+        data = store.to_bytes(graph)
+        return Linked(Session(data, folder=folder, constants=constants, what=self.case.name))

@@ -1,0 +1,116 @@
+"""The models that the zoo run takes, and what is expected of each.
+
+Rules of this file: one entry per model, built untrained from code that the zoo packages carry;
+sizes are the smallest that the architecture allows without losing a stage. An entry that names
+``blocks`` needed them by hand; one with ``refused`` is expected to be refused with that text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model: ``size`` in pixels; ``batch`` is the larger batch size that parity runs at.
+
+    ``options`` go to ``attach`` (``blocks``, ``head``); ``refused`` is a part of the error's text.
+    """
+
+    name: str
+    family: str
+    build: Callable[[], nn.Module]
+    size: int = 64
+    batch: int = 16
+    options: dict[str, Any] = field(default_factory=dict)
+    refused: str = ""
+
+
+def _torchvision(name: str, **arguments: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        from torchvision import models
+
+        net: nn.Module = models.get_model(name, weights=None, **arguments)
+        return net
+
+    return build
+
+
+def _timm(name: str, **arguments: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import timm
+
+        net: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+        return net
+
+    return build
+
+
+def _transformers(name: str, **settings: Any) -> Callable[[], nn.Module]:
+    """``name`` without its endings: ``ResNet`` is ResNetForImageClassification of ResNetConfig."""
+
+    def build() -> nn.Module:
+        import transformers
+
+        config = getattr(transformers, f"{name}Config")(**settings)
+        net: nn.Module = getattr(transformers, f"{name}ForImageClassification")(config)
+        return net
+
+    return build
+
+
+def _small_vit() -> nn.Module:
+    """torchvision's transformer with its own attention, cut down: ``vit_b_16`` is 86 M weights."""
+    from torchvision.models import VisionTransformer
+
+    net: nn.Module = VisionTransformer(
+        image_size=64, patch_size=16, num_layers=6, num_heads=3, hidden_dim=192, mlp_dim=768
+    )
+    return net
+
+
+_GOOGLE = {"aux_logits": False, "init_weights": False}
+
+ENTRIES = (
+    Entry("torchvision/resnet18", "plain residual", _torchvision("resnet18")),
+    Entry("torchvision/resnet50", "bottleneck residual", _torchvision("resnet50")),
+    Entry("torchvision/wide_resnet50_2", "wide residual", _torchvision("wide_resnet50_2"), batch=4),
+    Entry("torchvision/resnext50_32x4d", "grouped residual", _torchvision("resnext50_32x4d")),
+    Entry("torchvision/regnet_y_400mf", "grouped, squeeze-excitation", _torchvision("regnet_y_400mf")),
+    Entry("torchvision/mobilenet_v2", "inverted residual", _torchvision("mobilenet_v2")),
+    Entry("torchvision/mobilenet_v3_small", "inverted residual, SE", _torchvision("mobilenet_v3_small")),
+    Entry("torchvision/mnasnet0_5", "inverted residual", _torchvision("mnasnet0_5")),
+    Entry("torchvision/efficientnet_b0", "inverted residual, SE", _torchvision("efficientnet_b0")),
+    Entry("torchvision/shufflenet_v2_x0_5", "channel shuffle", _torchvision("shufflenet_v2_x0_5")),
+    Entry("torchvision/convnext_tiny", "ConvNeXt", _torchvision("convnext_tiny")),
+    Entry("torchvision/vit (6 layers)", "attention over tokens", _small_vit),
+    Entry("torchvision/swin_t", "windowed attention", _torchvision("swin_t")),
+    Entry("torchvision/densenet121", "dense connections", _torchvision("densenet121")),
+    Entry("torchvision/alexnet", "plain sequence", _torchvision("alexnet")),
+    Entry("torchvision/vgg11_bn", "plain sequence", _torchvision("vgg11_bn"), batch=4),
+    Entry("torchvision/squeezenet1_1", "fire modules", _torchvision("squeezenet1_1")),
+    Entry("torchvision/googlenet", "inception", _torchvision("googlenet", **_GOOGLE)),
+    Entry("torchvision/inception_v3", "inception", _torchvision("inception_v3", **_GOOGLE), size=96),
+    Entry("timm/resnetv2_50", "pre-activation residual", _timm("resnetv2_50")),
+    Entry("timm/seresnet50", "residual, SE", _timm("seresnet50")),
+    Entry("timm/nf_resnet26", "norm-free residual", _timm("nf_resnet26")),
+    Entry("timm/res2net50_26w_4s", "split residual", _timm("res2net50_26w_4s")),
+    Entry("timm/cspresnet50", "cross-stage partial", _timm("cspresnet50")),
+    Entry("timm/mobilenetv3_small_050", "inverted residual, SE", _timm("mobilenetv3_small_050")),
+    Entry("timm/ghostnet_050", "ghost modules", _timm("ghostnet_050")),
+    Entry("timm/repvgg_a0", "plain sequence, branches", _timm("repvgg_a0")),
+    Entry("timm/convnext_atto", "ConvNeXt", _timm("convnext_atto")),
+    Entry("timm/deit_tiny_patch16_224", "attention over tokens", _timm("deit_tiny_patch16_224", img_size=64)),
+    Entry("timm/mixer_s16_224", "token mixer", _timm("mixer_s16_224", img_size=64)),
+    Entry("timm/poolformer_s12", "pooling mixer", _timm("poolformer_s12")),
+    Entry("timm/mobilevit_xxs", "convolution and attention", _timm("mobilevit_xxs")),
+    Entry("transformers/ResNet", "bottleneck residual", _transformers("ResNet", depths=[2, 2, 2, 2])),
+    Entry("transformers/MobileNetV2", "inverted residual", _transformers("MobileNetV2", image_size=64)),
+    Entry("transformers/ViT", "attention over tokens",
+          _transformers("ViT", image_size=64, hidden_size=192, num_hidden_layers=4,
+                        num_attention_heads=3, intermediate_size=768)),
+)

@@ -1,0 +1,58 @@
+"""Hold our ``resnet50`` and ``mobilenet_v2`` against torchvision's: keys, shapes, outputs.
+
+Rules of this file: the same drawn weights in both, loaded with ``strict=True``, so that
+torchvision's checkpoints load into ours unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from da3_models import mobilenet_v2, resnet50
+from tests.zoo.prepare import SEED, enliven, pictures, tensor
+
+TOLERANCE = 1e-5
+OURS: dict[str, Callable[[int], nn.Module]] = {
+    "resnet50": resnet50.build,
+    "mobilenet_v2": mobilenet_v2.build,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """One of our backbones beside torchvision's; ``error`` is relative to the logits' range."""
+
+    name: str
+    tensors: int
+    same_keys: bool
+    same_shapes: bool
+    error: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether ours is torchvision's."""
+        return self.same_keys and self.same_shapes and self.error <= TOLERANCE
+
+
+@torch.no_grad()
+def compare(name: str) -> Twin:
+    """Build both, give ours torchvision's tensors, and compare their answers at 224 pixels."""
+    from torchvision import models
+
+    torch.manual_seed(SEED)
+    images = tensor(pictures(224, 4))
+    theirs = enliven(models.get_model(name, weights=None), images)
+    ours = OURS[name](1000).eval()
+    given, held = theirs.state_dict(), ours.state_dict()
+    same_keys = list(given) == list(held)
+    same_shapes = same_keys and all(given[key].shape == held[key].shape for key in given)
+    if not same_shapes:
+        return Twin(name, len(given), same_keys, same_shapes, float("inf"))
+    ours.load_state_dict(given, strict=True)
+    want, got = theirs(images), ours(images)
+    error = float((want - got).abs().max() / (want.max() - want.min()))
+    return Twin(name, len(given), same_keys, same_shapes, error)

@@ -1,0 +1,39 @@
+"""The root command and its verbs."""
+
+from __future__ import annotations
+
+import click
+
+from toolchain import DISTRIBUTION
+from toolchain.cli.backbones import backbones
+from toolchain.cli.boundary import BoundedGroup
+from toolchain.cli.check import check
+from toolchain.cli.completion import completion
+from toolchain.cli.export import export
+from toolchain.cli.inspect import inspect
+from toolchain.cli.recipes import recipes
+from toolchain.cli.train import train
+
+_EPILOG = """\b
+Exit codes: 0 done, 1 error, 2 usage, 3 parity failed, 4 verification failed.
+Documentation: docs/cli.md"""
+
+
+@click.group(
+    cls=BoundedGroup,
+    epilog=_EPILOG,
+    commands=[recipes, backbones, train, export, check, inspect, completion],
+)
+@click.version_option(package_name=DISTRIBUTION, message="%(prog)s %(version)s")
+def root() -> None:
+    """One frozen vision backbone, many domains.
+
+    A domain is a small adaptor with a dynamic gate per block and a head (DA3). Train it, export it
+    to ONNX as a checked bundle, look at it.
+
+    \b
+    Example:
+      da3 recipes ls
+      da3 export --domain cars --train
+      da3 check dist/cars.da3b
+    """

@@ -1,0 +1,131 @@
+"""The one error boundary: what the library raises becomes a message and an exit code.
+
+Rules of this file: every command runs inside ``_Boundary.main``, and nothing else in the room catches
+an error to end the process. A message goes to stderr as ``error:`` and ``fix:``; with ``--json`` it is
+a document on stdout instead. A traceback is shown only when DA3_TRACEBACK is set.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from toolchain.cli.layout import clean
+from toolchain.cli.output import write_json
+from toolchain.errors import Da3Error, MissingPackageError, RecipeError
+
+INTERRUPTED = 130
+_EXTRAS = {
+    "torch": "train",
+    "sklearn": "train",
+    "onnx": "check",
+    "onnx_ir": "check",
+    "onnxruntime": "check",
+    "onnxscript": "train",
+}
+# What a fix of the library asks for, and the flag of the command that does it.
+_FLAGS = (("go on with", "--resume"), ("overwrit", "--overwrite"))
+
+
+class _Boundary:
+    """Mixed into click's commands: ``main`` ends the process in every case."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command and exit with its code; see :meth:`click.Command.main`."""
+        given = args[0] if args else extra.get("args")
+        as_json = "--json" in (sys.argv[1:] if given is None else given)
+        colour = False if os.environ.get("NO_COLOR") else None
+        _tolerate_any_name()
+        try:
+            options = {**extra, "standalone_mode": False, "color": colour}
+            code = super().main(*args, **options)  # type: ignore[misc]
+        # This is where every error ends: what is unknown is told as such and leaves with 1.
+        except Exception as err:
+            code = _tell(_known(err), as_json, colour)
+        except KeyboardInterrupt:
+            code = _tell(click.Abort(), as_json, colour)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+class BoundedCommand(_Boundary, click.Command):
+    """A command with the boundary."""
+
+
+class BoundedGroup(_Boundary, click.Group):
+    """A group with the boundary."""
+
+
+@contextmanager
+def naming(command: str) -> Iterator[None]:
+    """Complete the fix of an error that asks for resuming or overwriting by ``command``."""
+    try:
+        yield
+    except Da3Error as err:
+        flags = [flag for word, flag in _FLAGS if word in err.fix and flag not in err.fix]
+        if flags:
+            err.fix += ": " + ", or: ".join(f"{command} {flag}" for flag in flags)
+        raise
+
+
+def _tolerate_any_name() -> None:
+    """Show what a terminal's encoding lacks as an escape instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _known(err: Exception) -> Exception:
+    """Return a missing package of ours as the library's error, anything else as it is."""
+    name = (getattr(err, "name", None) or "").partition(".")[0]
+    if isinstance(err, ModuleNotFoundError) and name in _EXTRAS:
+        found: Exception = MissingPackageError(name, "this command", _EXTRAS[name])
+        return found.with_traceback(err.__traceback__)
+    return err
+
+
+def _tell(err: Exception, as_json: bool, colour: bool | None) -> int:
+    """Report ``err`` and return the exit code."""
+    if os.environ.get("DA3_TRACEBACK"):
+        traceback.print_exception(err, file=sys.stderr)
+    told = _document(err)
+    if as_json:
+        write_json({"error": told})
+        return int(told["exit_code"])
+    if isinstance(err, click.UsageError) and err.ctx is not None:
+        click.echo(err.ctx.get_usage(), err=True, color=colour)
+    for word, paint in (("error", "red"), ("fix", "cyan")):
+        if text := told["message" if word == "error" else word]:
+            label = click.style(f"{word}:", fg=paint, bold=True)
+            click.echo(f"{label} {clean(text, lines=True)}", err=True, color=colour)
+    return int(told["exit_code"])
+
+
+def _document(err: Exception) -> dict[str, Any]:
+    """Return type, message, fix and exit code, and a recipe's faults, of an error."""
+    kind, message, fix, code = type(err).__name__, str(err), "", 1
+    if isinstance(err, Da3Error):
+        message, fix, code = err.message, err.fix, err.exit_code
+    elif isinstance(err, click.Abort):
+        kind, message, code = "Interrupted", "interrupted; nothing was finished", INTERRUPTED
+    elif isinstance(err, click.ClickException):
+        message, code = err.format_message(), err.exit_code
+        fix = (
+            f"{err.ctx.command_path} --help"
+            if isinstance(err, click.UsageError) and err.ctx
+            else ""
+        )
+    else:
+        kind, message = "InternalError", f"internal error: {type(err).__name__}: {err}"
+        fix = "run again with DA3_TRACEBACK=1 for the traceback, and report it"
+    told: dict[str, Any] = {"type": kind, "message": message, "fix": fix, "exit_code": code}
+    if isinstance(err, RecipeError):
+        told["faults"] = [
+            {"path": one.path, "message": one.message, "fix": one.fix} for one in err.faults
+        ]
+    return told

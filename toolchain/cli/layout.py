@@ -1,0 +1,102 @@
+"""Text for people: tables, labelled values, bars, sizes.
+
+Rules of this file: pure functions of values, nothing is printed; what comes from a file is shown
+without its control characters, so that no name can move the cursor; colour is click's to drop.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+import click
+
+BAR_WIDTH = 20
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def clean(text: str, *, lines: bool = False) -> str:
+    """Return ``text`` with everything unprintable escaped; ``lines`` keeps line breaks."""
+    return "".join(
+        c if c.isprintable() or (lines and c == "\n") else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+def width(text: str) -> int:
+    """Return the columns that ``text`` takes on a terminal; UAX 11: wide characters take two."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
+def title(text: str) -> str:
+    """Return a heading."""
+    return click.style(clean(text), bold=True)
+
+
+def pairs(values: Mapping[str, object], indent: int = 2) -> list[str]:
+    """Return one line per labelled value, the values below each other."""
+    wide = max(map(width, values), default=0)
+    return [
+        f"{' ' * indent}{label}{' ' * (wide - width(label))}  {clean(str(value))}"
+        for label, value in values.items()
+    ]
+
+
+def table(
+    heads: Sequence[str], rows: Iterable[Sequence[object]], *, right: str = "", indent: int = 2
+) -> list[str]:
+    """Return a table; ``right`` names the heads (by position, as digits) that align right."""
+    cells = [[clean(str(value)) for value in row] for row in rows]
+    wide = [max(map(width, column)) for column in zip(heads, *cells, strict=True)]
+    lines = [_row(row, wide, right, indent) for row in [list(heads), *cells]]
+    return [click.style(lines[0], dim=True), *lines[1:]]
+
+
+def _row(row: Sequence[str], wide: Sequence[int], right: str, indent: int) -> str:
+    parts = []
+    for place, (text, columns) in enumerate(zip(row, wide, strict=True)):
+        space = " " * (columns - width(text))
+        parts.append(space + text if str(place) in right else text + space)
+    return (" " * indent + "  ".join(parts)).rstrip()
+
+
+def bar(share: float) -> str:
+    """Return a share from 0 to 1 as a bar of twenty places."""
+    done = round(BAR_WIDTH * min(1.0, max(0.0, share)))
+    return "#" * done + "-" * (BAR_WIDTH - done)
+
+
+def percent(share: float | None) -> str:
+    """Return a share as a percentage with one decimal, a dash for None."""
+    return "-" if share is None else f"{share:.1%}"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes with the unit that leaves one to four digits."""
+    unit = 0
+    while count >= 1024 and unit < len(_UNITS) - 1:
+        count, unit = count / 1024, unit + 1
+    return f"{count:.0f} {_UNITS[unit]}" if unit == 0 else f"{count:.1f} {_UNITS[unit]}"
+
+
+def shape(dims: Iterable[object]) -> str:
+    """Return a shape as ``3x32x32``, ``scalar`` where there are no dimensions."""
+    return "x".join(map(str, dims)) or "scalar"
+
+
+def some(names: Sequence[str], count: int = 12) -> str:
+    """Return the first few of ``names``, and how many follow."""
+    rest = f", and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + rest
+
+
+def gates(rates: Mapping[str, float | None]) -> list[str]:
+    """Return one line per block: a bar for how often its gate is open."""
+    if not rates:
+        return ["  no gates"]
+    rows = [
+        (name, "(no gate)" if rate is None else bar(rate), percent(rate))
+        for name, rate in rates.items()
+    ]
+    return table(("gate", "open", ""), rows, right="2")

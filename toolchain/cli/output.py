@@ -1,0 +1,58 @@
+"""Results on stdout: for people, or one JSON document.
+
+Rules of this file: a command makes both from the same values; what is JSON here is what a script may
+rely on, so keys are only ever added.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import PurePath
+from typing import Any, TypeVar
+
+import click
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+
+def json_option(command: CommandT) -> CommandT:
+    """Add ``--json``, passed as ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
+
+
+def threads_option(default: int | None, what: str) -> Callable[[CommandT], CommandT]:
+    """Return the decorator that adds ``--threads``."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(1, 1024),
+        default=default,
+        show_default=default is not None,
+        metavar="N",
+        help=what,
+    )
+
+
+def emit(document: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
+    """Print ``document``, or ``lines`` for people."""
+    if as_json:
+        write_json(document)
+    else:
+        click.echo("\n".join(lines))
+
+
+def write_json(document: Mapping[str, Any]) -> None:
+    """Print ``document`` as JSON in ASCII, so that any terminal and pipe takes it."""
+    click.echo(json.dumps(plain(document), indent=2, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` (dataclasses, paths, mappings, tuples) as JSON's own types."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, PurePath) else value

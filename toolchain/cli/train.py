@@ -1,0 +1,119 @@
+"""``da3 train``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolchain.cli import layout
+from toolchain.cli.boundary import BoundedCommand, naming
+from toolchain.cli.domains import CHECKPOINTS, FILE, chosen, domain_options, train_command
+from toolchain.cli.output import emit, json_option, threads_option
+
+if TYPE_CHECKING:
+    from toolchain.adapt import TrainReport
+    from toolchain.recipe import Recipe
+
+
+@click.command(cls=BoundedCommand)
+@domain_options
+@click.option(
+    "--out", type=FILE, metavar="DIR", help=f"The checkpoint.  [default: {CHECKPOINTS}/NAME]"
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
+@threads_option(None, "Threads of PyTorch.  [default: all cores]")
+@json_option
+def train(
+    domain: str | None,
+    file: Path | None,
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Train a domain on its frozen backbone.
+
+    Only adaptors, gates and head change. Ctrl-C stops after the present step and keeps the state;
+    --resume goes on to the same weights as a training that was never stopped.
+
+    \b
+    Example:
+      da3 train --domain cars
+      da3 train --domain cars --resume
+    """
+    recipe = chosen(domain, file)
+    folder = out or CHECKPOINTS / recipe.domain
+    command = train_command(recipe.domain, file, folder)
+    report = run(recipe, folder, command, resume=resume, overwrite=overwrite, threads=threads)
+    emit(_document(report), _lines(report), as_json=as_json)
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    command: str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+) -> TrainReport:
+    """Train with a progress bar; ``command`` is what an error tells the user to run again."""
+    import torch
+
+    from toolchain import adapt
+    from toolchain.adapt import data
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with naming(command):
+        pictures = data.load(recipe)
+        model = adapt.build(recipe, classes=len(pictures.classes))
+        return adapt.train(
+            model,
+            pictures,
+            recipe,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            progress=adapt.Terminal(sys.stderr, recipe.domain),
+        )
+
+
+def _document(report: TrainReport) -> dict[str, Any]:
+    info = report.checkpoint.info
+    return {
+        "domain": info.domain,
+        "checkpoint": report.folder,
+        "method": info.method,
+        "backbone": info.backbone.name,
+        "classes": len(info.classes),
+        "accuracy": info.metrics.accuracy,
+        "head_accuracy": info.metrics.head_accuracy,
+        "executed_share": info.metrics.executed_share,
+        "gate_rates": info.metrics.gate_rates,
+        "steps": report.steps,
+        "seconds": round(report.seconds, 3),
+    }
+
+
+def _lines(report: TrainReport) -> list[str]:
+    info = report.checkpoint.info
+    metrics = info.metrics
+    return [
+        layout.title(f"{info.domain}: trained"),
+        *layout.pairs(
+            {
+                "checkpoint": report.folder,
+                "accuracy": layout.percent(metrics.accuracy),
+                "head alone": layout.percent(metrics.head_accuracy),
+                "executed": f"{layout.percent(metrics.executed_share)} of the backbone's FLOPs",
+                "took": f"{report.seconds:.1f} s, {report.steps} steps",
+            }
+        ),
+        *layout.gates(metrics.gate_rates),
+    ]
