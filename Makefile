@@ -23,10 +23,10 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 # -- one domain: train, export, check ------------------------------------------------------------
 
 cars: build/domains/cars/adaptor.json $(DIST)/cars.da3b  ## train and export the sample domain `cars`
-	@$(BIN)/da3 inspect $(DIST)/cars.da3b --brief
+	@$(BIN)/da3 inspect $(DIST)/cars.da3b
 
 digits: build/domains/digits/adaptor.json $(DIST)/digits.da3b  ## the same for real handwritten digits
-	@$(BIN)/da3 inspect $(DIST)/digits.da3b --brief
+	@$(BIN)/da3 inspect $(DIST)/digits.da3b
 
 samples: $(foreach d,cars digits chirps cells,$(DIST)/$(d).da3b)  ## all four sample domains
 

@@ -53,7 +53,7 @@ RESNET20 = Backbone(
     licence="Apache-2.0",
     source="He et al. 2015 (arXiv 1512.03385); weights by da3_models.pretrain",
     weights_file="resnet20.safetensors",
-    weights_sha256="sha256:b34bb09e554ed72ad45dd60ef118b428b0e651a17313ca3063076e10a205fe0e",
+    weights_sha256="sha256:8a0740db4ab09274dd29b6d7510988584b9db8d10b77a389ec0e350cb4864293",
     package="da3_models",
 )
 

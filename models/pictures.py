@@ -198,17 +198,20 @@ def _distance(segments: Array, u: Array, v: Array) -> tuple[Array, npt.NDArray[n
 def _colours(rng: np.random.Generator, count: int) -> tuple[Array, Array]:
     """Draw the figure's and the background's colour pairs, float32 [N, 2, 3]; a third are grey.
 
-    The two sides differ by at least 0.2 in lightness and second colours move further apart, so the
-    figure can be seen whatever the patterns are.
+    First colours differ by at least 0.25 in mean; the figure's second moves further away.
     """
-    tints = rng.random((count, 4, 3), np.float32)
-    tints -= tints.mean(2, keepdims=True)
-    tints *= np.where(rng.random(count) < 0.33, 0.0, 0.45)[:, None, None]
-    away = np.where(rng.random(count) < 0.5, -1.0, 1.0)[:, None]
-    middle, gap = rng.uniform(0.35, 0.65, (count, 1)), rng.uniform(0.1, 0.2, (count, 1))
-    steps = rng.uniform(0.1, 0.35, (2, count, 1)) * [[[0.0, 1.0]]]
-    front = (middle + away * (gap + steps[0]))[..., None] + tints[:, :2]
-    back = (middle - away * (gap + steps[1]))[..., None] + tints[:, 2:]
+    pairs = rng.random((count, 4, 3), np.float32)
+    grey = rng.random(count) < 0.33
+    pairs[grey] = pairs[grey].mean(2, keepdims=True)
+    low = rng.uniform(0.0, 0.5, count).astype(np.float32)
+    high = low + rng.uniform(0.25, 0.5, count).astype(np.float32)
+    darker = rng.random(count) < 0.5
+    near, far = np.where(darker, low, high), np.where(darker, high, low)
+    tints = 0.45 * (pairs - pairs.mean(2, keepdims=True))
+    front = near[:, None, None] + tints[:, :2]
+    back = far[:, None, None] + tints[:, 2:]
+    front[:, 1] += np.where(darker, -0.28, 0.28)[:, None]
+    back[:, 1] += rng.uniform(-0.2, 0.2, (count, 1)).astype(np.float32)
     return front.astype(np.float32), back.astype(np.float32)
 
 

@@ -50,8 +50,7 @@ def test_the_contract_of_cars() -> None:
     assert found.data == DataSpec("cars", None, 4000, 1000, 1)
     assert found.train.lr == pytest.approx(0.01)
     assert found.train.augment == ("shift", "flip")
-    assert found.adaptor == AdaptorOptions(kernel=3, rank=32)
-    assert found.adaptor.placement == "gateable"
+    assert found.adaptor == AdaptorOptions(placement="all", pool=2, kernel=3, rank=16)
     assert found.folder == packaged()
     assert found.weights_path is None
 

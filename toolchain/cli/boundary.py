@@ -1,8 +1,8 @@
 """The one error boundary: what the library raises becomes a message and an exit code.
 
-Rules of this file: every command runs inside ``_Boundary.main``, and nothing else in the room catches
-an error to end the process. A message goes to stderr as ``error:`` and ``fix:``; with ``--json`` it is
-a document on stdout instead. A traceback is shown only when DA3_TRACEBACK is set.
+Rules of this file: every command runs inside ``_Boundary.main``, and nothing else in the room
+ends the process for an error. A message goes to stderr as ``error:`` and ``fix:``; with ``--json``
+it is a document on stdout instead. A traceback is shown only when DA3_TRACEBACK is set.
 """
 
 from __future__ import annotations
@@ -97,6 +97,9 @@ def _tell(err: Exception, as_json: bool, colour: bool | None) -> int:
     if as_json:
         write_json({"error": told})
         return int(told["exit_code"])
+    if isinstance(err, click.exceptions.NoArgsIsHelpError):
+        err.show()
+        return err.exit_code
     if isinstance(err, click.UsageError) and err.ctx is not None:
         click.echo(err.ctx.get_usage(), err=True, color=colour)
     for word, paint in (("error", "red"), ("fix", "cyan")):
@@ -112,7 +115,11 @@ def _document(err: Exception) -> dict[str, Any]:
     if isinstance(err, Da3Error):
         message, fix, code = err.message, err.fix, err.exit_code
     elif isinstance(err, click.Abort):
-        kind, message, code = "Interrupted", "interrupted; nothing was finished", INTERRUPTED
+        kind, message, code = (
+            "Interrupted",
+            "interrupted; no file was left half-written",
+            INTERRUPTED,
+        )
     elif isinstance(err, click.ClickException):
         message, code = err.format_message(), err.exit_code
         fix = (

@@ -30,6 +30,15 @@ def complete(_context: click.Context, _option: click.Parameter, typed: str) -> l
     ]
 
 
+def complete_backbone(
+    _context: click.Context, _option: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    """Return the backbones whose name starts with what was typed."""
+    from toolchain.backbones import available
+
+    return [CompletionItem(name) for name in available() if name.startswith(typed)]
+
+
 def domain_options(command: CommandT) -> CommandT:
     """Add ``--domain`` and ``--recipe``, passed as ``domain`` and ``file``."""
     file = click.option(

@@ -81,8 +81,8 @@ def size(count: float) -> str:
 
 
 def shape(dims: Iterable[object]) -> str:
-    """Return a shape as ``3x32x32``, ``scalar`` where there are no dimensions."""
-    return "x".join(map(str, dims)) or "scalar"
+    """Return a shape as ``[3, 32, 32]``."""
+    return f"[{', '.join(map(str, dims))}]"
 
 
 def some(names: Sequence[str], count: int = 12) -> str:
@@ -100,3 +100,8 @@ def gates(rates: Mapping[str, float | None]) -> list[str]:
         for name, rate in rates.items()
     ]
     return table(("gate", "open", ""), rows, right="2")
+
+
+def example(*commands: str) -> str:
+    """Return the part of a help text that shows ``commands``; click leaves its lines alone."""
+    return "\b\nExample:\n" + "\n".join(f"  {command}" for command in commands)

@@ -1,7 +1,7 @@
 """Results on stdout: for people, or one JSON document.
 
-Rules of this file: a command makes both from the same values; what is JSON here is what a script may
-rely on, so keys are only ever added.
+Rules of this file: a command makes both from the same values; scripts rely on the JSON, so its keys
+are only ever added.
 """
 
 from __future__ import annotations

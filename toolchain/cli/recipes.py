@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +10,22 @@ import click
 
 from toolchain.cli import layout
 from toolchain.cli.boundary import BoundedCommand, BoundedGroup, naming
-from toolchain.cli.domains import FILE, complete
+from toolchain.cli.domains import FILE, complete, complete_backbone
 from toolchain.cli.output import emit, json_option
 from toolchain.errors import Da3Error, RecipeError
 
 
-@click.group(cls=BoundedGroup)
+@click.group(cls=BoundedGroup, epilog=layout.example("da3 recipes ls"))
 def recipes() -> None:
-    """List, show, check and write recipes.
-
-    \b
-    Example:
-      da3 recipes ls
-    """
+    """List, show, check and write recipes."""
 
 
-@recipes.command("ls", cls=BoundedCommand)
+@recipes.command("ls", cls=BoundedCommand, epilog=layout.example("da3 recipes ls"))
 @json_option
 def ls(as_json: bool) -> None:
     """List the domains that can be named.
 
     Those of ./recipes come first, then those that are installed with the toolchain.
-
-    \b
-    Example:
-      da3 recipes ls
     """
     from toolchain.recipe import available
 
@@ -63,16 +55,11 @@ def ls(as_json: bool) -> None:
     emit({"recipes": rows}, table, as_json=as_json)
 
 
-@recipes.command("show", cls=BoundedCommand)
+@recipes.command("show", cls=BoundedCommand, epilog=layout.example("da3 recipes show cars"))
 @click.argument("name", shell_complete=complete)
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Show the recipe of a domain, NAME or a file, as it is written.
-
-    \b
-    Example:
-      da3 recipes show cars
-    """
+    """Show the recipe of a domain, NAME or a file, as it is written."""
     from toolchain import recipe
 
     path = Path(name) if name.endswith((".yaml", ".yml")) else recipe.find(name)
@@ -88,17 +75,14 @@ def show(name: str, as_json: bool) -> None:
     )
 
 
-@recipes.command("check", cls=BoundedCommand)
+@recipes.command(
+    "check", cls=BoundedCommand, epilog=layout.example("da3 recipes check recipes/*.yaml")
+)
 @click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE...")
 @json_option
 @click.pass_context
 def check(context: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
-    """Check recipes: every fault of every FILE, with its key path and the fix.
-
-    \b
-    Example:
-      da3 recipes check recipes/*.yaml
-    """
+    """Check recipes: every fault of every FILE, with its key path and the fix."""
     rows = [_checked(path) for path in files]
     lines = []
     for row in rows:
@@ -130,7 +114,11 @@ def _checked(path: Path) -> dict[str, Any]:
     return {"path": path, "domain": domain, "ok": not faults, "faults": faults}
 
 
-@recipes.command("new", cls=BoundedCommand)
+@recipes.command(
+    "new",
+    cls=BoundedCommand,
+    epilog=layout.example("da3 recipes new birds --data ~/pictures/birds --backbone resnet20"),
+)
 @click.argument("name")
 @click.option(
     "--data",
@@ -139,22 +127,24 @@ def _checked(path: Path) -> dict[str, Any]:
     metavar="DIR",
     help="Folder of pictures, one folder per class.",
 )
-@click.option("--backbone", required=True, metavar="NAME", help="One of `da3 backbones`.")
+@click.option(
+    "--backbone",
+    required=True,
+    metavar="NAME",
+    shell_complete=complete_backbone,
+    help="One of `da3 backbones`.",
+)
 @click.option(
     "--out", type=FILE, default=Path("recipes"), show_default=True, metavar="DIR", help="Where to."
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing recipe.")
 @json_option
 def new(name: str, data: Path, backbone: str, out: Path, overwrite: bool, as_json: bool) -> None:
-    """Write a complete recipe NAME for a folder of your own pictures.
-
-    \b
-    Example:
-      da3 recipes new birds --data ~/pictures/birds --backbone resnet20
-    """
+    """Write a complete recipe NAME for a folder of your own pictures."""
     from toolchain import backbones, recipe
 
-    with naming(f"da3 recipes new {name} --data {data} --backbone {backbone}"):
+    words = ["da3", "recipes", "new", name, "--data", data, "--backbone", backbone, "--out", out]
+    with naming(shlex.join(map(str, words))):
         side = backbones.get(backbone).input_size
         path = recipe.new(
             name, data, backbone=backbone, input_px=side, folder=out, overwrite=overwrite

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from toolchain.recipe import Recipe
 
 
-@click.command(cls=BoundedCommand)
+@click.command(
+    cls=BoundedCommand,
+    epilog=layout.example("da3 train --domain cars", "da3 train --domain cars --resume"),
+)
 @domain_options
 @click.option(
     "--out", type=FILE, metavar="DIR", help=f"The checkpoint.  [default: {CHECKPOINTS}/NAME]"
@@ -40,11 +43,6 @@ def train(
 
     Only adaptors, gates and head change. Ctrl-C stops after the present step and keeps the state;
     --resume goes on to the same weights as a training that was never stopped.
-
-    \b
-    Example:
-      da3 train --domain cars
-      da3 train --domain cars --resume
     """
     recipe = chosen(domain, file)
     folder = out or CHECKPOINTS / recipe.domain

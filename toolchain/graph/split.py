@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import onnx_ir as ir
 
@@ -29,7 +28,6 @@ from toolchain.graph.names import (
     BACKBONE,
     BATCH,
     FEATURES,
-    GATES,
     IMAGE,
     LOGITS,
     Cut,
@@ -97,11 +95,7 @@ def _defines(nodes: Iterable[ir.Node], name: str) -> bool:
 
 def _renamed(cut: Cut, plain: Mapping[str, str]) -> Cut:
     """A block's input that is an unadapted block's output is that site's result."""
-    return Cut(**{**_fields(cut), "input": plain.get(cut.input, cut.input)})
-
-
-def _fields(cut: Cut) -> dict[str, Any]:
-    return asdict(cut)
+    return replace(cut, input=plain.get(cut.input, cut.input))
 
 
 def _features_alias(nodes: list[ir.Node], cuts: Sequence[Cut]) -> str:
@@ -266,7 +260,7 @@ class _Halves:
             ir_version=self.dialect.ir_version,
             metadata={
                 META_ROLE: role,
-                META_CUTS: json.dumps([_fields(cut) for cut in self.cuts], sort_keys=True),
+                META_CUTS: json.dumps([asdict(cut) for cut in self.cuts], sort_keys=True),
                 META_FEATURES: self.plain.get(self.features, self.features),
             },
         )
@@ -342,6 +336,3 @@ def recompose(halves: Split) -> ir.Model:
     return sketch.model(
         [value_name(v) for v in outputs], ir_version=halves.backbone.ir_version, metadata={}
     )
-
-
-__all__ = ["GATES", "Split", "read_split", "recompose", "split"]

@@ -1,0 +1,158 @@
+"""What a second domain costs on a backbone that was exported before: time and bytes.
+
+Rules of this file: a ResNet-50 without training and 196 classes of drawn noise at 224 px stand in for
+a user's data, as neither time nor bytes depend on what was learnt; both domains go through
+``toolchain.export.export`` into one folder, each in a process of its own, so nothing is warm but
+the files on disk. ``python -m benchmarks.second FOLDER DOMAIN`` is that process.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from toolchain.recipe import Recipe, dump, load
+
+DOMAINS = ("first", "second")
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A backbone and the size of its domains; ``classes`` pictures are drawn for each split."""
+
+    backbone: str = "resnet50"
+    side: int = 224
+    classes: int = 196
+    test: int = 40
+    threads: int = 2
+
+
+def measure(
+    work: Path, setup: Setup, *, notify: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Export two domains into ``work/dist`` and return what the second one took.
+
+    ``second_domain_s`` is wall-clock time of ``export`` (restore, split, link, check, pack);
+    ``import_s`` that of importing torch and the toolchain, which comes before it once a process.
+    """
+    _prepare(work, setup, notify)
+    reports = {}
+    for domain in DOMAINS:
+        notify(f"exporting the {domain} domain")
+        reports[domain] = _in_fresh_process(work, domain)
+    second = reports["second"]
+    return {
+        "second_domain_s": second["export_s"],
+        "bundle_ratio": second["bundle_bytes"] / second["backbone_bytes"],
+        **{key: second[key] for key in ("export_cpu_s", "import_s", "seconds")},
+        **{key: second[key] for key in ("bundle_bytes", "backbone_bytes", "backbone_reused")},
+        "first_domain_s": reports["first"]["export_s"],
+        "threads": setup.threads,
+    }
+
+
+def _prepare(work: Path, setup: Setup, notify: Callable[[str], None]) -> None:
+    """Write weights, pictures, recipes and checkpoints; torch is imported here alone."""
+    from safetensors.torch import save_file
+
+    from toolchain.adapt.weights import load_backbone
+    from toolchain.digest import sha256
+
+    notify("preparing two domains")
+    (work / "domains").mkdir(parents=True)
+    weights = work / "backbone.safetensors"
+    save_file(load_backbone(setup.backbone, untrained_seed=0).state_dict(), weights)
+    _draw(work / "pictures", setup)
+    for seed, domain in enumerate(DOMAINS):
+        text = _recipe(work, setup, domain, sha256(weights.read_bytes()))
+        (work / f"{domain}.yaml").write_text(text)
+        _checkpoint(work, load(work / f"{domain}.yaml"), seed)
+    (work / "threads").write_text(str(setup.threads))
+
+
+def _draw(folder: Path, setup: Setup) -> None:
+    """Write an image folder: soft noise, one picture a class and split."""
+    generator = np.random.default_rng(0)
+    for part, count in (("train", setup.classes), ("test", setup.test)):
+        for index in range(count):
+            path = folder / part / f"class{index:03d}" / "picture.png"
+            path.parent.mkdir(parents=True)
+            coarse = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize((setup.side, setup.side)).save(path)
+
+
+def _recipe(work: Path, setup: Setup, domain: str, sha256: str) -> str:
+    template = load(Path(__file__).with_name("second.yaml"))
+    recipe = replace(
+        template,
+        domain=domain,
+        backbone=setup.backbone,
+        weights="backbone.safetensors",
+        weights_sha256=sha256,
+        data=replace(template.data, root=str(work / "pictures")),
+        preprocess=replace(template.preprocess, size=setup.side, resize=setup.side),
+    )
+    return dump(recipe)
+
+
+def _checkpoint(work: Path, recipe: Recipe, seed: int) -> None:
+    """Write a domain of drawn values: adaptors act, and gates differ between pictures."""
+    import torch
+
+    from toolchain.adapt.data import load as load_data
+    from toolchain.adapt.evaluate import evaluate
+    from toolchain.adapt.models import build, save
+
+    data = load_data(recipe)
+    model = build(recipe, classes=len(data.classes))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.domain.parameters():
+            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    found = evaluate(model, data.test, recipe.preprocess, batch=8)
+    save(work / "domains" / recipe.domain, model, recipe, data.classes, found, overwrite=True)
+
+
+def _in_fresh_process(work: Path, domain: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.second", str(work), domain]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _export(work: Path, domain: str) -> dict[str, Any]:
+    started = time.perf_counter()
+    from toolchain.export import export
+
+    imported, cpu = time.perf_counter(), time.process_time()
+    report = export(
+        load(work / f"{domain}.yaml"),
+        checkpoint=work / "domains" / domain,
+        dist=work / "dist",
+        cache=work / "cache",
+        overwrite=True,
+        threads=int((work / "threads").read_text()),
+    )
+    return {
+        "export_s": time.perf_counter() - imported,
+        "export_cpu_s": time.process_time() - cpu,
+        "import_s": imported - started,
+        "seconds": report.seconds,
+        "bundle_bytes": report.bundle_bytes,
+        "backbone_bytes": report.backbone_bytes,
+        "backbone_reused": report.backbone_reused,
+        "parity": {f"{c.flavour}/{c.batch}": c.max_relative for c in report.parity.comparisons},
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_export(Path(sys.argv[1]), sys.argv[2])))

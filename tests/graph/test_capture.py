@@ -1,0 +1,213 @@
+"""Capturing: one to one with PyTorch, or an error that names what is in the way."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests import toys
+from tests.graph.cases import close, run_exact
+from toolchain.adapt.attach import AttachedModel, arrays, attach, domain_state
+from toolchain.errors import AttachError, CaptureError
+from toolchain.graph import store
+from toolchain.graph.capture import capture
+from toolchain.graph.halves import Halves, make_halves
+from toolchain.graph.names import BACKBONE
+
+
+class Branching(toys.Residual):
+    """A Python `if` on a tensor's value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.mean() > 0 else x * 2
+
+
+class Counting(toys.Residual):
+    """A Python int taken from a tensor's value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, :, : int(x.abs().max().clamp(2, 3).item())].repeat(1, 1, 4, 1)[:, :, :8]
+
+
+class Looping(toys.Residual):
+    """A Python loop over the batch fixes its size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([super(Looping, self).forward(x[i : i + 1])[0] for i in range(len(x))])
+
+
+class Reshaping(toys.Residual):
+    """A batch of one, written as a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).reshape(1, 8, 8, 8)
+
+
+class Untouched(toys.Residual):
+    """Returns its input as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Doubling(toys.Residual):
+    """Returns another dtype than it takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).double()
+
+
+class Undoing(nn.Module):
+    """Takes the dtype back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
+class Flattening(toys.Residual):
+    """Returns another rank than it takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).flatten(2)
+
+
+class Spreading(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (8, 8))
+
+
+class Steered(toys.Residual):
+    """A block that reads a second value of each sample."""
+
+    def forward(self, x: Tensor, steer: Tensor | None = None) -> Tensor:
+        assert steer is not None
+        return super().forward(x) * steer
+
+
+class SteeredNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = toys.stem(8)
+        self.blocks = nn.ModuleList([toys.Residual(8, 8), Steered(8, 8), Steered(8, 8)])
+        self.fc = nn.Linear(8, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks[0](self.stem(x))
+        steer = torch.sigmoid(x.mean((1, 2, 3), keepdim=True))
+        for block in self.blocks[1:]:
+            x = block(x, steer)
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def net(*blocks: nn.Module, names: list[str] | None = None, **options: object) -> AttachedModel:
+    backbone = toys.Net(toys.stem(8), list(blocks), 8).eval()
+    found = names or ["blocks.0"]
+    return attach(backbone, classes=3, input_shape=(3, 8, 8), blocks=found, rank=4, pool=2, **options)
+
+
+@cache
+def two_inputs() -> Halves:
+    """Halves of a net with a block that reads a second per-sample value."""
+    return make_halves(attach(SteeredNet().eval(), classes=3, input_shape=(3, 8, 8), rank=4, pool=2))
+
+
+def test_the_graph_answers_as_pytorch_does(made):
+    """Law: before any folding, every named cut point is PyTorch's tensor."""
+    images = made.case.images(3, seed=2)
+    found = run_exact(store.from_bytes(made.raw, what="captured"), images)
+    with torch.no_grad():
+        trace = made.model.trace(images)
+    assert close(found["logits"], trace.logits)
+    for kind, values in (("gate", trace.gates), ("adaptor", trace.corrections), ("out", trace.results)):
+        for site, value in values.items():
+            if f"{kind}.{site}" in found:
+                assert close(found[f"{kind}.{site}"], value), (kind, site)
+    for cut, (site, value) in zip(made.captured.cuts, trace.outputs.items(), strict=True):
+        assert cut.site == site
+        assert close(found[cut.output], value), site
+
+
+def test_every_tensor_keeps_its_name_and_bytes(made):
+    """Law: initializers are the state dict's tensors, one to one, never renamed or merged."""
+    held = store.from_bytes(made.raw, what="captured").graph.initializers
+    wanted = arrays(domain_state(made.model))
+    frozen = {BACKBONE + n: t.numpy() for n, t in made.model.backbone.state_dict().items()}
+    for name in held:
+        assert name in wanted or name in frozen or "." not in name, name
+    for name, array in wanted.items():
+        assert np.array_equal(held[name].const_value.numpy(), array), name
+
+
+def test_cuts_tell_what_attach_knows(made):
+    for cut, (name, site) in zip(made.captured.cuts, made.model.anatomy.named_sites(), strict=True):
+        assert (cut.site, cut.module, cut.layout) == (name, site.name, site.layout)
+        assert (cut.in_shape, cut.out_shape, cut.flops) == (site.in_shape, site.out_shape, site.flops)
+        assert cut.gateable == site.gateable
+
+
+def test_capture_is_silent_and_leaves_no_trace(capfd):
+    """No line of the exporter reaches the user; its logger's level is as it was; eval mode rules."""
+    model = net(toys.Residual(8, 8))
+    model.train()
+    logger = logging.getLogger("torch.onnx")
+    level, hooks = logger.level, sum(len(m._forward_hooks) for m in model.modules())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = capture(model)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+    assert logger.level == level
+    assert hooks == sum(len(m._forward_hooks) for m in model.modules())
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert close(run_exact(found.model, images)["logits"], model.train(False)(images))
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        (Branching, r"Python `if`, loop or int\(\)[\s\S]*torch\.where"),
+        (Counting, r"Python `if`, loop or int\(\)[\s\S]*torch\.where"),
+        (Looping, r"fixes the batch size[\s\S]*x\.shape\[0\]"),
+        (Reshaping, r"reshape|shape '\[1, 8, 8, 8\]'"),
+    ],
+)
+def test_what_the_exporter_would_bake_in_is_refused(block, told):
+    """A Python decision on a tensor's value, or a fixed batch, never reaches a graph silently."""
+    with pytest.raises(CaptureError, match=told) as caught:
+        capture(net(block(8, 8)))
+    assert caught.value.fix
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    ("block", "back", "told"),
+    [
+        (Doubling, Undoing, r"block 'blocks\.0' takes torch\.float32 and returns torch\.float64"),
+        (Flattening, Spreading, r"block 'blocks\.0' cannot take an adaptor[\s\S]*same rank"),
+    ],
+)
+def test_branches_that_differ_are_named_before_any_graph_is_made(block, back, told):
+    """A closed gate passes the input on, so a block's dtype and rank must be its input's."""
+    with pytest.raises(AttachError, match=told):
+        net(block(8, 8), back())
+
+
+def test_a_block_that_returns_its_input_is_refused():
+    with pytest.raises((CaptureError, AttachError), match=r"input|untouched|same") as caught:
+        capture(net(Untouched(8, 8)))
+    assert caught.value.fix
+
+
+def test_a_slot_that_changes_nothing_is_named():
+    """A parameter that no output needs would be a slot that cannot be swapped."""
+    model = net(toys.Residual(8, 8))
+    model.domain["block00"].register_parameter("idle", nn.Parameter(torch.zeros(2)))
+    with pytest.raises(CaptureError, match=r"slot 'block00\.idle' did not reach the graph"):
+        capture(model)

@@ -1,0 +1,188 @@
+"""From model to halves: the same bytes every time, from the cache or not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests import toys
+from tests.graph import cases
+from toolchain import digest
+from toolchain.errors import SplitError
+from toolchain.graph import halves
+from toolchain.graph.halves import Halves, interface, make_halves
+from toolchain.graph.link import Linking, link
+from toolchain.graph.store import to_bytes
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+from tests.graph import cases
+from toolchain import digest
+from toolchain.graph.link import Linking
+made = cases.Made(cases.CASES["plain"])
+parts = [made.halves.backbone_graph, made.halves.domain_graph, made.halves.weights,
+         made.halves.slots, made.graph(Linking("swap", "if")), made.graph(Linking("static", "rows"))]
+print("\\n".join(digest.sha256(part) for part in parts))
+"""
+
+
+def parts(made: Halves) -> tuple[bytes, ...]:
+    linked = to_bytes(link(made.split, Linking("swap", "rows")))
+    return (made.backbone_graph, made.domain_graph, made.weights, made.slots, linked)
+
+
+def model(classes: int = toys.CLASSES, seed: int = 0, **options: object) -> toys.AttachedModel:
+    """A single block with its domain scrambled."""
+    attached = toys.attach(
+        toys.backbone("single"), classes=classes, input_shape=(3, 8, 8), rank=4, **options
+    )
+    return toys.scrambled(attached, seed)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> tuple[Path, Halves]:
+    """A cache folder with one entry, and what was captured for it."""
+    folder = tmp_path_factory.mktemp("cache")
+    return folder, make_halves(model(), cache=folder)
+
+
+def entry(folder: Path) -> Path:
+    (found,) = folder.iterdir()
+    return found
+
+
+@pytest.mark.parametrize("seeds", [("0", "4242")])
+def test_bytes_do_not_depend_on_the_process(seeds, plain):
+    """Law: the same model gives the same bytes in any process, whatever its hash seed."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in seeds
+    ]
+    outputs = [process.communicate(timeout=300) for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    made = plain.halves
+    here = [
+        made.backbone_graph,
+        made.domain_graph,
+        made.weights,
+        made.slots,
+        plain.graph(Linking("swap", "if")),
+        plain.graph(Linking("static", "rows")),
+    ]
+    assert outputs[0][0].split() == outputs[1][0].split() == [digest.sha256(p) for p in here]
+
+
+def test_a_hit_equals_a_miss_byte_for_byte(cache):
+    """Law: what the cache gives is what capturing gives."""
+    folder, missed = cache
+    hit = make_halves(model(), cache=folder)
+    assert (missed.cached, hit.cached) == (False, True)
+    assert parts(hit) == parts(missed)
+    assert parts(make_halves(model())) == parts(missed)
+
+
+def test_another_domain_of_the_interface_hits(cache):
+    """A second domain has other values and classes, and no exporter runs for it."""
+    folder, missed = cache
+    other = model(classes=9, seed=3)
+    hit = make_halves(other, cache=folder)
+    assert hit.cached
+    assert hit.backbone_graph == missed.backbone_graph
+    assert hit.weights == missed.weights
+    assert parts(hit) == parts(make_halves(other))
+
+
+def test_a_hit_needs_no_exporter(cache, monkeypatch):
+    monkeypatch.setattr(halves, "capture", None)
+    assert make_halves(model(), cache=cache[0]).cached
+
+
+@pytest.mark.parametrize(
+    "name", ["backbone.onnx", "domain.onnx", "weights.safetensors", "index.json"]
+)
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_entry_is_captured_again(cache, name, damage, monkeypatch):
+    """An entry whose bytes are not what its index says is never used; it is made anew."""
+    folder, missed = cache
+    path = entry(folder) / name
+    good = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    elif damage == "truncate":
+        path.write_bytes(good[: len(good) // 2])
+    else:
+        at = len(good) // 2
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+    # Capturing is slow and its result known: hand out what the exporter gave for the same model.
+    structure = (cache[1].split, cache[1].weights)
+    monkeypatch.setattr(halves, "_capture_verified", lambda *_: structure)
+    again = make_halves(model(), cache=folder)
+    assert not again.cached
+    assert path.read_bytes() == good
+    assert parts(again)[0] == parts(missed)[0]
+    assert make_halves(model(), cache=folder).cached
+
+
+def test_an_entry_of_other_slots_is_refused(cache, monkeypatch):
+    """Should two interfaces ever share a digest, their slots do not fit, and that is said."""
+    folder, _ = cache
+    monkeypatch.setattr(halves, "interface", lambda *_: interface(model()))
+    with pytest.raises(SplitError, match=r"structure has the slots[\s\S]*clear the cache"):
+        make_halves(model(norm="batch"), cache=folder)
+
+
+def test_the_interface_is_all_that_shapes_a_split():
+    """Law: values and classes of a domain leave it as it is; method, options, backbone change it."""
+    base = interface(model())
+    assert interface(model(seed=5)) == base
+    assert interface(model(classes=11)) == base
+    other = model()
+    with torch.no_grad():
+        next(other.backbone.parameters()).view(-1)[0] += 1
+    changed = [
+        interface(other),
+        interface(model(pool=1)),
+        interface(model(norm="group")),
+        interface(toys.attached("single", method="da2", rank=4)),
+        interface(toys.attached("single", method="head", rank=4)),
+        interface(toys.attached("one_pixel", rank=4)),
+    ]
+    assert len({base, *changed}) == len(changed) + 1
+
+
+def test_slots_of_a_filled_structure_are_the_models(cache):
+    folder, _ = cache
+    other = model(seed=8)
+    hit = make_halves(other, cache=folder)
+    want = {n: t.numpy() for n, t in toys_state(other).items()}
+    from safetensors.numpy import load
+
+    got = load(hit.slots)
+    assert set(got) == set(want)
+    assert all(np.array_equal(got[n], want[n]) for n in want)
+
+
+def toys_state(attached: toys.AttachedModel) -> dict[str, torch.Tensor]:
+    from toolchain.adapt.attach import domain_state
+
+    return domain_state(attached)
+
+
+def test_cases_of_this_run_were_not_spoiled(plain):
+    """The shared halves still are what a fresh capture gave: no test wrote into them."""
+    assert cases.made("plain") is plain
+    slots = {n: t.numpy() for n, t in toys_state(plain.model).items()}
+    assert all(np.array_equal(plain.slots[n], a) for n, a in slots.items())

@@ -1,0 +1,38 @@
+"""Looking at any file that the toolchain writes.
+
+Rules of this room: a file is recognised by what it holds, never by its name alone; what is shown
+was verified first wherever the format allows it; values come out, nothing is printed (``cli``
+does); no torch, and onnx only for an ONNX file. No path or address found in a file is followed.
+"""
+
+from __future__ import annotations
+
+from toolchain.inspect.files import (
+    BackboneFacts,
+    BundleFacts,
+    CheckpointFacts,
+    GoldenFacts,
+    RecipeFacts,
+    TensorsFacts,
+    TrainingFacts,
+)
+from toolchain.inspect.graphs import GraphFacts
+from toolchain.inspect.look import KINDS, Facts, Inspection, inspect
+from toolchain.inspect.slots import Block, Tensor
+
+__all__ = [
+    "KINDS",
+    "BackboneFacts",
+    "Block",
+    "BundleFacts",
+    "CheckpointFacts",
+    "Facts",
+    "GoldenFacts",
+    "GraphFacts",
+    "Inspection",
+    "RecipeFacts",
+    "Tensor",
+    "TensorsFacts",
+    "TrainingFacts",
+    "inspect",
+]

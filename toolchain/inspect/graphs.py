@@ -1,0 +1,170 @@
+"""What an ONNX file holds: role, inputs, outputs, operators in and outside branches, tensors.
+
+Rules of this file: needs onnx and nothing else; the graph is parsed, never run and never resolved:
+external data is counted, its files are not opened. Source: ONNX IR specification, "Graphs" and
+"External tensor data".
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolchain.errors import MissingPackageError, UsageError
+from toolchain.files import read_limited
+
+if TYPE_CHECKING:
+    import onnx
+
+# Room for a foreign model with its weights inside; ours stay below 64 MiB.
+LIMIT_BYTES = 1 << 30
+ROLE_KEY = "da3.role"
+NAMES_LIMIT = 10_000
+_MAIN, _BRANCH = "main", "branches"
+_NAMES = {"float": "float32", "double": "float64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output; a dimension is a number, a name, or ``?``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalFile:
+    """A file beside the graph: how many tensors lie in it, and their bytes."""
+
+    location: str
+    tensors: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFacts:
+    """An ONNX model.
+
+    ``role`` is ours (``backbone``, ``domain``, ``swap-if``, ...), empty in a foreign model.
+    ``inputs`` leaves out those that an initializer fills. ``operators`` counts nodes of the main graph,
+    ``branch_operators`` those inside branches, at any depth.
+    """
+
+    role: str
+    size_bytes: int
+    producer: str
+    ir_version: int
+    opsets: Mapping[str, int]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    nodes: int
+    branch_nodes: int
+    branches: int
+    operators: Mapping[str, int]
+    branch_operators: Mapping[str, int]
+    inline_tensors: int
+    inline_bytes: int
+    external: tuple[ExternalFile, ...]
+    metadata: Mapping[str, str]
+
+
+def graph(path: Path) -> GraphFacts:
+    """Return what the model in ``path`` holds.
+
+    Raises MissingPackageError without onnx, StorageError, UsageError for a file that is no model.
+    """
+    data = read_limited(path, limit_bytes=LIMIT_BYTES, what="ONNX graph")
+    model = parsed(path, data)
+    counts: dict[str, Counter[str]] = {_MAIN: Counter(), _BRANCH: Counter()}
+    graphs = list(_graphs(model.graph, depth=0))
+    for depth, one in graphs:
+        place = counts[_BRANCH if depth else _MAIN]
+        place.update(_operator(node) for node in one.node)
+    held = [tensor for _, one in graphs for tensor in one.initializer]
+    inline = [tensor for tensor in held if not tensor.external_data]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return GraphFacts(
+        metadata.get(ROLE_KEY, ""),
+        len(data),
+        f"{model.producer_name} {model.producer_version}".strip(),
+        model.ir_version,
+        {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        tuple(_port(value) for value in model.graph.input if value.name not in constants),
+        tuple(_port(value) for value in model.graph.output),
+        counts[_MAIN].total(),
+        counts[_BRANCH].total(),
+        len(graphs) - 1,
+        dict(counts[_MAIN].most_common(NAMES_LIMIT)),
+        dict(counts[_BRANCH].most_common(NAMES_LIMIT)),
+        len(inline),
+        sum(tensor.ByteSize() for tensor in inline),
+        _external(held),
+        metadata,
+    )
+
+
+def parsed(path: Path, data: bytes) -> onnx.ModelProto:
+    """Return the model in ``data``; raises MissingPackageError, UsageError."""
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError as err:
+        raise MissingPackageError("onnx", "looking into an ONNX file", "check") from err
+    try:
+        model = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError) as err:
+        raise UsageError(
+            f"{path}: expected an ONNX model, got: {err}", fix="take it from its source again"
+        ) from err
+    if not model.ir_version or not (model.graph.node or model.graph.output):
+        raise UsageError(
+            f"{path}: expected an ONNX model with a graph, got none",
+            fix="take it from its source again",
+        )
+    return model
+
+
+def _graphs(found: onnx.GraphProto, depth: int) -> Iterator[tuple[int, onnx.GraphProto]]:
+    """Yield a graph and those inside its nodes; protobuf's parser bounds the nesting to 100."""
+    yield depth, found
+    for node in found.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(inner, depth + 1)
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+
+
+def _port(value: onnx.ValueInfoProto) -> Port:
+    import onnx
+
+    held = value.type.tensor_type
+    try:
+        dtype = onnx.TensorProto.DataType.Name(held.elem_type).lower()
+    except ValueError:
+        dtype = f"unknown ({held.elem_type})"
+    dims = tuple(
+        d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in held.shape.dim
+    )
+    return Port(value.name, _NAMES.get(dtype, dtype), dims)
+
+
+def _external(held: list[onnx.TensorProto]) -> tuple[ExternalFile, ...]:
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for tensor in held:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        if not entries:
+            continue
+        location, length = entries.get("location", "?"), entries.get("length", "0")
+        counts[location] += 1
+        # A length that is no number is onnx.checker's to refuse; here it counts nothing.
+        sizes[location] += int(length) if length.isascii() and length.isdigit() else 0
+    return tuple(ExternalFile(name, counts[name], sizes[name]) for name in sorted(counts))

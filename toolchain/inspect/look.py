@@ -1,0 +1,150 @@
+"""Recognise a file or folder by its content, and look into it.
+
+Rules of this file: it reads the first bytes, chooses one reader and holds no knowledge of the
+formats beyond what tells them apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolchain.adapt.checkpoint import INFO_FILE, TENSORS_FILE
+from toolchain.bundle.manifest import MANIFEST_NAME
+from toolchain.errors import StorageError, UsageError
+from toolchain.inspect import files
+from toolchain.inspect.files import (
+    BackboneFacts,
+    BundleFacts,
+    CheckpointFacts,
+    GoldenFacts,
+    RecipeFacts,
+    TensorsFacts,
+    TrainingFacts,
+)
+from toolchain.inspect.graphs import GraphFacts, graph
+
+Facts = (
+    RecipeFacts
+    | CheckpointFacts
+    | GraphFacts
+    | BundleFacts
+    | BackboneFacts
+    | GoldenFacts
+    | TensorsFacts
+    | TrainingFacts
+)
+
+HEAD_BYTES = 1 << 16
+_TAR_MAGIC_AT = 257
+_READERS: dict[str, Callable[[Path], Facts]] = {
+    "recipe": files.read_recipe,
+    "checkpoint": files.read_checkpoint,
+    "graph": graph,
+    "bundle": files.read_bundle,
+    "backbone": files.read_backbone,
+    "golden": files.golden,
+    "training": files.training,
+    "tensors": files.tensors,
+}
+KINDS = tuple(_READERS)
+_RECIPE_KEY = re.compile(rb"^(domain|backbone|data|preprocess|method|adaptor|train)[ \t]*:", re.M)
+_GOLDEN = {"pixels", "shifts", "logits", "gates", "probes"}
+# The fields of ONNX's ModelProto that a file can begin with: number and wire type of each.
+_MODEL_TAGS = frozenset(b"\x08\x12\x1a\x22\x28\x32\x3a\x42\x72\xa2\xca")
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What lies at ``path``: one of ``KINDS``, and what it says of itself.
+
+    ``path`` is the folder for a checkpoint or backbone that was named by one of its files.
+    """
+
+    kind: str
+    path: Path
+    facts: Facts
+
+
+def inspect(path: Path) -> Inspection:
+    """Recognise and read the file or folder ``path``.
+
+    Raises UsageError for what the toolchain never wrote, StorageError if it cannot be read, and
+    what the reader of its format raises.
+    """
+    kind, place = _recognised(path)
+    return Inspection(kind, place, _READERS[kind](place))
+
+
+def _recognised(path: Path) -> tuple[str, Path]:
+    """Return the kind, and the folder where several files are one thing."""
+    if path.is_dir():
+        return _folder(path), path
+    head = _head(path)
+    if head.startswith(b"oci-layout\0") or head[_TAR_MAGIC_AT:].startswith(b"ustar"):
+        return "bundle", path
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
+        return _safetensors(path)
+    if head.startswith(b"{"):
+        return _document(path, head), path.parent
+    if b"\0" not in head and _RECIPE_KEY.search(head):
+        return "recipe", path
+    if head and head[0] in _MODEL_TAGS:
+        return "graph", path
+    raise _unknown(path)
+
+
+def _head(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise _unknown(path)
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError as err:
+        raise StorageError(
+            f"cannot read {path}: {err.strerror}", fix="check the path and its permissions"
+        ) from err
+
+
+def _folder(path: Path) -> str:
+    if (path / INFO_FILE).is_file():
+        return "checkpoint"
+    manifest = path / MANIFEST_NAME
+    if manifest.is_file():
+        return _document(manifest, _head(manifest))
+    raise _unknown(path)
+
+
+def _safetensors(path: Path) -> tuple[str, Path]:
+    found = files.tensors(path)
+    if {tensor.name for tensor in found.tensors} == _GOLDEN:
+        return "golden", path
+    if files.training_note(found) is not None:
+        return "training", path
+    if path.name == TENSORS_FILE and (path.parent / INFO_FILE).is_file():
+        return "checkpoint", path.parent
+    return "tensors", path
+
+
+def _document(path: Path, head: bytes) -> str:
+    """Return the kind that a JSON file stands for; canonical JSON begins with its first key."""
+    if b'"da3.backbone/1"' in head:
+        return "backbone"
+    if path.name == INFO_FILE and head.startswith(b'{"backbone":{'):
+        return "checkpoint"
+    if b'"da3.bundle/1"' in head:
+        raise UsageError(
+            f"{path}: expected a bundle, got the manifest of one that was unpacked",
+            fix="name the .da3b file: only there manifest and files can be verified together",
+        )
+    raise _unknown(path)
+
+
+def _unknown(path: Path) -> UsageError:
+    return UsageError(
+        f"{path}: expected a recipe (YAML), a checkpoint folder, an ONNX file, a .da3b bundle, a "
+        "backbone folder or a safetensors file, got something else",
+        fix="name one of those; what `da3 train` and `da3 export` wrote can be inspected",
+    )
