@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.exported import Domain, Exported, make_domain, register
+
 GOLDENS = Path(__file__).parent / "goldens"
 
 
@@ -31,3 +33,30 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8"), f"differs from tests/goldens/{name}"
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def toy_backbone(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The backbone ``toy`` is registered, as a user's package would be."""
+    register(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="session")
+def toy_domain(toy_backbone: None, tmp_path_factory: pytest.TempPathFactory) -> Domain:
+    """A domain's checkpoint on disk; nobody changes it."""
+    return make_domain(tmp_path_factory.mktemp("domain"))
+
+
+@pytest.fixture(scope="session")
+def exported(toy_domain: Domain, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The domain exported once; nobody changes what was written."""
+    from toolchain.export import export
+
+    folder = tmp_path_factory.mktemp("export")
+    report = export(
+        toy_domain.recipe,
+        checkpoint=toy_domain.checkpoint,
+        dist=folder / "dist",
+        cache=folder / "cache",
+    )
+    return Exported(toy_domain, report, folder / "cache")

@@ -123,15 +123,16 @@ def test_a_reference_with_a_wild_offset_is_refused(plain, offset):
         store.load_tensors(spoiled, SLOTS_FILE, plain.halves.slots)
 
 
-def test_a_file_of_another_domain_gives_other_values_or_an_error(plain):
+def test_a_shorter_file_of_another_domain_is_refused(plain):
     """A swapped file is caught by its size here; equal sizes are what digests are for."""
-    other = cases.made("plain-zero").halves.slots
+    other = cases.made("single").halves.slots
+    assert len(other) < len(plain.halves.slots)
     with pytest.raises(GraphError, match="points outside"):
-        store.load_tensors(_domain(plain), SLOTS_FILE, other[: len(other) // 2])
+        store.load_tensors(_domain(plain), SLOTS_FILE, other)
 
 
 def test_the_checker_says_what_is_wrong(tmp_path):
-    sketch = cases.store.from_bytes(
+    sketch = store.from_bytes(
         onnx.helper.make_model(
             onnx.helper.make_graph(
                 [onnx.helper.make_node("NoSuchOperator", ["x"], ["y"])],

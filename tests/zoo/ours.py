@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
+from da3_models import mobilenet_v2, resnet50
 from torch import nn
 
-from da3_models import mobilenet_v2, resnet50
 from tests.zoo.prepare import SEED, enliven, pictures, tensor
 
 TOLERANCE = 1e-5
@@ -41,8 +42,7 @@ class Twin:
 @torch.no_grad()
 def compare(name: str) -> Twin:
     """Build both, give ours torchvision's tensors, and compare their answers at 224 pixels."""
-    from torchvision import models
-
+    models = import_module("torchvision.models")
     torch.manual_seed(SEED)
     images = tensor(pictures(224, 4))
     theirs = enliven(models.get_model(name, weights=None), images)

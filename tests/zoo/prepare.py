@@ -27,7 +27,7 @@ def preprocessing(size: int) -> Preprocessing:
 
 
 def pictures(size: int, count: int = COUNT) -> Pixels:
-    """Draw uint8 ``[count, size, size, 3]``: coarse colour patches of varied contrast, and noise."""
+    """Draw uint8 ``[count, size, size, 3]``: colour patches of varied contrast, and noise."""
     rng = np.random.default_rng(SEED)
     cells = size // 8
     coarse = rng.normal(0, 50, (count, 8, 8, 3)) * rng.uniform(0.3, 1.6, (count, 1, 1, 1))
@@ -47,7 +47,9 @@ def enliven(net: nn.Module, images: Tensor) -> nn.Module:
     """Draw constant vectors anew and take BatchNorm statistics from ``images``."""
     generator = torch.Generator().manual_seed(SEED)
     for name, parameter in net.named_parameters():
-        if parameter.numel() == max(parameter.shape, default=1) and bool((parameter == parameter.flatten()[0]).all()):
+        if parameter.numel() == max(parameter.shape, default=1) and bool(
+            (parameter == parameter.flatten()[0]).all()
+        ):
             low, high = (-0.1, 0.1) if name.endswith("bias") else (0.5, 1.5)
             parameter.uniform_(low, high, generator=generator)
     net.eval()
@@ -80,7 +82,9 @@ def scramble(model: AttachedModel, images: Tensor) -> None:
         gate.bias.sub_(middle).div_(spread)
         return (logits - middle) / spread
 
-    handles = [m.register_forward_hook(centre) for m in model.domain.modules() if isinstance(m, Gate)]
+    handles = [
+        m.register_forward_hook(centre) for m in model.domain.modules() if isinstance(m, Gate)
+    ]
     try:
         model(images)
     finally:

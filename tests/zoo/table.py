@@ -1,16 +1,178 @@
-"""Write what a zoo run found as docs/models.md.
+"""Keep what zoo runs found, and write it as docs/models.md.
 
-Rules of this file: the whole page is made here; a run of all models replaces it.
+Rules of this file: the whole page is made here, from the results kept in build/zoo; a run of some
+models replaces their rows only. Nothing is judged here: see :mod:`tests.zoo.trial`.
 """
 
 from __future__ import annotations
 
-import platform
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+from tests.zoo.catalogue import ENTRIES
+from tests.zoo.ours import Twin
 from tests.zoo.trial import Row
 
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "models.md"
+KEPT = ROOT / "build" / "zoo"
+PACKAGES = (
+    *("torch", "torchvision", "timm", "transformers"),
+    *("onnx", "onnx-ir", "onnxscript", "onnxruntime"),
+)
+
+HEAD = """# Real models
+
+What happens to classification models of torchvision, timm and transformers on their way through
+attach, split, link and parity. This page is written by
+
+```
+make test-zoo                                      # all of them
+.venv-zoo/bin/python -m tests.zoo swin densenet    # some of them, by a part of their names
+```
+
+in an environment of its own (`.venv-zoo`, about 5 GB, pinned in `constraints-zoo.txt`). It is no
+part of `make test`. The rows below were measured with {versions}, on a CPU.
+
+Weights are untrained and drawn from a seed; scales that a zoo starts at zero (layer scale, the last
+norm of a residual branch) are drawn anew, so that every block acts, and BatchNorm statistics are
+those of one batch of pictures. Every block takes an adaptor (`placement="all"`) with random weights
+and, where it keeps its shape, a gate that half of the pictures open.
+
+Each model that passes has
+
+* been captured, its BatchNorms folded, split, and recomposed from its halves bit for bit;
+* been linked as `swap` and `static`, each with `If` (batch 1) and with rows (batch 1 and 16), as
+  `staged`, and as `static` with every gate resolved, half of them open; `onnx.checker` accepts all;
+* answered as eager fp32 PyTorch does, in every one of these: the same top-1 and the same state of
+  every gate, each gate open in some pictures and closed in others, logits within 1e-4 of their
+  range. *max error* is the largest of these differences, relative to that range;
+* given each picture the same logits alone and in a batch (*alone*: largest relative difference).
+
+"""
+
+PROSE = """
+## Naming blocks by hand
+
+A block is found by structure: a module inside a `Sequential` or `ModuleList` that is run once,
+takes one map, returns one map of the same rank, and holds at least two weighted layers. Nothing is
+known of any zoo. Where a model is built otherwise, name its blocks; the error lists candidates:
+
+```python
+attach(googlenet, classes=7, blocks=["inception3a", "inception3b", "inception4a"])
+```
+
+Any module that is run once from map to map can be named, a single convolution too. To know:
+
+* A gate needs a block that keeps its shape; others take an adaptor only. A whole stage of a
+  cross-stage-partial net or a dense block changes its shape: adaptors, no gates, nothing skipped.
+  Where such a model offers finer parts that keep their shape, name those.
+* A block's input and output must stay as they are. Activations that write in place into either are
+  refused; this changes no answer and helps:
+  `for m in net.modules(): if hasattr(m, "inplace"): m.inplace = False`.
+* The classifier is found when it is a `Linear` layer, or a 1x1 convolution of one pixel, that
+  returns the answer. Otherwise name it (`head="classifier.1"`), build the model without one
+  (`timm.create_model(..., num_classes=0)`), or wrap it in a module that returns pooled features,
+  with `head=""` where the structure could be read either way.
+* `input_shape` is part of what is attached: adaptors pool to a grid that divides the block's map,
+  so a model is attached, trained and exported at one picture size.
+"""
+
+
+def line(row: Row) -> str:
+    """One model in one line, for the terminal."""
+    said = row.refused.replace("\n", " ") or f"max error {row.error:.1e}, alone {row.alone:.1e}"
+    steps = " ".join(f"{name} {seconds:.0f}s" for name, seconds in row.seconds.items())
+    found = f"{row.blocks} blocks, {row.gateable} gateable, {row.gated} gated"
+    mark = "ok  " if row.expected else "FAIL"
+    return f"{mark} {row.entry.name}: {found}; {said} ({steps})"
+
+
+def twin_line(twin: Twin) -> str:
+    """One of our backbones in one line."""
+    mark = "ok  " if twin.passed else "FAIL"
+    return f"{mark} our {twin.name}: {twin.tensors} tensors, error {twin.error:.1e}"
+
+
+def write(rows: Sequence[Row], twins: Sequence[Twin]) -> None:
+    """Keep the results and write the page from all that are kept."""
+    _keep("models", {row.entry.name: _cells(row) for row in rows})
+    _keep("ours", {twin.name: asdict(twin) for twin in twins})
+    cells, ours = _kept("models"), _kept("ours")
+    passed = [c for c in (cells.get(e.name) for e in ENTRIES) if c is not None and c["passed"]]
+    other = [c for c in (cells.get(e.name) for e in ENTRIES) if c is not None and not c["passed"]]
+    text = HEAD.format(versions=", ".join(f"{name} {version(name)}" for name in PACKAGES))
+    text += _passed(passed) + _refused(other) + _ours(list(ours.values())) + PROSE
+    PAGE.write_text(text)
+
+
+def _cells(row: Row) -> dict[str, object]:
+    return {
+        "name": row.entry.name,
+        "family": row.entry.family,
+        "size": row.entry.size,
+        "blocks": row.blocks,
+        "gateable": row.gateable,
+        "gated": row.gated,
+        "forced": row.forced,
+        "error": row.error,
+        "alone": row.alone,
+        "seconds": sum(row.seconds.values()),
+        "refused": row.refused,
+        "passed": not row.refused,
+    }
+
+
+def _keep(name: str, found: dict[str, dict[str, object]]) -> None:
+    KEPT.mkdir(parents=True, exist_ok=True)
+    (KEPT / f"{name}.json").write_text(json.dumps({**_kept(name), **found}, indent=1))
+
+
+def _kept(name: str) -> dict[str, dict[str, object]]:
+    path = KEPT / f"{name}.json"
+    kept: dict[str, dict[str, object]] = json.loads(path.read_text()) if path.exists() else {}
+    return kept
+
+
+def _passed(rows: list[dict[str, object]]) -> str:
+    lines = [
+        f"## {len(rows)} models that pass",
+        "",
+        "Seconds are of one thread of a busy machine, for the order of magnitude.",
+        "",
+        "| model | family | pixels | blocks | gateable | gated | max error | alone | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {c['name']} | {c['family']} | {c['size']} | {c['blocks']} | {c['gateable']} | "
+        f"{c['gated']} | {c['error']:.1e} | {c['alone']:.1e} | {c['seconds']:.0f} |"
+        for c in rows
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _refused(rows: list[dict[str, object]]) -> str:
+    lines = ["", "## Refused as they are", "", "| model | family | what the toolchain says |"]
+    lines.append("|---|---|---|")
+    for c in rows:
+        said = str(c["refused"]).replace("|", "\\|").replace("\n  fix: ", "<br>**fix:** ")
+        lines.append(f"| {c['name']} | {c['family']} | {said} |")
+    return "\n".join([*lines, ""])
+
+
+def _ours(rows: list[dict[str, object]]) -> str:
+    lines = ["", "## Our backbones beside torchvision's", ""]
+    lines += [
+        "State-dict keys in order, shapes, and the logits of four pictures of 224 pixels with the "
+        "same weights.",
+        "",
+        "| backbone | tensors | keys equal | shapes equal | difference, relative to the range |",
+        "|---|---|---|---|---|",
+    ]
+    for c in rows:
+        same = " | ".join("yes" if c[key] else "no" for key in ("same_keys", "same_shapes"))
+        lines.append(f"| {c['name']} | {c['tensors']} | {same} | {c['error']:.1e} |")
+    return "\n".join([*lines, ""])

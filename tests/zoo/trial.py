@@ -128,7 +128,7 @@ def _cases(model: AttachedModel, entry: Entry, row: Row) -> Golden:
 @torch.no_grad()
 def _alone(model: AttachedModel, entry: Entry) -> float:
     """Law: the logits of a sample are the same alone and in a batch."""
-    images = tensor(pictures(entry.size, 48)[:entry.batch])
+    images = tensor(pictures(entry.size, 48)[: entry.batch])
     together = model(images)
     alone = torch.cat([model(image[None]) for image in images])
     return float((together - alone).abs().max() / (together.max() - together.min()))

@@ -102,9 +102,7 @@ class AttachedModel(nn.Module):
             answer = output_tensor(self.backbone(x))
         assert answer is not None
         if self.anatomy.head is None:
-            seen.features = answer
-            answer = self.domain[HEAD](answer)
-        seen.logits = answer
+            seen.features, seen.logits = answer, self.domain[HEAD](answer)
         return seen
 
     def executed_share(self, trace: Trace) -> Tensor:
@@ -169,9 +167,10 @@ class AttachedModel(nn.Module):
         return self.noise_scale * logistic_noise(logits.shape, self.generator)
 
     def _head_hook(self, seen: Trace) -> Any:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> Tensor:
-            seen.features = args[0]
-            return self.domain[HEAD](args[0])  # type: ignore[no-any-return]
+        def hook(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
+            pooled = args[0].dim() == 4  # the classifier is a convolution of one pixel
+            seen.features = args[0].flatten(1) if pooled else args[0]
+            seen.logits = self.domain[HEAD](seen.features)
 
         return hook
 
@@ -199,10 +198,11 @@ def attach(
     """Join a frozen backbone with a fresh domain: ``method`` is ``da3``, ``da2`` or ``head``.
 
     ``input_shape`` (channels, height, width) fixes the blocks' shapes. ``blocks`` and ``head`` name
-    modules where the structure does not tell them. Single options may be given by keyword:
-    ``attach(net, classes=10, pool=2)``. The domain starts from ``seed``; the global random state
-    is left as it was. The backbone's parameters lose ``requires_grad``; nothing
-    else about it changes. Raises AttachError, UnknownNameError (method, option).
+    modules where the structure does not tell them (``head=""``: the backbone returns features).
+    Single options may be given by keyword: ``attach(net, classes=10, pool=2)``. The domain starts
+    from ``seed``; the global random state is left as it was. The backbone's parameters lose
+    ``requires_grad``; nothing else about it changes. Raises AttachError, UnknownNameError (method,
+    option).
     """
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)

@@ -114,8 +114,8 @@ def examine(
 ) -> Anatomy:
     """Run ``backbone`` once on zeros ``[1, *input_shape]`` and describe its blocks and classifier.
 
-    ``blocks`` and ``head`` name modules where the structure does not tell. Raises AttachError,
-    saying what would help.
+    ``blocks`` and ``head`` name modules where the structure does not tell; an empty ``head`` says
+    that the backbone returns features. Raises AttachError, saying what would help.
     """
     calls, output, counter = _dry_run(backbone, tuple(input_shape))
     names = list(blocks) if blocks is not None else _block_names(backbone, calls)
@@ -125,7 +125,7 @@ def examine(
             "ModuleList takes and returns one map and holds two weighted layers",
             fix=f"name them: attach(..., blocks={_suggested(backbone, calls)})",
         )
-    head = head if head is not None else _classifier_name(backbone, calls, output)
+    head = _classifier_name(backbone, calls, output) if head is None else head or None
     sites = tuple(_site(backbone, name, calls, counter) for name in names)
     features = _features(backbone, head, calls, output)
     prefix = f"{type(backbone).__name__}."
@@ -235,11 +235,11 @@ def _block_names(backbone: nn.Module, calls: dict[str, _Call]) -> list[str]:
 
 
 def _suggested(backbone: nn.Module, calls: dict[str, _Call]) -> list[str]:
-    """Return names that could be given by hand: map to map, wherever they stand, two at least."""
-    able = [(name, m) for name, m in backbone.named_modules() if name and _is_map_to_map(calls[name])]
-    parts = [name for name, m in able if not _is_plain_container(m) and _weighted(m) >= 2]
-    outer = [n for n in parts if not any(n.startswith(other + ".") for other in parts)]
-    return outer or [name for name, m in able if isinstance(m, nn.Conv2d)]
+    """Return what can be named by hand: modules like blocks that stand elsewhere, else layers."""
+    modules = {n: m for n, m in backbone.named_modules() if n and _is_map_to_map(calls[n])}
+    able = [n for n, m in modules.items() if not _is_plain_container(m) and _weighted(m) >= 2]
+    outer = [n for n in able if not any(n.startswith(other + ".") for other in able)]
+    return outer or [n for n, m in modules.items() if isinstance(m, nn.Conv2d)]
 
 
 def _classifier_name(backbone: nn.Module, calls: dict[str, _Call], output: object) -> str | None:
@@ -249,17 +249,36 @@ def _classifier_name(backbone: nn.Module, calls: dict[str, _Call], output: objec
             f"{type(backbone).__name__} returns {type(output).__name__}, expected a tensor",
             fix="wrap it in a module that returns the logits or the features",
         )
-    linears = {name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
+    modules = dict(backbone.named_modules())
     for name, call in calls.items():
-        if name in linears and call.returned is answer:
+        if isinstance(modules[name], nn.Linear) and call.returned is answer:
+            return name
+        if _is_pixel_layer(modules[name], call) and _is_view(call.returned, answer):
             return name
     if answer.dim() == 2 and not _ends_in_scores(backbone, answer):
         return None
     raise AttachError(
         f"found no classifier in {type(backbone).__name__}: no Linear layer returns its answer "
         f"(shape {list(answer.shape)})",
-        fix="name it, or pass a backbone without one: attach(..., head='classifier.1')",
+        fix="name it: attach(..., head='classifier.1'), or head='' if the answer is features; a "
+        "wrapper that returns pooled features helps where the classifier is no Linear layer",
     )
+
+
+def _is_pixel_layer(module: nn.Module, call: _Call) -> bool:
+    """Tell whether a module is a convolution that acts as a Linear layer on pooled features."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.groups == 1
+        and call.given is not None
+        and call.given.shape[2:] == (1, 1)
+    )
+
+
+def _is_view(tensor: Tensor | None, answer: Tensor) -> bool:
+    same = tensor is not None and tensor.data_ptr() == answer.data_ptr()
+    return same and tensor is not None and tensor.numel() == answer.numel()
 
 
 def _ends_in_scores(backbone: nn.Module, answer: Tensor) -> bool:
@@ -276,10 +295,10 @@ def _features(
         assert answer is not None  # _classifier_name raised otherwise
         return int(answer.shape[-1])
     module = dict(backbone.named_modules()).get(head)
-    if not isinstance(module, nn.Linear):
+    if not isinstance(module, nn.Linear) and not (module and _is_pixel_layer(module, calls[head])):
         raise AttachError(
             f"head {head!r} is {type(module).__name__ if module else 'not a module'}, "
-            "expected a Linear layer",
+            "expected a Linear layer (or a 1x1 convolution of one pixel)",
             fix="name the last Linear layer of the backbone",
         )
     if calls[head].count != 1:
@@ -287,7 +306,9 @@ def _features(
             f"head {head!r} ran {calls[head].count} times in one forward, expected once",
             fix="name the Linear layer that returns the logits",
         )
-    return int(module.in_features)
+    given = calls[head].given
+    assert given is not None
+    return int(given.shape[-1] if isinstance(module, nn.Linear) else given.shape[1])
 
 
 def _site(
@@ -315,8 +336,7 @@ def _site(
             "gate passes the input on, so both must be equal",
             fix="cast inside the block, or leave it out of blocks=[...]",
         )
-    _refuse_overwritten(name, call.given, call)
-    _refuse_overwritten(name, call.returned, call)
+    _refuse_overwritten(name, call)
     flops = sum(counter.get_flop_counts().get(f"{type(backbone).__name__}.{name}", {}).values())
     layout = _layout(backbone.get_submodule(name), name, calls, call.given)
     return Site(
@@ -324,17 +344,18 @@ def _site(
     )
 
 
-def _refuse_overwritten(name: str, tensor: Tensor, call: _Call) -> None:
-    """Refuse a block whose input or output is written to in place: a gate needs both as they were."""
-    what, then = (
-        ("input", call.given_version) if tensor is call.given else ("output", call.returned_version)
-    )
-    if tensor._version != then:
-        raise AttachError(
-            f"the {what} of block {name!r} is overwritten in place, so neither a gate nor an "
-            "adaptor can read it",
-            fix="set inplace=False on the activations of the backbone, or name other blocks",
-        )
+def _refuse_overwritten(name: str, call: _Call) -> None:
+    """Refuse a block whose input or output is written to in place: a gate chooses between them."""
+    for what, tensor, version in (
+        ("input", call.given, call.given_version),
+        ("output", call.returned, call.returned_version),
+    ):
+        if tensor is not None and tensor._version != version:
+            raise AttachError(
+                f"the {what} of block {name!r} is overwritten in place, so no gate and no adaptor "
+                "can rely on it",
+                fix="set inplace=False on the activations of the backbone, or name other blocks",
+            )
 
 
 def _shape_text(tensor: Tensor | None) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import click
 
 BAR_WIDTH = 20
+SHOWN_ROWS = 40
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -36,10 +37,10 @@ def title(text: str) -> str:
 
 def pairs(values: Mapping[str, object], indent: int = 2) -> list[str]:
     """Return one line per labelled value, the values below each other."""
-    wide = max(map(width, values), default=0)
+    wide = max(map(width, map(clean, values)), default=0)
     return [
         f"{' ' * indent}{label}{' ' * (wide - width(label))}  {clean(str(value))}"
-        for label, value in values.items()
+        for label, value in ((clean(name), value) for name, value in values.items())
     ]
 
 
@@ -89,6 +90,19 @@ def some(names: Sequence[str], count: int = 12) -> str:
     """Return the first few of ``names``, and how many follow."""
     rest = f", and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + rest
+
+
+def listed(values: Mapping[str, object]) -> str:
+    """Return names and values on one line."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def shortened(rows: Sequence[Sequence[object]]) -> list[Sequence[object]]:
+    """Return the rows that fit on a screen, and one that counts the others."""
+    if len(rows) <= SHOWN_ROWS:
+        return list(rows)
+    more = (f"and {len(rows) - SHOWN_ROWS} more: --json", *[""] * (len(rows[0]) - 1))
+    return [*rows[:SHOWN_ROWS], more]
 
 
 def gates(rates: Mapping[str, float | None]) -> list[str]:

@@ -155,7 +155,7 @@ def new(name: str, data: Path, backbone: str, out: Path, overwrite: bool, as_jso
         [
             f"wrote {layout.clean(str(path))}",
             "look at title, licence and augment, then:",
-            f"  da3 export --recipe {layout.clean(str(path))} --train",
+            f"  da3 export --recipe {layout.clean(shlex.quote(str(path)))} --train",
         ],
         as_json=as_json,
     )

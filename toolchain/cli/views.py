@@ -12,6 +12,7 @@ from typing import Any
 from toolchain.bundle import BackboneFile, BackboneManifest, FileEntry, GateStates, Manifest
 from toolchain.cli import layout
 from toolchain.cli.export import metrics
+from toolchain.cli.graph_views import graph, tensors, training
 from toolchain.inspect import (
     BackboneFacts,
     Block,
@@ -27,9 +28,6 @@ from toolchain.inspect import (
 from toolchain.preprocess import Preprocessing
 from toolchain.recipe import METHOD_OPTIONS
 
-_SHOWN_ROWS = 40
-_SHOWN_TEXT = 160
-
 
 def view(found: Inspection) -> list[str]:
     """Return the lines for what was found."""
@@ -40,7 +38,7 @@ def view(found: Inspection) -> list[str]:
         case CheckpointFacts():
             body = _checkpoint(facts)
         case GraphFacts():
-            body = _graph(facts)
+            body = graph(facts)
         case BundleFacts():
             body = _bundle(facts)
         case BackboneFacts():
@@ -48,9 +46,9 @@ def view(found: Inspection) -> list[str]:
         case GoldenFacts():
             body = _golden(facts)
         case TrainingFacts():
-            body = _training(facts)
+            body = training(facts)
         case TensorsFacts():
-            body = _tensors(facts)
+            body = tensors(facts)
     return [layout.title(f"{found.path}: {_what(found.kind, facts)}"), *body]
 
 
@@ -75,7 +73,7 @@ def _recipe(facts: RecipeFacts) -> list[str]:
         {
             "domain": f"{found.domain}  ({found.title})",
             "backbone": f"{found.backbone}, weights {found.weights or 'as shipped'}",
-            "method": f"{found.method}  {_listed(options)}".rstrip(),
+            "method": f"{found.method}  {layout.listed(options)}".rstrip(),
             "data": f"{data.loader} {data.root or ''}".rstrip()
             + f", train {data.train or 'all'}, test {data.test or 'all'}, seed {data.seed}",
             "input": _preprocess(found.preprocess),
@@ -97,7 +95,7 @@ def _checkpoint(facts: CheckpointFacts) -> list[str]:
             {
                 "domain": f"{info.domain}  ({info.title})",
                 "backbone": f"{info.backbone.name}  {info.backbone.weights_digest}",
-                "method": f"{info.method}  {_listed(options)}".rstrip(),
+                "method": f"{info.method}  {layout.listed(options)}".rstrip(),
                 "classes": f"{len(info.classes)}: {layout.some(info.classes)}",
                 "input": _preprocess(info.preprocess),
                 **measured,
@@ -124,11 +122,11 @@ def _bundle(facts: BundleFacts) -> list[str]:
                 "backbone": m.backbone.name,
                 "  weights": m.backbone.weights_digest,
                 "  graph": m.backbone.graph_digest,
-                "method": f"{m.adaptor.method}  {_listed(_used(m))}".rstrip(),
+                "method": f"{m.adaptor.method}  {layout.listed(_used(m))}".rstrip(),
                 "classes": f"{len(m.classes)}: {layout.some(m.classes)}",
                 "input": _preprocess(m.preprocess),
                 **metrics(m.metrics, m.gates.executed_share),
-                "made by": _listed(m.provenance),
+                "made by": layout.listed(m.provenance),
                 "licence": m.licence,
             }
         ),
@@ -173,7 +171,7 @@ def _backbone(facts: BackboneFacts) -> list[str]:
                 "input": f"{m.input.channels} channels, {m.input.size} px",
                 "ONNX": f"opset {m.opset}, IR version {m.ir_version}",
                 "taps": f"{len(m.taps)}: {layout.some([tap.name for tap in m.taps])}",
-                "made by": _listed(m.provenance),
+                "made by": layout.listed(m.provenance),
                 "licence": m.licence,
             }
         ),
@@ -199,79 +197,6 @@ def _golden(facts: GoldenFacts) -> list[str]:
     ]
 
 
-def _graph(facts: GraphFacts) -> list[str]:
-    slots = [port for port in facts.inputs if "." in port.name and facts.role.startswith("swap")]
-    inputs = [port for port in facts.inputs if port not in slots]
-    rows = [
-        (word, port.name, port.dtype, layout.shape(port.shape))
-        for word, ports in (("input", inputs), ("output", facts.outputs))
-        for port in ports
-    ]
-    held = {
-        "size": layout.size(facts.size_bytes),
-        "written by": facts.producer or "not stated",
-        "dialect": f"IR version {facts.ir_version}, {_listed(facts.opsets)}",
-        "slots": f"{len(slots)} inputs, given at run time",
-        "nodes": f"{facts.nodes}, and {facts.branch_nodes} in {facts.branches} branches",
-        "tensors": f"{facts.inline_tensors} inside ({layout.size(facts.inline_bytes)})",
-        **{
-            f"  {one.location}": f"{one.tensors} ({layout.size(one.size_bytes)})"
-            for one in facts.external
-        },
-    }
-    if not slots:
-        del held["slots"]
-    names = sorted({*facts.operators, *facts.branch_operators})
-    operators = [
-        (name, facts.operators.get(name, 0), facts.branch_operators.get(name, 0)) for name in names
-    ]
-    return [
-        *layout.pairs(held),
-        "",
-        *layout.table(("", "name", "dtype", "shape"), _shortened(rows, 4)),
-        "",
-        *layout.table(("operator", "main", "in branches"), _shortened(operators, 3), right="12"),
-    ]
-
-
-def _training(facts: TrainingFacts) -> list[str]:
-    return layout.pairs(
-        {
-            "steps done": facts.step,
-            "head alone": layout.percent(facts.head_accuracy),
-            "size": layout.size(facts.size_bytes),
-            **{name: _brief(value) for name, value in facts.identity.items()},
-        }
-    )
-
-
-def _brief(value: object) -> str:
-    text = _listed(value) if isinstance(value, Mapping) else str(value)
-    return text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}..."
-
-
-def _tensors(facts: TensorsFacts) -> list[str]:
-    rows = [(t.name, t.dtype, layout.shape(t.shape)) for t in facts.tensors]
-    return [
-        *layout.pairs(
-            {
-                "size": layout.size(facts.size_bytes),
-                "tensors": f"{len(facts.tensors)}, {facts.elements} elements",
-                **{f"noted: {key}": _brief(value) for key, value in facts.metadata.items()},
-            }
-        ),
-        "",
-        *layout.table(("tensor", "dtype", "shape"), _shortened(rows, 3)),
-    ]
-
-
-def _shortened(rows: list[Any], columns: int) -> list[Any]:
-    if len(rows) <= _SHOWN_ROWS:
-        return rows
-    more = (f"and {len(rows) - _SHOWN_ROWS} more: --json", *[""] * (columns - 1))
-    return [*rows[:_SHOWN_ROWS], more]
-
-
 def _files(
     entries: Sequence[FileEntry | BackboneFile], roles: Sequence[str] | None = None
 ) -> list[str]:
@@ -284,10 +209,15 @@ def _files(
 
 def _slots(blocks: Iterable[Block]) -> list[str]:
     rows = [
-        (one.name, one.tensors, one.elements, _listed(one.parts) if len(one.parts) > 1 else "")
+        (
+            one.name,
+            one.tensors,
+            one.elements,
+            layout.listed(one.parts) if len(one.parts) > 1 else "",
+        )
         for one in blocks
     ]
-    return layout.table(("slots of", "tensors", "elements", ""), _shortened(rows, 4), right="12")
+    return layout.table(("slots of", "tensors", "elements", ""), layout.shortened(rows), right="12")
 
 
 def _selftest(m: Manifest) -> list[str]:
@@ -325,10 +255,6 @@ def _preprocess(p: Preprocessing | Any) -> str:
     )
     shape = f"{p.colour} {p.size}x{p.size}"
     return f"{shape}, resize {p.resize} {p.interpolation}, crop {p.crop}; {numbers}"
-
-
-def _listed(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 __all__ = ["view"]

@@ -53,10 +53,12 @@ def capture(model: AttachedModel, *, target: str = "onnxruntime") -> Captured:
     """
     dialect = TARGETS[target]
     model.train(False)
+    _check_runs_batches(model)
     notes = _Notes([], [])
     program = _export(_Recorder(model, notes), model.anatomy.input_shape, dialect)
     for value, name in zip(program.graph.outputs, notes.names, strict=True):
         value.name = name
+    _check_free_batch(program)
     program.ir_version = dialect.ir_version
     slots = tuple(domain_state(model))
     _rename_initializers(program)
@@ -140,6 +142,32 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+_FIXED_BATCH = "write x.shape[0] or -1 in place of a number, and do not loop over the batch"
+
+
+def _check_runs_batches(model: AttachedModel) -> None:
+    """Attaching ran one picture; the exporter tells little of a module that takes no second."""
+    try:
+        with torch.no_grad():
+            model(torch.zeros(2, *model.anatomy.input_shape))
+    except (RuntimeError, ValueError, IndexError, AssertionError) as err:
+        raise CaptureError(
+            f"the model fixes the batch size: it does not run on two pictures: {_first_line(err)}",
+            fix=_FIXED_BATCH,
+        ) from err
+
+
+def _check_free_batch(program: ir.Model) -> None:
+    """The exporter may specialise on the batch of its example without a word."""
+    for value in program.graph.outputs:
+        if value.shape is None or isinstance(value.shape[0], int):
+            raise CaptureError(
+                f"the model fixes the batch size while it is traced: {value.name!r} has the shape "
+                f"{value.shape}, expected a free first dimension",
+                fix=_FIXED_BATCH,
+            )
+
+
 def _export(recorder: _Recorder, shape: tuple[int, ...], dialect: Opset) -> ir.Model:
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     example = torch.zeros(2, *shape)
@@ -177,7 +205,7 @@ def _capture_error(err: Exception) -> CaptureError:
     if "Constraints violated" in text or "specialized" in text:
         return CaptureError(
             f"the model fixes the batch size while it is traced: {_first_line(causes[-1])}",
-            fix="use x.shape[0] or -1 in reshapes instead of a number",
+            fix=_FIXED_BATCH,
         )
     return CaptureError(
         f"PyTorch's exporter could not capture the model: {_first_line(causes[-1])}",

@@ -143,6 +143,8 @@ class _Linker:
         """True or False where the block's state is fixed, None where its gate decides."""
         if not self.parts.gated(cut):
             return True
+        if cut.input == cut.output:  # the block does nothing: both states are one
+            return False
         if self.linking.flavour != "static":
             return None
         return {0.0: False, 1.0: True}.get(self.linking.rates.get(cut.site, 0.5))

@@ -102,7 +102,7 @@ def from_bytes(data: bytes, *, what: str) -> ir.Model:
     try:
         proto = onnx.load_model_from_string(data)
         return ir.from_proto(proto)
-    except (DecodeError, ValueError, TypeError, KeyError) as err:
+    except (DecodeError, ir.serde.SerdeError, ValueError, TypeError, KeyError) as err:
         raise GraphError(
             f"{what}: not an ONNX model: {err}", fix="use a file that da3-export wrote"
         ) from err

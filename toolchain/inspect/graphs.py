@@ -7,6 +7,7 @@ external data is counted, its files are not opened. Source: ONNX IR specificatio
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ class GraphFacts:
     """An ONNX model.
 
     ``role`` is ours (``backbone``, ``domain``, ``swap-if``, ...), empty in a foreign model.
-    ``inputs`` leaves out those that an initializer fills. ``operators`` counts nodes of the main graph,
-    ``branch_operators`` those inside branches, at any depth.
+    ``inputs`` leaves out those that an initializer fills. ``operators`` counts nodes of the main
+    graph, ``branch_operators`` those inside branches, at any depth.
     """
 
     role: str
@@ -166,5 +167,5 @@ def _external(held: list[onnx.TensorProto]) -> tuple[ExternalFile, ...]:
         location, length = entries.get("location", "?"), entries.get("length", "0")
         counts[location] += 1
         # A length that is no number is onnx.checker's to refuse; here it counts nothing.
-        sizes[location] += int(length) if length.isascii() and length.isdigit() else 0
+        sizes[location] += int(length) if re.fullmatch(r"[0-9]{1,18}", length) else 0
     return tuple(ExternalFile(name, counts[name], sizes[name]) for name in sorted(counts))

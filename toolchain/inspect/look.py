@@ -39,6 +39,7 @@ Facts = (
 
 HEAD_BYTES = 1 << 16
 _TAR_MAGIC_AT = 257
+_TEXT_FROM = ord("\t")
 _READERS: dict[str, Callable[[Path], Facts]] = {
     "recipe": files.read_recipe,
     "checkpoint": files.read_checkpoint,
@@ -74,7 +75,12 @@ def inspect(path: Path) -> Inspection:
     Raises UsageError for what the toolchain never wrote, StorageError if it cannot be read, and
     what the reader of its format raises.
     """
-    kind, place = _recognised(path)
+    try:
+        kind, place = _recognised(path)
+    except OSError as err:
+        raise StorageError(
+            f"cannot read {path}: {err.strerror}", fix="check the path and its permissions"
+        ) from err
     return Inspection(kind, place, _READERS[kind](place))
 
 
@@ -91,21 +97,17 @@ def _recognised(path: Path) -> tuple[str, Path]:
         return _document(path, head), path.parent
     if b"\0" not in head and _RECIPE_KEY.search(head):
         return "recipe", path
-    if head and head[0] in _MODEL_TAGS:
+    if head and head[0] in _MODEL_TAGS and min(head) < _TEXT_FROM:
         return "graph", path
     raise _unknown(path)
 
 
 def _head(path: Path) -> bytes:
-    try:
-        if path.exists() and not path.is_file():
-            raise _unknown(path)
-        with path.open("rb") as file:
-            return file.read(HEAD_BYTES)
-    except OSError as err:
-        raise StorageError(
-            f"cannot read {path}: {err.strerror}", fix="check the path and its permissions"
-        ) from err
+    # A pipe would block, a device may never end.
+    if path.exists() and not path.is_file():
+        raise _unknown(path)
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
 
 
 def _folder(path: Path) -> str:

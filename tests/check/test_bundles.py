@@ -1,0 +1,273 @@
+"""Checking a finished bundle: with everything, without torch, without onnx, and after sabotage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.check.damage import repacked, with_slots, with_weights
+from tests.exported import Exported, make_domain
+from toolchain import bundle
+from toolchain.check import bundles, parity
+from toolchain.check.bundles import check_bundle
+from toolchain.check.golden import read_golden
+from toolchain.errors import (
+    BackboneMismatchError,
+    BundleError,
+    DataError,
+    ParityError,
+    VerificationError,
+)
+
+ROOT = Path(__file__).parents[2]
+# Refuses packages as if they were not installed, then checks and tells what was imported.
+PROGRAM = """
+import importlib.abc, importlib.util, json, sys
+from pathlib import Path
+blocked = sys.argv[3].split(",")
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name.split(".")[0] in blocked else find_spec(name, *a)
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+from toolchain.check.bundles import check_bundle
+found = check_bundle(Path(sys.argv[1]), backbone=Path(sys.argv[2]))
+print(json.dumps({
+    "flavours": sorted({c.flavour for c in found.report.comparisons}),
+    "passed": found.report.passed, "relinked": found.relinked, "not_run": found.not_run,
+    "loaded": sorted({"torch", "onnx", "onnx_ir", "onnxscript"} & set(sys.modules))}))
+"""
+
+
+def elsewhere(exported: Exported, blocked: str) -> dict[str, object]:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM, exported.bundle, exported.backbone, blocked],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def test_a_fresh_bundle_passes_and_relinks_byte_for_byte(exported):
+    """Law: an export's bundle passes its own check, and its graphs are what its halves link to."""
+    found = check_bundle(exported.bundle)
+    assert found.report.passed
+    assert found.backbone == exported.backbone
+    assert found.domain == "toy_chirps"
+    assert found.relinked == ("swap-if", "swap-rows", "static-if")
+    assert found.not_run == ()
+    compared = {(c.flavour, c.batch) for c in found.report.comparisons}
+    assert compared == {
+        ("staged", 1),
+        ("staged", 16),
+        ("swap-if", 1),
+        ("swap-rows", 1),
+        ("swap-rows", 16),
+        ("static-if", 1),
+    }
+    assert all(c.max_relative < 1e-5 for c in found.report.comparisons)
+
+
+def test_torch_is_not_needed(exported):
+    found = elsewhere(exported, "torch,onnxscript")
+    assert found["passed"]
+    assert found["loaded"] == ["onnx", "onnx_ir"]
+    assert found["flavours"] == ["staged", "static-if", "swap-if", "swap-rows"]
+    assert found["relinked"] == ["swap-if", "swap-rows", "static-if"]
+
+
+def test_onnx_is_not_needed_and_what_was_not_run_is_told(exported):
+    found = elsewhere(exported, "torch,onnxscript,onnx,onnx_ir")
+    assert found["passed"]
+    assert found["loaded"] == []
+    assert found["flavours"] == ["static-if", "swap-if", "swap-rows"]
+    assert found["relinked"] == []
+    (reason,) = found["not_run"]
+    assert "onnx and onnx-ir are not installed" in reason
+    assert "pip install 'da3-toolchain[check]'" in reason
+
+
+@pytest.mark.parametrize("given", ["artefact", "folder", "beside"])
+def test_the_backbone_is_found_where_it_may_lie(exported, given):
+    where = {"artefact": exported.backbone, "folder": exported.backbone.parent, "beside": None}
+    held = bundle.open_bundle(exported.bundle)
+    found = bundles.find_backbone(held, exported.bundle, where[given])
+    assert found.path == exported.backbone
+
+
+def test_a_missing_backbone_is_told_with_the_place(exported, tmp_path):
+    alone = tmp_path / exported.bundle.name
+    shutil.copy(exported.bundle, alone)
+    with pytest.raises(DataError, match=r"expected the backbone backbone-toy-[0-9a-f]{12} at") as e:
+        check_bundle(alone)
+    assert str(tmp_path) in str(e.value)
+    assert "--backbone DIR" in e.value.fix
+
+
+def test_a_bundle_for_another_backbone_shows_both_digests(exported, tmp_path):
+    """Right format, other weights: both digests of both sides are in the message."""
+    artefact = bundle.open_backbone(exported.backbone)
+    mine = artefact.manifest.weights_digest
+    other = replace(artefact.manifest, weights_digest="sha256:" + "ab" * 32)
+    written = bundle.write_backbone(
+        tmp_path,
+        other,
+        graph=artefact.graph_path.read_bytes(),
+        weights=artefact.weights_path.read_bytes(),
+    )
+    with pytest.raises(BackboneMismatchError) as caught:
+        check_bundle(exported.bundle, backbone=written.path)
+    assert mine in str(caught.value)
+    assert "sha256:" + "ab" * 32 in str(caught.value)
+
+
+SLOTS = [
+    ("block00.adaptor.expand.bias", "out.block00"),
+    ("block00.adaptor.reduce.weight", "out.block00"),
+    ("block02.adaptor.expand.weight", "out.block02"),
+    ("head.weight", "logits"),
+]
+
+
+@pytest.mark.parametrize(("slot", "first"), SLOTS)
+def test_an_altered_slot_is_found_and_the_first_block_named(exported, tmp_path, slot, first):
+    """Digests agree, graphs relink: only running it can tell, and it tells where."""
+
+    def edit(slots):
+        slots[slot] *= np.float32(1.5)
+        slots[slot] += np.float32(0.05)
+
+    path = with_slots(exported, tmp_path, edit)
+    assert bundle.open_bundle(path)
+    with pytest.raises(ParityError) as caught:
+        check_bundle(path)
+    told = str(caught.value)
+    assert caught.value.exit_code == 3
+    for flavour in ("swap-if", "swap-rows", "static-if", "staged"):
+        line = next(line for line in told.splitlines() if flavour in line)
+        assert line.endswith(f"first diverging at {first}"), line
+
+
+WEIGHTS = [
+    ("backbone.stem.0.weight+bn", "out.block00"),
+    ("backbone.blocks.0.conv1.weight+bn", "out.block00"),
+    ("backbone.blocks.1.conv2.weight+bn", "out.block02"),
+    ("backbone.blocks.2.conv2.bias+bn", "out.block02"),
+]
+
+
+@pytest.mark.parametrize(("weight", "first"), WEIGHTS)
+def test_an_altered_backbone_weight_is_found_and_the_first_block_named(
+    exported, tmp_path, weight, first
+):
+    """The blob is altered consistently with its manifest, so that only parity can notice.
+
+    ``block01`` changes the shape and has no adaptor here: its fault shows at the next result.
+    """
+
+    def edit(tensors):
+        tensors[weight] *= np.float32(1.2)
+        tensors[weight] += np.float32(0.02)
+
+    path = with_weights(exported, tmp_path, edit)
+    with pytest.raises(ParityError) as caught:
+        check_bundle(path)
+    line = next(line for line in str(caught.value).splitlines() if "swap-rows batch 16" in line)
+    assert line.endswith(f"first diverging at {first}"), line
+
+
+def test_an_altered_graph_is_refused_before_it_runs(exported, tmp_path):
+    """A shipped graph that is not what the halves link to is no mere parity failure."""
+    held = bundle.open_bundle(exported.bundle)
+    path = repacked(exported, tmp_path, {"swap-if.onnx": held.blob("swap-rows.onnx")})
+    with pytest.raises(BundleError, match=r"swap-if\.onnx is not what linking"):
+        check_bundle(path)
+
+
+def test_a_graph_that_is_no_onnx_is_refused(exported, tmp_path):
+    path = repacked(exported, tmp_path, {"domain.onnx": b"\xff" * 100})
+    with pytest.raises(Exception, match=r"domain\.onnx: not an ONNX model") as caught:
+        check_bundle(path)
+    assert caught.type.__module__ == "toolchain.errors"
+
+
+def test_damaged_golden_data_is_refused(exported, tmp_path):
+    path = repacked(exported, tmp_path, {"golden.safetensors": b"\x08" + b"\x00" * 40})
+    with pytest.raises(VerificationError, match=r"golden\.safetensors: expected golden data"):
+        check_bundle(path)
+
+
+def test_a_flipped_bit_is_found_before_anything_runs(exported, tmp_path, monkeypatch):
+    data = bytearray(exported.bundle.read_bytes())
+    data[len(data) // 2] ^= 4
+    path = tmp_path / exported.bundle.name
+    path.write_bytes(data)
+    monkeypatch.setattr(bundles.subjects, "shipped", None)
+    with pytest.raises(BundleError):
+        check_bundle(path, backbone=exported.backbone)
+
+
+def test_a_flipped_bit_of_the_backbone_is_found(exported, tmp_path):
+    place = tmp_path / exported.backbone.name
+    shutil.copytree(exported.backbone, place)
+    weights = place / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-9] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(BundleError, match=r"weights\.safetensors: expected sha256:"):
+        check_bundle(exported.bundle, backbone=place)
+
+
+def test_golden_cases_of_a_bundle_cover_both_states(exported):
+    """Law: every gate is open in a case and closed in another, as the manifest says."""
+    held = bundle.open_bundle(exported.bundle)
+    golden = read_golden(held.blob("golden.safetensors"), "golden.safetensors")
+    states = golden.states()
+    assert set(states) == {"block00", "block02"}
+    assert all(s.open and s.closed for s in states.values())
+    said = held.manifest.selftest.gate_states
+    assert {n: (s.open, s.closed, s.forced) for n, s in states.items()} == {
+        n: (s.open, s.closed, s.forced) for n, s in said.items()
+    }
+
+
+def test_a_tolerance_can_be_given(exported):
+    with pytest.raises(ParityError):
+        check_bundle(exported.bundle, tolerance=1e-12)
+    assert check_bundle(exported.bundle, tolerance=parity.TOLERANCE).report.tolerance == 1e-4
+
+
+def test_preprocessing_survives_the_manifest(exported):
+    held = bundle.open_bundle(exported.bundle)
+    assert bundles.preprocessing(held) == exported.domain.recipe.preprocess
+
+
+def test_another_domain_shares_the_backbone_artefact(exported, tmp_path):
+    """One backbone, many domains: the artefact of the first serves the second."""
+    from toolchain.export import export
+
+    second = make_domain(tmp_path, name="toy_other", method="da2", seed=5)
+    report = export(
+        second.recipe,
+        checkpoint=second.checkpoint,
+        dist=exported.bundle.parent,
+        cache=exported.cache,
+    )
+    assert report.backbone_reused
+    assert report.backbone == exported.backbone
+    assert check_bundle(report.bundle).report.passed
+    assert check_bundle(exported.bundle).report.passed

@@ -1,0 +1,171 @@
+"""The error boundary: every leaf of the tree, JSON, interruption, broken pipes, internal errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.toy_export import invoke, write_recipe
+from toolchain import errors
+from toolchain.cli.boundary import BoundedCommand, naming
+from toolchain.cli.output import json_option
+from toolchain.errors import Da3Error, Fault
+
+DA3 = (sys.executable, "-m", "toolchain")
+CASES: list[Da3Error] = [
+    *(
+        kind("expected this, got that", fix="do so")
+        for name in errors.__dict__
+        if isinstance(kind := errors.__dict__[name], type)
+        and issubclass(kind, Da3Error)
+        and kind.__init__ is Da3Error.__init__
+    ),
+    errors.UnknownNameError("domain", "carz", ["cars"]),
+    errors.RecipeError("x.yaml", [Fault("train.lr", "expected a number, got text", "0.01")]),
+    errors.MissingPackageError("onnx", "this", "check"),
+]
+
+
+def failing(raises: Callable[[], None], *words: str) -> Result:
+    @click.command(cls=BoundedCommand)
+    @json_option
+    def command(as_json: bool) -> None:
+        raises()
+
+    return CliRunner().invoke(command, words)
+
+
+def raiser(err: BaseException) -> Callable[[], None]:
+    def raises() -> None:
+        raise err
+
+    return raises
+
+
+@pytest.mark.parametrize("err", CASES, ids=lambda err: type(err).__name__)
+def test_every_leaf_becomes_its_exit_code_with_the_fix(err: Da3Error) -> None:
+    said = failing(raiser(err))
+    assert said.exit_code == err.exit_code
+    assert f"error: {err.message}" in said.stderr
+    assert (f"fix: {err.fix}" in said.stderr) == bool(err.fix)
+    assert said.stdout == ""
+    told = json.loads(failing(raiser(err), "--json").stdout)["error"]
+    assert (told["type"], told["exit_code"]) == (type(err).__name__, err.exit_code)
+    assert (told["message"], told["fix"]) == (err.message, err.fix)
+
+
+def test_the_faults_of_a_recipe_are_told_one_by_one() -> None:
+    told = json.loads(failing(raiser(CASES[-2]), "--json").stdout)["error"]
+    assert told["faults"] == [
+        {"path": "train.lr", "message": "expected a number, got text", "fix": "0.01"}
+    ]
+
+
+def test_usage_errors_are_json_as_well() -> None:
+    said = invoke("check", "--json")
+    assert said.exit_code == 2
+    told = json.loads(said.stdout)["error"]
+    assert told == {
+        "type": "MissingParameter",
+        "message": "Missing argument 'BUNDLE'.",
+        "fix": "da3 check --help",
+        "exit_code": 2,
+    }
+    assert said.stderr == ""
+
+
+def test_what_nobody_expected_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DA3_TRACEBACK", raising=False)
+    said = failing(raiser(ZeroDivisionError("by zero")))
+    assert said.exit_code == 1
+    assert said.stderr.splitlines() == [
+        "error: internal error: ZeroDivisionError: by zero",
+        "fix: run again with DA3_TRACEBACK=1 for the traceback, and report it",
+    ]
+    monkeypatch.setenv("DA3_TRACEBACK", "1")
+    assert "Traceback (most recent call last)" in failing(raiser(ZeroDivisionError())).stderr
+
+
+def test_a_missing_package_of_ours_names_its_extra() -> None:
+    said = failing(raiser(ModuleNotFoundError("no", name="onnxruntime.capi")))
+    assert "onnxruntime" in said.stderr
+    assert "pip install 'da3-toolchain[" in said.stderr
+    said = failing(raiser(ModuleNotFoundError("no", name="somebody_elses")))
+    assert "internal error" in said.stderr
+
+
+def test_ctrl_c_is_130() -> None:
+    said = failing(raiser(KeyboardInterrupt()))
+    assert said.exit_code == 130
+    assert "error: interrupted" in said.stderr
+
+
+def test_what_a_file_says_cannot_move_the_cursor() -> None:
+    said = failing(raiser(errors.DataError("got \x1b[2J\rname")))
+    assert "\x1b" not in said.stderr
+    assert "\\x1b[2J\\rname" in said.stderr
+
+
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command(cls=BoundedCommand)
+    def command() -> None:
+        click.secho("text", fg="red")
+
+    assert "\x1b" in CliRunner().invoke(command, color=True).stdout
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert CliRunner().invoke(command, color=True).stdout == "text\n"
+
+
+def test_naming_completes_a_fix_by_the_command() -> None:
+    with pytest.raises(errors.TrainingError) as caught, naming("da3 train --domain x"):
+        raise errors.TrainingError("stopped", fix="go on with resume")
+    assert caught.value.fix == "go on with resume: da3 train --domain x --resume"
+    with pytest.raises(errors.TrainingError) as caught, naming("da3 train --domain x"):
+        raise errors.TrainingError("no", fix="train from the start, without resume")
+    assert caught.value.fix == "train from the start, without resume"
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [*DA3, "recipes", "ls"], stdout=writer, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(writer)
+    assert done.stderr == b""
+
+
+def test_ctrl_c_in_training_names_the_command_that_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    write_recipe(tmp_path / "recipes", epochs=5000)
+    command = [*DA3, "train", "--domain", "toy", "--threads", "1"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stderr is not None
+        first = child.stderr.readline()
+        child.send_signal(signal.SIGINT)
+        rest = child.stderr.read()
+    assert "epoch 1/5000" in first
+    assert child.returncode == 1
+    assert "error: stopped after step" in rest
+    assert "fix: go on with resume: da3 train --domain toy --resume" in rest
+    said = subprocess.run(
+        [*DA3, "inspect", "build/domains/toy.training.safetensors", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )
+    found = json.loads(said.stdout)
+    assert (found["kind"], found["facts"]["step"] > 0) == ("training", True)

@@ -1,0 +1,98 @@
+"""From a recipe to a checked bundle by commands alone."""
+
+from __future__ import annotations
+
+import json
+
+from tests.toy_export import Run
+
+PARITY = {"passed", "tolerance", "cases", "forced", "comparisons", "notes"}
+
+
+def test_export_without_a_checkpoint_names_the_command_that_trains(run: Run) -> None:
+    said = run.said["too early"]
+    assert said.exit_code == 1
+    assert "expected a trained domain at build/domains/toy" in said.stderr
+    assert "fix: da3 train --domain toy" in said.stderr
+    assert said.stdout == ""
+
+
+def test_train_as_json_holds_the_figures(run: Run) -> None:
+    said = run.said["train"]
+    assert said.exit_code == 0, said.stderr
+    found = json.loads(said.stdout)
+    assert set(found) == {
+        *("domain", "checkpoint", "method", "backbone", "classes", "accuracy", "head_accuracy"),
+        *("executed_share", "gate_rates", "steps", "seconds"),
+    }
+    assert (found["domain"], found["checkpoint"]) == ("toy", "build/domains/toy")
+    assert 0 <= found["accuracy"] <= 1
+    assert set(found["gate_rates"]) == {f"block0{i}" for i in (0, 1, 2, 4, 5, 7, 8)}
+    assert "epoch 1/1" in said.stderr
+
+
+def test_export_as_json_holds_paths_sizes_parity_and_rates(run: Run) -> None:
+    said = run.said["export"]
+    assert said.exit_code == 0, said.stderr
+    found = json.loads(said.stdout)
+    assert set(found) == {
+        *("domain", "checkpoint", "bundle", "backbone", "structure_cached", "parity"),
+        *("gate_rates", "executed_share", "accuracy", "head_accuracy", "golden", "seconds"),
+    }
+    assert found["checkpoint"] == {"path": "build/domains/toy", "trained_now": False}
+    assert found["bundle"]["path"] == "dist/toy.da3b"
+    assert run.home / found["backbone"]["path"] == run.backbone
+    assert not found["backbone"]["reused"]
+    assert set(found["parity"]) == PARITY
+    assert found["parity"]["passed"]
+    assert {one["flavour"] for one in found["parity"]["comparisons"]} == {
+        *("swap-if", "swap-rows", "static-if", "staged")
+    }
+
+
+def test_steps_are_told_on_stderr_as_they_begin(run: Run) -> None:
+    lines = run.said["export"].stderr.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        *("restore", "split", "read", "take", "link", "compare", "pack")
+    ]
+
+
+def test_a_second_export_asks_before_it_overwrites(run: Run) -> None:
+    said = run.said["export twice"]
+    assert said.exit_code == 1
+    assert "dist/toy.da3b exists" in said.stderr
+    assert "--overwrite" in said.stderr
+
+
+def test_export_for_people_shows_what_was_made(run: Run) -> None:
+    said = run.said["export again"]
+    assert said.exit_code == 0, said.stderr
+    for words in (
+        "dist/toy.da3b",
+        "reused",
+        "accuracy",
+        "executed",
+        "parity",
+        "block08",
+        "swap-if",
+    ):
+        assert words in said.stdout
+    assert "\x1b" not in said.stdout
+
+
+def test_check_says_what_was_verified_and_relinked(run: Run) -> None:
+    said = run.said["check"]
+    assert said.exit_code == 0, said.stderr
+    assert said.stdout.count("  verified  ") == 4
+    assert "relinked  byte for byte from the halves: swap-if, swap-rows, static-if" in said.stdout
+    assert "FAILED" not in said.stdout
+
+
+def test_check_as_json(run: Run) -> None:
+    found = json.loads(run.said["check as JSON"].stdout)
+    assert set(found) == {
+        *("bundle", "backbone", "domain", "verified", "relinked", "not_run", "parity")
+    }
+    assert found["domain"] == "toy"
+    assert set(found["parity"]) == PARITY
+    assert found["not_run"] == []

@@ -1,0 +1,111 @@
+"""One toy domain from backbone to bundle, made once per run: what check and export tests start from.
+
+The backbone is the plain toy, registered through the entry-point group as a user's would be; the
+domain's tensors are drawn, not trained, and its gates are open for half of the pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from toolchain.adapt.attach import AttachedModel
+    from toolchain.adapt.data import DomainData
+    from toolchain.export import ExportReport
+    from toolchain.recipe import Recipe
+
+ENTRY = """
+from toolchain.backbones import Backbone
+
+def build():
+    from tests import toys
+    return toys.backbone("plain", 1)
+
+TOY = Backbone(name="toy", title="toy", build=build, input_size=12, classifier="fc",
+               licence="Apache-2.0", source="a test")
+"""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A checkpoint and all that an export of it needs."""
+
+    recipe: Recipe
+    checkpoint: Path
+    model: AttachedModel
+    data: DomainData
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export; ``cache`` holds the captured structure."""
+
+    domain: Domain
+    report: ExportReport
+    cache: Path
+
+    @property
+    def bundle(self) -> Path:
+        return self.report.bundle
+
+    @property
+    def backbone(self) -> Path:
+        return self.report.backbone
+
+
+def register(folder: Path) -> None:
+    """Install the package that publishes the toy, as pip would."""
+    info = folder / "toy_nets-1.0.dist-info"
+    info.mkdir(parents=True)
+    (folder / "toy_nets.py").write_text(ENTRY)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy_nets\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[da3.backbones]\ntoy = toy_nets:TOY\n")
+    sys.path.append(str(folder))
+
+
+def recipe(folder: Path) -> Recipe:
+    """Drawn chirps at 12 px; the weights lie in ``folder``."""
+    from tests.adapt.domains import RECIPE
+    from toolchain.recipe import DataSpec
+
+    data = DataSpec("chirps", None, 8, 40, 0)
+    weights, digest = "toy.safetensors", "sha256:" + "0" * 64
+    return dataclasses.replace(
+        RECIPE,
+        domain="toy_chirps",
+        backbone="toy",
+        weights=weights,
+        weights_sha256=digest,
+        data=data,
+        golden=6,
+        folder=folder,
+    )
+
+
+def make_domain(
+    folder: Path, *, name: str = "toy_chirps", method: str = "da3", seed: int = 0, weights: int = 0
+) -> Domain:
+    """Write weights and a checkpoint into ``folder``; ``weights`` seeds the backbone."""
+    from safetensors.torch import save_file
+    from torch import from_numpy
+
+    from tests import toys
+    from toolchain.adapt import build, evaluate, save
+    from toolchain.adapt.data import load
+    from toolchain.preprocess import normalise
+
+    chosen = dataclasses.replace(recipe(folder), domain=name, method=method)
+    data = load(chosen)
+    backbone = toys.backbone("plain", weights)
+    save_file(backbone.state_dict(), folder / "toy.safetensors")
+    pixels, _ = data.test.batch(range(len(data.test)))
+    model = toys.scrambled(build(chosen, classes=len(data.classes), backbone=backbone), seed)
+    toys.balanced(model, from_numpy(normalise(chosen.preprocess, pixels)))
+    found = evaluate(model, data.test, chosen.preprocess)
+    place = folder / f"checkpoint-{name}"
+    save(place, model, chosen, data.classes, found, head_accuracy=0.5)
+    return Domain(chosen, place, model, data)

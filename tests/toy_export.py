@@ -1,0 +1,79 @@
+"""One toy domain through the whole command line, once per test run: train, export, check.
+
+The commands run in this process, in the folder ``home`` and with its relative default paths, as a
+user would type them.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import chdir
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+
+from toolchain.cli import root
+from toolchain.recipe import dump, load
+from toolchain.recipe.store import packaged
+
+COMMANDS = {
+    "too early": "export --domain toy",
+    "train": "train --domain toy --threads 1 --json",
+    "export": "export --domain toy --json",
+    "export twice": "export --domain toy",
+    "export again": "export --domain toy --overwrite",
+    "check": "check dist/toy.da3b",
+    "check as JSON": "check dist/toy.da3b --json",
+    "check at zero": "check dist/toy.da3b --tolerance 0",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder in which all of it happened, and what each of ``COMMANDS`` said."""
+
+    home: Path
+    said: dict[str, Result]
+
+    @property
+    def bundle(self) -> Path:
+        return self.home / "dist" / "toy.da3b"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.home / "build" / "domains" / "toy"
+
+    @property
+    def backbone(self) -> Path:
+        (found,) = (self.home / "dist").glob("backbone-*")
+        return found
+
+
+def write_recipe(folder: Path, name: str = "toy", epochs: int = 1) -> Path:
+    """Write the recipe of the sample ``cars`` at toy size."""
+    cars = load(packaged() / "cars.yaml")
+    toy = replace(
+        cars,
+        domain=name,
+        title="Toy cars",
+        data=replace(cars.data, train=60, test=40),
+        train=replace(cars.train, epochs=epochs, batch=16),
+    )
+    path = folder / f"{name}.yaml"
+    path.write_text(dump(toy), encoding="utf-8")
+    return path
+
+
+def invoke(*words: str) -> Result:
+    """Run ``da3`` with ``words``; stdout and stderr are kept apart."""
+    return CliRunner().invoke(root, words, prog_name="da3")
+
+
+@functools.cache
+def exported(home: Path) -> Run:
+    """Run all of ``COMMANDS`` in ``home``, a folder that does not exist yet."""
+    (home / "recipes").mkdir(parents=True)
+    write_recipe(home / "recipes")
+    with chdir(home):
+        return Run(home, {name: invoke(*words.split()) for name, words in COMMANDS.items()})
