@@ -20,6 +20,7 @@ import onnx_ir as ir
 from safetensors.numpy import load as load_safetensors
 from torch import nn
 
+from benchmarks.joins import Change
 from toolchain.adapt.attach import AttachedModel, attach
 from toolchain.graph import store
 from toolchain.graph.halves import Halves, make_halves
@@ -106,9 +107,20 @@ class Bench(AbstractContextManager["Bench"]):
         folder = self._written(halves, "naive")
         return Session(store.to_bytes(recompose(halves.split)), folder=folder, what="naive")
 
-    def rewritten(self, change: Callable[[ir.Model], ir.Model]) -> Linked:
-        """Return the swap model of form ``if`` after ``change``, for forms that lost."""
-        return self._linked(change(link(self.halves.split, Linking())), self.folder)
+    def rejected(self, change: Change) -> Linked:
+        """Return the swap model of form ``if`` in a form that lost."""
+        model = change(ir.to_proto(link(self.halves.split, Linking())), self.halves.split.adapted)
+        return Linked(Session(model.SerializeToString(), folder=self.folder, what="rejected form"))
+
+    def floor(self, state: str) -> float:
+        """Return the share of the backbone's multiply-adds that run in ``state``."""
+        flops = {cut.site: cut.flops for cut in self.halves.split.cuts}
+        closed = sum(
+            flops[gate.removesuffix(".gate.bias")]
+            for gate, opened in zip(self.gates, self._opened(state), strict=True)
+            if not opened
+        )
+        return 1 - closed / self.model.anatomy.flops
 
     def call(self, runner: Linked, batch: int, state: str | None = None) -> Call:
         """Return a call that answers one batch in the given state."""
@@ -140,7 +152,7 @@ class Bench(AbstractContextManager["Bench"]):
 
     def _written(self, halves: Halves, name: str) -> Path:
         folder = Path(self._temporary.name) / name
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / WEIGHTS_FILE).write_bytes(halves.weights)
         (folder / SLOTS_FILE).write_bytes(halves.slots)
         return folder

@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "export --domain toy --json",
     "export twice": "export --domain toy",
     "export again": "export --domain toy --overwrite",
+    "all in one": "export --domain second --train --json",
     "check": "check dist/toy.da3b",
     "check as JSON": "check dist/toy.da3b --json",
     "check at zero": "check dist/toy.da3b --tolerance 0",
@@ -75,5 +76,6 @@ def exported(home: Path) -> Run:
     """Run all of ``COMMANDS`` in ``home``, a folder that does not exist yet."""
     (home / "recipes").mkdir(parents=True)
     write_recipe(home / "recipes")
+    write_recipe(home / "recipes", "second")
     with chdir(home):
         return Run(home, {name: invoke(*words.split()) for name, words in COMMANDS.items()})

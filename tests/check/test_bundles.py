@@ -211,6 +211,25 @@ def test_damaged_golden_data_is_refused(exported, tmp_path):
         check_bundle(path)
 
 
+STRANGE = {
+    "classes": ({"logits": lambda a: a[:, :-1]}, "expected logits of"),
+    "pictures": ({"pixels": lambda a: a[:, :8, :8]}, "expected pictures of 12 pixels, got 8"),
+    "gates": ({"gate_sites": lambda _: ("block00", "block07")}, r"got \['block07'\]"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(STRANGE))
+def test_golden_data_of_another_domain_are_refused(exported, tmp_path, kind):
+    """Right by themselves, but not this bundle's: refused before anything runs."""
+    changes, told = STRANGE[kind]
+    held = bundle.open_bundle(exported.bundle)
+    good = read_golden(held.blob("golden.safetensors"), "golden")
+    edited = replace(good, **{name: edit(getattr(good, name)) for name, edit in changes.items()})
+    path = repacked(exported, tmp_path, {"golden.safetensors": edited.to_bytes()})
+    with pytest.raises(BundleError, match=rf"golden\.safetensors: .*{told}"):
+        check_bundle(path)
+
+
 def test_a_flipped_bit_is_found_before_anything_runs(exported, tmp_path, monkeypatch):
     data = bytearray(exported.bundle.read_bytes())
     data[len(data) // 2] ^= 4

@@ -96,9 +96,9 @@ def test_what_nobody_expected_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_missing_package_of_ours_names_its_extra() -> None:
-    said = failing(raiser(ModuleNotFoundError("no", name="onnxruntime.capi")))
-    assert "onnxruntime" in said.stderr
-    assert "pip install 'da3-toolchain[" in said.stderr
+    said = failing(raiser(ModuleNotFoundError("no", name="torch.nn")))
+    assert "needs the package 'torch'" in said.stderr
+    assert "fix: pip install 'da3-toolchain[export]'" in said.stderr
     said = failing(raiser(ModuleNotFoundError("no", name="somebody_elses")))
     assert "internal error" in said.stderr
 
@@ -134,12 +134,13 @@ def test_naming_completes_a_fix_by_the_command() -> None:
     assert caught.value.fix == "train from the start, without resume"
 
 
-def test_a_closed_pipe_is_quiet() -> None:
+@pytest.mark.parametrize("words", ["recipes ls", "recipes ls --json", "check --json"])
+def test_a_closed_pipe_is_quiet(words: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
         done = subprocess.run(
-            [*DA3, "recipes", "ls"], stdout=writer, stderr=subprocess.PIPE, check=False
+            [*DA3, *words.split()], stdout=writer, stderr=subprocess.PIPE, check=False
         )
     finally:
         os.close(writer)

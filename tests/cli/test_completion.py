@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 
@@ -10,13 +11,26 @@ from tests.toy_export import invoke
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_serves_both_programs(shell: str) -> None:
-    said = invoke("completion", shell)
+@pytest.mark.parametrize(
+    ("program", "variable"), [("da3", "_DA3_COMPLETE"), ("da3-export", "_DA3_EXPORT_COMPLETE")]
+)
+def test_there_is_a_script_for_each_shell_and_program(
+    shell: str, program: str, variable: str
+) -> None:
+    words = ("completion", shell, "--program", program)
+    said = invoke(*words)
     assert said.exit_code == 0
-    assert "_DA3_COMPLETE" in said.stdout
-    assert "_DA3_EXPORT_COMPLETE" in said.stdout
-    found = json.loads(invoke("completion", shell, "--json").stdout)
-    assert found == {"shell": shell, "script": said.stdout.removesuffix("\n")}
+    assert variable in said.stdout
+    found = json.loads(invoke(*words, "--json").stdout)
+    script = said.stdout.removesuffix("\n")
+    assert found == {"shell": shell, "program": program, "script": script}
+
+
+def test_bash_takes_the_script() -> None:
+    script = invoke("completion", "bash").stdout
+    asked = f"{script}\ncomplete -p da3"
+    done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "da3"
 
 
 @pytest.mark.parametrize(

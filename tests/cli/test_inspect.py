@@ -98,7 +98,8 @@ def test_golden_data_and_slots(unpacked: Path) -> None:
     assert set(facts) == {"kind", "cases", "natural", "picture", "classes", "sites", "gates"}
     text = shown(unpacked / "slots.safetensors")
     assert "tensors (safetensors)" in text
-    assert "head.weight" in text
+    assert "block00.adaptor" in text
+    assert "more: --json" in text
 
 
 def test_what_nobody_wrote_is_a_usage_error(tmp_path: Path) -> None:

@@ -80,6 +80,16 @@ def test_export_for_people_shows_what_was_made(run: Run) -> None:
     assert "\x1b" not in said.stdout
 
 
+def test_one_command_trains_exports_and_reuses_the_backbone(run: Run) -> None:
+    said = run.said["all in one"]
+    assert said.exit_code == 0, said.stderr
+    found = json.loads(said.stdout)
+    assert found["checkpoint"] == {"path": "build/domains/second", "trained_now": True}
+    assert found["backbone"]["reused"]
+    assert found["structure_cached"]
+    assert (run.home / "dist" / "second.da3b").is_file()
+
+
 def test_check_says_what_was_verified_and_relinked(run: Run) -> None:
     said = run.said["check"]
     assert said.exit_code == 0, said.stderr

@@ -178,7 +178,7 @@ def test_capture_is_silent_and_leaves_no_trace(capfd):
     [
         (Branching, r"Python `if`, loop or int\(\)[\s\S]*torch\.where"),
         (Counting, r"Python `if`, loop or int\(\)[\s\S]*torch\.where"),
-        (Looping, r"fixes the batch size while it is traced: 'block\.block00'[\s\S]*x\.shape\[0\]"),
+        (Looping, r"fixes the batch size while it is traced: 'in\.block00'[\s\S]*x\.shape\[0\]"),
         (Reshaping, r"fixes the batch size: [\s\S]*shape '\[1, 8, 8, 8\]'[\s\S]*x\.shape\[0\]"),
     ],
 )

@@ -98,6 +98,10 @@ def test_altered_files_are_found(run: Run, tmp_path: Path) -> None:
     tensors.write_bytes(data)
     with pytest.raises(CheckpointError, match="expected sha256"):
         inspect(folder)
+    manifest = Path(shutil.copytree(run.backbone, tmp_path / "backbone")) / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b"da3.backbone/1", b"da3.backbone/9"))
+    with pytest.raises(VerificationError):
+        inspect(manifest.parent)
     data = bytearray(run.bundle.read_bytes())
     data[0] ^= 1
     (tmp_path / "x").write_bytes(data)

@@ -173,9 +173,18 @@ ENTRIES = (
         options=_MIXED,
     ),
     Entry("timm/resnetv2_50", "pre-activation residual", _timm("resnetv2_50")),
+    Entry("timm/resnet26d", "bottleneck residual", _timm("resnet26d")),
     Entry("timm/seresnet50", "bottleneck residual, SE", _timm("seresnet50")),
     Entry("timm/nf_resnet26", "norm-free residual", _timm("nf_resnet26")),
     Entry("timm/cspresnet50", "cross-stage partial", _timm("cspresnet50")),
+    Entry(
+        "timm/cspresnet50, named",
+        "cross-stage partial",
+        _timm("cspresnet50"),
+        options=_named("stages.", "0.blocks.0", "1.blocks.0", "2.blocks.3", "3.blocks.1"),
+    ),
+    Entry("timm/mobilenetv2_050", "inverted residual", _timm("mobilenetv2_050")),
+    Entry("timm/mobilenetv3_small_050", "inverted residual, SE", _timm("mobilenetv3_small_050")),
     Entry("timm/ghostnet_050", "ghost modules", _timm("ghostnet_050")),
     Entry("timm/repvgg_a0", "parallel branches", _timm("repvgg_a0")),
     Entry("timm/convnext_atto", "ConvNeXt", _timm("convnext_atto")),
@@ -190,6 +199,19 @@ ENTRIES = (
     Entry(
         "transformers/ResNet", "bottleneck residual", _transformers("ResNet", depths=[2, 2, 2, 2])
     ),
+    Entry(
+        "transformers/MobileNetV1",
+        "separable convolutions",
+        _transformers("MobileNetV1"),
+        refused="mobilenet_v1.layer.4",
+    ),
+    Entry(
+        "transformers/MobileNetV1, named",
+        "separable convolutions",
+        _transformers("MobileNetV1"),
+        options=_named("mobilenet_v1.layer.", 4, 8, *range(12, 22)),
+    ),
+    Entry("transformers/ConvNext", "ConvNeXt", _transformers("ConvNext", depths=[2, 2, 2, 2])),
     Entry(
         "transformers/MobileNetV2", "inverted residual", _transformers("MobileNetV2", image_size=64)
     ),

@@ -237,9 +237,13 @@ def _block_names(backbone: nn.Module, calls: dict[str, _Call]) -> list[str]:
 def _suggested(backbone: nn.Module, calls: dict[str, _Call]) -> list[str]:
     """Return what can be named by hand: modules like blocks that stand elsewhere, else layers."""
     modules = {n: m for n, m in backbone.named_modules() if n and _is_map_to_map(calls[n])}
-    able = [n for n, m in modules.items() if not _is_plain_container(m) and _weighted(m) >= 2]
-    outer = [n for n in able if not any(n.startswith(other + ".") for other in able)]
-    return outer or [n for n, m in modules.items() if isinstance(m, nn.Conv2d)]
+    outer: list[str] = []
+    for least in (2, 1):
+        able = [
+            n for n, m in modules.items() if not _is_plain_container(m) and _weighted(m) >= least
+        ]
+        outer = outer or [n for n in able if not any(n.startswith(o + ".") for o in able)]
+    return outer
 
 
 def _classifier_name(backbone: nn.Module, calls: dict[str, _Call], output: object) -> str | None:

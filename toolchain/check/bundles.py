@@ -140,7 +140,23 @@ def _golden(held: Bundle) -> Golden:
             "the bundle holds no golden data, expected one file of role 'golden'",
             fix="export the domain again",
         )
-    return read_golden(held.blob(names[0]), names[0])
+    golden = read_golden(held.blob(names[0]), names[0])
+    if fault := _golden_fault(golden, held):
+        raise BundleError(f"{names[0]}: {fault}", fix="export the domain again")
+    return golden
+
+
+def _golden_fault(golden: Golden, held: Bundle) -> str:
+    """Golden data that are right by themselves may still be another domain's."""
+    manifest = held.manifest
+    wanted, found = len(manifest.classes), golden.logits.shape[1]
+    if wanted != found:
+        return f"expected logits of {wanted} classes, got {found}"
+    if (side := golden.pixels.shape[1]) != manifest.preprocess.size:
+        return f"expected pictures of {manifest.preprocess.size} pixels, got {side}"
+    slots = {slot.name for slot in manifest.adaptor.slots}
+    strange = [site for site in golden.gate_sites if f"{site}.gate.bias" not in slots]
+    return f"expected gates of this domain, got {strange}" if strange else ""
 
 
 def _has_onnx() -> bool:

@@ -127,6 +127,11 @@ def _fault(
     widths = (arrays["shifts"].shape[1], arrays["gates"].shape[1], arrays["probes"].shape[1])
     if widths != (len(gates), len(gates), len(sites)):
         return f"expected {len(gates)} gates and {len(sites)} blocks, got {widths}"
+    height, width, channels = arrays["pixels"].shape[1:]
+    if height != width or channels != 3 or not height:
+        return f"pixels: expected square pictures of 3 channels, got {height}x{width}x{channels}"
+    if not arrays["logits"].shape[1] or arrays["probes"].shape[2] != PROBES:
+        return f"expected logits and {PROBES} probes a block, got none or another number"
     return ""
 
 

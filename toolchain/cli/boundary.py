@@ -22,12 +22,11 @@ from toolchain.errors import Da3Error, MissingPackageError, RecipeError
 
 INTERRUPTED = 130
 _EXTRAS = {
-    "torch": "train",
-    "sklearn": "train",
+    "torch": "export",
+    "sklearn": "export",
+    "onnxscript": "export",
     "onnx": "check",
     "onnx_ir": "check",
-    "onnxruntime": "check",
-    "onnxscript": "train",
 }
 # What a fix of the library asks for, and the flag of the command that does it.
 _FLAGS = (("go on with", "--resume"), ("overwrit", "--overwrite"))
@@ -94,45 +93,51 @@ def _tell(err: Exception, as_json: bool, colour: bool | None) -> int:
     if os.environ.get("DA3_TRACEBACK"):
         traceback.print_exception(err, file=sys.stderr)
     told = _document(err)
-    if as_json:
-        write_json({"error": told})
-        return int(told["exit_code"])
-    if isinstance(err, click.exceptions.NoArgsIsHelpError):
-        err.show()
-        return err.exit_code
-    if isinstance(err, click.UsageError) and err.ctx is not None:
-        click.echo(err.ctx.get_usage(), err=True, color=colour)
-    for word, paint in (("error", "red"), ("fix", "cyan")):
-        if text := told["message" if word == "error" else word]:
-            label = click.style(f"{word}:", fg=paint, bold=True)
-            click.echo(f"{label} {clean(text, lines=True)}", err=True, color=colour)
+    try:
+        _print(err, told, as_json, colour)
+    except BrokenPipeError:
+        # Nobody reads: what is left in the buffer goes nowhere, without a word at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return int(told["exit_code"])
 
 
+def _print(err: Exception, told: dict[str, Any], as_json: bool, colour: bool | None) -> None:
+    if as_json:
+        write_json({"error": told})
+        return
+    if isinstance(err, click.exceptions.NoArgsIsHelpError):
+        err.show()
+        return
+    if isinstance(err, click.UsageError) and err.ctx is not None:
+        click.echo(err.ctx.get_usage(), err=True, color=colour)
+    for key, word, paint in (("message", "error", "red"), ("fix", "fix", "cyan")):
+        if told[key]:
+            label = click.style(f"{word}:", fg=paint, bold=True)
+            click.echo(f"{label} {clean(told[key], lines=True)}", err=True, color=colour)
+
+
 def _document(err: Exception) -> dict[str, Any]:
-    """Return type, message, fix and exit code, and a recipe's faults, of an error."""
-    kind, message, fix, code = type(err).__name__, str(err), "", 1
-    if isinstance(err, Da3Error):
-        message, fix, code = err.message, err.fix, err.exit_code
-    elif isinstance(err, click.Abort):
-        kind, message, code = (
-            "Interrupted",
-            "interrupted; no file was left half-written",
-            INTERRUPTED,
-        )
-    elif isinstance(err, click.ClickException):
-        message, code = err.format_message(), err.exit_code
-        fix = (
-            f"{err.ctx.command_path} --help"
-            if isinstance(err, click.UsageError) and err.ctx
-            else ""
-        )
-    else:
-        kind, message = "InternalError", f"internal error: {type(err).__name__}: {err}"
-        fix = "run again with DA3_TRACEBACK=1 for the traceback, and report it"
-    told: dict[str, Any] = {"type": kind, "message": message, "fix": fix, "exit_code": code}
-    if isinstance(err, RecipeError):
-        told["faults"] = [
-            {"path": one.path, "message": one.message, "fix": one.fix} for one in err.faults
-        ]
-    return told
+    """Return type, message, fix and exit code of an error, and a recipe's faults."""
+    match err:
+        case RecipeError():
+            faults = [{"path": f.path, "message": f.message, "fix": f.fix} for f in err.faults]
+            return {**_of_ours(err), "faults": faults}
+        case Da3Error():
+            return _of_ours(err)
+        case click.Abort():
+            return _told("Interrupted", "interrupted; no file was left half-written", INTERRUPTED)
+        case click.UsageError(ctx=click.Context(command_path=path)):
+            return _told(type(err).__name__, err.format_message(), err.exit_code, f"{path} --help")
+        case click.ClickException():
+            return _told(type(err).__name__, err.format_message(), err.exit_code)
+    message = f"internal error: {type(err).__name__}: {err}"
+    fix = "run again with DA3_TRACEBACK=1 for the traceback, and report it"
+    return _told("InternalError", message, 1, fix)
+
+
+def _of_ours(err: Da3Error) -> dict[str, Any]:
+    return _told(type(err).__name__, err.message, err.exit_code, err.fix)
+
+
+def _told(kind: str, message: str, code: int, fix: str = "") -> dict[str, Any]:
+    return {"type": kind, "message": message, "fix": fix, "exit_code": code}

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
-from toolchain.bundle import BackboneFile, BackboneManifest, FileEntry, GateStates, Manifest
+from toolchain.bundle import (
+    BackboneFile,
+    BackboneManifest,
+    FileEntry,
+    GateStates,
+    Manifest,
+    Preprocess,
+)
 from toolchain.cli import layout
 from toolchain.cli.export import metrics
 from toolchain.cli.graph_views import graph, tensors, training
@@ -247,7 +253,7 @@ def _parity(m: Manifest) -> list[str]:
     return layout.table(("parity", *heads), cells, right="1234") if cells else ["  no parity noted"]
 
 
-def _preprocess(p: Preprocessing | Any) -> str:
+def _preprocess(p: Preprocessing | Preprocess) -> str:
     """Return one line; a bundle's own record has the same fields."""
     numbers = "; ".join(
         f"{name} {', '.join(f'{value:g}' for value in getattr(p, name))}"

@@ -40,8 +40,13 @@ class Packed:
 
 
 def pack_tensors(tensors: Mapping[str, np.ndarray[Any, Any]], file: str) -> Packed:
-    """Serialise ``tensors``; law: the same tensors give the same bytes in any order."""
-    data = safetensors_save(dict(sorted(tensors.items())))
+    """Serialise ``tensors``; law: the same tensors give the same bytes in any order.
+
+    Turned views (a transposed constant) are laid out first: safetensors writes memory as it lies.
+    """
+    data = safetensors_save(
+        {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
+    )
     return Packed(file, data, places(data))
 
 

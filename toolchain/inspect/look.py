@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.adapt.checkpoint import INFO_FILE, TENSORS_FILE
+from toolchain.bundle.backbone import GRAPH_NAME
 from toolchain.bundle.manifest import MANIFEST_NAME
 from toolchain.errors import StorageError, UsageError
 from toolchain.inspect import files
@@ -132,7 +133,8 @@ def _safetensors(path: Path) -> tuple[str, Path]:
 
 def _document(path: Path, head: bytes) -> str:
     """Return the kind that a JSON file stands for; canonical JSON begins with its first key."""
-    if b'"da3.backbone/1"' in head:
+    beside_graph = path.name == MANIFEST_NAME and (path.parent / GRAPH_NAME).is_file()
+    if beside_graph or b'"da3.backbone/1"' in head:
         return "backbone"
     if path.name == INFO_FILE and head.startswith(b'{"backbone":{'):
         return "checkpoint"

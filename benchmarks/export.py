@@ -1,0 +1,134 @@
+"""``python -m benchmarks.export``: every figure of the export side, into JSON, a plot and tables.
+
+Rules of this file: it runs the parts in order, one process busy at a time, and writes what they
+return; progress goes to stderr. About four minutes on two quiet cores with the samples trained.
+Targets are written beside the figures and never enforced.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks import machine, plot, results, samples, second, speed
+from benchmarks.forms import STATES, Bench, Case
+from benchmarks.timing import CLOCK
+from toolchain.adapt.weights import load_backbone
+from toolchain.files import write_atomic
+
+RESNET50 = Case("resnet50", lambda: load_backbone("resnet50", untrained_seed=0), 224, 196)
+RESNET20 = Case("resnet20", lambda: load_backbone("resnet20"), 32, 8)
+TARGETS = {
+    "open_ratio": 1.15,
+    "half_ratio": 0.82,
+    "closed_ratio": 0.50,
+    "second_domain_s": 10.0,
+    "bundle_ratio": 0.05,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """How often each group is timed: batch 1, batch 16, the lost forms, and the small backbone."""
+
+    one: int = 41
+    many: int = 7
+    lost: int = 15
+    small: int = 301
+
+
+QUICK = Rounds(one=5, many=2, lost=3, small=25)
+
+
+def measure_speed(case: Case, rounds: Mapping[str, int], cache: Path) -> dict[str, Any]:
+    """Return the timings of one backbone: groups of :mod:`benchmarks.speed` by name."""
+    with Bench(case, cache=cache) as bench:
+        groups = {
+            name: getattr(speed, name)(bench, count, _teller(f"{case.name} {name}"))
+            for name, count in rounds.items()
+        }
+        floors = {state: bench.floor(state) for state in STATES}
+    timings = {
+        name: {contender: asdict(timing) for contender, timing in group.items()}
+        for name, group in groups.items()
+    }
+    return {"floors": floors, **timings}
+
+
+def measure(rounds: Rounds, domains: Path, *, training: bool) -> dict[str, Any]:
+    """Run everything and return the document that is written; its first keys are the figures."""
+    started, before = time.monotonic(), machine.machine()
+    with tempfile.TemporaryDirectory(prefix="da3-bench-") as folder:
+        cache = Path(folder) / "cache"
+        large = {"one": rounds.one, "many": rounds.many, "lost": rounds.lost}
+        small = {"one": rounds.small, "many": max(2, rounds.small // 16)}
+        resnet50 = measure_speed(RESNET50, large, cache)
+        resnet20 = measure_speed(RESNET20, small, cache)
+        other = second.measure(Path(folder) / "second", second.Setup(), notify=_teller("second"))
+    reached = samples.read(domains, training=training, notify=_teller("samples"))
+    ratios = {f"{state}_ratio": resnet50["one"][f"if {state}"]["ratio"] for state in STATES}
+    return {
+        **ratios,
+        "second_domain_s": other["second_domain_s"],
+        "bundle_ratio": other["bundle_ratio"],
+        "samples": reached,
+        "targets": TARGETS,
+        "clock": CLOCK,
+        "machine": before | {"load_after": machine.machine()["load"]},
+        "versions": machine.versions(),
+        "resnet50": resnet50,
+        "resnet20": resnet20,
+        "second": other,
+        "took_s": time.monotonic() - started,
+    }
+
+
+def _teller(group: str) -> Any:
+    """Return a callback that tells of progress on one line of stderr."""
+
+    def tell(text: str) -> None:
+        end = "\r" if sys.stderr.isatty() else "\n"
+        if end == "\r" or not text.startswith("round") or text.split()[1] == text.split()[3]:
+            sys.stderr.write(f"{group}: {text}\x1b[K{end}" if end == "\r" else f"{group}: {text}\n")
+            sys.stderr.flush()
+
+    return tell
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Few rounds, no training: to see that it runs.")
+@click.option("--json", "json_path", type=Path, default=Path("build/bench/export.json"))
+@click.option("--plot", "plot_path", type=Path, default=Path("build/bench/export.png"))
+@click.option("--results", "results_path", type=Path, help="Tables; docs/results.md unless quick.")
+@click.option("--domains", type=Path, default=Path("build/domains"), help="Trained samples.")
+@click.option("--redraw", is_flag=True, help="Draw plot and tables again from the JSON file.")
+def main(
+    quick: bool,
+    json_path: Path,
+    plot_path: Path,
+    results_path: Path | None,
+    domains: Path,
+    redraw: bool,
+) -> None:
+    """Measure the export side against its targets."""
+    if not redraw:
+        found = measure(QUICK if quick else Rounds(), domains, training=not quick)
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(json_path, json.dumps(found, indent=1).encode() + b"\n", overwrite=True)
+    found = json.loads(json_path.read_text())
+    tables = results_path or (json_path.with_suffix(".md") if quick else Path("docs/results.md"))
+    write_atomic(tables, results.text(found).encode(), overwrite=True)
+    plot.draw(found, plot_path)
+    print(results.summary(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""What the figures were taken on: processor, load and versions, without names or paths.
+
+Rules of this file: it reads and never decides; what a system does not tell is ``unknown``.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("da3-toolchain", "torch", "onnx", "onnxruntime", "onnx-ir", "numpy")
+
+
+def machine() -> dict[str, Any]:
+    """Return processor, cores that this process may use, vector units, load average of 1 minute."""
+    info = _cpuinfo()
+    flags = info.get("flags", "").split()
+    return {
+        "processor": info.get("model name") or platform.processor() or "unknown",
+        "cores": len(os.sched_getaffinity(0)),
+        "vector": next((f for f in ("avx512f", "avx2") if f in flags), platform.machine()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that the figures depend on."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def _cpuinfo() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return {}
+    pairs = (line.partition(":") for line in path.read_text().splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}

@@ -1,0 +1,93 @@
+"""The figures as one picture: ratios with their floors and targets, and the sample domains.
+
+Rules of this file: the JSON document in, one image file out; it computes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+Document = Mapping[str, Any]
+
+_STATES = ("open", "half", "closed")
+_COLOURS = {"if": "#2f6f9f", "rows": "#6fa3c4", "static": "#c9a24b", "if loop": "#2f6f9f"}
+_SHARES = {"accuracy": "#2f6f9f", "head_accuracy": "#b9b9b9", "executed_share": "#c9a24b"}
+_LABELS = {"if": "swap, if", "rows": "swap, rows", "static": "static", "if loop": "if, 16 runs"}
+
+
+def draw(found: Document, path: Path) -> None:
+    """Draw the document's figures into ``path``; its suffix chooses PNG or SVG."""
+    figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.6), width_ratios=(1.25, 1, 1))
+    large = found["resnet50"]
+    _bars(axes[0], large["one"], ("if", "rows", "static"), "ResNet-50, batch 1")
+    _marks(axes[0], large["floors"], found["targets"])
+    _bars(axes[1], large["many"], ("rows", "if loop"), "ResNet-50, batch 16")
+    _marks(axes[1], large["floors"], {})
+    _samples(axes[2], found["samples"])
+    figure.suptitle(
+        f"Time against the plain backbone, onnxruntime {found['versions']['onnxruntime']}, "
+        f"one thread, {found['machine']['processor']}",
+        fontsize=10,
+    )
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _bars(axes: Axes, group: Document, forms: tuple[str, ...], title: str) -> None:
+    width = 0.8 / len(forms)
+    for place, form in enumerate(forms):
+        timings = [group[f"{form} {state}"] for state in _STATES]
+        ratios = [t["ratio"] for t in timings]
+        spread = [
+            [max(0.0, t["ratio"] - t["ratio_quartiles"][0]) for t in timings],
+            [max(0.0, t["ratio_quartiles"][1] - t["ratio"]) for t in timings],
+        ]
+        at = [i - 0.4 + width * (place + 0.5) for i in range(len(_STATES))]
+        axes.bar(at, ratios, width * 0.94, yerr=spread, color=_COLOURS[form], label=_LABELS[form])
+        for x, value in zip(at, ratios, strict=True):
+            axes.text(x, 0.02, f"{value:.2f}", ha="center", va="bottom", fontsize=8, color="white")
+    axes.axhline(1.0, color="#444444", linewidth=0.8)
+    axes.set_title(title, fontsize=10)
+    axes.set_xticks(range(len(_STATES)), ["all open", "half closed", "all closed"])
+    axes.set_ylim(0, 1.45)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _marks(axes: Axes, floors: Document, targets: Document) -> None:
+    """Draw each state's floor (multiply-adds that run) and, where there is one, its target."""
+    for place, state in enumerate(_STATES):
+        ends = (place - 0.45, place + 0.45)
+        label = "" if place else "floor: share of multiply-adds"
+        axes.hlines(floors[state], *ends, color="#2a7a3b", linestyle=":", label=label)
+        if f"{state}_ratio" in targets:
+            label = "" if place else "target: at most"
+            target = targets[f"{state}_ratio"]
+            axes.hlines(target, *ends, color="#b03030", linestyle="--", label=label)
+    axes.legend(fontsize=8, frameon=False, loc="upper right")
+
+
+def _samples(axes: Axes, found: Document) -> None:
+    trained = {domain: got for domain, got in found.items() if got}
+    for place, got in enumerate(trained.values()):
+        for offset, (key, colour) in enumerate(_SHARES.items()):
+            value = got[key] or 0.0
+            x = place - 0.27 + 0.27 * offset
+            axes.bar(x, value, 0.25, color=colour, label=None if place else key.replace("_", " "))
+            axes.text(x, 0.02, f"{value:.2f}", ha="center", va="bottom", fontsize=8, rotation=90)
+    axes.set_title("resnet20, sample domains", fontsize=10)
+    axes.set_xticks(range(len(trained)), list(trained))
+    axes.set_ylim(0, 1.45)
+    axes.spines[["top", "right"]].set_visible(False)
+    if trained:
+        axes.legend(fontsize=8, frameon=False, loc="upper right")

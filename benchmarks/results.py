@@ -1,0 +1,190 @@
+"""Figures as text: docs/results.md and the lines at the end of a run.
+
+Rules of this file: the JSON document in, Markdown out; every number in the text comes from the
+document, none is typed by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Document = Mapping[str, Any]
+
+_FIGURES = {
+    "open_ratio": "all gates open, against the plain backbone",
+    "half_ratio": "every second gateable block closed",
+    "closed_ratio": "all gates closed",
+    "second_domain_s": "second domain on the same backbone, seconds",
+    "bundle_ratio": "bundle's bytes against the backbone's",
+}
+_STATES = ("open", "half", "closed")
+
+
+def summary(found: Document) -> str:
+    """Return the figures with their targets, one per line, for a terminal."""
+    lines = [
+        f"{_verdict(found[key], target)} {key:16s} {found[key]:7.3f} (at most {target})"
+        for key, target in found["targets"].items()
+    ]
+    for domain, got in found["samples"].items():
+        lines.append(f"     {domain:16s} {_sample(got)}")
+    return "\n".join(lines)
+
+
+def _verdict(value: float, target: float) -> str:
+    return "ok  " if value <= target else "OVER"
+
+
+def text(found: Document) -> str:
+    """Return docs/results.md."""
+    return "\n".join(
+        [
+            "# Results",
+            "",
+            "Measured, not promised: `make bench` writes this file, `build/bench/export.json` and "
+            "a plot (`python -m benchmarks.export --redraw` draws them again).",
+            "",
+            *_conditions(found),
+            "",
+            "## Figures and targets",
+            "",
+            *_table(
+                ("figure", "what", "measured", "target"),
+                (
+                    (f"`{key}`", _FIGURES[key], f"{found[key]:.3f}", f"at most {target}")
+                    for key, target in found["targets"].items()
+                ),
+            ),
+            "",
+            *_speed(found),
+            *_second(found["second"]),
+            *_samples(found["samples"]),
+            "",
+        ]
+    )
+
+
+def _conditions(found: Document) -> list[str]:
+    own, versions = found["machine"], found["versions"]
+    packages = ", ".join(f"{name} {number}" for name, number in versions.items())
+    return [
+        f"Machine: {own['processor']} ({own['vector']}), {own['cores']} cores, {own['system']}; "
+        f"load average {own['load']} before and {own['load_after']} after. Versions: {packages}.",
+        "",
+        f"Speed: onnxruntime's CPU provider with one thread; contenders interleaved, clock "
+        f"`{found['clock']}`; a ratio is the median over rounds of the time against the plain "
+        "frozen backbone in the same round (same split, head only, BatchNorm folded, all "
+        "optimisations on), its quartiles in brackets. ResNet-50 untrained, 224 px, 196 classes, "
+        "adaptors with the default options; gates set through their bias slots.",
+    ]
+
+
+def _speed(found: Document) -> list[str]:
+    lines = []
+    for name, title in (("resnet50", "ResNet-50, 224 px"), ("resnet20", "resnet20, 32 px")):
+        one, many, floors = (found[name][key] for key in ("one", "many", "floors"))
+        floor = ("share of multiply-adds that run", *(f"{floors[s]:.2f}" for s in _STATES))
+        lines += [
+            f"## {title}, batch 1",
+            "",
+            f"Plain backbone: {one['plain']['median_ms']:.2f} ms; timed again as a contender: "
+            f"{_ratio(one['plain again'])}. `naive` is a straight export with full-size adaptors "
+            "(3x3, 8 groups) on every block, which skips nothing.",
+            "",
+            *_table(("form", *_STATES), [*_rows(one, ("if", "rows", "static", "naive")), floor]),
+            "",
+            f"## {title}, batch 16",
+            "",
+            f"Plain backbone, 16 at once: {many['plain']['median_ms']:.1f} ms; 16 runs of its "
+            f"batch-1 form: {_ratio(many['plain loop'])}.",
+            "",
+            *_table(("form", *_STATES), _rows(many, ("rows", "if loop"))),
+            "",
+        ]
+    lost = found["resnet50"]["lost"]
+    return [
+        *lines,
+        "## Forms that lost",
+        "",
+        "ResNet-50, 224 px, batch 1, one run; what they are and why they lost: "
+        "[decision 0003](decisions/0003-forms.md).",
+        "",
+        *_table(("form", *_STATES), _rows(lost, _forms(lost))),
+        "",
+    ]
+
+
+def _forms(group: Document) -> list[str]:
+    names = [name.rpartition(" ")[0] for name in group if name.split()[-1] in _STATES]
+    return list(dict.fromkeys(names))
+
+
+def _rows(group: Document, forms: Iterable[str]) -> list[tuple[str, ...]]:
+    return [
+        (f"`{form}`", *(_ratio(group.get(f"{form} {state}")) for state in _STATES))
+        for form in forms
+    ]
+
+
+def _second(own: Document) -> list[str]:
+    steps = ", ".join(f"{name} {value:.1f}" for name, value in own["seconds"].items())
+    return [
+        "## A second domain",
+        "",
+        f"Export of a second 196-class domain on a ResNet-50 whose first domain is there: "
+        f"{own['second_domain_s']:.1f} s of wall-clock time ({own['export_cpu_s']:.1f} s of "
+        f"processor time, {own['threads']} threads; {steps}), after {own['import_s']:.1f} s of "
+        f"imports. The first took {own['first_domain_s']:.1f} s. "
+        f"The bundle has {own['bundle_bytes']} bytes, "
+        f"the backbone artefact {own['backbone_bytes']}, which was "
+        f"{'reused' if own['backbone_reused'] else 'written again'}.",
+        "",
+    ]
+
+
+def _samples(found: Document) -> list[str]:
+    rows = [
+        (f"`{domain}`", *_percents(got)) if got else (f"`{domain}`", "not trained", "", "")
+        for domain, got in found.items()
+    ]
+    return [
+        "## Sample domains on resnet20",
+        "",
+        "Test accuracy with adaptors and gates, of the head alone, and the share of the backbone's "
+        "multiply-adds that open gates execute (adaptors not counted).",
+        "",
+        *_table(("domain", "accuracy", "head only", "executed share"), rows),
+    ]
+
+
+def _percents(got: Document) -> tuple[str, ...]:
+    head = got["head_accuracy"]
+    return (
+        f"{100 * got['accuracy']:.1f} %",
+        "-" if head is None else f"{100 * head:.1f} %",
+        f"{got['executed_share']:.2f}",
+    )
+
+
+def _sample(got: Document | None) -> str:
+    if got is None:
+        return "not trained"
+    accuracy, head, share = _percents(got)
+    return f"accuracy {accuracy}, head only {head}, executed share {share}"
+
+
+def _ratio(timing: Document | None) -> str:
+    if timing is None:
+        return ""
+    low, high = timing["ratio_quartiles"]
+    return f"{timing['ratio']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    head = list(head)
+    return [_line(head), _line("-" * 3 for _ in head), *(_line(row) for row in rows)]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

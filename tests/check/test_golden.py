@@ -1,0 +1,170 @@
+"""Golden data: the same bytes for the same cases, and hostile bytes refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load as safetensors_load
+from safetensors.numpy import save as safetensors_save
+
+from toolchain.check import golden as golden_file
+from toolchain.check.golden import FORCE, MAX_CASES, PROBES, Golden, probe, read_golden, shifted
+from toolchain.errors import VerificationError
+
+
+def cases(count: int = 3, gates: int = 2, blocks: int = 2, seed: int = 0) -> Golden:
+    draw = np.random.default_rng(seed)
+    sites = tuple(f"block{i:02d}" for i in range(max(gates, blocks)))
+
+    def floats(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return draw.normal(size=shape).astype(np.float32)
+
+    return Golden(
+        draw.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8),
+        np.zeros((count, gates), np.float32),
+        floats(count, 4),
+        floats(count, gates),
+        floats(count, blocks, PROBES),
+        sites[:gates],
+        sites[:blocks],
+    )
+
+
+def arrays(data: bytes) -> dict[str, np.ndarray[Any, Any]]:
+    return dict(safetensors_load(data))
+
+
+NAMES = json.dumps({"gates": ["block00", "block01"], "sites": ["block00", "block01"]})
+GOOD = cases().to_bytes()
+
+
+@given(st.integers(1, 5), st.integers(0, 3), st.integers(0, 3), st.integers(0, 99))
+def test_cases_survive_writing(count, gates, blocks, seed):
+    """Law: read(write(g)) is g, and writing is deterministic."""
+    written = cases(count, gates, blocks, seed)
+    data = written.to_bytes()
+    assert written.to_bytes() == data
+    found = read_golden(data, "golden")
+    assert found.to_bytes() == data
+    assert (found.gate_sites, found.sites) == (written.gate_sites, written.sites)
+    assert all(
+        np.array_equal(getattr(found, n), getattr(written, n))
+        for n in ("pixels", "shifts", "logits", "gates", "probes")
+    )
+
+
+def spoiled(**changes: Any) -> bytes:
+    held = arrays(GOOD)
+    for name, value in changes.items():
+        if value is None:
+            del held[name]
+        else:
+            held[name] = value
+    return safetensors_save(held, metadata={"names": NAMES})
+
+
+def with_names(text: str) -> bytes:
+    return safetensors_save(arrays(GOOD), metadata={"names": text})
+
+
+def holed(value: float) -> np.ndarray[Any, Any]:
+    logits = arrays(GOOD)["logits"].copy()
+    logits[1, 2] = value
+    return logits
+
+
+HOSTILE = {
+    "empty": (b"", "expected golden data"),
+    "text": (b"golden", "expected golden data"),
+    "cut": (GOOD[: len(GOOD) // 2], "expected golden data"),
+    "longer": (GOOD + b"\0", "expected golden data"),
+    "huge header": ((1 << 62).to_bytes(8, "little") + b"{}", "expected golden data"),
+    "no names": (safetensors_save(arrays(GOOD)), "expected golden data"),
+    "names no JSON": (with_names("["), "expected golden data"),
+    "names a list": (with_names("[]"), "expected golden data"),
+    "names without sites": (with_names('{"gates": []}'), "expected golden data"),
+    "names null": (with_names('{"gates": null, "sites": []}'), "expected golden data"),
+    "too few names": (with_names('{"gates": [], "sites": []}'), "expected 0 gates"),
+    "missing tensor": (spoiled(gates=None), "expected the tensors"),
+    "extra tensor": (spoiled(more=np.zeros(3, np.float32)), "expected the tensors"),
+    "pixels float": (spoiled(pixels=np.zeros((3, 8, 8, 3), np.float32)), "pixels: expected uint8"),
+    "logits double": (spoiled(logits=np.zeros((3, 4))), "logits: expected float32"),
+    "logits flat": (spoiled(logits=np.zeros(3, np.float32)), "of rank 2"),
+    "NaN": (spoiled(logits=holed(np.nan)), "logits: expected finite"),
+    "Inf": (spoiled(logits=holed(np.inf)), "logits: expected finite"),
+    "other count": (spoiled(logits=np.zeros((2, 4), np.float32)), "cases in every tensor"),
+    "no case": (cases(0).to_bytes(), "expected 1 to"),
+    "other gates": (spoiled(gates=np.zeros((3, 1), np.float32)), "expected 2 gates"),
+    "too many": (cases(MAX_CASES + 1, 0, 0).to_bytes(), "expected 1 to"),
+    "other probes": (spoiled(probes=np.zeros((3, 2, PROBES - 1), np.float32)), "probes"),
+    "pixels flat": (spoiled(pixels=np.zeros((3, 8, 4, 3), np.uint8)), "pixels: expected square"),
+    "pixels grey": (spoiled(pixels=np.zeros((3, 8, 8, 1), np.uint8)), "pixels: expected square"),
+    "no classes": (spoiled(logits=np.zeros((3, 0), np.float32)), "logits"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(HOSTILE))
+def test_hostile_golden_data_is_refused(name):
+    """One clear message that names the file, whatever is wrong with it."""
+    data, told = HOSTILE[name]
+    with pytest.raises(VerificationError, match=rf"golden\.safetensors: .*{told}") as caught:
+        read_golden(data, "golden.safetensors")
+    assert caught.value.fix
+
+
+@given(st.integers(0, len(GOOD) - 1), st.integers(0, 7))
+def test_a_flipped_bit_never_breaks_the_reader(place, bit):
+    """Law: the reader answers or refuses; no other error gets out."""
+    data = bytearray(GOOD)
+    data[place] ^= 1 << bit
+    try:
+        found = read_golden(bytes(data), "golden")
+    except VerificationError:
+        return
+    assert len(found) == 3
+
+
+def test_states_are_counted_per_gate():
+    golden = cases()
+    golden.gates[:] = [[1, -1], [0, -1], [-1, -1]]
+    golden.shifts[2] = [-FORCE, 0]
+    states = golden.states()
+    assert (states["block00"].open, states["block00"].closed, states["block00"].forced) == (2, 1, True)
+    assert (states["block01"].open, states["block01"].closed, states["block01"].forced) == (0, 3, False)
+    assert golden.natural.tolist() == [True, True, False]
+    assert len(golden.take([0, 2])) == 2
+
+
+@given(st.integers(1, 4), st.integers(1, 40))
+def test_probes_are_values_of_the_block_with_both_ends(count, size):
+    """Law: a probe holds values of its own row, the first and the last among them."""
+    block = np.arange(count * size, dtype=np.float32).reshape(count, size, 1, 1)
+    found = probe(block)
+    assert found.shape == (count, PROBES)
+    assert (found[:, 0] == block[:, 0, 0, 0]).all()
+    assert (found[:, -1] == block[:, -1, 0, 0]).all()
+    for row, values in zip(block, found, strict=True):
+        assert np.isin(values, row).all()
+
+
+def test_a_shift_moves_one_bias_and_nothing_else():
+    slots = {
+        "block00.gate.bias": np.array([0.5], np.float32),
+        "block01.gate.bias": np.array([1.0], np.float32),
+        "head.bias": np.ones(3, np.float32),
+    }
+    found = shifted(slots, ("block00", "block01"), np.array([2, 0], np.float32))
+    assert found["block00.gate.bias"].tolist() == [2.5]
+    assert found["block01.gate.bias"].tolist() == [1.0]
+    assert found["block00.gate.bias"].dtype == np.float32
+    assert slots["block00.gate.bias"].tolist() == [0.5]
+    assert found["head.bias"] is slots["head.bias"]
+
+
+def test_limits_are_small_enough_for_a_device():
+    assert golden_file.MAX_CASES * 8 <= 1 << 16

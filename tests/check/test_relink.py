@@ -1,0 +1,67 @@
+"""Linking anew from a bundle's own halves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.check.damage import repacked
+from toolchain import bundle
+from toolchain.check import relink
+from toolchain.errors import BundleError
+from toolchain.graph import store
+from toolchain.graph.link import Linking, link
+
+
+@pytest.fixture(scope="module")
+def opened(exported):
+    return bundle.open_bundle(exported.bundle), bundle.open_backbone(exported.backbone)
+
+
+def test_every_shipped_graph_comes_out_byte_for_byte(opened):
+    """Law: link(read_halves(bundle)) is the shipped graph."""
+    held, artefact = opened
+    halves = relink.read_halves(held, artefact)
+    found = relink.relink(held, artefact)
+    assert found.identical == ("swap-if", "swap-rows", "static-if")
+    for name, linking in found.linkings.items():
+        assert store.to_bytes(link(halves, linking)) == held.blob(f"{name}.onnx")
+
+
+def test_a_graph_of_another_linking_is_refused(exported, opened, tmp_path):
+    held, artefact = opened
+    other = link(relink.read_halves(held, artefact), Linking("static", "if", rates={"block00": 0.0}))
+    path = repacked(exported, tmp_path, {"static-if.onnx": store.to_bytes(other)})
+    with pytest.raises(BundleError, match=r"static-if\.onnx is not what linking .* gives"):
+        relink.relink(bundle.open_bundle(path), artefact)
+
+
+def test_rates_of_the_manifest_are_those_that_were_linked(exported, opened, tmp_path):
+    """A manifest that claims a gate never opens does not fit graphs that keep its `If`."""
+    blocks = opened[0].manifest.gates.blocks
+    lied = tuple(replace(b, rate=0.0) if b.rate is not None else b for b in blocks)
+    path = repacked(
+        exported, tmp_path, change=lambda m: replace(m, gates=replace(m.gates, blocks=lied))
+    )
+    with pytest.raises(BundleError, match="static-if"):
+        relink.relink(bundle.open_bundle(path), opened[1])
+
+
+def test_a_bundle_may_ship_fewer_graphs(exported, opened, tmp_path):
+    path = repacked(exported, tmp_path, {"static-if.onnx": None})
+    assert relink.relink(bundle.open_bundle(path), opened[1]).identical == ("swap-if", "swap-rows")
+
+
+def test_tapped_twins_answer_as_the_shipped_graphs(exported, opened):
+    held, artefact = opened
+    from safetensors.numpy import load
+
+    slots = load(held.blob("slots.safetensors"))
+    twins = relink.relink(held, artefact).tapped(artefact.path, slots)
+    images = np.random.default_rng(0).normal(size=(2, 3, 12, 12)).astype(np.float32)
+    answers = {name: build().run(images, slots) for name, build in twins.items()}
+    assert {frozenset(a.taps) for a in answers.values()} == {frozenset({"out.block00", "out.block02"})}
+    first = answers["swap-if"].logits
+    assert all(np.allclose(a.logits, first, rtol=1e-4, atol=1e-4) for a in answers.values())
