@@ -119,15 +119,15 @@ def test_an_existing_destination_is_refused_before_any_work(exported, tmp_path):
 
 
 def test_a_parity_failure_leaves_nothing(exported, tmp_path, monkeypatch):
-    """Sabotage: a linker that forgets an adaptor is caught, named, and nothing appears."""
+    """Sabotage: a linker that draws a wrong head is caught, and nothing appears."""
 
-    def forgetful(halves: Split, linking: Linking) -> ir.Model:
+    def wrong(halves: Split, linking: Linking) -> ir.Model:
         model = link(halves, linking)
-        add = next(n for n in model.graph if n.op_type == "Gemm")
-        add.replace_input_with(2, None)
+        head = next(n for n in model.graph if n.op_type == "Gemm")
+        head.attributes["alpha"] = ir.AttrFloat32("alpha", 0.9)
         return model
 
-    monkeypatch.setattr(export_file, "link", forgetful)
+    monkeypatch.setattr(export_file, "link", wrong)
     dist = tmp_path / "dist"
     with pytest.raises(ParityError, match="parity failed") as caught:
         run(exported, dist)
@@ -237,6 +237,13 @@ def test_a_destination_that_is_a_file_is_refused(exported, tmp_path):
     with pytest.raises(StorageError):
         run(exported, tmp_path / "dist")
     assert (tmp_path / "dist").read_bytes() == b"mine"
+
+
+def test_a_cache_that_is_a_file_is_refused(exported, tmp_path):
+    (tmp_path / "cache").write_bytes(b"mine")
+    with pytest.raises(StorageError, match="cache folder"):
+        run(exported, tmp_path / "dist", cache=tmp_path / "cache")
+    assert not (tmp_path / "dist").exists()
 
 
 def test_a_crowded_cache_changes_nothing(exported, tmp_path):

@@ -25,7 +25,7 @@ from toolchain.check import parity, subjects
 from toolchain.check.golden import Golden
 from toolchain.check.parity import ParityReport, Subject
 from toolchain.check.reference import Chosen, choose, join
-from toolchain.errors import BackboneMismatchError
+from toolchain.errors import BackboneMismatchError, CheckpointError
 from toolchain.graph import store
 from toolchain.graph.halves import Halves, make_halves
 from toolchain.graph.link import Linking, link
@@ -97,6 +97,7 @@ def export(
         halves = make_halves(model, cache=cache)
     with clock.step("data"):
         data = load_data(recipe)
+        _refuse_foreign(checkpoint, kept, recipe, data.classes)
     with clock.step("reference"):
         chosen = choose(model, data.test, recipe.preprocess, count=recipe.golden)
     with tempfile.TemporaryDirectory(prefix="da3-export-") as folder:
@@ -107,7 +108,7 @@ def export(
             cases = join([chosen.golden, chosen.others])
             report = _check(linked, cases, recipe, threads=threads, tolerance=tolerance)
     with clock.step("pack"):
-        dist.mkdir(parents=True, exist_ok=True)
+        _make_folder(dist)
         artefact, reused = _backbone(halves, kept, dist)
         payloads = _payloads(halves, graphs, checkpoint, chosen, recipe)
         manifest = manifests.domain(
@@ -130,6 +131,40 @@ def export(
     )
 
 
+def _refuse_foreign(
+    folder: Path, kept: checkpoints.Checkpoint, recipe: Recipe, classes: tuple[str, ...]
+) -> None:
+    """Refuse a checkpoint that another recipe trained: parity could not tell."""
+    info = kept.info
+    pairs = {
+        "domain": (recipe.domain, info.domain),
+        "backbone": (recipe.backbone, info.backbone.name),
+        "method": (recipe.method, info.method),
+        "adaptor": (recipe.adaptor, info.options),
+        "preprocess": (recipe.preprocess, info.preprocess),
+        "classes": (classes, info.classes),
+    }
+    lines = [
+        f"\n  {key}: the recipe says {want}, the checkpoint {got}"
+        for key, (want, got) in pairs.items()
+        if want != got
+    ]
+    if lines:
+        raise CheckpointError(
+            f"{folder} was trained by another recipe{''.join(lines)}",
+            fix=f"name the checkpoint of {recipe.domain!r}, or train it again with overwriting",
+        )
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise StorageError(
+            f"cannot make the folder {path}: {err.strerror}", fix="choose another with --dist"
+        ) from err
+
+
 def _linkings(kept: checkpoints.Checkpoint) -> list[Linking]:
     # Rounded as in the manifest, so that linking anew from a bundle gives the same graphs.
     rates = {site: manifests.rounded(rate) for site, rate in kept.info.metrics.gate_rates.items()}
@@ -138,8 +173,8 @@ def _linkings(kept: checkpoints.Checkpoint) -> list[Linking]:
 
 def _link(halves: Halves, kept: checkpoints.Checkpoint, folder: Path) -> dict[str, bytes]:
     """Link every shipped flavour, write it beside its tensors, and let onnx.checker look at all."""
-    (folder / WEIGHTS_FILE).write_bytes(halves.weights)
-    (folder / SLOTS_FILE).write_bytes(halves.slots)
+    write_atomic(folder / WEIGHTS_FILE, halves.weights)
+    write_atomic(folder / SLOTS_FILE, halves.slots)
     graphs = {
         linking.name: store.to_bytes(link(halves.split, linking)) for linking in _linkings(kept)
     }
@@ -149,7 +184,7 @@ def _link(halves: Halves, kept: checkpoints.Checkpoint, folder: Path) -> dict[st
         **graphs,
     }.items():
         path = folder / f"{stem}.onnx"
-        path.write_bytes(data)
+        write_atomic(path, data)
         store.check(path)
     return graphs
 
