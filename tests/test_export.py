@@ -17,7 +17,6 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import load, save
 
-from tests import toys
 from tests.exported import Domain, Exported, make_domain
 from toolchain import bundle, digest
 from toolchain import export as export_file
@@ -181,6 +180,19 @@ def test_a_checkpoint_of_another_backbone_shows_both_digests(exported, tmp_path)
     assert not (tmp_path / "dist").exists()
 
 
+def test_a_checkpoint_of_another_recipe_is_refused(exported, tmp_path):
+    """The reference comes from the checkpoint, so parity could not tell: the recipe must agree."""
+    recipe = dataclasses.replace(exported.domain.recipe, domain="other", method="da2")
+    with pytest.raises(CheckpointError, match=r"domain: the recipe says other[\s\S]*method: "):
+        export(
+            recipe,
+            checkpoint=exported.domain.checkpoint,
+            dist=tmp_path / "dist",
+            cache=exported.cache,
+        )
+    assert not (tmp_path / "dist").exists()
+
+
 def test_an_artefact_of_another_export_is_not_mixed_in(exported, tmp_path):
     """Same weights, another graph beside: the export stops instead of pairing the two."""
     artefact = bundle.open_backbone(exported.backbone)
@@ -286,8 +298,3 @@ def test_a_gate_that_never_closes_is_forced_and_resolved(exported, tmp_path):
     graph = store.from_bytes(held.blob("static-if.onnx"), what="static").graph
     assert [n.name for n in graph if n.op_type == "If"] == ["out.block02"]
     assert check_bundle(report.bundle).report.passed
-
-
-def test_classes_and_names_of_any_script_survive(exported):
-    assert exported.report.manifest.classes == exported.domain.data.classes
-    assert toys.CLASSES != len(exported.domain.data.classes)

@@ -25,7 +25,8 @@ from toolchain.check import parity, subjects
 from toolchain.check.golden import Golden
 from toolchain.check.parity import ParityReport, Subject
 from toolchain.check.reference import Chosen, choose, join
-from toolchain.errors import BackboneMismatchError, CheckpointError
+from toolchain.errors import BackboneMismatchError, CheckpointError, StorageError
+from toolchain.files import write_atomic
 from toolchain.graph import store
 from toolchain.graph.halves import Halves, make_halves
 from toolchain.graph.link import Linking, link

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,9 @@ from toolchain.graph.store import pack_tensors
 
 
 @given(st.lists(st.integers(1, 4), min_size=0, max_size=4), st.randoms())
-def test_a_turned_tensor_is_packed_as_it_reads_not_as_it_lies(shape, random):
+def test_a_turned_tensor_is_packed_as_it_reads_not_as_it_lies(
+    shape: list[int], random: Random
+) -> None:
     """Law: the packed bytes are the tensor's values in C order, whatever its strides."""
     straight = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
     axes = list(range(len(shape)))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import fill
 
 from tests.zoo.catalogue import ENTRIES
 from tests.zoo.ours import Twin
@@ -35,7 +36,9 @@ make test-zoo                                      # all of them
 ```
 
 in an environment of its own (`.venv-zoo`, about 5 GB, pinned in `constraints-zoo.txt`). It is no
-part of `make test`. The rows below were measured with {versions}, on a CPU.
+part of `make test`.
+
+{versions}
 
 Weights are untrained and drawn from a seed; scales that a zoo starts at zero (layer scale, the last
 norm of a residual branch) are drawn anew, so that every block acts, and BatchNorm statistics are
@@ -104,7 +107,8 @@ def write(rows: Sequence[Row], twins: Sequence[Twin]) -> None:
     cells, ours = _kept("models"), _kept("ours")
     passed = [c for c in (cells.get(e.name) for e in ENTRIES) if c is not None and c["passed"]]
     other = [c for c in (cells.get(e.name) for e in ENTRIES) if c is not None and not c["passed"]]
-    text = HEAD.format(versions=", ".join(f"{name} {version(name)}" for name in PACKAGES))
+    used = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    text = HEAD.format(versions=fill(f"Measured on a CPU with {used}.", 100))
     text += _passed(passed) + _refused(other) + _ours(list(ours.values())) + PROSE
     PAGE.write_text(text)
 
@@ -148,10 +152,15 @@ def _passed(rows: list[dict[str, object]]) -> str:
     ]
     lines += [
         f"| {c['name']} | {c['family']} | {c['size']} | {c['blocks']} | {c['gateable']} | "
-        f"{c['gated']} | {c['error']:.1e} | {c['alone']:.1e} | {c['seconds']:.0f} |"
+        f"{_gates(c)} | {c['error']:.1e} | {c['alone']:.1e} | {c['seconds']:.0f} |"
         for c in rows
     ]
     return "\n".join([*lines, ""])
+
+
+def _gates(cells: dict[str, object]) -> str:
+    forced = f" ({cells['forced']} forced)" if cells["forced"] else ""
+    return f"{cells['gated']}{forced}"
 
 
 def _refused(rows: list[dict[str, object]]) -> str:

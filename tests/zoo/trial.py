@@ -47,6 +47,7 @@ LINKINGS = (("swap", "if"), ("swap", "rows"), ("static", "if"), ("static", "rows
 class Row:
     """What the table says of one model; ``error`` is relative to the range of the logits.
 
+    ``forced``: cases in which a gate had to be forced into a state that no picture reached.
     ``alone``: the largest difference, relative too, between a sample alone and in a batch.
     ``seconds`` by step; ``refused``: the text of the toolchain's error, empty when all passed.
     """
@@ -56,7 +57,6 @@ class Row:
     gateable: int = 0
     gated: int = 0
     forced: int = 0
-    open_rate: float = 0.0
     error: float = 0.0
     alone: float = 0.0
     refused: str = ""
@@ -121,7 +121,6 @@ def _cases(model: AttachedModel, entry: Entry, row: Row) -> Golden:
     assert all(s.open and s.closed for s in states.values()), states
     row.gated = len(states)
     row.forced = int((~chosen.golden.natural).sum())
-    row.open_rate = float((chosen.golden.gates >= 0).mean()) if states else 1.0
     return join([chosen.golden, chosen.others])
 
 

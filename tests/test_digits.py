@@ -1,0 +1,37 @@
+"""The whole path on real input: train, export and check handwritten digits, as the README says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from toolchain import bundle
+from toolchain.cli import root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("digits")
+
+
+def call(*arguments: str | Path) -> dict:
+    found = CliRunner().invoke(root, [*map(str, arguments), "--json"], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    return json.loads(found.stdout)
+
+
+def test_digits_from_recipe_to_checked_bundle(folder: Path) -> None:
+    trained = call("train", "--domain", "digits", "--out", folder / "digits")
+    assert trained["accuracy"] >= 0.9
+    assert trained["executed_share"] <= 0.7
+    dist = folder / "dist"
+    call("export", "--domain", "digits", "--checkpoint", folder / "digits", "--dist", dist)
+    call("check", dist / "digits.da3b")
+    manifest = bundle.open_bundle(dist / "digits.da3b").manifest
+    assert manifest.classes == tuple("0123456789")
+    for states in manifest.selftest.gate_states.values():
+        assert states.open
+        assert states.closed

@@ -1,0 +1,76 @@
+"""The README's commands and code are run, so that they cannot rot."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from toolchain import recipe
+from toolchain.cli import root
+
+HERE = Path(__file__).parent.parent
+README = (HERE / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the `da3` command lines in a block, comments dropped."""
+    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("da3")]
+
+
+def block(part: str) -> str:
+    (found,) = [text for _, text in BLOCKS if part in text]
+    return found
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three classes of drawn pictures in the folder that the README names."""
+    draw = np.random.default_rng(0)
+    for index, name in enumerate(("Käfer", "Red Admiral", "no")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = draw.integers(0, 80, (40, 48, 3)) + 80 * np.eye(3, dtype=int)[index]
+            picture = Image.fromarray(pixels.astype(np.uint8))
+            picture.save(tmp_path / "photos" / name / f"{number:03}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_of_own_pictures_becomes_a_checked_bundle(photos: Path) -> None:
+    (new, train, export) = commands(block("recipes new"))
+    runner = CliRunner()
+    made = runner.invoke(root, new[1:], catch_exceptions=False)
+    assert made.exit_code == 0, made.output
+    path = photos / "recipes" / "insects.yaml"
+    assert recipe.load(path).domain == "insects"
+    path.write_text(re.sub(r"epochs: \d+", "epochs: 1", path.read_text()))
+    for line in (train, ["da3", "export", *export[1:]]):
+        done = runner.invoke(root, line[1:], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    assert (photos / "dist" / "insects.da3b").is_file()
+
+
+def test_the_library_example_runs() -> None:
+    (code,) = [text for language, text in BLOCKS if language == "python"]
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert "If" in {node.op_type for node in names["linked"].graph}
+
+
+def test_the_make_targets_of_the_readme_exist() -> None:
+    makefile = (HERE / "Makefile").read_text()
+    for target in set(re.findall(r"`?\bmake ([a-z-]+)", README)):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_every_linked_page_exists() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (HERE / target).exists(), target
