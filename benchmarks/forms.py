@@ -59,7 +59,8 @@ class Bench(AbstractContextManager["Bench"]):
         self.model = self._attached("da3")
         self.halves = make_halves(self.model, cache=cache)
         self.slots: dict[str, npt.NDArray[Any]] = load_safetensors(self.halves.slots)
-        self.gates = [name for name in self.slots if name.endswith(".gate.bias")]
+        # In running order, which a dictionary of tensors does not promise.
+        self.gates = sorted(name for name in self.slots if name.endswith(".gate.bias"))
         self.folder = self._written(self.halves, "da3")
 
     def __enter__(self) -> Self:

@@ -99,7 +99,7 @@ def _recipe(work: Path, setup: Setup, domain: str, sha256: str) -> str:
         backbone=setup.backbone,
         weights="backbone.safetensors",
         weights_sha256=sha256,
-        data=replace(template.data, root=str(work / "pictures")),
+        data=replace(template.data, root=str(work.resolve() / "pictures")),
         preprocess=replace(template.preprocess, size=setup.side, resize=setup.side),
     )
     return dump(recipe)
@@ -124,8 +124,9 @@ def _checkpoint(work: Path, recipe: Recipe, seed: int) -> None:
 
 
 def _in_fresh_process(work: Path, domain: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.second", str(work), domain]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "benchmarks.second", str(work.resolve()), domain]
+    checkout = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=checkout)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -20,6 +20,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep tests that share captured or exported toys together: each is made once per worker."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        if {"made", "plain"} & set(names):
+            item.add_marker(pytest.mark.xdist_group("captured"))
+        elif "exported" in names:
+            item.add_marker(pytest.mark.xdist_group("exported"))
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Compare a text with ``tests/goldens/<name>``; with --update-goldens, write it."""

@@ -1,4 +1,4 @@
-"""One toy domain from backbone to bundle, made once per run: what check and export tests start from.
+"""One toy domain from backbone to bundle: what the tests of check and export start from.
 
 The backbone is the plain toy, registered through the entry-point group as a user's would be; the
 domain's tensors are drawn, not trained, and its gates are open for half of the pictures.

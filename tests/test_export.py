@@ -51,7 +51,7 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def test_the_report_tells_what_was_made(exported):
+def test_the_report_tells_what_was_made(exported: Exported) -> None:
     report = exported.report
     assert report.bundle.name == "toy_chirps.da3b"
     assert report.bundle.stat().st_size == report.bundle_bytes
@@ -63,11 +63,17 @@ def test_the_report_tells_what_was_made(exported):
     held = bundle.open_bundle(report.bundle)
     assert held.manifest == report.manifest
     graphs = {f"{flavour}-{form}.onnx" for flavour, form in SHIPPED}
-    rest = {"domain.onnx", "slots.safetensors", "golden.safetensors", "recipe.yaml", "training.json"}
+    rest = {
+        "domain.onnx",
+        "slots.safetensors",
+        "golden.safetensors",
+        "recipe.yaml",
+        "training.json",
+    }
     assert set(held.names()) == graphs | rest
 
 
-def test_the_manifest_agrees_with_the_checkpoint(exported):
+def test_the_manifest_agrees_with_the_checkpoint(exported: Exported) -> None:
     manifest, kept = exported.report.manifest, checkpoints.read(exported.domain.checkpoint)
     assert manifest.backbone.weights_digest == kept.info.backbone.weights_digest
     assert manifest.classes == kept.info.classes
@@ -80,7 +86,7 @@ def test_the_manifest_agrees_with_the_checkpoint(exported):
     assert all(np.array_equal(slots[name], array) for name, array in kept.tensors.items())
 
 
-def test_two_exports_give_the_same_bytes(exported, tmp_path):
+def test_two_exports_give_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
     """Law: the same checkpoint gives the same bundle and backbone, from the cache or without."""
     wanted = digest.sha256(exported.bundle.read_bytes())
     for name, cache in (("hit", exported.cache), ("miss", None)):
@@ -90,14 +96,16 @@ def test_two_exports_give_the_same_bytes(exported, tmp_path):
         assert contents(report.backbone) == contents(exported.backbone)
 
 
-def test_progress_is_told_and_nothing_printed(exported, tmp_path, capfd):
+def test_progress_is_told_and_nothing_printed(
+    exported: Exported, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     told: list[str] = []
     run(exported, tmp_path, notify=told.append)
     assert told == list(exported.report.seconds)
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_second_export_reuses_the_backbone(exported, tmp_path):
+def test_a_second_export_reuses_the_backbone(exported: Exported, tmp_path: Path) -> None:
     first = run(exported, tmp_path)
     before = {p: p.stat().st_mtime_ns for p in first.backbone.iterdir()}
     second = run(exported, tmp_path, overwrite=True)
@@ -105,7 +113,9 @@ def test_a_second_export_reuses_the_backbone(exported, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in second.backbone.iterdir()} == before
 
 
-def test_an_existing_destination_is_refused_before_any_work(exported, tmp_path):
+def test_an_existing_destination_is_refused_before_any_work(
+    exported: Exported, tmp_path: Path
+) -> None:
     target = tmp_path / "toy_chirps.da3b"
     target.write_bytes(b"mine")
     told: list[str] = []
@@ -117,7 +127,9 @@ def test_an_existing_destination_is_refused_before_any_work(exported, tmp_path):
     assert check_bundle(target).report.passed
 
 
-def test_a_parity_failure_leaves_nothing(exported, tmp_path, monkeypatch):
+def test_a_parity_failure_leaves_nothing(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sabotage: a linker that draws a wrong head is caught, and nothing appears."""
 
     def wrong(halves: Split, linking: Linking) -> ir.Model:
@@ -134,7 +146,7 @@ def test_a_parity_failure_leaves_nothing(exported, tmp_path, monkeypatch):
     assert not dist.exists()
 
 
-def test_an_impossible_tolerance_leaves_nothing(exported, tmp_path):
+def test_an_impossible_tolerance_leaves_nothing(exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(ParityError):
         run(exported, tmp_path / "dist", tolerance=1e-30)
     assert not (tmp_path / "dist").exists()
@@ -157,7 +169,9 @@ def edited(domain: Domain, folder: Path, edit: Any) -> Path:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_refused(exported, tmp_path, value):
+def test_weights_that_are_not_finite_are_refused(
+    exported: Exported, tmp_path: Path, value: Any
+) -> None:
     def edit(tensors: dict[str, Any]) -> None:
         tensors["block00.adaptor.expand.weight"][0, 0] = value
 
@@ -168,7 +182,9 @@ def test_weights_that_are_not_finite_are_refused(exported, tmp_path, value):
     assert not (tmp_path / "dist").exists()
 
 
-def test_a_checkpoint_of_another_backbone_shows_both_digests(exported, tmp_path):
+def test_a_checkpoint_of_another_backbone_shows_both_digests(
+    exported: Exported, tmp_path: Path
+) -> None:
     domain = exported.domain
     other = make_domain(tmp_path, weights=7)
     recipe = dataclasses.replace(domain.recipe, folder=other.recipe.folder)
@@ -180,7 +196,7 @@ def test_a_checkpoint_of_another_backbone_shows_both_digests(exported, tmp_path)
     assert not (tmp_path / "dist").exists()
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(exported, tmp_path):
+def test_a_checkpoint_of_another_recipe_is_refused(exported: Exported, tmp_path: Path) -> None:
     """The reference comes from the checkpoint, so parity could not tell: the recipe must agree."""
     recipe = dataclasses.replace(exported.domain.recipe, domain="other", method="da2")
     with pytest.raises(CheckpointError, match=r"domain: the recipe says other[\s\S]*method: "):
@@ -193,7 +209,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(exported, tmp_path):
     assert not (tmp_path / "dist").exists()
 
 
-def test_an_artefact_of_another_export_is_not_mixed_in(exported, tmp_path):
+def test_an_artefact_of_another_export_is_not_mixed_in(exported: Exported, tmp_path: Path) -> None:
     """Same weights, another graph beside: the export stops instead of pairing the two."""
     artefact = bundle.open_backbone(exported.backbone)
     graph = store.from_bytes(artefact.graph_path.read_bytes(), what="backbone")
@@ -219,17 +235,24 @@ def file_size_limit(size_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
-def test_a_full_disk_leaves_nothing_of_the_bundle(exported, tmp_path, share):
+def test_a_full_disk_leaves_nothing_of_the_bundle(
+    exported: Exported, tmp_path: Path, share: Any
+) -> None:
     """Law: wherever space ends, the error says so and no part of the bundle is left."""
     dist = tmp_path / "dist"
     size = int(share * exported.bundle.stat().st_size)
-    with file_size_limit(size), pytest.raises(StorageError, match=r"cannot write|No space|too large"):
+    with (
+        file_size_limit(size),
+        pytest.raises(StorageError, match=r"cannot write|No space|too large"),
+    ):
         run(exported, dist)
     left = contents(dist) if dist.exists() else {}
     assert not any("toy_chirps" in name or "partial" in name for name in left), left
 
 
-def test_a_full_disk_while_packing_leaves_an_intact_backbone_only(exported, tmp_path, monkeypatch):
+def test_a_full_disk_while_packing_leaves_an_intact_backbone_only(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The backbone is an artefact of its own: whole and verified, or not there."""
     real = bundle.pack
 
@@ -244,21 +267,21 @@ def test_a_full_disk_while_packing_leaves_an_intact_backbone_only(exported, tmp_
     assert bundle.open_backbone(tmp_path / exported.backbone.name)
 
 
-def test_a_destination_that_is_a_file_is_refused(exported, tmp_path):
+def test_a_destination_that_is_a_file_is_refused(exported: Exported, tmp_path: Path) -> None:
     (tmp_path / "dist").write_bytes(b"mine")
     with pytest.raises(StorageError):
         run(exported, tmp_path / "dist")
     assert (tmp_path / "dist").read_bytes() == b"mine"
 
 
-def test_a_cache_that_is_a_file_is_refused(exported, tmp_path):
+def test_a_cache_that_is_a_file_is_refused(exported: Exported, tmp_path: Path) -> None:
     (tmp_path / "cache").write_bytes(b"mine")
     with pytest.raises(StorageError, match="cache folder"):
         run(exported, tmp_path / "dist", cache=tmp_path / "cache")
     assert not (tmp_path / "dist").exists()
 
 
-def test_a_crowded_cache_changes_nothing(exported, tmp_path):
+def test_a_crowded_cache_changes_nothing(exported: Exported, tmp_path: Path) -> None:
     """Law: the cache is an optimisation: other entries and stray files in it do no harm."""
     cache = tmp_path / "cache"
     shutil.copytree(exported.cache, cache)
@@ -270,7 +293,7 @@ def test_a_crowded_cache_changes_nothing(exported, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["da2", "head"])
-def test_domains_without_gates_export(exported, tmp_path, method):
+def test_domains_without_gates_export(exported: Exported, tmp_path: Path, method: str) -> None:
     domain = make_domain(tmp_path, name=f"toy_{method}", method=method, seed=2)
     report = run(exported, tmp_path / "dist", domain=domain)
     assert report.parity.passed
@@ -280,7 +303,9 @@ def test_domains_without_gates_export(exported, tmp_path, method):
     assert contents(report.backbone) == contents(exported.backbone), "one backbone, any method"
 
 
-def test_a_gate_that_never_closes_is_forced_and_resolved(exported, tmp_path):
+def test_a_gate_that_never_closes_is_forced_and_resolved(
+    exported: Exported, tmp_path: Path
+) -> None:
     """Data never closes the gate: golden data force it, and the static graph has no `If` for it."""
 
     def edit(tensors: dict[str, Any]) -> None:

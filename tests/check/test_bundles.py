@@ -6,8 +6,10 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import pytest
 from tests.check.damage import repacked, with_slots, with_weights
 from tests.exported import Exported, make_domain
 from toolchain import bundle
-from toolchain.check import bundles, parity
+from toolchain.check import bundles, parity, subjects
 from toolchain.check.bundles import check_bundle
 from toolchain.check.golden import read_golden
 from toolchain.errors import (
@@ -33,7 +35,9 @@ import importlib.abc, importlib.util, json, sys
 from pathlib import Path
 blocked = sys.argv[3].split(",")
 find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *a: None if name.split(".")[0] in blocked else find_spec(name, *a)
+def installed(name, *rest):
+    return None if name.split(".")[0] in blocked else find_spec(name, *rest)
+importlib.util.find_spec = installed
 class Absent(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in blocked:
@@ -48,7 +52,7 @@ print(json.dumps({
 """
 
 
-def elsewhere(exported: Exported, blocked: str) -> dict[str, object]:
+def elsewhere(exported: Exported, blocked: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM, exported.bundle, exported.backbone, blocked],
         cwd=ROOT,
@@ -58,11 +62,11 @@ def elsewhere(exported: Exported, blocked: str) -> dict[str, object]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, object] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def test_a_fresh_bundle_passes_and_relinks_byte_for_byte(exported):
+def test_a_fresh_bundle_passes_and_relinks_byte_for_byte(exported: Exported) -> None:
     """Law: an export's bundle passes its own check, and its graphs are what its halves link to."""
     found = check_bundle(exported.bundle)
     assert found.report.passed
@@ -82,7 +86,7 @@ def test_a_fresh_bundle_passes_and_relinks_byte_for_byte(exported):
     assert all(c.max_relative < 1e-5 for c in found.report.comparisons)
 
 
-def test_torch_is_not_needed(exported):
+def test_torch_is_not_needed(exported: Exported) -> None:
     found = elsewhere(exported, "torch,onnxscript")
     assert found["passed"]
     assert found["loaded"] == ["onnx", "onnx_ir"]
@@ -90,7 +94,7 @@ def test_torch_is_not_needed(exported):
     assert found["relinked"] == ["swap-if", "swap-rows", "static-if"]
 
 
-def test_onnx_is_not_needed_and_what_was_not_run_is_told(exported):
+def test_onnx_is_not_needed_and_what_was_not_run_is_told(exported: Exported) -> None:
     found = elsewhere(exported, "torch,onnxscript,onnx,onnx_ir")
     assert found["passed"]
     assert found["loaded"] == []
@@ -102,14 +106,14 @@ def test_onnx_is_not_needed_and_what_was_not_run_is_told(exported):
 
 
 @pytest.mark.parametrize("given", ["artefact", "folder", "beside"])
-def test_the_backbone_is_found_where_it_may_lie(exported, given):
+def test_the_backbone_is_found_where_it_may_lie(exported: Exported, given: Any) -> None:
     where = {"artefact": exported.backbone, "folder": exported.backbone.parent, "beside": None}
     held = bundle.open_bundle(exported.bundle)
     found = bundles.find_backbone(held, exported.bundle, where[given])
     assert found.path == exported.backbone
 
 
-def test_a_missing_backbone_is_told_with_the_place(exported, tmp_path):
+def test_a_missing_backbone_is_told_with_the_place(exported: Exported, tmp_path: Path) -> None:
     alone = tmp_path / exported.bundle.name
     shutil.copy(exported.bundle, alone)
     with pytest.raises(DataError, match=r"expected the backbone backbone-toy-[0-9a-f]{12} at") as e:
@@ -118,7 +122,9 @@ def test_a_missing_backbone_is_told_with_the_place(exported, tmp_path):
     assert "--backbone DIR" in e.value.fix
 
 
-def test_a_bundle_for_another_backbone_shows_both_digests(exported, tmp_path):
+def test_a_bundle_for_another_backbone_shows_both_digests(
+    exported: Exported, tmp_path: Path
+) -> None:
     """Right format, other weights: both digests of both sides are in the message."""
     artefact = bundle.open_backbone(exported.backbone)
     mine = artefact.manifest.weights_digest
@@ -144,10 +150,12 @@ SLOTS = [
 
 
 @pytest.mark.parametrize(("slot", "first"), SLOTS)
-def test_an_altered_slot_is_found_and_the_first_block_named(exported, tmp_path, slot, first):
+def test_an_altered_slot_is_found_and_the_first_block_named(
+    exported: Exported, tmp_path: Path, slot: Any, first: Any
+) -> None:
     """Digests agree, graphs relink: only running it can tell, and it tells where."""
 
-    def edit(slots):
+    def edit(slots: Any) -> None:
         slots[slot] *= np.float32(1.5)
         slots[slot] += np.float32(0.05)
 
@@ -172,14 +180,14 @@ WEIGHTS = [
 
 @pytest.mark.parametrize(("weight", "first"), WEIGHTS)
 def test_an_altered_backbone_weight_is_found_and_the_first_block_named(
-    exported, tmp_path, weight, first
-):
+    exported: Exported, tmp_path: Path, weight: Any, first: Any
+) -> None:
     """The blob is altered consistently with its manifest, so that only parity can notice.
 
     ``block01`` changes the shape and has no adaptor here: its fault shows at the next result.
     """
 
-    def edit(tensors):
+    def edit(tensors: Any) -> None:
         tensors[weight] *= np.float32(1.2)
         tensors[weight] += np.float32(0.02)
 
@@ -190,7 +198,7 @@ def test_an_altered_backbone_weight_is_found_and_the_first_block_named(
     assert line.endswith(f"first diverging at {first}"), line
 
 
-def test_an_altered_graph_is_refused_before_it_runs(exported, tmp_path):
+def test_an_altered_graph_is_refused_before_it_runs(exported: Exported, tmp_path: Path) -> None:
     """A shipped graph that is not what the halves link to is no mere parity failure."""
     held = bundle.open_bundle(exported.bundle)
     path = repacked(exported, tmp_path, {"swap-if.onnx": held.blob("swap-rows.onnx")})
@@ -198,20 +206,20 @@ def test_an_altered_graph_is_refused_before_it_runs(exported, tmp_path):
         check_bundle(path)
 
 
-def test_a_graph_that_is_no_onnx_is_refused(exported, tmp_path):
+def test_a_graph_that_is_no_onnx_is_refused(exported: Exported, tmp_path: Path) -> None:
     path = repacked(exported, tmp_path, {"domain.onnx": b"\xff" * 100})
     with pytest.raises(Exception, match=r"domain\.onnx: not an ONNX model") as caught:
         check_bundle(path)
     assert caught.type.__module__ == "toolchain.errors"
 
 
-def test_damaged_golden_data_is_refused(exported, tmp_path):
+def test_damaged_golden_data_is_refused(exported: Exported, tmp_path: Path) -> None:
     path = repacked(exported, tmp_path, {"golden.safetensors": b"\x08" + b"\x00" * 40})
     with pytest.raises(VerificationError, match=r"golden\.safetensors: expected golden data"):
         check_bundle(path)
 
 
-STRANGE = {
+STRANGE: dict[str, tuple[dict[str, Callable[[Any], Any]], str]] = {
     "classes": ({"logits": lambda a: a[:, :-1]}, "expected logits of"),
     "pictures": ({"pixels": lambda a: a[:, :8, :8]}, "expected pictures of 12 pixels, got 8"),
     "gates": ({"gate_sites": lambda _: ("block00", "block07")}, r"got \['block07'\]"),
@@ -219,7 +227,9 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("kind", sorted(STRANGE))
-def test_golden_data_of_another_domain_are_refused(exported, tmp_path, kind):
+def test_golden_data_of_another_domain_are_refused(
+    exported: Exported, tmp_path: Path, kind: Any
+) -> None:
     """Right by themselves, but not this bundle's: refused before anything runs."""
     changes, told = STRANGE[kind]
     held = bundle.open_bundle(exported.bundle)
@@ -230,17 +240,19 @@ def test_golden_data_of_another_domain_are_refused(exported, tmp_path, kind):
         check_bundle(path)
 
 
-def test_a_flipped_bit_is_found_before_anything_runs(exported, tmp_path, monkeypatch):
+def test_a_flipped_bit_is_found_before_anything_runs(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = bytearray(exported.bundle.read_bytes())
     data[len(data) // 2] ^= 4
     path = tmp_path / exported.bundle.name
     path.write_bytes(data)
-    monkeypatch.setattr(bundles.subjects, "shipped", None)
+    monkeypatch.setattr(subjects, "shipped", None)
     with pytest.raises(BundleError):
         check_bundle(path, backbone=exported.backbone)
 
 
-def test_a_flipped_bit_of_the_backbone_is_found(exported, tmp_path):
+def test_a_flipped_bit_of_the_backbone_is_found(exported: Exported, tmp_path: Path) -> None:
     place = tmp_path / exported.backbone.name
     shutil.copytree(exported.backbone, place)
     weights = place / "weights.safetensors"
@@ -251,7 +263,7 @@ def test_a_flipped_bit_of_the_backbone_is_found(exported, tmp_path):
         check_bundle(exported.bundle, backbone=place)
 
 
-def test_golden_cases_of_a_bundle_cover_both_states(exported):
+def test_golden_cases_of_a_bundle_cover_both_states(exported: Exported) -> None:
     """Law: every gate is open in a case and closed in another, as the manifest says."""
     held = bundle.open_bundle(exported.bundle)
     golden = read_golden(held.blob("golden.safetensors"), "golden.safetensors")
@@ -264,18 +276,18 @@ def test_golden_cases_of_a_bundle_cover_both_states(exported):
     }
 
 
-def test_a_tolerance_can_be_given(exported):
+def test_a_tolerance_can_be_given(exported: Exported) -> None:
     with pytest.raises(ParityError):
         check_bundle(exported.bundle, tolerance=1e-12)
     assert check_bundle(exported.bundle, tolerance=parity.TOLERANCE).report.tolerance == 1e-4
 
 
-def test_preprocessing_survives_the_manifest(exported):
+def test_preprocessing_survives_the_manifest(exported: Exported) -> None:
     held = bundle.open_bundle(exported.bundle)
     assert bundles.preprocessing(held) == exported.domain.recipe.preprocess
 
 
-def test_another_domain_shares_the_backbone_artefact(exported, tmp_path):
+def test_another_domain_shares_the_backbone_artefact(exported: Exported, tmp_path: Path) -> None:
     """One backbone, many domains: the artefact of the first serves the second."""
     from toolchain.export import export
 

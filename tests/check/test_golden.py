@@ -44,7 +44,7 @@ GOOD = cases().to_bytes()
 
 
 @given(st.integers(1, 5), st.integers(0, 3), st.integers(0, 3), st.integers(0, 99))
-def test_cases_survive_writing(count, gates, blocks, seed):
+def test_cases_survive_writing(count: Any, gates: Any, blocks: Any, seed: int) -> None:
     """Law: read(write(g)) is g, and writing is deterministic."""
     written = cases(count, gates, blocks, seed)
     data = written.to_bytes()
@@ -109,7 +109,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))
-def test_hostile_golden_data_is_refused(name):
+def test_hostile_golden_data_is_refused(name: str) -> None:
     """One clear message that names the file, whatever is wrong with it."""
     data, told = HOSTILE[name]
     with pytest.raises(VerificationError, match=rf"golden\.safetensors: .*{told}") as caught:
@@ -118,7 +118,7 @@ def test_hostile_golden_data_is_refused(name):
 
 
 @given(st.integers(0, len(GOOD) - 1), st.integers(0, 7))
-def test_a_flipped_bit_never_breaks_the_reader(place, bit):
+def test_a_flipped_bit_never_breaks_the_reader(place: Any, bit: Any) -> None:
     """Law: the reader answers or refuses; no other error gets out."""
     data = bytearray(GOOD)
     data[place] ^= 1 << bit
@@ -129,19 +129,27 @@ def test_a_flipped_bit_never_breaks_the_reader(place, bit):
     assert len(found) == 3
 
 
-def test_states_are_counted_per_gate():
+def test_states_are_counted_per_gate() -> None:
     golden = cases()
     golden.gates[:] = [[1, -1], [0, -1], [-1, -1]]
     golden.shifts[2] = [-FORCE, 0]
     states = golden.states()
-    assert (states["block00"].open, states["block00"].closed, states["block00"].forced) == (2, 1, True)
-    assert (states["block01"].open, states["block01"].closed, states["block01"].forced) == (0, 3, False)
+    assert (states["block00"].open, states["block00"].closed, states["block00"].forced) == (
+        2,
+        1,
+        True,
+    )
+    assert (states["block01"].open, states["block01"].closed, states["block01"].forced) == (
+        0,
+        3,
+        False,
+    )
     assert golden.natural.tolist() == [True, True, False]
     assert len(golden.take([0, 2])) == 2
 
 
 @given(st.integers(1, 4), st.integers(1, 40))
-def test_probes_are_values_of_the_block_with_both_ends(count, size):
+def test_probes_are_values_of_the_block_with_both_ends(count: Any, size: Any) -> None:
     """Law: a probe holds values of its own row, the first and the last among them."""
     block = np.arange(count * size, dtype=np.float32).reshape(count, size, 1, 1)
     found = probe(block)
@@ -152,7 +160,7 @@ def test_probes_are_values_of_the_block_with_both_ends(count, size):
         assert np.isin(values, row).all()
 
 
-def test_a_shift_moves_one_bias_and_nothing_else():
+def test_a_shift_moves_one_bias_and_nothing_else() -> None:
     slots = {
         "block00.gate.bias": np.array([0.5], np.float32),
         "block01.gate.bias": np.array([1.0], np.float32),
@@ -166,5 +174,5 @@ def test_a_shift_moves_one_bias_and_nothing_else():
     assert found["head.bias"] is slots["head.bias"]
 
 
-def test_limits_are_small_enough_for_a_device():
+def test_limits_are_small_enough_for_a_device() -> None:
     assert golden_file.MAX_CASES * 8 <= 1 << 16

@@ -66,7 +66,7 @@ def subject(model: Linear, **changes: Any) -> Subject:
     return Subject(**{"name": "swap-rows", "run": model, "batches": (1, 16), **changes})
 
 
-def test_the_same_model_passes_at_every_batch_size():
+def test_the_same_model_passes_at_every_batch_size() -> None:
     model = Linear()
     report = compare(GOLDEN, [subject(model)], SLOTS, PREPROCESS).require()
     assert report.passed
@@ -76,7 +76,7 @@ def test_the_same_model_passes_at_every_batch_size():
     assert set(model.sizes) == {1, 16}, "a short batch is filled, never shrunk"
 
 
-def test_every_case_is_run_with_its_own_shift():
+def test_every_case_is_run_with_its_own_shift() -> None:
     """Law: run_cases gives each case the answer of its shift, in any batch size."""
     for batch in (1, 2, 16):
         found = run_cases(GOLDEN, Linear(), SLOTS, PREPROCESS, batch)
@@ -85,17 +85,19 @@ def test_every_case_is_run_with_its_own_shift():
     assert found.gates[-1, 0] > FORCE / 2
 
 
-def test_an_error_beyond_the_tolerance_fails_and_says_where():
+def test_an_error_beyond_the_tolerance_fails_and_says_where() -> None:
     wrong = subject(Linear(error=0.5), tapped=lambda: Linear(error=0.5, taps=True))
     report = compare(GOLDEN, [subject(Linear(), name="good"), wrong], SLOTS, PREPROCESS)
     assert [c.passed for c in report.comparisons] == [True, True, False, False]
-    with pytest.raises(ParityError, match=r"failed in 2 comparisons\n  swap-rows batch 1") as caught:
+    with pytest.raises(
+        ParityError, match=r"failed in 2 comparisons\n  swap-rows batch 1"
+    ) as caught:
         report.require()
     assert "first diverging at out.block01" in str(caught.value)
     assert "good" not in str(caught.value)
 
 
-def test_the_tolerance_is_relative_to_the_logits_range():
+def test_the_tolerance_is_relative_to_the_logits_range() -> None:
     span = float(np.ptp(GOLDEN.logits))
     for share, passed in ((0.5, True), (2.0, False)):
         model = Linear(error=1e-3 * span * share)
@@ -105,7 +107,7 @@ def test_the_tolerance_is_relative_to_the_logits_range():
         assert [c.max_relative <= 1e-3 for c in report.comparisons] == [passed] * 2
 
 
-def test_a_top1_that_differs_fails_within_any_tolerance():
+def test_a_top1_that_differs_fails_within_any_tolerance() -> None:
     logits = GOLDEN.logits.copy()
     logits[0] = np.roll(logits[0], 1)
     report = compare(
@@ -115,7 +117,7 @@ def test_a_top1_that_differs_fails_within_any_tolerance():
     assert not report.passed
 
 
-def test_a_gate_in_another_state_fails():
+def test_a_gate_in_another_state_fails() -> None:
     gates = GOLDEN.gates.copy()
     gates[1, 1] *= -1
     report = compare(replace(GOLDEN, gates=gates), [subject(Linear())], SLOTS, PREPROCESS)
@@ -124,33 +126,33 @@ def test_a_gate_in_another_state_fails():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_answers_that_are_not_finite_fail(value):
+def test_answers_that_are_not_finite_fail(value: Any) -> None:
     report = compare(GOLDEN, [subject(Linear(error=value))], SLOTS, PREPROCESS)
     assert not any(c.passed for c in report.comparisons)
     assert all(c.max_absolute == np.inf for c in report.comparisons)
 
 
-def test_a_static_model_skips_forced_cases_and_says_so():
+def test_a_static_model_skips_forced_cases_and_says_so() -> None:
     static = subject(Linear(), name="static-if", takes_slots=False)
     report = compare(GOLDEN, [static], SLOTS, PREPROCESS).require()
     assert {c.cases for c in report.comparisons} == {4}
     assert report.notes == ("static-if: 1 forced cases do not apply",)
 
 
-def test_a_static_model_without_gates_is_held_to_its_logits():
+def test_a_static_model_without_gates_is_held_to_its_logits() -> None:
     static = subject(Linear(gates=False), name="static-if", takes_slots=False)
     report = compare(GOLDEN, [static], SLOTS, PREPROCESS)
     assert [c.gate_mismatches for c in report.comparisons] == [0, 0]
     assert report.passed
 
 
-def test_a_model_that_takes_slots_may_not_lose_its_gates():
+def test_a_model_that_takes_slots_may_not_lose_its_gates() -> None:
     """Gates that are not given cannot be compared: that is a failure, not a pass."""
     report = compare(GOLDEN, [subject(Linear(gates=False))], SLOTS, PREPROCESS)
     assert not report.passed
 
 
-def test_a_domain_without_gates_is_compared():
+def test_a_domain_without_gates_is_compared() -> None:
     bare = cases(3, gates=0, blocks=0)
 
     class Plain(Linear):
@@ -164,17 +166,23 @@ def test_a_domain_without_gates_is_compared():
     assert {c.cases for c in report.comparisons} == {3}
 
 
-def test_the_first_divergence_is_the_first_block_not_the_worst():
+def test_the_first_divergence_is_the_first_block_not_the_worst() -> None:
     taps = {f"out.block{i:02d}": GOLDEN.probes[:, i].copy() for i in range(2)}
     taps["out.block00"][2, 3] += 1e-2 * float(np.abs(GOLDEN.probes[:, 0]).max())
     taps["out.block01"] += 100
-    assert first_divergence(GOLDEN, Answer(GOLDEN.logits, GOLDEN.gates, taps), 1e-4) == "out.block00"
+    assert (
+        first_divergence(GOLDEN, Answer(GOLDEN.logits, GOLDEN.gates, taps), 1e-4) == "out.block00"
+    )
     taps["out.block00"] = GOLDEN.probes[:, 0]
-    assert first_divergence(GOLDEN, Answer(GOLDEN.logits, GOLDEN.gates, taps), 1e-4) == "out.block01"
+    assert (
+        first_divergence(GOLDEN, Answer(GOLDEN.logits, GOLDEN.gates, taps), 1e-4) == "out.block01"
+    )
     taps["out.block01"] = GOLDEN.probes[:, 1]
     assert first_divergence(GOLDEN, Answer(GOLDEN.logits, GOLDEN.gates, taps), 1e-4) == "logits"
 
 
-def test_a_nan_in_a_block_diverges():
+def test_a_nan_in_a_block_diverges() -> None:
     taps = {"out.block00": GOLDEN.probes[:, 0] * np.float32(np.nan)}
-    assert first_divergence(GOLDEN, Answer(GOLDEN.logits, GOLDEN.gates, taps), 1e-4) == "out.block00"
+    assert (
+        first_divergence(GOLDEN, Answer(GOLDEN.logits, GOLDEN.gates, taps), 1e-4) == "out.block00"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -30,13 +32,13 @@ def model(seed: int = 0, method: str = "da3") -> AttachedModel:
 def biased(amount: float, site: str = "block00") -> AttachedModel:
     found = model()
     with torch.no_grad():
-        found.domain[site].gate.bias += amount
+        found.domain.get_parameter(f"{site}.gate.bias").add_(amount)
     return found
 
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 50), st.integers(4, 12))
-def test_both_states_of_every_gate_are_covered(seed, count):
+def test_both_states_of_every_gate_are_covered(seed: int, count: Any) -> None:
     """Law: every gate is open in a case and closed in another, natural or forced."""
     chosen = choose(model(seed), SPLIT, PREPROCESS, count=count)
     states = chosen.golden.states().values()
@@ -48,14 +50,14 @@ def test_both_states_of_every_gate_are_covered(seed, count):
     assert (np.abs(chosen.others.gates) >= MARGIN).all()
 
 
-def test_choosing_is_deterministic():
+def test_choosing_is_deterministic() -> None:
     """Law: the same model and data give the same cases, byte for byte."""
     first, second = (choose(model(), SPLIT, PREPROCESS, count=5) for _ in range(2))
     assert first.golden.to_bytes() == second.golden.to_bytes()
     assert first.others.to_bytes() == second.others.to_bytes()
 
 
-def test_enough_other_cases_fill_a_batch():
+def test_enough_other_cases_fill_a_batch() -> None:
     chosen = choose(model(), SPLIT, PREPROCESS, count=5, batch=16)
     assert len(chosen.golden.take(chosen.golden.natural)) + len(chosen.others) == 16
     own = {p.tobytes() for p in chosen.golden.pixels}
@@ -63,7 +65,7 @@ def test_enough_other_cases_fill_a_batch():
 
 
 @pytest.mark.parametrize(("amount", "sign"), [(500.0, -1), (-500.0, 1)])
-def test_a_state_that_data_never_reaches_is_forced(amount, sign):
+def test_a_state_that_data_never_reaches_is_forced(amount: Any, sign: Any) -> None:
     """The gate's bias is shifted in one more case, that gate's alone, and it is marked."""
     chosen = choose(biased(amount), SPLIT, PREPROCESS, count=5)
     golden = chosen.golden
@@ -75,13 +77,13 @@ def test_a_state_that_data_never_reaches_is_forced(amount, sign):
     assert all(s.open and s.closed for s in states.values())
 
 
-def test_unclear_pictures_are_left_out_and_counted():
+def test_unclear_pictures_are_left_out_and_counted() -> None:
     """A picture whose gate stands on its threshold would turn by rounding."""
     found = model()
     pixels, _ = SPLIT.batch(range(len(SPLIT)))
     with torch.no_grad():
         trace = found.trace(torch.from_numpy(normalise(PREPROCESS, pixels)))
-        found.domain["block00"].gate.bias -= trace.gates["block00"][7, 0]
+        found.domain.get_parameter("block00.gate.bias").sub_(trace.gates["block00"][7, 0])
     chosen = choose(found, SPLIT, PREPROCESS, count=6)
     assert chosen.ambiguous >= 1
     kept = {p.tobytes() for g in (chosen.golden, chosen.others) for p in g.pixels}
@@ -89,13 +91,13 @@ def test_unclear_pictures_are_left_out_and_counted():
     assert chosen.searched == len(SPLIT)
 
 
-def test_the_search_is_bounded_by_cost_not_by_a_clock(monkeypatch):
+def test_the_search_is_bounded_by_cost_not_by_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "SEARCH_FLOPS", 1)
     assert choose(model(), SPLIT, PREPROCESS, count=4).searched == reference.SEARCH_RANGE[0]
 
 
 @pytest.mark.parametrize("method", ["da2", "head"])
-def test_a_domain_without_gates_has_natural_cases_only(method):
+def test_a_domain_without_gates_has_natural_cases_only(method: str) -> None:
     found = toys.scrambled(domains.model(method=method))
     chosen = choose(found, SPLIT, PREPROCESS, count=4)
     assert chosen.golden.natural.all()
@@ -104,7 +106,7 @@ def test_a_domain_without_gates_has_natural_cases_only(method):
     assert chosen.ambiguous == 0
 
 
-def test_observing_changes_nothing_of_the_model():
+def test_observing_changes_nothing_of_the_model() -> None:
     """Law: the model's tensors are the same before and after, forced or not."""
     found = model()
     before = {n: t.clone() for n, t in found.domain.state_dict().items()}
@@ -120,12 +122,13 @@ def test_observing_changes_nothing_of_the_model():
     assert observe(found, PREPROCESS, pixels).to_bytes() == plain.to_bytes()
 
 
-def test_observations_are_pytorchs_own_answers():
+def test_observations_are_pytorchs_own_answers() -> None:
     found = model()
     pixels, _ = SPLIT.batch([3, 4, 5])
     golden = observe(found, PREPROCESS, pixels)
     with torch.no_grad():
         trace = found.trace(torch.from_numpy(normalise(PREPROCESS, pixels)))
+    assert trace.logits is not None
     assert np.array_equal(golden.logits, trace.logits)
     assert np.array_equal(golden.gates, torch.cat(list(trace.gates.values()), 1))
     assert golden.gate_sites == tuple(trace.gates)

@@ -27,7 +27,7 @@ from toolchain.graph import halves as halves_file
 from toolchain.graph import store
 from toolchain.graph.capture import Captured, capture
 from toolchain.graph.halves import Halves, make_halves
-from toolchain.graph.link import Linking, link
+from toolchain.graph.link import Flavour, Form, Linking, link
 from toolchain.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.graph.split import Split, read_split
 from toolchain.runtime.linked import Linked, Runnable
@@ -163,11 +163,12 @@ class Made:
 
     def flavours(self) -> dict[str, Runnable]:
         """Every flavour in every form, and staged."""
-        linkings = [Linking(flavour, form) for flavour in ("swap", "static") for form in FORMS]
+        linkings = [Linking(flavour, form) for flavour in FLAVOURS for form in FORMS]
         return {**{n.name: self.run(n) for n in linkings}, "staged": self.staged()}
 
 
-FORMS = ("if", "rows")
+FLAVOURS: tuple[Flavour, ...] = ("swap", "static")
+FORMS: tuple[Form, ...] = ("if", "rows")
 
 
 def _make(model: AttachedModel) -> tuple[Captured, bytes, Halves]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from safetensors.numpy import load as load_safetensors
 from torch import Tensor, nn
 
 from tests import toys
-from tests.graph.cases import FORMS, close, run_exact
+from tests.graph.cases import FORMS, Made, close, run_exact
 from toolchain.adapt.attach import AttachedModel, arrays, attach, domain_state
 from toolchain.errors import AttachError, CaptureError
 from toolchain.graph import store
@@ -36,7 +37,11 @@ class Counting(toys.Residual):
     """A Python int taken from a tensor's value."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[:, :, : int(x.abs().max().clamp(2, 3).item())].repeat(1, 1, 4, 1)[:, :, :8]
+        return (
+            super()
+            .forward(x)[:, :, : int(x.abs().max().clamp(2, 3).item())]
+            .repeat(1, 1, 4, 1)[:, :, :8]
+        )
 
 
 class Looping(toys.Residual):
@@ -83,7 +88,7 @@ class Flattening(toys.Residual):
 
 class Spreading(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (8, 8))
+        return x.reshape(-1, 8, 8, 8)
 
 
 class Steered(toys.Residual):
@@ -109,26 +114,34 @@ class SteeredNet(nn.Module):
         return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
-def net(*blocks: nn.Module, names: list[str] | None = None, **options: object) -> AttachedModel:
+def net(*blocks: nn.Module, names: list[str] | None = None, **options: Any) -> AttachedModel:
     backbone = toys.Net(toys.stem(8), list(blocks), 8).eval()
     found = names or ["blocks.0"]
-    return attach(backbone, classes=3, input_shape=(3, 8, 8), blocks=found, rank=4, pool=2, **options)
+    return attach(
+        backbone, classes=3, input_shape=(3, 8, 8), blocks=found, rank=4, pool=2, **options
+    )
 
 
 @cache
 def two_inputs() -> Halves:
     """Halves of a net with a block that reads a second per-sample value."""
-    return make_halves(attach(SteeredNet().eval(), classes=3, input_shape=(3, 8, 8), rank=4, pool=2))
+    return make_halves(
+        attach(SteeredNet().eval(), classes=3, input_shape=(3, 8, 8), rank=4, pool=2)
+    )
 
 
-def test_the_graph_answers_as_pytorch_does(made):
+def test_the_graph_answers_as_pytorch_does(made: Made) -> None:
     """Law: before any folding, every named cut point is PyTorch's tensor."""
     images = made.case.images(3, seed=2)
     found = run_exact(store.from_bytes(made.raw, what="captured"), images)
     with torch.no_grad():
         trace = made.model.trace(images)
     assert close(found["logits"], trace.logits)
-    for kind, values in (("gate", trace.gates), ("adaptor", trace.corrections), ("out", trace.results)):
+    for kind, values in (
+        ("gate", trace.gates),
+        ("adaptor", trace.corrections),
+        ("out", trace.results),
+    ):
         for site, value in values.items():
             if f"{kind}.{site}" in found:
                 assert close(found[f"{kind}.{site}"], value), (kind, site)
@@ -137,7 +150,7 @@ def test_the_graph_answers_as_pytorch_does(made):
         assert close(found[cut.output], value), site
 
 
-def test_every_tensor_keeps_its_name_and_bytes(made):
+def test_every_tensor_keeps_its_name_and_bytes(made: Made) -> None:
     """Law: initializers are the state dict's tensors, one to one, never renamed or merged."""
     held = store.from_bytes(made.raw, what="captured").graph.initializers
     wanted = arrays(domain_state(made.model))
@@ -145,18 +158,24 @@ def test_every_tensor_keeps_its_name_and_bytes(made):
     for name in held:
         assert name in wanted or name in frozen or "." not in name, name
     for name, array in wanted.items():
-        assert np.array_equal(held[name].const_value.numpy(), array), name
+        value = held[name].const_value
+        assert value is not None
+        assert np.array_equal(value.numpy(), array), name
 
 
-def test_cuts_tell_what_attach_knows(made):
+def test_cuts_tell_what_attach_knows(made: Made) -> None:
     for cut, (name, site) in zip(made.captured.cuts, made.model.anatomy.named_sites(), strict=True):
         assert (cut.site, cut.module, cut.layout) == (name, site.name, site.layout)
-        assert (cut.in_shape, cut.out_shape, cut.flops) == (site.in_shape, site.out_shape, site.flops)
+        assert (cut.in_shape, cut.out_shape, cut.flops) == (
+            site.in_shape,
+            site.out_shape,
+            site.flops,
+        )
         assert cut.gateable == site.gateable
 
 
-def test_capture_is_silent_and_leaves_no_trace(capfd):
-    """No line of the exporter reaches the user; its logger's level is as it was; eval mode rules."""
+def test_capture_is_silent_and_leaves_no_trace(capfd: pytest.CaptureFixture[str]) -> None:
+    """No line of the exporter reaches the user; its logger's level stays; eval mode rules."""
     model = net(toys.Residual(8, 8))
     model.train()
     logger = logging.getLogger("torch.onnx")
@@ -182,7 +201,7 @@ def test_capture_is_silent_and_leaves_no_trace(capfd):
         (Reshaping, r"fixes the batch size: [\s\S]*shape '\[1, 8, 8, 8\]'[\s\S]*x\.shape\[0\]"),
     ],
 )
-def test_what_the_exporter_would_bake_in_is_refused(block, told):
+def test_what_the_exporter_would_bake_in_is_refused(block: Any, told: Any) -> None:
     """A Python decision on a tensor's value, or a fixed batch, never reaches a graph silently."""
     with pytest.raises(CaptureError, match=told) as caught:
         capture(net(block(8, 8)))
@@ -196,13 +215,15 @@ def test_what_the_exporter_would_bake_in_is_refused(block, told):
         (Flattening, Spreading, r"block 'blocks\.0' cannot take an adaptor[\s\S]*same rank"),
     ],
 )
-def test_branches_that_differ_are_named_before_any_graph_is_made(block, back, told):
+def test_branches_that_differ_are_named_before_any_graph_is_made(
+    block: Any, back: Any, told: Any
+) -> None:
     """A closed gate passes the input on, so a block's dtype and rank must be its input's."""
     with pytest.raises(AttachError, match=told):
         net(block(8, 8), back())
 
 
-def test_a_block_that_returns_its_input_links_all_the_same():
+def test_a_block_that_returns_its_input_links_all_the_same() -> None:
     """A block switched off in evaluation has no weights of its own; its gate changes nothing."""
     model = toys.scrambled(net(Untouched(8, 8)))
     halves = make_halves(model)
@@ -218,7 +239,7 @@ def test_a_block_that_returns_its_input_links_all_the_same():
         assert close(Linked(session).run(images.numpy(), {}).logits, want), form
 
 
-def test_a_slot_that_changes_nothing_is_named():
+def test_a_slot_that_changes_nothing_is_named() -> None:
     """A parameter that no output needs would be a slot that cannot be swapped."""
     model = net(toys.Residual(8, 8))
     model.domain["block00"].register_parameter("idle", nn.Parameter(torch.zeros(2)))

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.graph import cases
-from tests.graph.cases import close
+from tests.graph.cases import Made, close
 from toolchain.errors import CaptureError
 from toolchain.graph import halves, store
 from toolchain.graph.fold import fix_reshapes, fold_batchnorm
-from toolchain.graph.sketch import Sketch
+from toolchain.graph.sketch import Sketch, input_names
 from toolchain.runtime.session import Session
 
 F32 = ir.DataType.FLOAT
@@ -31,7 +31,7 @@ def graph(
     owner: str = "backbone.",
     epsilon: float = 1e-5,
 ) -> ir.Model:
-    """Conv then BatchNormalization on ``[N, 4, 5, 5]``; ``twice``: the conv's output is read again."""
+    """Conv, BatchNormalization on ``[N, 4, 5, 5]``; ``twice``: the conv's output is read again."""
     draw = np.random.default_rng(seed)
 
     def tensor(name: str, *shape: int, low: float = -1.0, high: float = 1.0) -> str:
@@ -70,7 +70,9 @@ def kinds(model: ir.Model) -> list[str]:
     variance=st.sampled_from([1e-30, 1e-8, 1e-3, 1.0, 1e3]),
     epsilon=st.sampled_from([1e-5, 1e-3]),
 )
-def test_folding_keeps_the_answer(seed, bias, groups, variance, epsilon):
+def test_folding_keeps_the_answer(
+    seed: int, bias: Any, groups: Any, variance: Any, epsilon: Any
+) -> None:
     """Law: fold(g) answers as g, with a bias or none, grouped or depthwise, at any variance."""
     shape: dict[str, Any] = {"bias": bias, "groups": groups, "variance": variance}
     model = graph(seed=seed, epsilon=epsilon, **shape)
@@ -80,14 +82,14 @@ def test_folding_keeps_the_answer(seed, bias, groups, variance, epsilon):
     assert close(run(model, seed), want, relative=1e-5)
 
 
-def test_folded_tensors_carry_new_names():
+def test_folded_tensors_carry_new_names() -> None:
     """No name lies about its values: what was folded is called so, what is dead is gone."""
     model = graph(bias=True)
     fold_batchnorm(model)
     assert set(model.graph.initializers) == {"backbone.conv.weight+bn", "backbone.conv.bias+bn"}
 
 
-def test_a_convolution_that_is_read_twice_keeps_its_norm():
+def test_a_convolution_that_is_read_twice_keeps_its_norm() -> None:
     model = graph(twice=True)
     want = run(model)
     assert fold_batchnorm(model) == 0
@@ -95,7 +97,7 @@ def test_a_convolution_that_is_read_twice_keeps_its_norm():
     assert np.array_equal(run(model), want)
 
 
-def test_a_domains_norm_is_never_folded():
+def test_a_domains_norm_is_never_folded() -> None:
     """A slot is never read: neither into a kernel of the backbone nor into its own."""
     model = graph(owner="block00.adaptor.")
     before = store.to_bytes(model)
@@ -103,31 +105,32 @@ def test_a_domains_norm_is_never_folded():
     assert store.to_bytes(model) == before
 
 
-def test_an_adaptors_batchnorm_stays_a_node_with_its_slots():
+def test_an_adaptors_batchnorm_stays_a_node_with_its_slots() -> None:
     made = cases.made("preactivation")
     kinds_ = [node.op_type for node in made.split.domain.graph]
     assert kinds_.count("BatchNormalization") == len(made.split.adapted)
     assert "block00.adaptor.norm.running_var" in made.split.slots
 
 
-def test_norms_without_a_convolution_of_their_own_stay():
+def test_norms_without_a_convolution_of_their_own_stay() -> None:
     """Pre-activation: a block's first norm reads the sum before it; the second one is folded."""
     made = cases.made("preactivation")
     left = [n for n in made.split.backbone.graph if n.op_type == "BatchNormalization"]
-    names = {v.name for node in left for v in node.inputs[1:2]}
+    names = {input_names(node)[1] for node in left}
     assert names == {"backbone.blocks.0.bn1.weight", "backbone.blocks.1.bn1.weight"}
     assert not any(
         n.op_type == "BatchNormalization" for n in cases.made("inverted").split.backbone.graph
     )
 
 
-def test_a_wrong_fold_is_found_and_the_tensor_named(monkeypatch):
+def test_a_wrong_fold_is_found_and_the_tensor_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sabotage: folding is verified by running both graphs, not believed."""
 
     def wrong(model: ir.Model) -> int:
         folded = fold_batchnorm(model)
         name = next(n for n in model.graph.initializers if n.endswith("blocks.0.conv1.weight+bn"))
         value = model.graph.initializers[name]
+        assert value.const_value is not None
         value.const_value = ir.Tensor(value.const_value.numpy() * np.float32(1.01), name=name)
         return folded
 
@@ -136,12 +139,12 @@ def test_a_wrong_fold_is_found_and_the_tensor_named(monkeypatch):
         halves.make_halves(cases.CASES["single"].model())
 
 
-def test_reshape_targets_become_constants(made):
+def test_reshape_targets_become_constants(made: Made) -> None:
     """No node computes a shape from the batch size at run time where -1 says it."""
     assert not any(n.op_type == "Shape" for n in made.split.backbone.graph)
 
 
-def test_a_reshape_with_two_free_dimensions_is_left_alone():
+def test_a_reshape_with_two_free_dimensions_is_left_alone() -> None:
     sketch = Sketch("free", opset=18)
     sketch.input("image", F32, ["batch", "width"])
     sketch.input("shape", ir.DataType.INT64, [2])

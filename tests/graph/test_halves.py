@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ import torch
 
 from tests import toys
 from tests.graph import cases
+from tests.graph.cases import Made
 from toolchain import digest
+from toolchain.adapt.attach import AttachedModel, attach, domain_state
 from toolchain.errors import SplitError
 from toolchain.graph import halves
 from toolchain.graph.halves import Halves, interface, make_halves
@@ -26,8 +29,9 @@ from tests.graph import cases
 from toolchain import digest
 from toolchain.graph.link import Linking
 made = cases.Made(cases.CASES["plain"])
-parts = [made.halves.backbone_graph, made.halves.domain_graph, made.halves.weights,
-         made.halves.slots, made.graph(Linking("swap", "if")), made.graph(Linking("static", "rows"))]
+half = made.halves
+parts = [half.backbone_graph, half.domain_graph, half.weights, half.slots,
+         made.graph(Linking("swap", "if")), made.graph(Linking("static", "rows"))]
 print("\\n".join(digest.sha256(part) for part in parts))
 """
 
@@ -37,16 +41,16 @@ def parts(made: Halves) -> tuple[bytes, ...]:
     return (made.backbone_graph, made.domain_graph, made.weights, made.slots, linked)
 
 
-def model(classes: int = toys.CLASSES, seed: int = 0, **options: object) -> toys.AttachedModel:
+def model(classes: int = toys.CLASSES, seed: int = 0, **options: Any) -> AttachedModel:
     """A single block with its domain scrambled."""
-    attached = toys.attach(
+    attached = attach(
         toys.backbone("single"), classes=classes, input_shape=(3, 8, 8), rank=4, **options
     )
     return toys.scrambled(attached, seed)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> tuple[Path, Halves]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Halves]:
     """A cache folder with one entry, and what was captured for it."""
     folder = tmp_path_factory.mktemp("cache")
     return folder, make_halves(model(), cache=folder)
@@ -58,7 +62,7 @@ def entry(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("seeds", [("0", "4242")])
-def test_bytes_do_not_depend_on_the_process(seeds, plain):
+def test_bytes_do_not_depend_on_the_process(seeds: Any, plain: Made) -> None:
     """Law: the same model gives the same bytes in any process, whatever its hash seed."""
     running = [
         subprocess.Popen(
@@ -85,7 +89,7 @@ def test_bytes_do_not_depend_on_the_process(seeds, plain):
     assert outputs[0][0].split() == outputs[1][0].split() == [digest.sha256(p) for p in here]
 
 
-def test_a_hit_equals_a_miss_byte_for_byte(cache):
+def test_a_hit_equals_a_miss_byte_for_byte(cache: tuple[Path, Halves]) -> None:
     """Law: what the cache gives is what capturing gives."""
     folder, missed = cache
     hit = make_halves(model(), cache=folder)
@@ -94,7 +98,7 @@ def test_a_hit_equals_a_miss_byte_for_byte(cache):
     assert parts(make_halves(model())) == parts(missed)
 
 
-def test_another_domain_of_the_interface_hits(cache):
+def test_another_domain_of_the_interface_hits(cache: tuple[Path, Halves]) -> None:
     """A second domain has other values and classes, and no exporter runs for it."""
     folder, missed = cache
     other = model(classes=9, seed=3)
@@ -105,7 +109,9 @@ def test_another_domain_of_the_interface_hits(cache):
     assert parts(hit) == parts(make_halves(other))
 
 
-def test_a_hit_needs_no_exporter(cache, monkeypatch):
+def test_a_hit_needs_no_exporter(
+    cache: tuple[Path, Halves], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(halves, "capture", None)
     assert make_halves(model(), cache=cache[0]).cached
 
@@ -114,7 +120,9 @@ def test_a_hit_needs_no_exporter(cache, monkeypatch):
     "name", ["backbone.onnx", "domain.onnx", "weights.safetensors", "index.json"]
 )
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_a_damaged_entry_is_captured_again(cache, name, damage, monkeypatch):
+def test_a_damaged_entry_is_captured_again(
+    cache: tuple[Path, Halves], name: str, damage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An entry whose bytes are not what its index says is never used; it is made anew."""
     folder, missed = cache
     path = entry(folder) / name
@@ -136,7 +144,9 @@ def test_a_damaged_entry_is_captured_again(cache, name, damage, monkeypatch):
     assert make_halves(model(), cache=folder).cached
 
 
-def test_an_entry_of_other_slots_is_refused(cache, monkeypatch):
+def test_an_entry_of_other_slots_is_refused(
+    cache: tuple[Path, Halves], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Should two interfaces ever share a digest, their slots do not fit, and that is said."""
     folder, _ = cache
     monkeypatch.setattr(halves, "interface", lambda *_: interface(model()))
@@ -144,8 +154,8 @@ def test_an_entry_of_other_slots_is_refused(cache, monkeypatch):
         make_halves(model(norm="batch"), cache=folder)
 
 
-def test_the_interface_is_all_that_shapes_a_split():
-    """Law: values and classes of a domain leave it as it is; method, options, backbone change it."""
+def test_the_interface_is_all_that_shapes_a_split() -> None:
+    """Law: values and classes of a domain leave it alone; method, options, backbone change it."""
     base = interface(model())
     assert interface(model(seed=5)) == base
     assert interface(model(classes=11)) == base
@@ -163,7 +173,7 @@ def test_the_interface_is_all_that_shapes_a_split():
     assert len({base, *changed}) == len(changed) + 1
 
 
-def test_slots_of_a_filled_structure_are_the_models(cache):
+def test_slots_of_a_filled_structure_are_the_models(cache: tuple[Path, Halves]) -> None:
     folder, _ = cache
     other = model(seed=8)
     hit = make_halves(other, cache=folder)
@@ -175,13 +185,11 @@ def test_slots_of_a_filled_structure_are_the_models(cache):
     assert all(np.array_equal(got[n], want[n]) for n in want)
 
 
-def toys_state(attached: toys.AttachedModel) -> dict[str, torch.Tensor]:
-    from toolchain.adapt.attach import domain_state
-
+def toys_state(attached: AttachedModel) -> dict[str, torch.Tensor]:
     return domain_state(attached)
 
 
-def test_cases_of_this_run_were_not_spoiled(plain):
+def test_cases_of_this_run_were_not_spoiled(plain: Made) -> None:
     """The shared halves still are what a fresh capture gave: no test wrote into them."""
     assert cases.made("plain") is plain
     slots = {n: t.numpy() for n, t in toys_state(plain.model).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -33,7 +34,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize(("layout", "shape", "coarse"), sorted(SHAPES))
-def test_the_join_is_pytorchs(layout, shape, coarse):
+def test_the_join_is_pytorchs(layout: Any, shape: Any, coarse: Any) -> None:
     """Law: result = channels_back(channels_first(y) + upsample(correction)), bit for bit."""
     cut = Cut("block00", "b", "in.block00", "block.block00", layout, shape, shape, 1)
     sketch = Sketch("join", opset=18)
@@ -54,7 +55,7 @@ def test_the_join_is_pytorchs(layout, shape, coarse):
     assert np.array_equal(got, want.numpy())
 
 
-def test_a_free_grid_is_refused():
+def test_a_free_grid_is_refused() -> None:
     made = cases.made("single")
     cut = made.split.cuts[0]
     loaded = made.loaded()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.graph import cases
-from tests.graph.cases import FORMS, Made, close, walk
+from tests.graph.cases import FLAVOURS, FORMS, Made, close, walk
 from toolchain.check.golden import shifted
 from toolchain.errors import GraphError, LinkError
 from toolchain.graph import store
-from toolchain.graph.link import Linking, link
+from toolchain.graph.link import Form, Linking, link
 from toolchain.graph.names import BACKBONE, IMAGE, SLOTS_FILE, TARGETS, WEIGHTS_FILE
 from toolchain.runtime.linked import Answer, Linked, Runnable
 from toolchain.runtime.session import Session
 
-LINKINGS = [Linking(flavour, form) for flavour in ("swap", "static") for form in FORMS]
+LINKINGS = [Linking(flavour, form) for flavour in FLAVOURS for form in FORMS]
 CLEAR = 1e-3
 """A gate's logit nearer to its threshold may turn by rounding alone."""
 
@@ -47,11 +47,10 @@ def eager(made: Made, images: torch.Tensor, slots: Mapping[str, Any] | None = No
 
 def clear(answer: Answer) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Rows none of whose gates stands on its threshold."""
-    found: np.ndarray[Any, np.dtype[np.bool_]] = (np.abs(answer.gates) > CLEAR).all(axis=1)
-    return found
+    return np.asarray((np.abs(answer.gates) > CLEAR).all(axis=1))
 
 
-def test_every_flavour_answers_as_pytorch_does(made):
+def test_every_flavour_answers_as_pytorch_does(made: Made) -> None:
     """Law: swap == static == staged == eager within tolerance, in every form, at batch 1, 3, 16."""
     flavours = made.flavours()
     for batch in (1, 3, 16):
@@ -75,17 +74,21 @@ def mixed(answer: Answer) -> bool:
 @pytest.fixture(scope="module")
 def runs(plain: Made) -> dict[str, Runnable]:
     """The flavours that take slots, as sessions that live for the module."""
-    found = {form: plain.run(Linking("swap", form)) for form in FORMS}
-    return {**found, "staged": plain.staged()}
+    found: dict[str, Runnable] = {form: plain.run(Linking("swap", form)) for form in FORMS}
+    return found | {"staged": plain.staged()}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     shift=st.tuples(*[st.sampled_from([-1000.0, -0.7, 0.0, 0.4, 1000.0])] * 2),
     batch=st.sampled_from([1, 2, 3, 5, 16]),
     seed=st.integers(0, 5),
 )
-def test_gates_in_any_state_agree(plain, runs, shift, batch, seed):
+def test_gates_in_any_state_agree(
+    plain: Made, runs: dict[str, Runnable], shift: Any, batch: Any, seed: int
+) -> None:
     """Law: whatever the gates' biases, all forms answer as PyTorch does: open, closed and mixed."""
     sites = [name.removeprefix("gate.") for name in plain.split.gates]
     slots = shifted(plain.slots, sites, np.array(shift, np.float32))
@@ -98,19 +101,39 @@ def test_gates_in_any_state_agree(plain, runs, shift, batch, seed):
         assert close(got.logits[rows], want.logits[rows]), name
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(order=st.permutations(range(8)), batch=st.integers(1, 8))
-def test_a_sample_never_sees_its_neighbours(plain, runs, order, batch):
+def test_a_sample_never_sees_its_neighbours(
+    plain: Made, runs: dict[str, Runnable], order: Any, batch: Any
+) -> None:
     """Law: a sample's answer is the same alone and in any batch with any neighbours."""
     images = plain.case.images(8, seed=3).numpy()
     chosen = list(order)[:batch]
     for name in ("rows", "staged"):
-        alone = np.concatenate([runs[name].run(images[i : i + 1], plain.slots).logits for i in chosen])
+        alone = np.concatenate(
+            [runs[name].run(images[i : i + 1], plain.slots).logits for i in chosen]
+        )
         together = runs[name].run(images[chosen], plain.slots).logits
         assert close(together, alone, relative=1e-5), name
 
 
-def test_a_closed_gate_hides_an_infinite_block(plain):
+def test_a_gate_exactly_at_its_threshold_is_open(plain: Made, runs: dict[str, Runnable]) -> None:
+    """The threshold belongs to the open side, everywhere."""
+    still = {n: a * 0 if ".gate." in n else a for n, a in plain.slots.items()}
+    images = plain.case.images(3, seed=8)
+    want = eager(plain, images, still)
+    assert (want.gates == 0).all()
+    opened = {n: a + 1 if n.endswith(".gate.bias") else a for n, a in still.items()}
+    closed = {n: a - 1 if n.endswith(".gate.bias") else a for n, a in still.items()}
+    assert close(want.logits, eager(plain, images, opened).logits)
+    assert not close(want.logits, eager(plain, images, closed).logits)
+    for name, model in runs.items():
+        assert close(model.run(images.numpy(), still).logits, want.logits), name
+
+
+def test_a_closed_gate_hides_an_infinite_block(plain: Made) -> None:
     """A block whose weights overflow does not reach a sample whose gate is closed."""
     slots = shifted(plain.slots, ["block00", "block02"], np.array([-1000, -1000], np.float32))
     weights = store.load_tensors(
@@ -118,7 +141,7 @@ def test_a_closed_gate_hides_an_infinite_block(plain):
         WEIGHTS_FILE,
         plain.halves.weights,
     )
-    held = {n: v.const_value.numpy() for n, v in weights.graph.initializers.items() if "." in n}
+    held = store.external_tensors(weights)
     wild = {
         n: np.full_like(a, np.inf) if n.startswith("backbone.blocks.0.conv1") else a
         for n, a in held.items()
@@ -137,7 +160,9 @@ def test_a_closed_gate_hides_an_infinite_block(plain):
 
 
 @pytest.mark.parametrize("linking", LINKINGS, ids=lambda n: n.name)
-def test_onnx_checker_passes_and_dialect_is_the_targets(made, linking, tmp_path):
+def test_onnx_checker_passes_and_dialect_is_the_targets(
+    made: Made, linking: Any, tmp_path: Path
+) -> None:
     """Every graph that is written passes the full check at the stated opset and IR version."""
     (tmp_path / WEIGHTS_FILE).write_bytes(made.halves.weights)
     (tmp_path / SLOTS_FILE).write_bytes(made.halves.slots)
@@ -151,7 +176,7 @@ def test_onnx_checker_passes_and_dialect_is_the_targets(made, linking, tmp_path)
     assert {node.domain for node in walk(model.graph)} <= {""}
 
 
-def test_a_swap_models_inputs_are_the_picture_and_the_slots(made):
+def test_a_swap_models_inputs_are_the_picture_and_the_slots(made: Made) -> None:
     """Law: exactly image + slots are inputs, each with its dtype and shape; no slot is constant."""
     for form in FORMS:
         graph = link(made.split, Linking("swap", form)).graph
@@ -159,20 +184,21 @@ def test_a_swap_models_inputs_are_the_picture_and_the_slots(made):
         assert set(inputs) == {IMAGE, *made.split.slots}
         assert not set(graph.initializers) & set(made.split.slots)
         for name, array in made.slots.items():
-            assert tuple(inputs[name].shape.numpy()) == array.shape
+            assert inputs[name].shape == ir.Shape(array.shape)
             assert inputs[name].dtype == ir.DataType.FLOAT
 
 
-def test_a_static_model_takes_only_the_picture(made):
+def test_a_static_model_takes_only_the_picture(made: Made) -> None:
     for form in FORMS:
         graph = link(made.split, Linking("static", form)).graph
         assert [v.name for v in graph.inputs] == [IMAGE]
         assert set(made.split.slots) <= set(graph.initializers)
 
 
-def test_each_gate_is_one_if_and_its_weights_lie_inside(made):
+@pytest.mark.parametrize("form", FORMS)
+def test_each_gate_is_one_if_and_its_weights_lie_inside(made: Made, form: Form) -> None:
     """If count == gate count; a gated block's weights are in its branch and not around it."""
-    model = link(made.split, Linking("swap", "if"))
+    model = link(made.split, Linking("swap", form))
     ifs = [node for node in walk(model.graph) if node.op_type == "If"]
     assert len(ifs) == len(made.split.gates)
     outside = {n for n in model.graph.initializers if n.startswith(BACKBONE)}
@@ -184,10 +210,9 @@ def test_each_gate_is_one_if_and_its_weights_lie_inside(made):
         assert not inside & outside
         assert not any(n.startswith(BACKBONE) for n in other.initializers)
         assert {n.op_type for n in other} <= {"Add", "Resize", "Transpose", "Reshape"}
-    assert not any(n.op_type == "If" for n in walk(link(made.split, Linking("swap", "rows")).graph))
 
 
-def test_rows_gather_and_scatter_once_per_gate(made):
+def test_rows_gather_and_scatter_once_per_gate(made: Made) -> None:
     found = walk(link(made.split, Linking("swap", "rows")).graph)
     kinds = [node.op_type for node in found]
     gates = len(made.split.gates)
@@ -196,7 +221,7 @@ def test_rows_gather_and_scatter_once_per_gate(made):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("rate", [0.0, 1.0])
-def test_static_resolves_gates_that_never_change(plain, form, rate):
+def test_static_resolves_gates_that_never_change(plain: Made, form: Form, rate: Any) -> None:
     """A gate whose rate is 0 or 1 leaves no control flow, and the answer is that state's."""
     sites = [name.removeprefix("gate.") for name in plain.split.gates]
     linking = Linking("static", form, rates=dict.fromkeys(sites, rate))
@@ -212,19 +237,19 @@ def test_static_resolves_gates_that_never_change(plain, form, rate):
     assert close(got.logits, want.logits)
 
 
-def test_static_keeps_gates_between_the_rates(plain):
+def test_static_keeps_gates_between_the_rates(plain: Made) -> None:
     linking = Linking("static", "if", rates={"block00": 1.0, "block02": 0.999})
     ifs = [n.name for n in walk(link(plain.split, linking).graph) if n.op_type == "If"]
     assert ifs == ["out.block02"]
 
 
-def test_swap_never_resolves_a_gate(plain):
+def test_swap_never_resolves_a_gate(plain: Made) -> None:
     """Another domain may open what this one keeps closed: rates are static's only."""
     rates = dict.fromkeys(("block00", "block02"), 0.0)
     assert plain.graph(Linking("swap", rates=rates)) == plain.graph(Linking("swap"))
 
 
-def test_taps_give_every_blocks_result(plain):
+def test_taps_give_every_blocks_result(plain: Made) -> None:
     images = plain.case.images(3, seed=4)
     want = eager(plain, images)
     for form in FORMS:
@@ -233,7 +258,7 @@ def test_taps_give_every_blocks_result(plain):
         assert all(close(got.taps[name], want.taps[name]) for name in want.taps), form
 
 
-def test_one_swap_graph_serves_another_domain(plain):
+def test_one_swap_graph_serves_another_domain(plain: Made) -> None:
     """Swapping is giving other tensors: a second domain needs no graph of its own."""
     generator = np.random.default_rng(1)
     other = {n: generator.normal(size=a.shape).astype(np.float32) for n, a in plain.slots.items()}
@@ -245,7 +270,7 @@ def test_one_swap_graph_serves_another_domain(plain):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_missing_or_misshapen_slot_is_refused(plain, form):
+def test_a_missing_or_misshapen_slot_is_refused(plain: Made, form: Form) -> None:
     """A swap model never runs on a part of a domain."""
     model = plain.run(Linking("swap", form))
     images = plain.case.images(1).numpy()
@@ -264,7 +289,7 @@ def test_a_missing_or_misshapen_slot_is_refused(plain, form):
         assert "expected the inputs image" in caught.value.fix, kind
 
 
-def test_linking_is_deterministic(plain):
+def test_linking_is_deterministic(plain: Made) -> None:
     """Law: the same halves and linking give the same bytes, from memory or read back."""
     for linking in LINKINGS:
         assert plain.graph(linking) == plain.graph(linking)
@@ -275,7 +300,7 @@ def test_linking_is_deterministic(plain):
         assert store.to_bytes(link(read_split(backbone, domain), linking)) == plain.graph(linking)
 
 
-def test_a_block_that_reads_a_second_value_has_no_rows_form():
+def test_a_block_that_reads_a_second_value_has_no_rows_form() -> None:
     """`rows` would need that value's rows gathered as well; the block and the value are named."""
     from tests.graph.test_capture import two_inputs
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from tests.graph import cases
+from tests.graph.cases import Made
 from toolchain.graph.parts import Parts
 from toolchain.graph.sketch import value_name
 
 
-def test_every_node_is_handed_out_once(made):
-    """Law: glue, sides, blocks and head together are all nodes of both halves but the dense joins."""
+def test_every_node_is_handed_out_once(made: Made) -> None:
+    """Law: glue, sides, blocks and head are all nodes of both halves but the dense joins."""
     parts = Parts(made.split)
     given = []
     for cut in made.split.cuts:
@@ -26,7 +27,7 @@ def test_every_node_is_handed_out_once(made):
     assert not results & {value_name(v) for node in given for v in node.outputs}
 
 
-def test_a_block_owns_what_only_it_needs():
+def test_a_block_owns_what_only_it_needs() -> None:
     made = cases.made("plain")
     parts = Parts(made.split)
     cut = made.split.cuts[0]
@@ -37,7 +38,7 @@ def test_a_block_owns_what_only_it_needs():
     assert [n.op_type for n in own].count("Conv") == 2
 
 
-def test_what_two_blocks_read_is_shared():
+def test_what_two_blocks_read_is_shared() -> None:
     """A value that a later block reads too may not hide inside a branch."""
     from tests.graph.test_capture import two_inputs
 
@@ -52,7 +53,7 @@ def test_what_two_blocks_read_is_shared():
     assert all(own for _, own in seen)
 
 
-def test_constants_of_both_halves_are_found():
+def test_constants_of_both_halves_are_found() -> None:
     made = cases.made("plain")
     parts = Parts(made.split)
     assert parts.constant("head.weight") is not None

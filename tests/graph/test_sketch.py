@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -28,7 +30,7 @@ links = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, 
 
 
 @given(links)
-def test_the_same_calls_give_the_same_bytes(drawn):
+def test_the_same_calls_give_the_same_bytes(drawn: Any) -> None:
     """Law: drawing is deterministic."""
     last = f"v{len(drawn)}"
     bytes_ = []
@@ -40,7 +42,7 @@ def test_the_same_calls_give_the_same_bytes(drawn):
 
 
 @given(links, st.integers(0, 12), st.integers(0, 12))
-def test_a_region_is_what_a_target_needs(drawn, target, stop):
+def test_a_region_is_what_a_target_needs(drawn: Any, target: Any, stop: Any) -> None:
     """Law: a region is closed under inputs down to its stops, in order, with nothing to spare."""
     nodes = chain(drawn).nodes
     target, stop = target % len(drawn) + 1, stop % (len(drawn) + 1)
@@ -56,18 +58,18 @@ def test_a_region_is_what_a_target_needs(drawn, target, stop):
         assert name == f"v{target}" or any(name in input_names(other) for other in found)
 
 
-def test_a_name_is_defined_once():
+def test_a_name_is_defined_once() -> None:
     sketch = chain([(0, 0)])
     with pytest.raises(LinkError, match="defines 'v1' twice"):
         sketch.node("Relu", ["v0"], "v1")
 
 
-def test_an_unknown_name_is_told():
+def test_an_unknown_name_is_told() -> None:
     with pytest.raises(LinkError, match="reads 'v9', which nothing before it computes"):
         chain([(0, 0)]).node("Relu", ["v9"], "y")
 
 
-def test_a_branch_sees_the_graph_around_and_not_the_other_way():
+def test_a_branch_sees_the_graph_around_and_not_the_other_way() -> None:
     outer = chain([(0, 0)])
     inner = Sketch("inner", opset=18, outer=outer)
     inner.node("Relu", ["v1"], "deep")
@@ -76,14 +78,14 @@ def test_a_branch_sees_the_graph_around_and_not_the_other_way():
     assert not inner.graph(["deep"]).opset_imports.get("")
 
 
-def test_a_constant_asked_for_twice_is_one():
+def test_a_constant_asked_for_twice_is_one() -> None:
     sketch = chain([(0, 0)])
     for _ in range(2):
         assert sketch.constant("zero", 0.0, np.float32) == "zero"
     assert list(sketch.initializers) == ["zero"]
 
 
-def test_a_copy_takes_renamed_inputs_and_keeps_attributes():
+def test_a_copy_takes_renamed_inputs_and_keeps_attributes() -> None:
     sketch = Sketch("source", opset=18)
     sketch.input("x", F32, [1, 2])
     sketch.node("Softmax", ["x"], "y", {"axis": 1})

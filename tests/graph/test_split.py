@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -27,7 +28,7 @@ def folded(made: Made) -> ir.Model:
     return model
 
 
-def test_the_halves_recompose_bit_for_bit(made):
+def test_the_halves_recompose_bit_for_bit(made: Made) -> None:
     """Law: recompose(split(g)) answers as g does, bit for bit, at every cut point."""
     images = made.case.images(3, seed=9)
     want = run_exact(folded(made), images)
@@ -39,7 +40,7 @@ def test_the_halves_recompose_bit_for_bit(made):
         assert np.array_equal(got[name], want[name]), name
 
 
-def test_the_halves_are_disjoint_and_complete(made):
+def test_the_halves_are_disjoint_and_complete(made: Made) -> None:
     """Law: every captured node and every slot lies in exactly one half."""
     source = folded(made)
     plain = [c for c in made.split.cuts if c not in made.split.adapted]
@@ -53,7 +54,7 @@ def test_the_halves_are_disjoint_and_complete(made):
     assert ours | theirs == {n for n in source.graph.initializers if "." in n}
 
 
-def test_slots_are_those_of_the_domain_whatever_was_folded(made):
+def test_slots_are_those_of_the_domain_whatever_was_folded(made: Made) -> None:
     """Law: names, shapes, dtypes and bytes of the slots are the state dict's."""
     from toolchain.adapt.attach import arrays, domain_state
 
@@ -66,10 +67,12 @@ def test_slots_are_those_of_the_domain_whatever_was_folded(made):
         assert got[name].tobytes() == array.tobytes(), name
     held = made.loaded().domain.graph.initializers
     for name, array in want.items():
-        assert np.array_equal(held[name].const_value.numpy(), array), name
+        value = held[name].const_value
+        assert value is not None
+        assert np.array_equal(value.numpy(), array), name
 
 
-def test_equal_slots_are_never_merged():
+def test_equal_slots_are_never_merged() -> None:
     """Three adaptors that are all zero stay three: each slot exists once under its own name."""
     made = cases.made("plain-zero")
     zeros = [s for s in made.split.slots if s.endswith("adaptor.expand.weight")]
@@ -79,7 +82,7 @@ def test_equal_slots_are_never_merged():
     assert not any(made.slots[name].any() for name in zeros)
 
 
-def test_the_backbone_is_one_whatever_the_domain_is():
+def test_the_backbone_is_one_whatever_the_domain_is() -> None:
     """Law: one backbone, many domains: its bytes depend on no method, option or class count."""
     plain = [cases.made(name).halves for name in cases.CASES if name.startswith("plain")]
     assert len(plain) == 4
@@ -89,21 +92,21 @@ def test_the_backbone_is_one_whatever_the_domain_is():
         assert cases.made(first).halves.backbone_graph == cases.made(second).halves.backbone_graph
 
 
-def test_opset_and_ir_version_are_the_targets(made):
+def test_opset_and_ir_version_are_the_targets(made: Made) -> None:
     dialect = TARGETS["onnxruntime"]
     for half in (made.split.backbone, made.split.domain):
         assert dict(half.graph.opset_imports) == {"": dialect.opset}
         assert half.ir_version == dialect.ir_version
 
 
-def test_a_head_alone_reads_the_features_only():
+def test_a_head_alone_reads_the_features_only() -> None:
     made = cases.made("plain-head")
     assert made.split.adapted == ()
     assert made.split.gates == ()
     assert made.split.slots == ("head.bias", "head.weight")
 
 
-def test_halves_of_different_cuts_are_refused(plain):
+def test_halves_of_different_cuts_are_refused(plain: Made) -> None:
     other = cases.made("odd").split
     with pytest.raises(SplitError, match="cut at different places"):
         read_split(plain.split.backbone, other.domain)
@@ -112,14 +115,14 @@ def test_halves_of_different_cuts_are_refused(plain):
 @pytest.mark.parametrize(
     "text", ["", "{}", "[1]", '[{"site": "block00"}]', '[{"in_shape": 3, "out_shape": []}]']
 )
-def test_damaged_metadata_is_refused(plain, text):
+def test_damaged_metadata_is_refused(plain: Made, text: Any) -> None:
     backbone = store.from_bytes(plain.halves.backbone_graph, what="backbone")
     backbone.metadata_props[META_CUTS] = text
     with pytest.raises(SplitError):
         read_split(backbone, plain.split.domain)
 
 
-def test_a_foreign_model_has_no_cut_points(plain):
+def test_a_foreign_model_has_no_cut_points(plain: Made) -> None:
     sketch = Sketch("foreign", opset=18)
     sketch.input(IMAGE, ir.DataType.FLOAT, [1, 3])
     sketch.node("Identity", [IMAGE], "y")
@@ -129,15 +132,13 @@ def test_a_foreign_model_has_no_cut_points(plain):
         read_split(foreign, plain.split.domain)
 
 
-def test_a_domain_that_reads_backbone_arithmetic_has_no_single_owner(plain):
+def test_a_domain_that_reads_backbone_arithmetic_has_no_single_owner(plain: Made) -> None:
     """Sabotage: a domain node reads a backbone value between the cut points."""
     captured = _captured(plain)
     graph = captured.model.graph
     gate = next(n for n in graph if n.op_type == "MatMul")
     inner = next(
-        n.outputs[0]
-        for n in graph
-        if n.op_type == "Relu" and not n.outputs[0].is_graph_output()
+        n.outputs[0] for n in graph if n.op_type == "Relu" and not n.outputs[0].is_graph_output()
     )
     extra = ir.Node("", "ReduceMean", [inner], [ir.AttrInt64("keepdims", 0)])
     extra.outputs[0].name = "stolen"
@@ -149,7 +150,7 @@ def test_a_domain_that_reads_backbone_arithmetic_has_no_single_owner(plain):
         split(captured.model, captured.cuts, captured.slots, captured.opset)
 
 
-def test_a_dead_node_has_no_owner(plain):
+def test_a_dead_node_has_no_owner(plain: Made) -> None:
     captured = _captured(plain)
     graph = captured.model.graph
     dead = ir.Node("", "Identity", [graph.inputs[0]], name="dead_node")
@@ -158,14 +159,14 @@ def test_a_dead_node_has_no_owner(plain):
         split(captured.model, captured.cuts, captured.slots, captured.opset)
 
 
-def test_a_slot_that_nothing_uses_is_named(plain):
+def test_a_slot_that_nothing_uses_is_named(plain: Made) -> None:
     captured = _captured(plain)
     with pytest.raises(SplitError, match=r"block00\.adaptor\.lost"):
         slots = (*captured.slots, "block00.adaptor.lost")
         split(captured.model, captured.cuts, slots, captured.opset)
 
 
-def test_cut_points_survive_writing(plain):
+def test_cut_points_survive_writing(plain: Made) -> None:
     """Law: read_split(write(halves)) has the cuts, features and slots of halves."""
     found = plain.loaded()
     assert found.cuts == plain.split.cuts

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load as safetensors_load
 
 from tests.graph import cases
+from tests.graph.cases import Made
 from toolchain.errors import GraphError, StorageError
 from toolchain.graph import store
 from toolchain.graph.link import Linking, link
@@ -27,7 +31,7 @@ tensors = st.dictionaries(
 
 
 @given(tensors, st.randoms())
-def test_packing_is_order_independent_and_places_are_exact(given_tensors, random):
+def test_packing_is_order_independent_and_places_are_exact(given_tensors: Any, random: Any) -> None:
     """Law: the same tensors in any order give the same bytes, and each lies where places says."""
     names = list(given_tensors)
     random.shuffle(names)
@@ -40,35 +44,40 @@ def test_packing_is_order_independent_and_places_are_exact(given_tensors, random
     assert set(safetensors_load(packed.data)) == set(given_tensors)
 
 
-def test_graphs_survive_writing(made):
+def test_graphs_survive_writing(made: Made) -> None:
     """Law: to_bytes(from_bytes(b)) is b, external references included."""
     for data in (made.halves.backbone_graph, made.halves.domain_graph):
         assert store.to_bytes(store.from_bytes(data, what="half")) == data
 
 
-def test_every_named_tensor_lies_beside_the_graph(made):
+def test_every_named_tensor_lies_beside_the_graph(made: Made) -> None:
     """A graph holds references and small anonymous constants only."""
     for half, file in ((made.split.backbone, WEIGHTS_FILE), (made.split.domain, SLOTS_FILE)):
         for name, value in half.graph.initializers.items():
             tensor = value.const_value
+            assert tensor is not None
             if "." in name:
                 assert isinstance(tensor, ir.ExternalTensor), name
                 assert str(tensor.location) == file
             else:
-                assert tensor.nbytes <= store.INLINE_LIMIT_BYTES or isinstance(tensor, ir.ExternalTensor)
+                assert tensor.nbytes <= store.INLINE_LIMIT_BYTES or isinstance(
+                    tensor, ir.ExternalTensor
+                )
 
 
-def test_references_are_found_inside_branches(plain):
+def test_references_are_found_inside_branches(plain: Made) -> None:
     model = link(plain.split, Linking("static", "if"))
     found = {t.name: str(t.location) for t in store.references(model)}
-    wanted = set(plain.split.slots) | {n for n in plain.split.backbone.graph.initializers if "." in n}
+    wanted = set(plain.split.slots) | {
+        n for n in plain.split.backbone.graph.initializers if "." in n
+    }
     assert set(found) == wanted
     assert found["head.weight"] == SLOTS_FILE
     assert found["backbone.blocks.0.conv1.weight+bn"] == WEIGHTS_FILE
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9, 0.999])
-def test_a_truncated_graph_is_refused(plain, keep):
+def test_a_truncated_graph_is_refused(plain: Made, keep: Any) -> None:
     data = plain.halves.backbone_graph
     cut = data[: int(len(data) * keep)]
     with pytest.raises(GraphError):
@@ -79,12 +88,14 @@ def test_a_truncated_graph_is_refused(plain, keep):
 @pytest.mark.parametrize(
     "data", [b"\x00" * 64, b"PK\x03\x04not onnx", b"\xff" * 200, "Ünïcode".encode()]
 )
-def test_foreign_bytes_are_refused(data):
+def test_foreign_bytes_are_refused(data: Any) -> None:
     with pytest.raises(GraphError, match=r"x\.onnx[\s\S]*da3-export"):
         store.from_bytes(data, what="x.onnx")
 
 
-def test_a_huge_graph_is_refused_before_it_is_parsed(monkeypatch, tmp_path):
+def test_a_huge_graph_is_refused_before_it_is_parsed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(store, "MAX_GRAPH_BYTES", 100)
     with pytest.raises(GraphError, match="at most 100 bytes of graph, got 101"):
         store.from_bytes(b"\x08" * 101, what="x.onnx")
@@ -97,13 +108,15 @@ def _domain(plain: cases.Made) -> ir.Model:
     return store.from_bytes(plain.halves.domain_graph, what="domain.onnx")
 
 
-def test_a_reference_outside_the_file_is_refused(plain):
+def test_a_reference_outside_the_file_is_refused(plain: Made) -> None:
     """The graph says where a tensor lies; a file that is too short for it does not belong to it."""
-    with pytest.raises(GraphError, match=r"points outside slots\.safetensors[\s\S]*belong together"):
+    with pytest.raises(
+        GraphError, match=r"points outside slots\.safetensors[\s\S]*belong together"
+    ):
         store.load_tensors(_domain(plain), SLOTS_FILE, plain.halves.slots[:-8])
 
 
-def test_a_reference_with_another_length_is_refused(plain):
+def test_a_reference_with_another_length_is_refused(plain: Made) -> None:
     data = onnx.load_model_from_string(plain.halves.domain_graph)
     tensor = next(t for t in data.graph.initializer if t.name == "head.weight")
     entry = next(e for e in tensor.external_data if e.key == "length")
@@ -114,7 +127,7 @@ def test_a_reference_with_another_length_is_refused(plain):
 
 
 @pytest.mark.parametrize("offset", ["-8", str(1 << 62)])
-def test_a_reference_with_a_wild_offset_is_refused(plain, offset):
+def test_a_reference_with_a_wild_offset_is_refused(plain: Made, offset: Any) -> None:
     data = onnx.load_model_from_string(plain.halves.domain_graph)
     tensor = next(t for t in data.graph.initializer if t.name == "head.weight")
     next(e for e in tensor.external_data if e.key == "offset").value = offset
@@ -123,7 +136,7 @@ def test_a_reference_with_a_wild_offset_is_refused(plain, offset):
         store.load_tensors(spoiled, SLOTS_FILE, plain.halves.slots)
 
 
-def test_a_shorter_file_of_another_domain_is_refused(plain):
+def test_a_shorter_file_of_another_domain_is_refused(plain: Made) -> None:
     """A swapped file is caught by its size here; equal sizes are what digests are for."""
     other = cases.made("single").halves.slots
     assert len(other) < len(plain.halves.slots)
@@ -131,7 +144,7 @@ def test_a_shorter_file_of_another_domain_is_refused(plain):
         store.load_tensors(_domain(plain), SLOTS_FILE, other)
 
 
-def test_the_checker_says_what_is_wrong(tmp_path):
+def test_the_checker_says_what_is_wrong(tmp_path: Path) -> None:
     sketch = store.from_bytes(
         onnx.helper.make_model(
             onnx.helper.make_graph(
@@ -147,5 +160,7 @@ def test_the_checker_says_what_is_wrong(tmp_path):
     )
     path = tmp_path / "wrong.onnx"
     path.write_bytes(store.to_bytes(sketch))
-    with pytest.raises(GraphError, match=r"wrong\.onnx: onnx\.checker refuses it[\s\S]*NoSuchOperator"):
+    with pytest.raises(
+        GraphError, match=r"wrong\.onnx: onnx\.checker refuses it[\s\S]*NoSuchOperator"
+    ):
         store.check(path)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from tests.graph import cases
 from tests.graph.cases import FORMS, close
-from toolchain.graph.link import Linking
+from toolchain.graph.link import Form, Linking
 from toolchain.runtime.linked import answer
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_any_batch_is_answered_in_order(form, batch):
+def test_any_batch_is_answered_in_order(form: Form, batch: Any) -> None:
     made = cases.made("plain")
     model = made.run(Linking("swap", form))
     images = made.case.images(7, seed=4).numpy()
@@ -24,7 +26,7 @@ def test_any_batch_is_answered_in_order(form, batch):
     assert close(found.logits, np.concatenate([a.logits for a in alone]), relative=1e-5)
 
 
-def test_a_static_model_ignores_slots():
+def test_a_static_model_ignores_slots() -> None:
     made = cases.made("plain")
     model = made.run(Linking("static", "if"))
     images = made.case.images(2).numpy()
@@ -32,7 +34,7 @@ def test_a_static_model_ignores_slots():
     assert np.array_equal(model.run(images, {}).logits, model.run(images, other).logits)
 
 
-def test_tensors_of_other_domains_are_not_passed_on():
+def test_tensors_of_other_domains_are_not_passed_on() -> None:
     """Extra entries of a slots mapping are no inputs of the model and do no harm."""
     made = cases.made("plain")
     model = made.run(Linking("swap", "rows"))
@@ -41,13 +43,13 @@ def test_tensors_of_other_domains_are_not_passed_on():
     assert np.array_equal(model.run(images, more).logits, model.run(images, made.slots).logits)
 
 
-def test_a_model_without_gates_answers_with_none():
+def test_a_model_without_gates_answers_with_none() -> None:
     made = cases.made("plain-da2")
     found = made.run(Linking("swap", "rows")).run(made.case.images(3).numpy(), made.slots)
     assert found.gates.shape == (3, 0)
 
 
-def test_outputs_are_sorted_into_an_answer():
+def test_outputs_are_sorted_into_an_answer() -> None:
     values = {
         "logits": np.ones((2, 3), np.float32),
         "gate.a": np.zeros((2, 1), np.float32),

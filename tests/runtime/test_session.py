@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -32,7 +35,7 @@ def adder() -> bytes:
 GOOD = {"x": np.ones((3, 2), np.float32), "w": np.array([1, 2], np.float32)}
 
 
-def test_outputs_come_by_name_all_or_those_asked_for():
+def test_outputs_come_by_name_all_or_those_asked_for() -> None:
     session = Session(adder())
     assert session.inputs == {"x": ("batch", 2), "w": (2,)}
     assert session.outputs == ("y", "z")
@@ -54,7 +57,7 @@ def test_outputs_come_by_name_all_or_those_asked_for():
         ("unknown", np.ones(2, np.float32)),
     ],
 )
-def test_wrong_inputs_are_refused_with_the_right_ones(name, value):
+def test_wrong_inputs_are_refused_with_the_right_ones(name: str, value: Any) -> None:
     feeds = {**GOOD, name: value}
     if value is None:
         del feeds[name]
@@ -64,18 +67,18 @@ def test_wrong_inputs_are_refused_with_the_right_ones(name, value):
     assert caught.value.__cause__ is not None
 
 
-def test_an_unknown_output_is_refused():
+def test_an_unknown_output_is_refused() -> None:
     with pytest.raises(GraphError, match="refused to run"):
         Session(adder()).run(GOOD, ["nothing"])
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00", b"\xff" * 300, adder()[:-40]])
-def test_bytes_that_are_no_model_are_refused(data):
+def test_bytes_that_are_no_model_are_refused(data: Any) -> None:
     with pytest.raises(GraphError, match=r"odd\.onnx: onnxruntime [0-9.]+ cannot load it"):
         Session(data, what="odd.onnx")
 
 
-def test_an_operator_it_does_not_know_is_told():
+def test_an_operator_it_does_not_know_is_told() -> None:
     sketch = Sketch("strange", opset=18)
     sketch.input("x", F32, [1])
     sketch.node("NoSuchOperator", ["x"], "y")
@@ -84,7 +87,7 @@ def test_an_operator_it_does_not_know_is_told():
         Session(to_bytes(sketch.model(["y"], ir_version=10, metadata={})))
 
 
-def test_a_missing_or_short_weights_file_is_told(plain_graph, tmp_path):
+def test_a_missing_or_short_weights_file_is_told(plain_graph: bytes, tmp_path: Path) -> None:
     with pytest.raises(GraphError, match="swap: onnxruntime"):
         Session(plain_graph, folder=tmp_path, what="swap")
     made = cases.made("plain")
@@ -94,7 +97,7 @@ def test_a_missing_or_short_weights_file_is_told(plain_graph, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["../secret.bin", "{}/secret.bin"])
-def test_weights_never_come_from_outside_the_folder(tmp_path, place):
+def test_weights_never_come_from_outside_the_folder(tmp_path: Path, place: Any) -> None:
     """A graph that points out of its folder is refused by the runtime, and that is our error."""
     packed = pack_tensors({"a.w": np.ones(2, np.float32)}, "weights.safetensors")
     (tmp_path / "secret.bin").write_bytes(packed.data)
@@ -117,7 +120,7 @@ def plain_graph() -> bytes:
     return cases.made("plain").graph(Linking("swap", "if"))
 
 
-def test_constants_live_as_long_as_the_session():
+def test_constants_live_as_long_as_the_session() -> None:
     """onnxruntime keeps pointers into constants: the session must keep the arrays."""
     made = cases.made("plain")
     session = made.session(Linking("static", "rows"))
@@ -128,9 +131,11 @@ def test_constants_live_as_long_as_the_session():
     assert np.array_equal(session.run({"image": images})["logits"], first)
 
 
-def test_sessions_of_one_model_answer_alike(plain_graph):
+def test_sessions_of_one_model_answer_alike(plain_graph: bytes) -> None:
     """Law: the same model, pictures and slots give the same bytes."""
     made = cases.made("plain")
     feeds = {"image": made.case.images(1).numpy(), **made.slots}
-    answers = [Session(plain_graph, folder=made.folder).run(feeds)["logits"] for _ in range(2)]
-    assert np.array_equal(*answers)
+    first, second = (
+        Session(plain_graph, folder=made.folder).run(feeds)["logits"] for _ in range(2)
+    )
+    assert np.array_equal(first, second)

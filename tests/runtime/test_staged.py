@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -19,14 +21,18 @@ class Counting(Session):
 
     rows: dict[str, int]
 
-    def run(self, feeds, outputs=None):
+    def run(self, feeds: Any, outputs: Any = None) -> Any:
         first = next(v for n, v in feeds.items() if n.startswith(("out.", "in.", "block", "image")))
         Counting.rows[self.what] = Counting.rows.get(self.what, 0) + len(first)
         return super().run(feeds, outputs)
 
 
 @pytest.mark.parametrize(("shift", "opened"), [(1000.0, 6), (-1000.0, 0)])
-def test_a_row_runs_through_one_branch_only(monkeypatch, shift, opened):
+def test_a_row_runs_through_one_branch_only(
+    monkeypatch: pytest.MonkeyPatch,
+    shift: Any,
+    opened: int,
+) -> None:
     """Closed gates leave the block's segment unrun, open ones the other."""
     made = cases.made("plain")
     monkeypatch.setattr(subjects, "Session", Counting)
@@ -41,7 +47,7 @@ def test_a_row_runs_through_one_branch_only(monkeypatch, shift, opened):
     assert Counting.rows["block01/opened"] == 6
 
 
-def test_mixed_rows_come_back_in_order():
+def test_mixed_rows_come_back_in_order() -> None:
     """Law: staged answers a batch as it answers its rows."""
     made = cases.made("plain")
     model = made.staged()
@@ -53,7 +59,7 @@ def test_mixed_rows_come_back_in_order():
     assert close(found.logits, alone, relative=1e-5)
 
 
-def test_taps_are_those_of_the_linked_model():
+def test_taps_are_those_of_the_linked_model() -> None:
     made = cases.made("plain")
     images = made.case.images(3).numpy()
     staged = made.staged().run(images, made.slots)

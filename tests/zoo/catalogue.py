@@ -102,6 +102,13 @@ def _named(prefix: str, *parts: int | str) -> dict[str, Any]:
     return {"blocks": [f"{prefix}{part}" for part in parts]}
 
 
+_SMALL_VIT = {
+    "image_size": 64,
+    "hidden_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "intermediate_size": 768,
+}
 _INCEPTION = _named("inception", "3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
 _MIXED = _named("Mixed_", "5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
 _GOOGLE = {"aux_logits": False, "init_weights": False}
@@ -182,6 +189,7 @@ ENTRIES = (
         "cross-stage partial",
         _timm("cspresnet50"),
         options=_named("stages.", "0.blocks.0", "1.blocks.0", "2.blocks.3", "3.blocks.1"),
+        refused="which is no cut point",
     ),
     Entry("timm/mobilenetv2_050", "inverted residual", _timm("mobilenetv2_050")),
     Entry("timm/mobilenetv3_small_050", "inverted residual, SE", _timm("mobilenetv3_small_050")),
@@ -218,13 +226,12 @@ ENTRIES = (
     Entry(
         "transformers/ViT",
         "attention over tokens",
-        _transformers(
-            "ViT",
-            image_size=64,
-            hidden_size=192,
-            num_hidden_layers=4,
-            num_attention_heads=3,
-            intermediate_size=768,
-        ),
+        _transformers("ViT", **_SMALL_VIT),
+        refused="besides its input",
+    ),
+    Entry(
+        "transformers/ViT, eager attention",
+        "attention over tokens",
+        _transformers("ViT", attn_implementation="eager", **_SMALL_VIT),
     ),
 )

@@ -80,6 +80,8 @@ Any module that is run once from map to map can be named, a single convolution t
   returns the answer. Otherwise name it (`head="classifier.1"`), build the model without one
   (`timm.create_model(..., num_classes=0)`), or wrap it in a module that returns pooled features,
   with `head=""` where the structure could be read either way.
+* A block that reads a second value made per batch (the fused attention of transformers shares one
+  mask among all layers) links for batch 1 only. Build it with `attn_implementation="eager"`.
 * `input_shape` is part of what is attached: adaptors pool to a grid that divides the block's map,
   so a model is attached, trained and exported at one picture size.
 """

@@ -121,6 +121,12 @@ def _fault(
             return f"{name}: expected {np.dtype(dtype)} of rank {rank}, got {found}"
         if not np.isfinite(arrays[name]).all():
             return f"{name}: expected finite values"
+    return _shape_fault(arrays, gates, sites)
+
+
+def _shape_fault(
+    arrays: Mapping[str, npt.NDArray[Any]], gates: tuple[str, ...], sites: tuple[str, ...]
+) -> str:
     count = len(arrays["pixels"])
     if not 1 <= count <= MAX_CASES or any(len(a) != count for a in arrays.values()):
         return f"expected 1 to {MAX_CASES} cases in every tensor, got {count}"

@@ -10,7 +10,8 @@ Two forms of one semantics (see :mod:`toolchain.adapt.adaptors`):
   runtime may lay them out for speed, and the adaptor's addition lies in both branches, so that a
   closed gate costs one pass over the map and no copy.
 * ``rows``: any batch. The rows whose gate is open are gathered, computed and scattered back; a
-  sample's answer never depends on its neighbours.
+  sample's answer never depends on its neighbours. An ``If`` keeps the block from running on no rows
+  at all, which several of a runtime's kernels and fusions refuse.
 
 Flavours: ``swap`` (slots are pure run-time inputs: a missing or misshapen one is refused by the
 runtime itself) and ``static`` (slots are constants; gates whose calibrated rate is 0 or 1 are
@@ -165,7 +166,10 @@ class _Linker:
     def _branch(self, cut: Cut, name: str, block: list[ir.Node], source: str) -> ir.Graph:
         branch = Sketch(name, opset=self.sketch.opset, outer=self.sketch)
         self.parts.emit(branch, block)
-        result = add_correction(branch, self.halves, cut, source, f"{name}/{cut.result}")
+        return self._joined(branch, cut, source)
+
+    def _joined(self, branch: Sketch, cut: Cut, source: str) -> ir.Graph:
+        result = add_correction(branch, self.halves, cut, source, f"{branch.name}/{cut.result}")
         branch.typed(result, ir.DataType.FLOAT, [self.batch, *cut.out_shape])
         return branch.graph([result])
 
@@ -177,10 +181,21 @@ class _Linker:
         found = sketch.node("NonZero", [mask], f"{site}/nonzero")
         rows = sketch.node("Transpose", [found], f"{site}/rows")
         index = sketch.node("Reshape", [rows, flat], f"{site}/index")
-        given = sketch.node("Gather", [cut.input, index], f"{site}/given", {"axis": 0})
-        self.parts.emit(sketch, block, {cut.input: given})
-        merged = sketch.node("ScatterND", [cut.input, rows, cut.output], f"{site}/merged")
-        add_correction(sketch, self.halves, cut, merged, cut.result)
+        count = sketch.node("Size", [index], f"{site}/count")
+        none = sketch.constant("none", 0, np.int64)
+        some = sketch.node("Greater", [count, none], f"{site}/some")
+        branches = {
+            "then_branch": self._rows_branch(cut, block, rows, index),
+            "else_branch": self._branch(cut, f"{site}/else", [], cut.input),
+        }
+        sketch.node("If", [some], cut.result, branches)
+
+    def _rows_branch(self, cut: Cut, block: list[ir.Node], rows: str, index: str) -> ir.Graph:
+        branch = Sketch(f"{cut.site}/then", opset=self.sketch.opset, outer=self.sketch)
+        given = branch.node("Gather", [cut.input, index], f"{cut.site}/given", {"axis": 0})
+        self.parts.emit(branch, block, {cut.input: given})
+        merged = branch.node("ScatterND", [cut.input, rows, cut.output], f"{cut.site}/merged")
+        return self._joined(branch, cut, merged)
 
     def _refuse_other_rows(self, cut: Cut, block: list[ir.Node]) -> None:
         """A block that reads other per-sample values would need their rows gathered as well."""
