@@ -41,7 +41,7 @@ $(DIST)/%.da3b: build/domains/%/adaptor.json
 # -- quality -------------------------------------------------------------------------------------
 
 test: $(STAMP)  ## every test that needs no GPU
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(STAMP)  ## ruff, over everything
 	$(BIN)/ruff check .
@@ -56,6 +56,20 @@ wheel: $(STAMP)  ## build the wheel into build/wheel
 
 bench: $(STAMP)  ## the figures of the README, into build/bench/
 	$(BIN)/python -m benchmarks.export
+
+# -- real models: an environment of its own, as the zoos need another build of torch ----------------
+
+ZOO := .venv-zoo/bin
+
+.venv-zoo/.installed: constraints-zoo.txt setup.cfg pyproject.toml
+	@echo "-- making .venv-zoo from constraints-zoo.txt (about 5 GB)"
+	@test -x $(ZOO)/python || $(PYTHON) -m venv .venv-zoo
+	$(ZOO)/python -m pip install --quiet --disable-pip-version-check -c constraints-zoo.txt \
+		-e '.[export]' torchvision timm transformers
+	@touch $@
+
+test-zoo: .venv-zoo/.installed  ## models of torchvision, timm and transformers; 5 GB, 15 minutes
+	OMP_NUM_THREADS=1 $(ZOO)/python -m tests.zoo
 
 clean:  ## remove what was built, keep the environment
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

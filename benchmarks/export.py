@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from toolchain.files import write_atomic
 
 RESNET50 = Case("resnet50", lambda: load_backbone("resnet50", untrained_seed=0), 224, 196)
 RESNET20 = Case("resnet20", lambda: load_backbone("resnet20"), 32, 8)
+GROUPS = {"one": speed.one, "many": speed.many, "lost": speed.lost}
 TARGETS = {
     "open_ratio": 1.15,
     "half_ratio": 0.82,
@@ -37,22 +38,23 @@ TARGETS = {
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """How often each group is timed: batch 1, batch 16, the lost forms, and the small backbone."""
+    """How often each is timed: batch 1, batch 16, the lost forms, resnet20, the second export."""
 
     one: int = 41
-    many: int = 7
+    many: int = 5
     lost: int = 15
     small: int = 61
+    second: int = 3
 
 
-QUICK = Rounds(one=5, many=2, lost=3, small=5)
+QUICK = Rounds(one=5, many=2, lost=3, small=5, second=1)
 
 
 def measure_speed(case: Case, rounds: Mapping[str, int], cache: Path) -> dict[str, Any]:
     """Return the timings of one backbone: groups of :mod:`benchmarks.speed` by name."""
     with Bench(case, cache=cache) as bench:
         groups = {
-            name: getattr(speed, name)(bench, count, _teller(f"{case.name} {name}"))
+            name: GROUPS[name](bench, count, _teller(f"{case.name} {name}"))
             for name, count in rounds.items()
         }
         floors = {state: bench.floor(state) for state in STATES}
@@ -72,7 +74,8 @@ def measure(rounds: Rounds, domains: Path, *, training: bool) -> dict[str, Any]:
         small = {"one": rounds.small, "many": rounds.small}
         resnet50 = measure_speed(RESNET50, large, cache)
         resnet20 = measure_speed(RESNET20, small, cache)
-        other = second.measure(Path(folder) / "second", second.Setup(), notify=_teller("second"))
+        setup = second.Setup(runs=rounds.second)
+        other = second.measure(Path(folder) / "second", setup, notify=_teller("second domain"))
     reached = samples.read(domains, training=training, notify=_teller("samples"))
     ratios = {f"{state}_ratio": resnet50["one"][f"if {state}"]["ratio"] for state in STATES}
     return {
@@ -91,14 +94,12 @@ def measure(rounds: Rounds, domains: Path, *, training: bool) -> dict[str, Any]:
     }
 
 
-def _teller(group: str) -> Any:
-    """Return a callback that tells of progress on one line of stderr."""
+def _teller(group: str) -> Callable[[str], None]:
+    """Return a callback that tells of progress on stderr, on a terminal in one line."""
+    start, end = ("\r\x1b[K", "") if sys.stderr.isatty() else ("", "\n")
 
     def tell(text: str) -> None:
-        end = "\r" if sys.stderr.isatty() else "\n"
-        if end == "\r" or not text.startswith("round") or text.split()[1] == text.split()[3]:
-            sys.stderr.write(f"{group}: {text}\x1b[K{end}" if end == "\r" else f"{group}: {text}\n")
-            sys.stderr.flush()
+        print(f"{start}{group}: {text}", end=end, file=sys.stderr, flush=True)
 
     return tell
 

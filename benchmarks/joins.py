@@ -28,7 +28,7 @@ def weights_outside(model: ModelProto, _: Sequence[Cut]) -> ModelProto:
 def pool_first(model: ModelProto, cuts: Sequence[Cut]) -> ModelProto:
     """Begin each open branch with a 1x1 MaxPool, so that the runtime fuses the residual addition.
 
-    Not exact: a MaxPool turns NaN and -Inf into the lowest finite number.
+    Not exact: onnxruntime's MaxPool may turn -Inf into the lowest finite number.
     """
     inputs = {cut.result: cut.input for cut in cuts}
     for node, branch in _branches(model):

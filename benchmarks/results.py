@@ -132,7 +132,8 @@ def _second(own: Document) -> list[str]:
     return [
         "## A second domain",
         "",
-        f"Export of a second 196-class domain on a ResNet-50 whose first domain is there: "
+        f"Export of a second 196-class domain on a ResNet-50 whose first domain is there, the "
+        f"middle one of {len(own['runs_s'])} runs: "
         f"{own['second_domain_s']:.1f} s of wall-clock time ({own['export_cpu_s']:.1f} s of "
         f"processor time, {own['threads']} threads; {steps}), after {own['import_s']:.1f} s of "
         f"imports. The first took {own['first_domain_s']:.1f} s. "

@@ -250,21 +250,23 @@ def test_a_full_disk_leaves_nothing_of_the_bundle(
     assert not any("toy_chirps" in name or "partial" in name for name in left), left
 
 
-def test_a_full_disk_while_packing_leaves_an_intact_backbone_only(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["write_backbone", "pack"])
+def test_a_full_disk_while_packing_leaves_whole_artefacts_only(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """The backbone is an artefact of its own: whole and verified, or not there."""
-    real = bundle.pack
+    real = getattr(bundle, step)
 
     def short(*args: Any, **kwargs: Any) -> Any:
         with file_size_limit(4096):
             return real(*args, **kwargs)
 
-    monkeypatch.setattr(bundle, "pack", short)
-    with pytest.raises(StorageError, match="bytes needed"):
+    monkeypatch.setattr(bundle, step, short)
+    with pytest.raises(StorageError, match="cannot write"):
         run(exported, tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == [exported.backbone.name]
-    assert bundle.open_backbone(tmp_path / exported.backbone.name)
+    left = [] if step == "write_backbone" else [exported.backbone.name]
+    assert [p.name for p in tmp_path.iterdir()] == left
+    assert all(bundle.open_backbone(tmp_path / name) for name in left)
 
 
 def test_a_destination_that_is_a_file_is_refused(exported: Exported, tmp_path: Path) -> None:

@@ -104,6 +104,9 @@ HOSTILE = {
     "other probes": (spoiled(probes=np.zeros((3, 2, PROBES - 1), np.float32)), "probes"),
     "pixels flat": (spoiled(pixels=np.zeros((3, 8, 4, 3), np.uint8)), "pixels: expected square"),
     "pixels grey": (spoiled(pixels=np.zeros((3, 8, 8, 1), np.uint8)), "pixels: expected square"),
+    "picture beyond": (spoiled(picture=np.array([0, 1, 3], np.int32)), "picture: expected every"),
+    "picture below": (spoiled(picture=np.array([0, 1, -1], np.int32)), "picture: expected every"),
+    "picture unused": (spoiled(picture=np.array([0, 1, 1], np.int32)), "picture: expected every"),
     "no classes": (spoiled(logits=np.zeros((3, 0), np.float32)), "logits"),
 }
 
@@ -176,3 +179,12 @@ def test_a_shift_moves_one_bias_and_nothing_else() -> None:
 
 def test_limits_are_small_enough_for_a_device() -> None:
     assert golden_file.MAX_CASES * 8 <= 1 << 16
+
+
+def test_a_picture_of_several_cases_is_stored_once() -> None:
+    """Law: cases read back as written, and a repeated picture costs no bytes of pixels."""
+    once = cases(3)
+    twice = once.take([0, 1, 1, 2, 0])
+    assert len(arrays(twice.to_bytes())["pixels"]) == 3
+    found = read_golden(twice.to_bytes(), "golden")
+    assert np.array_equal(found.pixels, twice.pixels)

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from safetensors.numpy import load as load_safetensors
@@ -17,6 +18,7 @@ from tests import toys
 from tests.graph.cases import FORMS, Made, close, run_exact
 from toolchain.adapt.attach import AttachedModel, arrays, attach, domain_state
 from toolchain.errors import AttachError, CaptureError
+from toolchain.graph import capture as capture_file
 from toolchain.graph import store
 from toolchain.graph.capture import capture
 from toolchain.graph.halves import Halves, make_halves
@@ -237,6 +239,23 @@ def test_a_block_that_returns_its_input_links_all_the_same() -> None:
         graph = store.to_bytes(link(halves.split, Linking("static", form)))
         session = Session(graph, constants={**constants, **backbone})
         assert close(Linked(session).run(images.numpy(), {}).logits, want), form
+
+
+def test_an_exporter_that_alters_a_tensor_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sabotage: names and values are compared with PyTorch, whatever exporter there will be."""
+    export = capture_file._export
+
+    def wrong(*args: Any) -> ir.Model:
+        found = export(*args)
+        name = next(n for n in found.graph.initializers if n.endswith("blocks.0.conv2.weight"))
+        value = found.graph.initializers[name]
+        assert value.const_value is not None
+        value.const_value = ir.Tensor(value.const_value.numpy() * np.float32(2), name=name)
+        return found
+
+    monkeypatch.setattr(capture_file, "_export", wrong)
+    with pytest.raises(CaptureError, match=r"'backbone\.blocks\.0\.conv2\.weight' differs"):
+        capture(net(toys.Residual(8, 8)))
 
 
 def test_a_slot_that_changes_nothing_is_named() -> None:

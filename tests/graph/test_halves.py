@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from toolchain.errors import SplitError
 from toolchain.graph import halves
 from toolchain.graph.halves import Halves, interface, make_halves
 from toolchain.graph.link import Linking, link
+from toolchain.graph.split import Split, split
 from toolchain.graph.store import to_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +144,22 @@ def test_a_damaged_entry_is_captured_again(
     assert path.read_bytes() == good
     assert parts(again)[0] == parts(missed)[0]
     assert make_halves(model(), cache=folder).cached
+
+
+def test_halves_that_do_not_recompose_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sabotage: a split that alters the domain by one rounding is found, and the tensor named."""
+
+    def wrong(*args: Any) -> Split:
+        found = split(*args)
+        value = found.domain.graph.initializers["head.bias"]
+        assert value.const_value is not None
+        nudged = np.nextafter(value.const_value.numpy(), np.float32(9))
+        value.const_value = ir.Tensor(nudged, name="head.bias")
+        return found
+
+    monkeypatch.setattr(halves, "split", wrong)
+    with pytest.raises(SplitError, match=r"do not recompose: 'logits' differs"):
+        make_halves(model())
 
 
 def test_an_entry_of_other_slots_is_refused(

@@ -44,6 +44,14 @@ def test_packing_is_order_independent_and_places_are_exact(given_tensors: Any, r
     assert set(safetensors_load(packed.data)) == set(given_tensors)
 
 
+def test_turned_views_are_packed_as_they_read() -> None:
+    """A transposed constant is laid out first: safetensors would write its memory as it lies."""
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    turned = {"a.t": array.T, "a.f": np.asfortranarray(array), "a.s": array[:, ::2]}
+    found = safetensors_load(store.pack_tensors(turned, "f").data)
+    assert all(np.array_equal(found[name], turned[name]) for name in turned)
+
+
 def test_graphs_survive_writing(made: Made) -> None:
     """Law: to_bytes(from_bytes(b)) is b, external references included."""
     for data in (made.halves.backbone_graph, made.halves.domain_graph):

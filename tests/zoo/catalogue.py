@@ -229,9 +229,4 @@ ENTRIES = (
         _transformers("ViT", **_SMALL_VIT),
         refused="besides its input",
     ),
-    Entry(
-        "transformers/ViT, eager attention",
-        "attention over tokens",
-        _transformers("ViT", attn_implementation="eager", **_SMALL_VIT),
-    ),
 )

@@ -70,9 +70,9 @@ attach(googlenet, classes=7, blocks=["inception3a", "inception3b", "inception4a"
 
 Any module that is run once from map to map can be named, a single convolution too. To know:
 
-* A gate needs a block that keeps its shape; others take an adaptor only. A whole stage of a
-  cross-stage-partial net or a dense block changes its shape: adaptors, no gates, nothing skipped.
-  Where such a model offers finer parts that keep their shape, name those.
+* A gate needs a block that keeps its shape; others take an adaptor only, and nothing is skipped:
+  `placement="all"` is needed where no block keeps it (whole stages, dense blocks). Where a model
+  offers finer parts that do, name those.
 * A block's input and output must stay as they are. Activations that write in place into either are
   refused; this changes no answer and helps:
   `for m in net.modules(): if hasattr(m, "inplace"): m.inplace = False`.
@@ -80,8 +80,11 @@ Any module that is run once from map to map can be named, a single convolution t
   returns the answer. Otherwise name it (`head="classifier.1"`), build the model without one
   (`timm.create_model(..., num_classes=0)`), or wrap it in a module that returns pooled features,
   with `head=""` where the structure could be read either way.
-* A block that reads a second value made per batch (the fused attention of transformers shares one
-  mask among all layers) links for batch 1 only. Build it with `attn_implementation="eager"`.
+* A block that reads a second value made per batch is refused, as its rows cannot be gathered alone:
+  the attention of transformers' ViT shares one mask among all layers. Make such a value inside the
+  block, or take a model that needs none (timm's and torchvision's).
+* Named parts of a stage that carries a second map past them (cross-stage partial) link as `swap`
+  and `static`, but not as `staged`, and an export checks all of them: name whole stages.
 * `input_shape` is part of what is attached: adaptors pool to a grid that divides the block's map,
   so a model is attached, trained and exported at one picture size.
 """

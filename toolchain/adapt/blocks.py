@@ -281,8 +281,12 @@ def _is_pixel_layer(module: nn.Module, call: _Call) -> bool:
 
 
 def _is_view(tensor: Tensor | None, answer: Tensor) -> bool:
-    same = tensor is not None and tensor.data_ptr() == answer.data_ptr()
-    return same and tensor is not None and tensor.numel() == answer.numel()
+    """Tell whether the answer is a tensor's values in another shape."""
+    return (
+        tensor is not None
+        and tensor.data_ptr() == answer.data_ptr()
+        and tensor.numel() == answer.numel()
+    )
 
 
 def _ends_in_scores(backbone: nn.Module, answer: Tensor) -> bool:

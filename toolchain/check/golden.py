@@ -32,6 +32,8 @@ _FIELDS = {
     "gates": (np.float32, 2),
     "probes": (np.float32, 3),
 }
+# In the file ``pixels`` holds each picture once; ``picture`` says which one a case shows.
+_STORED = {**_FIELDS, "picture": (np.int32, 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ class Golden:
         # One metadata key only: safetensors keeps no order among several.
         names = json.dumps({"gates": self.gate_sites, "sites": self.sites}, sort_keys=True)
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _FIELDS}
+        rows, arrays["picture"] = _distinct(self.pixels)
+        arrays["pixels"] = np.ascontiguousarray(self.pixels[rows])
         return safetensors_save(arrays, metadata={"names": names})
 
 
@@ -107,15 +111,26 @@ def read_golden(data: bytes, what: str) -> Golden:
     fault = _fault(arrays, gates, sites)
     if fault:
         raise VerificationError(f"{what}: {fault}", fix="export the domain again")
+    arrays["pixels"] = arrays["pixels"][arrays.pop("picture")]
     return Golden(**arrays, gate_sites=gates, sites=sites)
+
+
+def _distinct(
+    pixels: npt.NDArray[np.uint8],
+) -> tuple[list[int], npt.NDArray[np.int32]]:
+    """Return the rows of distinct pictures, in order, and for each row which of them it is."""
+    first: dict[bytes, int] = {}
+    places = [first.setdefault(picture.tobytes(), len(first)) for picture in pixels]
+    rows = [places.index(place) for place in range(len(first))]
+    return rows, np.asarray(places, np.int32)
 
 
 def _fault(
     arrays: Mapping[str, npt.NDArray[Any]], gates: tuple[str, ...], sites: tuple[str, ...]
 ) -> str:
-    if set(arrays) != set(_FIELDS):
-        return f"expected the tensors {sorted(_FIELDS)}, got {sorted(arrays)}"
-    for name, (dtype, rank) in _FIELDS.items():
+    if set(arrays) != set(_STORED):
+        return f"expected the tensors {sorted(_STORED)}, got {sorted(arrays)}"
+    for name, (dtype, rank) in _STORED.items():
         if arrays[name].dtype != dtype or arrays[name].ndim != rank:
             found = f"{arrays[name].dtype} of rank {arrays[name].ndim}"
             return f"{name}: expected {np.dtype(dtype)} of rank {rank}, got {found}"
@@ -127,9 +142,13 @@ def _fault(
 def _shape_fault(
     arrays: Mapping[str, npt.NDArray[Any]], gates: tuple[str, ...], sites: tuple[str, ...]
 ) -> str:
-    count = len(arrays["pixels"])
-    if not 1 <= count <= MAX_CASES or any(len(a) != count for a in arrays.values()):
+    picture = arrays["picture"]
+    count = len(picture)
+    per_case = (a for name, a in arrays.items() if name != "pixels")
+    if not 1 <= count <= MAX_CASES or any(len(a) != count for a in per_case):
         return f"expected 1 to {MAX_CASES} cases in every tensor, got {count}"
+    if not np.array_equal(np.unique(picture), np.arange(len(arrays["pixels"]))):
+        return f"picture: expected every one of {len(arrays['pixels'])} pictures, and no other"
     widths = (arrays["shifts"].shape[1], arrays["gates"].shape[1], arrays["probes"].shape[1])
     if widths != (len(gates), len(gates), len(sites)):
         return f"expected {len(gates)} gates and {len(sites)} blocks, got {widths}"

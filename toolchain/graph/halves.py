@@ -15,13 +15,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
-import torch.onnx
 
 from toolchain import digest
 from toolchain.adapt.attach import AttachedModel, arrays, domain_state, weights_digest
@@ -37,6 +36,8 @@ from toolchain.runtime.session import Session
 # Raised whenever the captured, folded or split graphs change for the same model.
 STRUCTURE_VERSION = 1
 FOLD_TOLERANCE = 1e-4
+# Another version of these may capture or fold another structure.
+_SHAPING = ("torch", "onnx-ir", "onnxscript")
 MAX_WEIGHTS_BYTES = 8 << 30
 _PARTS = ("backbone.onnx", "domain.onnx", WEIGHTS_FILE)
 
@@ -96,7 +97,7 @@ def interface(model: AttachedModel, target: str = "onnxruntime") -> str:
                 "head": model.anatomy.head,
                 "input": list(model.anatomy.input_shape),
                 "dialect": asdict(TARGETS[target]),
-                "torch": str(torch.__version__),
+                "packages": {name: version(name) for name in _SHAPING},
                 "structure": STRUCTURE_VERSION,
             }
         )
