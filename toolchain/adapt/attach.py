@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from toolchain import digest
 from toolchain.adapt.adaptors import BlockDomain, decide, logistic_noise
-from toolchain.adapt.blocks import Anatomy, Site, block_input, examine, first_tensor, output_tensor
+from toolchain.adapt.blocks import Anatomy, Site, examine
+from toolchain.adapt.dryrun import block_input, first_tensor, output_tensor
 from toolchain.errors import AttachError, UnknownNameError
 from toolchain.recipe import AdaptorOptions
 

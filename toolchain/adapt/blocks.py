@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from toolchain.adapt.dryrun import Call, dry_run, output_tensor
 from toolchain.errors import AttachError
 
 Layout = Literal["NCHW", "NHWC", "NLC"]
@@ -67,44 +67,6 @@ class Anatomy:
             yield f"block{index:02d}", site
 
 
-@dataclass(slots=True)
-class _Call:
-    """What a hook saw of one module: tensors are kept so that identity can be compared.
-
-    ``given_version``, ``returned_version``: PyTorch's count of in-place writes to both tensors when
-    the module was entered and left.
-    """
-
-    count: int = 0
-    given: Tensor | None = None
-    returned: Tensor | None = None
-    given_version: int = 0
-    returned_version: int = 0
-
-
-def first_tensor(value: object) -> Tensor | None:
-    """Return the map in what a block was given or returned: itself, or a tuple's first entry."""
-    if isinstance(value, tuple) and value:
-        value = value[0]
-    return value if isinstance(value, Tensor) else None
-
-
-def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Return a block's input map: the first positional argument, else the first keyword tensor."""
-    if args:
-        return first_tensor(args[0])
-    return next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
-
-
-def output_tensor(output: object) -> Tensor | None:
-    """Return the tensor that a backbone answers with (plain, ``.logits``, ``.pooler_output``)."""
-    for name in ("logits", "pooler_output"):
-        inner = getattr(output, name, None)
-        if isinstance(inner, Tensor):
-            return inner
-    return first_tensor(output)
-
-
 def examine(
     backbone: nn.Module,
     input_shape: Sequence[int],
@@ -117,7 +79,7 @@ def examine(
     ``blocks`` and ``head`` name modules where the structure does not tell; an empty ``head`` says
     that the backbone returns features. Raises AttachError, saying what would help.
     """
-    calls, output, counter = _dry_run(backbone, tuple(input_shape))
+    calls, output, counter = dry_run(backbone, tuple(input_shape))
     names = list(blocks) if blocks is not None else _block_names(backbone, calls)
     if not names:
         raise AttachError(
@@ -136,56 +98,6 @@ def examine(
     return Anatomy(sites, head, features, (total - classifier) // 2, tuple(input_shape))
 
 
-def _dry_run(
-    backbone: nn.Module, shape: tuple[int, ...]
-) -> tuple[dict[str, _Call], object, FlopCounterMode]:
-    calls = {name: _Call() for name, _ in backbone.named_modules()}
-
-    def enter(name: str) -> Any:
-        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-            call = calls[name]
-            call.given = block_input(args, kwargs)
-            call.given_version = 0 if call.given is None else call.given._version
-
-        return hook
-
-    def leave(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            call = calls[name]
-            call.count += 1
-            call.returned = first_tensor(output)
-            call.returned_version = 0 if call.returned is None else call.returned._version
-
-        return hook
-
-    was_training = backbone.training
-    backbone.eval()
-    handles = [
-        handle
-        for name, module in backbone.named_modules()
-        for handle in (
-            module.register_forward_pre_hook(enter(name), with_kwargs=True),
-            module.register_forward_hook(leave(name)),
-        )
-    ]
-    counter = FlopCounterMode(display=False)
-    reference = next(backbone.parameters(), torch.zeros(1))
-    try:
-        with torch.no_grad(), counter:
-            output = backbone(torch.zeros(1, *shape, dtype=reference.dtype))
-    except (RuntimeError, ValueError, TypeError, AssertionError) as err:
-        raise AttachError(
-            f"{type(backbone).__name__} does not run on an input of shape [1, "
-            f"{', '.join(map(str, shape))}]: {err}",
-            fix="give the shape it expects: attach(..., input_shape=(3, 224, 224))",
-        ) from err
-    finally:
-        for handle in handles:
-            handle.remove()
-        backbone.train(was_training)
-    return calls, output, counter
-
-
 def _weighted(module: nn.Module) -> int:
     """Count the layers that hold a matrix or a kernel of their own."""
     return sum(
@@ -201,7 +113,7 @@ def _is_plain_container(module: nn.Module) -> bool:
     return lists and type(module).forward is nn.Module.forward
 
 
-def _is_map_to_map(call: _Call) -> bool:
+def _is_map_to_map(call: Call) -> bool:
     given, returned = call.given, call.returned
     return (
         call.count == 1
@@ -213,7 +125,7 @@ def _is_map_to_map(call: _Call) -> bool:
     )
 
 
-def _block_names(backbone: nn.Module, calls: dict[str, _Call]) -> list[str]:
+def _block_names(backbone: nn.Module, calls: dict[str, Call]) -> list[str]:
     modules = dict(backbone.named_modules())
     candidates = [
         name
@@ -234,7 +146,7 @@ def _block_names(backbone: nn.Module, calls: dict[str, _Call]) -> list[str]:
     return chosen
 
 
-def _suggested(backbone: nn.Module, calls: dict[str, _Call]) -> list[str]:
+def _suggested(backbone: nn.Module, calls: dict[str, Call]) -> list[str]:
     """Return what can be named by hand: modules like blocks that stand elsewhere, else layers."""
     modules = {n: m for n, m in backbone.named_modules() if n and _is_map_to_map(calls[n])}
     outer: list[str] = []
@@ -246,7 +158,7 @@ def _suggested(backbone: nn.Module, calls: dict[str, _Call]) -> list[str]:
     return outer
 
 
-def _classifier_name(backbone: nn.Module, calls: dict[str, _Call], output: object) -> str | None:
+def _classifier_name(backbone: nn.Module, calls: dict[str, Call], output: object) -> str | None:
     answer = output_tensor(output)
     if answer is None:
         raise AttachError(
@@ -269,7 +181,7 @@ def _classifier_name(backbone: nn.Module, calls: dict[str, _Call], output: objec
     )
 
 
-def _is_pixel_layer(module: nn.Module, call: _Call) -> bool:
+def _is_pixel_layer(module: nn.Module, call: Call) -> bool:
     """Tell whether a module is a convolution that acts as a Linear layer on pooled features."""
     return (
         isinstance(module, nn.Conv2d)
@@ -295,9 +207,7 @@ def _ends_in_scores(backbone: nn.Module, answer: Tensor) -> bool:
     return bool(convs) and convs[-1].out_channels == answer.shape[1] and convs[-1].bias is not None
 
 
-def _features(
-    backbone: nn.Module, head: str | None, calls: dict[str, _Call], output: object
-) -> int:
+def _features(backbone: nn.Module, head: str | None, calls: dict[str, Call], output: object) -> int:
     if head is None:
         answer = output_tensor(output)
         assert answer is not None  # _classifier_name raised otherwise
@@ -319,9 +229,7 @@ def _features(
     return int(given.shape[-1] if isinstance(module, nn.Linear) else given.shape[1])
 
 
-def _site(
-    backbone: nn.Module, name: str, calls: dict[str, _Call], counter: FlopCounterMode
-) -> Site:
+def _site(backbone: nn.Module, name: str, calls: dict[str, Call], counter: FlopCounterMode) -> Site:
     call = calls.get(name)
     if call is None:
         known = [n for n, m in backbone.named_children() if n and m is not None]
@@ -352,7 +260,7 @@ def _site(
     )
 
 
-def _refuse_overwritten(name: str, call: _Call) -> None:
+def _refuse_overwritten(name: str, call: Call) -> None:
     """Refuse a block whose input or output is written to in place: a gate chooses between them."""
     for what, tensor, version in (
         ("input", call.given, call.given_version),
@@ -370,7 +278,7 @@ def _shape_text(tensor: Tensor | None) -> str:
     return "no tensor" if tensor is None else str(list(tensor.shape))
 
 
-def _layout(block: nn.Module, name: str, calls: dict[str, _Call], given: Tensor) -> Layout:
+def _layout(block: nn.Module, name: str, calls: dict[str, Call], given: Tensor) -> Layout:
     """Tell where the channels are by what the block's layers were given.
 
     A convolution has its channels first: it sees the block's map either as it is or turned. A
