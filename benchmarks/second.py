@@ -37,7 +37,7 @@ class Setup:
     side: int = 224
     classes: int = 196
     test: int = 32
-    threads: int = 2
+    threads: int = 1
     runs: int = 3
 
 

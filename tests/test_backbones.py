@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from toolchain import backbones
 from toolchain.backbones import Backbone
 from toolchain.errors import Da3Error, UnknownNameError, UsageError
+
+Install = Callable[[str, str, str], None]
 
 OURS = {"resnet20", "resnet26", "resnet50", "mobilenet_v2"}
 
@@ -27,7 +30,7 @@ TINY = Backbone(name="{name}", title="tiny", build=build, input_size=2, classifi
 
 
 @pytest.fixture
-def install(tmp_path, monkeypatch):
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Return a function that installs a package as pip would: a module and its .dist-info."""
 
     def write(package: str, name: str, code: str, target: str = "TINY") -> None:
@@ -44,7 +47,7 @@ def install(tmp_path, monkeypatch):
         sys.modules.pop(site.name.removeprefix("site_"), None)
 
 
-def test_our_backbones_are_available_and_consistent():
+def test_our_backbones_are_available_and_consistent() -> None:
     assert set(backbones.available()) >= OURS
     assert list(backbones.available()) == sorted(backbones.available())
     for name in OURS:
@@ -53,7 +56,7 @@ def test_our_backbones_are_available_and_consistent():
         assert backbone.input_size % 32 == 0
 
 
-def test_a_users_package_registers_the_same_way(install):
+def test_a_users_package_registers_the_same_way(install: Install) -> None:
     install("users_nets", "tiny_net", TINY.format(name="tiny_net"))
     assert "tiny_net" in backbones.available()
     backbone = backbones.get("tiny_net")
@@ -61,12 +64,12 @@ def test_a_users_package_registers_the_same_way(install):
     assert backbone.build().get_submodule(backbone.classifier).out_features == 3
 
 
-def test_unknown_name_lists_the_nearest():
+def test_unknown_name_lists_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match=r"(?s)'resnet51'.*did you mean resnet50"):
         backbones.get("resnet51")
 
 
-def test_a_broken_package_fails_only_when_asked_for(install):
+def test_a_broken_package_fails_only_when_asked_for(install: Install) -> None:
     install("broken_nets", "broken_net", "raise RuntimeError('no licence key')")
     assert {"broken_net", "resnet20"} <= set(backbones.available())
     assert backbones.get("resnet20").name == "resnet20"
@@ -74,7 +77,7 @@ def test_a_broken_package_fails_only_when_asked_for(install):
         backbones.get("broken_net")
 
 
-def test_two_packages_with_one_name_are_both_named(install):
+def test_two_packages_with_one_name_are_both_named(install: Install) -> None:
     install("first_nets", "twin", TINY.format(name="twin"))
     install("second_nets", "twin", TINY.format(name="twin"))
     with pytest.raises(Da3Error, match=r"first_nets .*second_nets "):
@@ -90,14 +93,14 @@ def test_two_packages_with_one_name_are_both_named(install):
         ("", "AttributeError"),
     ],
 )
-def test_what_is_no_backbone_of_that_name_is_refused(install, code, got):
+def test_what_is_no_backbone_of_that_name_is_refused(install: Install, code: str, got: str) -> None:
     install("odd_nets", "odd_net", code)
     with pytest.raises(Da3Error, match=f"(?s)odd_nets.*{got}"):
         backbones.get("odd_net")
 
 
 @pytest.mark.parametrize("given", ["weights_file", "weights_sha256", "package"])
-def test_half_a_description_of_shipped_weights_is_refused(given):
+def test_half_a_description_of_shipped_weights_is_refused(given: str) -> None:
     with pytest.raises(UsageError, match="together"):
         Backbone(
             name="x",
@@ -111,7 +114,7 @@ def test_half_a_description_of_shipped_weights_is_refused(given):
         )
 
 
-def test_looking_backbones_up_imports_no_framework():
+def test_looking_backbones_up_imports_no_framework() -> None:
     code = (
         "import sys; from toolchain import backbones; "
         "[backbones.get(name) for name in backbones.available()]; "

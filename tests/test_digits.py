@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -17,10 +18,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("digits")
 
 
-def call(*arguments: str | Path) -> dict:
+def call(*arguments: str | Path) -> dict[str, Any]:
     found = CliRunner().invoke(root, [*map(str, arguments), "--json"], catch_exceptions=False)
     assert found.exit_code == 0, found.output
-    return json.loads(found.stdout)
+    answer: dict[str, Any] = json.loads(found.stdout)
+    return answer
 
 
 def test_digits_from_recipe_to_checked_bundle(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from toolchain.cli import root
 
 HERE = Path(__file__).parent.parent
 README = (HERE / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+BLOCKS: list[tuple[str, str]] = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
 
 
 def commands(text: str) -> list[list[str]]:
@@ -60,7 +61,7 @@ def test_a_folder_of_own_pictures_becomes_a_checked_bundle(photos: Path) -> None
 
 def test_the_library_example_runs() -> None:
     (code,) = [text for language, text in BLOCKS if language == "python"]
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert "If" in {node.op_type for node in names["linked"].graph}
 

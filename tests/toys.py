@@ -121,16 +121,20 @@ class Net(nn.Module):
         self.fc = nn.Linear(width, 7) if head else None
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.blocks(self.stem(x)).mean((2, 3))
-        return features if self.fc is None else self.fc(features)
+        features: Tensor = self.blocks(self.stem(x)).mean((2, 3))
+        if self.fc is not None:
+            features = self.fc(features)
+        return features
 
 
 class LastNet(Net):
     """The same with channels last between the blocks."""
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.blocks(self.stem(x).permute(0, 2, 3, 1)).mean((1, 2))
-        return features if self.fc is None else self.fc(features)
+        features: Tensor = self.blocks(self.stem(x).permute(0, 2, 3, 1)).mean((1, 2))
+        if self.fc is not None:
+            features = self.fc(features)
+        return features
 
 
 class TokenNet(nn.Module):
@@ -262,7 +266,8 @@ def balanced(model: AttachedModel, images: Tensor) -> AttachedModel:
         for name in tuple(model.trace(images).gates):
             seen = model.trace(images).gates[name].sort(dim=0).values
             middle = len(images) // 2
-            model.domain[name].gate.bias -= (seen[middle - 1] + seen[middle]).squeeze() / 2
+            bias = model.domain.get_parameter(f"{name}.gate.bias")
+            bias.sub_((seen[middle - 1] + seen[middle]).squeeze() / 2)
     return model
 
 

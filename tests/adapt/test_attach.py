@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from toolchain.adapt.attach import (
     domain_state,
     weights_digest,
 )
-from toolchain.errors import AttachError, UnknownNameError
+from toolchain.errors import AttachError, Da3Error, UnknownNameError
 
 names = st.sampled_from(sorted(toys.TOYS))
 options = st.fixed_dictionaries(
@@ -43,14 +44,18 @@ def hooks(module: nn.Module) -> int:
 @laws
 @given(name=names, method=st.sampled_from(["da3", "da2", "head"]), chosen=options, seed=seeds)
 @torch.no_grad()
-def test_a_sample_is_answered_alone_as_in_a_batch(name, method, chosen, seed):
+def test_a_sample_is_answered_alone_as_in_a_batch(
+    name: str, method: str, chosen: dict[str, Any], seed: int
+) -> None:
     """Law: logits and gates of a sample do not depend on its neighbours."""
     images = toys.pictures(name, 16, seed)
     model = toys.scrambled(toys.attached(name, method=method, seed=seed, **chosen), seed)
     toys.balanced(model, images)
     together = model.trace(images)
+    assert together.logits is not None
     for row in range(0, 16, 5):
         alone = model.trace(images[row : row + 1])
+        assert alone.logits is not None
         torch.testing.assert_close(
             alone.logits, together.logits[row : row + 1], rtol=1e-5, atol=1e-5
         )
@@ -61,7 +66,9 @@ def test_a_sample_is_answered_alone_as_in_a_batch(name, method, chosen, seed):
 @laws
 @given(name=names, chosen=options, seed=seeds)
 @torch.no_grad()
-def test_both_states_of_every_gate_follow_the_equation(name, chosen, seed):
+def test_both_states_of_every_gate_follow_the_equation(
+    name: str, chosen: dict[str, Any], seed: int
+) -> None:
     """Law: result = (block(x) if open else x) + upsampled correction, for each sample."""
     images = toys.pictures(name, 8, seed)
     model = toys.balanced(toys.scrambled(toys.attached(name, seed=seed, **chosen), seed), images)
@@ -88,7 +95,7 @@ def spread(correction: Tensor, like: Tensor, model: AttachedModel) -> Tensor:
 @pytest.mark.parametrize("name", sorted(toys.TOYS))
 @pytest.mark.parametrize("method", ["da3", "da2"])
 @torch.no_grad()
-def test_a_fresh_domain_reproduces_the_backbone_bit_for_bit(name, method):
+def test_a_fresh_domain_reproduces_the_backbone_bit_for_bit(name: str, method: str) -> None:
     """Law: adaptors start at zero and gates open, so the features are the backbone's own."""
     net = toys.backbone(name)
     images = toys.pictures(name, 4)
@@ -100,7 +107,7 @@ def test_a_fresh_domain_reproduces_the_backbone_bit_for_bit(name, method):
 
 
 @pytest.mark.parametrize("name", sorted(toys.TOYS))
-def test_attaching_changes_nothing_of_the_backbone(name):
+def test_attaching_changes_nothing_of_the_backbone(name: str) -> None:
     """Law: names, values and module tree stay; only ``requires_grad`` is switched off."""
     net = toys.backbone(name)
     before = {key: value.clone() for key, value in net.state_dict().items()}
@@ -114,16 +121,17 @@ def test_attaching_changes_nothing_of_the_backbone(name):
     assert hooks(net) == 0
 
 
-def test_the_domain_starts_from_its_seed_and_leaves_the_global_state():
+def test_the_domain_starts_from_its_seed_and_leaves_the_global_state() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
     one, same, other = (toys.attached("plain", seed=s) for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(one.domain["head"].weight, same.domain["head"].weight)
-    assert not torch.equal(one.domain["head"].weight, other.domain["head"].weight)
+    first, again, elsewhere = (m.domain.get_parameter("head.weight") for m in (one, same, other))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, elsewhere)
 
 
-def test_hooks_are_gone_after_an_exception():
+def test_hooks_are_gone_after_an_exception() -> None:
     model = toys.attached("plain")
     with pytest.raises(RuntimeError):
         model(torch.zeros(1, 4, 12, 12))
@@ -132,7 +140,7 @@ def test_hooks_are_gone_after_an_exception():
 
 
 @torch.no_grad()
-def test_two_domains_on_one_backbone_do_not_disturb_each_other():
+def test_two_domains_on_one_backbone_do_not_disturb_each_other() -> None:
     net, images = toys.backbone("plain"), toys.pictures("plain", 6)
     one, two = (
         toys.scrambled(attach(net, classes=4, input_shape=(3, 12, 12)), seed) for seed in (1, 2)
@@ -145,7 +153,7 @@ def test_two_domains_on_one_backbone_do_not_disturb_each_other():
 
 
 @torch.no_grad()
-def test_a_deep_copy_answers_the_same_and_is_its_own():
+def test_a_deep_copy_answers_the_same_and_is_its_own() -> None:
     model, images = toys.scrambled(toys.attached("plain")), toys.pictures("plain", 4)
     model.generator = torch.Generator().manual_seed(1)
     before = model(images)
@@ -155,30 +163,33 @@ def test_a_deep_copy_answers_the_same_and_is_its_own():
     assert torch.equal(model(images), before)
 
 
-def test_a_backbone_put_into_training_mode_does_not_move():
+def test_a_backbone_put_into_training_mode_does_not_move() -> None:
     """Law: running statistics never move, whoever calls ``train`` on a part of the backbone."""
     model = toys.attached("plain")
     digest = weights_digest(model)
     model.train()
-    model.backbone.blocks[0].bn1.train()
+    model.backbone.get_submodule("blocks.0.bn1").train()
     model(toys.pictures("plain", 8)).sum().backward()
-    counters = [m.num_batches_tracked for m in model.backbone.modules() if hasattr(m, "momentum")]
+    buffers = dict(model.backbone.named_buffers())
+    counters = [buffers[name] for name in buffers if name.endswith("num_batches_tracked")]
+    assert counters
     assert weights_digest(model) == digest
     assert all(int(counter) == 0 for counter in counters)
     assert all(parameter.grad is None for parameter in model.backbone.parameters())
 
 
-def test_gradients_reach_the_first_adaptor_through_the_frozen_blocks():
+def test_gradients_reach_the_first_adaptor_through_the_frozen_blocks() -> None:
     model = toys.scrambled(toys.attached("plain"))
     model.train()
     model(toys.pictures("plain", 8)).square().sum().backward()
-    grads = {name: p.grad for name, p in model.domain.named_parameters()}
-    assert all(grad is not None for grad in grads.values())
+    slots = dict(model.domain.named_parameters())
+    grads = {name: slot.grad for name, slot in slots.items() if slot.grad is not None}
+    assert grads.keys() == slots.keys()
     assert float(grads["block00.adaptor.reduce.weight"].abs().max()) > 0
     assert float(grads["block00.gate.weight"].abs().max()) > 0
 
 
-def test_slots_are_named_by_block_and_part():
+def test_slots_are_named_by_block_and_part() -> None:
     assert sorted(domain_state(toys.attached("plain"))) == sorted(
         [
             f"block{index}.{part}"
@@ -196,7 +207,7 @@ def test_slots_are_named_by_block_and_part():
     )
 
 
-def test_the_classifier_is_no_part_of_the_backbones_identity():
+def test_the_classifier_is_no_part_of_the_backbones_identity() -> None:
     one, two = toys.backbone("plain"), toys.backbone("plain")
     two.fc = nn.Linear(16, 3)
     models = [attach(net, classes=2, input_shape=(3, 12, 12)) for net in (one, two)]
@@ -205,16 +216,16 @@ def test_the_classifier_is_no_part_of_the_backbones_identity():
 
 
 @torch.no_grad()
-def test_the_executed_share_counts_what_closed_gates_skip():
+def test_the_executed_share_counts_what_closed_gates_skip() -> None:
     model = toys.attached("plain")
-    model.domain["block00"].gate.bias.fill_(-1)
+    model.domain.get_parameter("block00.gate.bias").fill_(-1)
     share = model.executed_share(model.trace(toys.pictures("plain", 3)))
     skipped = model.sites["block00"].flops / model.anatomy.flops
     torch.testing.assert_close(share, torch.full((3,), 1 - skipped))
     assert 0 < skipped < 1
 
 
-def test_da2_and_head_have_no_gates():
+def test_da2_and_head_have_no_gates() -> None:
     for method in ("da2", "head"):
         model = toys.attached("plain", method=method)
         trace = model.trace(toys.pictures("plain", 2))
@@ -234,14 +245,16 @@ def test_da2_and_head_have_no_gates():
         ({"input_shape": (3, 0, 12)}, AttachError, "does not run"),
     ],
 )
-def test_what_cannot_be_attached_says_so_with_the_fix(arguments, error, words):
-    given = {"classes": 3, "input_shape": (3, 12, 12)} | arguments
+def test_what_cannot_be_attached_says_so_with_the_fix(
+    arguments: dict[str, Any], error: type[Da3Error], words: str
+) -> None:
+    given: dict[str, Any] = {"classes": 3, "input_shape": (3, 12, 12)} | arguments
     with pytest.raises(error, match=words) as caught:
         attach(toys.backbone("plain"), **given)
     assert caught.value.fix
 
 
-def test_gateable_placement_needs_a_gateable_block():
+def test_gateable_placement_needs_a_gateable_block() -> None:
     net = toys.Net(toys.stem(8), [toys.Residual(8, 16, 2)], 16)
     with pytest.raises(AttachError, match="placement='all'"):
         attach(net, classes=3, input_shape=(3, 8, 8))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from safetensors import numpy as safetensors
@@ -14,32 +18,41 @@ from safetensors import numpy as safetensors
 from tests import toys
 from tests.adapt import domains
 from toolchain import digest
-from toolchain.adapt.attach import domain_state, weights_digest
-from toolchain.adapt.checkpoint import INFO_FILE, TENSORS_FILE, read, write
+from toolchain.adapt.attach import AttachedModel, domain_state, weights_digest
+from toolchain.adapt.checkpoint import INFO_FILE, TENSORS_FILE, Checkpoint, read, write
 from toolchain.adapt.evaluate import Evaluation
 from toolchain.adapt.identity import recipe_digest
 from toolchain.adapt.models import build, load_checkpoint, restore, save
 from toolchain.errors import CheckpointError, ExistsError, StorageError
 
+Arrays = dict[str, npt.NDArray[Any]]
+
 FOUND = Evaluation(0.9, 0.3, 0.6, {"block00": 0.25, "block02": 1.0}, 60)
 
 
-def keep(folder, model, **options):
+def keep(folder: Path, model: AttachedModel, **options: Any) -> Checkpoint:
     return save(folder, model, domains.RECIPE, domains.CLASSES, FOUND, **options)
 
 
 @pytest.fixture
-def model():
+def model() -> AttachedModel:
     return toys.scrambled(domains.model())
 
 
 @pytest.fixture
-def folder(tmp_path, model):
+def folder(tmp_path: Path, model: AttachedModel) -> Path:
     keep(tmp_path / "stripes", model, head_accuracy=0.5)
     return tmp_path / "stripes"
 
 
-def rewrite(folder, *, info=None, tensors=None, digest_too=True, bond=True):
+def rewrite(
+    folder: Path,
+    *,
+    info: Callable[[Any], object] | None = None,
+    tensors: Callable[[Arrays], Arrays] | None = None,
+    digest_too: bool = True,
+    bond: bool = True,
+) -> None:
     """Change a saved checkpoint by functions of its JSON and of its tensors."""
     document = json.loads((folder / INFO_FILE).read_bytes())
     arrays = dict(read(folder).tensors)
@@ -56,7 +69,7 @@ def rewrite(folder, *, info=None, tensors=None, digest_too=True, bond=True):
     (folder / INFO_FILE).write_text(json.dumps(info(document) if info else document))
 
 
-def test_what_is_saved_comes_back(folder, model):
+def test_what_is_saved_comes_back(folder: Path, model: AttachedModel) -> None:
     """Law: save then load gives the same bits, metadata included."""
     fresh = domains.model()
     found = load_checkpoint(folder, fresh)
@@ -72,7 +85,7 @@ def test_what_is_saved_comes_back(folder, model):
     assert found.info.recipe_digest == recipe_digest(domains.RECIPE)
 
 
-def test_the_same_domain_is_the_same_bytes(tmp_path, model):
+def test_the_same_domain_is_the_same_bytes(tmp_path: Path, model: AttachedModel) -> None:
     """Law: a checkpoint's bytes are a function of its content."""
     for name in ("one", "two"):
         keep(tmp_path / name, model)
@@ -80,7 +93,9 @@ def test_the_same_domain_is_the_same_bytes(tmp_path, model):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_a_model_is_restored_from_the_folder_and_its_backbone(folder, model):
+def test_a_model_is_restored_from_the_folder_and_its_backbone(
+    folder: Path, model: AttachedModel
+) -> None:
     again, found = restore(folder, backbone=toys.backbone("plain"))
     images = toys.pictures("plain", 4)
     with torch.no_grad():
@@ -88,15 +103,15 @@ def test_a_model_is_restored_from_the_folder_and_its_backbone(folder, model):
     assert found.info.method == "da3"
 
 
-def test_batch_norms_counters_are_no_slots(tmp_path):
-    options = {"norm": "batch", "rank": 4}
+def test_batch_norms_counters_are_no_slots(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"norm": "batch", "rank": 4}
     model = toys.attached("plain", **options)
     keep(tmp_path / "out", model)
     assert not any("num_batches" in name for name in read(tmp_path / "out").tensors)
     load_checkpoint(tmp_path / "out", toys.attached("plain", **options))
 
 
-def test_a_checkpoint_is_read_without_torch(folder):
+def test_a_checkpoint_is_read_without_torch(folder: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from toolchain import adapt;"
         f"adapt.read(Path({str(folder)!r}));"
@@ -105,14 +120,14 @@ def test_a_checkpoint_is_read_without_torch(folder):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_recipe_becomes_a_model(tmp_path):
+def test_a_recipe_becomes_a_model(tmp_path: Path) -> None:
     model = build(domains.RECIPE, classes=3, backbone=toys.backbone("plain"))
     assert model.method == "da3"
     assert model.options == domains.RECIPE.adaptor
     assert model.anatomy.input_shape == (3, domains.SIDE, domains.SIDE)
 
 
-def test_another_backbone_is_refused_with_both_digests(folder):
+def test_another_backbone_is_refused_with_both_digests(folder: Path) -> None:
     other = domains.model(seed=4)
     before = {name: tensor.clone() for name, tensor in domain_state(other).items()}
     with pytest.raises(CheckpointError) as caught:
@@ -122,8 +137,8 @@ def test_another_backbone_is_refused_with_both_digests(folder):
     assert all(torch.equal(t, before[n]) for n, t in domain_state(other).items())
 
 
-def test_missing_extra_and_misshapen_slots_are_named_at_once(folder):
-    def change(arrays):
+def test_missing_extra_and_misshapen_slots_are_named_at_once(folder: Path) -> None:
+    def change(arrays: Arrays) -> Arrays:
         del arrays["head.bias"]
         arrays["stray.weight"] = np.zeros(3, np.float32)
         arrays["block00.gate.bias"] = np.zeros(2, np.float32)
@@ -137,8 +152,8 @@ def test_missing_extra_and_misshapen_slots_are_named_at_once(folder):
     assert "block00.gate.bias (expected [1], got [2])" in caught.value.message
 
 
-def test_wrong_dtypes_and_values_are_named_at_once(folder):
-    def change(arrays):
+def test_wrong_dtypes_and_values_are_named_at_once(folder: Path) -> None:
+    def change(arrays: Arrays) -> Arrays:
         arrays["head.bias"] = arrays["head.bias"].astype(np.float16)
         arrays["head.weight"] = np.full_like(arrays["head.weight"], np.nan)
         arrays["block00.gate.bias"] = np.full(1, np.inf, np.float32)
@@ -151,7 +166,7 @@ def test_wrong_dtypes_and_values_are_named_at_once(folder):
     assert "NaN or Inf): head.weight" in caught.value.message.replace("block00.gate.bias, ", "")
 
 
-def test_many_faulty_slots_are_counted(folder):
+def test_many_faulty_slots_are_counted(folder: Path) -> None:
     rewrite(folder, tensors=lambda _: {f"x{i}": np.zeros(1, np.float32) for i in range(40)})
     with pytest.raises(CheckpointError, match="and 32 more"):
         load_checkpoint(folder, domains.model())
@@ -176,20 +191,22 @@ def test_many_faulty_slots_are_counted(folder):
         (lambda d: [d], "top"),
     ],
 )
-def test_json_faults_carry_their_key_path(folder, change, path):
+def test_json_faults_carry_their_key_path(
+    folder: Path, change: Callable[[Any], object], path: str
+) -> None:
     rewrite(folder, info=change)
     with pytest.raises(CheckpointError, match=path):
         read(folder)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b'{"format": NaN}', b"\xff\xfe", b"[" * 100_000])
-def test_what_is_no_json_is_refused(folder, text):
+def test_what_is_no_json_is_refused(folder: Path, text: bytes) -> None:
     (folder / INFO_FILE).write_bytes(text)
     with pytest.raises(CheckpointError, match=INFO_FILE):
         read(folder)
 
 
-def test_every_flipped_bit_of_the_tensors_is_found(folder):
+def test_every_flipped_bit_of_the_tensors_is_found(folder: Path) -> None:
     path = folder / TENSORS_FILE
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
@@ -201,20 +218,20 @@ def test_every_flipped_bit_of_the_tensors_is_found(folder):
             read(folder)
 
 
-def test_tensors_of_another_training_are_refused(folder, tmp_path):
+def test_tensors_of_another_training_are_refused(folder: Path, tmp_path: Path) -> None:
     keep(tmp_path / "other", toys.scrambled(domains.model(), 5))
     (folder / TENSORS_FILE).write_bytes((tmp_path / "other" / TENSORS_FILE).read_bytes())
     with pytest.raises(CheckpointError, match="another training"):
         read(folder)
 
 
-def test_tensors_without_their_bond_are_refused(folder):
+def test_tensors_without_their_bond_are_refused(folder: Path) -> None:
     rewrite(folder, bond=False)
     with pytest.raises(CheckpointError, match="expected the metadata"):
         read(folder)
 
 
-def test_a_file_that_is_no_safetensors_is_refused_even_with_its_digest(folder):
+def test_a_file_that_is_no_safetensors_is_refused_even_with_its_digest(folder: Path) -> None:
     (folder / TENSORS_FILE).write_bytes(b"\x08\0\0\0\0\0\0\0notjson!")
     document = json.loads((folder / INFO_FILE).read_bytes())
     document["tensors_sha256"] = digest.sha256((folder / TENSORS_FILE).read_bytes())
@@ -223,7 +240,7 @@ def test_a_file_that_is_no_safetensors_is_refused_even_with_its_digest(folder):
         read(folder)
 
 
-def test_missing_and_oversized_files_are_refused(folder, tmp_path):
+def test_missing_and_oversized_files_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         read(tmp_path / "nowhere")
     with (folder / INFO_FILE).open("wb") as file:
@@ -232,15 +249,15 @@ def test_missing_and_oversized_files_are_refused(folder, tmp_path):
         read(folder)
 
 
-def test_nothing_is_left_of_a_refused_save(tmp_path, model):
+def test_nothing_is_left_of_a_refused_save(tmp_path: Path, model: AttachedModel) -> None:
     with torch.no_grad():
-        model.domain["head"].bias[0] = float("nan")
+        model.domain.get_parameter("head.bias")[0] = float("nan")
     with pytest.raises(CheckpointError, match=r"head\.bias"):
         keep(tmp_path / "out", model)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_existing_folder_is_kept_unless_asked(folder, model):
+def test_an_existing_folder_is_kept_unless_asked(folder: Path, model: AttachedModel) -> None:
     before = (folder / TENSORS_FILE).read_bytes()
     with pytest.raises(ExistsError):
         keep(folder, model)
@@ -250,7 +267,7 @@ def test_an_existing_folder_is_kept_unless_asked(folder, model):
     assert sorted(path.name for path in folder.iterdir()) == [INFO_FILE, TENSORS_FILE]
 
 
-def test_write_refuses_what_is_no_domain(folder, tmp_path):
+def test_write_refuses_what_is_no_domain(folder: Path, tmp_path: Path) -> None:
     found = read(folder)
     with pytest.raises(CheckpointError, match="not float32: x"):
         write(tmp_path / "out", found.info, {"x": np.zeros(2)})

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import io
 
-from toolchain.adapt.progress import Quiet, Status, Terminal
+import pytest
+
+from toolchain.adapt.progress import Progress, Quiet, Status, Terminal
 
 
 class Screen(io.StringIO):
     """A stream that says it is a terminal."""
 
-    def isatty(self):
+    def isatty(self) -> bool:
         return True
 
 
-def status(step, *, loss=0.5):
+def status(step: int, *, loss: float = 0.5) -> Status:
     return Status(1 + (step - 1) // 4, 2, step, 8, loss, 0.75, 0.5, 0.6, 65.4)
 
 
-def run(progress):
+def run(progress: Progress) -> None:
     for step in range(1, 9):
         progress.step(status(step))
         if step % 4 == 0:
@@ -26,7 +28,7 @@ def run(progress):
     progress.close()
 
 
-def test_a_file_gets_one_line_per_epoch():
+def test_a_file_gets_one_line_per_epoch() -> None:
     stream = io.StringIO()
     run(Terminal(stream, "cars"))
     lines = stream.getvalue().splitlines()
@@ -37,7 +39,7 @@ def test_a_file_gets_one_line_per_epoch():
     assert "\r" not in stream.getvalue()
 
 
-def test_a_terminal_gets_a_bar_that_grows_in_place():
+def test_a_terminal_gets_a_bar_that_grows_in_place() -> None:
     stream = Screen()
     run(Terminal(stream))
     drawn = stream.getvalue().split("\r")
@@ -46,7 +48,7 @@ def test_a_terminal_gets_a_bar_that_grows_in_place():
     assert stream.getvalue().count("\n") == 2
 
 
-def test_a_shorter_line_covers_the_longer_one_before_it():
+def test_a_shorter_line_covers_the_longer_one_before_it() -> None:
     stream = Screen()
     progress = Terminal(stream)
     progress.step(status(1, loss=12345.5))
@@ -55,7 +57,7 @@ def test_a_shorter_line_covers_the_longer_one_before_it():
     assert len(second) == len(first)
 
 
-def test_closing_in_the_middle_ends_the_line():
+def test_closing_in_the_middle_ends_the_line() -> None:
     stream = Screen()
     progress = Terminal(stream)
     progress.step(status(1))
@@ -63,6 +65,6 @@ def test_closing_in_the_middle_ends_the_line():
     assert stream.getvalue().endswith("\n")
 
 
-def test_quiet_is_quiet(capsys):
+def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     run(Quiet())
     assert capsys.readouterr() == ("", "")

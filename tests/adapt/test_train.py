@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import signal
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.adapt import domains
-from toolchain.adapt.attach import domain_state, weights_digest
+from toolchain.adapt.attach import AttachedModel, domain_state, weights_digest
 from toolchain.adapt.checkpoint import read
 from toolchain.adapt.data import DomainData
-from toolchain.adapt.progress import Quiet
+from toolchain.adapt.progress import Quiet, Status
 from toolchain.adapt.state import load_state, state_path
-from toolchain.adapt.train import train
+from toolchain.adapt.train import TrainReport, train
 from toolchain.errors import ExistsError, StorageError, TrainingError
 
 STEPS_PER_EPOCH = 90 // 16
@@ -24,36 +27,41 @@ STEPS_PER_EPOCH = 90 // 16
 class Recorder(Quiet):
     """Keeps every status and does something at one step."""
 
-    def __init__(self, at=None, do=None):
+    def __init__(self, at: int | None = None, do: Callable[[], None] = lambda: None) -> None:
         self.at, self.do = at, do
-        self.steps, self.epochs, self.closed = [], [], 0
+        self.steps: list[Status] = []
+        self.epochs: list[Status] = []
+        self.closed = 0
 
-    def step(self, status):
+    def step(self, status: Status) -> None:
         self.steps.append(status)
         if status.step == self.at:
             self.do()
 
-    def epoch(self, status):
+    def epoch(self, status: Status) -> None:
         self.epochs.append(status)
 
-    def close(self):
+    def close(self) -> None:
         self.closed += 1
 
 
-def press_ctrl_c():
+Finished = tuple[AttachedModel, TrainReport, Recorder, str]
+
+
+def press_ctrl_c() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def weights(model):
+def weights(model: AttachedModel) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in domain_state(model).items()}
 
 
-def same(one, two):
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A model trained without interruption, and its report."""
     out = tmp_path_factory.mktemp("train") / "deep" / "stripes"
     model, recorder = domains.model(), Recorder()
@@ -62,30 +70,30 @@ def finished(tmp_path_factory):
     return model, report, recorder, digest
 
 
-def test_the_backbone_stays_frozen(finished):
+def test_the_backbone_stays_frozen(finished: Finished) -> None:
     """Law: the backbone's digest is the same before and after, and no parameter has a gradient."""
     model, report, _, digest = finished
     assert weights_digest(model) == digest == report.checkpoint.info.backbone.weights_digest
     assert all(parameter.grad is None for parameter in model.backbone.parameters())
 
 
-def test_a_backbone_in_training_mode_stays_frozen(tmp_path):
+def test_a_backbone_in_training_mode_stays_frozen(tmp_path: Path) -> None:
     model = domains.model()
     model.backbone.train()
     digest = weights_digest(model)
     train(model, domains.data(), domains.recipe(epochs=1), out=tmp_path / "out")
     assert weights_digest(model) == digest
-    assert int(model.backbone.stem[1].num_batches_tracked) == 0
+    assert int(model.backbone.get_buffer("stem.1.num_batches_tracked")) == 0
 
 
-def test_it_learns_and_keeps_the_budget_in_sight(finished):
+def test_it_learns_and_keeps_the_budget_in_sight(finished: Finished) -> None:
     _, report, recorder, _ = finished
     assert report.evaluation.accuracy >= 0.9
     assert recorder.epochs[-1].loss < recorder.epochs[0].loss
     assert 0 < report.evaluation.executed_share <= 1
 
 
-def test_progress_hears_of_every_step_and_epoch(finished):
+def test_progress_hears_of_every_step_and_epoch(finished: Finished) -> None:
     _, report, recorder, _ = finished
     assert [status.step for status in recorder.steps] == list(range(1, 3 * STEPS_PER_EPOCH + 1))
     assert [status.epoch for status in recorder.epochs] == [1, 2, 3]
@@ -94,7 +102,7 @@ def test_progress_hears_of_every_step_and_epoch(finished):
     assert report.steps == 3 * STEPS_PER_EPOCH
 
 
-def test_a_finished_training_leaves_the_checkpoint_and_no_state(finished):
+def test_a_finished_training_leaves_the_checkpoint_and_no_state(finished: Finished) -> None:
     _, report, _, _ = finished
     assert sorted(path.name for path in report.folder.parent.iterdir()) == ["stripes"]
     assert read(report.folder).info == report.checkpoint.info
@@ -104,7 +112,7 @@ def test_a_finished_training_leaves_the_checkpoint_and_no_state(finished):
     assert set(metrics.gate_rates) == {"block00", "block02"}
 
 
-def test_the_same_training_ends_in_the_same_bits(finished, tmp_path):
+def test_the_same_training_ends_in_the_same_bits(finished: Finished, tmp_path: Path) -> None:
     """Law: weights are a function of recipe, data and backbone; the global seed has no part."""
     torch.manual_seed(99)
     again = domains.model()
@@ -112,14 +120,16 @@ def test_the_same_training_ends_in_the_same_bits(finished, tmp_path):
     assert same(weights(again), weights(finished[0]))
 
 
-def test_another_seed_ends_elsewhere(finished, tmp_path):
+def test_another_seed_ends_elsewhere(finished: Finished, tmp_path: Path) -> None:
     other = domains.model()
     train(other, domains.data(), domains.recipe(seed=1), out=tmp_path / "out")
     assert not same(weights(other), weights(finished[0]))
 
 
 @pytest.mark.parametrize("at", [1, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 2, 3 * STEPS_PER_EPOCH])
-def test_interrupted_and_resumed_equals_uninterrupted(finished, tmp_path, at):
+def test_interrupted_and_resumed_equals_uninterrupted(
+    finished: Finished, tmp_path: Path, at: int
+) -> None:
     """Law: Ctrl-C after any step, then resume, gives the same bits; in an epoch and at its end."""
     out, data, recipe = tmp_path / "out", domains.data(), domains.recipe()
     with pytest.raises(TrainingError, match=f"after step {at} of 15") as caught:
@@ -134,8 +144,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished, tmp_path, at):
     assert not state_path(out).exists()
 
 
-def test_a_crash_is_resumed_from_the_last_epoch(finished, tmp_path):
-    def crash():
+def test_a_crash_is_resumed_from_the_last_epoch(finished: Finished, tmp_path: Path) -> None:
+    def crash() -> None:
         raise OSError("the power went")
 
     out, data, recipe = tmp_path / "out", domains.data(), domains.recipe()
@@ -149,11 +159,11 @@ def test_a_crash_is_resumed_from_the_last_epoch(finished, tmp_path):
     assert same(weights(model), weights(finished[0]))
 
 
-def test_the_state_is_saved_as_often_as_asked(tmp_path):
+def test_the_state_is_saved_as_often_as_asked(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    seen = []
+    seen: list[int] = []
 
-    def look():
+    def look() -> None:
         seen.append(load_state(state_path(out)).step)
 
     recorder = Recorder(4, look)
@@ -168,8 +178,8 @@ def test_the_state_is_saved_as_often_as_asked(tmp_path):
     assert seen == [3]
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path):
-    def twice():
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    def twice() -> None:
         press_ctrl_c()
         press_ctrl_c()
 
@@ -184,10 +194,10 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_it_trains_outside_the_main_thread(tmp_path):
-    done = []
+def test_it_trains_outside_the_main_thread(tmp_path: Path) -> None:
+    done: list[TrainReport] = []
 
-    def work():
+    def work() -> None:
         done.append(
             train(domains.model(), domains.data(), domains.recipe(epochs=1), out=tmp_path / "out")
         )
@@ -198,7 +208,7 @@ def test_it_trains_outside_the_main_thread(tmp_path):
     assert done[0].folder.is_dir()
 
 
-def interrupted(tmp_path):
+def interrupted(tmp_path: Path) -> Path:
     out = tmp_path / "out"
     recorder = Recorder(2, press_ctrl_c)
     with pytest.raises(TrainingError):
@@ -206,7 +216,7 @@ def interrupted(tmp_path):
     return out
 
 
-def test_resuming_with_another_recipe_names_each_difference(tmp_path):
+def test_resuming_with_another_recipe_names_each_difference(tmp_path: Path) -> None:
     out = interrupted(tmp_path)
     other = domains.recipe(lr=0.02, epochs=5)
     with pytest.raises(TrainingError, match=r"train\.epochs: 3 then, 5 now") as caught:
@@ -215,14 +225,14 @@ def test_resuming_with_another_recipe_names_each_difference(tmp_path):
     assert state_path(out).exists()
 
 
-def test_words_of_the_recipe_may_change_before_resuming(tmp_path):
+def test_words_of_the_recipe_may_change_before_resuming(tmp_path: Path) -> None:
     out = interrupted(tmp_path)
     renamed = dataclasses.replace(domains.recipe(), title="Another title")
     report = train(domains.model(), domains.data(), renamed, out=out, resume=True)
     assert report.checkpoint.info.title == "Another title"
 
 
-def test_resuming_with_another_backbone_or_data_names_it(tmp_path):
+def test_resuming_with_another_backbone_or_data_names_it(tmp_path: Path) -> None:
     out = interrupted(tmp_path)
     with pytest.raises(TrainingError, match="backbone's weights_digest: sha256:"):
         train(domains.model(seed=3), domains.data(), domains.recipe(), out=out, resume=True)
@@ -230,23 +240,24 @@ def test_resuming_with_another_backbone_or_data_names_it(tmp_path):
         train(domains.model(), domains.data(5), domains.recipe(), out=out, resume=True)
 
 
-def test_resuming_nothing_is_an_error(tmp_path):
+def test_resuming_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no such file"):
         train(domains.model(), domains.data(), domains.recipe(), out=tmp_path / "out", resume=True)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "other"])
-def test_a_damaged_state_is_refused(tmp_path, damage):
+def test_a_damaged_state_is_refused(tmp_path: Path, damage: str) -> None:
     path = state_path(interrupted(tmp_path))
     whole = bytearray(path.read_bytes())
     if damage == "flip":
         whole[-100] ^= 4
-    path.write_bytes({"cut": whole[:-9], "flip": whole, "other": b"{}"}[damage])
+    damaged: dict[str, bytes] = {"cut": bytes(whole[:-9]), "flip": bytes(whole), "other": b"{}"}
+    path.write_bytes(damaged[damage])
     with pytest.raises(TrainingError, match="damaged or foreign"):
         train(domains.model(), domains.data(), domains.recipe(), out=tmp_path / "out", resume=True)
 
 
-def test_what_is_there_is_not_overwritten_unasked(tmp_path):
+def test_what_is_there_is_not_overwritten_unasked(tmp_path: Path) -> None:
     out = interrupted(tmp_path)
     arguments = domains.data(), domains.recipe(epochs=1)
     with pytest.raises(ExistsError, match="half-done") as caught:
@@ -260,7 +271,7 @@ def test_what_is_there_is_not_overwritten_unasked(tmp_path):
     assert read(out).info.tensors_sha256 != before
 
 
-def test_a_folder_that_cannot_be_made_is_told_before_the_first_step(tmp_path):
+def test_a_folder_that_cannot_be_made_is_told_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     recorder = Recorder()
     with pytest.raises(StorageError, match="cannot make"):
@@ -274,12 +285,12 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_first_step(tmp_path):
     assert not recorder.steps
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
     out, model = tmp_path / "out", domains.model()
 
-    def poison():
+    def poison() -> None:
         with torch.no_grad():
-            model.domain["block00"].adaptor.expand.weight.fill_(float("nan"))
+            model.domain.get_parameter("block00.adaptor.expand.weight").fill_(float("nan"))
 
     recorder = Recorder(STEPS_PER_EPOCH + 1, poison)
     with pytest.raises(TrainingError, match="finite loss, got nan; the last good") as caught:
@@ -290,12 +301,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path)
     assert all(bool(tensor.isfinite().all()) for tensor in state.domain.values())
 
 
-def test_weights_that_are_not_finite_do_not_replace_a_good_state(tmp_path):
+def test_weights_that_are_not_finite_do_not_replace_a_good_state(tmp_path: Path) -> None:
     out, model = tmp_path / "out", domains.model()
 
-    def poison():
+    def poison() -> None:
         with torch.no_grad():
-            model.domain["block00"].adaptor.expand.weight.fill_(float("inf"))
+            model.domain.get_parameter("block00.adaptor.expand.weight").fill_(float("inf"))
 
     recorder = Recorder(2 * STEPS_PER_EPOCH, poison)
     with pytest.raises(TrainingError, match=r"NaN or Inf in block00\.adaptor\.expand"):
@@ -304,7 +315,7 @@ def test_weights_that_are_not_finite_do_not_replace_a_good_state(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["da2", "head"])
-def test_the_other_methods_train_too(tmp_path, method):
+def test_the_other_methods_train_too(tmp_path: Path, method: str) -> None:
     recipe = domains.recipe(method=method, epochs=6)
     report = train(domains.model(method=method), domains.data(), recipe, out=tmp_path / "out")
     assert report.evaluation.executed_share == 1
@@ -312,7 +323,7 @@ def test_the_other_methods_train_too(tmp_path, method):
     assert report.evaluation.accuracy >= 0.8
 
 
-def test_a_model_for_other_data_is_refused_before_the_first_step(tmp_path):
+def test_a_model_for_other_data_is_refused_before_the_first_step(tmp_path: Path) -> None:
     other = DomainData(domains.split("train", 9, 0), domains.split("test", 9, 1), ("a", "b"))
     with pytest.raises(TrainingError, match="classes: 3 in the model, 2 wanted") as caught:
         train(domains.model(method="da2"), other, domains.recipe(), out=tmp_path / "out")
@@ -320,14 +331,14 @@ def test_a_model_for_other_data_is_refused_before_the_first_step(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_backbone_that_someone_thawed_is_frozen_again(tmp_path):
+def test_a_backbone_that_someone_thawed_is_frozen_again(tmp_path: Path) -> None:
     model = domains.model()
     model.backbone.requires_grad_(True)
     train(model, domains.data(), domains.recipe(epochs=1), out=tmp_path / "out")
     assert all(parameter.grad is None for parameter in model.backbone.parameters())
 
 
-def test_a_domain_smaller_than_a_batch_trains(tmp_path):
+def test_a_domain_smaller_than_a_batch_trains(tmp_path: Path) -> None:
     few = DomainData(domains.split("train", 7, 0), domains.split("test", 5, 1), domains.CLASSES)
     report = train(domains.model(), few, domains.recipe(epochs=2), out=tmp_path / "out")
     assert report.steps == 2

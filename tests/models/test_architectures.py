@@ -7,6 +7,7 @@ derived from the papers' tables, not printed from the code under test.
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 STATE_DICTS = Path(__file__).parent / "state_dicts"
-NETS = {"resnet50": resnet50, "mobilenet_v2": mobilenet_v2}
+NETS: dict[str, ModuleType] = {"resnet50": resnet50, "mobilenet_v2": mobilenet_v2}
 MOBILENET_BLOCKS = [
     # stride and shortcut of features.1 to features.17
     *[(1, False)],
@@ -28,12 +29,14 @@ MOBILENET_BLOCKS = [
 ]
 
 
-def settled(module, classes: int, seed: int = 0) -> nn.Module:
+def settled(module: ModuleType, classes: int, seed: int = 0) -> nn.Module:
     """Build a net whose norms are far from the identity, so that a mistake in one shows."""
     torch.manual_seed(seed)
-    net = module.build(classes).eval()
+    net: nn.Module = module.build(classes).eval()
     for norm in net.modules():
         if isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             nn.init.uniform_(norm.weight, 0.4, 0.8)
             nn.init.normal_(norm.bias, 0.0, 0.2)
             nn.init.normal_(norm.running_mean, 0.0, 0.2)
@@ -45,7 +48,7 @@ class Arithmetic:
     """A net's operations read straight from its state dict."""
 
     def __init__(self, net: nn.Module) -> None:
-        self.state = net.state_dict()
+        self.state: dict[str, Tensor] = net.state_dict()
 
     def conv(self, x: Tensor, key: str, stride: int = 1, groups: int = 1) -> Tensor:
         weight = self.state[f"{key}.weight"]
@@ -71,14 +74,14 @@ class Arithmetic:
         (mobilenet_v2, 1000, 3_504_872),
     ],
 )
-def test_parameter_count(module, classes, parameters):
+def test_parameter_count(module: ModuleType, classes: int, parameters: int) -> None:
     with torch.device("meta"):
         net = module.build(classes)
     assert sum(p.numel() for p in net.parameters()) == parameters
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_state_dict_has_the_names_order_and_shapes_of_torchvision(name):
+def test_state_dict_has_the_names_order_and_shapes_of_torchvision(name: str) -> None:
     with torch.device("meta"):
         state = NETS[name].build(1000).state_dict()
     lines = [f"{k} {'x'.join(map(str, t.shape)) or 'scalar'}" for k, t in state.items()]
@@ -95,7 +98,9 @@ def test_state_dict_has_the_names_order_and_shapes_of_torchvision(name):
         (mobilenet_v2, 224, "features.17", (320, 7, 7)),
     ],
 )
-def test_last_block_has_the_papers_map_size(module, side, block, shape):
+def test_last_block_has_the_papers_map_size(
+    module: ModuleType, side: int, block: str, shape: tuple[int, ...]
+) -> None:
     net = module.build(3).eval()
     shapes: list[tuple[int, ...]] = []
     net.get_submodule(block).register_forward_hook(lambda *a: shapes.append(tuple(a[-1].shape)))
@@ -105,7 +110,7 @@ def test_last_block_has_the_papers_map_size(module, side, block, shape):
     assert logits.shape == (1, 3)
 
 
-def test_resnet50_computes_what_its_paper_and_torchvision_say():
+def test_resnet50_computes_what_its_paper_and_torchvision_say() -> None:
     """The stride sits on the 3x3 (v1.5); the shortcut joins before the last ReLU."""
     net = settled(resnet50, 7)
     a, image = Arithmetic(net), torch.randn(1, 3, 64, 64)
@@ -123,7 +128,7 @@ def test_resnet50_computes_what_its_paper_and_torchvision_say():
         torch.testing.assert_close(net(image), a.linear(x, "fc"), rtol=1e-4, atol=1e-4)
 
 
-def test_mobilenet_v2_computes_what_its_paper_and_torchvision_say():
+def test_mobilenet_v2_computes_what_its_paper_and_torchvision_say() -> None:
     """Expand, depthwise with the stride, linear projection; ReLU6 after all but the projection."""
     net = settled(mobilenet_v2, 7)
     a, image = Arithmetic(net), torch.randn(1, 3, 64, 64)
@@ -143,7 +148,7 @@ def test_mobilenet_v2_computes_what_its_paper_and_torchvision_say():
 
 
 @pytest.mark.parametrize(("module", "side"), [(resnet20, 32), (resnet26, 64)])
-def test_small_nets_compute_what_their_papers_say(module, side):
+def test_small_nets_compute_what_their_papers_say(module: ModuleType, side: int) -> None:
     """Basic blocks; resnet20 projects where the shape changes, resnet26 averages and pads."""
     net = settled(module, 5)
     a, image = Arithmetic(net), torch.randn(2, 3, side, side)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from da3_models import resnet20
@@ -12,7 +14,7 @@ from toolchain.adapt.weights import load_backbone
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread() -> Iterator[None]:
     """Train as the script does by default."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -27,14 +29,14 @@ def trained(seed: int) -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
-def test_one_seed_one_file():
+def test_one_seed_one_file() -> None:
     """Law: on one machine the weights are a function of the seed."""
     one, two, other = trained(3), trained(3), trained(4)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
 
 
-def test_inputs_are_normalised_and_columns_belong_to_their_tasks():
+def test_inputs_are_normalised_and_columns_belong_to_their_tasks() -> None:
     (images, labels), _ = batches(seed=0, pictures=256)
     assert images.shape == (128, 3, 32, 32)
     assert images.min() >= -1
@@ -43,7 +45,7 @@ def test_inputs_are_normalised_and_columns_belong_to_their_tasks():
     assert [c.shape[1] for c in columns(torch.zeros(2, 64))] == list(TASKS.values())
 
 
-def test_loss_ignores_fills_that_cannot_be_seen():
+def test_loss_ignores_fills_that_cannot_be_seen() -> None:
     labels = torch.tensor([[0, 1, 2], [40, IGNORED, 3]])
     logits = torch.randn(2, 64)
     changed = logits.clone()
@@ -53,6 +55,6 @@ def test_loss_ignores_fills_that_cannot_be_seen():
     assert not torch.isclose(loss_of(logits, labels), loss_of(changed, labels))
 
 
-def test_shipped_weights_know_pictures_that_nobody_drew_before():
+def test_shipped_weights_know_pictures_that_nobody_drew_before() -> None:
     found = accuracies(load_backbone("resnet20"), seed=77, pictures=768)
     assert found["figure"] > 0.7

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
+
 import pytest
 import torch
 from da3_models import resnet20, resnet26
@@ -14,12 +17,14 @@ def blocks_of(net: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 @pytest.mark.parametrize(("module", "blocks"), [(resnet20, 9), (resnet26, 12)])
-def test_blocks_map_one_tensor_to_one_tensor_and_leave_it_alone(module, blocks):
+def test_blocks_map_one_tensor_to_one_tensor_and_leave_it_alone(
+    module: ModuleType, blocks: int
+) -> None:
     """Law: a block never changes its input, which its adaptor reads again."""
     net = module.build(5).eval()
     seen: list[str] = []
 
-    def note(name: str):
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             assert len(args) == 1 and isinstance(out, Tensor)
             torch.testing.assert_close(args[0], kept.pop(name), rtol=0, atol=0)
@@ -39,7 +44,7 @@ def test_blocks_map_one_tensor_to_one_tensor_and_leave_it_alone(module, blocks):
     assert len(seen) == blocks
 
 
-def test_projection_is_absent_exactly_where_the_shape_stays():
+def test_projection_is_absent_exactly_where_the_shape_stays() -> None:
     assert projection(16, 16, 1) is None
     for inputs, outputs, stride in [(16, 32, 1), (16, 16, 2), (16, 32, 2)]:
         shortcut = projection(inputs, outputs, stride)
@@ -52,7 +57,7 @@ def test_projection_is_absent_exactly_where_the_shape_stays():
         )
 
 
-def test_pool_and_pad_averages_and_appends_zero_channels():
+def test_pool_and_pad_averages_and_appends_zero_channels() -> None:
     x = torch.arange(16.0).reshape(1, 1, 4, 4)
     y = PoolAndPad(1, 3, 2)(x)
     assert y.shape == (1, 3, 2, 2)

@@ -1,0 +1,1 @@
+from models.residual import *  # noqa: F403  (the same module by its installed name)
