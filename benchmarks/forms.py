@@ -21,7 +21,7 @@ from safetensors.numpy import load as load_safetensors
 from torch import nn
 
 from benchmarks.joins import Change
-from toolchain.adapt.attach import AttachedModel, attach
+from toolchain.adapt.attached import AttachedModel, attach
 from toolchain.graph import store
 from toolchain.graph.halves import Halves, make_halves
 from toolchain.graph.link import Form, Linking, link

@@ -118,7 +118,7 @@ def _checkpoint(work: Path, recipe: Recipe, seed: int) -> None:
     import torch
 
     from toolchain.adapt.data import load as load_data
-    from toolchain.adapt.evaluate import evaluate
+    from toolchain.adapt.evaluation import evaluate
     from toolchain.adapt.models import build, save
 
     data = load_data(recipe)

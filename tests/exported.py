@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from toolchain.adapt.attach import AttachedModel
+    from toolchain.adapt.attached import AttachedModel
     from toolchain.adapt.data import DomainData
     from toolchain.export import ExportReport
     from toolchain.recipe import Recipe

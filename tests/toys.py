@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toolchain.adapt.attach import AttachedModel, attach
+from toolchain.adapt.attached import AttachedModel, attach
 
 CLASSES = 5
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tests import toys
-from toolchain.adapt.attach import AttachedModel, attach
+from toolchain.adapt.attached import AttachedModel, attach
 from toolchain.adapt.data import ArraySplit, DomainData
 from toolchain.recipe import AdaptorOptions, DataSpec, Preprocessing, Recipe, TrainSpec
 

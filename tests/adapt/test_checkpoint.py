@@ -18,9 +18,9 @@ from safetensors import numpy as safetensors
 from tests import toys
 from tests.adapt import domains
 from toolchain import digest
-from toolchain.adapt.attach import AttachedModel, domain_state, weights_digest
+from toolchain.adapt.attached import AttachedModel, domain_state, weights_digest
 from toolchain.adapt.checkpoint import INFO_FILE, TENSORS_FILE, Checkpoint, read, write
-from toolchain.adapt.evaluate import Evaluation
+from toolchain.adapt.evaluation import Evaluation
 from toolchain.adapt.identity import recipe_digest
 from toolchain.adapt.models import build, load_checkpoint, restore, save
 from toolchain.errors import CheckpointError, ExistsError, StorageError

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import toys
-from toolchain.adapt.attach import attach
+from toolchain.adapt.attached import attach
 from toolchain.adapt.blocks import Anatomy, examine
 from toolchain.errors import AttachError
 from toolchain.graph.halves import make_halves

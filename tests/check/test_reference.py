@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests import toys
 from tests.adapt import domains
-from toolchain.adapt.attach import AttachedModel, weights_digest
+from toolchain.adapt.attached import AttachedModel, weights_digest
 from toolchain.check import reference
 from toolchain.check.golden import FORCE
 from toolchain.check.reference import MARGIN, choose, observe

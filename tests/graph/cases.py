@@ -21,7 +21,7 @@ from safetensors.numpy import load as load_safetensors
 from torch import Tensor, nn
 
 from tests import toys
-from toolchain.adapt.attach import AttachedModel, attach
+from toolchain.adapt.attached import AttachedModel, attach
 from toolchain.check import subjects
 from toolchain.graph import halves as halves_file
 from toolchain.graph import store

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tests import toys
 from tests.graph.cases import FORMS, Made, close, run_exact
-from toolchain.adapt.attach import AttachedModel, arrays, attach, domain_state
+from toolchain.adapt.attached import AttachedModel, arrays, attach, domain_state
 from toolchain.errors import AttachError, CaptureError
 from toolchain.graph import capture as capture_file
 from toolchain.graph import store

@@ -17,7 +17,7 @@ from tests import toys
 from tests.graph import cases
 from tests.graph.cases import Made
 from toolchain import digest
-from toolchain.adapt.attach import AttachedModel, attach, domain_state
+from toolchain.adapt.attached import AttachedModel, attach, domain_state
 from toolchain.errors import SplitError
 from toolchain.graph import halves
 from toolchain.graph.halves import Halves, interface, make_halves

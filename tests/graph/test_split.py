@@ -56,7 +56,7 @@ def test_the_halves_are_disjoint_and_complete(made: Made) -> None:
 
 def test_slots_are_those_of_the_domain_whatever_was_folded(made: Made) -> None:
     """Law: names, shapes, dtypes and bytes of the slots are the state dict's."""
-    from toolchain.adapt.attach import arrays, domain_state
+    from toolchain.adapt.attached import arrays, domain_state
 
     want = arrays(domain_state(made.model))
     assert tuple(sorted(want)) == made.split.slots

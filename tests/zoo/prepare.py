@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.adapt.adaptors import Gate
-from toolchain.adapt.attach import AttachedModel
+from toolchain.adapt.attached import AttachedModel
 from toolchain.preprocess import Pixels, Preprocessing, normalise
 
 CLASSES = 7

@@ -28,7 +28,7 @@ from tests.zoo.prepare import (
     scramble,
     tensor,
 )
-from toolchain.adapt.attach import AttachedModel, attach, weights_digest
+from toolchain.adapt.attached import AttachedModel, attach, weights_digest
 from toolchain.adapt.data.splits import ArraySplit
 from toolchain.check import subjects
 from toolchain.check.golden import FORCE, Golden, shifted

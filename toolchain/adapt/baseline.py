@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toolchain.adapt.attach import HEAD, AttachedModel
+from toolchain.adapt.attached import HEAD, AttachedModel
 from toolchain.adapt.data.splits import DomainData, Split
-from toolchain.adapt.evaluate import batches
+from toolchain.adapt.evaluation import batches
 from toolchain.preprocess import Preprocessing
 
 STEPS = 200

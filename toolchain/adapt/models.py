@@ -15,7 +15,7 @@ from torch import nn
 
 from toolchain import digest
 from toolchain.adapt import checkpoint as files
-from toolchain.adapt.attach import AttachedModel, arrays, attach, domain_state, weights_digest
+from toolchain.adapt.attached import AttachedModel, arrays, attach, domain_state, weights_digest
 from toolchain.adapt.checkpoint import (
     BackboneInfo,
     Checkpoint,
@@ -24,7 +24,7 @@ from toolchain.adapt.checkpoint import (
     Versions,
     shape_faults,
 )
-from toolchain.adapt.evaluate import Evaluation
+from toolchain.adapt.evaluation import Evaluation
 from toolchain.adapt.identity import recipe_digest
 from toolchain.adapt.weights import load_backbone
 from toolchain.errors import CheckpointError

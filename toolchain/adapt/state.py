@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from toolchain import digest
-from toolchain.adapt.attach import AttachedModel, arrays
+from toolchain.adapt.attached import AttachedModel, arrays
 from toolchain.errors import TrainingError
 from toolchain.files import read_limited, write_atomic
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from toolchain.adapt.attach import AttachedModel, Trace, arrays, domain_state
+from toolchain.adapt.attached import AttachedModel, Trace, arrays, domain_state
 from toolchain.adapt.data.splits import Split
 from toolchain.check.golden import FORCE, PROBES, Golden, probe, shifted
 from toolchain.preprocess import Preprocessing, normalise

@@ -25,7 +25,7 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from toolchain.adapt.attach import AttachedModel, Trace, domain_state
+from toolchain.adapt.attached import AttachedModel, Trace, domain_state
 from toolchain.adapt.blocks import Site
 from toolchain.errors import CaptureError
 from toolchain.graph.fold import fix_reshapes

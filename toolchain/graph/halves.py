@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from toolchain import digest
-from toolchain.adapt.attach import AttachedModel, arrays, domain_state, weights_digest
+from toolchain.adapt.attached import AttachedModel, arrays, domain_state, weights_digest
 from toolchain.errors import CaptureError, Da3Error, GraphError, SplitError, StorageError
 from toolchain.files import atomic_directory, read_limited
 from toolchain.graph import store

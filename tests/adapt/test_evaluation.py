@@ -13,10 +13,10 @@ from torch import Tensor
 from tests import toys
 from tests.adapt import domains
 from toolchain import adapt
-from toolchain.adapt.attach import weights_digest
+from toolchain.adapt.attached import weights_digest
 from toolchain.adapt.baseline import probe
 from toolchain.adapt.data import DomainData, Split
-from toolchain.adapt.evaluate import evaluate
+from toolchain.adapt.evaluation import evaluate
 from toolchain.adapt.identity import data_digest, recipe_digest, training_document
 from toolchain.preprocess import normalise
 
@@ -99,8 +99,8 @@ def test_every_public_name_is_there() -> None:
 
 def test_a_submodule_does_not_take_its_functions_name() -> None:
     code = (
-        "import toolchain.adapt.train, toolchain.adapt.attach; from toolchain import adapt;"
-        "from toolchain.adapt.attach import AttachedModel;"
+        "import toolchain.adapt.training, toolchain.adapt.attached; from toolchain import adapt;"
+        "from toolchain.adapt.attached import AttachedModel;"
         "assert callable(adapt.attach) and callable(adapt.train);"
         "assert adapt.AttachedModel is AttachedModel"
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from toolchain.adapt.attach import AttachedModel
+from toolchain.adapt.attached import AttachedModel
 from toolchain.adapt.data.splits import Split
 from toolchain.preprocess import Preprocessing, normalise
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from tests.adapt import domains
-from toolchain.adapt.attach import AttachedModel, domain_state, weights_digest
+from toolchain.adapt.attached import AttachedModel, domain_state, weights_digest
 from toolchain.adapt.checkpoint import read
 from toolchain.adapt.data import DomainData
 from toolchain.adapt.progress import Quiet, Status
 from toolchain.adapt.state import load_state, state_path
-from toolchain.adapt.train import TrainReport, train
+from toolchain.adapt.training import TrainReport, train
 from toolchain.errors import ExistsError, StorageError, TrainingError
 
 STEPS_PER_EPOCH = 90 // 16

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests import toys
-from toolchain.adapt.attach import (
+from toolchain.adapt.attached import (
     AttachedModel,
     attach,
     backbone_state,

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.adapt import models
-from toolchain.adapt.attach import HEAD, AttachedModel, Trace, weights_digest
+from toolchain.adapt.attached import HEAD, AttachedModel, Trace, weights_digest
 from toolchain.adapt.augment import Epoch, augmented, draw
 from toolchain.adapt.baseline import Probe, probe
 from toolchain.adapt.budget import training_loss
 from toolchain.adapt.checkpoint import Checkpoint
 from toolchain.adapt.data.splits import DomainData
-from toolchain.adapt.evaluate import Evaluation, evaluate
+from toolchain.adapt.evaluation import Evaluation, evaluate
 from toolchain.adapt.identity import data_digest, training_document
 from toolchain.adapt.interrupt import interruption
 from toolchain.adapt.progress import Progress, Quiet, Status
