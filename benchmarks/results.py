@@ -135,7 +135,7 @@ def _second(own: Document) -> list[str]:
         f"Export of a second 196-class domain on a ResNet-50 whose first domain is there, the "
         f"middle one of {len(own['runs_s'])} runs: "
         f"{own['second_domain_s']:.1f} s of wall-clock time ({own['export_cpu_s']:.1f} s of "
-        f"processor time; sessions with {own['threads']} thread; {steps}), after "
+        f"processor time; {steps}), after "
         f"{own['import_s']:.1f} s of imports. The first took {own['first_domain_s']:.1f} s. "
         f"The bundle has {own['bundle_bytes']} bytes, "
         f"the backbone artefact {own['backbone_bytes']}, which was "

@@ -37,7 +37,6 @@ class Setup:
     side: int = 224
     classes: int = 196
     test: int = 32
-    threads: int = 1
     runs: int = 3
 
 
@@ -65,7 +64,6 @@ def measure(
         **{key: second[key] for key in ("bundle_bytes", "backbone_bytes", "backbone_reused")},
         "runs_s": [run["export_s"] for run in runs],
         "first_domain_s": first["export_s"],
-        "threads": setup.threads,
     }
 
 
@@ -85,7 +83,6 @@ def _prepare(work: Path, setup: Setup, notify: Callable[[str], None]) -> None:
         text = _recipe(work, setup, domain, sha256(weights.read_bytes()))
         (work / f"{domain}.yaml").write_text(text)
         _checkpoint(work, load(work / f"{domain}.yaml"), seed)
-    (work / "threads").write_text(str(setup.threads))
 
 
 def _draw(folder: Path, setup: Setup) -> None:
@@ -150,7 +147,6 @@ def _export(work: Path, domain: str) -> dict[str, Any]:
         dist=work / "dist",
         cache=work / "cache",
         overwrite=True,
-        threads=int((work / "threads").read_text()),
     )
     return {
         "export_s": time.perf_counter() - imported,

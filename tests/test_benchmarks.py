@@ -77,7 +77,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A whole document, from real runs of every part at toy size."""
     folder = tmp_path_factory.mktemp("bench")
     speed = export.measure_speed(TOY, {"one": 2, "many": 2, "lost": 2}, folder / "cache")
-    setup = second.Setup(backbone="resnet20", side=32, classes=6, test=6, threads=1, runs=1)
+    setup = second.Setup(backbone="resnet20", side=32, classes=6, test=6, runs=1)
     other = second.measure(folder / "second", setup)
     checkpoint = folder / "second" / "domains" / "second"
     ratios = {f"{state}_ratio": speed["one"][f"if {state}"]["ratio"] for state in STATES}

@@ -77,7 +77,7 @@ def export(
     dist: Path,
     cache: Path | None = None,
     overwrite: bool = False,
-    threads: int = 1,
+    threads: int | None = None,
     tolerance: float = parity.TOLERANCE,
     notify: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:
@@ -201,7 +201,7 @@ class _Linked:
 
 
 def _check(
-    linked: _Linked, cases: Golden, recipe: Recipe, *, threads: int, tolerance: float
+    linked: _Linked, cases: Golden, recipe: Recipe, *, threads: int | None, tolerance: float
 ) -> ParityReport:
     halves, folder = linked.halves, linked.folder
     slots = load_safetensors(halves.slots)
@@ -212,12 +212,13 @@ def _check(
             folder,
             slots,
             tapped=subjects.tapped(halves.split, linking, folder, slots),
-            threads=threads,
         )
         for linking in linked.linkings
     ]
-    found.append(subjects.staged(halves.split, folder, threads=threads))
-    return parity.compare(cases, found, slots, recipe.preprocess, tolerance=tolerance).require()
+    found.append(subjects.staged(halves.split, folder))
+    return parity.compare(
+        cases, found, slots, recipe.preprocess, tolerance=tolerance, threads=threads
+    ).require()
 
 
 def _backbone(

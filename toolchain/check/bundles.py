@@ -42,7 +42,11 @@ class BundleCheck:
 
 
 def check_bundle(
-    path: Path, *, backbone: Path | None = None, threads: int = 1, tolerance: float | None = None
+    path: Path,
+    *,
+    backbone: Path | None = None,
+    threads: int | None = None,
+    tolerance: float | None = None,
 ) -> BundleCheck:
     """Verify ``path``, run every flavour over its golden data and compare.
 
@@ -66,7 +70,7 @@ def check_bundle(
         linked = relink.relink(held, artefact)
         relinked = linked.identical
         tapped = linked.tapped(folder, slots)
-        found.append(subjects.staged(linked.halves, folder, threads=threads))
+        found.append(subjects.staged(linked.halves, folder))
     else:
         not_run.append(
             "staged, and linking anew: the packages onnx and onnx-ir are not installed "
@@ -75,13 +79,14 @@ def check_bundle(
     for name in linked_names(held):
         graph = held.blob(f"{name}.onnx")
         twin = tapped.get(name)
-        found.append(subjects.shipped(name, graph, folder, slots, tapped=twin, threads=threads))
+        found.append(subjects.shipped(name, graph, folder, slots, tapped=twin))
     report = parity.compare(
         golden,
         found,
         slots,
         preprocessing(held),
         tolerance=held.manifest.selftest.tolerance_relative if tolerance is None else tolerance,
+        threads=threads,
     ).require()
     verified = bundle.verify(path).checks
     return BundleCheck(

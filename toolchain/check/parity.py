@@ -10,7 +10,9 @@ the reference's state.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,18 +104,28 @@ def compare(
     preprocess: Preprocessing,
     *,
     tolerance: float = TOLERANCE,
+    threads: int | None = None,
 ) -> ParityReport:
-    """Run every subject over the cases at its batch sizes and compare."""
-    comparisons, notes = [], []
+    """Run every subject over the cases at its batch sizes and compare.
+
+    ``threads`` comparisons run at once, by default one per core; their order is kept.
+    """
+    jobs, notes = [], []
     for subject in subjects:
         cases = golden if subject.takes_slots else golden.take(golden.natural)
         if len(cases) < len(golden):
             notes.append(f"{subject.name}: {len(golden) - len(cases)} forced cases do not apply")
-        for batch in subject.batches:
-            found = _compare(cases, subject, slots, preprocess, batch=batch, tolerance=tolerance)
-            comparisons.append(found)
+        jobs += [(cases, subject, batch) for batch in subject.batches]
+
+    def run(job: tuple[Golden, Subject, int]) -> Comparison:
+        cases, subject, batch = job
+        return _compare(cases, subject, slots, preprocess, batch=batch, tolerance=tolerance)
+
+    # A session has one thread and lets Python go on meanwhile: no two wait for each other.
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        comparisons = tuple(pool.map(run, jobs))
     forced = int((~golden.natural).sum())
-    return ParityReport(tuple(comparisons), tolerance, len(golden), forced, tuple(notes))
+    return ParityReport(comparisons, tolerance, len(golden), forced, tuple(notes))
 
 
 def _compare(
@@ -155,9 +167,10 @@ def run_cases(
     preprocess: Preprocessing,
     batch: int,
 ) -> Answer:
-    """Answer every case in batches of ``batch``; a short one is filled by repeating its cases.
+    """Answer every case in batches of ``batch``.
 
-    Cases with one shift run together, as a shift changes the slots.
+    Cases with one shift run together, as a shift changes the slots. A short batch of natural cases
+    is filled by repeating them, so that the batch size is really run; forced ones stay few.
     """
     logits = np.empty_like(golden.logits)
     gates: npt.NDArray[np.float32] | None = None
@@ -167,7 +180,8 @@ def run_cases(
         same = np.flatnonzero((golden.shifts == shift).all(axis=1))
         for start in range(0, len(same), batch):
             rows = same[start : start + batch]
-            images = normalise(preprocess, golden.pixels[np.resize(rows, batch)])
+            filled = rows if shift.any() else np.resize(rows, batch)
+            images = normalise(preprocess, golden.pixels[filled])
             got = model.run(images, given)
             logits[rows] = got.logits[: len(rows)]
             if gates is None:

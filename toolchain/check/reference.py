@@ -19,9 +19,10 @@ from toolchain.check.golden import FORCE, PROBES, Golden, probe, shifted
 from toolchain.preprocess import Preprocessing, normalise
 
 SEARCH_FLOPS = 60_000_000_000
-SEARCH_RANGE = (32, 1024)
+SEARCH_RANGE = (16, 1024)
 MARGIN = 1e-3
-BATCH = 32
+# Pixels of one batch in PyTorch: larger ones fall out of the caches and take twice the time.
+BATCH_PIXELS = 8 * 224 * 224
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +48,14 @@ def choose(
     searched = min(len(split), max(low, min(high, SEARCH_FLOPS // max(1, model.anatomy.flops))))
     rows = np.unique(np.linspace(0, len(split) - 1, searched).round().astype(np.int64))
     pixels, _ = split.batch(rows)
-    gates = _gate_logits(model, normalise(preprocess, pixels))
-    clear = np.flatnonzero((np.abs(gates) >= MARGIN).all(axis=1))
+    seen = observe(model, preprocess, pixels)
+    clear = np.flatnonzero((np.abs(seen.gates) >= MARGIN).all(axis=1))
     usable = clear if len(clear) else np.arange(len(rows))
-    picked = _cover(gates[usable] >= 0, min(count, len(usable)))
+    picked = _cover(seen.gates[usable] >= 0, min(count, len(usable)))
     rest = [i for i in range(len(usable)) if i not in picked][: max(0, batch - len(picked))]
-    natural = observe(model, preprocess, pixels[usable[picked]])
-    golden = _with_forced(model, preprocess, natural)
-    others = observe(model, preprocess, pixels[usable[rest]]) if rest else natural.take(slice(0, 0))
+    golden = _with_forced(model, preprocess, seen.take(usable[picked]))
+    others = seen.take(usable[np.asarray(rest, np.int64)])
     return Chosen(golden, others, len(rows), len(rows) - len(clear))
-
-
-@torch.no_grad()
-def _gate_logits(model: AttachedModel, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    model.train(False)
-    found = []
-    for start in range(0, len(images), BATCH):
-        trace = model.trace(torch.from_numpy(images[start : start + BATCH]))
-        found.append(_gates(trace, len(images[start : start + BATCH])))
-    return np.concatenate(found)
 
 
 def _gates(trace: Trace, batch: int) -> npt.NDArray[np.float32]:
@@ -108,7 +98,6 @@ def join(parts: list[Golden]) -> Golden:
     return Golden(**merged, gate_sites=parts[0].gate_sites, sites=parts[0].sites)
 
 
-@torch.no_grad()
 def observe(
     model: AttachedModel,
     preprocess: Preprocessing,
@@ -116,28 +105,34 @@ def observe(
     shift: npt.NDArray[np.float32] | None = None,
 ) -> Golden:
     """Return what PyTorch says of pictures uint8 ``[K, S, S, 3]``, gates shifted by ``[G]``."""
-    model.train(False)
-    images = torch.from_numpy(normalise(preprocess, pixels))
     # Copies: arrays() shares memory with the parameters that are about to change.
     before = {name: value.copy() for name, value in arrays(domain_state(model)).items()}
     gate_sites = tuple(name for name in model.sites if f"{name}.gate.bias" in before)
     amount = np.zeros(len(gate_sites), np.float32) if shift is None else shift
     _put(model, shifted(before, gate_sites, amount))
+    size = max(1, BATCH_PIXELS // (pixels.shape[1] * pixels.shape[2]))
+    batches = [pixels[start : start + size] for start in range(0, len(pixels), size)]
     try:
-        trace = model.trace(images)
+        seen = [_run(model, normalise(preprocess, batch)) for batch in batches]
     finally:
         _put(model, before)
+    logits, gates, probes = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+    shifts = np.tile(amount, (len(pixels), 1))
+    return Golden(pixels, shifts, logits, gates, probes, gate_sites, tuple(model.sites))
+
+
+@torch.no_grad()
+def _run(
+    model: AttachedModel, images: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], ...]:
+    """Return logits, gate logits and probes of one batch."""
+    model.train(False)
+    trace = model.trace(torch.from_numpy(images))
     assert trace.logits is not None
+    none = np.zeros((len(images), 0, PROBES), np.float32)
     blocks = [probe(trace.results[name].numpy()) for name in model.sites]
-    return Golden(
-        pixels,
-        np.tile(amount, (len(pixels), 1)),
-        trace.logits.numpy(),
-        _gates(trace, len(pixels)),
-        np.stack(blocks, axis=1) if blocks else np.zeros((len(pixels), 0, PROBES), np.float32),
-        gate_sites,
-        tuple(model.sites),
-    )
+    probes = np.stack(blocks, axis=1) if blocks else none
+    return trace.logits.numpy(), _gates(trace, len(images)), probes
 
 
 def _put(model: AttachedModel, slots: dict[str, npt.NDArray[np.float32]]) -> None:

@@ -35,13 +35,10 @@ def shipped(
     slots: Slots,
     *,
     tapped: Builder | None = None,
-    threads: int = 1,
 ) -> Subject:
     """Return a linked graph as a subject; ``name`` is its stem: ``swap-if``, ``static-rows``."""
     static = name.startswith("static")
-    session = Session(
-        graph, folder=folder, constants=slots if static else None, threads=threads, what=name
-    )
+    session = Session(graph, folder=folder, constants=slots if static else None, what=name)
     # A batch-1 graph is looped whatever the batch: one size tells all.
     batches = BATCHES[:1] if name.endswith("-if") else BATCHES
     return Subject(name, Linked(session), tapped, takes_slots=not static, batches=batches)
@@ -63,13 +60,13 @@ def tapped(halves: Split, linking: Linking, folder: Path, slots: Slots) -> Build
     return build
 
 
-def staged(halves: Split, folder: Path, *, threads: int = 1) -> Subject:
+def staged(halves: Split, folder: Path) -> Subject:
     """Return the staged flavour as a subject."""
     from toolchain.graph.stage import stage
     from toolchain.graph.store import to_bytes
 
     def session(model: ir.Model) -> Session:
-        return Session(to_bytes(model), folder=folder, threads=threads, what=model.graph.name or "")
+        return Session(to_bytes(model), folder=folder, what=model.graph.name or "")
 
     segments = stage(halves)
     sites = [

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="The backbone, or the folder that holds it.  [default: beside the bundle]",
 )
-@threads_option(1, "Threads of onnxruntime.")
+@threads_option(None, "Comparisons run at once.  [default: all cores]")
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 1),
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 )
 @json_option
 def check(
-    bundle: Path, backbone: Path | None, threads: int, tolerance: float | None, as_json: bool
+    bundle: Path, backbone: Path | None, threads: int | None, tolerance: float | None, as_json: bool
 ) -> None:
     """Verify a bundle and run it against its golden data.
 

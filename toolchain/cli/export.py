@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     help="Structures of backbones, reused between exports.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
-@threads_option(1, "Threads of onnxruntime in the check.")
+@threads_option(None, "Comparisons run at once.  [default: all cores]")
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 1),
@@ -64,7 +64,7 @@ def export(
     dist: Path,
     cache: Path,
     overwrite: bool,
-    threads: int,
+    threads: int | None,
     tolerance: float | None,
     as_json: bool,
 ) -> None:

@@ -39,7 +39,7 @@ class Session:
 
     ``folder`` holds the external tensors (``weights.safetensors``); ``constants`` gives further
     ones in memory by tensor name (a static model's slots). ``exact`` turns every graph optimisation
-    off, so that the nodes run as they are written. ``threads`` is the number of intra-op threads.
+    off, so that the nodes run as they are written. ``threads``: of one operator.
     """
 
     def __init__(
