@@ -23,10 +23,10 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 # -- one domain: train, export, check ------------------------------------------------------------
 
 cars: build/domains/cars/adaptor.json $(DIST)/cars.da3b  ## train and export the sample domain `cars`
-	@$(BIN)/da3 inspect $(DIST)/cars.da3b
+	@$(BIN)/da3 inspect $(DIST)/cars.da3b --brief
 
 digits: build/domains/digits/adaptor.json $(DIST)/digits.da3b  ## the same for real handwritten digits
-	@$(BIN)/da3 inspect $(DIST)/digits.da3b
+	@$(BIN)/da3 inspect $(DIST)/digits.da3b --brief
 
 samples: $(foreach d,cars digits chirps cells,$(DIST)/$(d).da3b)  ## all four sample domains
 
@@ -34,7 +34,7 @@ build/domains/%/adaptor.json: recipes/%.yaml $(STAMP) $(CODE)
 	$(BIN)/da3 train --domain $* --out build/domains/$* --overwrite
 
 $(DIST)/%.da3b: build/domains/%/adaptor.json
-	$(BIN)/da3-export --domain $* --checkpoint build/domains/$* --dist $(DIST) --overwrite
+	$(BIN)/da3-export --domain $* --checkpoint build/domains/$* --dist $(DIST) --overwrite > /dev/null
 
 .PRECIOUS: build/domains/%/adaptor.json $(DIST)/%.da3b
 

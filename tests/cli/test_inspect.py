@@ -108,3 +108,10 @@ def test_what_nobody_wrote_is_a_usage_error(tmp_path: Path) -> None:
     assert said.exit_code == 2
     assert "expected a recipe (YAML), a checkpoint folder, an ONNX file" in said.stderr
     assert invoke("inspect", str(tmp_path / "missing")).exit_code == 1
+
+
+def test_brief_leaves_the_inside_of_a_bundle_out(run: Run) -> None:
+    said = invoke("inspect", str(run.bundle), "--brief").stdout
+    for wanted in ("backbone-resnet20-", "accuracy", "executed", "swap-rows.batch16", "block08"):
+        assert wanted in said
+    assert "slots.safetensors" not in said

@@ -34,6 +34,7 @@ _FIELDS = {
 }
 # In the file ``pixels`` holds each picture once; ``picture`` says which one a case shows.
 _STORED = {**_FIELDS, "picture": (np.int32, 1)}
+TENSORS = frozenset(_STORED)
 
 
 @dataclass(frozen=True, slots=True)

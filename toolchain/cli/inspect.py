@@ -17,8 +17,9 @@ from toolchain.cli.output import emit, json_option
     epilog=layout.example("da3 inspect dist/cars.da3b", "da3 inspect build/domains/cars --json"),
 )
 @click.argument("path", type=FILE)
+@click.option("--brief", is_flag=True, help="Of a bundle, only what it reaches and costs.")
 @json_option
-def inspect(path: Path, as_json: bool) -> None:
+def inspect(path: Path, brief: bool, as_json: bool) -> None:
     """Show any file or folder that the toolchain writes.
 
     A recipe, a checkpoint, an ONNX file, a bundle, a backbone, golden data, any safetensors file:
@@ -29,4 +30,4 @@ def inspect(path: Path, as_json: bool) -> None:
 
     found = look(path)
     document = {"kind": found.kind, "path": found.path, "facts": found.facts}
-    emit(document, view(found), as_json=as_json)
+    emit(document, view(found, brief=brief), as_json=as_json)

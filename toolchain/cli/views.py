@@ -15,6 +15,7 @@ from toolchain.bundle import (
     GateStates,
     Manifest,
     Preprocess,
+    artefact_name,
 )
 from toolchain.cli import layout
 from toolchain.cli.export import metrics
@@ -35,8 +36,8 @@ from toolchain.preprocess import Preprocessing
 from toolchain.recipe import METHOD_OPTIONS
 
 
-def view(found: Inspection) -> list[str]:
-    """Return the lines for what was found."""
+def view(found: Inspection, *, brief: bool = False) -> list[str]:
+    """Return the lines for what was found; ``brief`` leaves a bundle's inside out."""
     facts = found.facts
     match facts:
         case RecipeFacts():
@@ -46,7 +47,7 @@ def view(found: Inspection) -> list[str]:
         case GraphFacts():
             body = graph(facts)
         case BundleFacts():
-            body = _bundle(facts)
+            body = _brief(facts) if brief else _bundle(facts)
         case BackboneFacts():
             body = _backbone(facts)
         case GoldenFacts():
@@ -144,6 +145,24 @@ def _bundle(facts: BundleFacts) -> list[str]:
         *layout.gates({block.name: block.rate for block in m.gates.blocks}),
         "",
         *_selftest(m),
+        "",
+        *_parity(m),
+    ]
+
+
+def _brief(facts: BundleFacts) -> list[str]:
+    m = facts.manifest
+    return [
+        *layout.pairs(
+            {
+                "domain": f"{m.domain}, {m.adaptor.method}, {len(m.classes)} classes",
+                "size": layout.size(facts.size_bytes),
+                "backbone": artefact_name(m.backbone.name, m.backbone.weights_digest),
+                **metrics(m.metrics, m.gates.executed_share),
+            }
+        ),
+        "",
+        *layout.gates({block.name: block.rate for block in m.gates.blocks}),
         "",
         *_parity(m),
     ]

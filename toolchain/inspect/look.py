@@ -14,6 +14,7 @@ from pathlib import Path
 from toolchain.adapt.checkpoint import INFO_FILE, TENSORS_FILE
 from toolchain.bundle.backbone import GRAPH_NAME
 from toolchain.bundle.manifest import MANIFEST_NAME
+from toolchain.check.golden import TENSORS as GOLDEN_TENSORS
 from toolchain.errors import StorageError, UsageError
 from toolchain.inspect import files
 from toolchain.inspect.files import (
@@ -53,7 +54,6 @@ _READERS: dict[str, Callable[[Path], Facts]] = {
 }
 KINDS = tuple(_READERS)
 _RECIPE_KEY = re.compile(rb"^(domain|backbone|data|preprocess|method|adaptor|train)[ \t]*:", re.M)
-_GOLDEN = {"pixels", "shifts", "logits", "gates", "probes"}
 # The fields of ONNX's ModelProto that a file can begin with: number and wire type of each.
 _MODEL_TAGS = frozenset(b"\x08\x12\x1a\x22\x28\x32\x3a\x42\x72\xa2\xca")
 
@@ -122,7 +122,7 @@ def _folder(path: Path) -> str:
 
 def _safetensors(path: Path) -> tuple[str, Path]:
     found = files.tensors(path)
-    if {tensor.name for tensor in found.tensors} == _GOLDEN:
+    if {tensor.name for tensor in found.tensors} == GOLDEN_TENSORS:
         return "golden", path
     if files.training_note(found) is not None:
         return "training", path
