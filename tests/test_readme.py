@@ -75,3 +75,11 @@ def test_the_make_targets_of_the_readme_exist() -> None:
 def test_every_linked_page_exists() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (HERE / target).exists(), target
+
+
+def test_every_figure_of_the_readme_was_measured() -> None:
+    results = (HERE / "docs" / "results.md").read_text().splitlines()
+    figures = README.partition("## Figures")[2].partition("\n## ")[0]
+    rows = [line for line in figures.splitlines() if line.startswith("| `")]
+    assert len(rows) >= 9
+    assert set(rows) <= set(results)
