@@ -4,7 +4,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DIST   ?= dist
-CODE   := $(shell find toolchain models recipes -name '*.py' -o -name '*.safetensors')
+# What a training and what an export depend on; an edit elsewhere repeats neither.
+TRAINS  := $(shell find toolchain/adapt toolchain/recipe models -name '*.py' -o -name '*.safetensors') \
+           toolchain/preprocess.py
+EXPORTS := $(shell find toolchain/graph toolchain/check toolchain/bundle toolchain/runtime -name '*.py') \
+           toolchain/export.py toolchain/manifests.py
+# Threads that wait shall sleep: on a shared machine spinning ones make training ten times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .DELETE_ON_ERROR:
 .PHONY: help cars digits samples test lint types wheel bench test-zoo clean
@@ -30,10 +36,10 @@ digits: build/domains/digits/adaptor.json $(DIST)/digits.da3b  ## the same for r
 
 samples: $(foreach d,cars digits chirps cells,$(DIST)/$(d).da3b)  ## all four sample domains
 
-build/domains/%/adaptor.json: recipes/%.yaml $(STAMP) $(CODE)
+build/domains/%/adaptor.json: recipes/%.yaml $(STAMP) $(TRAINS)
 	$(BIN)/da3 train --domain $* --out build/domains/$* --overwrite
 
-$(DIST)/%.da3b: build/domains/%/adaptor.json
+$(DIST)/%.da3b: build/domains/%/adaptor.json $(EXPORTS)
 	$(BIN)/da3-export --domain $* --checkpoint build/domains/$* --dist $(DIST) --overwrite > /dev/null
 
 .PRECIOUS: build/domains/%/adaptor.json $(DIST)/%.da3b
@@ -51,7 +57,7 @@ types: $(STAMP)  ## mypy --strict, over everything
 	$(BIN)/mypy
 
 wheel: $(STAMP)  ## build the wheel into build/wheel
-	rm -rf build/wheel
+	rm -rf build/wheel build/lib build/bdist.*
 	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel .
 
 bench: $(STAMP)  ## the figures of the README, into build/bench/

@@ -48,7 +48,7 @@ def test_odd_names_work_from_folder_to_loaded_data(split_root: Path, tmp_path: P
 def test_the_header_states_what_was_read(split_root: Path, tmp_path: Path) -> None:
     text = recipe.new("own", split_root, backbone="resnet20", folder=tmp_path).read_text("utf-8")
     for line in (
-        "# Build it:  da3-export --domain own",
+        "# Build it:  da3-export --train --domain own",
         "24 to train, 8 to test (as found in the folders)",
         "40 to 40 px wide, 30 to 30 px high (24 measured)",
         "#   classes   8",

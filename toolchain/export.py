@@ -20,12 +20,18 @@ from toolchain import bundle, manifests
 from toolchain.adapt import checkpoint as checkpoints
 from toolchain.adapt.data import load as load_data
 from toolchain.adapt.models import restore
-from toolchain.bundle import BackboneArtefact, Manifest, Payload
+from toolchain.bundle import BackboneArtefact, BackboneManifest, Manifest, Payload
 from toolchain.check import parity, subjects
+from toolchain.check.bundles import SHIPPED
 from toolchain.check.golden import Golden
 from toolchain.check.parity import ParityReport, Subject
 from toolchain.check.reference import Chosen, choose, join
-from toolchain.errors import BackboneMismatchError, CheckpointError, StorageError
+from toolchain.errors import (
+    BackboneMismatchError,
+    CheckpointError,
+    ExistsError,
+    StorageError,
+)
 from toolchain.files import write_atomic
 from toolchain.graph import store
 from toolchain.graph.halves import Halves, make_halves
@@ -34,7 +40,6 @@ from toolchain.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.recipe import Recipe, dump
 
 SUFFIX = ".da3b"
-SHIPPED = (("swap", "if"), ("swap", "rows"), ("static", "if"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +174,7 @@ def _make_folder(path: Path) -> None:
 def _linkings(kept: checkpoints.Checkpoint) -> list[Linking]:
     # Rounded as in the manifest, so that linking anew from a bundle gives the same graphs.
     rates = {site: manifests.rounded(rate) for site, rate in kept.info.metrics.gate_rates.items()}
-    return [Linking(flavour, form, rates=rates) for flavour, form in SHIPPED]  # type: ignore[arg-type]
+    return [Linking(*name.split("-"), rates=rates) for name in SHIPPED]  # type: ignore[arg-type]
 
 
 def _link(halves: Halves, kept: checkpoints.Checkpoint, folder: Path) -> dict[str, bytes]:
@@ -228,19 +233,25 @@ def _backbone(
     info = kept.info.backbone
     path = dist / bundle.artefact_name(info.name, info.weights_digest)
     wanted = manifests.backbone(kept, halves)
-    if path.exists():
-        found = bundle.open_backbone(path)
-        if found.manifest.graph_digest != wanted.graph_digest:
-            raise BackboneMismatchError(
-                f"{path} was exported by another version: expected the graph "
-                f"{wanted.graph_digest}, got {found.manifest.graph_digest}",
-                fix="export into another folder, and its other domains again, or remove it",
-            )
-        return found, True
-    written = bundle.write_backbone(
-        dist, wanted, graph=halves.backbone_graph, weights=halves.weights
-    )
+    try:
+        written = bundle.write_backbone(
+            dist, wanted, graph=halves.backbone_graph, weights=halves.weights
+        )
+    except ExistsError:
+        # There before, or put there this moment by another export.
+        return _same_backbone(path, wanted), True
     return written, False
+
+
+def _same_backbone(path: Path, wanted: BackboneManifest) -> BackboneArtefact:
+    found = bundle.open_backbone(path)
+    if found.manifest.graph_digest != wanted.graph_digest:
+        raise BackboneMismatchError(
+            f"{path} was exported by another version: expected the graph "
+            f"{wanted.graph_digest}, got {found.manifest.graph_digest}",
+            fix="export into another folder, and its other domains again, or remove it",
+        )
+    return found
 
 
 def _payloads(

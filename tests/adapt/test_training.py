@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,16 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_sigterm_is_a_request_to_stop_like_ctrl_c(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    out = tmp_path / "out"
+    recorder = Recorder(2, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(TrainingError, match="after step 2 of 15"):
+        train(domains.model(), domains.data(), domains.recipe(), out=out, progress=recorder)
+    assert load_state(state_path(out)).step == 2
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_it_trains_outside_the_main_thread(tmp_path: Path) -> None:
     done: list[TrainReport] = []
 
@@ -283,6 +294,22 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_first_step(tmp_path: Pa
             progress=recorder,
         )
     assert not recorder.steps
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that not even root writes in")
+def test_a_folder_that_takes_no_file_is_told_before_the_first_step() -> None:
+    recorder = Recorder()
+    out = Path("/proc/self/out")
+    with pytest.raises(StorageError, match="cannot write in /proc/self"):
+        train(domains.model(), domains.data(), domains.recipe(), out=out, progress=recorder)
+    assert not recorder.steps
+
+
+def test_a_state_that_cannot_be_removed_is_a_storage_error(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    state_path(out).mkdir()
+    with pytest.raises(StorageError, match="cannot remove"):
+        train(domains.model(), domains.data(), domains.recipe(), out=out, overwrite=True)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:

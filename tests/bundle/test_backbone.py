@@ -107,6 +107,28 @@ def longer_graph(path: Path) -> None:
     (path / "backbone.onnx").write_bytes(b"the graph and more")
 
 
+def missing_sums(path: Path) -> None:
+    (path / "SHA256SUMS").unlink()
+
+
+def missing_manifest(path: Path) -> None:
+    (path / "manifest.json").unlink()
+
+
+def manifest_is_a_folder(path: Path) -> None:
+    missing_manifest(path)
+    (path / "manifest.json").mkdir()
+
+
+def linked_manifest(path: Path) -> None:
+    (path / "manifest.json").rename(path.parent / "elsewhere")
+    (path / "manifest.json").symlink_to(path.parent / "elsewhere")
+
+
+def huge_manifest(path: Path) -> None:
+    (path / "manifest.json").write_bytes(b" " * 70_000)
+
+
 def lost_sums(path: Path) -> None:
     (path / "SHA256SUMS").write_bytes(b"")
 
@@ -122,6 +144,11 @@ def another_graph(path: Path) -> None:
         (missing_weights, "weights.safetensors: expected a regular file"),
         (linked_weights, "weights.safetensors: expected a regular file"),
         (weights_is_a_pipe, "weights.safetensors: expected a regular file"),
+        (missing_sums, "SHA256SUMS: expected a regular file"),
+        (missing_manifest, "manifest.json: expected a regular file"),
+        (manifest_is_a_folder, "manifest.json: expected a regular file"),
+        (linked_manifest, "manifest.json: expected a regular file"),
+        (huge_manifest, "manifest.json: expected at most 65536 bytes, got 70000"),
         (lost_sums, "SHA256SUMS: expected the checksums"),
         (longer_graph, "backbone.onnx: expected 9 bytes, got 18"),
         (another_graph, "backbone.onnx: expected sha256:"),
@@ -138,9 +165,10 @@ def test_a_damaged_directory_is_refused(
 
 
 def test_a_path_that_is_no_artefact(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(StorageError, match="backbone manifest"):
-            open_backbone(path)
+    with pytest.raises(StorageError, match="backbone manifest"):
+        open_backbone(tmp_path / "missing")
+    with pytest.raises(BundleError, match=r"manifest\.json: expected a regular file"):
+        open_backbone(tmp_path)
 
 
 @pytest.mark.parametrize(

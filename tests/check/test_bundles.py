@@ -302,3 +302,59 @@ def test_another_domain_shares_the_backbone_artefact(exported: Exported, tmp_pat
     assert report.backbone == exported.backbone
     assert check_bundle(report.bundle).report.passed
     assert check_bundle(exported.bundle).report.passed
+
+
+@pytest.mark.parametrize("left_out", ["swap-if.onnx", "swap-rows.onnx", "static-if.onnx"])
+def test_a_bundle_without_a_graph_is_refused(
+    exported: Exported, tmp_path: Path, left_out: str
+) -> None:
+    """What is not there cannot fail: it must not pass either."""
+    with pytest.raises(BundleError, match="expected the linked graphs"):
+        check_bundle(repacked(exported, tmp_path, {left_out: None}))
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("swap-if.onnx", "swap-rows.onnx"), ("swap-rows.onnx", "swap-if.onnx")],
+)
+def test_a_graph_is_held_to_its_name_without_onnx(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str
+) -> None:
+    monkeypatch.setattr(bundles, "_has_onnx", lambda: False)
+    held = bundle.open_bundle(exported.bundle)
+    path = repacked(exported, tmp_path, {name: held.blob(source)})
+    with pytest.raises(BundleError, match=f"{name.removesuffix('.onnx')}: expected"):
+        check_bundle(path)
+
+
+def test_a_damaged_graph_is_a_verification_failure_without_onnx(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "_has_onnx", lambda: False)
+    held = bundle.open_bundle(exported.bundle)
+    for name in ("swap-if.onnx", "static-if.onnx"):
+        for data in (b"", held.blob(name)[:-40], held.blob(name).replace(b"Conv", b"C\xffnv")):
+            with pytest.raises(VerificationError):
+                check_bundle(repacked(exported, tmp_path, {name: data}))
+
+
+def test_a_manifest_that_counts_other_cases_is_refused(exported: Exported, tmp_path: Path) -> None:
+    path = repacked(
+        exported,
+        tmp_path,
+        change=lambda m: replace(m, selftest=replace(m.selftest, samples=4000)),
+    )
+    with pytest.raises(BundleError, match="expected 4000 samples"):
+        check_bundle(path)
+
+
+def test_a_preprocessing_that_cannot_be_meant_is_refused(
+    exported: Exported, tmp_path: Path
+) -> None:
+    path = repacked(
+        exported,
+        tmp_path,
+        change=lambda m: replace(m, preprocess=replace(m.preprocess, crop="xyz")),
+    )
+    with pytest.raises(BundleError, match=r"preprocess\.crop"):
+        check_bundle(path)

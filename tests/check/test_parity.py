@@ -186,3 +186,8 @@ def test_a_nan_in_a_block_diverges() -> None:
     assert (
         first_divergence(GOLDEN, Answer(GOLDEN.logits, GOLDEN.gates, taps), 1e-4) == "out.block00"
     )
+
+
+def test_comparing_nothing_is_no_pass() -> None:
+    with pytest.raises(ParityError, match="expected flavours and cases to compare, got 0"):
+        compare(GOLDEN, [], {}, PREPROCESS)

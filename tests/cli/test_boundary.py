@@ -147,7 +147,56 @@ def test_a_closed_pipe_is_quiet(words: str) -> None:
     assert done.stderr == b""
 
 
-def test_ctrl_c_in_training_names_the_command_that_goes_on(tmp_path: Path) -> None:
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", "-c", f'exec "$0" -m toolchain {command}', sys.executable],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_quiet(tmp_path: Path, closed: str) -> None:
+    (tmp_path / "recipes").mkdir()
+    write_recipe(tmp_path / "recipes", epochs=1)
+    done = shell(f"train --domain toy --threads 1 {closed}", tmp_path)
+    assert done.returncode == 0
+    assert "NoneType" not in done.stdout + done.stderr
+    assert bool(done.stdout) == (closed == "2>&-")
+    assert (tmp_path / "build" / "domains" / "toy").is_dir()
+
+
+def test_an_export_with_stderr_closed_tells_its_error_by_the_code(tmp_path: Path) -> None:
+    done = shell("export --domain nowhere 2>&-", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ("recipes ls >/dev/full", 1, "error: cannot write the output: No space left on device"),
+        ("recipes ls --json >/dev/full", 1, "error: cannot write the output: No space left"),
+        ("check --json >/dev/full", 2, "error: Missing argument"),
+        ("check 2>/dev/full", 2, ""),
+        ("recipes ls >/dev/full 2>/dev/full", 1, ""),
+    ],
+)
+def test_a_full_stream_is_one_message(tmp_path: Path, words: str, code: int, says: str) -> None:
+    done = shell(words, tmp_path)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.count("error:") == bool(says)
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_signal_in_training_names_the_command_that_goes_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     (tmp_path / "recipes").mkdir()
     write_recipe(tmp_path / "recipes", epochs=5000)
     command = [*DA3, "train", "--domain", "toy", "--threads", "1"]
@@ -156,7 +205,7 @@ def test_ctrl_c_in_training_names_the_command_that_goes_on(tmp_path: Path) -> No
     ) as child:
         assert child.stderr is not None
         first = child.stderr.readline()
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         rest = child.stderr.read()
     assert "epoch 1/5000" in first
     assert child.returncode == 1

@@ -172,3 +172,17 @@ def test_the_checker_says_what_is_wrong(tmp_path: Path) -> None:
         GraphError, match=r"wrong\.onnx: onnx\.checker refuses it[\s\S]*NoSuchOperator"
     ):
         store.check(path)
+
+
+@pytest.mark.parametrize(
+    "word", [b"an_op", b"an_input", b"an_output", b"a_domain", b"a_dim", b"a_key"]
+)
+def test_text_that_is_not_utf8_is_one_error(word: bytes) -> None:
+    node = onnx.helper.make_node("an_op", ["an_input"], ["an_output"], domain="a_domain")
+    ports = [onnx.helper.make_tensor_value_info("an_input", 1, ["a_dim"])]
+    outs = [onnx.helper.make_tensor_value_info("an_output", 1, None)]
+    made = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ports, outs))
+    onnx.helper.set_model_props(made, {"a_key": "value"})
+    data = made.SerializeToString().replace(word, b"\xff" + word[1:])
+    with pytest.raises(GraphError, match="half: not an ONNX model: expected UTF-8"):
+        store.from_bytes(data, what="half")

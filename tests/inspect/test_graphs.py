@@ -95,3 +95,18 @@ def test_a_foreign_model_with_inputs_of_every_sort(tmp_path: Path) -> None:
 def test_what_is_no_model_is_a_usage_error(data: bytes) -> None:
     with pytest.raises(UsageError, match="m: expected an ONNX model"):
         parsed(Path("m"), data)
+
+
+@pytest.mark.parametrize(
+    "word", [b"an_op", b"an_input", b"an_output", b"a_domain", b"a_dim", b"a_key"]
+)
+def test_text_that_is_not_utf8_is_one_error(tmp_path: Path, word: bytes) -> None:
+    node = helper.make_node("an_op", ["an_input"], ["an_output"], domain="a_domain")
+    ports = [helper.make_tensor_value_info("an_input", 1, ["a_dim"])]
+    outs = [helper.make_tensor_value_info("an_output", 1, None)]
+    made = helper.make_model(helper.make_graph([node], "g", ports, outs))
+    helper.set_model_props(made, {"a_key": "value"})
+    data = made.SerializeToString().replace(word, b"\xff" + word[1:])
+    (tmp_path / "m.onnx").write_bytes(data)
+    with pytest.raises(UsageError, match="expected UTF-8"):
+        graph(tmp_path / "m.onnx")

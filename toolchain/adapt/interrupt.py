@@ -1,6 +1,6 @@
-"""Ctrl-C between two steps of work, never in the middle of one.
+"""Ctrl-C, or a container's SIGTERM, between two steps of work, never in the middle of one.
 
-Rules of this file: the standard library only; the handler that was there before is put back;
+Rules of this file: the standard library only; the handlers that were there before are put back;
 outside the main thread, where signals do not arrive, nothing is installed.
 """
 
@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interruption:
-    """Whether Ctrl-C was pressed; true in a condition once it was."""
+    """Whether the process was asked to stop; true in a condition once it was."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -23,7 +25,7 @@ class Interruption:
         return self._asked
 
     def ask(self, _signal: int, _frame: FrameType | None) -> None:
-        """Note the first Ctrl-C; a second one means now."""
+        """Note the first signal; a second one means now."""
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
@@ -31,13 +33,14 @@ class Interruption:
 
 @contextmanager
 def interruption() -> Iterator[Interruption]:
-    """Hold Ctrl-C (SIGINT) back inside the block; the block looks whether it came."""
+    """Hold Ctrl-C (SIGINT) and SIGTERM back inside the block; the block looks whether one came."""
     held = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield held
         return
-    before = signal.signal(signal.SIGINT, held.ask)
+    before = {number: signal.signal(number, held.ask) for number in SIGNALS}
     try:
         yield held
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

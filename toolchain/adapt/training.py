@@ -10,7 +10,10 @@ Law: ``train`` interrupted anywhere and resumed equals ``train``.
 
 from __future__ import annotations
 
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,14 +80,14 @@ def train(
 
     Loss: cross-entropy plus the budget term (``budget``), minimised by AdamW (Loshchilov and
     Hutter, ICLR 2019) over one cycle. The state for ``resume`` lies beside ``out``
-    (``state.state_path``), written after every epoch, every ``save_every_s`` seconds and at Ctrl-C,
-    and is removed at the end. The head starts from the head-only baseline, whose accuracy is noted
+    (``state.state_path``), written after every epoch, every ``save_every_s`` seconds and at Ctrl-C
+    or SIGTERM, and is removed at the end. The head starts from the head-only baseline, whose accuracy is noted
     beside the domain's. A missing parent of ``out`` is made.
 
     Raises:
         ExistsError: ``out``, or a training that waits to be resumed, is there, and neither
             ``resume`` nor ``overwrite`` was asked for.
-        TrainingError: Ctrl-C (after the step was finished and saved); a loss that is not finite
+        TrainingError: Ctrl-C or SIGTERM (after the step was finished and saved); a loss that is not finite
             (the last good state stays); ``resume`` with another recipe, backbone or data, each
             difference named, or with nothing to resume; a model whose method, classes or input
             size are not those of recipe and data.
@@ -98,7 +101,7 @@ def train(
     if resume:
         run.resume(load_state(state_path(out)))
     else:
-        state_path(out).unlink(missing_ok=True)  # overwriting was asked for
+        _remove_state(out)  # overwriting was asked for
         run.start(probe(model, data, recipe.preprocess))
     first = run.step
     try:
@@ -117,7 +120,7 @@ def train(
         head_accuracy=run.head_accuracy,
         overwrite=overwrite or resume,
     )
-    state_path(out).unlink(missing_ok=True)
+    _remove_state(out)
     return TrainReport(out, checkpoint, found, run.step - first, time.monotonic() - started)
 
 
@@ -138,12 +141,10 @@ def _check_fit(model: AttachedModel, data: DomainData, recipe: Recipe) -> None:
 
 def _check_destination(out: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse before the first step what would be refused after the last one."""
-    try:
+    with _telling(f"make {out.parent}"):
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise StorageError(
-            f"cannot make {out.parent}: {err.strerror}", fix="choose another folder"
-        ) from err
+    with _telling(f"write in {out.parent}"), tempfile.TemporaryFile(dir=out.parent):
+        pass
     if resume or overwrite:
         return
     if out.exists():
@@ -156,6 +157,21 @@ def _check_destination(out: Path, *, resume: bool, overwrite: bool) -> None:
             f"expected no half-done training, got one at {state_path(out)}",
             fix="go on with it (resume), or ask for overwriting",
         )
+
+
+def _remove_state(out: Path) -> None:
+    path = state_path(out)
+    with _telling(f"remove {path}"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _telling(action: str) -> Iterator[None]:
+    """Raise what the file system refuses inside the block as StorageError."""
+    try:
+        yield
+    except OSError as err:
+        raise StorageError(f"cannot {action}: {err.strerror}", fix="choose another folder") from err
 
 
 @dataclass

@@ -174,12 +174,14 @@ def write_backbone(
 def open_backbone(path: str | Path) -> BackboneArtefact:
     """Return the artefact in the directory ``path``, all of it verified by hashing.
 
-    Raises BundleError for a manifest that breaks the schema, files that are missing, not expected,
-    not regular or not what the manifest says; StorageError if the file system refuses.
+    Raises BundleError for a directory that is a link, a manifest that breaks the schema, files that
+    are missing, not expected, not regular or not what the manifest says; StorageError if there is
+    no such directory or the file system refuses.
     """
     path = Path(path)
-    data = read_limited(path / MANIFEST_NAME, limit_bytes=LIMIT_BYTES, what="backbone manifest")
     try:
+        raise_faults("files", _text_faults(path))
+        data = read_limited(path / MANIFEST_NAME, limit_bytes=LIMIT_BYTES, what="backbone manifest")
         manifest = BackboneManifest.from_json(data)
         raise_faults("files", _file_faults(path, manifest, _sums(manifest, data)))
     except BundleError as err:
@@ -222,6 +224,16 @@ def _sums(manifest: BackboneManifest, text: bytes) -> bytes:
     digests = {entry.name: entry.digest for entry in manifest.files} | {MANIFEST_NAME: sha256(text)}
     lines = (f"{digests[name].removeprefix('sha256:')}  {name}\n" for name in sorted(digests))
     return "".join(lines).encode()
+
+
+def _text_faults(path: Path) -> Iterator[Fault]:
+    """Faults of manifest and checksums as files; without a directory, reading tells the fault."""
+    for name in (MANIFEST_NAME, SUMS_NAME) if path.is_dir() else ():
+        file = path / name
+        if file.is_symlink() or not file.is_file():
+            yield Fault(name, "expected a regular file, got none")
+        elif (size := file.stat().st_size) > LIMIT_BYTES:
+            yield Fault(name, f"expected at most {LIMIT_BYTES} bytes, got {size}")
 
 
 def _file_faults(path: Path, manifest: BackboneManifest, sums: bytes) -> Iterator[Fault]:

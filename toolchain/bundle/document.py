@@ -18,7 +18,8 @@ from toolchain.errors import BundleError, Da3Error
 LIMIT_BYTES = 64 * 1024
 LIMIT_DEPTH = 12
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# An unterminated string reaches to the end: a match that never fails never backtracks.
+_STRING = re.compile(rb'"(?:[^"\\]|\\.?)*"?', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 _REMAKE = "take the file from its source again; edit nothing by hand"
 

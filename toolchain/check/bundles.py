@@ -9,8 +9,9 @@ beside them. What was not run is listed, with the reason.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.numpy import load as load_safetensors
 
@@ -19,10 +20,12 @@ from toolchain.bundle import BackboneArtefact, Bundle
 from toolchain.check import parity, subjects
 from toolchain.check.golden import Golden, read_golden
 from toolchain.check.parity import ParityReport, Subject
-from toolchain.errors import BundleError, DataError
+from toolchain.errors import BundleError, DataError, Fault, GraphError
+from toolchain.fields import read_section
 from toolchain.preprocess import Preprocessing
 
 LINKED_ROLES = ("swap", "static")
+SHIPPED = ("swap-if", "swap-rows", "static-if")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +60,49 @@ def check_bundle(
     held = bundle.open_bundle(path)
     artefact = find_backbone(held, path, backbone)
     bundle.match(held.manifest, artefact)
+    _require_graphs(held)
     golden = _golden(held)
     slots = load_safetensors(held.blob(held.names("slots")[0]))
     folder = artefact.path
+    try:
+        under_test = _subjects(held, artefact, slots)
+    except GraphError as err:
+        # Whatever a graph of a bundle does wrong, the bundle is not what its manifest says.
+        raise BundleError(f"{path}: {err.message}", fix="export the domain again") from err
+    report = parity.compare(
+        golden,
+        under_test.subjects,
+        slots,
+        preprocessing(held),
+        tolerance=held.manifest.selftest.tolerance_relative if tolerance is None else tolerance,
+        threads=threads,
+    ).require()
+    verified = bundle.verify(path).checks
+    return BundleCheck(
+        path,
+        folder,
+        held.manifest.domain,
+        report,
+        verified,
+        under_test.relinked,
+        under_test.not_run,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderTest:
+    """What is compared, which graphs were linked anew, and what was left out."""
+
+    subjects: tuple[Subject, ...]
+    relinked: tuple[str, ...]
+    not_run: tuple[str, ...]
+
+
+def _subjects(held: Bundle, artefact: BackboneArtefact, slots: subjects.Slots) -> _UnderTest:
+    folder = artefact.path
     found: list[Subject] = []
     relinked: tuple[str, ...] = ()
-    not_run: list[str] = []
+    not_run: tuple[str, ...] = ()
     tapped: dict[str, subjects.Builder] = {}
     if _has_onnx():
         from toolchain.check import relink
@@ -72,26 +112,25 @@ def check_bundle(
         tapped = linked.tapped(folder, slots)
         found.append(subjects.staged(linked.halves, folder))
     else:
-        not_run.append(
-            "staged, and linking anew: the packages onnx and onnx-ir are not installed "
-            "(pip install 'da3-toolchain[check]')"
+        not_run = (
+            "staged, and linking anew from domain.onnx: the packages onnx and onnx-ir are not "
+            "installed (pip install 'da3-toolchain[check]')",
         )
     for name in linked_names(held):
         graph = held.blob(f"{name}.onnx")
-        twin = tapped.get(name)
-        found.append(subjects.shipped(name, graph, folder, slots, tapped=twin))
-    report = parity.compare(
-        golden,
-        found,
-        slots,
-        preprocessing(held),
-        tolerance=held.manifest.selftest.tolerance_relative if tolerance is None else tolerance,
-        threads=threads,
-    ).require()
-    verified = bundle.verify(path).checks
-    return BundleCheck(
-        path, folder, held.manifest.domain, report, verified, relinked, tuple(not_run)
-    )
+        found.append(subjects.shipped(name, graph, folder, slots, tapped=tapped.get(name)))
+    return _UnderTest(tuple(found), relinked, not_run)
+
+
+def _require_graphs(held: Bundle) -> None:
+    """A bundle without a graph, or with one under another role, would pass by not running it."""
+    wanted = {(name.partition("-")[0], f"{name}.onnx") for name in SHIPPED}
+    found = {(role, name) for role in LINKED_ROLES for name in held.names(role)}
+    if wanted != found:
+        raise BundleError(
+            f"expected the linked graphs {sorted(wanted)} (role, name), got {sorted(found)}",
+            fix="export the domain again",
+        )
 
 
 def linked_names(held: Bundle) -> tuple[str, ...]:
@@ -102,21 +141,19 @@ def linked_names(held: Bundle) -> tuple[str, ...]:
 
 def preprocessing(held: Bundle) -> Preprocessing:
     """Return a bundle's preprocessing as the value that :mod:`toolchain.preprocess` takes."""
-    p = held.manifest.preprocess
-    return Preprocessing(
-        size=p.size,
-        resize=p.resize,
-        crop=p.crop,
-        interpolation=p.interpolation,
-        colour=p.colour,
-        mean=_three(p.mean),
-        std=_three(p.std),
-    )
+    given = {k: list(v) if isinstance(v, tuple) else v for k, v in _preprocess(held).items()}
+    faults: list[Fault] = []
+    found = read_section(Preprocessing, "preprocess", given, faults)
+    if found is None:
+        raise BundleError(
+            f"the manifest's preprocessing cannot be meant: {'; '.join(map(str, faults))}",
+            fix="export the domain again",
+        )
+    return found
 
 
-def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
-    first, second, third = values
-    return first, second, third
+def _preprocess(held: Bundle) -> dict[str, Any]:
+    return asdict(held.manifest.preprocess)
 
 
 def find_backbone(held: Bundle, path: Path, given: Path | None) -> BackboneArtefact:
@@ -161,7 +198,24 @@ def _golden_fault(golden: Golden, held: Bundle) -> str:
         return f"expected pictures of {manifest.preprocess.size} pixels, got {side}"
     slots = {slot.name for slot in manifest.adaptor.slots}
     strange = [site for site in golden.gate_sites if f"{site}.gate.bias" not in slots]
-    return f"expected gates of this domain, got {strange}" if strange else ""
+    if strange:
+        return f"expected gates of this domain, got {strange}"
+    return _other_states(golden, held)
+
+
+def _other_states(golden: Golden, held: Bundle) -> str:
+    """Tell how the manifest describes the golden data otherwise than they are."""
+    manifest = held.manifest
+    if (said := manifest.selftest.samples) != len(golden):
+        return f"expected {said} samples as the manifest says, got {len(golden)}"
+    told = {
+        site: (state.open, state.closed, state.forced)
+        for site, state in manifest.selftest.gate_states.items()
+    }
+    seen = {site: (s.open, s.closed, s.forced) for site, s in golden.states().items()}
+    if told != seen:
+        return f"expected the gate states {told} as the manifest says, got {seen}"
+    return ""
 
 
 def _has_onnx() -> bool:

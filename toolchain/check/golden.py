@@ -105,7 +105,7 @@ def read_golden(data: bytes, what: str) -> Golden:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         names = json.loads(header["__metadata__"]["names"])
         gates, sites = tuple(map(str, names["gates"])), tuple(map(str, names["sites"]))
-    except (SafetensorError, ValueError, KeyError, TypeError) as err:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as err:
         raise VerificationError(
             f"{what}: expected golden data, got: {err}", fix="export the domain again"
         ) from err

@@ -110,6 +110,11 @@ def compare(
 
     ``threads`` comparisons run at once, by default one per core; their order is kept.
     """
+    if not subjects or not len(golden):
+        raise ParityError(
+            f"expected flavours and cases to compare, got {len(subjects)} and {len(golden)}",
+            fix="export the domain again",
+        )
     jobs, notes = [], []
     for subject in subjects:
         cases = golden if subject.takes_slots else golden.take(golden.natural)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from toolchain.check.parity import BATCHES, Subject
+from toolchain.errors import GraphError
 from toolchain.runtime.linked import Linked, Runnable
 from toolchain.runtime.session import Session
 from toolchain.runtime.staged import Segments, StagedRunner
@@ -39,9 +40,24 @@ def shipped(
     """Return a linked graph as a subject; ``name`` is its stem: ``swap-if``, ``static-rows``."""
     static = name.startswith("static")
     session = Session(graph, folder=folder, constants=slots if static else None, what=name)
+    _check_interface(name, session, slots, static=static)
     # A batch-1 graph is looped whatever the batch: one size tells all.
     batches = BATCHES[:1] if name.endswith("-if") else BATCHES
     return Subject(name, Linked(session), tapped, takes_slots=not static, batches=batches)
+
+
+def _check_interface(name: str, session: Session, slots: Slots, *, static: bool) -> None:
+    """Hold a graph to its name: batch, inputs and outputs. Raises GraphError."""
+    wanted = {} if static else {slot: tuple(array.shape) for slot, array in slots.items()}
+    found = {k: v for k, v in session.inputs.items() if k != "image"}
+    if wanted != found:
+        odd = sorted(wanted.items() ^ found.items(), key=str)
+        raise GraphError(f"{name}: expected image and the slots as inputs, they differ in {odd}")
+    batch = session.inputs.get("image", (None,))[0]
+    if name.endswith("-if") != (batch == 1):
+        raise GraphError(f"{name}: expected the batch of its form, got {batch!r}")
+    if not {"logits"} <= set(session.outputs) <= {"logits", "gates"}:
+        raise GraphError(f"{name}: expected the outputs logits and gates, got {session.outputs}")
 
 
 def tapped(halves: Split, linking: Linking, folder: Path, slots: Slots) -> Builder:

@@ -2,25 +2,28 @@
 
 Rules of this file: every command runs inside ``_Boundary.main``, and nothing else in the room
 ends the process for an error. A message goes to stderr as ``error:`` and ``fix:``; with ``--json``
-it is a document on stdout instead. A traceback is shown only when DA3_TRACEBACK is set.
+it is a document on stdout instead. A closed stream drops what is written to it, a full one is an
+error like any other. A traceback is shown only when DA3_TRACEBACK is set.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 
 from toolchain.cli.layout import clean
 from toolchain.cli.output import write_json
-from toolchain.errors import Da3Error, MissingPackageError, RecipeError
+from toolchain.errors import Da3Error, MissingPackageError, RecipeError, StorageError
 
 INTERRUPTED = 130
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _EXTRAS = {
     "torch": "export",
     "sklearn": "export",
@@ -40,6 +43,7 @@ class _Boundary:
         given = args[0] if args else extra.get("args")
         as_json = "--json" in (sys.argv[1:] if given is None else given)
         colour = False if os.environ.get("NO_COLOR") else None
+        _open_closed_streams()
         _tolerate_any_name()
         try:
             options = {**extra, "standalone_mode": False, "color": colour}
@@ -49,6 +53,7 @@ class _Boundary:
             code = _tell(_known(err), as_json, colour)
         except KeyboardInterrupt:
             code = _tell(click.Abort(), as_json, colour)
+        _drop_what_is_refused()
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -72,6 +77,22 @@ def naming(command: str) -> Iterator[None]:
         raise
 
 
+def _open_closed_streams() -> None:
+    """Stand in for a stream that the caller closed (``2>&-``), which Python leaves as None."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+
+
+def _drop_what_is_refused() -> None:
+    """Empty the buffer that a stream did not take, which would be told once more at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _tolerate_any_name() -> None:
     """Show what a terminal's encoding lacks as an escape instead of failing."""
     for stream in (sys.stdout, sys.stderr):
@@ -80,10 +101,17 @@ def _tolerate_any_name() -> None:
 
 
 def _known(err: Exception) -> Exception:
-    """Return a missing package of ours as the library's error, anything else as it is."""
+    """Return a missing package of ours and a full stream as the library's errors."""
     name = (getattr(err, "name", None) or "").partition(".")[0]
     if isinstance(err, ModuleNotFoundError) and name in _EXTRAS:
         found: Exception = MissingPackageError(name, "this command", _EXTRAS[name])
+        return found.with_traceback(err.__traceback__)
+    # The library's own files carry their names; an error without one is a stream's.
+    if isinstance(err, OSError) and err.errno in _NO_ROOM and err.filename is None:
+        found = StorageError(
+            f"cannot write the output: {err.strerror}",
+            fix="make room where stdout or stderr goes, or send it elsewhere",
+        )
         return found.with_traceback(err.__traceback__)
     return err
 
@@ -96,8 +124,11 @@ def _tell(err: Exception, as_json: bool, colour: bool | None) -> int:
     try:
         _print(err, told, as_json, colour)
     except BrokenPipeError:
-        # Nobody reads: what is left in the buffer goes nowhere, without a word at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        pass  # nobody reads
+    except OSError:
+        # stdout takes no document; when stderr takes no line either, the exit code is all there is.
+        with suppress(OSError):
+            _print(err, told, as_json=False, colour=colour)
     return int(told["exit_code"])
 
 

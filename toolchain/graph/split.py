@@ -297,7 +297,7 @@ def _metadata(model: ir.Model) -> tuple[tuple[Cut, ...], str]:
             for row in rows
         )
         return cuts, model.metadata_props[META_FEATURES]
-    except (KeyError, TypeError, ValueError) as err:
+    except (KeyError, TypeError, ValueError, RecursionError) as err:
         raise SplitError(
             f"model {model.graph.name!r} carries no cut points: {err}",
             fix="use files that da3-export wrote",

@@ -25,6 +25,7 @@ from safetensors.numpy import save as safetensors_save
 from toolchain.errors import GraphError
 from toolchain.files import read_limited
 from toolchain.graph.sketch import value_name
+from toolchain.graph.text import check_text
 
 MAX_GRAPH_BYTES = 64 << 20
 INLINE_LIMIT_BYTES = 1024
@@ -98,7 +99,7 @@ def to_bytes(model: ir.Model) -> bytes:
 
 
 def from_bytes(data: bytes, *, what: str) -> ir.Model:
-    """Parse a model; raises GraphError when the bytes are no ONNX model."""
+    """Parse a model; raises GraphError when the bytes are no ONNX model or a text is not UTF-8."""
     if len(data) > MAX_GRAPH_BYTES:
         raise GraphError(
             f"{what}: expected at most {MAX_GRAPH_BYTES} bytes of graph, got {len(data)}",
@@ -106,6 +107,7 @@ def from_bytes(data: bytes, *, what: str) -> ir.Model:
         )
     try:
         proto = onnx.load_model_from_string(data)
+        check_text(proto)
         return ir.from_proto(proto)
     except (DecodeError, ir.serde.SerdeError, ValueError, TypeError, KeyError) as err:
         raise GraphError(

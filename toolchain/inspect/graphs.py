@@ -114,10 +114,13 @@ def parsed(path: Path, data: bytes) -> onnx.ModelProto:
     try:
         import onnx
         from google.protobuf.message import DecodeError
+
+        from toolchain.graph.text import check_text
     except ImportError as err:
         raise MissingPackageError("onnx", "looking into an ONNX file", "check") from err
     try:
         model = onnx.load_model_from_string(data)
+        check_text(model)
     except (DecodeError, ValueError) as err:
         raise UsageError(
             f"{path}: expected an ONNX model, got: {err}", fix="take it from its source again"

@@ -29,6 +29,8 @@ from toolchain.recipe.spec import (
 )
 from toolchain.recipe.store import SUFFIX, dump, loads
 
+BATCH = 32
+STEPS = 400
 MAX_MEASURED = 512
 _LISTED_CLASSES = 40
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -128,19 +130,26 @@ def _recipe(name: str, survey: Survey, backbone: str, side: int) -> Recipe:
             side, side if small else side * 8 // 7, "center", "bilinear", "RGB", mean, std
         ),
         method="da3",
-        adaptor=AdaptorOptions(),
+        # As in the samples: small maps bear an adaptor with a 3x3 kernel on every block.
+        adaptor=AdaptorOptions(placement="all", pool=2, kernel=3) if small else AdaptorOptions(),
         train=TrainSpec(
-            epochs=8 if len(survey.listing.train) >= 2000 else 20,
-            batch=64 if small else 32,
-            lr=0.003,
+            epochs=_epochs(len(survey.listing.train)),
+            batch=BATCH,
+            lr=0.01,
             weight_decay=0.0001,
             seed=0,
             budget=0.6,
-            budget_weight=2.0,
+            budget_weight=10.0,
             augment=("shift", "flip"),
         ),
         golden=8,
     )
+
+
+def _epochs(pictures: int) -> int:
+    """Return enough epochs for ``STEPS`` steps: with fewer, gates hardly learn to close."""
+    steps = max(1, -(-pictures // BATCH))
+    return max(8, min(200, -(-STEPS // steps)))
 
 
 def _header(name: str, survey: Survey) -> str:
@@ -149,7 +158,7 @@ def _header(name: str, survey: Survey) -> str:
     parts = "as found in the folders" if found.was_split else "a fifth of each class to test"
     counts = Counter(index for _, index in found.train + found.test)
     lines = [
-        f"Build it:  da3-export --domain {f'{name!r}' if ' ' in name else name}",
+        f"Build it:  da3-export --train --domain {f'{name!r}' if ' ' in name else name}",
         "",
         f"Read from {found.root}:",
         f"  pictures  {len(found.train)} to train, {len(found.test)} to test ({parts})",

@@ -54,7 +54,9 @@ _IDENT = text(
     "a name of letters, digits, '_', '-' or '.'", lambda v: bool(_IDENTIFIER.fullmatch(v))
 )
 _DIGEST = text(
-    "sha256: and 64 hexadecimal digits", lambda v: bool(_SHA256.fullmatch(v)), "run sha256sum FILE"
+    "sha256: and 64 hexadecimal digits",
+    lambda v: bool(_SHA256.fullmatch(v)),
+    "write sha256: in front of what sha256sum FILE prints",
 )
 
 
@@ -182,7 +184,11 @@ class Recipe(Section):
         """Yield weights without digest or digest without weights."""
         if self.weights is not None and self.weights_sha256 is None:
             message = "expected the digest of the weights file, got null"
-            yield Fault("weights_sha256", message, f"run sha256sum {self.weights}")
+            yield Fault(
+                "weights_sha256",
+                message,
+                f"write sha256: in front of what sha256sum {self.weights} prints",
+            )
         if self.weights is None and self.weights_sha256 is not None:
             message = "expected null: there is no weights file"
             yield Fault("weights_sha256", message, "name the file in weights")

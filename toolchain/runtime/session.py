@@ -67,15 +67,16 @@ class Session:
         self.what = what
         try:
             self._session = ort.InferenceSession(model, options, providers=PROVIDERS)
+            # Names that are no UTF-8 show here.
+            self.inputs: dict[str, tuple[int | str | None, ...]] = {
+                i.name: tuple(i.shape) for i in self._session.get_inputs()
+            }
+            self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
         except FAULTS as err:
             raise GraphError(
                 f"{what}: onnxruntime {ort.__version__} cannot load it: {_first_line(err)}",
                 fix="use the onnxruntime of constraints.txt, or export again",
             ) from err
-        self.inputs: dict[str, tuple[int | str | None, ...]] = {
-            i.name: tuple(i.shape) for i in self._session.get_inputs()
-        }
-        self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
 
     def run(
         self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
