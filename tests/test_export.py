@@ -21,7 +21,7 @@ from tests.exported import Domain, Exported, make_domain
 from toolchain import bundle, digest
 from toolchain import export as export_file
 from toolchain.adapt import checkpoint as checkpoints
-from toolchain.check.bundles import check_bundle
+from toolchain.check.bundles import SHIPPED, check_bundle
 from toolchain.errors import (
     BackboneMismatchError,
     CheckpointError,
@@ -29,7 +29,7 @@ from toolchain.errors import (
     ParityError,
     StorageError,
 )
-from toolchain.export import SHIPPED, export
+from toolchain.export import export
 from toolchain.graph import store
 from toolchain.graph.link import Linking, link
 from toolchain.graph.split import Split
@@ -62,7 +62,7 @@ def test_the_report_tells_what_was_made(exported: Exported) -> None:
     assert list(report.seconds) == steps
     held = bundle.open_bundle(report.bundle)
     assert held.manifest == report.manifest
-    graphs = {f"{flavour}-{form}.onnx" for flavour, form in SHIPPED}
+    graphs = {f"{name}.onnx" for name in SHIPPED}
     rest = {
         "domain.onnx",
         "slots.safetensors",

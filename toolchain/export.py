@@ -35,7 +35,7 @@ from toolchain.errors import (
 from toolchain.files import write_atomic
 from toolchain.graph import store
 from toolchain.graph.halves import Halves, make_halves
-from toolchain.graph.link import Linking, link
+from toolchain.graph.link import Linking, link, named
 from toolchain.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.recipe import Recipe, dump
 
@@ -174,7 +174,7 @@ def _make_folder(path: Path) -> None:
 def _linkings(kept: checkpoints.Checkpoint) -> list[Linking]:
     # Rounded as in the manifest, so that linking anew from a bundle gives the same graphs.
     rates = {site: manifests.rounded(rate) for site, rate in kept.info.metrics.gate_rates.items()}
-    return [Linking(*name.split("-"), rates=rates) for name in SHIPPED]  # type: ignore[arg-type]
+    return [named(name, rates) for name in SHIPPED]
 
 
 def _link(halves: Halves, kept: checkpoints.Checkpoint, folder: Path) -> dict[str, bytes]:

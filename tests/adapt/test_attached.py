@@ -259,3 +259,51 @@ def test_gateable_placement_needs_a_gateable_block() -> None:
     with pytest.raises(AttachError, match="placement='all'"):
         attach(net, classes=3, input_shape=(3, 8, 8))
     assert attach(net, classes=3, input_shape=(3, 8, 8), placement="all").sites
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"placement": "x"}, "placement"),
+        ({"rank": 0}, "rank"),
+        ({"rank": -2}, "rank"),
+        ({"kernel": 2}, "kernel"),
+        ({"classes": 2.5}, "classes"),
+        ({"classes": True}, "classes"),
+        ({"blocks": "blocks.0"}, "list of module names"),
+        ({"blocks": [0]}, "list of module names"),
+        ({"blocks": ["blocks.0", "blocks.0.conv1"]}, "'blocks.0' and 'blocks.0.conv1'"),
+        ({"blocks": ["blocks.0", "blocks.0"]}, "'blocks.0' and 'blocks.0'"),
+    ],
+)
+def test_what_code_asks_for_is_held_to_the_rules(given: dict[str, Any], words: str) -> None:
+    net = toys.Net(nn.Conv2d(3, 8, 3, 2, 1), [toys.Residual(8, 8)], 8)
+    with pytest.raises(AttachError, match=words):
+        attach(net, **{"classes": 3, "input_shape": (3, 16, 16), **given})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_backbone_that_is_not_float32_is_refused(dtype: torch.dtype) -> None:
+    net = toys.Net(nn.Conv2d(3, 8, 3, 2, 1), [toys.Residual(8, 8)], 8).to(dtype)
+    with pytest.raises(AttachError, match=r"expected float32(.|\n)*\.float\(\)"):
+        attach(net, classes=3, input_shape=(3, 16, 16))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@torch.no_grad()
+def test_weights_that_are_not_finite_are_named(value: float) -> None:
+    net = toys.Net(nn.Conv2d(3, 8, 3, 2, 1), [toys.Residual(8, 8)], 8)
+    net.stem.weight[0, 0, 0, 0] = value
+    with pytest.raises(AttachError, match=r"stem\.weight"):
+        attach(net, classes=3, input_shape=(3, 16, 16))
+
+
+@pytest.mark.parametrize("error", [KeyError, AttributeError, ZeroDivisionError])
+def test_whatever_a_forward_raises_is_an_attach_error(error: type[Exception]) -> None:
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise error("inside")
+
+    with pytest.raises(AttachError, match=error.__name__) as caught:
+        attach(Failing(), classes=3, input_shape=(3, 16, 16))
+    assert isinstance(caught.value.__cause__, error)

@@ -271,3 +271,16 @@ def test_write_refuses_what_is_no_domain(folder: Path, tmp_path: Path) -> None:
     found = read(folder)
     with pytest.raises(CheckpointError, match="not float32: x"):
         write(tmp_path / "out", found.info, {"x": np.zeros(2)})
+
+
+@pytest.mark.parametrize("shape", [[3, 1, 1], [3, 4096, 4096], [1, 16, 16]])
+def test_a_shape_that_its_pictures_do_not_have_is_refused(
+    folder: Path, model: AttachedModel, shape: list[int]
+) -> None:
+    document = json.loads((folder / INFO_FILE).read_text())
+    document["backbone"]["input_shape"] = shape
+    (folder / INFO_FILE).write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="input_shape"):
+        restore(folder, backbone=toys.backbone("plain"))
+    with pytest.raises(CheckpointError, match="input_shape"):
+        load_checkpoint(folder, model)

@@ -206,3 +206,18 @@ def test_absent_file_and_unknown_suffix(tmp_path: Path) -> None:
     (tmp_path / "w.onnx").write_bytes(b"x")
     with pytest.raises(WeightsError, match=r"got '\.onnx'"):
         load_backbone("resnet20", weights=tmp_path / "w.onnx")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_refused_pickle_gets_our_words_and_no_warning(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "bomb.pth"
+    path.write_bytes(pickle.dumps(Bomb(), protocol))
+    with pytest.raises(WeightsError, match="expected a readable") as caught:
+        load_backbone("resnet20", weights=path)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_a_negative_variance_is_named(saved: Saver, state: State) -> None:
+    broken = -state["bn1.running_var"]
+    with pytest.raises(WeightsError, match=r"negative variance: bn1\.running_var"):
+        load_backbone("resnet20", weights=saved(bn1__running_var=broken))

@@ -264,3 +264,33 @@ def test_a_slot_that_changes_nothing_is_named() -> None:
     model.domain["block00"].register_parameter("idle", nn.Parameter(torch.zeros(2)))
     with pytest.raises(CaptureError, match=r"slot 'block00\.idle' did not reach the graph"):
         capture(model)
+
+
+class Neighbourly(toys.Residual):
+    """Its answer for a sample depends on the rest of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.mean(0, keepdim=True)
+
+
+class Ticking(toys.Residual):
+    """Its buffer counts forwards, in evaluation too."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("n", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [(Neighbourly, r"'blocks\.1' answers"), (Ticking, r"'blocks\.1\.n' changes")]
+)
+def test_a_block_with_a_memory_or_with_neighbours_is_refused(
+    kind: type[toys.Residual], words: str
+) -> None:
+    net = toys.Net(nn.Conv2d(3, 8, 3, 2, 1), [toys.Residual(8, 8), kind(8, 8)], 8)
+    with pytest.raises(CaptureError, match=words):
+        capture(attach(net, classes=3, input_shape=(3, 16, 16)))

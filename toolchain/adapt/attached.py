@@ -23,7 +23,8 @@ from toolchain import digest
 from toolchain.adapt.adaptors import BlockDomain, decide, logistic_noise
 from toolchain.adapt.blocks import Anatomy, Site, examine
 from toolchain.adapt.dryrun import block_input, first_tensor, output_tensor
-from toolchain.errors import AttachError, UnknownNameError
+from toolchain.errors import AttachError, Fault, UnknownNameError
+from toolchain.fields import read_section, show
 from toolchain.recipe import AdaptorOptions
 
 METHODS = ("da3", "da2", "head")
@@ -207,13 +208,16 @@ def attach(
     """
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
-    if classes < 1:
-        raise AttachError(f"expected at least one class, got {classes}", fix="pass classes=N")
+    if type(classes) is not int or classes < 1:
+        raise AttachError(
+            f"expected a number of classes from 1, got {show(classes)}", fix="pass classes=N"
+        )
     known = {f.name for f in fields(AdaptorOptions)}
     for key in overrides:
         if key not in known:
             raise UnknownNameError("adaptor option", key, known)
-    chosen = AdaptorOptions(**{**_as_dict(options or AdaptorOptions()), **overrides})
+    chosen = _checked({**_as_dict(options or AdaptorOptions()), **overrides})
+    _check_weights(backbone)
     anatomy = examine(backbone, input_shape, blocks=blocks, head=head)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -228,6 +232,38 @@ def attach(
 
 def _as_dict(options: AdaptorOptions) -> dict[str, Any]:
     return {f.name: getattr(options, f.name) for f in fields(options)}
+
+
+def _checked(values: Mapping[str, Any]) -> AdaptorOptions:
+    """Hold options given in code to the rules of the recipe."""
+    faults: list[Fault] = []
+    chosen = read_section(AdaptorOptions, "", values, faults)
+    if chosen is None:
+        lines = "\n  ".join(str(fault) for fault in faults)
+        raise AttachError(
+            f"expected adaptor options as in a recipe, got\n  {lines}",
+            fix="correct the options named above",
+        )
+    return chosen
+
+
+def _check_weights(backbone: nn.Module) -> None:
+    """Refuse what no graph of ours can hold; a buffer may be infinite, as masks are."""
+    weights = dict(backbone.named_parameters())
+    for name, tensor in {**weights, **dict(backbone.named_buffers())}.items():
+        if not tensor.is_floating_point() or nn.parameter.is_lazy(tensor):
+            continue
+        if tensor.dtype != torch.float32:
+            raise AttachError(
+                f"backbone tensor {name!r}: expected float32, got {tensor.dtype}",
+                fix="attach to backbone.float()",
+            )
+        broken = ~tensor.isfinite() if name in weights else tensor.isnan()
+        if bool(broken.any()):
+            raise AttachError(
+                f"backbone tensor {name!r}: expected finite values, got NaN or Inf",
+                fix="load the backbone's weights again",
+            )
 
 
 def backbone_state(backbone: nn.Module, head: str | None) -> dict[str, Tensor]:

@@ -79,8 +79,9 @@ def examine(
     ``blocks`` and ``head`` name modules where the structure does not tell; an empty ``head`` says
     that the backbone returns features. Raises AttachError, saying what would help.
     """
+    named = None if blocks is None else _named(blocks)
     calls, output, counter = dry_run(backbone, tuple(input_shape))
-    names = list(blocks) if blocks is not None else _block_names(backbone, calls)
+    names = _block_names(backbone, calls) if named is None else named
     if not names:
         raise AttachError(
             f"found no blocks in {type(backbone).__name__}: no module inside a Sequential or "
@@ -96,6 +97,25 @@ def examine(
     classifier = sum(counts.get(prefix + head, {}).values()) if head else 0
     # FlopCounterMode counts a multiply-add as two operations; shares do not care, readers do.
     return Anatomy(sites, head, features, (total - classifier) // 2, tuple(input_shape))
+
+
+def _named(blocks: object) -> list[str]:
+    """Return the blocks named by hand: a list of names, none twice or inside another."""
+    names = list(blocks) if isinstance(blocks, Iterable) else [blocks]
+    if isinstance(blocks, str) or not all(isinstance(name, str) for name in names):
+        raise AttachError(
+            f"expected blocks as a list of module names, got {blocks!r}",
+            fix="name them: attach(..., blocks=['layer1.0', 'layer1.1'])",
+        )
+    for index, inner in enumerate(names):
+        for other, outer in enumerate(names):
+            if index != other and f"{inner}.".startswith(f"{outer}."):
+                raise AttachError(
+                    f"blocks {outer!r} and {inner!r} overlap; expected each module once and none "
+                    "inside another",
+                    fix="leave one of them out of blocks=[...]",
+                )
+    return names
 
 
 def _weighted(module: nn.Module) -> int:

@@ -95,10 +95,10 @@ def dry_run(
     try:
         with torch.no_grad(), counter:
             output = backbone(torch.zeros(1, *shape, dtype=reference.dtype))
-    except (RuntimeError, ValueError, TypeError, AssertionError) as err:
+    except Exception as err:  # a backbone's forward is the caller's code and may raise anything
         raise AttachError(
             f"{type(backbone).__name__} does not run on an input of shape [1, "
-            f"{', '.join(map(str, shape))}]: {err}",
+            f"{', '.join(map(str, shape))}]: {type(err).__name__}: {err}",
             fix="give the shape it expects: attach(..., input_shape=(3, 224, 224))",
         ) from err
     finally:

@@ -106,6 +106,7 @@ def load_checkpoint(folder: Path, model: AttachedModel) -> Checkpoint:
     shaped, wrongly typed or not finite tensors, all of them at once; StorageError.
     """
     found = files.read(folder)
+    _check_shape(folder, found.info)
     _check_backbone(folder, found, weights_digest(model))
     expected = {name: tuple(tensor.shape) for name, tensor in domain_state(model).items()}
     if faults := list(shape_faults(expected, found.tensors)):
@@ -117,6 +118,17 @@ def load_checkpoint(folder: Path, model: AttachedModel) -> Checkpoint:
     state = {name: torch.from_numpy(array.copy()) for name, array in found.tensors.items()}
     model.domain.load_state_dict(state, strict=False)
     return found
+
+
+def _check_shape(folder: Path, info: Info) -> None:
+    """Refuse a shape that its own pictures do not have, before anything runs on it."""
+    side = info.preprocess.size
+    if tuple(info.backbone.input_shape) != (3, side, side):
+        raise CheckpointError(
+            f"{folder}: backbone.input_shape: expected [3, {side}, {side}] as preprocess.size "
+            f"says, got {list(info.backbone.input_shape)}",
+            fix="train the domain again; this checkpoint was altered",
+        )
 
 
 def _check_backbone(folder: Path, found: Checkpoint, present: str) -> None:
@@ -139,6 +151,7 @@ def restore(
     AttachError, StorageError.
     """
     info = files.read(folder).info
+    _check_shape(folder, info)
     model = attach(
         load_backbone(info.backbone.name, weights=weights) if backbone is None else backbone,
         method=info.method,

@@ -81,16 +81,16 @@ def train(
     Loss: cross-entropy plus the budget term (``budget``), minimised by AdamW (Loshchilov and
     Hutter, ICLR 2019) over one cycle. The state for ``resume`` lies beside ``out``
     (``state.state_path``), written after every epoch, every ``save_every_s`` seconds and at Ctrl-C
-    or SIGTERM, and is removed at the end. The head starts from the head-only baseline, whose accuracy is noted
-    beside the domain's. A missing parent of ``out`` is made.
+    or SIGTERM, and is removed at the end. The head starts from the head-only baseline, whose
+    accuracy is noted beside the domain's. A missing parent of ``out`` is made.
 
     Raises:
         ExistsError: ``out``, or a training that waits to be resumed, is there, and neither
             ``resume`` nor ``overwrite`` was asked for.
-        TrainingError: Ctrl-C or SIGTERM (after the step was finished and saved); a loss that is not finite
-            (the last good state stays); ``resume`` with another recipe, backbone or data, each
-            difference named, or with nothing to resume; a model whose method, classes or input
-            size are not those of recipe and data.
+        TrainingError: Ctrl-C or SIGTERM (after the step was finished and saved); a loss that is
+            not finite (the last good state stays); ``resume`` with another recipe, backbone or
+            data, each difference named, or with nothing to resume; a model whose method, classes
+            or input size are not those of recipe and data.
         StorageError: the file system refused.
 
     """

@@ -10,6 +10,8 @@ are another subject (``checkpoint``), and freezing belongs to ``attach``.
 from __future__ import annotations
 
 import io
+import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -156,7 +158,16 @@ def _from_safetensors(data: bytes, source: _Source) -> Mapping[str, Tensor]:
 
 def _from_pickle(data: bytes, source: _Source) -> Mapping[str, Tensor]:
     try:
-        value: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch warns of raw pickles; they are refused or read
+            warnings.simplefilter("ignore")
+            value: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as err:
+        # PyTorch's own text advises to switch the protection off.
+        raise WeightsError(
+            f"{source.path}: expected a readable {source.path.suffix} file of tensors alone, "
+            "got a damaged one, or one whose pickle asks for code to be run",
+            fix="save model.state_dict() again, best with safetensors.torch.save_file",
+        ) from err
     except Exception as err:  # a damaged pickle can raise anything, and nothing of it has been used
         raise _unreadable(source, err) from err
     for key in _WRAPPERS:
@@ -215,6 +226,9 @@ def _check(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: 
             if name in given and given[name].is_floating_point() != want.is_floating_point()
         ],
         "not finite (NaN or Inf)": [n for n, t in given.items() if not bool(t.isfinite().all())],
+        "negative variance": [
+            n for n, t in given.items() if n.endswith("running_var") and bool((t < 0).any())
+        ],
     }
     lines = [_listed(kind, names) for kind, names in faults.items() if names]
     if lines:

@@ -18,12 +18,11 @@ from toolchain.bundle import BackboneArtefact, Bundle
 from toolchain.check import subjects
 from toolchain.errors import BundleError
 from toolchain.graph import store
-from toolchain.graph.link import Flavour, Form, Linking, link
+from toolchain.graph.link import Linking, link, named
 from toolchain.graph.names import SLOTS_FILE
 from toolchain.graph.split import Split, read_split
 
-FLAVOURS: tuple[Flavour, ...] = ("swap", "static")
-FORMS: tuple[Form, ...] = ("if", "rows")
+ROLES = ("swap", "static")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +51,18 @@ def relink(held: Bundle, artefact: BackboneArtefact) -> Relinked:
     """Link every shipped graph anew. Raises BundleError naming one that differs."""
     halves = read_halves(held, artefact)
     rates = {b.name: b.rate for b in held.manifest.gates.blocks if b.rate is not None}
-    linkings: dict[str, Linking] = {}
-    for flavour in FLAVOURS:
-        for form in FORMS:
-            linking = Linking(flavour, form, rates=rates)
-            shipped = f"{linking.name}.onnx"
-            if shipped not in held.names(flavour):
-                continue
-            if store.to_bytes(link(halves, linking)) != held.blob(shipped):
-                raise BundleError(
-                    f"{shipped} is not what linking the bundle's halves gives",
-                    fix="check with the toolchain version that wrote it "
-                    f"({held.manifest.provenance.get('toolchain')}), or export again",
-                )
-            linkings[linking.name] = linking
+    linkings = {
+        name.removesuffix(".onnx"): named(name.removesuffix(".onnx"), rates)
+        for role in ROLES
+        for name in held.names(role)
+    }
+    for name, linking in linkings.items():
+        if store.to_bytes(link(halves, linking)) != held.blob(f"{name}.onnx"):
+            raise BundleError(
+                f"{name}.onnx is not what linking the bundle's halves gives",
+                fix="check with the toolchain version that wrote it "
+                f"({held.manifest.provenance.get('toolchain')}), or export again",
+            )
     return Relinked(halves, linkings)
 
 

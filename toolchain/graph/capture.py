@@ -33,6 +33,8 @@ from toolchain.graph.names import BACKBONE, FEATURES, IMAGE, LOGITS, TARGETS, Cu
 
 MAX_BATCH = 4096
 FOLD_LIMIT_ELEMENTS = 1 << 16
+NEIGHBOUR_TOLERANCE = 1e-3
+"""How far, of its own range, an answer may move when a picture is run alone: rounding only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +148,53 @@ _FIXED_BATCH = "write x.shape[0] or -1 in place of a number, and do not loop ove
 
 
 def _check_runs_batches(model: AttachedModel) -> None:
-    """Attaching ran one picture; the exporter tells little of a module that takes no second."""
+    """Run two pictures: the exporter tells little of a module that takes no second.
+
+    The first of them alone must answer alike, and no run may change the backbone.
+    """
+    noise = np.random.default_rng(0).standard_normal((2, *model.anatomy.input_shape))
+    pictures = torch.from_numpy(noise.astype(np.float32))
+    before = {name: t.clone() for name, t in model.backbone.state_dict().items()}
     try:
         with torch.no_grad():
-            model(torch.zeros(2, *model.anatomy.input_shape))
+            both = _cut_points(model, pictures)
     except (RuntimeError, ValueError, IndexError, AssertionError) as err:
         raise CaptureError(
             f"the model fixes the batch size: it does not run on two pictures: {_first_line(err)}",
             fix=_FIXED_BATCH,
         ) from err
+    _check_unchanged(before, model.backbone)
+    with torch.no_grad():
+        _check_alone(_cut_points(model, pictures[:1]), both)
+
+
+def _cut_points(model: AttachedModel, pictures: Tensor) -> dict[str, Tensor]:
+    """Return what each block and the head answer, in the order of the forward."""
+    trace = model.trace(pictures)
+    assert trace.logits is not None
+    named = {site.name: trace.outputs[name] for name, site in model.anatomy.named_sites()}
+    return {**named, LOGITS: trace.logits}
+
+
+def _check_unchanged(before: dict[str, Tensor], backbone: nn.Module) -> None:
+    for name, tensor in backbone.state_dict().items():
+        if not torch.equal(tensor.nan_to_num(), before[name].nan_to_num()):
+            raise CaptureError(
+                f"backbone tensor {name!r} changes in an evaluation forward, expected a frozen one",
+                fix="write to it in training mode only, or take the counter out",
+            )
+
+
+def _check_alone(alone: dict[str, Tensor], both: dict[str, Tensor]) -> None:
+    for name, one in alone.items():
+        want = both[name][:1]
+        allowed = NEIGHBOUR_TOLERANCE * float(want.abs().max())
+        if one.shape != want.shape or float((one - want).abs().max()) > allowed:
+            raise CaptureError(
+                f"{name!r} answers a picture otherwise alone than beside another one: "
+                "expected an answer for each sample that its neighbours do not change",
+                fix="take no mean, norm or sum over the batch dimension in evaluation",
+            )
 
 
 def _check_free_batch(program: ir.Model) -> None:

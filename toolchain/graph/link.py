@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -55,6 +55,16 @@ class Linking:
     def name(self) -> str:
         """File stem of the linked graph: ``swap-if``."""
         return f"{self.flavour}-{self.form}"
+
+
+def named(name: str, rates: Mapping[str, float]) -> Linking:
+    """Return the linking whose graphs are called ``name`` (``swap-if``). Raises LinkError."""
+    for flavour in get_args(Flavour):
+        for form in get_args(Form):
+            linking = Linking(flavour, form, rates=rates)
+            if linking.name == name:
+                return linking
+    raise LinkError(f"no linked graph is called {name!r}", fix="such as swap-if or static-rows")
 
 
 def link(halves: Split, linking: Linking) -> ir.Model:

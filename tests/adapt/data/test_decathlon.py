@@ -241,3 +241,13 @@ def test_law_a_changed_entry_loads_or_is_a_data_error(
         assert err.fix
     else:
         assert len(loaded.train) == 3
+
+
+def test_two_categories_of_one_name_are_refused(tmp_path: Path) -> None:
+    build(tmp_path)
+    for part in ("train", "val"):
+        found = document("aircraft", part, "data/aircraft/")
+        found["categories"][0]["name"] = found["categories"][1]["name"]
+        save(tmp_path, "aircraft", part, found)
+    with pytest.raises(DataError, match="categories 11 and 10 are both 'Föhn aircraft'"):
+        data.load(aircraft(), root=tmp_path)

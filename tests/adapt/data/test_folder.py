@@ -139,3 +139,10 @@ def test_counts_are_limited(root: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(pictures, "MAX_PICTURES", 5)
     with pytest.raises(DataError, match="at most"):
         data.load(flowers(), root=root)
+
+
+def test_one_picture_a_class_leaves_nothing_to_test_with(tmp_path: Path) -> None:
+    for name in ("aster", "rose"):
+        write(tmp_path / name / "0.png")
+    with pytest.raises(DataError, match="at least 2 pictures per class, or a test folder"):
+        data.load(flowers(), root=tmp_path)

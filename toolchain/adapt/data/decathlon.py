@@ -88,6 +88,14 @@ def _merged(train: _Annotations, test: _Annotations) -> dict[int, str]:
                 f"{train.categories[category]!r} in {train.path.name}",
                 fix="take both files from one release",
             )
+    seen: dict[str, int] = {}
+    for category, name in train.categories.items():
+        if seen.setdefault(name, category) != category:
+            raise DataError(
+                f"{train.path}: categories {seen[name]} and {category} are both {name!r}; "
+                "expected one name each",
+                fix="give each category a name of its own",
+            )
     return train.categories
 
 

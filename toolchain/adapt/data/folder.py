@@ -16,6 +16,7 @@ from toolchain.adapt.data.splits import (
     require_pictures,
     spread,
 )
+from toolchain.errors import DataError
 from toolchain.recipe.pictures import scan
 from toolchain.recipe.spec import Recipe
 
@@ -27,6 +28,11 @@ def read(recipe: Recipe, root: Path) -> DomainData:
     ``data.seed``. Raises DataError for a missing, empty or hostile folder.
     """
     found = scan(root)
+    if found.train and not found.test:
+        raise DataError(
+            f"{root}/test: expected pictures, got none: every class has too few to be split",
+            fix="give at least 2 pictures per class, or a test folder with pictures",
+        )
     require_pictures(str(root), len(found.train), len(found.test), len(found.classes))
     train = of_pairs(recipe, "train", found.train, recipe.data.train)
     test = of_pairs(recipe, "test", found.test, recipe.data.test)
