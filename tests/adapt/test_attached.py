@@ -293,7 +293,7 @@ def test_a_backbone_that_is_not_float32_is_refused(dtype: torch.dtype) -> None:
 @torch.no_grad()
 def test_weights_that_are_not_finite_are_named(value: float) -> None:
     net = toys.Net(nn.Conv2d(3, 8, 3, 2, 1), [toys.Residual(8, 8)], 8)
-    net.stem.weight[0, 0, 0, 0] = value
+    net.get_parameter("stem.weight")[0, 0, 0, 0] = value
     with pytest.raises(AttachError, match=r"stem\.weight"):
         attach(net, classes=3, input_shape=(3, 16, 16))
 

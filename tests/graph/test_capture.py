@@ -276,6 +276,8 @@ class Neighbourly(toys.Residual):
 class Ticking(toys.Residual):
     """Its buffer counts forwards, in evaluation too."""
 
+    n: Tensor
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
         self.register_buffer("n", torch.zeros(()))

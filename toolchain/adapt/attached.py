@@ -209,9 +209,7 @@ def attach(
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
     if type(classes) is not int or classes < 1:
-        raise AttachError(
-            f"expected a number of classes from 1, got {show(classes)}", fix="pass classes=N"
-        )
+        raise AttachError(f"expected at least one class, got {show(classes)}", fix="pass classes=N")
     known = {f.name for f in fields(AdaptorOptions)}
     for key in overrides:
         if key not in known:

@@ -101,8 +101,9 @@ def examine(
 
 def _named(blocks: object) -> list[str]:
     """Return the blocks named by hand: a list of names, none twice or inside another."""
-    names = list(blocks) if isinstance(blocks, Iterable) else [blocks]
-    if isinstance(blocks, str) or not all(isinstance(name, str) for name in names):
+    given = list(blocks) if isinstance(blocks, Iterable) else [blocks]
+    names = [name for name in given if isinstance(name, str)]
+    if isinstance(blocks, str) or len(names) < len(given):
         raise AttachError(
             f"expected blocks as a list of module names, got {blocks!r}",
             fix="name them: attach(..., blocks=['layer1.0', 'layer1.1'])",
