@@ -65,7 +65,9 @@ text_attack("empty_manifest", "expected canonical JSON", lambda text: b"")
 text_attack("half_a_manifest", "expected canonical JSON", lambda text: text[: len(text) // 2])
 text_attack("list_at_the_top", "expected a JSON object", lambda text: b"[" + text + b"]")
 text_attack("only_brackets", "nesting of at most 12", lambda text: b"[" * 65536)
-text_attack("brackets_hidden_by_a_quote", "Unterminated string", lambda text: b'"\\"' + b"[" * 60000)
+text_attack(
+    "brackets_hidden_by_a_quote", "Unterminated string", lambda text: b'"\\"' + b"[" * 60000
+)
 
 
 # The manifest: fields
