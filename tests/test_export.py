@@ -29,7 +29,7 @@ from toolchain.errors import (
     ParityError,
     StorageError,
 )
-from toolchain.export import export
+from toolchain.export import export, refuse_existing
 from toolchain.graph import store
 from toolchain.graph.link import Linking, link
 from toolchain.graph.split import Split
@@ -325,3 +325,9 @@ def test_a_gate_that_never_closes_is_forced_and_resolved(
     graph = store.from_bytes(held.blob("static-if.onnx"), what="static").graph
     assert [n.name for n in graph if n.op_type == "If"] == ["out.block02"]
     assert check_bundle(report.bundle).report.passed
+
+
+def test_existing_paths_are_refused(tmp_path: Path) -> None:
+    refuse_existing(tmp_path / "free")
+    with pytest.raises(ExistsError, match=r"exists[\s\S]*--overwrite"):
+        refuse_existing(tmp_path)

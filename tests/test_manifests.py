@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.exported import Exported
 from toolchain import bundle, manifests
-from toolchain.errors import ExistsError
 from toolchain.graph.names import TARGETS
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -72,9 +69,3 @@ def test_rates_stand_where_a_gate_is(exported: Exported) -> None:
         b.name: (b.gateable, b.rate is not None) for b in exported.report.manifest.gates.blocks
     }
     assert blocks == {"block00": (True, True), "block01": (False, False), "block02": (True, True)}
-
-
-def test_existing_paths_are_refused(tmp_path: Path) -> None:
-    manifests.refuse_existing(tmp_path / "free")
-    with pytest.raises(ExistsError, match=r"exists[\s\S]*--overwrite"):
-        manifests.refuse_existing(tmp_path)

@@ -96,7 +96,7 @@ def export(
     clock = _Clock(notify)
     target = dist / f"{recipe.domain}{SUFFIX}"
     if not overwrite:
-        manifests.refuse_existing(target)
+        refuse_existing(target)
     with clock.step("restore"):
         model, kept = restore(checkpoint, weights=recipe.weights_path)
     with clock.step("split"):
@@ -135,6 +135,14 @@ def export(
         chosen.ambiguous,
         clock.seconds,
     )
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise ExistsError early, before minutes of work end in it."""
+    if path.exists():
+        raise ExistsError(
+            f"{path} exists", fix="pass --overwrite, or choose another folder with --dist"
+        )
 
 
 def _refuse_foreign(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -33,7 +32,6 @@ from toolchain.bundle import (
 )
 from toolchain.check.parity import ParityReport
 from toolchain.check.reference import Chosen
-from toolchain.errors import ExistsError
 from toolchain.graph.halves import Halves
 from toolchain.graph.names import TARGETS, Cut
 from toolchain.graph.split import Split
@@ -42,14 +40,6 @@ from toolchain.recipe import Recipe
 DISTRIBUTION = "da3-toolchain"
 TIME_LIMIT_S = 60.0
 OWN_LICENCE = "see the backbone's source"
-
-
-def refuse_existing(path: Path) -> None:
-    """Raise ExistsError early, before minutes of work end in it."""
-    if path.exists():
-        raise ExistsError(
-            f"{path} exists", fix="pass --overwrite, or choose another folder with --dist"
-        )
 
 
 def rounded(value: float) -> float:

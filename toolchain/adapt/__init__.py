@@ -11,9 +11,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from toolchain.recipe import METHODS
+
 if TYPE_CHECKING:
     from toolchain.adapt.attached import (
-        METHODS,
         AttachedModel,
         attach,
         domain_state,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from toolchain.adapt.weights import load_backbone
 
 _HOMES = {
-    "attached": ("METHODS", "AttachedModel", "attach", "domain_state", "weights_digest"),
+    "attached": ("AttachedModel", "attach", "domain_state", "weights_digest"),
     "checkpoint": ("Checkpoint", "read"),
     "evaluation": ("Evaluation", "evaluate"),
     "models": ("build", "load_checkpoint", "restore", "save"),

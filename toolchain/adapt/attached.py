@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,8 @@ from toolchain.adapt.blocks import Anatomy, Site, examine
 from toolchain.adapt.dryrun import block_input, first_tensor, output_tensor
 from toolchain.errors import AttachError, Fault, UnknownNameError
 from toolchain.fields import read_section, show
-from toolchain.recipe import AdaptorOptions
+from toolchain.recipe import METHODS, AdaptorOptions
 
-METHODS = ("da3", "da2", "head")
 HEAD = "head"
 
 
@@ -214,7 +213,7 @@ def attach(
     for key in overrides:
         if key not in known:
             raise UnknownNameError("adaptor option", key, known)
-    chosen = _checked({**_as_dict(options or AdaptorOptions()), **overrides})
+    chosen = _checked({**asdict(options or AdaptorOptions()), **overrides})
     _check_weights(backbone)
     anatomy = examine(backbone, input_shape, blocks=blocks, head=head)
     with torch.random.fork_rng(devices=[]):
@@ -226,10 +225,6 @@ def attach(
             fix="use placement='all'",
         )
     return model
-
-
-def _as_dict(options: AdaptorOptions) -> dict[str, Any]:
-    return {f.name: getattr(options, f.name) for f in fields(options)}
 
 
 def _checked(values: Mapping[str, Any]) -> AdaptorOptions:

@@ -55,7 +55,8 @@ MIN_AGENT = "0.1"
 EPOCH = "1970-01-01T00:00:00Z"
 LIMIT_FILES = 256
 MANIFEST_NAME = "manifest.json"
-ROLES = ("recipe", "domain", "slots", "swap", "static", "golden", "training")
+LINKED_ROLES = ("swap", "static")
+ROLES = ("recipe", "domain", "slots", *LINKED_ROLES, "golden", "training")
 
 Scalar = bool | int | float | str | None
 Notes = Mapping[str, Scalar]

@@ -59,6 +59,17 @@ class Bundle:
         """Return the names of all files, or of those with ``role``, as the manifest lists them."""
         return tuple(e.name for e in self.manifest.files if role is None or e.role == role)
 
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """What was checked when it was opened, a line each."""
+        slots, size = self.manifest.adaptor.slots, self.size_bytes
+        return (
+            f"archive: {size} bytes, every header, padding byte and the end as specified",
+            f"manifest: {self.manifest_digest}, canonical, schema {self.manifest.schema}",
+            f"files: {len(self.manifest.files)}, each with its size and digest, none unlisted",
+            f"slots: {len(slots)}, each with its shape, dtype and digest, all finite",
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -127,14 +138,7 @@ def read_bundle(data: bytes) -> Bundle:
 def verify(path: str | Path) -> Report:
     """Verify the bundle ``path`` and return what was checked; raises as :func:`open_bundle`."""
     bundle = open_bundle(path)
-    manifest = bundle.manifest
-    checks = (
-        f"archive: {bundle.size_bytes} bytes, every header, padding byte and the end as specified",
-        f"manifest: {bundle.manifest_digest}, canonical, schema {manifest.schema}",
-        f"files: {len(manifest.files)}, each with its size and digest, none unlisted",
-        f"slots: {len(manifest.adaptor.slots)}, each with its shape, dtype and digest, all finite",
-    )
-    return Report(Path(path), bundle.manifest_digest, bundle.size_bytes, checks)
+    return Report(Path(path), bundle.manifest_digest, bundle.size_bytes, bundle.checks)
 
 
 def unpack(path: str | Path, folder: str | Path, *, overwrite: bool = False) -> Manifest:

@@ -17,6 +17,7 @@ from safetensors.numpy import load as load_safetensors
 
 from toolchain import bundle
 from toolchain.bundle import BackboneArtefact, Bundle
+from toolchain.bundle.manifest import LINKED_ROLES
 from toolchain.check import parity, subjects
 from toolchain.check.golden import Golden, read_golden
 from toolchain.check.parity import ParityReport, Subject
@@ -24,7 +25,6 @@ from toolchain.errors import BundleError, DataError, Fault, GraphError
 from toolchain.fields import read_section
 from toolchain.preprocess import Preprocessing
 
-LINKED_ROLES = ("swap", "static")
 SHIPPED = ("swap-if", "swap-rows", "static-if")
 
 
@@ -77,13 +77,12 @@ def check_bundle(
         tolerance=held.manifest.selftest.tolerance_relative if tolerance is None else tolerance,
         threads=threads,
     ).require()
-    verified = bundle.verify(path).checks
     return BundleCheck(
         path,
         folder,
         held.manifest.domain,
         report,
-        verified,
+        held.checks,
         under_test.relinked,
         under_test.not_run,
     )

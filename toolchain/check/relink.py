@@ -15,14 +15,13 @@ from typing import Any
 import numpy.typing as npt
 
 from toolchain.bundle import BackboneArtefact, Bundle
+from toolchain.bundle.manifest import LINKED_ROLES
 from toolchain.check import subjects
 from toolchain.errors import BundleError
 from toolchain.graph import store
 from toolchain.graph.link import Linking, link, named
 from toolchain.graph.names import SLOTS_FILE
 from toolchain.graph.split import Split, read_split
-
-ROLES = ("swap", "static")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ def relink(held: Bundle, artefact: BackboneArtefact) -> Relinked:
     rates = {b.name: b.rate for b in held.manifest.gates.blocks if b.rate is not None}
     linkings = {
         name.removesuffix(".onnx"): named(name.removesuffix(".onnx"), rates)
-        for role in ROLES
+        for role in LINKED_ROLES
         for name in held.names(role)
     }
     for name, linking in linkings.items():

@@ -81,13 +81,12 @@ def export(
         raise CheckpointError(
             f"expected a trained domain at {folder}, found none", fix=f"{command} (or add --train)"
         )
-    from toolchain import manifests
     from toolchain.check.parity import TOLERANCE
-    from toolchain.export import SUFFIX
+    from toolchain.export import SUFFIX, refuse_existing
     from toolchain.export import export as run
 
     if not overwrite:
-        manifests.refuse_existing(dist / f"{recipe.domain}{SUFFIX}")
+        refuse_existing(dist / f"{recipe.domain}{SUFFIX}")
     trained = not folder.is_dir()
     if trained:
         training.run(recipe, folder, command)

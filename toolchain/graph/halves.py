@@ -24,10 +24,10 @@ import onnx_ir as ir
 
 from toolchain import digest
 from toolchain.adapt.attached import AttachedModel, arrays, domain_state, weights_digest
-from toolchain.errors import CaptureError, Da3Error, GraphError, SplitError, StorageError
+from toolchain.errors import CaptureError, Da3Error, SplitError, StorageError
 from toolchain.files import atomic_directory, read_limited
 from toolchain.graph import store
-from toolchain.graph.capture import Captured, capture
+from toolchain.graph.capture import capture
 from toolchain.graph.fold import fold_batchnorm
 from toolchain.graph.names import IMAGE, LOGITS, SLOTS_FILE, TARGETS, WEIGHTS_FILE
 from toolchain.graph.split import Split, read_split, recompose, split
@@ -47,7 +47,7 @@ class Halves:
     """A split ready to be written: graphs that point into two safetensors files.
 
     ``split`` carries references; ``weights`` and ``slots`` are the files' bytes; ``cached`` tells
-    whether the structure came from the cache. ``folded``: BatchNorms folded into convolutions.
+    whether the structure came from the cache.
     """
 
     split: Split
@@ -207,6 +207,3 @@ def _read_entry(entry: Path) -> tuple[Split, bytes] | None:
         return read_split(backbone, domain), parts[WEIGHTS_FILE]
     except (Da3Error, ValueError, KeyError, TypeError):
         return None
-
-
-__all__ = ["Captured", "GraphError", "Halves", "interface", "make_halves"]

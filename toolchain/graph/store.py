@@ -24,7 +24,6 @@ from safetensors.numpy import save as safetensors_save
 
 from toolchain.errors import GraphError
 from toolchain.files import read_limited
-from toolchain.graph.sketch import value_name
 from toolchain.graph.text import check_text
 
 MAX_GRAPH_BYTES = 64 << 20
@@ -163,19 +162,3 @@ def check(path: Path) -> None:
             f"{path.name}: onnx.checker refuses it: {err}",
             fix="report the model; every graph that is written must pass",
         ) from err
-
-
-__all__ = [
-    "Packed",
-    "check",
-    "external_tensors",
-    "externalise",
-    "from_bytes",
-    "load_tensors",
-    "pack_tensors",
-    "places",
-    "read_graph",
-    "references",
-    "to_bytes",
-    "value_name",
-]
