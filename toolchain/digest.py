@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,45 @@ import rfc8785
 
 from toolchain.errors import Da3Error, WeightsError
 
+Bytes = bytes | bytearray | memoryview
 DIGEST_PATTERN = r"sha256:[0-9a-f]{64}"
 _DIGEST = re.compile(DIGEST_PATTERN)
 _NUMBER_KINDS = "biuf"
+_WORTH_A_THREAD_BYTES = 1 << 20
 
 
-def sha256(data: bytes | bytearray | memoryview) -> str:
+def sha256(data: Bytes) -> str:
     """Digest of ``data`` as ``sha256:<64 hex>`` (FIPS 180-4)."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+class Aside:
+    """Digests of several parts, computed on another thread while the caller goes on.
+
+    Hashing lets other threads run (hashlib does for more than 2 kB), and whoever asks for the
+    result helps. Little data are hashed only then, as a thread would cost more.
+    """
+
+    def __init__(self, parts: Sequence[Bytes]) -> None:
+        self._parts = parts
+        self._found = [""] * len(parts)
+        # next() on one iterator is atomic, so each place is taken once; the largest come first.
+        self._left = iter(sorted(range(len(parts)), key=lambda place: -len(parts[place])))
+        self._helper = Thread(target=self._work, daemon=True)
+        self._helped = sum(map(len, parts)) >= _WORTH_A_THREAD_BYTES
+        if self._helped:
+            self._helper.start()
+
+    def result(self) -> list[str]:
+        """Return the digest of each part, in order."""
+        self._work()
+        if self._helped:
+            self._helper.join()
+        return self._found
+
+    def _work(self) -> None:
+        for place in self._left:
+            self._found[place] = sha256(self._parts[place])
 
 
 def tensor_digest(array: npt.NDArray[Any]) -> str:

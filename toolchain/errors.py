@@ -8,7 +8,8 @@ command line maps ``exit_code`` to the process's exit status and does nothing el
 
     Da3Error                        1
     ├── UsageError                  2   the request itself cannot be meant
-    │   └── UnknownNameError        2   no such domain, backbone, method; nearest names are listed
+    │   ├── UnknownNameError        2   no such domain, backbone, method; nearest names are listed
+    │   └── LoadedError             2   a domain of that name is loaded already
     ├── RecipeError                 1   a recipe's faults, all of them, each with its key path
     ├── DataError                   1   pictures or annotations missing or unreadable
     ├── WeightsError                1   a backbone's weights are missing, damaged or another's
@@ -19,10 +20,16 @@ command line maps ``exit_code`` to the process's exit status and does nothing el
     │   ├── CaptureError            1   PyTorch could not be captured one to one
     │   ├── SplitError              1   the halves are not disjoint and complete
     │   └── LinkError               1   slots and cut points cannot be joined
+    ├── RunError                    1   a runner cannot do what was asked
+    │   ├── ProviderError           1   the execution provider is not there or did not start
+    │   ├── SessionLimitError       1   the domain needs a further session of the backbone
+    │   ├── TimeLimitError          1   a request took longer than it may, and was stopped
+    │   └── ClosedError             1   the runner was closed
     ├── StorageError                1   the file system refused (disk full, permission)
     │   └── ExistsError             1   the destination exists
     ├── MissingPackageError         1   an optional package is needed; the extra is named
     ├── ParityError                 3   a linked model does not answer as PyTorch does
+    │   └── SelftestError           3   a domain does not answer here as its golden data say
     └── VerificationError           4   bytes are not what their manifest says
         ├── BundleError             4   a bundle is malformed, truncated or altered
         └── BackboneMismatchError   4   right bundle, other backbone
@@ -122,6 +129,30 @@ class LinkError(GraphError):
     """Slots and cut points cannot be joined."""
 
 
+class LoadedError(UsageError):
+    """A domain of that name is loaded already."""
+
+
+class RunError(Da3Error):
+    """A runner cannot do what was asked."""
+
+
+class ProviderError(RunError):
+    """The execution provider is not available, or did not take the model."""
+
+
+class SessionLimitError(RunError):
+    """The domain needs a further session of the backbone, and none is allowed."""
+
+
+class TimeLimitError(RunError):
+    """A request took longer than it may, and was stopped."""
+
+
+class ClosedError(RunError):
+    """The runner was closed."""
+
+
 class StorageError(Da3Error):
     """The file system refused: disk full, permission, a broken device."""
 
@@ -144,6 +175,10 @@ class ParityError(Da3Error):
     """A linked model does not answer as PyTorch does."""
 
     exit_code = 3
+
+
+class SelftestError(ParityError):
+    """A domain does not answer as its golden data say, on this device."""
 
 
 class VerificationError(Da3Error):

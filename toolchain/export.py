@@ -23,7 +23,7 @@ from toolchain.adapt.models import restore
 from toolchain.bundle import BackboneArtefact, BackboneManifest, Manifest, Payload
 from toolchain.check import parity, subjects
 from toolchain.check.bundles import SHIPPED
-from toolchain.check.golden import Golden
+from toolchain.bundle.golden import Golden
 from toolchain.check.parity import ParityReport, Subject
 from toolchain.check.reference import Chosen, choose, join
 from toolchain.errors import (

@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
+from functools import cache
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from toolchain.errors import Fault
@@ -41,10 +43,23 @@ def key(rule: Rule, **options: Any) -> Any:
     return field(metadata={"rule": rule}, **options)
 
 
-def rules(section: type[Section]) -> dict[str, Rule]:
+def rules(section: type[Section]) -> Mapping[str, Rule]:
     """Return the rule of each field of ``section`` that can be read, in declaration order."""
-    declared = fields(section)  # type: ignore[arg-type]  # every Section is a dataclass
-    return {item.name: item.metadata["rule"] for item in declared if "rule" in item.metadata}
+    return _declared(section)[0]  # type: ignore[arg-type]  # mypy: a class is hashable
+
+
+@cache
+def _declared(section: type[Section]) -> tuple[Mapping[str, Rule], tuple[str, ...]]:
+    """Return the rules by field, and the fields that have no default."""
+    readable = [item for item in fields(section) if "rule" in item.metadata]  # type: ignore[arg-type]  # every Section is a dataclass
+    required = (
+        item.name
+        for item in readable
+        if item.default is MISSING and item.default_factory is MISSING
+    )
+    return MappingProxyType({item.name: item.metadata["rule"] for item in readable}), tuple(
+        required
+    )
 
 
 def show(value: object) -> str:
@@ -150,6 +165,8 @@ class ListOf:
             got = f"{len(value)} items" if isinstance(value, list | tuple) else show(value)
             faults.append(Fault(path, f"expected a list of {size} items, got {got}"))
             return None
+        if isinstance(self.item, Scalar) and all(map(self.item.accepts, value)):
+            return tuple(map(self.item.convert, value))
         return tuple(self.item.read(f"{path}[{i}]", one, faults) for i, one in enumerate(value))
 
 
@@ -185,7 +202,9 @@ def read_section(
     faults.extend(_stray(known, path, value))
     faults.extend(_missing(section, path, value))
     values = {
-        name: rule.read(join(path, name), value[name], faults)
+        name: rule.convert(value[name])
+        if isinstance(rule, Scalar) and rule.accepts(value[name])
+        else rule.read(join(path, name), value[name], faults)
         for name, rule in known.items()
         if name in value
     }
@@ -216,7 +235,6 @@ def _stray(known: Mapping[str, Rule], path: str, value: Mapping[Any, object]) ->
 
 
 def _missing(section: type[Section], path: str, value: Mapping[Any, object]) -> Iterator[Fault]:
-    for item in fields(section):  # type: ignore[arg-type]  # every Section is a dataclass
-        optional = item.default is not MISSING or item.default_factory is not MISSING
-        if "rule" in item.metadata and not optional and item.name not in value:
-            yield Fault(join(path, item.name), "missing key", f"add {item.name}: ...")
+    for name in _declared(section)[1]:  # type: ignore[arg-type]  # mypy: a class is hashable
+        if name not in value:
+            yield Fault(join(path, name), "missing key", f"add {name}: ...")

@@ -16,6 +16,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 
 from toolchain.errors import ExistsError, StorageError
@@ -72,9 +73,28 @@ def atomic_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
 def read_limited(path: str | Path, *, limit_bytes: int, what: str) -> bytes:
     """Return the bytes of the regular file ``path``, at most ``limit_bytes`` of them.
 
+    Raises as :func:`open_limited`, and StorageError for a file that shrinks or grows while it is
+    read.
+    """
+    with open_limited(path, limit_bytes=limit_bytes, what=what) as (file, size):
+        data = file.read(size + 1)
+    if len(data) != size:
+        raise StorageError(
+            f"{what} {path}: expected {size} bytes, got {len(data)}{'+' * (len(data) > size)}",
+            fix="the file changed while it was read; read it again when its writer is done",
+        )
+    return data
+
+
+@contextmanager
+def open_limited(
+    path: str | Path, *, limit_bytes: int, what: str
+) -> Iterator[tuple[BufferedReader, int]]:
+    """Yield the regular file ``path``, open for reading, and its size in bytes.
+
     ``what`` names the file for the reader of a message ("recipe", "bundle"). Raises StorageError
-    for a missing file, a link to nowhere, a directory, device or pipe, a larger file, and a file
-    that shrinks or grows while it is read.
+    for a missing file, a link to nowhere, a directory, device or pipe, a file larger than
+    ``limit_bytes``, and for what the file system refuses inside the block.
     """
     path = Path(path)
     try:
@@ -82,17 +102,12 @@ def read_limited(path: str | Path, *, limit_bytes: int, what: str) -> bytes:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             size = _regular_size(handle, path, limit_bytes, what)
-            data = _read_exactly(handle, size)
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                yield file, size
         finally:
             os.close(handle)
     except OSError as err:
         raise _refused(f"read the {what}", path, err, needed_bytes=None) from err
-    if len(data) != size:
-        raise StorageError(
-            f"{what} {path}: expected {size} bytes, got {len(data)}{'+' * (len(data) > size)}",
-            fix="the file changed while it was read; read it again when its writer is done",
-        )
-    return data
 
 
 def _regular_size(handle: int, path: Path, limit_bytes: int, what: str) -> int:
@@ -109,17 +124,6 @@ def _regular_size(handle: int, path: Path, limit_bytes: int, what: str) -> int:
             fix=f"check that this is the {what} that was meant",
         )
     return status.st_size
-
-
-def _read_exactly(handle: int, size: int) -> bytes:
-    """Up to ``size`` bytes, and one more if the file has grown beyond them."""
-    parts = bytearray()
-    while len(parts) <= size:
-        part = os.read(handle, min(1 << 20, size + 1 - len(parts)))
-        if not part:
-            break
-        parts += part
-    return bytes(parts)
 
 
 def _beside(path: Path) -> Path:

@@ -214,7 +214,7 @@ def index_with_an_address(good: bytes) -> bytes:
     return with_index(good, lambda index: index["manifests"][0].update(urls=["http://x/"]))
 
 
-@refused("bytes, got none")
+@refused("of 1 bytes, got")
 def index_with_a_lying_size(good: bytes) -> bytes:
     return with_index(good, lambda index: index["manifests"][0].update(size=1))
 

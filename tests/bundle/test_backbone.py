@@ -19,15 +19,22 @@ from toolchain.bundle import (
     BackboneManifest,
     BackboneRef,
     Tap,
+    find_backbone,
     graph_digest,
     match,
     open_backbone,
     write_backbone,
 )
 from toolchain.digest import canonical_json, sha256
-from toolchain.errors import BackboneMismatchError, BundleError, ExistsError, StorageError
+from toolchain.errors import (
+    BackboneMismatchError,
+    BundleError,
+    DataError,
+    ExistsError,
+    StorageError,
+)
 
-from .samples import BACKBONE, MANIFEST, TAPS
+from .samples import BACKBONE, TAPS
 
 
 @pytest.fixture
@@ -198,23 +205,24 @@ def test_the_two_files_have_fixed_names(artefact: BackboneArtefact) -> None:
         BackboneManifest.from_json(canonical_json(document))
 
 
-def bundle_for(artefact: BackboneArtefact, **changes: Any) -> Any:
+def wanted(artefact: BackboneArtefact, **changes: Any) -> BackboneRef:
     found = artefact.manifest
     ref = BackboneRef(found.name, found.weights_digest, found.graph_digest, TAPS[:1])
-    return dataclasses.replace(MANIFEST, backbone=dataclasses.replace(ref, **changes))
+    return dataclasses.replace(ref, **changes)
 
 
 def test_a_bundle_matches_its_backbone(artefact: BackboneArtefact) -> None:
-    match(bundle_for(artefact), artefact)
+    match(wanted(artefact), artefact, "cars")
 
 
 @pytest.mark.parametrize("key", ["weights_digest", "graph_digest"])
 def test_a_mismatch_shows_both_digests(artefact: BackboneArtefact, key: str) -> None:
     other = sha256(b"other")
     with pytest.raises(BackboneMismatchError) as caught:
-        match(bundle_for(artefact, **{key: other}), artefact)
+        match(wanted(artefact, **{key: other}), artefact, "cars")
     assert other in caught.value.message
     assert getattr(artefact.manifest, key) in caught.value.message
+    assert "bundle for 'cars'" in caught.value.message
     assert "backbone-resnet20-" in caught.value.fix
     assert caught.value.exit_code == 4
 
@@ -222,4 +230,16 @@ def test_a_mismatch_shows_both_digests(artefact: BackboneArtefact, key: str) -> 
 def test_a_tap_that_the_backbone_lacks(artefact: BackboneArtefact) -> None:
     taps = (Tap("block01.input", (16, 32, 33), "float32"),)
     with pytest.raises(BackboneMismatchError, match=r"no tap .*block01\.input"):
-        match(bundle_for(artefact, taps=taps), artefact)
+        match(wanted(artefact, taps=taps), artefact, "cars")
+
+
+def test_a_backbone_is_found_as_itself_and_in_its_folder(artefact: BackboneArtefact) -> None:
+    for place in (artefact.path, artefact.path.parent):
+        assert find_backbone(wanted(artefact), place).path == artefact.path
+
+
+def test_a_backbone_that_is_not_there_is_told_by_its_name(
+    artefact: BackboneArtefact, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=rf"expected the backbone {artefact.path.name} at"):
+        find_backbone(wanted(artefact), tmp_path / "nowhere")

@@ -17,9 +17,9 @@ import pytest
 from tests.check.damage import repacked, with_slots, with_weights
 from tests.exported import Exported, make_domain
 from toolchain import bundle
+from toolchain.bundle.golden import read_golden
 from toolchain.check import bundles, parity, subjects
 from toolchain.check.bundles import check_bundle
-from toolchain.check.golden import read_golden
 from toolchain.errors import (
     BackboneMismatchError,
     BundleError,
@@ -27,6 +27,7 @@ from toolchain.errors import (
     ParityError,
     VerificationError,
 )
+from toolchain.runtime.release import preprocessing
 
 ROOT = Path(__file__).parents[2]
 # Refuses packages as if they were not installed, then checks and tells what was imported.
@@ -108,9 +109,7 @@ def test_onnx_is_not_needed_and_what_was_not_run_is_told(exported: Exported) -> 
 @pytest.mark.parametrize("given", ["artefact", "folder", "beside"])
 def test_the_backbone_is_found_where_it_may_lie(exported: Exported, given: Any) -> None:
     where = {"artefact": exported.backbone, "folder": exported.backbone.parent, "beside": None}
-    held = bundle.open_bundle(exported.bundle)
-    found = bundles.find_backbone(held, exported.bundle, where[given])
-    assert found.path == exported.backbone
+    assert check_bundle(exported.bundle, backbone=where[given]).report.passed
 
 
 def test_a_missing_backbone_is_told_with_the_place(exported: Exported, tmp_path: Path) -> None:
@@ -284,7 +283,7 @@ def test_a_tolerance_can_be_given(exported: Exported) -> None:
 
 def test_preprocessing_survives_the_manifest(exported: Exported) -> None:
     held = bundle.open_bundle(exported.bundle)
-    assert bundles.preprocessing(held) == exported.domain.recipe.preprocess
+    assert preprocessing(held) == exported.domain.recipe.preprocess
 
 
 def test_another_domain_shares_the_backbone_artefact(exported: Exported, tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.check.test_golden import cases
-from toolchain.check.golden import FORCE, Golden, probe
-from toolchain.check.parity import Subject, compare, first_divergence, run_cases
+from tests.bundle.test_golden import cases
+from toolchain.bundle.golden import FORCE, Golden, probe
+from toolchain.check.parity import Subject, compare, first_divergence
 from toolchain.errors import ParityError
 from toolchain.preprocess import Preprocessing, normalise
 from toolchain.runtime.linked import Answer, Floats
+from toolchain.runtime.selftest import run_cases
 
 PREPROCESS = Preprocessing(8, 8, "none", "nearest", "RGB", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SLOTS = {f"block{i:02d}.gate.bias": np.zeros(1, np.float32) for i in range(2)}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests import toys
 from tests.adapt import domains
 from toolchain.adapt.attached import AttachedModel, weights_digest
+from toolchain.bundle.golden import FORCE
 from toolchain.check import reference
-from toolchain.check.golden import FORCE
 from toolchain.check.reference import MARGIN, choose, observe
 from toolchain.preprocess import normalise
 

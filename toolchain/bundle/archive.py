@@ -11,14 +11,16 @@ can list and extract it, but what they repack is refused.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from toolchain.bundle.document import read_document
 from toolchain.bundle.manifest import LIMIT_FILES
-from toolchain.digest import canonical_json, sha256
+from toolchain.digest import Aside, canonical_json, sha256
 from toolchain.errors import BundleError
 
 LIMIT_BYTES = 512 * 1024 * 1024
@@ -26,6 +28,8 @@ MANIFEST_MEDIA_TYPE = "application/vnd.da3.bundle.manifest.v1+json"
 
 BLOCK_BYTES = 512
 _END = bytes(2 * BLOCK_BYTES)
+Member = tuple[str, bytes, int]
+_NOTHING: Member = ("the end of the archive", b"", 0)
 _LAYOUT_NAME = "oci-layout"
 _LAYOUT = canonical_json({"imageLayoutVersion": "1.0.0"})
 _INDEX_NAME = "index.json"
@@ -48,12 +52,45 @@ _KINDS = {
 }
 
 
+class Source(Protocol):
+    """What an archive is read from: a file, or bytes in memory."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next ``size`` bytes, fewer only at the end."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """Verified content: the digest of the manifest and every blob by its digest."""
+    """The content of an archive: which blob is the manifest, and all blobs by digest.
+
+    ``places``: the offset of a blob's first byte in the archive.
+    """
 
     manifest_digest: str
-    blobs: Mapping[str, memoryview]
+    manifest_size: int
+    blobs: Mapping[str, bytes]
+    places: Mapping[str, int]
+
+    @contextmanager
+    def hashing(self) -> Iterator[None]:
+        """Hash every blob while the block runs; BundleError at its end for one that is another."""
+        digests = Aside(list(self.blobs.values()))
+        yield
+        for name, found in zip(self.blobs, digests.result(), strict=True):
+            if name != found:
+                _fail(f"the blob {name}: expected bytes with that digest, got {found}")
+
+    def manifest(self) -> bytes:
+        """Return the manifest's bytes, its size and digest checked."""
+        data = self.blobs[self.manifest_digest]
+        if (found := sha256(data)) != self.manifest_digest:
+            _fail(
+                f"the manifest {self.manifest_digest}: expected bytes with that digest, got {found}"
+            )
+        if len(data) != self.manifest_size:
+            _fail(f"expected a manifest of {self.manifest_size} bytes, got {len(data)} bytes")
+        return data
 
 
 def write_archive(blobs: Mapping[str, bytes], manifest_digest: str) -> bytes:
@@ -73,58 +110,75 @@ def write_archive(blobs: Mapping[str, bytes], manifest_digest: str) -> bytes:
 
 
 def read_archive(data: bytes) -> Archive:
-    """Return the blobs of the archive ``data``, each checked against its digest.
+    """Return the archive in ``data`` with every blob checked against its digest.
 
-    Raises BundleError for anything that :func:`write_archive` would not have written: a truncated
-    or longer file, members missing, unexpected, repeated or out of order, links and other kinds,
-    odd headers, padding that is not zero, a blob that is not what its name says.
+    Raises BundleError as :func:`scan_archive`, and for a blob that is not what its name says.
     """
-    if len(data) > LIMIT_BYTES:
-        _fail(f"expected at most {LIMIT_BYTES} bytes, got {len(data)}")
-    members = _members(memoryview(data))
+    archive = scan_archive(io.BytesIO(data), len(data))
+    with archive.hashing():
+        pass
+    archive.manifest()
+    return archive
+
+
+def scan_archive(source: Source, size: int) -> Archive:
+    """Return the archive of ``size`` bytes that ``source`` reads; its digests are not checked yet.
+
+    Each blob is read into bytes of its own, so that keeping one keeps nothing else. Raises
+    BundleError for anything that :func:`write_archive` would not have written: a truncated or
+    longer file, members missing, unexpected, repeated or out of order, links and other kinds, odd
+    headers, padding that is not zero.
+    """
+    if size > LIMIT_BYTES:
+        _fail(f"expected at most {LIMIT_BYTES} bytes, got {size}")
+    members = _members(source, size)
     _expect_member(members, _LAYOUT_NAME, _LAYOUT)
-    name, content = next(members, ("the end of the archive", memoryview(b"")))
+    name, content, _ = next(members, _NOTHING)
     if name != _INDEX_NAME:
         _fail(f"expected the member {_INDEX_NAME}, got {name!r}")
-    manifest_digest, manifest_size = _read_index(bytes(content))
-    blobs = _read_blobs(members)
-    if manifest_digest not in blobs or len(blobs[manifest_digest]) != manifest_size:
+    manifest_digest, manifest_size = _read_index(content)
+    blobs, places = _read_blobs(members)
+    if manifest_digest not in blobs:
         _fail(f"expected a manifest {manifest_digest} of {manifest_size} bytes, got none")
-    return Archive(manifest_digest, blobs)
+    return Archive(manifest_digest, manifest_size, blobs, places)
 
 
-def _read_blobs(members: Iterator[tuple[str, memoryview]]) -> dict[str, memoryview]:
-    blobs: dict[str, memoryview] = {}
+def _read_blobs(members: Iterator[Member]) -> tuple[dict[str, bytes], dict[str, int]]:
+    blobs: dict[str, bytes] = {}
+    places: dict[str, int] = {}
     last = ""
-    for name, content in members:
+    for name, content, place in members:
         if not _BLOB_NAME.fullmatch(name):
             _fail(f"unexpected member {name!r}")
         if name <= last:
             _fail(f"expected each member once and in sorted order, got {name} after {last}")
         last = name
         digest = "sha256:" + name.removeprefix(_BLOB_FOLDER)
-        if (found := sha256(content)) != digest:
-            _fail(f"member {name}: expected bytes with that digest, got {found}")
         blobs[digest] = content
-    return blobs
+        places[digest] = place
+    return blobs, places
 
 
-def _members(data: memoryview) -> Iterator[tuple[str, memoryview]]:
-    """Yield name and content of each member; checks headers, padding and the end."""
+def _members(source: Source, total: int) -> Iterator[Member]:
+    """Yield name, content and offset of each member; checks headers, padding and the end."""
     at = 0
     for _ in range(_LIMIT_MEMBERS + 1):
-        if data[at : at + BLOCK_BYTES] == _END[:BLOCK_BYTES]:
-            if data[at:] != _END:
+        block = source.read(BLOCK_BYTES)
+        if block == _END[:BLOCK_BYTES]:
+            if block + source.read(BLOCK_BYTES + 1) != _END:
                 _fail(f"expected {len(_END)} zero bytes and the end of the file from byte {at} on")
             return
-        name, size = _read_header(bytes(data[at : at + BLOCK_BYTES]), at)
+        name, size = _read_header(block, at)
         start = at + BLOCK_BYTES
-        at = start + size + -size % BLOCK_BYTES
-        if at > len(data):
-            _fail(f"member {name!r}: expected {size} bytes, got {len(data) - start}; truncated?")
-        if any(data[start + size : at]):
+        # Looked at before reading, so that a header cannot ask for memory.
+        content = source.read(size) if size <= total - start else b""
+        if len(content) != size:
+            _fail(f"member {name!r}: expected {size} bytes, got {total - start}; truncated?")
+        padding = source.read(-size % BLOCK_BYTES)
+        if padding != bytes(-size % BLOCK_BYTES):
             _fail(f"member {name!r}: expected zero padding")
-        yield name, data[start : start + size]
+        at = start + size + len(padding)
+        yield name, content, start
     _fail(f"expected at most {_LIMIT_MEMBERS} members, got more")
 
 
@@ -180,8 +234,8 @@ def _read_index(data: bytes) -> tuple[str, int]:
     return digest, size
 
 
-def _expect_member(members: Iterator[tuple[str, memoryview]], name: str, content: bytes) -> None:
-    found, data = next(members, ("the end of the archive", memoryview(b"")))
+def _expect_member(members: Iterator[Member], name: str, content: bytes) -> None:
+    found, data, _ = next(members, _NOTHING)
     if found != name or data != content:
         _fail(f"expected the member {name} with {content!r}, got {found!r} with other bytes")
 

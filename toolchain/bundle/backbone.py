@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolchain.bundle.document import LIMIT_BYTES, read_document
-from toolchain.bundle.manifest import MANIFEST_NAME, Manifest, Notes, Tap
+from toolchain.bundle.manifest import MANIFEST_NAME, BackboneRef, Notes, Tap
 from toolchain.bundle.rules import (
     BOOLEAN,
     DIGEST,
@@ -34,7 +34,7 @@ from toolchain.bundle.rules import (
     to_json,
 )
 from toolchain.digest import canonical_json, sha256, short
-from toolchain.errors import BackboneMismatchError, BundleError, Fault, StorageError
+from toolchain.errors import BackboneMismatchError, BundleError, DataError, Fault, StorageError
 from toolchain.fields import ListOf, Section, SectionOf, choice, key, printable, whole
 from toolchain.files import atomic_directory, read_limited
 
@@ -143,6 +143,22 @@ def graph_digest(graph: str, weights: str) -> str:
     return sha256(canonical_json({"graph": graph, "weights": weights}))
 
 
+def find_backbone(wanted: BackboneRef, folder: Path) -> BackboneArtefact:
+    """Return the verified artefact that a domain wants; ``folder`` is it, or holds it.
+
+    Raises DataError saying where it was looked for, and what :func:`open_backbone` raises.
+    """
+    if (folder / MANIFEST_NAME).is_file():
+        return open_backbone(folder)
+    candidate = folder / artefact_name(wanted.name, wanted.weights_digest)
+    if not candidate.is_dir():
+        raise DataError(
+            f"expected the backbone {candidate.name} at {candidate}, found nothing",
+            fix="copy it there, or name its folder with --backbone DIR",
+        )
+    return open_backbone(candidate)
+
+
 def write_backbone(
     folder: str | Path,
     manifest: BackboneManifest,
@@ -194,12 +210,12 @@ def open_backbone(path: str | Path) -> BackboneArtefact:
     return BackboneArtefact(path, manifest)
 
 
-def match(manifest: Manifest, artefact: BackboneArtefact) -> None:
-    """Hold a bundle against a backbone; both digests must be equal, every tap there.
+def match(wanted: BackboneRef, artefact: BackboneArtefact, domain: str) -> None:
+    """Hold what a domain wants against a backbone; both digests must be equal, every tap there.
 
     Raises BackboneMismatchError that shows what each side has.
     """
-    wanted, found = manifest.backbone, artefact.manifest
+    found = artefact.manifest
     sides = {
         "weights_digest": (wanted.weights_digest, found.weights_digest),
         "graph_digest": (wanted.graph_digest, found.graph_digest),
@@ -213,7 +229,7 @@ def match(manifest: Manifest, artefact: BackboneArtefact) -> None:
     if lines:
         raise BackboneMismatchError(
             f"{artefact.path}: expected the backbone {wanted.name!r} of the bundle for "
-            f"{manifest.domain!r}, got another one ({found.name!r}){''.join(lines)}",
+            f"{domain!r}, got another one ({found.name!r}){''.join(lines)}",
             fix=f"use {artefact_name(wanted.name, wanted.weights_digest)}, "
             "or export the domain for this backbone",
         )

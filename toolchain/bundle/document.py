@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from toolchain.digest import canonical_json
@@ -20,6 +21,7 @@ LIMIT_DEPTH = 12
 
 # An unterminated string reaches to the end: a match that never fails never backtracks.
 _STRING = re.compile(rb'"(?:[^"\\]|\\.?)*"?', re.DOTALL)
+_SPACE = re.compile(rb"\s")
 _BRACKET = re.compile(rb"[\[\]{}]")
 _REMAKE = "take the file from its source again; edit nothing by hand"
 
@@ -33,16 +35,23 @@ def read_document(data: bytes, what: str) -> dict[str, Any]:
     """
     if len(data) > LIMIT_BYTES:
         _fail(f"{what}: expected at most {LIMIT_BYTES} bytes, got {len(data)}")
-    if (depth := _depth(data)) > LIMIT_DEPTH:
+    outside = _STRING.sub(b"", data)
+    if (depth := _depth(outside)) > LIMIT_DEPTH:
         _fail(f"{what}: expected nesting of at most {LIMIT_DEPTH} levels, got {depth}")
+    # What holds no escape and no white space can only be off in its keys and numbers.
+    seen = _Seen(plain=data.isascii() and b"\\" not in data and not _SPACE.search(outside))
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=unique_table, parse_constant=_no_constant
+            data.decode("utf-8"),
+            object_pairs_hook=seen.table,
+            parse_float=seen.real,
+            parse_int=seen.whole,
+            parse_constant=_no_constant,
         )
-        canonical = canonical_json(value)
+        canonical = data if seen.plain else canonical_json(value)
     except (ValueError, Da3Error) as err:
-        text = err.message if isinstance(err, Da3Error) else str(err)
-        raise BundleError(f"{what}: expected canonical JSON, got {text}", fix=_REMAKE) from err
+        reason = err.message if isinstance(err, Da3Error) else str(err)
+        raise BundleError(f"{what}: expected canonical JSON, got {reason}", fix=_REMAKE) from err
     if not isinstance(value, dict):
         _fail(f"{what}: expected a JSON object, got {type(value).__name__}")
     if canonical != data:
@@ -50,14 +59,43 @@ def read_document(data: bytes, what: str) -> dict[str, Any]:
     return value
 
 
+@dataclass(slots=True)
+class _Seen:
+    """What a parser met: ``plain`` stays true while each part is canonical by itself.
+
+    Writing a manifest anew takes longer than all the rest of reading it, so it is done only where
+    this does not show that the same bytes would come out.
+    """
+
+    plain: bool
+
+    def table(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Take an object; its keys must be in order (RFC 8785, section 3.2.3)."""
+        table = unique_table(pairs)
+        keys = list(table)
+        self.plain = self.plain and keys == sorted(keys)
+        return table
+
+    def real(self, text: str) -> float:
+        """Take a number with a fraction or exponent (RFC 8785, section 3.2.2.3)."""
+        value = float(text)
+        self.plain = self.plain and canonical_json(value) == text.encode()
+        return value
+
+    def whole(self, text: str) -> int:
+        """Take an integer; those beyond 15 digits may not be exact (RFC 8785, appendix B)."""
+        self.plain = self.plain and text != "-0" and len(text) <= 15
+        return int(text)
+
+
 def _fail(message: str) -> NoReturn:
     raise BundleError(message, fix=_REMAKE)
 
 
-def _depth(data: bytes) -> int:
-    """Deepest nesting, found before the parser can be driven into recursion."""
+def _depth(outside: bytes) -> int:
+    """Deepest nesting outside strings, found before a parser can be driven into recursion."""
     deepest = level = 0
-    for bracket in _BRACKET.findall(_STRING.sub(b"", data)):
+    for bracket in _BRACKET.findall(outside):
         level += 1 if bracket in b"[{" else -1
         deepest = max(deepest, level)
     return deepest

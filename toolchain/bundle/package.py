@@ -8,19 +8,20 @@ written that a reader would refuse. Nothing here is signed: digests show damage,
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from toolchain.bundle.archive import LIMIT_BYTES, read_archive, write_archive
+from toolchain.bundle.archive import LIMIT_BYTES, Archive, Source, scan_archive, write_archive
 from toolchain.bundle.manifest import EPOCH, MANIFEST_NAME, FileEntry, Manifest
 from toolchain.bundle.rules import raise_faults
 from toolchain.bundle.slots import check_slots, slot_table
 from toolchain.digest import sha256
 from toolchain.errors import BundleError, Fault, UnknownNameError, UsageError
-from toolchain.files import atomic_directory, read_limited, write_atomic
+from toolchain.files import atomic_directory, open_limited, write_atomic
 
 _MEDIA_TYPES = {
     ".json": "application/json",
@@ -46,13 +47,25 @@ class Bundle:
     manifest: Manifest
     manifest_digest: str
     size_bytes: int
-    _blobs: Mapping[str, memoryview]
+    _archive: Archive
 
     def blob(self, name: str) -> bytes:
         """Return the bytes of the file ``name``; raises UnknownNameError if there is none."""
+        return self._archive.blobs[self._entry(name).digest]
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Return where the file ``name`` lies in the archive: its offset and size in bytes."""
+        entry = self._entry(name)
+        return self._archive.places[entry.digest], entry.size
+
+    def to_bytes(self) -> bytes:
+        """Return the archive, which has one form only, so these are the bytes that were read."""
+        return write_archive(self._archive.blobs, self.manifest_digest)
+
+    def _entry(self, name: str) -> FileEntry:
         for entry in self.manifest.files:
             if entry.name == name:
-                return bytes(self._blobs[entry.digest])
+                return entry
         raise UnknownNameError("file of the bundle", name, self.names())
 
     def names(self, role: str | None = None) -> tuple[str, ...]:
@@ -113,11 +126,11 @@ def open_bundle(path: str | Path) -> Bundle:
     Raises BundleError as :func:`read_bundle`, with the path; StorageError if the file cannot be
     read or is larger than 512 MiB.
     """
-    data = read_limited(path, limit_bytes=LIMIT_BYTES, what="bundle")
-    try:
-        return read_bundle(data)
-    except BundleError as err:
-        raise BundleError(f"{path}: {err.message}", fix=err.fix) from err
+    with open_limited(path, limit_bytes=LIMIT_BYTES, what="bundle") as (source, size):
+        try:
+            return _read(source, size)
+        except BundleError as err:
+            raise BundleError(f"{path}: {err.message}", fix=err.fix) from err
 
 
 def read_bundle(data: bytes) -> Bundle:
@@ -126,10 +139,16 @@ def read_bundle(data: bytes) -> Bundle:
     Raises BundleError for a fault of the archive or the manifest, a file that is missing, has
     another size or is not listed, and slots that are not those of the manifest.
     """
-    archive = read_archive(data)
-    manifest = Manifest.from_json(bytes(archive.blobs[archive.manifest_digest]))
+    return _read(io.BytesIO(data), len(data))
+
+
+def _read(source: Source, size: int) -> Bundle:
+    archive = scan_archive(source, size)
+    # The manifest is checked and read while the large blobs are hashed; nothing leaves before.
+    with archive.hashing():
+        manifest = Manifest.from_json(archive.manifest())
     _check_files(manifest, archive.manifest_digest, archive.blobs)
-    bundle = Bundle(manifest, archive.manifest_digest, len(data), archive.blobs)
+    bundle = Bundle(manifest, archive.manifest_digest, size, archive)
     (slots,) = bundle.names("slots")
     check_slots(manifest.adaptor.slots, bundle.blob(slots), slots)
     return bundle
@@ -178,7 +197,7 @@ def _entry(payload: Payload) -> FileEntry:
     return FileEntry(payload.role, payload.name, digest, size, media_type)
 
 
-def _check_files(manifest: Manifest, manifest_digest: str, blobs: Mapping[str, memoryview]) -> None:
+def _check_files(manifest: Manifest, manifest_digest: str, blobs: Mapping[str, bytes]) -> None:
     """Every listed file is there with its size, and every blob is listed."""
     faults: list[Fault] = []
     for entry in manifest.files:

@@ -7,17 +7,16 @@ NaN that reaches a gate would silently close it. What a slot is for is not known
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, deserialize
+import numpy.typing as npt
 
-from toolchain.bundle.document import unique_table
 from toolchain.bundle.manifest import Slot
 from toolchain.bundle.rules import raise_faults
-from toolchain.digest import sha256
+from toolchain.bundle.tensors import Place, read_places
+from toolchain.digest import Aside
 from toolchain.errors import BundleError, Fault
 
 _DTYPES = {
@@ -40,16 +39,19 @@ def slot_table(data: bytes, what: str = "slots.safetensors") -> tuple[Slot, ...]
     dtype outside the format's list, and values that are not finite.
     """
     try:
-        tensors: list[tuple[str, dict[str, Any]]] = deserialize(data)  # type: ignore[no-untyped-call]
-        _refuse_repeated_names(data)
-    except (SafetensorError, ValueError) as err:
+        places = sorted(read_places(data), key=lambda place: place.name)
+    except ValueError as err:
         raise BundleError(
             f"{what}: expected a safetensors file, got {err}", fix="export the domain again"
         ) from err
     faults: list[Fault] = []
-    slots = [_slot(name, tensor, faults) for name, tensor in sorted(tensors)]
+    digests = Aside([place.data for place in places])
+    slots = [_slot(place, faults) for place in places]
     raise_faults(what, faults)
-    return tuple(slots)
+    return tuple(
+        Slot(place.name, place.shape, dtype, digest)
+        for place, dtype, digest in zip(places, slots, digests.result(), strict=True)
+    )
 
 
 def check_slots(expected: Sequence[Slot], data: bytes, what: str = "slots.safetensors") -> None:
@@ -63,13 +65,23 @@ def check_slots(expected: Sequence[Slot], data: bytes, what: str = "slots.safete
     raise_faults(what, _differences(wanted, found))
 
 
-def _refuse_repeated_names(data: bytes) -> None:
-    """Raise ValueError for a name that stands twice in the header.
+def slot_arrays(data: bytes) -> dict[str, npt.NDArray[Any]]:
+    """Return the tensors of the verified slots file ``data`` as read-only views of its bytes.
 
-    The parser keeps the last of them without a word, another one may keep the first.
+    Raises BundleError for bfloat16, which numpy does not have.
     """
-    end = 8 + int.from_bytes(data[:8], "little")
-    json.loads(data[8:end], object_pairs_hook=unique_table)
+    return {place.name: _view(place) for place in read_places(data)}
+
+
+def _view(place: Place) -> npt.NDArray[Any]:
+    dtype = _DTYPES[place.dtype]
+    if dtype == "bfloat16":
+        raise BundleError(
+            f"slot {place.name}: expected a dtype that numpy has, got bfloat16",
+            fix="export the domain with float32 tensors",
+        )
+    kind = np.dtype(dtype).newbyteorder("<")
+    return np.frombuffer(place.data, kind).reshape(place.shape)
 
 
 def _differences(wanted: dict[str, Slot], found: dict[str, Slot]) -> Iterable[Fault]:
@@ -85,18 +97,18 @@ def _differences(wanted: dict[str, Slot], found: dict[str, Slot]) -> Iterable[Fa
                     yield Fault(name, f"expected {key} {want}, got {got}")
 
 
-def _slot(name: str, tensor: dict[str, Any], faults: list[Fault]) -> Slot:
-    dtype = _DTYPES.get(tensor["dtype"], "")
-    data = bytes(tensor["data"])
+def _slot(place: Place, faults: list[Fault]) -> str:
+    """Return the dtype as the format calls it; append what is wrong with the values."""
+    dtype = _DTYPES.get(place.dtype, "")
     if not dtype:
         known = ", ".join(_DTYPES.values())
-        faults.append(Fault(name, f"expected one of {known}, got dtype {tensor['dtype']}"))
-    elif not _finite(dtype, data):
-        faults.append(Fault(name, "expected finite values, got NaN or infinity"))
-    return Slot(name, tuple(tensor["shape"]), dtype, sha256(data))
+        faults.append(Fault(place.name, f"expected one of {known}, got dtype {place.dtype}"))
+    elif not _finite(dtype, place.data):
+        faults.append(Fault(place.name, "expected finite values, got NaN or infinity"))
+    return dtype
 
 
-def _finite(dtype: str, data: bytes) -> bool:
+def _finite(dtype: str, data: memoryview) -> bool:
     if dtype == "bfloat16":
         # numpy has no bfloat16: its exponent bits are all ones for NaN and infinity.
         bits = np.frombuffer(data, "<u2")

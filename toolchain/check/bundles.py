@@ -9,21 +9,19 @@ beside them. What was not run is listed, with the reason.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.numpy import load as load_safetensors
 
 from toolchain import bundle
 from toolchain.bundle import BackboneArtefact, Bundle
+from toolchain.bundle.golden import golden_of
 from toolchain.bundle.manifest import LINKED_ROLES
 from toolchain.check import parity, subjects
-from toolchain.check.golden import Golden, read_golden
 from toolchain.check.parity import ParityReport, Subject
-from toolchain.errors import BundleError, DataError, Fault, GraphError
-from toolchain.fields import read_section
-from toolchain.preprocess import Preprocessing
+from toolchain.errors import BundleError, GraphError
+from toolchain.runtime.release import preprocessing
 
 SHIPPED = ("swap-if", "swap-rows", "static-if")
 
@@ -58,10 +56,10 @@ def check_bundle(
     ParityError.
     """
     held = bundle.open_bundle(path)
-    artefact = find_backbone(held, path, backbone)
-    bundle.match(held.manifest, artefact)
+    artefact = bundle.find_backbone(held.manifest.backbone, backbone or path.parent)
+    bundle.match(held.manifest.backbone, artefact, held.manifest.domain)
     _require_graphs(held)
-    golden = _golden(held)
+    golden = golden_of(held)
     slots = load_safetensors(held.blob(held.names("slots")[0]))
     folder = artefact.path
     try:
@@ -136,85 +134,6 @@ def linked_names(held: Bundle) -> tuple[str, ...]:
     """Return the stems of a bundle's linked graphs: ``swap-if``, ..."""
     names = [n for role in LINKED_ROLES for n in held.names(role)]
     return tuple(name.removesuffix(".onnx") for name in names)
-
-
-def preprocessing(held: Bundle) -> Preprocessing:
-    """Return a bundle's preprocessing as the value that :mod:`toolchain.preprocess` takes."""
-    given = {k: list(v) if isinstance(v, tuple) else v for k, v in _preprocess(held).items()}
-    faults: list[Fault] = []
-    found = read_section(Preprocessing, "preprocess", given, faults)
-    if found is None:
-        raise BundleError(
-            f"the manifest's preprocessing cannot be meant: {'; '.join(map(str, faults))}",
-            fix="export the domain again",
-        )
-    return found
-
-
-def _preprocess(held: Bundle) -> dict[str, Any]:
-    return asdict(held.manifest.preprocess)
-
-
-def find_backbone(held: Bundle, path: Path, given: Path | None) -> BackboneArtefact:
-    """Return the verified artefact that a bundle names.
-
-    ``given`` may be the artefact itself or its parent; without it the bundle's own folder is
-    searched. Raises DataError saying where it was looked for.
-    """
-    wanted = held.manifest.backbone
-    name = bundle.artefact_name(wanted.name, wanted.weights_digest)
-    if given is not None and (given / "manifest.json").is_file():
-        return bundle.open_backbone(given)
-    candidate = (given if given is not None else path.parent) / name
-    if not candidate.is_dir():
-        raise DataError(
-            f"expected the backbone {name} at {candidate}, found nothing",
-            fix="copy it there, or name its folder: da3 check BUNDLE --backbone DIR",
-        )
-    return bundle.open_backbone(candidate)
-
-
-def _golden(held: Bundle) -> Golden:
-    names = held.names("golden")
-    if not names:
-        raise BundleError(
-            "the bundle holds no golden data, expected one file of role 'golden'",
-            fix="export the domain again",
-        )
-    golden = read_golden(held.blob(names[0]), names[0])
-    if fault := _golden_fault(golden, held):
-        raise BundleError(f"{names[0]}: {fault}", fix="export the domain again")
-    return golden
-
-
-def _golden_fault(golden: Golden, held: Bundle) -> str:
-    """Golden data that are right by themselves may still be another domain's."""
-    manifest = held.manifest
-    wanted, found = len(manifest.classes), golden.logits.shape[1]
-    if wanted != found:
-        return f"expected logits of {wanted} classes, got {found}"
-    if (side := golden.pixels.shape[1]) != manifest.preprocess.size:
-        return f"expected pictures of {manifest.preprocess.size} pixels, got {side}"
-    slots = {slot.name for slot in manifest.adaptor.slots}
-    strange = [site for site in golden.gate_sites if f"{site}.gate.bias" not in slots]
-    if strange:
-        return f"expected gates of this domain, got {strange}"
-    return _other_states(golden, held)
-
-
-def _other_states(golden: Golden, held: Bundle) -> str:
-    """Tell how the manifest describes the golden data otherwise than they are."""
-    manifest = held.manifest
-    if (said := manifest.selftest.samples) != len(golden):
-        return f"expected {said} samples as the manifest says, got {len(golden)}"
-    told = {
-        site: (state.open, state.closed, state.forced)
-        for site, state in manifest.selftest.gate_states.items()
-    }
-    seen = {site: (s.open, s.closed, s.forced) for site, s in golden.states().items()}
-    if told != seen:
-        return f"expected the gate states {told} as the manifest says, got {seen}"
-    return ""
 
 
 def _has_onnx() -> bool:

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from toolchain.check.golden import Golden, probe, shifted
+from toolchain.bundle.golden import Golden
 from toolchain.errors import ParityError
-from toolchain.preprocess import Preprocessing, normalise
+from toolchain.preprocess import Preprocessing
 from toolchain.runtime.linked import Answer, Runnable
+from toolchain.runtime.selftest import difference, run_cases
 
 TOLERANCE = 1e-4
 BATCHES = (1, 16)
@@ -143,61 +144,23 @@ def _compare(
     tolerance: float,
 ) -> Comparison:
     got = run_cases(golden, subject.run, slots, preprocess, batch)
-    error = float(np.abs(got.logits - golden.logits).max())
-    error = error if np.isfinite(got.logits).all() else float("inf")
-    span = float(np.ptp(golden.logits)) or 1.0
-    top1 = int((got.logits.argmax(1) != golden.logits.argmax(1)).sum())
-    gates = _gate_mismatches(got, golden, static=not subject.takes_slots)
-    passed = error <= tolerance * span and top1 == 0 and gates == 0
+    found = difference(got, golden, gates=subject.takes_slots)
+    passed = found.within(tolerance)
     first = ""
     if not passed and subject.tapped is not None:
         tapped = run_cases(golden, subject.tapped(), slots, preprocess, batch)
         first = first_divergence(golden, tapped, tolerance)
     return Comparison(
-        subject.name, batch, len(golden), error, error / span, top1, gates, passed, first
+        subject.name,
+        batch,
+        len(golden),
+        found.max_absolute,
+        found.max_absolute / found.span,
+        found.top1,
+        found.gates,
+        passed,
+        first,
     )
-
-
-def _gate_mismatches(got: Answer, golden: Golden, *, static: bool) -> int:
-    """Count cases with a gate in another state; a static model may have resolved its gates."""
-    if got.gates.shape[1] != golden.gates.shape[1]:
-        return 0 if static else len(golden)
-    return int(((got.gates >= 0) != (golden.gates >= 0)).any(axis=1).sum())
-
-
-def run_cases(
-    golden: Golden,
-    model: Runnable,
-    slots: Mapping[str, npt.NDArray[Any]],
-    preprocess: Preprocessing,
-    batch: int,
-) -> Answer:
-    """Answer every case in batches of ``batch``.
-
-    Cases with one shift run together, as a shift changes the slots. A short batch of natural cases
-    is filled by repeating them, so that the batch size is really run; forced ones stay few.
-    """
-    logits = np.empty_like(golden.logits)
-    gates: npt.NDArray[np.float32] | None = None
-    taps: dict[str, npt.NDArray[np.float32]] = {}
-    for shift in np.unique(golden.shifts, axis=0) if golden.shifts.size else golden.shifts[:1]:
-        given = shifted(slots, golden.gate_sites, shift)
-        same = np.flatnonzero((golden.shifts == shift).all(axis=1))
-        for start in range(0, len(same), batch):
-            rows = same[start : start + batch]
-            filled = rows if shift.any() else np.resize(rows, batch)
-            images = normalise(preprocess, golden.pixels[filled])
-            got = model.run(images, given)
-            logits[rows] = got.logits[: len(rows)]
-            if gates is None:
-                gates = np.zeros((len(golden), got.gates.shape[1]), np.float32)
-            gates[rows] = got.gates[: len(rows)]
-            for name, value in got.taps.items():
-                seen = probe(value[: len(rows)])
-                taps.setdefault(name, np.zeros((len(golden), seen.shape[1]), np.float32))[rows] = (
-                    seen
-                )
-    return Answer(logits, gates if gates is not None else golden.gates[:, :0], taps)
 
 
 def first_divergence(golden: Golden, got: Answer, tolerance: float) -> str:

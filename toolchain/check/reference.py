@@ -15,7 +15,7 @@ import torch
 
 from toolchain.adapt.attached import AttachedModel, Trace, arrays, domain_state
 from toolchain.adapt.data.splits import Split
-from toolchain.check.golden import FORCE, PROBES, Golden, probe, shifted
+from toolchain.bundle.golden import FORCE, PROBES, Golden, probe, shifted
 from toolchain.preprocess import Preprocessing, normalise
 
 SEARCH_FLOPS = 60_000_000_000

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from toolchain.check.parity import BATCHES, Subject
 from toolchain.errors import GraphError
 from toolchain.runtime.linked import Linked, Runnable
-from toolchain.runtime.session import Session
+from toolchain.runtime.session import Session, fits
 from toolchain.runtime.staged import Segments, StagedRunner
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def _check_interface(name: str, session: Session, slots: Slots, *, static: bool)
     """Hold a graph to its name: batch, inputs and outputs. Raises GraphError."""
     wanted = {} if static else {slot: tuple(array.shape) for slot, array in slots.items()}
     found = {k: v for k, v in session.inputs.items() if k != "image"}
-    if wanted != found:
-        odd = sorted(wanted.items() ^ found.items(), key=str)
+    odd = sorted(k for k in wanted.keys() | found.keys() if not fits(found.get(k), wanted.get(k)))
+    if odd:
         raise GraphError(f"{name}: expected image and the slots as inputs, they differ in {odd}")
     batch = session.inputs.get("image", (None,))[0]
     if name.endswith("-if") != (batch == 1):

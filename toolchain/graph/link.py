@@ -29,7 +29,7 @@ import onnx_ir as ir
 
 from toolchain.errors import LinkError
 from toolchain.graph.join import add_correction
-from toolchain.graph.names import BATCH, GATES, IMAGE, LOGITS, Cut
+from toolchain.graph.names import BATCH, CLASSES, GATES, HEAD_SLOTS, IMAGE, LOGITS, Cut
 from toolchain.graph.parts import Parts
 from toolchain.graph.sketch import Sketch, input_names, value_name
 from toolchain.graph.split import META_ROLE, Split
@@ -105,9 +105,14 @@ class _Linker:
             tensor = self.parts.constant(slot)
             assert tensor is not None
             if self.linking.flavour == "swap":
-                self.sketch.input(slot, tensor.dtype, list(tensor.shape.numpy()))
+                self.sketch.input(slot, tensor.dtype, self._slot_shape(slot, tensor))
             else:
                 self.sketch.initializer(slot, tensor)
+
+    def _slot_shape(self, slot: str, tensor: ir.TensorProtocol) -> list[int | str]:
+        """Leave the class count open, so that domains of any count share a graph and a session."""
+        shape: list[int | str] = list(tensor.shape.numpy())
+        return [CLASSES, *shape[1:]] if slot in HEAD_SLOTS else shape
 
     def _finish(self) -> ir.Model:
         sketch, floats = self.sketch, ir.DataType.FLOAT
@@ -127,10 +132,12 @@ class _Linker:
         )
 
     def _classes(self) -> int | str:
+        if self.linking.flavour == "swap":
+            return CLASSES
         logits = next(v for v in self.halves.domain.graph.outputs if v.name == LOGITS)
         assert logits.shape is not None
         last = logits.shape[-1]
-        return last if isinstance(last, int) else "classes"
+        return last if isinstance(last, int) else CLASSES
 
     def _site(self, cut: Cut) -> None:
         parts, sketch = self.parts, self.sketch

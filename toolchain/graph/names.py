@@ -14,7 +14,9 @@ from dataclasses import dataclass
 IMAGE, FEATURES, LOGITS, GATES = "image", "features", "logits", "gates"
 BACKBONE = "backbone."
 WEIGHTS_FILE, SLOTS_FILE = "weights.safetensors", "slots.safetensors"
-BATCH = "batch"
+BATCH, CLASSES = "batch", "classes"
+# Their first dimension is the class count.
+HEAD_SLOTS = ("head.bias", "head.weight")
 
 
 @dataclass(frozen=True, slots=True)

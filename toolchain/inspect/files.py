@@ -18,7 +18,7 @@ from toolchain import bundle, recipe
 from toolchain.adapt import checkpoint
 from toolchain.adapt.checkpoint import Info
 from toolchain.bundle import BackboneManifest, GateStates, Manifest
-from toolchain.check.golden import read_golden
+from toolchain.bundle.golden import read_golden
 from toolchain.errors import UsageError
 from toolchain.files import read_limited
 from toolchain.inspect.slots import Block, Tensor, grouped
@@ -128,7 +128,7 @@ def read_backbone(folder: Path) -> BackboneFacts:
 
 
 def golden(path: Path) -> GoldenFacts:
-    """Return golden data; raises as :func:`toolchain.check.golden.read_golden`."""
+    """Return golden data; raises as :func:`toolchain.bundle.golden.read_golden`."""
     found = read_golden(
         read_limited(path, limit_bytes=GOLDEN_LIMIT_BYTES, what="golden data"), str(path)
     )

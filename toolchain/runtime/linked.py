@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from toolchain.runtime.limit import TimeLimit
 from toolchain.runtime.session import Session
 
 Floats = npt.NDArray[np.float32]
@@ -47,11 +48,21 @@ class Linked:
         self._slots = [name for name in session.inputs if name != "image"]
         self._one_by_one = session.inputs["image"][0] == 1
 
-    def run(self, images: Floats, slots: Mapping[str, npt.NDArray[Any]]) -> Answer:
-        """Answer a batch; a static model ignores ``slots``, a swap model needs every one."""
+    def run(
+        self,
+        images: Floats,
+        slots: Mapping[str, npt.NDArray[Any]],
+        limit: TimeLimit | None = None,
+    ) -> Answer:
+        """Answer a batch; a static model ignores ``slots``, a swap model needs every one.
+
+        Raises GraphError and TimeLimitError as :meth:`toolchain.runtime.session.Session.run`.
+        """
         feeds = {name: slots[name] for name in self._slots if name in slots}
         parts = [images[i : i + 1] for i in range(len(images))] if self._one_by_one else [images]
-        found = [self._session.run({"image": part, **feeds}) for part in parts]
+        found = [self._session.run({"image": part, **feeds}, limit=limit) for part in parts]
+        if len(found) == 1:
+            return answer(found[0])
         return answer({name: np.concatenate([f[name] for f in found]) for name in found[0]})
 
 

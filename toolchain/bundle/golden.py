@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as safetensors_load
 from safetensors.numpy import save as safetensors_save
 
-from toolchain.errors import VerificationError
+from toolchain.errors import BundleError, VerificationError
+
+if TYPE_CHECKING:
+    from toolchain.bundle.package import Bundle
 
 FORCE = 1000.0
 PROBES = 8
@@ -114,6 +117,53 @@ def read_golden(data: bytes, what: str) -> Golden:
         raise VerificationError(f"{what}: {fault}", fix="export the domain again")
     arrays["pixels"] = arrays["pixels"][arrays.pop("picture")]
     return Golden(**arrays, gate_sites=gates, sites=sites)
+
+
+def golden_of(held: Bundle) -> Golden:
+    """Return a bundle's golden data, held against its manifest.
+
+    Raises BundleError if there are none, or if they are those of another domain.
+    """
+    names = held.names("golden")
+    if not names:
+        raise BundleError(
+            "the bundle holds no golden data, expected one file of role 'golden'",
+            fix="export the domain again",
+        )
+    golden = read_golden(held.blob(names[0]), names[0])
+    if fault := _foreign(golden, held):
+        raise BundleError(f"{names[0]}: {fault}", fix="export the domain again")
+    return golden
+
+
+def _foreign(golden: Golden, held: Bundle) -> str:
+    """Golden data that are right by themselves may still be another domain's."""
+    manifest = held.manifest
+    wanted, found = len(manifest.classes), golden.logits.shape[1]
+    if wanted != found:
+        return f"expected logits of {wanted} classes, got {found}"
+    if (side := golden.pixels.shape[1]) != manifest.preprocess.size:
+        return f"expected pictures of {manifest.preprocess.size} pixels, got {side}"
+    slots = {slot.name for slot in manifest.adaptor.slots}
+    strange = [site for site in golden.gate_sites if f"{site}.gate.bias" not in slots]
+    if strange:
+        return f"expected gates of this domain, got {strange}"
+    return _other_states(golden, held)
+
+
+def _other_states(golden: Golden, held: Bundle) -> str:
+    """Tell how the manifest describes the golden data otherwise than they are."""
+    manifest = held.manifest
+    if (said := manifest.selftest.samples) != len(golden):
+        return f"expected {said} samples as the manifest says, got {len(golden)}"
+    told = {
+        site: (state.open, state.closed, state.forced)
+        for site, state in manifest.selftest.gate_states.items()
+    }
+    seen = {site: (s.open, s.closed, s.forced) for site, s in golden.states().items()}
+    if told != seen:
+        return f"expected the gate states {told} as the manifest says, got {seen}"
+    return ""
 
 
 def _distinct(

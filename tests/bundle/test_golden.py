@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load as safetensors_load
 from safetensors.numpy import save as safetensors_save
 
-from toolchain.check import golden as golden_file
-from toolchain.check.golden import FORCE, MAX_CASES, PROBES, Golden, probe, read_golden, shifted
+from toolchain.bundle import golden as golden_file
+from toolchain.bundle.golden import FORCE, MAX_CASES, PROBES, Golden, probe, read_golden, shifted
 from toolchain.errors import VerificationError
 
 

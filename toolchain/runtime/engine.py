@@ -1,0 +1,199 @@
+"""One session of the backbone, and which releases can run on it.
+
+Rules of this file: an engine holds weights and no domain; a release's tensors are handed over with
+each run, so any number of releases share one engine and never touch each other. A release may lack
+slots that the engine has (it has no gate there, or no adaptor): those are filled with tensors that
+do nothing, a correction of zero and a gate that is open. Nothing else is ever made up.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolchain.bundle import BackboneArtefact, open_backbone
+from toolchain.errors import BackboneMismatchError, BundleError, GraphError
+from toolchain.runtime.limit import TimeLimit
+from toolchain.runtime.linked import Answer, Floats, Linked
+from toolchain.runtime.release import Graph, Release, Slots
+from toolchain.runtime.session import Session, fits
+
+# A gate whose logits are one for every picture; its weight is zero.
+OPEN = 1.0
+# Slots that may be made up. All of an adaptor is zero then, and so is its correction.
+_FILLABLE = re.compile(r".+\.(gate|adaptor)\..+")
+_ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a session took: resident bytes that it added, None where unknown, and seconds."""
+
+    resident_bytes: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A release's tensors as an engine takes them.
+
+    ``columns``: where the release's gates stand in the engine's. ``filled``: slots made up.
+    """
+
+    slots: Slots
+    columns: tuple[int, ...]
+    filled: tuple[str, ...]
+
+
+class Engine:
+    """A session over a linked graph; any number of threads run it."""
+
+    def __init__(self, session: Session, release: Release, *, number: int, static: bool) -> None:
+        self.number = number
+        self.cost = Cost(None, 0.0)
+        self._session = session
+        self._linked = Linked(session)
+        self._gates = release.gates
+        self._owner = release.digest if static else None
+        self._fixed = release.fixed if static else {}
+        self._slots = {name: shape for name, shape in session.inputs.items() if name != "image"}
+        self.graph_digest = ""
+
+    def misfits(self, release: Release) -> tuple[str, ...]:
+        """Return why ``release`` cannot run here, one line each; none: :meth:`fit` gives it."""
+        if self._owner is not None:
+            return () if self._owner == release.digest else ("a static model is one domain's own",)
+        lines = [
+            f"{name}: expected {_shown(self._slots.get(name))}, got {list(array.shape)}"
+            for name, array in release.slots.items()
+            if not self._takes(name, array)
+        ]
+        missing = self._slots.keys() - release.slots.keys()
+        lines += [f"{name}: missing" for name in sorted(missing) if not _FILLABLE.fullmatch(name)]
+        # A gate that is filled is open; a release with gates in other places has its own columns.
+        lines += [f"{site}: no such gate" for site in release.gates if site not in self._gates]
+        return tuple(lines)
+
+    def fit(self, release: Release) -> Fit:
+        """Return the tensors and gate columns of a release without misfits."""
+        if self._owner is not None:
+            return Fit({}, tuple(range(len(self._gates))), ())
+        missing = tuple(sorted(self._slots.keys() - release.slots.keys()))
+        made_up = {name: self._neutral(name) for name in missing}
+        columns = tuple(self._gates.index(site) for site in release.gates)
+        return Fit({**release.slots, **made_up}, columns, missing)
+
+    def run(self, images: Floats, fit: Fit, limit: TimeLimit | None = None) -> Answer:
+        """Answer float32 ``[N, 3, S, S]``; gates are those of the release alone.
+
+        Gates that a static model has resolved answer with an infinity of their state's sign.
+        """
+        found = self._linked.run(images, fit.slots, limit)
+        whole = fit.columns == tuple(range(found.gates.shape[1]))
+        gates = found.gates if whole else found.gates[:, list(fit.columns)]
+        for place, site in enumerate(self._gates if self._fixed else ()):
+            if site in self._fixed:
+                gates[:, place] = np.inf if self._fixed[site] else -np.inf
+        return Answer(found.logits, gates, found.taps)
+
+    def _takes(self, name: str, array: npt.NDArray[Any]) -> bool:
+        dtype = _ELEMENTS.get(self._session.dtypes.get(name, ""))
+        return dtype == array.dtype and fits(self._slots.get(name), array.shape)
+
+    def _neutral(self, name: str) -> npt.NDArray[Any]:
+        shape = [d if isinstance(d, int) else 1 for d in self._slots[name]]
+        value = OPEN if name.endswith(".gate.bias") else 0.0
+        return np.full(shape, value, _ELEMENTS[self._session.dtypes[name]])
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A verified artefact and what identified its weights file when it was hashed."""
+
+    artefact: BackboneArtefact
+    identity: tuple[int, ...]
+
+    def require_unchanged(self) -> None:
+        """Raise BackboneMismatchError if the weights file is not the one that was hashed."""
+        path = self.artefact.weights_path
+        if _identity(path) != self.identity:
+            raise BackboneMismatchError(
+                f"{path} was changed after it was verified", fix="start again, which verifies it"
+            )
+
+
+def open_verified(folder: Path) -> Backbone:
+    """Return the backbone in ``folder``, hashed; raises as ``bundle.open_backbone``."""
+    artefact = open_backbone(folder)
+    # Taken after hashing: a file exchanged in between has another identity from here on, and one
+    # exchanged before it was hashed was hashed itself.
+    return Backbone(artefact, _identity(artefact.weights_path))
+
+
+def make_engine(
+    backbone: Backbone,
+    release: Release,
+    graph: Graph,
+    *,
+    number: int,
+    threads: int,
+    provider: str,
+) -> Engine:
+    """Make a session over ``graph``, the release's own. Raises BundleError for a graph that lies.
+
+    The weights file was hashed when the backbone was opened; that it is still the same file is
+    looked at again once the session holds it.
+    """
+    static = graph.name.startswith("static")
+    before, started = _resident_bytes(), time.perf_counter()
+    try:
+        session = Session(
+            graph.read(),
+            folder=backbone.artefact.path,
+            constants=release.slots if static else None,
+            threads=threads,
+            provider=provider,
+            what=f"{release.name}: {graph.name}",
+        )
+    except GraphError as err:
+        raise BundleError(err.message, fix="export the domain again") from err
+    backbone.require_unchanged()
+    engine = Engine(session, release, number=number, static=static)
+    if lines := engine.misfits(release):
+        raise BundleError(
+            f"{release.name}: its slots are not those of its own graph {graph.name}: {lines[0]}",
+            fix="export the domain again",
+        )
+    engine.graph_digest = graph.digest
+    after = _resident_bytes()
+    grown = None if before is None or after is None else max(0, after - before)
+    engine.cost = Cost(grown, time.perf_counter() - started)
+    return engine
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _resident_bytes() -> int | None:
+    """Resident memory of this process, where the system tells it (Linux, proc(5))."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _shown(shape: tuple[int | str | None, ...] | None) -> str:
+    return "no such slot" if shape is None else str(list(shape))

@@ -1,0 +1,202 @@
+"""Installed domains: a bundle that was verified and tested once, laid out to be loaded fast.
+
+Rules of this file: the folder holds the bundle's files as they are and ``installed.json``, which
+says what running needs, whose bundle it was, and what each file was (size, times, inode) right
+after it had been verified and written. Loading looks at those again instead of hashing. That finds
+a file that was edited, exchanged, restored from elsewhere or copied, and not a disk that changes
+bits by itself, nor somebody who may write there and sets the clock back: who fears these loads the
+bundle. The test counts for the onnxruntime that ran it and for no other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+
+from toolchain.bundle import BackboneRef, Bundle, open_bundle
+from toolchain.bundle.golden import golden_of
+from toolchain.bundle.rules import (
+    BOOLEAN,
+    DIGEST,
+    DOMAIN,
+    IDENTIFIER,
+    TENSOR_NAME,
+    TableOf,
+    to_json,
+)
+from toolchain.bundle.slots import slot_arrays
+from toolchain.digest import sha256
+from toolchain.errors import BundleError, Fault, StorageError
+from toolchain.fields import (
+    ListOf,
+    Section,
+    SectionOf,
+    choice,
+    key,
+    number,
+    printable,
+    read_section,
+    whole,
+)
+from toolchain.files import atomic_directory, read_limited
+from toolchain.preprocess import Preprocessing
+from toolchain.runtime.release import Graph, Release
+
+SCHEMA = "da3.installed/1"
+BUNDLE_NAME, RECORD_NAME = "bundle.da3b", "installed.json"
+LIMIT_RECORD_BYTES = 256 * 1024
+LIMIT_BUNDLE_BYTES = 512 * 1024 * 1024
+_FIX = "install it again from its bundle"
+
+
+@dataclass(frozen=True, slots=True)
+class Place(Section):
+    """Where the slots lie in the bundle's file, in bytes."""
+
+    offset: int = key(whole(0, LIMIT_BUNDLE_BYTES))
+    size: int = key(whole(8, LIMIT_BUNDLE_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting(Section):
+    """The backbone that the domain was verified against."""
+
+    name: str = key(IDENTIFIER)
+    weights_digest: str = key(DIGEST)
+    graph_digest: str = key(DIGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Record(Section):
+    """What running needs of a bundle; ``file`` identifies the bundle's file as it was verified."""
+
+    schema: str = key(choice(SCHEMA))
+    file: str = key(printable(200))
+    tested_with: str = key(printable(200))
+    name: str = key(DOMAIN)
+    version: str = key(printable(64))
+    release: str = key(DIGEST)
+    backbone: Fitting = key(SectionOf(Fitting))
+    classes: tuple[str, ...] = key(ListOf(printable(200), 1, 4096))
+    preprocess: Preprocessing = key(SectionOf(Preprocessing))
+    gates: tuple[str, ...] = key(ListOf(TENSOR_NAME, 0, 512))
+    fixed: dict[str, bool] = key(TableOf(TENSOR_NAME, BOOLEAN, 0, 512))
+    slots: Place = key(SectionOf(Place))
+    graphs: dict[str, str] = key(TableOf(TENSOR_NAME, DIGEST, 1, 16))
+    tolerance: float = key(number(0, 1))
+    time_limit_s: float = key(number(0.001, 86400))
+
+
+def write(folder: str | Path, held: Bundle, release: Release) -> None:
+    """Write the verified and tested bundle into the new ``folder``, whole or not at all.
+
+    Raises ExistsError and StorageError as :func:`toolchain.files.atomic_directory`.
+    """
+    with atomic_directory(folder) as partial:
+        path = partial / BUNDLE_NAME
+        path.write_bytes(held.to_bytes())
+        record = _record(held, release, _identity(path.stat()))
+        body = json.dumps(to_json(record), ensure_ascii=False).encode()
+        (partial / RECORD_NAME).write_bytes(f"{sha256(body)}\n".encode() + body)
+
+
+def read(folder: str | Path) -> tuple[Release, bool]:
+    """Return the release in ``folder`` and whether its self-test counts for this onnxruntime.
+
+    Raises BundleError for a record that is damaged and a bundle that is not the file that was
+    verified, StorageError where there is none.
+    """
+    folder = Path(folder)
+    record = _read_record(folder / RECORD_NAME)
+    path = folder / BUNDLE_NAME
+    slots = _read_slots(path, record)
+    # Graphs and golden data are needed seldom, and are verified anew then.
+    release = Release(
+        record.name,
+        record.version,
+        record.release,
+        BackboneRef(**to_json(record.backbone), taps=()),
+        record.classes,
+        record.preprocess,
+        record.gates,
+        record.fixed,
+        slot_arrays(slots),
+        {name: Graph(name, digest, _graph(path, name)) for name, digest in record.graphs.items()},
+        record.tolerance,
+        record.time_limit_s,
+        lambda: golden_of(open_bundle(path)),
+    )
+    return release, record.tested_with == _tested_with()
+
+
+def _graph(path: Path, name: str) -> Callable[[], bytes]:
+    return lambda: open_bundle(path).blob(f"{name}.onnx")
+
+
+def _record(held: Bundle, release: Release, file: str) -> Record:
+    (slots,) = held.names("slots")
+    own = release.backbone
+    return Record(
+        SCHEMA,
+        file,
+        _tested_with(),
+        release.name,
+        release.version,
+        release.digest,
+        Fitting(own.name, own.weights_digest, own.graph_digest),
+        release.classes,
+        release.preprocess,
+        release.gates,
+        dict(release.fixed),
+        Place(*held.place(slots)),
+        {graph.name: graph.digest for graph in release.graphs.values()},
+        release.tolerance,
+        release.time_limit_s,
+    )
+
+
+def _read_record(path: Path) -> Record:
+    data = read_limited(path, limit_bytes=LIMIT_RECORD_BYTES, what="installed domain")
+    digest, _, body = data.partition(b"\n")
+    if sha256(body).encode() != digest:
+        raise BundleError(
+            f"{path}: expected a record {digest[:71]!r}, got {sha256(body)}", fix=_FIX
+        )
+    faults: list[Fault] = []
+    try:
+        record = read_section(Record, "", json.loads(body), faults)
+    except (ValueError, RecursionError) as err:
+        raise BundleError(f"{path}: expected JSON, got {err}", fix=_FIX) from err
+    if record is None:
+        raise BundleError(f"{path}: {'; '.join(map(str, faults[:5]))}", fix=_FIX)
+    return record
+
+
+def _read_slots(path: Path, record: Record) -> bytes:
+    """Return the slots' bytes, if the file is the one that was verified."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            found = _identity(os.fstat(file.fileno()))
+            data = os.pread(file.fileno(), record.slots.size, record.slots.offset)
+    except OSError as err:
+        raise StorageError(f"cannot read {path}: {err.strerror}", fix=_FIX) from err
+    if found != record.file or len(data) != record.slots.size:
+        raise BundleError(
+            f"{path}: expected the file that was verified ({record.file}), got another ({found})",
+            fix=_FIX,
+        )
+    return data
+
+
+def _identity(status: os.stat_result) -> str:
+    """Return device, inode, size in bytes and time of the last change of content."""
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def _tested_with() -> str:
+    return f"onnxruntime {ort.__version__}"

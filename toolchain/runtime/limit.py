@@ -1,0 +1,44 @@
+"""A time limit that reaches into a running model.
+
+Rules of this file: onnxruntime looks at a run's terminate flag between two operators, so a limit
+ends a run within one operator's time; nothing is killed and the session stays usable.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Self
+
+import onnxruntime as ort
+
+
+class TimeLimit:
+    """A context whose runs are stopped ``seconds`` after it was entered.
+
+    Pass it to :meth:`toolchain.runtime.session.Session.run`. One context serves several runs, one
+    after another; their time counts together.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.over = False
+        self.options = ort.RunOptions()
+        self._timer = threading.Timer(seconds, self._stop)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        err: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+
+    def _stop(self) -> None:
+        self.over = True
+        self.options.terminate = True

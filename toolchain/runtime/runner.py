@@ -1,0 +1,387 @@
+"""The runner: one backbone, many domains, any number of threads.
+
+Rules of this file, and the invariant that its tests hold:
+
+* A request takes one reference to one loaded domain when it begins and uses nothing else. What it
+  refers to is never changed, so a request runs wholly on one release: adaptor, gates and head of
+  two releases cannot mix.
+* Loading verifies and tests aside and then exchanges the table of domains in one assignment.
+  Requests take no lock, so replacing a domain waits for nobody and nobody waits for it.
+* A release that was replaced or unloaded lives until the last request that refers to it ends.
+
+It computes nothing itself: :mod:`~toolchain.runtime.engine` runs, :mod:`toolchain.bundle` verifies.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, Self
+
+import numpy.typing as npt
+
+from toolchain import bundle
+from toolchain.bundle import BackboneManifest
+from toolchain.bundle.rules import DOMAIN
+from toolchain.errors import (
+    ClosedError,
+    LoadedError,
+    UnknownNameError,
+    UsageError,
+)
+from toolchain.runtime import installed, pictures
+from toolchain.runtime.answers import Domain, Outcome, Prediction, predictions
+from toolchain.runtime.engine import Engine, Fit, open_verified
+from toolchain.runtime.limit import TimeLimit
+from toolchain.runtime.linked import Answer, Floats
+from toolchain.runtime.pictures import Picture
+from toolchain.runtime.release import Release, Slots, read_release
+from toolchain.runtime.selftest import selftest as run_selftest
+from toolchain.runtime.session import available
+from toolchain.runtime.sessions import Sessions
+
+Flavour = Literal["swap", "static"]
+Form = Literal["if", "rows"]
+MAX_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerFacts:
+    """What a runner is: its backbone and how it runs.
+
+    ``sessions`` of the backbone are held, at most ``session_limit`` for good.
+    """
+
+    backbone: BackboneManifest
+    provider: str
+    threads: int
+    flavour: Flavour
+    form: Form
+    max_batch: int
+    sessions: int
+    session_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """All that a request uses."""
+
+    domain: Domain
+    engine: Engine
+    fit: Fit
+
+
+class Runner:
+    """Runs domains on one backbone artefact.
+
+    ``backbone``: the artefact's folder, hashed here. ``threads``: of one operator; requests of
+    several threads run side by side anyway. ``provider``: ``cpu``, ``cuda`` or ``tensorrt``, never
+    exchanged in silence. ``flavour``: ``swap``, or ``static`` for one fixed domain at full speed.
+    ``form``: ``if`` answers pictures one by one, ``rows`` in one call, which pays for batches on
+    small backbones (docs/decisions/0003-forms.md). ``sessions``: how many copies of the backbone
+    may be held for domains whose slots differ. ``max_batch``: pictures in one request.
+
+    Raises BundleError and StorageError for the backbone, UnknownNameError and ProviderError for the
+    provider, UsageError for limits below one.
+    """
+
+    def __init__(
+        self,
+        backbone: str | Path,
+        *,
+        threads: int = 1,
+        provider: str = "cpu",
+        flavour: Flavour = "swap",
+        form: Form = "if",
+        sessions: int = 1,
+        max_batch: int = MAX_BATCH,
+    ) -> None:
+        _require_positive(threads=threads, sessions=sessions, max_batch=max_batch)
+        available(provider)
+        self._backbone = open_verified(Path(backbone))
+        self._threads, self._provider = threads, provider
+        self._flavour, self._form = flavour, form
+        self._session_limit, self._max_batch = sessions, max_batch
+        # Exchanged as a whole under the lock, read without it.
+        self._table: Mapping[str, _Loaded] = MappingProxyType({})
+        self._closed = False
+        self._publishing = threading.Lock()
+        self._sessions = Sessions(
+            self._backbone,
+            graph="static-if" if flavour == "static" else f"swap-{form}",
+            threads=threads,
+            provider=provider,
+            limit=sessions,
+            used=lambda: [loaded.engine for loaded in self._table.values()],
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        err: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- domains ---------------------------------------------------------------------------------
+
+    def load(self, source: str | Path, *, name: str | None = None, selftest: bool = True) -> Domain:
+        """Verify a domain, test it on its golden data, and let requests reach it.
+
+        ``source``: a ``.da3b`` file, or the folder of an installed domain, which was verified and
+        tested when :meth:`install` made it. ``name``: to load it under another name than its own.
+        ``selftest``: may be left out where the same bundle was tested on this device before; a
+        domain whose missing slots are filled is tested in any case.
+
+        Raises LoadedError if the name is taken; SessionLimitError if its slots need a further
+        session; BundleError, BackboneMismatchError, StorageError and SelftestError if it cannot be
+        trusted. Nothing has changed then.
+        """
+        return self._load(source, name, selftest=selftest, replacing=False)
+
+    def replace(
+        self, source: str | Path, *, name: str | None = None, selftest: bool = True
+    ) -> Domain:
+        """Load a release in the place of a loaded one; as :meth:`load`, but the name must be there.
+
+        Requests under way end on the old release, later ones run on the new one. Raises
+        UnknownNameError if no domain of that name is loaded, also if it was unloaded meanwhile.
+        """
+        return self._load(source, name, selftest=selftest, replacing=True)
+
+    def unload(self, name: str) -> None:
+        """Let no further request reach the domain. Raises UnknownNameError."""
+        with self._publishing:
+            if name not in self._table:
+                raise UnknownNameError("domain", name, self._table)
+            self._publish({k: v for k, v in self._table.items() if k != name})
+
+    def install(self, source: str | Path, folder: str | Path) -> Domain:
+        """Verify and test the bundle ``source`` and lay it into the new folder ``folder``.
+
+        Loading that folder takes a fraction of the time, as nothing is hashed again; see
+        :mod:`toolchain.runtime.installed`. Raises as :meth:`load`, and ExistsError.
+        """
+        held = bundle.open_bundle(source)
+        release = read_release(held)
+        with self._sessions.reserved(release, None) as engine:
+            loaded = self._tested(engine, release, release.name, {}, test=True)
+        installed.write(folder, held, release)
+        return loaded.domain
+
+    @property
+    def domains(self) -> Mapping[str, Domain]:
+        """The loaded domains by name, as they are at this moment."""
+        return {name: loaded.domain for name, loaded in self._table.items()}
+
+    @property
+    def facts(self) -> RunnerFacts:
+        """What this runner is."""
+        return RunnerFacts(
+            self._backbone.artefact.manifest,
+            self._provider,
+            self._threads,
+            self._flavour,
+            self._form,
+            self._max_batch,
+            len(self._sessions),
+            self._session_limit,
+        )
+
+    def close(self) -> None:
+        """Let no further request in; those under way end as they would have."""
+        with self._publishing:
+            self._closed = True
+            self._table = MappingProxyType({})
+            self._sessions.close()
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def run(
+        self, image: Picture, domain: str | None = None, *, time_limit_s: float | None = None
+    ) -> Prediction:
+        """Answer one picture; what it may be says :func:`toolchain.runtime.pictures.one`.
+
+        ``domain`` may be left out while exactly one is loaded. Raises DataError for a picture that
+        cannot be used, UnknownNameError for a domain that is not loaded, TimeLimitError when the
+        model takes longer than ``time_limit_s``, ClosedError.
+        """
+        loaded = self._get(domain)
+        found = self._run(loaded, pictures.one(loaded.domain.preprocess, image), time_limit_s)
+        return predictions(found, loaded.domain)[0]
+
+    def run_batch(
+        self,
+        images: Sequence[Picture] | npt.NDArray[Any],
+        domain: str | None = None,
+        *,
+        time_limit_s: float | None = None,
+    ) -> tuple[Prediction, ...]:
+        """Answer up to ``max_batch`` pictures, in order; raises as :meth:`run`."""
+        loaded = self._get(domain)
+        tensor = pictures.many(loaded.domain.preprocess, images, self._max_batch)
+        return predictions(self._run(loaded, tensor, time_limit_s), loaded.domain)
+
+    def infer(
+        self, tensor: Floats, domain: str | None = None, *, time_limit_s: float | None = None
+    ) -> Outcome:
+        """Answer a prepared tensor, float32 ``[N, 3, size, size]``; raises as :meth:`run`."""
+        loaded = self._get(domain)
+        checked = pictures.tensor(loaded.domain.preprocess, tensor, limit=self._max_batch)
+        return self._run(loaded, checked, time_limit_s)
+
+    def prepare(
+        self, images: Sequence[Picture] | npt.NDArray[Any], domain: str | None = None
+    ) -> Floats:
+        """Return pictures as the tensor that :meth:`infer` takes, preprocessed as the domain's."""
+        return pictures.many(self._get(domain).domain.preprocess, images, self._max_batch)
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _get(self, name: str | None) -> _Loaded:
+        table = self._table
+        if name is None and len(table) == 1:
+            return next(iter(table.values()))
+        if self._closed:
+            raise ClosedError("the runner is closed", fix="open another one")
+        if name is None:
+            raise UsageError(
+                f"expected the name of one of {len(table)} loaded domains, got none",
+                fix=f"name one of: {', '.join(sorted(table)) or 'none is loaded; load one first'}",
+            )
+        if name not in table:
+            raise UnknownNameError("domain", name, table, fix="or load its bundle first")
+        return table[name]
+
+    @staticmethod
+    def _run(loaded: _Loaded, tensor: Floats, time_limit_s: float | None) -> Outcome:
+        limited = nullcontext() if time_limit_s is None else TimeLimit(time_limit_s)
+        with limited as limit:
+            started = time.perf_counter()
+            found = loaded.engine.run(tensor, loaded.fit, limit)
+            took_ms = 1e3 * (time.perf_counter() - started)
+        return Outcome(found.logits, found.gates >= 0, loaded.domain.release, took_ms)
+
+    def _load(
+        self, source: str | Path, name: str | None, *, selftest: bool, replacing: bool
+    ) -> Domain:
+        self._require_open()
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "verify"):
+            release, tested = _read(Path(source))
+            bundle.match(release.backbone, self._backbone.artefact, release.name)
+        chosen = release.name if name is None else _checked(name)
+        self._require_name(chosen, replacing=replacing)
+        test = selftest and not tested
+        old = self._table.get(chosen) if replacing else None
+        started = time.perf_counter()
+        with self._sessions.reserved(release, old.engine if old else None) as engine:
+            seconds["session"] = time.perf_counter() - started
+            loaded = self._tested(engine, release, chosen, seconds, test=test)
+            with self._publishing:
+                self._require_open()
+                self._require_name(chosen, replacing=replacing)
+                self._publish({**self._table, chosen: loaded})
+        return loaded.domain
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the runner is closed", fix="open another one")
+
+    def _require_name(self, name: str, *, replacing: bool) -> None:
+        if replacing and name not in self._table:
+            raise UnknownNameError("domain", name, self._table, fix="load() takes a new one")
+        if not replacing and name in self._table:
+            raise LoadedError(
+                f"a domain {name!r} is loaded already, release {self._table[name].domain.release}",
+                fix="replace() it, unload() it first, or load under another name",
+            )
+
+    def _publish(self, table: dict[str, _Loaded]) -> None:
+        """Exchange the table and let go of sessions that nothing uses any more."""
+        self._table = MappingProxyType(table)
+        self._sessions.trim()
+
+    def _tested(
+        self,
+        engine: Engine,
+        release: Release,
+        name: str,
+        seconds: dict[str, float],
+        *,
+        test: bool,
+    ) -> _Loaded:
+        """Test a release on a session and return what requests will use; nothing is published."""
+        fit = engine.fit(release)
+        if test or fit.filled:
+            with _timed(seconds, "selftest"):
+                run_selftest(
+                    release.golden(),
+                    _Bound(engine, fit),
+                    release.slots,
+                    release.preprocess,
+                    tolerance=release.tolerance,
+                    limit_s=release.time_limit_s,
+                    static=self._flavour == "static",
+                )
+        domain = Domain(
+            name,
+            release.version,
+            release.digest,
+            release.classes,
+            release.preprocess,
+            release.gates,
+            release.slots_bytes,
+            engine.number,
+            fit.filled,
+            MappingProxyType(seconds),
+        )
+        return _Loaded(domain, engine, fit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """An engine that takes a release's tensors and fills what it lacks, as a self-test runs it."""
+
+    engine: Engine
+    fit: Fit
+
+    def run(self, images: Floats, slots: Slots) -> Answer:
+        """Answer with the given tensors in place of the release's own."""
+        return self.engine.run(images, replace(self.fit, slots={**self.fit.slots, **slots}))
+
+
+def _read(path: Path) -> tuple[Release, bool]:
+    """Return the release at ``path`` and whether it was tested on this device before."""
+    if path.is_dir():
+        return installed.read(path)
+    return read_release(bundle.open_bundle(path)), False
+
+
+def _checked(name: str) -> str:
+    if not DOMAIN.accepts(name):
+        raise UsageError(
+            f"expected a domain's name, got {name!r:.80}", fix=f"use {DOMAIN.expected}"
+        )
+    return name
+
+
+def _require_positive(**limits: int) -> None:
+    for name, value in limits.items():
+        if value < 1:
+            raise UsageError(f"{name}: expected 1 or more, got {value}", fix=f"set {name}=1")
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - started

@@ -1,0 +1,136 @@
+"""Run golden cases and say how far a model's answers are from what PyTorch said.
+
+Rules of this file: numpy only; it runs what it is given and compares; whether a difference is too
+large is decided by who asked, except in :func:`selftest`, which a device runs before a domain
+serves its first request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolchain.bundle.golden import Golden, probe, shifted
+from toolchain.errors import SelftestError
+from toolchain.preprocess import Preprocessing, normalise
+from toolchain.runtime.linked import Answer, Runnable
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How answers differ from golden data.
+
+    ``max_absolute``: largest error of a logit, infinite where one is not finite; ``span``: range of
+    the golden logits; ``top1``: cases with another best class; ``gates``: cases in which a gate is
+    in another state.
+    """
+
+    max_absolute: float
+    span: float
+    top1: int
+    gates: int
+
+    def within(self, tolerance: float) -> bool:
+        """Whether the answers are the golden ones, logits up to ``tolerance`` of their range."""
+        return self.max_absolute <= tolerance * self.span and not self.top1 and not self.gates
+
+
+def difference(got: Answer, golden: Golden, *, gates: bool = True) -> Difference:
+    """Compare; ``gates`` is false for a model that has resolved some."""
+    error = float(np.abs(got.logits - golden.logits).max())
+    error = error if np.isfinite(got.logits).all() else float("inf")
+    span = float(np.ptp(golden.logits)) or 1.0
+    top1 = int((got.logits.argmax(1) != golden.logits.argmax(1)).sum())
+    return Difference(error, span, top1, _gate_mismatches(got, golden, gates=gates))
+
+
+def _gate_mismatches(got: Answer, golden: Golden, *, gates: bool) -> int:
+    if got.gates.shape[1] != golden.gates.shape[1]:
+        return len(golden) if gates else 0
+    return int(((got.gates >= 0) != (golden.gates >= 0)).any(axis=1).sum())
+
+
+def selftest(
+    golden: Golden,
+    model: Runnable,
+    slots: Mapping[str, npt.NDArray[Any]],
+    preprocess: Preprocessing,
+    *,
+    tolerance: float,
+    limit_s: float,
+    static: bool,
+) -> Difference:
+    """Answer every golden case and return the difference.
+
+    A static model answers the natural cases only, as it has no slots to force a gate through.
+    Raises SelftestError if an answer is another than the golden one, or ``limit_s`` is over.
+    """
+    cases = golden.take(golden.natural) if static else golden
+    got = run_cases(cases, model, slots, preprocess, 1, deadline=time.monotonic() + limit_s)
+    found = difference(got, cases, gates=not static)
+    if static:
+        found = Difference(found.max_absolute, found.span, found.top1, 0)
+    if not found.within(tolerance):
+        raise SelftestError(
+            f"expected the golden answers in {len(cases)} cases within {tolerance:g} of the "
+            f"logits' range, got an error of {found.max_absolute / found.span:.2g}, another class "
+            f"in {found.top1} and another gate in {found.gates} of them",
+            fix="run `da3 check` on the bundle; if it passes, this device computes otherwise",
+        )
+    return found
+
+
+def run_cases(
+    golden: Golden,
+    model: Runnable,
+    slots: Mapping[str, npt.NDArray[Any]],
+    preprocess: Preprocessing,
+    batch: int,
+    *,
+    deadline: float | None = None,
+) -> Answer:
+    """Answer every case in batches of ``batch``.
+
+    Cases with one shift run together, as a shift changes the slots. A short batch of natural cases
+    is filled by repeating them, so that the batch size is really run; forced ones stay few.
+    ``deadline``: of ``time.monotonic``; SelftestError is raised once it has passed.
+    """
+    logits = np.empty_like(golden.logits)
+    gates: npt.NDArray[np.float32] | None = None
+    taps: dict[str, npt.NDArray[np.float32]] = {}
+    for shift in np.unique(golden.shifts, axis=0) if golden.shifts.size else golden.shifts[:1]:
+        given = shifted(slots, golden.gate_sites, shift)
+        same = np.flatnonzero((golden.shifts == shift).all(axis=1))
+        for start in range(0, len(same), batch):
+            _require_time(deadline, start, len(golden))
+            rows = same[start : start + batch]
+            filled = rows if shift.any() else np.resize(rows, batch)
+            images = normalise(preprocess, golden.pixels[filled])
+            got = model.run(images, given)
+            if got.logits.shape[1] != logits.shape[1]:
+                raise SelftestError(
+                    f"expected logits of {logits.shape[1]} classes, got {got.logits.shape[1]}",
+                    fix="export the domain again",
+                )
+            logits[rows] = got.logits[: len(rows)]
+            if gates is None:
+                gates = np.zeros((len(golden), got.gates.shape[1]), np.float32)
+            gates[rows] = got.gates[: len(rows)]
+            for name, value in got.taps.items():
+                seen = probe(value[: len(rows)])
+                empty = np.zeros((len(golden), seen.shape[1]), np.float32)
+                taps.setdefault(name, empty)[rows] = seen
+    return Answer(logits, gates if gates is not None else golden.gates[:, :0], taps)
+
+
+def _require_time(deadline: float | None, done: int, cases: int) -> None:
+    if deadline is not None and time.monotonic() > deadline:
+        raise SelftestError(
+            f"the self-test's time was over after {done} of {cases} cases",
+            fix="the bundle's time limit does not suit this device; export with fewer golden cases",
+        )

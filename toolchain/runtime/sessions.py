@@ -1,0 +1,121 @@
+"""The sessions of the backbone that a runner holds: one, unless it may hold more.
+
+Rules of this file: a release runs on the session of its own graph, on one that its slots fit, or on
+a new one if there is room; which of them is decided here and nowhere else. A session stays while a
+loaded domain or a domain being loaded uses it; one that nobody uses stays only if it is the last,
+for the next load. Requests refer to their session themselves and need nothing from here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from toolchain.errors import SessionLimitError
+from toolchain.runtime.engine import Backbone, Engine, make_engine
+from toolchain.runtime.release import Release
+
+
+class Sessions:
+    """Engines over one backbone, at most ``limit`` of them in use.
+
+    ``graph``: stem of the linked graph that new ones are made from (``swap-if``). ``used`` tells
+    which engines loaded domains use at this moment.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        graph: str,
+        threads: int,
+        provider: str,
+        limit: int,
+        used: Callable[[], Iterable[Engine]],
+    ) -> None:
+        self._backbone = backbone
+        self._graph, self._threads, self._provider = graph, threads, provider
+        self._limit, self._used = limit, used
+        self._held: tuple[Engine, ...] = ()
+        # Of domains that are being loaded: they count, and must not be let go.
+        self._pending: list[Engine] = []
+        self._made = 0
+        self._closed = False
+        self._building = threading.Lock()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @contextmanager
+    def reserved(self, release: Release, leaving: Engine | None) -> Iterator[Engine]:
+        """Yield the session for ``release``; it stays at least for the block.
+
+        ``leaving``: session of the domain that the release replaces, which needs no room any more
+        unless other domains use it. Raises SessionLimitError, and BundleError as
+        :func:`toolchain.runtime.engine.make_engine`.
+        """
+        with self._building:
+            engine = self._chosen(release, leaving)
+            with self._lock:
+                self._pending.append(engine)
+                self._held = _distinct([*self._held, engine])
+        try:
+            yield engine
+        finally:
+            with self._lock:
+                self._pending.remove(engine)
+            self.trim()
+
+    def trim(self) -> None:
+        """Let go of what nobody uses, but for the last one."""
+        with self._lock:
+            spare = () if self._closed else self._held[-1:]
+            self._held = _distinct([*self._used(), *self._pending]) or spare
+
+    def close(self) -> None:
+        """Let go of all; those in use end with their last request."""
+        self._closed = True
+        self.trim()
+
+    def _chosen(self, release: Release, leaving: Engine | None) -> Engine:
+        graph = release.graph(self._graph)
+        ready = [engine for engine in self._held if not engine.misfits(release)]
+        if ready:
+            return min(ready, key=lambda engine: engine.graph_digest != graph.digest)
+        self._require_room(release, leaving)
+        self._made += 1
+        return make_engine(
+            self._backbone,
+            release,
+            graph,
+            number=self._made - 1,
+            threads=self._threads,
+            provider=self._provider,
+        )
+
+    def _require_room(self, release: Release, leaving: Engine | None) -> None:
+        """Raise SessionLimitError, with the price of a further session, if there is no room."""
+        with self._lock:
+            users = [*self._used(), *self._pending]
+        if leaving in users:
+            users.remove(leaving)
+        busy = _distinct(users)
+        if len(busy) < self._limit:
+            return
+        first = busy[0]
+        weights_bytes = self._backbone.artefact.weights_path.stat().st_size
+        price = first.cost.resident_bytes or weights_bytes
+        raise SessionLimitError(
+            f"{release.name} does not fit the loaded session ({first.misfits(release)[0]}); "
+            f"one more session of the backbone would take about {price / 2**20:.0f} MiB and "
+            f"{first.cost.seconds:.1f} s, as the first did",
+            fix=f"allow it with sessions={self._limit + 1}, or export the domains with the same "
+            "method and options; one with fewer slots fits a session with more, if that was "
+            "loaded first",
+        )
+
+
+def _distinct(engines: Iterable[Engine]) -> tuple[Engine, ...]:
+    return tuple({id(engine): engine for engine in engines}.values())
