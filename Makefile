@@ -60,7 +60,10 @@ wheel: $(STAMP)  ## build the wheel into build/wheel
 	rm -rf build/wheel build/lib build/bdist.*
 	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel .
 
-bench: $(STAMP)  ## the figures of the README, into build/bench/
+bench: $(STAMP)  ## the figures of the README, into build/bench/ and docs/results.md
+	@mkdir -p build/bench
+	$(BIN)/da3 bench --backbone resnet50 --input 224 --domains 10 \
+		--json build/bench/runtime.json --html build/bench/runtime.html
 	$(BIN)/python -m benchmarks.export
 
 # -- real models: an environment of its own, as the zoos need another build of torch ----------------

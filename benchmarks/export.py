@@ -18,10 +18,11 @@ from typing import Any
 
 import click
 
-from benchmarks import machine, plot, results, samples, second, speed
+from benchmarks import plot, results, samples, second, speed
 from benchmarks.forms import STATES, Bench, Case
-from benchmarks.timing import CLOCK
 from toolchain.adapt.weights import load_backbone
+from toolchain.bench import machine
+from toolchain.bench.timing import CLOCK
 from toolchain.files import write_atomic
 
 RESNET50 = Case("resnet50", lambda: load_backbone("resnet50", untrained_seed=0), 224, 196)
@@ -109,6 +110,7 @@ def _teller(group: str) -> Callable[[str], None]:
 @click.option("--json", "json_path", type=Path, default=Path("build/bench/export.json"))
 @click.option("--plot", "plot_path", type=Path, default=Path("build/bench/export.png"))
 @click.option("--results", "results_path", type=Path, help="Tables; docs/results.md unless quick.")
+@click.option("--runtime", type=Path, default=Path("build/bench/runtime.json"), help="of da3 bench")
 @click.option("--domains", type=Path, default=Path("build/domains"), help="Trained samples.")
 @click.option("--train/--no-train", default=True, help="Train samples that are missing.")
 @click.option("--redraw", is_flag=True, help="Draw plot and tables again from the JSON file.")
@@ -117,6 +119,7 @@ def main(
     json_path: Path,
     plot_path: Path,
     results_path: Path | None,
+    runtime: Path,
     domains: Path,
     train: bool,
     redraw: bool,
@@ -128,7 +131,8 @@ def main(
         write_atomic(json_path, json.dumps(found, indent=1).encode() + b"\n", overwrite=True)
     found = json.loads(json_path.read_text())
     tables = results_path or (json_path.with_suffix(".md") if quick else Path("docs/results.md"))
-    write_atomic(tables, results.text(found).encode(), overwrite=True)
+    swapping = json.loads(runtime.read_text()) if runtime.is_file() else None
+    write_atomic(tables, results.text(found, swapping).encode(), overwrite=True)
     plot.draw(found, plot_path)
     print(results.summary(found))
 

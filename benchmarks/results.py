@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from toolchain.bench.tables import tables
+
 Document = Mapping[str, Any]
 
 _FIGURES = {
@@ -36,14 +38,15 @@ def _verdict(value: float, target: float) -> str:
     return "ok  " if value <= target else "OVER"
 
 
-def text(found: Document) -> str:
-    """Return docs/results.md."""
+def text(found: Document, runtime: Document | None = None) -> str:
+    """Return docs/results.md from the document of the export side and that of `da3 bench`."""
     return "\n".join(
         [
             "# Results",
             "",
-            "Measured, not promised: `make bench` writes this file, `build/bench/export.json` and "
-            "a plot (`python -m benchmarks.export --redraw` draws them again).",
+            "Measured, not promised: `make bench` writes this file, `build/bench/export.json` with "
+            "a plot, and `build/bench/runtime.json` with a page (`python -m benchmarks.export "
+            "--redraw` writes this file and the plot again).",
             "",
             *_conditions(found),
             "",
@@ -61,8 +64,31 @@ def text(found: Document) -> str:
             *_second(found["second"]),
             *_samples(found["samples"]),
             "",
+            *(_runtime(runtime) if runtime else []),
         ]
     )
+
+
+def _runtime(found: Document) -> list[str]:
+    """Return what `da3 bench` measured: its figures, then its tables."""
+    own, settings = found["machine"], found["settings"]
+    lines = [
+        "# Swapping domains at run time",
+        "",
+        f"`da3 bench --backbone {settings['backbone']} --input {settings['side']} --domains "
+        f"{settings['domains']} --threads {settings['threads']}`, domains drawn, not trained; "
+        f"load average {own['load']} before and {own['load_after']} after; what each row is says "
+        "[docs/benchmarks.md](benchmarks.md).",
+        "",
+    ]
+    for table in tables(found):
+        if table.key == "figures":
+            rows = ((f"`{name}`", what, value, goal) for name, value, goal, _, what in table.rows)
+            lines += _table(("figure", "what", "measured", "target"), rows)
+        else:
+            lines += [f"## {table.title}", "", table.note, "", *_table(table.heads, table.rows)]
+        lines.append("")
+    return lines
 
 
 def _conditions(found: Document) -> list[str]:

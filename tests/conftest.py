@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.exported import Domain, Exported, make_domain, register
+from tests.exported import Domain, Exported, Fleet, make_domain, register
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         names = getattr(item, "fixturenames", ())
         if {"made", "plain"} & set(names):
             item.add_marker(pytest.mark.xdist_group("captured"))
-        elif "exported" in names:
+        elif {"exported", "fleet"} & set(names):
             item.add_marker(pytest.mark.xdist_group("exported"))
 
 
@@ -72,3 +72,9 @@ def exported(toy_domain: Domain, tmp_path_factory: pytest.TempPathFactory) -> Ex
         cache=folder / "cache",
     )
     return Exported(toy_domain, report, folder / "cache")
+
+
+@pytest.fixture(scope="session")
+def fleet(toy_backbone: None, tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    """Domains of one backbone that differ in method, options, classes, pictures and release."""
+    return Fleet(tmp_path_factory.mktemp("fleet"))

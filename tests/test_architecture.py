@@ -203,7 +203,7 @@ WEIGHTS: dict[str, set[str]] = {
     "toolchain.adapt.data": set(),
     "toolchain.cli": {"click"},
     "toolchain.inspect": set(),
-    "toolchain.check.golden": set(),
+    "toolchain.bundle.golden": set(),
     "toolchain.runtime.linked": {"onnxruntime"},
     "toolchain.runtime.session": {"onnxruntime"},
     "toolchain.runtime.staged": {"onnxruntime"},

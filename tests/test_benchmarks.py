@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import export, machine, plot, results, samples, second
+from benchmarks import export, plot, results, samples, second
 from benchmarks.forms import STATES, Bench, Case
 from benchmarks.joins import REJECTED
-from benchmarks.timing import interleaved
 from tests import toys
+from toolchain.bench import machine
+from toolchain.bench.timing import interleaved
 from toolchain.runtime.linked import Linked
 
 # Square, and its corrections are coarser than its maps: there is a Resize to rewrite.

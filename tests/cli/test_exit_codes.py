@@ -13,7 +13,7 @@ import pytest
 
 from tests.toy_export import Run, invoke
 from toolchain import bundle
-from toolchain.check.golden import read_golden
+from toolchain.bundle.golden import read_golden
 
 
 def test_0_and_a_document(run: Run) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from tests import toys
 from tests.graph.cases import Case, Made, close
-from toolchain.check.golden import FORCE, shifted
+from toolchain.bundle.golden import FORCE, shifted
 from toolchain.graph.link import Linking
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.graph import cases
 from tests.graph.cases import close
+from toolchain.bundle.golden import shifted
 from toolchain.check import subjects
-from toolchain.check.golden import shifted
 from toolchain.graph.link import Linking
 from toolchain.runtime.session import Session
 from toolchain.runtime.staged import StagedRunner
@@ -21,10 +21,10 @@ class Counting(Session):
 
     rows: dict[str, int]
 
-    def run(self, feeds: Any, outputs: Any = None) -> Any:
+    def run(self, feeds: Any, outputs: Any = None, limit: Any = None) -> Any:
         first = next(v for n, v in feeds.items() if n.startswith(("out.", "in.", "block", "image")))
         Counting.rows[self.what] = Counting.rows.get(self.what, 0) + len(first)
-        return super().run(feeds, outputs)
+        return super().run(feeds, outputs, limit)
 
 
 @pytest.mark.parametrize(("shift", "opened"), [(1000.0, 6), (-1000.0, 0)])

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from toolchain.runtime.answers import Domain, Outcome, Prediction
     from toolchain.runtime.runner import Runner, RunnerFacts
-    from toolchain.runtime.stream import Frame, stream
+    from toolchain.runtime.stream import Frame
 
 _HOMES = {
     "answers": ("Domain", "Outcome", "Prediction"),
     "runner": ("Runner", "RunnerFacts"),
-    "stream": ("Frame", "stream"),
+    "stream": ("Frame",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["Domain", "Frame", "Outcome", "Prediction", "Runner", "RunnerFacts", "stream"]
+__all__ = ["Domain", "Frame", "Outcome", "Prediction", "Runner", "RunnerFacts"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.bundle import BackboneArtefact, open_backbone
+from toolchain.bundle.backbone import WEIGHTS_NAME
 from toolchain.errors import BackboneMismatchError, BundleError, GraphError
 from toolchain.runtime.limit import TimeLimit
 from toolchain.runtime.linked import Answer, Floats, Linked
@@ -27,8 +28,9 @@ from toolchain.runtime.session import Session, fits
 
 # A gate whose logits are one for every picture; its weight is zero.
 OPEN = 1.0
-# Slots that may be made up. All of an adaptor is zero then, and so is its correction.
-_FILLABLE = re.compile(r".+\.(gate|adaptor)\..+")
+# What may be made up as a whole: all of an adaptor is zero then, and so is its correction.
+_PART = re.compile(r"(.+\.(?:gate|adaptor))\..+")
+_OUTPUTS = {"logits", "gates"}
 _ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -44,10 +46,12 @@ class Cost:
 class Fit:
     """A release's tensors as an engine takes them.
 
-    ``columns``: where the release's gates stand in the engine's. ``filled``: slots made up.
+    ``classes``: how many logits it answers with. ``columns``: where the release's gates stand in
+    the engine's. ``filled``: slots made up.
     """
 
     slots: Slots
+    classes: int
     columns: tuple[int, ...]
     filled: tuple[str, ...]
 
@@ -75,8 +79,9 @@ class Engine:
             for name, array in release.slots.items()
             if not self._takes(name, array)
         ]
-        missing = self._slots.keys() - release.slots.keys()
-        lines += [f"{name}: missing" for name in sorted(missing) if not _FILLABLE.fullmatch(name)]
+        missing = sorted(self._slots.keys() - release.slots.keys())
+        has = {_part(name) for name in release.slots}
+        lines += [f"{name}: missing" for name in missing if _part(name) in has | {""}]
         # A gate that is filled is open; a release with gates in other places has its own columns.
         lines += [f"{site}: no such gate" for site in release.gates if site not in self._gates]
         return tuple(lines)
@@ -84,24 +89,36 @@ class Engine:
     def fit(self, release: Release) -> Fit:
         """Return the tensors and gate columns of a release without misfits."""
         if self._owner is not None:
-            return Fit({}, tuple(range(len(self._gates))), ())
+            return Fit({}, len(release.classes), tuple(range(len(self._gates))), ())
         missing = tuple(sorted(self._slots.keys() - release.slots.keys()))
         made_up = {name: self._neutral(name) for name in missing}
         columns = tuple(self._gates.index(site) for site in release.gates)
-        return Fit({**release.slots, **made_up}, columns, missing)
+        return Fit({**release.slots, **made_up}, len(release.classes), columns, missing)
 
     def run(self, images: Floats, fit: Fit, limit: TimeLimit | None = None) -> Answer:
         """Answer float32 ``[N, 3, S, S]``; gates are those of the release alone.
 
         Gates that a static model has resolved answer with an infinity of their state's sign.
+        Raises GraphError, also for an answer of another shape, and TimeLimitError.
         """
         found = self._linked.run(images, fit.slots, limit)
+        self._require_shape(found, (len(images), fit.classes))
         whole = fit.columns == tuple(range(found.gates.shape[1]))
         gates = found.gates if whole else found.gates[:, list(fit.columns)]
         for place, site in enumerate(self._gates if self._fixed else ()):
             if site in self._fixed:
                 gates[:, place] = np.inf if self._fixed[site] else -np.inf
         return Answer(found.logits, gates, found.taps)
+
+    def _require_shape(self, found: Answer, logits: tuple[int, int]) -> None:
+        """Logits are a row per picture of a value per class, gates one of a value per gate."""
+        wanted = logits, (logits[0], len(self._gates))
+        if (got := (found.logits.shape, found.gates.shape)) != wanted:
+            raise GraphError(
+                f"{self._session.what}: expected logits {list(wanted[0])} and gates "
+                f"{list(wanted[1])}, got {list(got[0])} and {list(got[1])}",
+                fix="export the domain again",
+            )
 
     def _takes(self, name: str, array: npt.NDArray[Any]) -> bool:
         dtype = _ELEMENTS.get(self._session.dtypes.get(name, ""))
@@ -131,10 +148,9 @@ class Backbone:
 
 def open_verified(folder: Path) -> Backbone:
     """Return the backbone in ``folder``, hashed; raises as ``bundle.open_backbone``."""
-    artefact = open_backbone(folder)
-    # Taken after hashing: a file exchanged in between has another identity from here on, and one
-    # exchanged before it was hashed was hashed itself.
-    return Backbone(artefact, _identity(artefact.weights_path))
+    # Taken before hashing: a file exchanged from here on has another identity, hashed or not.
+    identity = _identity(folder / WEIGHTS_NAME)
+    return Backbone(open_backbone(folder), identity)
 
 
 def make_engine(
@@ -164,6 +180,12 @@ def make_engine(
         )
     except GraphError as err:
         raise BundleError(err.message, fix="export the domain again") from err
+    if "image" not in session.inputs or not {"logits"} <= set(session.outputs) <= _OUTPUTS:
+        raise BundleError(
+            f"{session.what}: expected image to logits and gates, got {list(session.inputs)[:5]} "
+            f"to {list(session.outputs)[:5]}",
+            fix="export the domain again",
+        )
     backbone.require_unchanged()
     engine = Engine(session, release, number=number, static=static)
     if lines := engine.misfits(release):
@@ -176,6 +198,12 @@ def make_engine(
     grown = None if before is None or after is None else max(0, after - before)
     engine.cost = Cost(grown, time.perf_counter() - started)
     return engine
+
+
+def _part(slot: str) -> str:
+    """Return the gate or adaptor that a slot belongs to (``block00.gate``), nothing for others."""
+    found = _PART.fullmatch(slot)
+    return found[1] if found else ""
 
 
 def _identity(path: Path) -> tuple[int, ...]:

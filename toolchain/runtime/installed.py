@@ -5,7 +5,7 @@ says what running needs, whose bundle it was, and what each file was (size, time
 after it had been verified and written. Loading looks at those again instead of hashing. That finds
 a file that was edited, exchanged, restored from elsewhere or copied, and not a disk that changes
 bits by itself, nor somebody who may write there and sets the clock back: who fears these loads the
-bundle. The test counts for the onnxruntime that ran it and for no other.
+bundle. The test counts for the onnxruntime, provider and linked graph that it ran on, no other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from toolchain.bundle.rules import (
 )
 from toolchain.bundle.slots import slot_arrays
 from toolchain.digest import sha256
-from toolchain.errors import BundleError, Fault, StorageError
+from toolchain.errors import BundleError, Fault
 from toolchain.fields import (
     ListOf,
     Section,
@@ -43,9 +43,9 @@ from toolchain.fields import (
     read_section,
     whole,
 )
-from toolchain.files import atomic_directory, read_limited
+from toolchain.files import atomic_directory, open_limited, read_limited
 from toolchain.preprocess import Preprocessing
-from toolchain.runtime.release import Graph, Release
+from toolchain.runtime.release import Graph, Release, Slots
 
 SCHEMA = "da3.installed/1"
 BUNDLE_NAME, RECORD_NAME = "bundle.da3b", "installed.json"
@@ -92,21 +92,22 @@ class Record(Section):
     time_limit_s: float = key(number(0.001, 86400))
 
 
-def write(folder: str | Path, held: Bundle, release: Release) -> None:
+def write(folder: str | Path, held: Bundle, release: Release, tested_on: str) -> None:
     """Write the verified and tested bundle into the new ``folder``, whole or not at all.
 
-    Raises ExistsError and StorageError as :func:`toolchain.files.atomic_directory`.
+    ``tested_on``: what :func:`tested_with` says of the session that passed the test. Raises
+    ExistsError and StorageError as :func:`toolchain.files.atomic_directory`.
     """
     with atomic_directory(folder) as partial:
         path = partial / BUNDLE_NAME
         path.write_bytes(held.to_bytes())
-        record = _record(held, release, _identity(path.stat()))
+        record = _record(held, release, _identity(path.stat()), tested_on)
         body = json.dumps(to_json(record), ensure_ascii=False).encode()
         (partial / RECORD_NAME).write_bytes(f"{sha256(body)}\n".encode() + body)
 
 
-def read(folder: str | Path) -> tuple[Release, bool]:
-    """Return the release in ``folder`` and whether its self-test counts for this onnxruntime.
+def read(folder: str | Path) -> tuple[Release, str]:
+    """Return the release in ``folder`` and what it was tested with (:func:`tested_with`).
 
     Raises BundleError for a record that is damaged and a bundle that is not the file that was
     verified, StorageError where there is none.
@@ -125,26 +126,44 @@ def read(folder: str | Path) -> tuple[Release, bool]:
         record.preprocess,
         record.gates,
         record.fixed,
-        slot_arrays(slots),
-        {name: Graph(name, digest, _graph(path, name)) for name, digest in record.graphs.items()},
+        _arrays(path, slots),
+        {
+            name: Graph(name, digest, _graph(path, record, name))
+            for name, digest in record.graphs.items()
+        },
         record.tolerance,
         record.time_limit_s,
-        lambda: golden_of(open_bundle(path)),
+        lambda: golden_of(_bundle(path, record)),
     )
-    return release, record.tested_with == _tested_with()
+    return release, record.tested_with
 
 
-def _graph(path: Path, name: str) -> Callable[[], bytes]:
-    return lambda: open_bundle(path).blob(f"{name}.onnx")
+def tested_with(provider: str, graph_digest: str) -> str:
+    """Return what a self-test counts for: onnxruntime, a provider, and the graph that answered."""
+    return f"onnxruntime {ort.__version__} {provider} {graph_digest}"
 
 
-def _record(held: Bundle, release: Release, file: str) -> Record:
+def _graph(path: Path, record: Record, name: str) -> Callable[[], bytes]:
+    return lambda: _bundle(path, record).blob(f"{name}.onnx")
+
+
+def _bundle(path: Path, record: Record) -> Bundle:
+    """Return the bundle, verified, if it is still the release that was read before."""
+    held = open_bundle(path)
+    if held.manifest_digest != record.release:
+        raise BundleError(
+            f"{path}: expected the release {record.release}, got {held.manifest_digest}", fix=_FIX
+        )
+    return held
+
+
+def _record(held: Bundle, release: Release, file: str, tested_on: str) -> Record:
     (slots,) = held.names("slots")
     own = release.backbone
     return Record(
         SCHEMA,
         file,
-        _tested_with(),
+        tested_on,
         release.name,
         release.version,
         release.digest,
@@ -179,12 +198,9 @@ def _read_record(path: Path) -> Record:
 
 def _read_slots(path: Path, record: Record) -> bytes:
     """Return the slots' bytes, if the file is the one that was verified."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            found = _identity(os.fstat(file.fileno()))
-            data = os.pread(file.fileno(), record.slots.size, record.slots.offset)
-    except OSError as err:
-        raise StorageError(f"cannot read {path}: {err.strerror}", fix=_FIX) from err
+    with open_limited(path, limit_bytes=LIMIT_BUNDLE_BYTES, what="bundle") as (file, _):
+        found = _identity(os.fstat(file.fileno()))
+        data = os.pread(file.fileno(), record.slots.size, record.slots.offset)
     if found != record.file or len(data) != record.slots.size:
         raise BundleError(
             f"{path}: expected the file that was verified ({record.file}), got another ({found})",
@@ -193,10 +209,20 @@ def _read_slots(path: Path, record: Record) -> bytes:
     return data
 
 
+def _arrays(path: Path, slots: bytes) -> Slots:
+    try:
+        return slot_arrays(slots)
+    except ValueError as err:
+        raise BundleError(
+            f"{path}: expected slots where the record says, got {err}", fix=_FIX
+        ) from err
+
+
 def _identity(status: os.stat_result) -> str:
-    """Return device, inode, size in bytes and time of the last change of content."""
-    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+    """Return device, inode, size in bytes, and times of the last change of content and of state.
 
-
-def _tested_with() -> str:
-    return f"onnxruntime {ort.__version__}"
+    The second is the system's own: nobody sets it but by setting the clock, so that a file in an
+    inode that was used again, or one whose first time was put back, is another.
+    """
+    times = f"{status.st_mtime_ns}:{status.st_ctime_ns}"
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{times}"

@@ -12,15 +12,24 @@ from typing import Self
 
 import onnxruntime as ort
 
+from toolchain.errors import UsageError
+
 
 class TimeLimit:
     """A context whose runs are stopped ``seconds`` after it was entered.
 
     Pass it to :meth:`toolchain.runtime.session.Session.run`. One context serves several runs, one
-    after another; their time counts together.
+    after another; their time counts together. Raises UsageError for a limit that no timer can wait
+    for: not above zero, not a number, or beyond ``threading.TIMEOUT_MAX``.
     """
 
     def __init__(self, seconds: float) -> None:
+        if not 0 < seconds <= threading.TIMEOUT_MAX:
+            raise UsageError(
+                f"expected a time limit above 0 and up to {threading.TIMEOUT_MAX:.0f} s, "
+                f"got {seconds!r}",
+                fix="leave it out for none",
+            )
         self.seconds = seconds
         self.over = False
         self.options = ort.RunOptions()

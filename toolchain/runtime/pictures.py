@@ -29,9 +29,14 @@ def one(p: Preprocessing, picture: Picture) -> Floats:
     ``picture``: a path, a Pillow image, uint8 ``[H, W, 3]`` (RGB) or ``[H, W]`` (grey), or a
     prepared tensor float32 ``[3, size, size]`` or ``[1, 3, size, size]``. Raises DataError.
     """
+    if not isinstance(picture, str | Path | PillowImage | np.ndarray):
+        raise DataError(
+            f"expected a path, a Pillow image or an array, got {type(picture).__name__}",
+            fix="open bytes with PIL.Image.open(io.BytesIO(...)) first",
+        )
     if isinstance(picture, np.ndarray) and picture.dtype.kind == "f":
         return tensor(p, picture[None] if picture.ndim == 3 else picture, limit=1)
-    return normalise(p, pixels(p, picture)[None])
+    return normalise(p, _pixels(p, picture)[None])
 
 
 def many(p: Preprocessing, pictures: Sequence[Picture] | npt.NDArray[Any], limit: int) -> Floats:
@@ -42,10 +47,10 @@ def many(p: Preprocessing, pictures: Sequence[Picture] | npt.NDArray[Any], limit
     """
     if isinstance(pictures, np.ndarray) and pictures.dtype.kind == "f":
         return tensor(p, pictures, limit=limit)
-    if isinstance(pictures, str | Path | PillowImage):
+    if isinstance(pictures, str | bytes) or not isinstance(pictures, Sequence | np.ndarray):
         raise DataError(
-            f"expected a sequence of pictures, got one ({type(pictures).__name__})",
-            fix="put it into a list, or use run()",
+            f"expected a sequence of pictures, got {type(pictures).__name__}",
+            fix="put one picture into a list, or use run()",
         )
     if isinstance(pictures, np.ndarray) and pictures.ndim != 4:
         raise DataError(
@@ -63,6 +68,10 @@ def tensor(p: Preprocessing, given: npt.NDArray[Any], *, limit: int) -> Floats:
     the caller to know.
     """
     wanted = (CHANNELS, p.size, p.size)
+    if not isinstance(given, np.ndarray):
+        raise DataError(
+            f"expected a numpy array, got {type(given).__name__}", fix="pass np.asarray(...) of it"
+        )
     if given.dtype != np.float32 or given.ndim != 4 or given.shape[1:] != wanted:
         raise DataError(
             f"expected a tensor float32 [N, {', '.join(map(str, wanted))}], "
@@ -76,6 +85,18 @@ def tensor(p: Preprocessing, given: npt.NDArray[Any], *, limit: int) -> Floats:
             fix="look at what computes it; a NaN would close gates in silence",
         )
     return np.ascontiguousarray(given)
+
+
+def _pixels(p: Preprocessing, picture: Picture) -> npt.NDArray[np.uint8]:
+    try:
+        return pixels(p, picture)
+    except DataError:
+        raise
+    # Pillow decodes an image that it opened only now, and raises many kinds on damaged bytes.
+    except Exception as err:
+        raise DataError(
+            f"expected a whole picture, got {type(picture).__name__}: {err}", fix="replace it"
+        ) from err
 
 
 def _placed(p: Preprocessing, place: int, picture: Picture) -> Floats:

@@ -21,8 +21,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
+import numpy as np
 import numpy.typing as npt
 
 from toolchain import bundle
@@ -30,6 +31,7 @@ from toolchain.bundle import BackboneManifest
 from toolchain.bundle.rules import DOMAIN
 from toolchain.errors import (
     ClosedError,
+    DataError,
     LoadedError,
     UnknownNameError,
     UsageError,
@@ -44,6 +46,7 @@ from toolchain.runtime.release import Release, Slots, read_release
 from toolchain.runtime.selftest import selftest as run_selftest
 from toolchain.runtime.session import available
 from toolchain.runtime.sessions import Sessions
+from toolchain.runtime.stream import Frame, stream
 
 Flavour = Literal["swap", "static"]
 Form = Literal["if", "rows"]
@@ -87,7 +90,7 @@ class Runner:
     may be held for domains whose slots differ. ``max_batch``: pictures in one request.
 
     Raises BundleError and StorageError for the backbone, UnknownNameError and ProviderError for the
-    provider, UsageError for limits below one.
+    provider, UsageError for limits below one and other flavours or forms.
     """
 
     def __init__(
@@ -102,6 +105,8 @@ class Runner:
         max_batch: int = MAX_BATCH,
     ) -> None:
         _require_positive(threads=threads, sessions=sessions, max_batch=max_batch)
+        _require_one_of(get_args(Flavour), flavour=flavour)
+        _require_one_of(get_args(Form), form=form)
         available(provider)
         self._backbone = open_verified(Path(backbone))
         self._threads, self._provider = threads, provider
@@ -139,7 +144,7 @@ class Runner:
         ``source``: a ``.da3b`` file, or the folder of an installed domain, which was verified and
         tested when :meth:`install` made it. ``name``: to load it under another name than its own.
         ``selftest``: may be left out where the same bundle was tested on this device before; a
-        domain whose missing slots are filled is tested in any case.
+        domain that runs on another one's graph, or with slots filled, is tested in any case.
 
         Raises LoadedError if the name is taken; SessionLimitError if its slots need a further
         session; BundleError, BackboneMismatchError, StorageError and SelftestError if it cannot be
@@ -160,6 +165,7 @@ class Runner:
     def unload(self, name: str) -> None:
         """Let no further request reach the domain. Raises UnknownNameError."""
         with self._publishing:
+            self._require_open()
             if name not in self._table:
                 raise UnknownNameError("domain", name, self._table)
             self._publish({k: v for k, v in self._table.items() if k != name})
@@ -170,11 +176,14 @@ class Runner:
         Loading that folder takes a fraction of the time, as nothing is hashed again; see
         :mod:`toolchain.runtime.installed`. Raises as :meth:`load`, and ExistsError.
         """
+        self._require_open()
         held = bundle.open_bundle(source)
         release = read_release(held)
+        bundle.match(release.backbone, self._backbone.artefact, release.name)
         with self._sessions.reserved(release, None) as engine:
             loaded = self._tested(engine, release, release.name, {}, test=True)
-        installed.write(folder, held, release)
+        tested_on = installed.tested_with(self._provider, engine.graph_digest)
+        installed.write(folder, held, release, tested_on)
         return loaded.domain
 
     @property
@@ -244,6 +253,21 @@ class Runner:
         """Return pictures as the tensor that :meth:`infer` takes, preprocessed as the domain's."""
         return pictures.many(self._get(domain).domain.preprocess, images, self._max_batch)
 
+    def stream(
+        self,
+        source: str | Path | int,
+        domain: str | None = None,
+        *,
+        every: int = 1,
+        limit: int | None = None,
+        time_limit_s: float | None = None,
+    ) -> Iterator[Frame]:
+        """Answer a folder, a video file or a camera frame by frame.
+
+        As :func:`toolchain.runtime.stream.stream`, which says what a source may be.
+        """
+        return stream(self, source, domain, every=every, limit=limit, time_limit_s=time_limit_s)
+
     # -- inside ----------------------------------------------------------------------------------
 
     def _get(self, name: str | None) -> _Loaded:
@@ -268,6 +292,11 @@ class Runner:
             started = time.perf_counter()
             found = loaded.engine.run(tensor, loaded.fit, limit)
             took_ms = 1e3 * (time.perf_counter() - started)
+        if not np.isfinite(found.logits).all() or np.isnan(found.gates).any():
+            raise DataError(
+                "expected values that the model can add up, got pictures whose logits overflow",
+                fix="look at what prepares the tensor; a NaN would close gates in silence",
+            )
         return Outcome(found.logits, found.gates >= 0, loaded.domain.release, took_ms)
 
     def _load(
@@ -280,16 +309,19 @@ class Runner:
             bundle.match(release.backbone, self._backbone.artefact, release.name)
         chosen = release.name if name is None else _checked(name)
         self._require_name(chosen, replacing=replacing)
-        test = selftest and not tested
         old = self._table.get(chosen) if replacing else None
         started = time.perf_counter()
         with self._sessions.reserved(release, old.engine if old else None) as engine:
             seconds["session"] = time.perf_counter() - started
+            here = installed.tested_with(self._provider, engine.graph_digest)
+            test = selftest and tested != here
             loaded = self._tested(engine, release, chosen, seconds, test=test)
             with self._publishing:
                 self._require_open()
                 self._require_name(chosen, replacing=replacing)
-                self._publish({**self._table, chosen: loaded})
+                table = {**self._table, chosen: loaded}
+                self._sessions.require_room(release, (item.engine for item in table.values()))
+                self._publish(table)
         return loaded.domain
 
     def _require_open(self) -> None:
@@ -321,15 +353,16 @@ class Runner:
     ) -> _Loaded:
         """Test a release on a session and return what requests will use; nothing is published."""
         fit = engine.fit(release)
-        if test or fit.filled:
-            with _timed(seconds, "selftest"):
+        own = {graph.digest for graph in release.graphs.values()}
+        if test or fit.filled or engine.graph_digest not in own:
+            limit = TimeLimit(release.time_limit_s)
+            with _timed(seconds, "selftest"), limit:
                 run_selftest(
                     release.golden(),
-                    _Bound(engine, fit),
+                    _Bound(engine, fit, limit),
                     release.slots,
                     release.preprocess,
                     tolerance=release.tolerance,
-                    limit_s=release.time_limit_s,
                     static=self._flavour == "static",
                 )
         domain = Domain(
@@ -353,17 +386,19 @@ class _Bound:
 
     engine: Engine
     fit: Fit
+    limit: TimeLimit
 
     def run(self, images: Floats, slots: Slots) -> Answer:
         """Answer with the given tensors in place of the release's own."""
-        return self.engine.run(images, replace(self.fit, slots={**self.fit.slots, **slots}))
+        given = replace(self.fit, slots={**self.fit.slots, **slots})
+        return self.engine.run(images, given, self.limit)
 
 
-def _read(path: Path) -> tuple[Release, bool]:
-    """Return the release at ``path`` and whether it was tested on this device before."""
+def _read(path: Path) -> tuple[Release, str]:
+    """Return the release at ``path`` and what it was tested with, nothing for a bundle."""
     if path.is_dir():
         return installed.read(path)
-    return read_release(bundle.open_bundle(path)), False
+    return read_release(bundle.open_bundle(path)), ""
 
 
 def _checked(name: str) -> str:
@@ -372,6 +407,15 @@ def _checked(name: str) -> str:
             f"expected a domain's name, got {name!r:.80}", fix=f"use {DOMAIN.expected}"
         )
     return name
+
+
+def _require_one_of(known: Sequence[str], **given: str) -> None:
+    for name, value in given.items():
+        if value not in known:
+            raise UsageError(
+                f"{name}: expected one of {', '.join(known)}, got {value!r:.80}",
+                fix=f"set {name}={known[0]!r}",
+            )
 
 
 def _require_positive(**limits: int) -> None:

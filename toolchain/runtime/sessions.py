@@ -59,14 +59,30 @@ class Sessions:
         with self._building:
             engine = self._chosen(release, leaving)
             with self._lock:
+                fresh = engine not in self._held
                 self._pending.append(engine)
                 self._held = _distinct([*self._held, engine])
         try:
             yield engine
+        except BaseException:
+            # A session that was made for a release which failed on it is nobody's spare one.
+            with self._lock:
+                self._held = tuple(e for e in self._held if not (fresh and e is engine))
+            raise
         finally:
             with self._lock:
                 self._pending.remove(engine)
             self.trim()
+
+    def require_room(self, release: Release, users: Iterable[Engine]) -> None:
+        """Raise SessionLimitError if ``users``, those of ``release`` included, are too many.
+
+        To be asked before they are published: a domain that was loaded meanwhile may have come to
+        the session that was about to be left.
+        """
+        busy = _distinct(users)
+        if len(busy) > self._limit:
+            raise self._no_room(release, busy[0])
 
     def trim(self) -> None:
         """Let go of what nobody uses, but for the last one."""
@@ -84,7 +100,7 @@ class Sessions:
         ready = [engine for engine in self._held if not engine.misfits(release)]
         if ready:
             return min(ready, key=lambda engine: engine.graph_digest != graph.digest)
-        self._require_room(release, leaving)
+        self._make_room(release, leaving)
         self._made += 1
         return make_engine(
             self._backbone,
@@ -95,20 +111,24 @@ class Sessions:
             provider=self._provider,
         )
 
-    def _require_room(self, release: Release, leaving: Engine | None) -> None:
-        """Raise SessionLimitError, with the price of a further session, if there is no room."""
+    def _make_room(self, release: Release, leaving: Engine | None) -> None:
+        """Let go of a session that nobody uses; raise SessionLimitError if that is not enough."""
         with self._lock:
             users = [*self._used(), *self._pending]
+            self._held = _distinct(users)
         if leaving in users:
             users.remove(leaving)
         busy = _distinct(users)
-        if len(busy) < self._limit:
-            return
-        first = busy[0]
+        if len(busy) >= self._limit:
+            raise self._no_room(release, busy[0])
+
+    def _no_room(self, release: Release, first: Engine) -> SessionLimitError:
+        """Return the error that says what a further session costs."""
+        lines = first.misfits(release) or ("another domain was loaded at the same time",)
         weights_bytes = self._backbone.artefact.weights_path.stat().st_size
         price = first.cost.resident_bytes or weights_bytes
-        raise SessionLimitError(
-            f"{release.name} does not fit the loaded session ({first.misfits(release)[0]}); "
+        return SessionLimitError(
+            f"{release.name} does not fit the loaded session ({lines[0]}); "
             f"one more session of the backbone would take about {price / 2**20:.0f} MiB and "
             f"{first.cost.seconds:.1f} s, as the first did",
             fix=f"allow it with sessions={self._limit + 1}, or export the domains with the same "

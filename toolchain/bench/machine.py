@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ def machine() -> dict[str, Any]:
     flags = info.get("flags", "").split()
     return {
         "processor": info.get("model name") or platform.processor() or "unknown",
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": _cores(),
         "vector": next((f for f in ("avx512f", "avx2") if f in flags), platform.machine()),
         "system": f"{platform.system()} {platform.machine()}",
         "load": round(os.getloadavg()[0], 2),
@@ -28,11 +28,19 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that the figures depend on."""
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-    }
+    """Return the versions of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cores() -> int:
+    # Not every system says which cores a process may use.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -1,0 +1,75 @@
+"""Setups that cannot be meant, parts in processes of their own, and the document."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolchain.bench import fresh, run
+from toolchain.bench.materials import Materials
+from toolchain.errors import RunError, UnknownNameError, UsageError
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        run.Setup(),
+        run.Setup(backbone="resnet20", bundles=(Path("a.da3b"), Path("b.da3b"))),
+        run.Setup(backbone="resnet20", domains=1),
+        run.Setup(bundles=(Path("a.da3b"),)),
+    ],
+)
+def test_setups_that_cannot_be_meant(setup: run.Setup) -> None:
+    with pytest.raises(UsageError):
+        run.measure(setup)
+
+
+def test_unknown_names_are_told_with_the_known_ones() -> None:
+    with pytest.raises(UnknownNameError, match="latency"):
+        run.measure(run.Setup(backbone="resnet20", parts=("latencies",)))
+    with pytest.raises(UnknownNameError, match="resnet20"):
+        run.measure(run.Setup(backbone="resnet21"))
+
+
+def test_the_document_says_what_it_is(document: dict[str, Any]) -> None:
+    assert document["schema"] == run.SCHEMA
+    assert list(document["parts"]) == list(run.PARTS)
+    assert document["not_measured"] == {}
+    assert document["settings"]["drawn"] is True
+    assert set(document["took_s"]) == {"domains", *run.PARTS}
+
+
+def test_bundles_alone_say_what_is_missing(materials: Materials) -> None:
+    setup = run.Setup(bundles=materials.bundles, parts=("latency", "switch"), rounds=run.QUICK)
+    found = run.measure(setup)
+    assert set(found["parts"]) == {"latency", "switch"}
+    assert found["settings"]["drawn"] is False
+    assert found["not_measured"]["swap"] == "was not asked for"
+    (why,) = {v for k, v in found["not_measured"].items() if k.startswith("latency")}
+    assert "--backbone" in why
+
+
+def test_an_error_of_the_child_is_told(tmp_path: Path) -> None:
+    plan = {"backbone": "resnet21", "side": 32, "domains": 2, "classes": 2}
+    with pytest.raises(RunError, match="resnet21"):
+        fresh.run("domains", {"work": str(tmp_path), "plan": plan})
+
+
+def test_a_child_that_dies_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="ended with code 1"):
+        fresh.run("domains", {})
+
+
+def test_only_parts_can_be_run() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "toolchain.bench.fresh", "os"],
+        input=b"{}",
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert b"expected one of domains" in done.stderr

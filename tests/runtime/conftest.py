@@ -1,0 +1,35 @@
+"""What the tests of the runtime share: the toys' backbone and a runner on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.exported import Fleet
+from toolchain.runtime import Runner
+
+ALL = ("first", "digits", "head", "da2", "wide", "every", "bgr", "grey", "always")
+
+
+@pytest.fixture(scope="session")
+def artefact(fleet: Fleet) -> Path:
+    """The backbone of all domains of the fleet but ``foreign``."""
+    return fleet["first"].backbone
+
+
+@pytest.fixture
+def runner(artefact: Path) -> Iterator[Runner]:
+    """A runner with nothing loaded."""
+    with Runner(artefact) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def wide_runner(artefact: Path, fleet: Fleet) -> Iterator[Runner]:
+    """All domains at once, on as many sessions as they need."""
+    with Runner(artefact, sessions=4) as made:
+        for name in ALL:
+            made.load(fleet[name].bundle, name=name)
+        yield made

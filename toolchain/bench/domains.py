@@ -1,0 +1,236 @@
+"""Make what is measured: a backbone artefact, domains on it, and the models they are compared with.
+
+Rules of this file: everything goes through the library's own path (attach, split, link, compare
+with PyTorch, pack); domains are drawn from a seed, as neither time nor memory depends on what was
+learnt. Their gates are decided at run time and stand firm (zero weight, every second one open), so
+that every domain costs the same and a difference is not one between domains. Runs in a process of
+its own (:mod:`toolchain.bench.fresh`): nobody who measures has torch in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load as load_safetensors
+
+from toolchain import backbones, bundle, manifests
+from toolchain.adapt.attached import AttachedModel, attach
+from toolchain.adapt.checkpoint import INFO_FILE, Checkpoint
+from toolchain.adapt.data import ArraySplit
+from toolchain.adapt.evaluation import Evaluation
+from toolchain.adapt.models import save
+from toolchain.adapt.weights import load_backbone
+from toolchain.bench import graphs
+from toolchain.bench.materials import Materials, read_index, write_index
+from toolchain.bundle import BackboneArtefact, Payload
+from toolchain.check import parity, subjects
+from toolchain.check.bundles import SHIPPED
+from toolchain.check.reference import Chosen, choose
+from toolchain.files import write_atomic
+from toolchain.graph import store
+from toolchain.graph.halves import Halves, make_halves
+from toolchain.graph.link import Linking, link, named
+from toolchain.graph.names import SLOTS_FILE
+from toolchain.recipe import AdaptorOptions, DataSpec, Preprocessing, Recipe, TrainSpec, dump
+
+DISTRIBUTION = "da3-toolchain"
+# Whole models are some hundred megabytes each; more than these are not needed to take turns.
+WHOLES = 3
+# As many as a recipe asks for by default, so that a bundle has its usual size.
+PICTURES = 8
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to make: ``side`` in pixels, ``domains`` of ``classes`` classes each."""
+
+    backbone: str
+    side: int
+    domains: int
+    classes: int = 196
+
+    def made(self) -> dict[str, Any]:
+        """Return what the files depend on."""
+        return {**asdict(self), "toolchain": version(DISTRIBUTION), "torch": torch.__version__}
+
+
+def make(work: Path, plan: Plan, *, notify: Notify = lambda _: None) -> Materials:
+    """Return the materials in the folder ``work``, made unless they are there already.
+
+    Raises UnknownNameError for the backbone, AttachError, ParityError, StorageError.
+    """
+    if (found := read_index(work, plan.made())) is not None:
+        return found
+    model = _attached(plan, "da3")
+    for index in reversed(range(plan.domains)):
+        notify(f"domain {plan.domains - index} of {plan.domains}")
+        # The first domain comes last, and is what the static graphs are linked from.
+        made = _Maker(work, plan, model, index).made()
+    plain = make_halves(_attached(plan, "head"), cache=work / "cache")
+    drawn = graphs.statics(made.halves, list(made.rates))
+    drawn["plain"] = store.to_bytes(link(plain.split, Linking("static", "if")))
+    names = [_name(index) for index in range(plan.domains)]
+    materials = Materials(
+        made.artefact.path,
+        tuple(work / f"{name}.da3b" for name in names),
+        tuple(work / "whole" / f"{name}.onnx" for name in names[:WHOLES]),
+        tuple(work / "shared" / f"{name}.onnx" for name in names),
+        {name: _written(work, "static", name, data) for name, data in drawn.items()},
+        plan.made(),
+    )
+    write_index(work, materials)
+    return materials
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    halves: Halves
+    artefact: BackboneArtefact
+    rates: Mapping[str, float]
+
+
+class _Maker:
+    """One domain from drawn values to its files."""
+
+    def __init__(self, work: Path, plan: Plan, model: AttachedModel, index: int) -> None:
+        self.work = work
+        self.model = model
+        self.index = index
+        self.recipe = _recipe(plan, _name(index))
+        self.classes = tuple(f"class {place}" for place in range(plan.classes))
+        self._folder = work / "checkpoints" / self.recipe.domain
+
+    def made(self) -> _Made:
+        """Draw, split, link, compare and pack; then write what the domain is compared with."""
+        rates = _draw(self.model, self.index)
+        halves = make_halves(self.model, cache=self.work / "cache")
+        kept = self._checkpoint(rates)
+        chosen = choose(self.model, self._pictures(), self.recipe.preprocess, count=PICTURES)
+        linked = {name: store.to_bytes(link(halves.split, named(name, rates))) for name in SHIPPED}
+        artefact = self._artefact(kept, halves)
+        report = self._compared(halves, linked["swap-if"], artefact, chosen)
+        manifest = manifests.domain(
+            kept, self.recipe, halves, artefact=artefact, chosen=chosen, report=report
+        )
+        path = self.work / f"{self.recipe.domain}.da3b"
+        bundle.pack(path, manifest, self._files(halves, linked, chosen), overwrite=True)
+        self._compete(halves)
+        return _Made(halves, artefact, rates)
+
+    def _files(self, halves: Halves, linked: Mapping[str, bytes], chosen: Chosen) -> list[Payload]:
+        """Return the files that an export packs."""
+        files = [
+            Payload("domain", "domain.onnx", halves.domain_graph),
+            Payload("slots", SLOTS_FILE, halves.slots),
+            Payload("golden", "golden.safetensors", chosen.golden.to_bytes()),
+            Payload("recipe", "recipe.yaml", dump(self.recipe).encode()),
+            Payload("training", "training.json", (self._folder / INFO_FILE).read_bytes()),
+        ]
+        return files + [Payload(n.partition("-")[0], f"{n}.onnx", d) for n, d in linked.items()]
+
+    def _checkpoint(self, rates: Mapping[str, float]) -> Checkpoint:
+        """Write the drawn values as training would; its figures are none."""
+        found = Evaluation(0.0, 0.0, 1.0, dict(rates), 0)
+        self._folder.parent.mkdir(exist_ok=True)
+        return save(self._folder, self.model, self.recipe, self.classes, found, overwrite=True)
+
+    def _pictures(self) -> ArraySplit:
+        side = self.recipe.preprocess.size
+        generator = np.random.default_rng(self.index)
+        pictures = generator.integers(0, 256, (PICTURES, side, side, 3), np.uint8)
+        return ArraySplit(self.recipe.domain, pictures, np.zeros(PICTURES, np.int64))
+
+    def _artefact(self, kept: Checkpoint, halves: Halves) -> BackboneArtefact:
+        wanted = manifests.backbone(kept, halves)
+        path = self.work / bundle.artefact_name(wanted.name, wanted.weights_digest)
+        if path.is_dir():
+            found = bundle.open_backbone(path)
+            if found.manifest.graph_digest == wanted.graph_digest:
+                return found
+        return bundle.write_backbone(
+            self.work, wanted, graph=halves.backbone_graph, weights=halves.weights, overwrite=True
+        )
+
+    def _compared(
+        self, halves: Halves, graph: bytes, artefact: BackboneArtefact, chosen: Chosen
+    ) -> parity.ParityReport:
+        slots = load_safetensors(halves.slots)
+        subject = subjects.shipped("swap-if", graph, artefact.path, slots)
+        return parity.compare(
+            chosen.golden, [subject], slots, self.recipe.preprocess, threads=1
+        ).require()
+
+    def _compete(self, halves: Halves) -> None:
+        name = self.recipe.domain
+        _written(self.work, "shared", name, graphs.shared(halves))
+        if self.index < WHOLES:
+            _written(self.work, "whole", name, graphs.whole(halves))
+
+
+def _attached(plan: Plan, method: str) -> AttachedModel:
+    shipped = backbones.get(plan.backbone).weights_file is not None
+    return attach(
+        load_backbone(plan.backbone, untrained_seed=None if shipped else 0),
+        method=method,
+        classes=plan.classes,
+        input_shape=(3, plan.side, plan.side),
+    )
+
+
+@torch.no_grad()
+def _draw(model: AttachedModel, seed: int) -> dict[str, float]:
+    """Draw the domain's tensors, every second gate open; return how often each gate is."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.domain.parameters():
+        parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    rates: dict[str, float] = {}
+    for name in model.sites:
+        values = dict(model.domain[name].named_parameters())
+        if "gate.bias" in values:
+            rates[name] = float(len(rates) % 2 == 0)
+            values["gate.weight"].zero_()
+            values["gate.bias"].fill_(1.0 if rates[name] else -1.0)
+    return rates
+
+
+def _recipe(plan: Plan, domain: str) -> Recipe:
+    side = plan.side
+    return Recipe(
+        domain=domain,
+        title="Drawn values, for measuring",
+        licence="CC0-1.0",
+        backbone=plan.backbone,
+        weights=None,
+        weights_sha256=None,
+        data=DataSpec("folder", "drawn", None, None, 0),
+        preprocess=Preprocessing(side, side, "none", "bilinear", "RGB", _MEAN, _STD),
+        method="da3",
+        adaptor=AdaptorOptions(),
+        train=TrainSpec(1, 1, 0.01, 0.0, 0, 0.6, 0.0, ()),
+        golden=PICTURES,
+    )
+
+
+def _name(index: int) -> str:
+    return f"bench{index:02d}"
+
+
+def _written(work: Path, kind: str, name: str, data: bytes) -> Path:
+    folder = work / kind
+    folder.mkdir(exist_ok=True)
+    write_atomic(folder / f"{name}.onnx", data, overwrite=True)
+    return folder / f"{name}.onnx"
+
+
+def child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
+    """Make materials in a process of its own; see :mod:`toolchain.bench.fresh`."""
+    return make(Path(given["work"]), Plan(**given["plan"]), notify=notify).to_json()

@@ -1,0 +1,72 @@
+"""The figures that a run is judged by: where each stands in the parts, and its target.
+
+Rules of this file: parts in, numbers out; a figure whose part was not measured is left out. Targets
+are for ResNet-50 at 224 px on a CPU; they stand beside figures and nothing is refused for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a figure is, and the ``least`` or the ``most`` that it should be."""
+
+    what: str
+    sense: Literal["least", "most"]
+    value: float
+
+    def met(self, found: float) -> bool:
+        """Whether ``found`` reaches the target."""
+        return found >= self.value if self.sense == "least" else found <= self.value
+
+
+TARGETS: Mapping[str, Target] = {
+    "swap_cold_speedup": Target(
+        "bundle on disk to ready, against making a session of the whole model", "least", 20
+    ),
+    "swap_installed_speedup": Target("the same, verified when it was installed", "least", 200),
+    "switch_overhead": Target("what changing the loaded domain adds to a request", "most", 0.01),
+    "domain_resident_ratio": Target(
+        "resident memory of a further domain, against its weights", "most", 1.5
+    ),
+    "swap_throughput_ratio": Target("throughput while domains are swapped", "least", 0.95),
+    "memory_after_ratio": Target("memory after all swaps, against before", "most", 1.01),
+    "failed": Target("requests that failed under swaps", "most", 0),
+    "mixed": Target("answers that mix two releases", "most", 0),
+    "overhead_ms": Target("what the runner adds to onnxruntime's own call, ms", "most", 0.2),
+}
+
+
+def figures(parts: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of those parts that were measured."""
+    found: dict[str, float] = {}
+    if "swap" in parts:
+        found |= _speedups(parts["swap"])
+    if "switch" in parts:
+        found["switch_overhead"] = parts["switch"]["ways"]["bundle"]["overhead"]
+    if "memory" in parts:
+        ways = parts["memory"]["ways"]
+        found["domain_resident_ratio"] = ways.get("bundle, many", ways["bundle"])["ratio"]
+    if "load" in parts:
+        load = parts["load"]
+        found["swap_throughput_ratio"] = load["rows"]["installed"]["ratio"]
+        found["memory_after_ratio"] = load["memory"]["ratio"]
+        found |= {key: load[key] for key in ("failed", "mixed")}
+    if "overhead" in parts:
+        found["overhead_ms"] = parts["overhead"]["runner"]["difference_ms"]
+    return found
+
+
+def _speedups(swap: Mapping[str, Any]) -> dict[str, float]:
+    """Return how many times faster ours are ready, at a process's first swap and at later ones."""
+    found = {}
+    for phase, suffix in (("first", ""), ("again", "_again")):
+        ready = swap[phase]["ready"]
+        for kind, name in (("bundle", "swap_cold"), ("installed", "swap_installed")):
+            if "whole" in ready:
+                found[f"{name}_speedup{suffix}"] = 1 / ready[kind]["ratio"]
+    return found

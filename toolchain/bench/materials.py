@@ -1,0 +1,113 @@
+"""What is measured, as files: a backbone artefact, bundles, and what they are compared with.
+
+Rules of this file: paths and how they are written down; numpy and the format, no framework. Bundles
+that somebody else exported are materials too: they lack the comparisons, and the parts say so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolchain import bundle
+from toolchain.bundle import Bundle
+from toolchain.errors import StorageError, UsageError
+from toolchain.files import read_limited, write_atomic
+
+INDEX_NAME = "materials.json"
+LIMIT_INDEX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Materials:
+    """Files to measure.
+
+    ``backbone``: the artefact's folder; ``bundles``: domains on it. ``wholes``: models of one
+    domain each with every tensor inside; ``shared``: such models whose backbone tensors are given
+    by whoever makes the session. ``statics``: graphs of the first domain by name, their slots to be
+    given. ``made``: what they were made of, empty for foreign bundles.
+    """
+
+    backbone: Path
+    bundles: tuple[Path, ...]
+    wholes: tuple[Path, ...] = ()
+    shared: tuple[Path, ...] = ()
+    statics: Mapping[str, Path] = field(default_factory=dict)
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+    def open(self, index: int = 0) -> Bundle:
+        """Return a bundle, verified."""
+        return bundle.open_bundle(self.bundles[index])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the paths as text; :func:`from_json` takes them."""
+        return {
+            "backbone": str(self.backbone.resolve()),
+            "bundles": _texts(self.bundles),
+            "wholes": _texts(self.wholes),
+            "shared": _texts(self.shared),
+            "statics": {name: str(path.resolve()) for name, path in self.statics.items()},
+            "made": dict(self.made),
+        }
+
+
+def from_json(given: Mapping[str, Any]) -> Materials:
+    """Return the materials that :meth:`Materials.to_json` wrote."""
+    return Materials(
+        Path(given["backbone"]),
+        _paths(given["bundles"]),
+        _paths(given["wholes"]),
+        _paths(given["shared"]),
+        {name: Path(path) for name, path in given["statics"].items()},
+        dict(given["made"]),
+    )
+
+
+def foreign(bundles: Sequence[Path], backbone: Path | None = None) -> Materials:
+    """Return bundles that exist already as materials.
+
+    ``backbone``: the artefact, or the folder that holds it; by default it is looked for beside the
+    first bundle. Raises UsageError for fewer than two bundles, BundleError, StorageError.
+    """
+    if len(bundles) < 2:
+        raise UsageError(
+            f"expected two bundles or more, got {len(bundles)}",
+            fix="name each with --bundle; swapping needs something to swap for",
+        )
+    wanted = bundle.open_bundle(bundles[0]).manifest.backbone
+    name = bundle.artefact_name(wanted.name, wanted.weights_digest)
+    place = bundles[0].parent if backbone is None else backbone
+    found = place if (place / bundle.backbone.WEIGHTS_NAME).is_file() else place / name
+    if not found.is_dir():
+        raise StorageError(f"expected the backbone {name} in {place}, found none", fix="--backbone")
+    return Materials(found, tuple(bundles))
+
+
+def write_index(work: Path, materials: Materials) -> None:
+    """Write the materials down in their folder, last of all: without index it is half done."""
+    text = json.dumps(materials.to_json(), indent=1).encode()
+    write_atomic(work / INDEX_NAME, text, overwrite=True)
+
+
+def read_index(work: Path, made: Mapping[str, Any]) -> Materials | None:
+    """Return the materials in ``work`` if they are there and were made of the same."""
+    path = work / INDEX_NAME
+    if not path.is_file():
+        return None
+    try:
+        text = read_limited(path, limit_bytes=LIMIT_INDEX_BYTES, what="bench index")
+        found = from_json(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found if dict(found.made) == dict(made) else None
+
+
+def _texts(paths: Sequence[Path]) -> list[str]:
+    return [str(path.resolve()) for path in paths]
+
+
+def _paths(texts: Sequence[str]) -> tuple[Path, ...]:
+    return tuple(map(Path, texts))

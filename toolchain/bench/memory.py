@@ -1,0 +1,125 @@
+"""What one more domain costs in memory and on disk, for each way to have it.
+
+Rules of this file: each way is looked at in a process of its own, so that no other's leftovers are
+in it; every domain is put in place and asked once, as memory that is only promised does not count.
+Resident bytes are those of proc(5): ``statm`` for all, ``smaps_rollup`` for what no other process
+shares. Without /proc nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from toolchain.bench import fresh
+from toolchain.bench.contenders import Contenders, Kind
+from toolchain.bench.materials import Materials, from_json
+from toolchain.errors import RunError
+
+STATM, ROLLUP = Path("/proc/self/statm"), Path("/proc/self/smaps_rollup")
+Notify = Callable[[str], None]
+
+
+def measure(
+    materials: Materials,
+    *,
+    threads: int,
+    domains: int,
+    many: int,
+    notify: Notify = lambda _: None,
+) -> dict[str, Any]:
+    """Return by way what ``domains`` cost; ours also for ``many``, the same bundles by other names.
+
+    Raises RunError where the system does not tell.
+    """
+    resident_bytes()
+    kinds: list[Kind] = ["bundle"]
+    kinds += ["whole"] if materials.wholes else []
+    kinds += ["shared", "shared, extended"] if materials.shared else []
+    found: dict[str, dict[str, Any]] = {}
+    for kind in kinds:
+        given = {"materials": materials.to_json(), "threads": threads, "kind": kind}
+        count = max(domains, many) if kind == "bundle" else domains
+        series = fresh.run("memory", {**given, "count": count}, notify=notify)
+        size = {"file_bytes": _file_bytes(materials, kind)}
+        found[kind] = _figures(series, 1, domains) | size
+        if kind == "bundle" and many > domains:
+            found["bundle, many"] = _figures(series, domains, many) | size
+    slots = _slots_bytes(materials)
+    return {
+        "slots_bytes": slots,
+        "ways": {
+            kind: figures | {"ratio": figures["resident_bytes_each"] / slots}
+            for kind, figures in found.items()
+        },
+    }
+
+
+def _figures(series: Mapping[str, list[int]], first: int, last: int) -> dict[str, Any]:
+    """Return what is resident with ``last`` domains, and per domain from ``first`` to there."""
+    resident, private = series["resident"], series["private"]
+    steps = max(1, last - first)
+    return {
+        "domains": last,
+        "first_bytes": resident[0],
+        "all_bytes": resident[last - 1],
+        "resident_bytes_each": (resident[last - 1] - resident[first - 1]) / steps,
+        "private_bytes_each": (private[last - 1] - private[first - 1]) / steps,
+        "series": resident[:last],
+    }
+
+
+def _file_bytes(materials: Materials, kind: Kind) -> float:
+    files = {"bundle": materials.bundles, "whole": materials.wholes}.get(kind, materials.shared)
+    return mean(path.stat().st_size for path in files)
+
+
+def _slots_bytes(materials: Materials) -> float:
+    """Return the mean bytes of a domain's own tensors."""
+    held = [materials.open(index) for index in range(len(materials.bundles))]
+    return mean(len(one.blob(one.names("slots")[0])) for one in held)
+
+
+def child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, list[int]]:
+    """Put ``count`` domains in place one after the other and look at the memory after each."""
+    kind: Kind = given["kind"]
+    kept = []
+    found: dict[str, list[int]] = {"resident": [], "private": []}
+    with Contenders(from_json(given["materials"]), threads=given["threads"]) as ways:
+        ways.prepare(kind, 1)
+        image = ways.image()
+        for index in range(given["count"]):
+            kept.append(ways.load(kind, index))
+            kept[-1].ask(image)
+            gc.collect()
+            found["resident"].append(resident_bytes())
+            found["private"].append(private_bytes())
+            notify(f"{kind}, {index + 1} of {given['count']}")
+    return found
+
+
+def resident_bytes(path: Path = STATM) -> int:
+    """Return this process's resident memory. Raises RunError where /proc does not tell."""
+    try:
+        return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError) as err:
+        raise RunError(
+            f"expected this process's memory in {path}, got: {err}",
+            fix="memory is measured on Linux alone; leave it out with --parts",
+        ) from err
+
+
+def private_bytes(path: Path = ROLLUP) -> int:
+    """Return what this process alone has resident (private clean and dirty pages)."""
+    try:
+        lines = path.read_text().splitlines()
+        return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
+    except (OSError, IndexError, ValueError) as err:
+        raise RunError(
+            f"expected this process's memory in {path}, got: {err}",
+            fix="memory is measured on Linux 4.14 or newer; leave it out with --parts",
+        ) from err

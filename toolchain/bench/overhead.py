@@ -1,0 +1,54 @@
+"""What the runner adds to onnxruntime: a request against the bare call with the same tensors.
+
+Rules of this file: batch 1, a prepared tensor, the first domain; both sessions are made from the
+same graph with the same options, anew several times, and both calls are timed within a round.
+Nothing of ours is around the bare one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+from toolchain.bench.contenders import FOLDER, Contenders, bare, options_of
+from toolchain.bench.materials import Materials
+from toolchain.bench.timing import Call, clock_of, rebuilt
+from toolchain.bundle.slots import slot_arrays
+
+BUILDS = 5
+
+
+def measure(
+    materials: Materials,
+    *,
+    threads: int,
+    rounds: int,
+    notify: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Return the timings ``bare`` and ``runner``, and ``slots``, how many tensors a request has."""
+    held = materials.open()
+    graph, slots = held.blob("swap-if.onnx"), slot_arrays(held.blob(held.names("slots")[0]))
+    with ExitStack() as stack:
+
+        def build() -> dict[str, Call]:
+            options = options_of(threads)
+            options.add_session_config_entry(FOLDER, str(materials.backbone))
+            session = bare(graph, options)
+            ways = stack.enter_context(Contenders(materials, threads=threads))
+            ways.prepare("bundle", 1)
+            image = ways.image()
+            feeds = {"image": image, **slots}
+            return {
+                "bare": lambda: session.run(None, feeds),
+                "runner": lambda: ways.runner.infer(image, "first"),
+            }
+
+        clock = clock_of(threads)
+        found = rebuilt(build, times=min(BUILDS, rounds), rounds=rounds, clock=clock, notify=notify)
+    return {
+        "clock": clock_of(threads),
+        "slots": len(slots),
+        **{name: asdict(timing) for name, timing in found.items()},
+    }

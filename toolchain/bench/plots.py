@@ -1,0 +1,185 @@
+"""The document's plots, each as an SVG element that takes its text colour from the page.
+
+Rules of this file: the JSON document in, text out; it computes nothing. Text stays text, so that it
+is searched, scaled and printed like the rest; nothing in a plot refers to anything outside of it.
+Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from toolchain.bench.tables import NAMES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Document = Mapping[str, Any]
+Draw = Callable[["Axes", Document], None]
+
+# Stands for the page's own text colour until the SVG is written.
+_INK = "#010203"
+_OURS, _OTHER, _THIRD = "#3a86c8", "#c9892b", "#5aa469"
+_COLOURS = {
+    "bundle": _OURS,
+    "installed": "#7fb6e0",
+    "whole": _OTHER,
+    "shared": "#d8ac66",
+    "shared, extended": "#b7a58a",
+}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A plot that stands below the table ``key``: what it shows in words, and the SVG element."""
+
+    key: str
+    caption: str
+    svg: str
+
+
+def plots(found: Document) -> list[Plot]:
+    """Return the plots of the parts that the document has."""
+    return [
+        Plot(key, caption, _svg(key, draw, found["parts"][part]))
+        for key, part, caption, draw in _drawings()
+        if part in found["parts"]
+    ]
+
+
+def _drawings() -> Iterable[tuple[str, str, str, Draw]]:
+    """Yield key, part, caption and drawing of each plot."""
+    yield "states", "latency", "Median latency by state of the gates; quartiles as lines", _states
+    yield "blocks", "latency", "What skipping a block saves and what its gate costs", _blocks
+    yield "again", "swap", "Time until a domain is ready (logarithmic)", _ready
+    yield "memory", "memory", "Resident memory by number of domains", _resident
+    yield "load", "load", "Answers per second, slice by slice", _slices
+
+
+def _svg(name: str, draw: Draw, part: Document) -> str:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    # The salt keeps the identifiers of two plots on one page apart, and the same for ever.
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(7.6, 3.6), layout="constrained")
+        draw(figure.subplots(), part)
+        data = io.StringIO()
+        figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
+    text = data.getvalue()
+    element = text[text.index("<svg") :]
+    return re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.S).replace(
+        _INK, "currentColor"
+    )
+
+
+def _states(axes: Axes, part: Document) -> None:
+    names = list(part["states"])
+    timings = [part["states"][name] for name in names]
+    colours = {"plain": "#8a8a8a", "swap": _OURS}
+    values = [t["median_ms"] for t in timings]
+    spread = [
+        [t["median_ms"] - t["quartiles_ms"][0] for t in timings],
+        [t["quartiles_ms"][1] - t["median_ms"] for t in timings],
+    ]
+    bars = axes.barh(
+        names,
+        values,
+        xerr=spread,
+        color=[colours.get(name.partition(",")[0], _OTHER) for name in names],
+        ecolor=_INK,
+    )
+    axes.bar_label(bars, [f"{v:.1f}" for v in values], padding=6)
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    axes.set_xlabel("ms")
+
+
+def _blocks(axes: Axes, part: Document) -> None:
+    names = list(part["blocks"])
+    places = range(len(names))
+    gains = [part["blocks"][name]["gain"]["ms"] for name in names]
+    axes.bar([p - 0.2 for p in places], gains, 0.38, color=_OURS, label="saved when closed")
+    costs = [part["blocks"][name]["cost"] for name in names]
+    if all(costs):
+        values = [cost["ms"] for cost in costs]
+        axes.bar([p + 0.2 for p in places], values, 0.38, color=_OTHER, label="cost while open")
+    axes.axhline(0, color=_INK, linewidth=0.8)
+    axes.set_xticks(list(places), names, rotation=45, ha="right")
+    axes.set_ylabel("ms")
+    _legend(axes, 2)
+
+
+def _ready(axes: Axes, part: Document) -> None:
+    kinds = list(part["first"]["ready"])
+    places = range(len(kinds))
+    for shift, phase, alpha in ((-0.2, "first", 1.0), (0.2, "again", 0.6)):
+        values = [part[phase]["ready"][kind]["median_ms"] for kind in kinds]
+        bars = axes.barh(
+            [p + shift for p in places],
+            values,
+            0.38,
+            color=[_COLOURS[kind] for kind in kinds],
+            alpha=alpha,
+        )
+        axes.bar_label(bars, [f"{v:.1f} ({phase})" for v in values], padding=6, fontsize=9)
+    axes.set_xscale("log")
+    axes.margins(x=0.2)
+    axes.set_yticks(list(places), [NAMES[kind] for kind in kinds])
+    axes.invert_yaxis()
+    axes.set_xlabel("ms")
+
+
+def _resident(axes: Axes, part: Document) -> None:
+    for kind, figures in part["ways"].items():
+        series = [value / 2**20 for value in figures["series"]]
+        counts = range(1, len(series) + 1)
+        if kind == "bundle, many":
+            axes.plot(counts, series, color=_OURS, linestyle=":", label="swap, same bundles again")
+        else:
+            axes.plot(counts, series, color=_COLOURS[kind], marker=".", label=NAMES[kind])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("domains")
+    axes.set_ylabel("MiB")
+    _legend(axes, 2)
+
+
+def _slices(axes: Axes, part: Document) -> None:
+    offset = 0
+    for kind, row in part["rows"].items():
+        both = [*zip(row["slices"]["without"], row["slices"]["with"], strict=True)]
+        places = range(offset, offset + len(both))
+        label = kind == "installed"
+        axes.plot(
+            places, [w for w, _ in both], color="#8a8a8a", marker="o", label="without" * label
+        )
+        axes.plot(places, [w for _, w in both], color=_OURS, marker="o", label="swapping" * label)
+        axes.text(offset, 0, kind, va="bottom")
+        offset += len(both) + 1
+    axes.margins(y=0.15)
+    axes.set_ylim(bottom=0)
+    axes.set_xticks([])
+    axes.set_ylabel("answers per s")
+    _legend(axes, 2)
+
+
+def _legend(axes: Axes, columns: int) -> None:
+    """Put the legend above the plot, where it hides nothing."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns)

@@ -1,0 +1,190 @@
+"""Run the parts in order and return one document.
+
+Rules of this file: one part is busy at a time; a part that cannot be measured here is left out and
+the document says why; progress is told to a callback. Nothing is printed or judged.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from toolchain.bench import fresh, latency, load, memory, overhead, swap
+from toolchain.bench.figures import TARGETS, figures
+from toolchain.bench.machine import machine, versions
+from toolchain.bench.materials import Materials, foreign, from_json
+from toolchain.errors import MissingPackageError, StorageError, UnknownNameError, UsageError
+
+SCHEMA = "da3.bench/1"
+PARTS = ("latency", "swap", "switch", "memory", "load", "overhead")
+NEEDS_LINKER = "needs models linked for it: pass --backbone NAME in place of bundles"
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """How often or how long: rounds of ``latency``, ``switch`` and ``overhead``.
+
+    ``swap``: processes; ``many``: domains in memory at most.
+    """
+
+    latency: int = 21
+    swap: int = 4
+    switch: int = 4
+    many: int = 100
+    overhead: int = 100
+    load: load.Plan = field(default_factory=load.Plan)
+
+
+QUICK = Rounds(latency=3, swap=1, switch=1, many=12, overhead=5, load=load.Plan(20, 4, 2, 0.3, 4))
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What to measure.
+
+    Either ``backbone``, a registered name, with ``side`` in pixels (None: the backbone's own) and
+    the number of ``domains``; or ``bundles`` that exist, with ``artefact``, the folder of their
+    backbone (None: beside the first). ``work``: keeps what is made for the next run.
+    """
+
+    backbone: str | None = None
+    side: int | None = None
+    domains: int = 10
+    classes: int = 196
+    bundles: tuple[Path, ...] = ()
+    artefact: Path | None = None
+    threads: int = 1
+    parts: tuple[str, ...] = PARTS
+    rounds: Rounds = Rounds()
+    work: Path | None = None
+
+
+def measure(setup: Setup, *, notify: Notify = lambda _: None) -> dict[str, Any]:
+    """Measure and return the document: the figures first, then all that they come from.
+
+    Raises UsageError, UnknownNameError for a part, MissingPackageError where domains are to be made
+    without torch, RunError for a part that fails, and what reading bundles raises.
+    """
+    _check(setup)
+    before, took, started = machine(), {}, time.monotonic()
+    with ExitStack() as stack:
+        work = setup.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="da3-")))
+        materials = _materials(setup, work, notify)
+        took["domains"] = time.monotonic() - started
+        parts = {}
+        for part in [name for name in PARTS if name in setup.parts]:
+            started = time.monotonic()
+            parts[part] = _part(part, setup, materials, _told_of(part, notify))
+            took[part] = time.monotonic() - started
+        settings = _settings(setup, materials)
+    return {
+        "schema": SCHEMA,
+        **figures(parts),
+        "targets": {name: asdict(target) for name, target in TARGETS.items()},
+        "not_measured": _not_measured(setup, materials),
+        "settings": settings,
+        "machine": before | {"load_after": machine()["load"]},
+        "versions": versions(),
+        "parts": parts,
+        "took_s": took,
+    }
+
+
+def _check(setup: Setup) -> None:
+    for part in setup.parts:
+        if part not in PARTS:
+            raise UnknownNameError("part", part, PARTS)
+    if {"memory", "load"} & set(setup.parts):
+        memory.resident_bytes()
+    if (setup.backbone is None) == (not setup.bundles):
+        raise UsageError(
+            "expected a backbone to make domains for, or bundles that exist, got "
+            + ("neither" if setup.backbone is None else "both"),
+            fix="pass --backbone NAME, or --bundle FILE at least twice",
+        )
+    if setup.backbone is not None and setup.domains < 2:
+        raise UsageError(
+            f"expected two domains or more, got {setup.domains}", fix="pass --domains 2"
+        )
+
+
+def _materials(setup: Setup, work: Path, notify: Notify) -> Materials:
+    if setup.bundles:
+        return foreign(setup.bundles, setup.artefact)
+    if find_spec("torch") is None:
+        raise MissingPackageError("torch", "making domains to measure", "bench")
+    from toolchain import backbones
+
+    found = backbones.get(str(setup.backbone))
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise StorageError(
+            f"cannot make the folder {work}: {err.strerror}", fix="choose another with --work"
+        ) from err
+    plan = {
+        "backbone": found.name,
+        "side": setup.side or found.input_size,
+        "domains": setup.domains,
+        "classes": setup.classes,
+    }
+    given = {"work": str(work.resolve()), "plan": plan}
+    return from_json(fresh.run("domains", given, notify=_told_of("domains", notify)))
+
+
+def _told_of(part: str, notify: Notify) -> Notify:
+    return lambda text: notify(f"{part}: {text}")
+
+
+def _part(name: str, setup: Setup, materials: Materials, notify: Notify) -> dict[str, Any]:
+    rounds, threads = setup.rounds, setup.threads
+    match name:
+        case "latency":
+            return latency.measure(materials, threads=threads, rounds=rounds.latency, notify=notify)
+        case "swap":
+            return swap.measure(materials, threads=threads, processes=rounds.swap, notify=notify)
+        case "switch":
+            return swap.switching(materials, threads=threads, rounds=rounds.switch, notify=notify)
+        case "memory":
+            count = len(materials.bundles)
+            return memory.measure(
+                materials, threads=threads, domains=count, many=rounds.many, notify=notify
+            )
+        case "load":
+            return load.measure(materials, threads=threads, plan=rounds.load, notify=notify)
+    return overhead.measure(materials, threads=threads, rounds=rounds.overhead, notify=notify)
+
+
+def _settings(setup: Setup, materials: Materials) -> dict[str, Any]:
+    manifest = materials.open().manifest
+    return {
+        "backbone": manifest.backbone.name,
+        "side": manifest.preprocess.size,
+        "classes": len(manifest.classes),
+        "domains": len(materials.bundles),
+        "drawn": bool(materials.made),
+        "threads": setup.threads,
+        "parts": list(setup.parts),
+        "rounds": asdict(setup.rounds),
+    }
+
+
+def _not_measured(setup: Setup, materials: Materials) -> dict[str, str]:
+    """Return what is missing from the document and why."""
+    found = {part: "was not asked for" for part in PARTS if part not in setup.parts}
+    lacking = {
+        "latency": ("plain, static and the cost of a gate", materials.statics),
+        "swap": ("whole models and shared sessions, to compare with", materials.wholes),
+    }
+    for part, (what, there) in lacking.items():
+        if part in setup.parts and not there:
+            found[f"{part}: {what}"] = NEEDS_LINKER
+    return found

@@ -1,0 +1,151 @@
+"""How long a domain takes to be there, and what changing between loaded ones adds to a request.
+
+Rules of this file: wall-clock time, as files are read; they were read before, so the disk is not in
+it. A swap puts the next domain in place while the last one is still there, then lets that go. What
+a session costs depends on where its memory comes from, so both are told: ``first``, the first swap
+of a process, and ``again``, later ones, which find the memory of those that went. Each process is a
+fresh one, and every way swaps interleaved with the others.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+from toolchain.bench import fresh
+from toolchain.bench.contenders import Contenders, Floats, Kind, Loaded
+from toolchain.bench.materials import Materials, from_json
+from toolchain.bench.timing import WALL, Timing, clock_of, timing
+
+MEASURE: Kind = "whole"
+STEPS = ("ready", "answered")
+# Of each process: the first swap, one between, and those that count as later ones.
+SWAPS = 5
+LATER = slice(2, None)
+Notify = Callable[[str], None]
+# Seconds by step and way, one per swap.
+Series = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def measure(
+    materials: Materials, *, threads: int, processes: int, notify: Notify = lambda _: None
+) -> dict[str, Any]:
+    """Return ``first`` and ``again`` (ready and answered, timings by way), and the self-test.
+
+    Ratios are against a whole session of the same swap where there are whole models.
+    """
+    given = {"materials": materials.to_json(), "threads": threads}
+    runs = []
+    for turn in range(processes):
+        notify(f"process {turn + 1} of {processes}")
+        runs.append(fresh.run("swap", given, notify=notify))
+    return {
+        "clock": WALL,
+        "first": _phase([run["seconds"] for run in runs], slice(0, 1)),
+        "again": _phase([run["seconds"] for run in runs], LATER),
+        "selftest_ms": median(run["selftest_ms"] for run in runs),
+    }
+
+
+def _phase(runs: Sequence[Series], chosen: slice) -> dict[str, Any]:
+    """Return timings by step and way over the chosen swaps of all processes."""
+    found = {}
+    for step in STEPS:
+        seen = {
+            kind: [s for run in runs for s in run[step][kind][chosen]] for kind in runs[0][step]
+        }
+        base = seen.get(MEASURE) or next(iter(seen.values()))
+        found[step] = {kind: asdict(timing(values, base)) for kind, values in seen.items()}
+    return found
+
+
+def child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
+    """Swap in a process of its own; return seconds by step and way, and a self-test's time."""
+    with Contenders(from_json(given["materials"]), threads=given["threads"]) as ways:
+        for kind in ways.kinds:
+            ways.prepare(kind, SWAPS + 1)
+        image, order = ways.image(), random.Random(0)
+        last = {kind: _timed(ways, kind, 0, image)[1] for kind in ways.kinds}
+        seen: dict[str, dict[str, list[float]]] = {
+            step: {kind: [] for kind in ways.kinds} for step in STEPS
+        }
+        for turn in range(1, SWAPS + 1):
+            notify(f"swap {turn} of {SWAPS}")
+            for kind in order.sample(ways.kinds, len(ways.kinds)):
+                seconds, loaded = _timed(ways, kind, turn, image)
+                last[kind].drop()
+                last[kind] = loaded
+                for step, value in zip(STEPS, seconds, strict=True):
+                    seen[step][kind].append(value)
+        tested = ways.runner.load(ways.materials.bundles[0], name="tested")
+    return {"seconds": seen, "selftest_ms": 1e3 * tested.seconds["selftest"]}
+
+
+def _timed(
+    ways: Contenders, kind: Kind, index: int, image: Floats
+) -> tuple[tuple[float, float], Loaded]:
+    """Return seconds until the domain is in place and until its first answer, and the domain."""
+    started = time.perf_counter()
+    loaded = ways.load(kind, index)
+    ready = time.perf_counter() - started
+    loaded.ask(image)
+    return (ready, time.perf_counter() - started), loaded
+
+
+def switching(
+    materials: Materials, *, threads: int, rounds: int, notify: Notify = lambda _: None
+) -> dict[str, Any]:
+    """Return by way what the first request after a switch takes against the one that follows it.
+
+    Every domain is in place and asked twice, one after the other: the same work, once after another
+    domain's and once after its own. A way's turns follow each other, no other's come between.
+    """
+    with Contenders(materials, threads=threads) as ways:
+        kinds = [kind for kind in ways.kinds if kind != "installed"]
+        rings = {kind: _ring(ways, kind) for kind in kinds}
+        image, clock = ways.image(), clock_of(threads)
+        now: Callable[[], float] = getattr(time, clock)
+        seen: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
+        for turn in range(rounds):
+            notify(f"round {turn + 1} of {rounds}")
+            for kind in kinds:
+                seen[kind] += _turn(rings[kind], image, now)
+    return {"clock": clock, "ways": {kind: _switched(pairs) for kind, pairs in seen.items()}}
+
+
+def _ring(ways: Contenders, kind: Kind) -> list[Loaded]:
+    """Put every domain in place, whole models as often as there are files."""
+    count = len(ways.materials.wholes if kind == "whole" else ways.materials.bundles)
+    ways.prepare(kind, count)
+    return [ways.load(kind, index) for index in range(count)]
+
+
+def _turn(ring: list[Loaded], image: Floats, now: Callable[[], float]) -> list[tuple[float, float]]:
+    """Ask every domain twice and return the seconds of both; the last one warms up."""
+    ring[-1].ask(image)
+    pairs = []
+    for loaded in ring:
+        started = now()
+        loaded.ask(image)
+        between = now()
+        loaded.ask(image)
+        pairs.append((between - started, now() - between))
+    return pairs
+
+
+def _switched(pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    found: Timing = timing([first for first, _ in pairs], [second for _, second in pairs])
+    staying = timing([second for _, second in pairs], [second for _, second in pairs])
+    return {
+        "overhead": found.ratio - 1,
+        "overhead_quartiles": [edge - 1 for edge in found.ratio_quartiles],
+        "overhead_ms": found.difference_ms,
+        "switched_ms": found.median_ms,
+        "switched_p95_ms": found.p95_ms,
+        "staying_ms": staying.median_ms,
+        "pairs": len(pairs),
+    }

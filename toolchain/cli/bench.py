@@ -1,0 +1,143 @@
+"""``da3 bench``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolchain.cli import layout
+from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.domains import FILE, complete_backbone
+from toolchain.cli.output import plain, threads_option, write_json
+from toolchain.files import write_atomic
+
+STDOUT = Path("-")
+
+
+@click.command(
+    cls=BoundedCommand,
+    epilog=layout.example(
+        "da3 bench --backbone resnet50 --input 224 --html bench.html",
+        "da3 bench --bundle dist/cars.da3b --bundle dist/digits.da3b --quick",
+    ),
+)
+@click.option(
+    "--backbone",
+    metavar="NAME",
+    shell_complete=complete_backbone,
+    help="A backbone of `da3 backbones ls`; domains are drawn for it. With --bundle: its folder.",
+)
+@click.option(
+    "--input",
+    "side",
+    type=click.IntRange(8, 1024),
+    metavar="PX",
+    help="Side of the square input.  [default: the backbone's]",
+)
+@click.option(
+    "--domains",
+    type=click.IntRange(2, 1000),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="How many domains to draw.",
+)
+@click.option(
+    "--bundle",
+    "bundles",
+    type=FILE,
+    multiple=True,
+    metavar="FILE",
+    help="Measure bundles that exist, without PyTorch; at least two.",
+)
+@threads_option(1, "Threads of one operator.")
+@click.option(
+    "--parts",
+    metavar="LIST",
+    help="Only these, with commas: latency, swap, switch, memory, load, overhead.",
+)
+@click.option("--quick", is_flag=True, help="Few rounds: to see that it runs.")
+@click.option("--work", type=FILE, metavar="DIR", help="Keep what is made, and reuse it.")
+@click.option("--json", "json_path", type=FILE, metavar="FILE", help="Write it all; - is stdout.")
+@click.option("--html", "html_path", type=FILE, metavar="FILE", help="Write one page with plots.")
+def bench(
+    backbone: str | None,
+    side: int | None,
+    domains: int,
+    bundles: tuple[Path, ...],
+    threads: int,
+    parts: str | None,
+    quick: bool,
+    work: Path | None,
+    json_path: Path | None,
+    html_path: Path | None,
+) -> None:
+    """Measure latency, swapping, memory and throughput on this machine.
+
+    Everything that is compared runs interleaved in one run of some five minutes (ResNet-50, two
+    cores). Targets stand beside figures and are never enforced.
+    """
+    from toolchain.bench import report, run
+
+    if html_path is not None:
+        report.require_plots()
+    found = run.measure(
+        run.Setup(
+            backbone=None if bundles else backbone,
+            side=side,
+            domains=domains,
+            bundles=bundles,
+            artefact=Path(backbone) if bundles and backbone else None,
+            threads=threads,
+            parts=run.PARTS if parts is None else tuple(parts.split(",")),
+            rounds=run.QUICK if quick else run.Rounds(),
+            work=work,
+        ),
+        notify=_teller(),
+    )
+    document = plain(found)
+    if html_path is not None:
+        write_atomic(html_path, report.page(document).encode(), overwrite=True)
+    if json_path == STDOUT:
+        write_json(document)
+        return
+    if json_path is not None:
+        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+        write_atomic(json_path, text.encode(), overwrite=True)
+    click.echo("\n".join(_lines(document)))
+
+
+def _teller() -> Callable[[str], None]:
+    """Return a callback that tells of progress on stderr, on a terminal in one line."""
+    start, end = ("\r\x1b[K", "") if sys.stderr.isatty() else ("", "\n")
+
+    def tell(text: str) -> None:
+        click.echo(f"{start}{layout.clean(text)}{end}", err=True, nl=False)
+
+    return tell
+
+
+def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+    from toolchain.bench.tables import tables
+
+    if sys.stderr.isatty():
+        click.echo(err=True)
+    settings = found["settings"]
+    yield layout.title(
+        f"{settings['backbone']} at {settings['side']} px, {settings['domains']} domains, "
+        f"{settings['threads']} thread{'s' * (settings['threads'] > 1)}"
+    )
+    for table in tables(found):
+        yield ""
+        yield layout.title(table.title)
+        right = "" if table.text else "".join(map(str, range(1, len(table.heads))))
+        yield from layout.table(table.heads, table.rows, right=right)
+    if found["not_measured"]:
+        yield ""
+        yield layout.title("Not measured")
+        yield from layout.pairs(found["not_measured"])
