@@ -13,14 +13,14 @@ training's).
 
 from __future__ import annotations
 
-import warnings
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from toolchain.errors import DataError, Fault
 from toolchain.fields import ListOf, Section, choice, key, number, whole
@@ -76,14 +76,17 @@ class Preprocessing(Section):
             yield Fault("resize", message, f"set resize: {self.size} or crop: center")
 
 
-def pixels(p: Preprocessing, image: Image.Image | Pixels | Path | str) -> Pixels:
+def pixels(p: Preprocessing, image: Image.Image | Pixels | Path | str | bytes) -> Pixels:
     """Return the square that the model sees, uint8 [size, size, 3] in the order ``p.colour``.
 
-    ``image`` is a path, a Pillow image, or a uint8 array [H, W, 3] (RGB) or [H, W] (grey).
-    Raises DataError for a file that is missing, damaged, too large or of an unknown format.
+    ``image`` is a path, the bytes of a picture file, a Pillow image, or a uint8 array [H, W, 3]
+    (RGB) or [H, W] (grey). Raises DataError for a file that is missing, damaged, too large or of an
+    unknown format.
     """
     if isinstance(image, str | Path):
         return _square(p, _open(Path(image)))
+    if isinstance(image, bytes):
+        return _square(p, _decoded(io.BytesIO(image), len(image), "the bytes"))
     if isinstance(image, np.ndarray):
         return _square(p, _from_array(image))
     _check_area(image, "the picture")
@@ -121,25 +124,36 @@ def _table(p: Preprocessing) -> npt.NDArray[np.float32]:
 
 def _open(path: Path) -> Image.Image:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise DataError(
-                f"{path}: expected at most {MAX_FILE_BYTES} bytes, got {path.stat().st_size}",
-                fix="shrink the picture",
-            )
-        with warnings.catch_warnings():
-            # Pillow only warns of a bomb; _check_area refuses it, at a smaller size.
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
-                _check_area(image, str(path))
-                return _upright_rgb(image, str(path))
-    except DataError:
-        raise
+        size = path.stat().st_size
     except FileNotFoundError as err:
         raise DataError(f"{path}: no such picture", fix="check the data folder") from err
-    # Pillow's decoders raise many kinds on damaged bytes (OSError, SyntaxError, struct.error, ...).
-    except Exception as err:
+    except (OSError, ValueError) as err:
+        raise DataError(f"{path}: cannot be read: {err}", fix="check its permissions") from err
+    return _decoded(path, size, str(path))
+
+
+def _decoded(source: Path | io.BytesIO, size: int, what: str) -> Image.Image:
+    """Return the picture in a file of ``size`` bytes, upright, in 8-bit RGB.
+
+    Pillow warns of a picture that is refused here anyway; warnings are left alone, as silencing
+    them for a moment is no matter of one thread.
+    """
+    if size > MAX_FILE_BYTES:
         raise DataError(
-            f"{path}: expected a whole picture ({', '.join(FORMATS)}), got: {err}",
+            f"{what}: expected at most {MAX_FILE_BYTES} bytes, got {size}", fix="shrink the picture"
+        )
+    try:
+        with Image.open(source, formats=FORMATS) as image:
+            _check_area(image, what)
+            return _upright_rgb(image, what)
+    except DataError:
+        raise
+    # Pillow's decoders raise many kinds on damaged bytes (OSError, SyntaxError, struct.error, ...);
+    # where there is no path, what they say shows an object of this process.
+    except Exception as err:
+        got = f"{size} other bytes" if isinstance(err, UnidentifiedImageError) else str(err)
+        raise DataError(
+            f"{what}: expected a whole picture ({', '.join(FORMATS)}), got: {got}",
             fix="replace or remove the file",
         ) from err
 

@@ -31,7 +31,7 @@ def test_nothing_fails_and_nothing_is_mixed(document: dict[str, Any]) -> None:
     part = document["parts"]["load"]
     assert (part["failed"], part["mixed"], part["first_failure"]) == (0, 0, "")
     rows = part["rows"]
-    assert list(rows) == ["installed", "installed, no pause", "bundle"]
+    assert list(rows) == ["installed, no pause", "installed", "bundle"]
     assert rows["installed"]["swaps"] == QUICK.load.swaps
     assert rows["bundle"]["swaps"] == QUICK.load.bundle_swaps
     assert rows["installed, no pause"]["swaps"] > 0

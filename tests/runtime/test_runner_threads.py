@@ -192,9 +192,10 @@ def test_replacing_waits_for_no_request_and_the_request_ends_on_its_own_release(
         old = runner.load(fleet["first"].bundle)
         wanted = runner.infer(IMAGES[:1]).logits
         with under_way(runner, 20_000) as job:
-            new = runner.replace(fleet["next"].bundle)
-            assert runner.infer(IMAGES).release == new.release
-            assert not job.done(), "the replacement came while the request was under way"
+            for name in ("next", "third", "next"):
+                new = runner.replace(fleet[name].bundle)
+                assert runner.infer(IMAGES).release == new.release
+            assert not job.done(), "the replacements came while the request was under way"
             found = job.result()
         assert found.release == old.release
         assert same(found.logits, np.repeat(wanted, len(found.logits), axis=0))
@@ -298,6 +299,24 @@ def test_a_domain_that_comes_to_a_session_about_to_be_left_keeps_the_limit(
             assert len(sessions) == runner.facts.sessions == 1
             for name in runner.domains:
                 runner.infer(IMAGES, name)
+
+
+def test_an_idle_session_is_gone_before_another_is_made(artefact: Path, fleet: Fleet) -> None:
+    """Seen from outside while one is made and tested, over and over."""
+    done, seen = threading.Event(), set()
+
+    def watch(runner: Runner) -> None:
+        while not done.is_set():
+            seen.add(runner.facts.sessions)
+
+    with Runner(artefact, sessions=1) as runner, ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch, runner)
+        for name in ("wide", "da2") * 5:
+            runner.load(fleet[name].bundle, name="one")
+            runner.unload("one")
+        done.set()
+        watching.result()
+    assert seen <= {0, 1}
 
 
 def test_one_name_is_loaded_once(artefact: Path, fleet: Fleet) -> None:

@@ -17,7 +17,7 @@ from toolchain.bench.materials import Materials
 from toolchain.bench.timing import Call, clock_of, rebuilt
 from toolchain.bundle.slots import slot_arrays
 
-BUILDS = 5
+BUILDS = 8
 
 
 def measure(

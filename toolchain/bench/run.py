@@ -39,7 +39,7 @@ class Rounds:
     swap: int = 4
     switch: int = 4
     many: int = 100
-    overhead: int = 100
+    overhead: int = 96
     load: load.Plan = field(default_factory=load.Plan)
 
 

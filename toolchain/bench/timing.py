@@ -80,7 +80,7 @@ def rebuilt(
 
     Two sessions of one model differ by where their weights came to lie, by more than many a small
     difference, and for as long as they live. So the noise is taken from how far the builds lie
-    apart, not the rounds.
+    apart, not the rounds; three standard errors, as builds are few.
     """
     builds = []
     for turn in range(times):
@@ -91,7 +91,7 @@ def rebuilt(
     for name in names:
         own, measure = ([s for one in builds for s in one[key]] for key in (name, names[0]))
         apart = [timing(one[name], one[names[0]]).difference_ms for one in builds]
-        noise = 2 * stdev(apart) / sqrt(times) if times > 1 else 0.0
+        noise = 3 * stdev(apart) / sqrt(times) if times > 1 else 0.0
         found[name] = replace(timing(own, measure), noise_ms=noise)
     return found
 

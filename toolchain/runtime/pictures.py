@@ -19,20 +19,21 @@ from toolchain.errors import DataError
 from toolchain.preprocess import Preprocessing, normalise, pixels
 
 Floats = npt.NDArray[np.float32]
-Picture = str | Path | PillowImage | npt.NDArray[Any]
+Picture = str | Path | bytes | PillowImage | npt.NDArray[Any]
 CHANNELS = 3
 
 
 def one(p: Preprocessing, picture: Picture) -> Floats:
     """Return one picture as float32 ``[1, 3, size, size]``.
 
-    ``picture``: a path, a Pillow image, uint8 ``[H, W, 3]`` (RGB) or ``[H, W]`` (grey), or a
-    prepared tensor float32 ``[3, size, size]`` or ``[1, 3, size, size]``. Raises DataError.
+    ``picture``: a path, the bytes of a picture file, a Pillow image, uint8 ``[H, W, 3]`` (RGB) or
+    ``[H, W]`` (grey), or a prepared tensor float32 ``[3, size, size]`` or ``[1, 3, size, size]``.
+    Raises DataError.
     """
-    if not isinstance(picture, str | Path | PillowImage | np.ndarray):
+    if not isinstance(picture, str | Path | bytes | PillowImage | np.ndarray):
         raise DataError(
-            f"expected a path, a Pillow image or an array, got {type(picture).__name__}",
-            fix="open bytes with PIL.Image.open(io.BytesIO(...)) first",
+            f"expected a path, bytes, a Pillow image or an array, got {type(picture).__name__}",
+            fix="convert it, for example with numpy.asarray",
         )
     if isinstance(picture, np.ndarray) and picture.dtype.kind == "f":
         return tensor(p, picture[None] if picture.ndim == 3 else picture, limit=1)

@@ -16,7 +16,6 @@ import numpy as np
 
 from toolchain.errors import DataError, TimeLimitError, UnknownNameError
 from toolchain.serve.faults import overloaded
-from toolchain.serve.pictures import picture
 from toolchain.serve.protocol import Request, Response, Wanted
 from toolchain.serve.tensors import Array, Tensor, texts
 
@@ -161,9 +160,11 @@ def _decoded(runner: Runner, domain: Domain, files: Array, deadline: float) -> A
     for place, data in enumerate(files):
         _left(deadline)
         try:
-            tensors.append(runner.prepare([picture(data)], domain.name))
+            tensors.append(runner.prepare([bytes(data)], domain.name))
         except DataError as err:
-            raise DataError(f"image {place}: {err.message}", fix=err.fix) from err
+            # It was the first of one there.
+            said = err.message.removeprefix("picture 0: ")
+            raise DataError(f"image {place}: {said}", fix=err.fix) from err
     return np.concatenate(tensors)
 
 
