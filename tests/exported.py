@@ -130,7 +130,8 @@ def variants() -> dict[str, dict[str, Any]]:
     """What :func:`make_domain` makes the domains of the tests of the runtime from, by name.
 
     ``next`` and ``third`` are further releases of the first domain, on its name. The first one's
-    session does not take ``da2``, ``wide`` and ``every``, and takes the rest.
+    session does not take ``da2``, ``wide``, ``every`` and ``coarse``, and takes the rest; the slots
+    of ``coarse`` have the shapes of the first one's.
     """
     from tests.adapt.domains import RECIPE
     from toolchain.recipe import AdaptorOptions, DataSpec
@@ -149,6 +150,7 @@ def variants() -> dict[str, dict[str, Any]]:
         "digits": {"seed": 7, "changes": {"data": digits}},
         "wide": {"seed": 8, "changes": {"adaptor": AdaptorOptions(rank=6, pool=2)}},
         "every": {"seed": 9, "changes": {"adaptor": every}},
+        "coarse": {"seed": 14, "changes": {"adaptor": AdaptorOptions(rank=4, pool=4)}},
         "bgr": {"seed": 10, "changes": seen["BGR"]},
         "grey": {"seed": 11, "changes": seen["L3"]},
         "always": {"seed": 12, "always": "block00"},

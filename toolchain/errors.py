@@ -65,6 +65,8 @@ class UnknownNameError(UsageError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, fix: str = "") -> None:
         self.known = tuple(sorted(known))
+        # A name from outside may be as long as it likes; comparing it would take as long.
+        name = name if len(name) <= 80 else name[:77] + "..."
         near = get_close_matches(name, self.known, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(self.known)}"
         super().__init__(f"unknown {kind} {name!r}", fix=f"{hint} {fix}".strip())

@@ -21,9 +21,9 @@ from toolchain.adapt import checkpoint as checkpoints
 from toolchain.adapt.data import load as load_data
 from toolchain.adapt.models import restore
 from toolchain.bundle import BackboneArtefact, BackboneManifest, Manifest, Payload
+from toolchain.bundle.golden import Golden
 from toolchain.check import parity, subjects
 from toolchain.check.bundles import SHIPPED
-from toolchain.bundle.golden import Golden
 from toolchain.check.parity import ParityReport, Subject
 from toolchain.check.reference import Chosen, choose, join
 from toolchain.errors import (

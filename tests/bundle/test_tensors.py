@@ -16,7 +16,7 @@ from toolchain.bundle.tensors import LIMIT_HEADER_BYTES, read_places
 
 KINDS = st.sampled_from(["<f4", "<f8", "<f2", "|u1", "|i1", "<i8", "|b1"])
 ARRAYS = st.builds(
-    lambda shape, kind: np.ones(shape, kind),
+    np.ones,
     st.lists(st.integers(0, 4), max_size=3).map(tuple),
     KINDS,
 )

@@ -9,6 +9,7 @@ import pytest
 
 from tests.exported import Fleet
 from toolchain.runtime import Runner
+from toolchain.runtime.installed import BUNDLE_NAME
 
 ALL = ("first", "digits", "head", "da2", "wide", "every", "bgr", "grey", "always")
 
@@ -33,3 +34,15 @@ def wide_runner(artefact: Path, fleet: Fleet) -> Iterator[Runner]:
         for name in ALL:
             made.load(fleet[name].bundle, name=name)
         yield made
+
+
+@pytest.fixture
+def folder(runner: Runner, fleet: Fleet, tmp_path: Path) -> Path:
+    """The first domain, installed, and the file system's clock has gone on since."""
+    runner.install(fleet["first"].bundle, tmp_path / "first")
+    written = (tmp_path / "first" / BUNDLE_NAME).stat().st_ctime_ns
+    clock = tmp_path / "clock"
+    clock.touch()
+    while clock.stat().st_ctime_ns <= written:
+        clock.touch()
+    return tmp_path / "first"

@@ -70,7 +70,7 @@ def test_which_domains_a_session_takes(bench: Bench) -> None:
         found = {guest: bench.engine(host).misfits(bench.release(guest)) for guest in NAMES}
         assert {guest for guest, lines in found.items() if not lines} == TAKES[host], host
         for lines in found.values():
-            assert all(line.startswith(("block0", "head.")) for line in lines)
+            assert all(line.startswith(("block0", "head.", "adaptor option")) for line in lines)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -30,8 +30,8 @@ from tests.zoo.prepare import (
 )
 from toolchain.adapt.attached import AttachedModel, attach, weights_digest
 from toolchain.adapt.data.splits import ArraySplit
-from toolchain.check import subjects
 from toolchain.bundle.golden import FORCE, Golden, shifted
+from toolchain.check import subjects
 from toolchain.check.parity import Subject, compare
 from toolchain.check.reference import choose, join, observe
 from toolchain.errors import Da3Error

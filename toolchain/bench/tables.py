@@ -185,11 +185,11 @@ def _memory(part: Document) -> Iterable[Table]:
         (
             "way",
             "domains",
-            "with one MiB",
-            "with all MiB",
-            "each MiB",
+            "one, MiB",
+            "all, MiB",
+            "each, MiB",
             "of its tensors",
-            "file MiB",
+            "file, MiB",
         ),
         tuple(
             (

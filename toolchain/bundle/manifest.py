@@ -170,7 +170,7 @@ class Selftest(Section):
     inputs: str = key(_ROLE)
     outputs: str = key(_ROLE)
     samples: int = key(whole(1, 4096))
-    tolerance_relative: float = key(_SHARE)
+    tolerance_relative: float = key(number(0, 0.05))
     gate_states: Mapping[str, GateStates] = key(TableOf(TENSOR_NAME, SectionOf(GateStates), 0, 512))
     time_limit_s: float = key(number(0.001, 86400))
 

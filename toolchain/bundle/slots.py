@@ -65,7 +65,7 @@ def check_slots(expected: Sequence[Slot], data: bytes, what: str = "slots.safete
     raise_faults(what, _differences(wanted, found))
 
 
-def slot_arrays(data: bytes) -> dict[str, npt.NDArray[Any]]:
+def slot_arrays(data: bytes | memoryview) -> dict[str, npt.NDArray[Any]]:
     """Return the tensors of the verified slots file ``data`` as read-only views of its bytes.
 
     Raises BundleError for bfloat16, which numpy does not have.

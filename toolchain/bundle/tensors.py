@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from toolchain.bundle.document import unique_table
 
@@ -35,8 +34,7 @@ _BITS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """One tensor of a file: ``dtype`` as safetensors names it, ``data`` its bytes in the file."""
 
     name: str
@@ -45,7 +43,7 @@ class Place:
     data: memoryview
 
 
-def read_places(data: bytes) -> list[Place]:
+def read_places(data: bytes | memoryview) -> list[Place]:
     """Return the tensors of the safetensors file ``data``, in the order of their bytes.
 
     Raises ValueError saying what is wrong, also for a name that stands twice in the header, of
@@ -55,28 +53,35 @@ def read_places(data: bytes) -> list[Place]:
     if len(data) < 8 or size > min(len(data) - 8, LIMIT_HEADER_BYTES):
         raise ValueError(f"a header of {size} bytes in a file of {len(data)}")
     try:
-        header = json.loads(data[8 : 8 + size], object_pairs_hook=unique_table)
+        header = json.loads(bytes(data[8 : 8 + size]), object_pairs_hook=unique_table)
     except RecursionError as err:
         raise ValueError("a header nested without end") from err
     if not isinstance(header, dict):
         raise ValueError("a header that is no object")  # noqa: TRY004  # of a file, not of a call
     header.pop(METADATA, None)
     body = memoryview(data)[8 + size :]
-    found = sorted(
-        (_entry(name, value) for name, value in header.items()), key=lambda entry: entry[3:]
-    )
+    found = sorted(map(_entry, header.items()), key=_extent)
     return list(_laid_out(found, body))
 
 
-_Entry = tuple[str, str, tuple[int, ...], int, int]
+_Entry = tuple[str, str, list[int], int, int]
 
 
-def _entry(name: str, value: Any) -> _Entry:
+def _extent(entry: _Entry) -> tuple[int, int]:
+    # Tensors without elements stand before the one that begins where they do.
+    return entry[3:]
+
+
+def _entry(item: tuple[str, Any]) -> _Entry:
+    name, value = item
     try:
         dtype, shape, (first, last) = value["dtype"], value["shape"], value["data_offsets"]
-        numbers = (*shape, first, last)
-        if len(value) == 3 and dtype in _BITS and {type(n) for n in numbers} == {int}:
-            return name, dtype, tuple(shape), first, last
+        if (
+            len(value) == 3
+            and dtype in _BITS
+            and {int}.issuperset(map(type, (*shape, first, last)))
+        ):
+            return name, dtype, shape, first, last
     except (KeyError, TypeError, ValueError):
         pass  # told below, with what was found
     raise ValueError(f"the entry {str(value)[:100]} for {name[:100]!r}")
@@ -94,7 +99,7 @@ def _laid_out(entries: list[_Entry], body: memoryview) -> Iterator[Place]:
             or min(shape, default=0) < 0
         ):
             raise ValueError(f"the bytes {first} to {last} for {name!r}, {dtype} {list(shape)}")
-        yield Place(name, dtype, shape, body[first:last])
+        yield Place(name, dtype, tuple(shape), body[first:last])
         end = last
     if end != len(body):
         raise ValueError(f"{len(body) - end} bytes that no tensor has")

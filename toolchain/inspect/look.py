@@ -13,8 +13,8 @@ from pathlib import Path
 
 from toolchain.adapt.checkpoint import INFO_FILE, TENSORS_FILE
 from toolchain.bundle.backbone import GRAPH_NAME
-from toolchain.bundle.manifest import MANIFEST_NAME
 from toolchain.bundle.golden import TENSORS as GOLDEN_TENSORS
+from toolchain.bundle.manifest import MANIFEST_NAME
 from toolchain.errors import StorageError, UsageError
 from toolchain.inspect import files
 from toolchain.inspect.files import (

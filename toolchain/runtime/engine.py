@@ -31,7 +31,10 @@ OPEN = 1.0
 # What may be made up as a whole: all of an adaptor is zero then, and so is its correction.
 _PART = re.compile(r"(.+\.(?:gate|adaptor))\..+")
 _OUTPUTS = {"logits", "gates"}
-_ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_ELEMENTS: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype("f4"),
+    "tensor(float16)": np.dtype("f2"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class Engine:
         self._session = session
         self._linked = Linked(session)
         self._gates = release.gates
+        self._options = release.options
         self._owner = release.digest if static else None
         self._fixed = release.fixed if static else {}
         self._slots = {name: shape for name, shape in session.inputs.items() if name != "image"}
@@ -82,6 +86,11 @@ class Engine:
         missing = sorted(self._slots.keys() - release.slots.keys())
         has = {_part(name) for name in release.slots}
         lines += [f"{name}: missing" for name in missing if _part(name) in has | {""}]
+        lines += [
+            f"adaptor option {name}: expected {self._options[name]}, got {value}"
+            for name, value in release.options.items()
+            if self._options.get(name, value) != value
+        ]
         # A gate that is filled is open; a release with gates in other places has its own columns.
         lines += [f"{site}: no such gate" for site in release.gates if site not in self._gates]
         return tuple(lines)
@@ -121,8 +130,10 @@ class Engine:
             )
 
     def _takes(self, name: str, array: npt.NDArray[Any]) -> bool:
-        dtype = _ELEMENTS.get(self._session.dtypes.get(name, ""))
-        return dtype == array.dtype and fits(self._slots.get(name), array.shape)
+        shape = self._slots.get(name)
+        if shape != array.shape and not fits(shape, array.shape):
+            return False
+        return _ELEMENTS.get(self._session.dtypes[name]) == array.dtype
 
     def _neutral(self, name: str) -> npt.NDArray[Any]:
         shape = [d if isinstance(d, int) else 1 for d in self._slots[name]]

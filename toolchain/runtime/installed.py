@@ -11,6 +11,7 @@ bundle. The test counts for the onnxruntime, provider and linked graph that it r
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from toolchain.bundle import BackboneRef, Bundle, open_bundle
+from toolchain.bundle import BackboneRef, Bundle, Notes, open_bundle
 from toolchain.bundle.golden import golden_of
 from toolchain.bundle.rules import (
     BOOLEAN,
     DIGEST,
     DOMAIN,
     IDENTIFIER,
+    NOTES,
     TENSOR_NAME,
     TableOf,
     to_json,
@@ -86,6 +88,7 @@ class Record(Section):
     preprocess: Preprocessing = key(SectionOf(Preprocessing))
     gates: tuple[str, ...] = key(ListOf(TENSOR_NAME, 0, 512))
     fixed: dict[str, bool] = key(TableOf(TENSOR_NAME, BOOLEAN, 0, 512))
+    options: Notes = key(NOTES)
     slots: Place = key(SectionOf(Place))
     graphs: dict[str, str] = key(TableOf(TENSOR_NAME, DIGEST, 1, 16))
     tolerance: float = key(number(0, 1))
@@ -101,6 +104,8 @@ def write(folder: str | Path, held: Bundle, release: Release, tested_on: str) ->
     with atomic_directory(folder) as partial:
         path = partial / BUNDLE_NAME
         path.write_bytes(held.to_bytes())
+        # Mapped while it runs: nobody shall write into it by accident.
+        path.chmod(0o444)
         record = _record(held, release, _identity(path.stat()), tested_on)
         body = json.dumps(to_json(record), ensure_ascii=False).encode()
         (partial / RECORD_NAME).write_bytes(f"{sha256(body)}\n".encode() + body)
@@ -115,7 +120,7 @@ def read(folder: str | Path) -> tuple[Release, str]:
     folder = Path(folder)
     record = _read_record(folder / RECORD_NAME)
     path = folder / BUNDLE_NAME
-    slots = _read_slots(path, record)
+    slots = _map_slots(path, record)
     # Graphs and golden data are needed seldom, and are verified anew then.
     release = Release(
         record.name,
@@ -126,6 +131,7 @@ def read(folder: str | Path) -> tuple[Release, str]:
         record.preprocess,
         record.gates,
         record.fixed,
+        record.options,
         _arrays(path, slots),
         {
             name: Graph(name, digest, _graph(path, record, name))
@@ -172,6 +178,7 @@ def _record(held: Bundle, release: Release, file: str, tested_on: str) -> Record
         release.preprocess,
         release.gates,
         dict(release.fixed),
+        dict(release.options),
         Place(*held.place(slots)),
         {graph.name: graph.digest for graph in release.graphs.values()},
         release.tolerance,
@@ -196,20 +203,27 @@ def _read_record(path: Path) -> Record:
     return record
 
 
-def _read_slots(path: Path, record: Record) -> bytes:
-    """Return the slots' bytes, if the file is the one that was verified."""
-    with open_limited(path, limit_bytes=LIMIT_BUNDLE_BYTES, what="bundle") as (file, _):
+def _map_slots(path: Path, record: Record) -> memoryview:
+    """Return the slots' bytes in memory mapped from the file, if it is the one that was verified.
+
+    Nothing is copied; see docs/decisions/0007-verified-once.md for what that takes and costs.
+    """
+    first, size = record.slots.offset, record.slots.size
+    start = first - first % mmap.ALLOCATIONGRANULARITY
+    with open_limited(path, limit_bytes=LIMIT_BUNDLE_BYTES, what="bundle") as (file, length):
         found = _identity(os.fstat(file.fileno()))
-        data = os.pread(file.fileno(), record.slots.size, record.slots.offset)
-    if found != record.file or len(data) != record.slots.size:
-        raise BundleError(
-            f"{path}: expected the file that was verified ({record.file}), got another ({found})",
-            fix=_FIX,
-        )
-    return data
+        if found != record.file or first + size > length:
+            raise BundleError(
+                f"{path}: expected the file that was verified ({record.file}), got another "
+                f"({found})",
+                fix=_FIX,
+            )
+        end = first + size - start
+        mapped = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ, offset=start)
+    return memoryview(mapped)[first - start :]
 
 
-def _arrays(path: Path, slots: bytes) -> Slots:
+def _arrays(path: Path, slots: memoryview) -> Slots:
     try:
         return slot_arrays(slots)
     except ValueError as err:

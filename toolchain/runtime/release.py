@@ -14,7 +14,7 @@ from typing import Any
 import numpy.typing as npt
 
 from toolchain import bundle
-from toolchain.bundle import BackboneRef, Bundle
+from toolchain.bundle import Adaptor, BackboneRef, Bundle, Notes, Scalar
 from toolchain.bundle.golden import Golden, golden_of
 from toolchain.bundle.manifest import LINKED_ROLES
 from toolchain.bundle.slots import slot_arrays
@@ -40,7 +40,9 @@ class Release:
 
     ``digest``: of the bundle's manifest. ``slots`` are read-only arrays. ``gates``: gated blocks
     in the order of the graph's output ``gates``; ``fixed``: those among them that a static graph
-    has resolved, and how. ``golden`` reads the golden data when a self-test asks for them.
+    has resolved, and how. ``options``: those of its adaptors that the shapes of slots need not
+    show, such as the pool ratio; empty without adaptors. ``golden`` reads the golden data when a
+    self-test asks for them.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Release:
     preprocess: Preprocessing
     gates: tuple[str, ...]
     fixed: Mapping[str, bool]
+    options: Notes
     slots: Slots
     graphs: Mapping[str, Graph]
     tolerance: float
@@ -86,6 +89,7 @@ def read_release(held: Bundle) -> Release:
         preprocessing(held),
         tuple(b.name for b in manifest.gates.blocks if f"{b.name}.gate.bias" in slots),
         {b.name: b.rate == 1 for b in manifest.gates.blocks if b.rate in (0, 1)},
+        _options(manifest.adaptor),
         slots,
         _graphs(held),
         manifest.selftest.tolerance_relative,
@@ -106,6 +110,15 @@ def preprocessing(held: Bundle) -> Preprocessing:
             fix="export the domain again",
         )
     return found
+
+
+def _options(adaptor: Adaptor) -> dict[str, Scalar]:
+    """Return the options that two domains must share to run on one graph."""
+    if not any(".adaptor." in slot.name for slot in adaptor.slots):
+        return {}
+    # Where adaptors stand shows in the slots; only da2 has an attention.
+    apart = {"placement"} | ({"attention"} if adaptor.method != "da2" else set())
+    return {name: value for name, value in adaptor.options.items() if name not in apart}
 
 
 def _graphs(held: Bundle) -> dict[str, Graph]:

@@ -25,17 +25,15 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-# onnxruntime's exceptions share no base class of their own.
-FAULTS = (
+# onnxruntime's exceptions share no base class of their own; every class of its module is one.
+FAULTS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
-    ort.capi.onnxruntime_pybind11_state.Fail,
-    ort.capi.onnxruntime_pybind11_state.InvalidArgument,
-    ort.capi.onnxruntime_pybind11_state.InvalidGraph,
-    ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
-    ort.capi.onnxruntime_pybind11_state.NoSuchFile,
-    ort.capi.onnxruntime_pybind11_state.NotImplemented,
-    ort.capi.onnxruntime_pybind11_state.RuntimeException,
+    *(
+        found
+        for found in vars(ort.capi.onnxruntime_pybind11_state).values()
+        if isinstance(found, type) and issubclass(found, Exception)
+    ),
 )
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
