@@ -16,7 +16,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedReader
+from io import FileIO
 from pathlib import Path
 
 from toolchain.errors import ExistsError, StorageError
@@ -76,8 +76,11 @@ def read_limited(path: str | Path, *, limit_bytes: int, what: str) -> bytes:
     Raises as :func:`open_limited`, and StorageError for a file that shrinks or grows while it is
     read.
     """
-    with open_limited(path, limit_bytes=limit_bytes, what=what) as (file, size):
-        data = file.read(size + 1)
+    with _opened(Path(path), limit_bytes, what) as (handle, size):
+        data = os.read(handle, size + 1)
+        # One call reads up to 2 GiB; a larger file, or a signal, needs more of them.
+        while 0 < len(data) <= size and (part := os.read(handle, size + 1 - len(data))):
+            data += part
     if len(data) != size:
         raise StorageError(
             f"{what} {path}: expected {size} bytes, got {len(data)}{'+' * (len(data) > size)}",
@@ -87,23 +90,28 @@ def read_limited(path: str | Path, *, limit_bytes: int, what: str) -> bytes:
 
 
 @contextmanager
-def open_limited(
-    path: str | Path, *, limit_bytes: int, what: str
-) -> Iterator[tuple[BufferedReader, int]]:
-    """Yield the regular file ``path``, open for reading, and its size in bytes.
+def open_limited(path: str | Path, *, limit_bytes: int, what: str) -> Iterator[tuple[FileIO, int]]:
+    """Yield the regular file ``path``, open for reading without a buffer, and its size in bytes.
 
     ``what`` names the file for the reader of a message ("recipe", "bundle"). Raises StorageError
     for a missing file, a link to nowhere, a directory, device or pipe, a file larger than
     ``limit_bytes``, and for what the file system refuses inside the block.
     """
-    path = Path(path)
+    with (
+        _opened(Path(path), limit_bytes, what) as (handle, size),
+        FileIO(handle, closefd=False) as file,
+    ):
+        yield file, size
+
+
+@contextmanager
+def _opened(path: Path, limit_bytes: int, what: str) -> Iterator[tuple[int, int]]:
+    """Yield a file's handle and size in bytes."""
     try:
         # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            size = _regular_size(handle, path, limit_bytes, what)
-            with os.fdopen(handle, "rb", closefd=False) as file:
-                yield file, size
+            yield handle, _regular_size(handle, path, limit_bytes, what)
         finally:
             os.close(handle)
     except OSError as err:

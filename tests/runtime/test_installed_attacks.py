@@ -174,7 +174,13 @@ def resealed(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 RESEALED: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "slots elsewhere": lambda r: r["slots"].update(offset=0),
+    "an array elsewhere": lambda r: r["arrays"][0].__setitem__(3, 1 << 40),
+    "an array before": lambda r: r["arrays"][0].__setitem__(3, -4),
+    "an array of objects": lambda r: r["arrays"][0].__setitem__(1, "O"),
+    "an array of another shape": lambda r: r["arrays"][0].__setitem__(2, [1 << 40]),
+    "an array that is a number": lambda r: r["arrays"].__setitem__(0, 5),
+    "an array of a list's name": lambda r: r["arrays"][0].__setitem__(0, []),
+    "an array too few": lambda r: r["arrays"].pop(),
     "slots beyond the end": lambda r: r["slots"].update(offset=500_000_000),
     "slots of 500 MB": lambda r: r["slots"].update(size=500_000_000),
     "fewer slots": lambda r: r["slots"].update(size=r["slots"]["size"] - 4),

@@ -35,12 +35,16 @@ _BITS = {
 
 
 class Place(NamedTuple):
-    """One tensor of a file: ``dtype`` as safetensors names it, ``data`` its bytes in the file."""
+    """One tensor of a file: ``dtype`` as safetensors names it, ``data`` its bytes in the file.
+
+    ``offset``: of its first byte in the file.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     data: memoryview
+    offset: int
 
 
 def read_places(data: bytes | memoryview) -> list[Place]:
@@ -61,7 +65,7 @@ def read_places(data: bytes | memoryview) -> list[Place]:
     header.pop(METADATA, None)
     body = memoryview(data)[8 + size :]
     found = sorted(map(_entry, header.items()), key=_extent)
-    return list(_laid_out(found, body))
+    return list(_laid_out(found, body, 8 + size))
 
 
 _Entry = tuple[str, str, list[int], int, int]
@@ -87,7 +91,7 @@ def _entry(item: tuple[str, Any]) -> _Entry:
     raise ValueError(f"the entry {str(value)[:100]} for {name[:100]!r}")
 
 
-def _laid_out(entries: list[_Entry], body: memoryview) -> Iterator[Place]:
+def _laid_out(entries: list[_Entry], body: memoryview, start: int) -> Iterator[Place]:
     """Yield the places; each tensor begins where the last one ended, and the file with the last."""
     end = 0
     for name, dtype, shape, first, last in entries:
@@ -99,7 +103,7 @@ def _laid_out(entries: list[_Entry], body: memoryview) -> Iterator[Place]:
             or min(shape, default=0) < 0
         ):
             raise ValueError(f"the bytes {first} to {last} for {name!r}, {dtype} {list(shape)}")
-        yield Place(name, dtype, tuple(shape), body[first:last])
+        yield Place(name, dtype, tuple(shape), body[first:last], start + first)
         end = last
     if end != len(body):
         raise ValueError(f"{len(body) - end} bytes that no tensor has")

@@ -78,6 +78,8 @@ class Engine:
         """Return why ``release`` cannot run here, one line each; none: :meth:`fit` gives it."""
         if self._owner is not None:
             return () if self._owner == release.digest else ("a static model is one domain's own",)
+        if release.fits_graph and release.fits_graph == self.graph_digest:
+            return ()
         lines = [
             f"{name}: expected {_shown(self._slots.get(name))}, got {list(array.shape)}"
             for name, array in release.slots.items()

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
 
 from toolchain.bundle import BackboneRef, Bundle, Notes, open_bundle
@@ -31,11 +32,12 @@ from toolchain.bundle.rules import (
     TableOf,
     to_json,
 )
-from toolchain.bundle.slots import slot_arrays
+from toolchain.bundle.tensors import read_places
 from toolchain.digest import sha256
 from toolchain.errors import BundleError, Fault
 from toolchain.fields import (
     ListOf,
+    Scalar,
     Section,
     SectionOf,
     choice,
@@ -54,6 +56,21 @@ BUNDLE_NAME, RECORD_NAME = "bundle.da3b", "installed.json"
 LIMIT_RECORD_BYTES = 256 * 1024
 LIMIT_BUNDLE_BYTES = 512 * 1024 * 1024
 _FIX = "install it again from its bundle"
+# A slot as the record lists it; it is read thousands of times, so as a plain list.
+_Row = tuple[str, str, tuple[int, ...], int]
+_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("float32", "float16", "float64")}
+
+
+def _is_row(row: object) -> bool:
+    """Whether numpy may be given a row; what it checks itself is left to it."""
+    match row:
+        case [str(), str(), list(), int(offset)]:
+            # numpy takes bytes before the buffer for what they are.
+            return offset >= 0
+    return False
+
+
+_ROW = Scalar("name, dtype, shape and offset", _is_row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +92,10 @@ class Fitting(Section):
 
 @dataclass(frozen=True, slots=True)
 class Record(Section):
-    """What running needs of a bundle; ``file`` identifies the bundle's file as it was verified."""
+    """What running needs of a bundle; ``file`` identifies the bundle's file as it was verified.
+
+    ``arrays``: name, dtype, shape of each slot and the offset of its bytes in ``slots``.
+    """
 
     schema: str = key(choice(SCHEMA))
     file: str = key(printable(200))
@@ -90,6 +110,7 @@ class Record(Section):
     fixed: dict[str, bool] = key(TableOf(TENSOR_NAME, BOOLEAN, 0, 512))
     options: Notes = key(NOTES)
     slots: Place = key(SectionOf(Place))
+    arrays: tuple[_Row, ...] = key(ListOf(_ROW, 0, 1024))
     graphs: dict[str, str] = key(TableOf(TENSOR_NAME, DIGEST, 1, 16))
     tolerance: float = key(number(0, 1))
     time_limit_s: float = key(number(0.001, 86400))
@@ -132,7 +153,7 @@ def read(folder: str | Path) -> tuple[Release, str]:
         record.gates,
         record.fixed,
         record.options,
-        _arrays(path, slots),
+        _arrays(path, record, slots),
         {
             name: Graph(name, digest, _graph(path, record, name))
             for name, digest in record.graphs.items()
@@ -140,6 +161,7 @@ def read(folder: str | Path) -> tuple[Release, str]:
         record.tolerance,
         record.time_limit_s,
         lambda: golden_of(_bundle(path, record)),
+        fits_graph=record.tested_with.rpartition(" ")[2],
     )
     return release, record.tested_with
 
@@ -180,6 +202,10 @@ def _record(held: Bundle, release: Release, file: str, tested_on: str) -> Record
         dict(release.fixed),
         dict(release.options),
         Place(*held.place(slots)),
+        tuple(
+            (place.name, release.slots[place.name].dtype.name, place.shape, place.offset)
+            for place in read_places(held.blob(slots))
+        ),
         {graph.name: graph.digest for graph in release.graphs.values()},
         release.tolerance,
         release.time_limit_s,
@@ -223,10 +249,14 @@ def _map_slots(path: Path, record: Record) -> memoryview:
     return memoryview(mapped)[first - start :]
 
 
-def _arrays(path: Path, slots: memoryview) -> Slots:
+def _arrays(path: Path, record: Record, slots: memoryview) -> Slots:
+    """Return the slots as views of their bytes; numpy holds each to the bytes that are there."""
     try:
-        return slot_arrays(slots)
-    except ValueError as err:
+        return {
+            name: np.ndarray(shape, _DTYPES[dtype], slots, offset)
+            for name, dtype, shape, offset in record.arrays
+        }
+    except (KeyError, TypeError, ValueError, OverflowError) as err:
         raise BundleError(
             f"{path}: expected slots where the record says, got {err}", fix=_FIX
         ) from err

@@ -59,6 +59,8 @@ class Release:
     tolerance: float
     time_limit_s: float
     golden: Callable[[], Golden]
+    # Digest of the linked graph that its slots were seen to fit when it was installed.
+    fits_graph: str = ""
 
     def graph(self, name: str) -> Graph:
         """Return the linked graph ``name``. Raises BundleError if the bundle has none."""
