@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from tests.exported import Fleet
 from toolchain import recipe
 from toolchain.cli import root
 
@@ -60,10 +64,25 @@ def test_a_folder_of_own_pictures_becomes_a_checked_bundle(photos: Path) -> None
 
 
 def test_the_library_example_runs() -> None:
-    (code,) = [text for language, text in BLOCKS if language == "python"]
     names: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(block("make_halves"), "README.md", "exec"), names)
     assert "If" in {node.op_type for node in names["linked"].graph}
+
+
+def test_the_runner_example_runs(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dist").mkdir()
+    for name, toy in (("cars", "first"), ("digits", "digits")):
+        shutil.copy(fleet[toy].bundle, f"dist/{name}.da3b")
+    Image.new("RGB", (40, 30), "teal").save("photo.jpg")
+    code = block("runner.replace").replace('domain="cars"', 'domain="toy_chirps"')
+    names: dict[str, Any] = {"backbone": fleet["first"].backbone}
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        exec(compile(code, "README.md", "exec"), names)
+    names["runner"].close()
+    assert names["out"].label in told.getvalue()
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:

@@ -74,6 +74,11 @@ class Engine:
         self._slots = {name: shape for name, shape in session.inputs.items() if name != "image"}
         self.graph_digest = ""
 
+    @property
+    def is_static(self) -> bool:
+        """Whether one domain is folded in."""
+        return self._owner is not None
+
     def misfits(self, release: Release) -> tuple[str, ...]:
         """Return why ``release`` cannot run here, one line each; none: :meth:`fit` gives it."""
         if self._owner is not None:

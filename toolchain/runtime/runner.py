@@ -17,13 +17,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self, get_args
 
-import numpy as np
 import numpy.typing as npt
 
 from toolchain import bundle
@@ -31,19 +29,17 @@ from toolchain.bundle import BackboneManifest
 from toolchain.bundle.rules import DOMAIN
 from toolchain.errors import (
     ClosedError,
-    DataError,
     LoadedError,
     UnknownNameError,
     UsageError,
 )
 from toolchain.runtime import installed, pictures
 from toolchain.runtime.answers import Domain, Outcome, Prediction, predictions
-from toolchain.runtime.engine import Engine, Fit, open_verified
-from toolchain.runtime.limit import TimeLimit
-from toolchain.runtime.linked import Answer, Floats
+from toolchain.runtime.engine import open_verified
+from toolchain.runtime.linked import Floats
+from toolchain.runtime.loading import Loaded, read, tested_on, timed
 from toolchain.runtime.pictures import Picture
-from toolchain.runtime.release import Release, Slots, read_release
-from toolchain.runtime.selftest import selftest as run_selftest
+from toolchain.runtime.release import read_release
 from toolchain.runtime.session import available
 from toolchain.runtime.sessions import Sessions
 from toolchain.runtime.stream import Frame, stream
@@ -68,15 +64,6 @@ class RunnerFacts:
     max_batch: int
     sessions: int
     session_limit: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """All that a request uses."""
-
-    domain: Domain
-    engine: Engine
-    fit: Fit
 
 
 class Runner:
@@ -113,7 +100,7 @@ class Runner:
         self._flavour, self._form = flavour, form
         self._session_limit, self._max_batch = sessions, max_batch
         # Exchanged as a whole under the lock, read without it.
-        self._table: Mapping[str, _Loaded] = MappingProxyType({})
+        self._table: Mapping[str, Loaded] = MappingProxyType({})
         self._closed = False
         self._publishing = threading.Lock()
         self._sessions = Sessions(
@@ -181,9 +168,9 @@ class Runner:
         release = read_release(held)
         bundle.match(release.backbone, self._backbone.artefact, release.name)
         with self._sessions.reserved(release, None) as engine:
-            loaded = self._tested(engine, release, release.name, {}, test=True)
-        tested_on = installed.tested_with(self._provider, engine.graph_digest)
-        installed.write(folder, held, release, tested_on)
+            loaded = tested_on(engine, release, release.name, {}, test=True)
+        here = installed.tested_with(self._provider, engine.graph_digest)
+        installed.write(folder, held, release, here)
         return loaded.domain
 
     @property
@@ -224,7 +211,7 @@ class Runner:
         model takes longer than ``time_limit_s``, ClosedError.
         """
         loaded = self._get(domain)
-        found = self._run(loaded, pictures.one(loaded.domain.preprocess, image), time_limit_s)
+        found = loaded.run(pictures.one(loaded.domain.preprocess, image), time_limit_s)
         return predictions(found, loaded.domain)[0]
 
     def run_batch(
@@ -237,7 +224,7 @@ class Runner:
         """Answer up to ``max_batch`` pictures, in order; raises as :meth:`run`."""
         loaded = self._get(domain)
         tensor = pictures.many(loaded.domain.preprocess, images, self._max_batch)
-        return predictions(self._run(loaded, tensor, time_limit_s), loaded.domain)
+        return predictions(loaded.run(tensor, time_limit_s), loaded.domain)
 
     def infer(
         self, tensor: Floats, domain: str | None = None, *, time_limit_s: float | None = None
@@ -245,7 +232,7 @@ class Runner:
         """Answer a prepared tensor, float32 ``[N, 3, size, size]``; raises as :meth:`run`."""
         loaded = self._get(domain)
         checked = pictures.tensor(loaded.domain.preprocess, tensor, limit=self._max_batch)
-        return self._run(loaded, checked, time_limit_s)
+        return loaded.run(checked, time_limit_s)
 
     def prepare(
         self, images: Sequence[Picture] | npt.NDArray[Any], domain: str | None = None
@@ -270,7 +257,7 @@ class Runner:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _get(self, name: str | None) -> _Loaded:
+    def _get(self, name: str | None) -> Loaded:
         table = self._table
         if name is None and len(table) == 1:
             return next(iter(table.values()))
@@ -285,27 +272,13 @@ class Runner:
             raise UnknownNameError("domain", name, table, fix="or load its bundle first")
         return table[name]
 
-    @staticmethod
-    def _run(loaded: _Loaded, tensor: Floats, time_limit_s: float | None) -> Outcome:
-        limited = nullcontext() if time_limit_s is None else TimeLimit(time_limit_s)
-        with limited as limit:
-            started = time.perf_counter()
-            found = loaded.engine.run(tensor, loaded.fit, limit)
-            took_ms = 1e3 * (time.perf_counter() - started)
-        if not np.isfinite(found.logits).all() or np.isnan(found.gates).any():
-            raise DataError(
-                "expected values that the model can add up, got pictures whose logits overflow",
-                fix="look at what prepares the tensor; a NaN would close gates in silence",
-            )
-        return Outcome(found.logits, found.gates >= 0, loaded.domain.release, took_ms)
-
     def _load(
         self, source: str | Path, name: str | None, *, selftest: bool, replacing: bool
     ) -> Domain:
         self._require_open()
         seconds: dict[str, float] = {}
-        with _timed(seconds, "verify"):
-            release, tested = _read(Path(source))
+        with timed(seconds, "verify"):
+            release, tested = read(Path(source))
             bundle.match(release.backbone, self._backbone.artefact, release.name)
         chosen = release.name if name is None else _checked(name)
         self._require_name(chosen, replacing=replacing)
@@ -315,7 +288,7 @@ class Runner:
             seconds["session"] = time.perf_counter() - started
             here = installed.tested_with(self._provider, engine.graph_digest)
             test = selftest and tested != here
-            loaded = self._tested(engine, release, chosen, seconds, test=test)
+            loaded = tested_on(engine, release, chosen, seconds, test=test)
             with self._publishing:
                 self._require_open()
                 self._require_name(chosen, replacing=replacing)
@@ -337,68 +310,10 @@ class Runner:
                 fix="replace() it, unload() it first, or load under another name",
             )
 
-    def _publish(self, table: dict[str, _Loaded]) -> None:
+    def _publish(self, table: dict[str, Loaded]) -> None:
         """Exchange the table and let go of sessions that nothing uses any more."""
         self._table = MappingProxyType(table)
         self._sessions.trim()
-
-    def _tested(
-        self,
-        engine: Engine,
-        release: Release,
-        name: str,
-        seconds: dict[str, float],
-        *,
-        test: bool,
-    ) -> _Loaded:
-        """Test a release on a session and return what requests will use; nothing is published."""
-        fit = engine.fit(release)
-        own = {graph.digest for graph in release.graphs.values()}
-        if test or fit.filled or engine.graph_digest not in own:
-            limit = TimeLimit(release.time_limit_s)
-            with _timed(seconds, "selftest"), limit:
-                run_selftest(
-                    release.golden(),
-                    _Bound(engine, fit, limit),
-                    release.slots,
-                    release.preprocess,
-                    tolerance=release.tolerance,
-                    static=self._flavour == "static",
-                )
-        domain = Domain(
-            name,
-            release.version,
-            release.digest,
-            release.classes,
-            release.preprocess,
-            release.gates,
-            release.slots_bytes,
-            engine.number,
-            fit.filled,
-            MappingProxyType(seconds),
-        )
-        return _Loaded(domain, engine, fit)
-
-
-@dataclass(frozen=True, slots=True)
-class _Bound:
-    """An engine that takes a release's tensors and fills what it lacks, as a self-test runs it."""
-
-    engine: Engine
-    fit: Fit
-    limit: TimeLimit
-
-    def run(self, images: Floats, slots: Slots) -> Answer:
-        """Answer with the given tensors in place of the release's own."""
-        given = replace(self.fit, slots={**self.fit.slots, **slots})
-        return self.engine.run(images, given, self.limit)
-
-
-def _read(path: Path) -> tuple[Release, str]:
-    """Return the release at ``path`` and what it was tested with, nothing for a bundle."""
-    if path.is_dir():
-        return installed.read(path)
-    return read_release(bundle.open_bundle(path)), ""
 
 
 def _checked(name: str) -> str:
@@ -422,10 +337,3 @@ def _require_positive(**limits: int) -> None:
     for name, value in limits.items():
         if value < 1:
             raise UsageError(f"{name}: expected 1 or more, got {value}", fix=f"set {name}=1")
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[step] = time.perf_counter() - started
