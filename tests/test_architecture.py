@@ -190,11 +190,13 @@ def test_frameworks_stay_in_their_rooms(name: str) -> None:
         assert word == "yes" or (word == "types only" and one.typing), (one.file, one.module)
 
 
-HEAVY = "{'torch', 'onnx', 'onnx_ir', 'onnxscript', 'onnxruntime', 'tensorrt', 'sklearn', 'click'}"
+HEAVY = """{'torch', 'onnx', 'onnx_ir', 'onnxscript', 'onnxruntime', 'tensorrt', 'sklearn', 'click',
+'cv2', 'waitress', 'matplotlib'}""".replace("\n", " ")
 LIGHT = (
     "toolchain",
     *(f"toolchain.{n}" for n in ("errors", "fields", "files", "digest", "preprocess", "recipe")),
     *(f"toolchain.{n}" for n in ("backbones", "bundle", "adapt", "graph", "check", "runtime")),
+    *(f"toolchain.{n}" for n in ("serve", "bench")),
     *("da3_models", "da3_recipes"),
 )
 WEIGHTS: dict[str, set[str]] = {
@@ -205,6 +207,9 @@ WEIGHTS: dict[str, set[str]] = {
     "toolchain.inspect": set(),
     "toolchain.bundle.golden": set(),
     "toolchain.runtime.linked": {"onnxruntime"},
+    "toolchain.runtime.runner": {"onnxruntime"},
+    "toolchain.runtime.capture": set(),
+    "toolchain.serve.app": set(),
     "toolchain.runtime.session": {"onnxruntime"},
     "toolchain.runtime.staged": {"onnxruntime"},
     "toolchain.check.bundles": {"onnxruntime"},

@@ -24,7 +24,7 @@ def test_1_no_backbone_beside_the_bundle(run: Run, tmp_path: Path) -> None:
     alone = shutil.copy(run.bundle, tmp_path)
     said = invoke("check", str(alone))
     assert said.exit_code == 1
-    assert "da3 check BUNDLE --backbone DIR" in said.stderr
+    assert "name its folder with --backbone DIR" in said.stderr
 
 
 def test_0_with_the_backbone_named(run: Run, tmp_path: Path) -> None:
