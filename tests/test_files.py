@@ -282,7 +282,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         (tmp_path / "link", "No such file"),
         (tmp_path / "loop", "symbolic links"),
         (tmp_path / "missing", "No such file"),
-        (tmp_path / "no" / "missing", "does not exist"),
+        (tmp_path / "no" / "missing", "No such file or directory"),
     ):
         with pytest.raises(StorageError, match=says):
             read_limited(path, limit_bytes=10, what="recipe")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -201,3 +202,9 @@ def test_law_any_size_of_picture_gives_the_square(high: int, wide: int, crop: st
     out = pixels(changed(crop=crop), np.full((high, wide, 3), 123, np.uint8))
     assert out.shape == (16, 16, 3)
     assert (out == 123).all()
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match="expected a picture file, got none"):
+        pixels(P, tmp_path / "pipe.png")

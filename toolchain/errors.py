@@ -68,8 +68,10 @@ class UnknownNameError(UsageError):
         # A name from outside may be as long as it likes; comparing it would take as long.
         name = name if len(name) <= 80 else name[:77] + "..."
         near = get_close_matches(name, self.known, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(self.known)}"
-        super().__init__(f"unknown {kind} {name!r}", fix=f"{hint} {fix}".strip())
+        more = f" and {len(self.known) - 20} more" if len(self.known) > 20 else ""
+        listed = f"known: {', '.join(self.known[:20])}{more}" if self.known else "none is there"
+        hint = f"did you mean {', '.join(near)}?" if near else listed
+        super().__init__(f"unknown {kind} {name!r}", fix=f"{hint}; {fix}" if fix else hint)
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class MissingPackageError(Da3Error):
     def __init__(self, package: str, purpose: str, extra: str) -> None:
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed",
-            fix=f"pip install 'da3-toolchain[{extra}]'",
+            fix=f"pip install 'da3-toolchain[{extra}]', in a checkout: pip install '.[{extra}]'",
         )
 
 

@@ -116,6 +116,8 @@ def _opened(path: Path, limit_bytes: int, what: str) -> Iterator[tuple[int, int]
             os.close(handle)
     except OSError as err:
         raise _refused(f"read the {what}", path, err, needed_bytes=None) from err
+    except ValueError as err:  # a null in the name
+        raise StorageError(f"cannot read the {what} {path!r}: {err}", fix="check the path") from err
 
 
 def _regular_size(handle: int, path: Path, limit_bytes: int, what: str) -> int:
@@ -229,7 +231,12 @@ def _refused(verb: str, path: Path, err: OSError, *, needed_bytes: int | None) -
             f"cannot {verb} {path}: {reason}{need}, {_free_bytes(path)} bytes free",
             fix="free some space or choose another disk",
         )
-    if err.errno == errno.ENOENT and not path.parent.is_dir():
+    if err.errno in (errno.EMFILE, errno.ENFILE):
+        return StorageError(
+            f"cannot {verb} {path}: {reason}",
+            fix="raise the limit (ulimit -n), or keep fewer installed domains loaded",
+        )
+    if err.errno == errno.ENOENT and verb == "write" and not path.parent.is_dir():
         return StorageError(
             f"cannot {verb} {path}: the directory {path.parent} does not exist",
             fix=f"make it first: mkdir -p {path.parent}",

@@ -13,7 +13,9 @@ training's).
 
 from __future__ import annotations
 
+import errno
 import io
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from toolchain.errors import DataError, Fault
+from toolchain.errors import DataError, Fault, StorageError
 from toolchain.fields import ListOf, Section, choice, key, number, whole
 
 MAX_PIXELS = 64_000_000
@@ -124,12 +126,15 @@ def _table(p: Preprocessing) -> npt.NDArray[np.float32]:
 
 def _open(path: Path) -> Image.Image:
     try:
-        size = path.stat().st_size
+        status = path.stat()
     except FileNotFoundError as err:
-        raise DataError(f"{path}: no such picture", fix="check the data folder") from err
+        raise DataError(f"{path}: no such picture", fix="check the path") from err
     except (OSError, ValueError) as err:
         raise DataError(f"{path}: cannot be read: {err}", fix="check its permissions") from err
-    return _decoded(path, size, str(path))
+    if not stat.S_ISREG(status.st_mode):
+        # Opening a pipe that nobody writes to would wait for ever.
+        raise DataError(f"{path}: expected a picture file, got none", fix="name the file itself")
+    return _decoded(path, status.st_size, str(path))
 
 
 def _decoded(source: Path | io.BytesIO, size: int, what: str) -> Image.Image:
@@ -151,6 +156,10 @@ def _decoded(source: Path | io.BytesIO, size: int, what: str) -> Image.Image:
     # Pillow's decoders raise many kinds on damaged bytes (OSError, SyntaxError, struct.error, ...);
     # where there is no path, what they say shows an object of this process.
     except Exception as err:
+        if isinstance(err, OSError) and err.errno in (errno.EMFILE, errno.ENFILE):
+            raise StorageError(
+                f"{what}: cannot be opened: {err.strerror}", fix="raise the limit: ulimit -n"
+            ) from err
         got = f"{size} other bytes" if isinstance(err, UnidentifiedImageError) else str(err)
         raise DataError(
             f"{what}: expected a whole picture ({', '.join(FORMATS)}), got: {got}",

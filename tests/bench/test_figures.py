@@ -42,6 +42,17 @@ def test_speedups_are_against_a_whole_session(document: dict[str, Any]) -> None:
     ],
 )
 def test_verdicts(sense: str, value: float, word: str) -> None:
-    found = {"targets": {"x": {"what": "", "sense": sense, "value": 2.0}}, "x": value}
+    standard = {"backbone": "resnet50", "side": 224, "quick": False}
+    targets = {"x": {"what": "", "sense": sense, "value": 2.0}}
+    found = {"targets": targets, "x": value, "settings": standard}
     assert verdict(found, "x") == word
-    assert verdict({"targets": found["targets"]}, "x") == ""
+    assert verdict({"targets": targets, "settings": standard}, "x") == ""
+
+
+@pytest.mark.parametrize(
+    "other", [{"backbone": "resnet20"}, {"side": 192}, {"quick": True}], ids=str
+)
+def test_another_run_than_the_standard_one_is_not_judged(other: dict[str, Any]) -> None:
+    settings = {"backbone": "resnet50", "side": 224, "quick": False, **other}
+    targets = {"x": {"what": "", "sense": "least", "value": 2.0}}
+    assert verdict({"targets": targets, "x": 9.0, "settings": settings}, "x") == ""

@@ -86,7 +86,7 @@ def test_bundles_that_do_not_fit_are_told_and_the_others_served(
         (tmp_path / f"{name}.da3b").write_bytes(fleet[source].bundle.read_bytes())
     with serving(tmp_path, "--dist=.", f"--backbone={fleet['first'].backbone}") as process:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("serving toy_chirps on ")
+        assert process.stdout.readline().startswith("serving b on ")
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate(timeout=60)
     assert "error: not loaded: a.da3b: " in told

@@ -71,6 +71,15 @@ def test_an_idle_session_goes_before_another_is_made(runner: Runner, fleet: Flee
         assert runner.facts.sessions == 1
 
 
+def test_a_replaced_domains_session_is_not_inherited(runner: Runner, fleet: Fleet) -> None:
+    """With slots filled it would be slower for ever; shared with a domain that stays, it is."""
+    runner.load(fleet["first"].bundle, name="one")
+    assert runner.load(fleet["head"].bundle, name="two").filled
+    runner.unload("two")
+    found = runner.replace(fleet["head"].bundle, name="one")
+    assert (found.filled, found.session, runner.facts.sessions) == ((), 1, 1)
+
+
 def test_a_domain_may_be_replaced_by_one_of_another_shape(runner: Runner, fleet: Fleet) -> None:
     """The session that it leaves makes room; where others stay on it, there is none."""
     runner.load(fleet["first"].bundle, name="one")

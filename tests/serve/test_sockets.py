@@ -77,6 +77,12 @@ def hasty(runner: Runner) -> Iterator[Server]:
             INFER + b"Content-Length: 99999999999\r\n\r\n{", 413, b"max_body", id="giant length"
         ),
         pytest.param(
+            INFER + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n{",
+            400,
+            b"Content-Length is invalid",
+            id="a length of 5000 digits",
+        ),
+        pytest.param(
             INFER + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n\x1f\x8b",
             415,
             b"no Content-Encoding",

@@ -172,6 +172,7 @@ def _settings(setup: Setup, materials: Materials) -> dict[str, Any]:
         "domains": len(materials.bundles),
         "drawn": bool(materials.made),
         "threads": setup.threads,
+        "quick": setup.rounds == QUICK,
         "parts": list(setup.parts),
         "rounds": asdict(setup.rounds),
     }

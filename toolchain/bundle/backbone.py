@@ -225,7 +225,10 @@ def match(wanted: BackboneRef, artefact: BackboneArtefact, domain: str) -> None:
         for key, (want, got) in sides.items()
         if want != got
     ]
-    lines += [f"\n  no tap {tap}" for tap in wanted.taps if tap not in found.taps]
+    lacking = [tap.name for tap in wanted.taps if tap not in found.taps]
+    if lacking:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        lines.append(f"\n  the backbone lacks the taps {', '.join(lacking[:3])}{more}")
     if lines:
         raise BackboneMismatchError(
             f"{artefact.path}: expected the backbone {wanted.name!r} of the bundle for "

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as safetensors_load
 from safetensors.numpy import save as safetensors_save
 
-from toolchain.errors import BundleError, VerificationError
+from toolchain.errors import BundleError
 
 if TYPE_CHECKING:
     from toolchain.bundle.package import Bundle
@@ -102,19 +102,19 @@ class GateState:
 
 
 def read_golden(data: bytes, what: str) -> Golden:
-    """Parse golden data; raises VerificationError for anything but what ``to_bytes`` writes."""
+    """Parse golden data; raises BundleError for anything but what ``to_bytes`` writes."""
     try:
         arrays = safetensors_load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         names = json.loads(header["__metadata__"]["names"])
         gates, sites = tuple(map(str, names["gates"])), tuple(map(str, names["sites"]))
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as err:
-        raise VerificationError(
+        raise BundleError(
             f"{what}: expected golden data, got: {err}", fix="export the domain again"
         ) from err
     fault = _fault(arrays, gates, sites)
     if fault:
-        raise VerificationError(f"{what}: {fault}", fix="export the domain again")
+        raise BundleError(f"{what}: {fault}", fix="export the domain again")
     arrays["pixels"] = arrays["pixels"][arrays.pop("picture")]
     return Golden(**arrays, gate_sites=gates, sites=sites)
 

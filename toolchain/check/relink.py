@@ -59,8 +59,8 @@ def relink(held: Bundle, artefact: BackboneArtefact) -> Relinked:
         if store.to_bytes(link(halves, linking)) != held.blob(f"{name}.onnx"):
             raise BundleError(
                 f"{name}.onnx is not what linking the bundle's halves gives",
-                fix="check with the toolchain version that wrote it "
-                f"({held.manifest.provenance.get('toolchain')}), or export again",
+                fix="export the domain again; or check it with the very toolchain that wrote it "
+                f"({held.manifest.provenance.get('toolchain')})",
             )
     return Relinked(halves, linkings)
 

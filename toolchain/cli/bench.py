@@ -86,6 +86,9 @@ def bench(
 
     if html_path is not None:
         report.require_plots()
+    for path in (html_path, json_path):
+        if path is not None and path != STDOUT and not path.parent.is_dir():
+            raise click.UsageError(f"{path}: expected a folder that exists, got {path.parent}")
     found = run.measure(
         run.Setup(
             backbone=None if bundles else backbone,
@@ -101,15 +104,15 @@ def bench(
         notify=_teller(),
     )
     document = plain(found)
-    if html_path is not None:
-        write_atomic(html_path, report.page(document).encode(), overwrite=True)
     if json_path == STDOUT:
         write_json(document)
-        return
-    if json_path is not None:
+    else:
+        click.echo("\n".join(_lines(document)))
+    if json_path is not None and json_path != STDOUT:
         text = json.dumps(document, indent=1, allow_nan=False) + "\n"
         write_atomic(json_path, text.encode(), overwrite=True)
-    click.echo("\n".join(_lines(document)))
+    if html_path is not None:
+        write_atomic(html_path, report.page(document).encode(), overwrite=True)
 
 
 def _teller() -> Callable[[str], None]:
@@ -131,6 +134,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield layout.title(
         f"{settings['backbone']} at {settings['side']} px, {settings['domains']} domains, "
         f"{settings['threads']} thread{'s' * (settings['threads'] > 1)}"
+        + (", few rounds: the figures mean nothing" if settings["quick"] else "")
     )
     for table in tables(found):
         yield ""

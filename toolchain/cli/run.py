@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from toolchain.cli import layout
 from toolchain.cli.answers import answer_document, answer_lines, place, tell
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 FAILED = 1
+TOP = 3
+DIST = Path("dist")
 # What OpenCV and FFmpeg print of a damaged video; the error says it already.
 QUIET = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
 
@@ -55,6 +59,15 @@ def _runner_options(command: CommandT) -> CommandT:
     return command
 
 
+def _complete_bundle(
+    context: click.Context, _option: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    """Return the bundles in the folder whose name starts with what was typed."""
+    folder = Path(context.params.get("dist") or DIST)
+    names = sorted(path.stem for path in folder.glob("*.da3b"))
+    return [CompletionItem(name) for name in names if name.startswith(typed)]
+
+
 @click.command(
     cls=BoundedCommand,
     epilog=layout.example(
@@ -65,7 +78,14 @@ def _runner_options(command: CommandT) -> CommandT:
     ),
 )
 @click.argument("images", nargs=-1, metavar="IMAGE...")
-@click.option("--domain", "domains", multiple=True, metavar="NAME", help="A bundle DIST/NAME.da3b.")
+@click.option(
+    "--domain",
+    "domains",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=_complete_bundle,
+    help="A bundle DIST/NAME.da3b.",
+)
 @click.option(
     "--bundle",
     "bundles",
@@ -77,7 +97,7 @@ def _runner_options(command: CommandT) -> CommandT:
 @click.option(
     "--dist",
     type=FILE,
-    default=Path("dist"),
+    default=DIST,
     show_default=True,
     metavar="DIR",
     help="Where --domain and --serve look.",
@@ -96,7 +116,7 @@ def _runner_options(command: CommandT) -> CommandT:
     metavar="S",
     help="Seconds for one picture, or one request.  [default: none; serving: 30]",
 )
-@_count("--top", "Classes shown.", 3)
+@_count("--top", "Classes shown.", TOP)
 @_count("--every", "Use the first of so many pictures or frames.", 1)
 @_count("--limit", "Stop after so many answers.", None)
 @serving_options
@@ -132,18 +152,28 @@ def run(
         port,
         [*domains, *bundles],
         serving,
+        pictures=_given(
+            {"--top": top != TOP, "--every": every != 1, "--limit": limit, "--jsonl": as_lines}
+        ),
         unending=as_json and limit is None and any(map(_is_camera, images)),
         forms=as_json + as_lines,
     )
+    from PIL.Image import DecompressionBombWarning
+
     from toolchain.runtime import Runner
     from toolchain.runtime import dist as folder
+
+    # Such a picture is refused, with an error that says more.
+    warnings.simplefilter("ignore", DecompressionBombWarning)
 
     named = [*(folder.find(dist, name) for name in domains), *bundles]
     paths = named[:1] or list(folder.bundles(dist).values())
     with Runner(folder.backbone_of(paths, backbone), **options) as runner:
         if named:
             for path in named:
-                runner.load(path, selftest=not no_selftest)
+                # Over the network a domain is called as its file is, and loaded again by that name.
+                name = path.stem if port is not None else None
+                runner.load(path, name=name, selftest=not no_selftest)
         else:
             folder.load_fitting(runner, paths, selftest=not no_selftest, refused=_tell_refused)
         if port is not None:
@@ -155,6 +185,10 @@ def run(
         with closing(frames):
             shown = _SHOWN["json" if as_json else "jsonl" if as_lines else "people"]
             return FAILED if shown(runner, islice(frames, limit), top) else 0
+
+
+def _given(options: Mapping[str, object]) -> list[str]:
+    return [name for name, value in options.items() if value]
 
 
 def _is_camera(source: str) -> bool:
@@ -169,6 +203,7 @@ def _require_meaning(
     named: Sequence[object],
     serving: Mapping[str, Any],
     *,
+    pictures: Sequence[str],
     unending: bool,
     forms: int,
 ) -> None:
@@ -179,6 +214,8 @@ def _require_meaning(
         raise click.UsageError("expected IMAGE... or --serve PORT, got neither")
     if port is None and len(named) != 1:
         raise click.UsageError(f"expected one --domain or --bundle, got {len(named)}")
+    if port is not None and pictures:
+        raise click.UsageError(f"{', '.join(pictures)}: expected with IMAGE only, got --serve")
     if port is None and serving:
         raise click.UsageError(f"{', '.join(serving)}: expected with --serve only")
     if forms > 1:

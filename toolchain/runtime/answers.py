@@ -39,7 +39,7 @@ class Domain:
     seconds: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
     """The answer to a batch of N pictures.
 
@@ -54,7 +54,7 @@ class Outcome:
     ms: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
     """The answer to one picture; ``ms`` is that of its whole batch, without preprocessing."""
 

@@ -144,7 +144,7 @@ def _stills(
             if not decoded:
                 raise DataError(f"frame {index} cannot be decoded", fix="record or copy it again")
             _check_area(frame.shape[1], frame.shape[0])
-            yield Still(index, at_s if math.isfinite(at_s) else None, _rgb(frame))
+            yield Still(index, round(at_s, 6) if math.isfinite(at_s) else None, _rgb(frame))
         index += 1
     return index
 

@@ -73,13 +73,15 @@ def load_fitting(
     selftest: bool = True,
     refused: Callable[[Path, Da3Error], None],
 ) -> None:
-    """Load every bundle that the runner takes; ``refused`` hears of the others, and why.
+    """Load every bundle that the runner takes, under its file's name.
+
+    ``refused`` hears of the others, and why.
 
     Raises RunError if not one is loaded.
     """
     for path in paths:
         try:
-            runner.load(path, selftest=selftest)
+            runner.load(path, name=path.stem, selftest=selftest)
         except Da3Error as err:
             refused(path, err)
     if not runner.domains:

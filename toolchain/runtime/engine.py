@@ -86,7 +86,7 @@ class Engine:
         if release.fits_graph and release.fits_graph == self.graph_digest:
             return ()
         lines = [
-            f"{name}: expected {_shown(self._slots.get(name))}, got {list(array.shape)}"
+            f"{name}: expected {self._shown(name)}, got {array.dtype} {list(array.shape)}"
             for name, array in release.slots.items()
             if not self._takes(name, array)
         ]
@@ -135,6 +135,11 @@ class Engine:
                 f"{list(wanted[1])}, got {list(got[0])} and {list(got[1])}",
                 fix="export the domain again",
             )
+
+    def _shown(self, name: str) -> str:
+        if name not in self._slots:
+            return "no such slot"
+        return f"{_ELEMENTS.get(self._session.dtypes[name], '?')} {list(self._slots[name])}"
 
     def _takes(self, name: str, array: npt.NDArray[Any]) -> bool:
         shape = self._slots.get(name)
@@ -194,10 +199,10 @@ def make_engine(
             constants=release.slots if static else None,
             threads=threads,
             provider=provider,
-            what=f"{release.name}: {graph.name}",
+            what=graph.name,
         )
     except GraphError as err:
-        raise BundleError(err.message, fix="export the domain again") from err
+        raise BundleError(f"{release.name}: {err.message}", fix="export the domain again") from err
     if "image" not in session.inputs or not {"logits"} <= set(session.outputs) <= _OUTPUTS:
         raise BundleError(
             f"{session.what}: expected image to logits and gates, got {list(session.inputs)[:5]} "
@@ -239,7 +244,3 @@ def _resident_bytes() -> int | None:
     except (OSError, IndexError, ValueError):
         return None
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _shown(shape: tuple[int | str | None, ...] | None) -> str:
-    return "no such slot" if shape is None else str(list(shape))

@@ -217,7 +217,8 @@ def _read_record(path: Path) -> Record:
     digest, _, body = data.partition(b"\n")
     if sha256(body).encode() != digest:
         raise BundleError(
-            f"{path}: expected a record {digest[:71]!r}, got {sha256(body)}", fix=_FIX
+            f"{path}: the record is damaged, its digest is not the one that it begins with",
+            fix=_FIX,
         )
     faults: list[Fault] = []
     try:

@@ -49,7 +49,10 @@ class Loaded:
                 "expected values that the model can add up, got pictures whose logits overflow",
                 fix="look at what prepares the tensor; a NaN would close gates in silence",
             )
-        return Outcome(found.logits, found.gates >= 0, self.domain.release, took_ms)
+        opened = found.gates >= 0
+        for array in (found.logits, opened):
+            array.setflags(write=False)
+        return Outcome(found.logits, opened, self.domain.release, took_ms)
 
 
 def read(path: Path) -> tuple[Release, str]:

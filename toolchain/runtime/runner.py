@@ -47,6 +47,8 @@ from toolchain.runtime.stream import Frame, stream
 Flavour = Literal["swap", "static"]
 Form = Literal["if", "rows"]
 MAX_BATCH = 64
+# More than any board has; onnxruntime starts them all, which takes minutes for very many.
+MAX_THREADS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,11 @@ class Runner:
         max_batch: int = MAX_BATCH,
     ) -> None:
         _require_positive(threads=threads, sessions=sessions, max_batch=max_batch)
+        if threads > MAX_THREADS:
+            raise UsageError(
+                f"threads: expected at most {MAX_THREADS}, got {threads}",
+                fix="as many as there are cores is the most that helps",
+            )
         _require_one_of(get_args(Flavour), flavour=flavour)
         _require_one_of(get_args(Form), form=form)
         available(provider)
@@ -335,5 +342,7 @@ def _require_one_of(known: Sequence[str], **given: str) -> None:
 
 def _require_positive(**limits: int) -> None:
     for name, value in limits.items():
-        if value < 1:
-            raise UsageError(f"{name}: expected 1 or more, got {value}", fix=f"set {name}=1")
+        if type(value) is not int or value < 1:
+            raise UsageError(
+                f"{name}: expected a whole number from 1, got {value!r:.80}", fix=f"set {name}=1"
+            )

@@ -126,8 +126,8 @@ def available(provider: str) -> str:
     Raises UnknownNameError for a name that is not in ``PROVIDERS``, ProviderError if the installed
     onnxruntime was built without it.
     """
-    if provider not in PROVIDERS:
-        raise UnknownNameError("provider", provider, PROVIDERS)
+    if not isinstance(provider, str) or provider not in PROVIDERS:
+        raise UnknownNameError("provider", str(provider), PROVIDERS)
     built = ort.get_available_providers()
     if PROVIDERS[provider] not in built:
         known = [name for name, full in PROVIDERS.items() if full in built]

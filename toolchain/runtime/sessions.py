@@ -1,9 +1,10 @@
 """The sessions of the backbone that a runner holds: one, unless it may hold more.
 
-Rules of this file: a release runs on the session of its own graph, on one that its slots fit, or on
-a new one if there is room; which of them is decided here and nowhere else. A session stays while a
-loaded domain or a domain being loaded uses it; one that nobody uses stays only if it is the last,
-for the next load. Requests refer to their session themselves and need nothing from here.
+Rules of this file: a release runs on the session of its own graph, on one that a loaded domain uses
+and its slots fit, or on a new one if there is room; which of them is decided here and nowhere else.
+A session stays while a loaded domain or a domain being loaded uses it; one that nobody uses stays
+only if it is the last, for the next load. Requests refer to their session themselves and need
+nothing from here.
 """
 
 from __future__ import annotations
@@ -98,8 +99,12 @@ class Sessions:
     def _chosen(self, release: Release, leaving: Engine | None) -> Engine:
         graph = release.graph(self._graph)
         ready = [engine for engine in self._held if not engine.misfits(release)]
-        if ready:
-            return min(ready, key=lambda engine: engine.graph_digest != graph.digest)
+        own = [engine for engine in ready if engine.graph_digest == graph.digest]
+        # Another domain's graph is taken to share it, not to inherit it when that domain goes.
+        staying = self._staying(leaving)
+        shared = [engine for engine in ready if engine in staying]
+        if own or shared:
+            return (own or shared)[0]
         self._make_room(release, leaving)
         self._made += 1
         return make_engine(
@@ -114,13 +119,18 @@ class Sessions:
     def _make_room(self, release: Release, leaving: Engine | None) -> None:
         """Let go of a session that nobody uses; raise SessionLimitError if that is not enough."""
         with self._lock:
-            users = [*self._used(), *self._pending]
-            self._held = _distinct(users)
-        if leaving in users:
-            users.remove(leaving)
-        busy = _distinct(users)
+            self._held = _distinct([*self._used(), *self._pending])
+        busy = self._staying(leaving)
         if len(busy) >= self._limit:
             raise self._no_room(release, busy[0])
+
+    def _staying(self, leaving: Engine | None) -> tuple[Engine, ...]:
+        """Return the sessions in use once one domain has left ``leaving``."""
+        with self._lock:
+            users = [*self._used(), *self._pending]
+        if leaving in users:
+            users.remove(leaving)
+        return _distinct(users)
 
     def _no_room(self, release: Release, first: Engine) -> SessionLimitError:
         """Return the error that says what a further session costs."""

@@ -18,6 +18,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -75,6 +76,7 @@ class App:
         self._statistics = Statistics()
         self._loopback = loopback
         self.inferring = Admission(limits.concurrent, limits.waiting, limits.time_s)
+        self._workers = ThreadPoolExecutor(limits.concurrent, "da3-infer")
         self.loading = Admission(1, LOADS_WAITING, limits.time_s)
 
     def close(self) -> None:
@@ -166,7 +168,10 @@ class App:
             request = protocol.decode(call.body(), call.header(protocol.HEADER), self._limits)
             limit_s = min(self._limits.time_s, request.timeout_s or math.inf)
             left_s = limit_s - (time.monotonic() - begun)
-            response, outcome = domains.predict(self._runner, model, version, request, left_s)
+            # On few threads: each one that ever decoded a large picture keeps memory for the next.
+            response, outcome = self._workers.submit(
+                domains.predict, self._runner, model, version, request, left_s
+            ).result()
             body, length = protocol.encode(response)
         self._statistics.succeeded(
             model,

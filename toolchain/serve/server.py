@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from toolchain.serve.sockets import Sockets
 
 
+_LOOK_S = 0.5
+
+
 class Server:
     """A server of ``runner``'s domains; a context manager that starts and stops it.
 
@@ -133,7 +136,10 @@ def serve(
     with Server(runner, host=host, port=port, repository=repository, limits=limits) as server:
         if notify is not None:
             notify(server.url)
-        stop.wait()
+        # Python runs a signal's handler once the main thread wakes, and the system may hand the
+        # signal to another thread, which wakes nobody: so it looks again from time to time.
+        while not stop.wait(_LOOK_S):
+            pass
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -31,7 +31,7 @@ from typing import Any
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher
 from waitress.utilities import Error
@@ -50,6 +50,12 @@ class _LengthRequiredError(Error):  # type: ignore[misc]  # waitress has no type
 
 class _Parser(HTTPRequestParser):  # type: ignore[misc]
     error: Error | None
+
+    def parse_header(self, header_plus: bytes) -> None:
+        try:
+            super().parse_header(header_plus)
+        except ValueError as err:  # a length of thousands of digits
+            raise ParsingError("Content-Length is invalid") from err
 
     def received(self, data: bytes) -> int:
         taken: int = super().received(data)
