@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,9 +26,12 @@ def runner(exported: Exported) -> Iterator[Runner]:
 
 
 @pytest.fixture
-def repository(exported: Exported) -> Path:
-    """The folder that the bundle was exported to."""
-    return exported.bundle.parent
+def repository(exported: Exported, tmp_path: Path) -> Path:
+    """A folder with the bundle alone; other tests export into the bundle's own."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    shutil.copy(exported.bundle, folder)
+    return folder
 
 
 @pytest.fixture
