@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from toolchain.cli import layout
+from toolchain.cli.output import complain
 
 if TYPE_CHECKING:
     from toolchain.errors import Da3Error
@@ -49,10 +48,7 @@ def tell(where: str, err: Da3Error) -> None:
     """Print an error that does not end the command to stderr, as one that does is printed."""
     named = where in err.message
     message = err.message if named else f"{where}: {err.message}"
-    for word, text, paint in (("error", message, "red"), ("fix", err.fix, "cyan")):
-        if text:
-            label = click.style(f"{word}:", fg=paint, bold=True)
-            click.echo(f"{label} {layout.clean(text, lines=True)}", err=True)
+    complain(message, err.fix)
 
 
 def place(frame: Frame) -> str:

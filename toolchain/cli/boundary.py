@@ -18,8 +18,7 @@ from typing import Any
 
 import click
 
-from toolchain.cli.layout import clean
-from toolchain.cli.output import write_json
+from toolchain.cli.output import complain, write_json
 from toolchain.errors import Da3Error, MissingPackageError, RecipeError, StorageError
 
 INTERRUPTED = 130
@@ -141,10 +140,7 @@ def _print(err: Exception, told: dict[str, Any], as_json: bool, colour: bool | N
         return
     if isinstance(err, click.UsageError) and err.ctx is not None:
         click.echo(err.ctx.get_usage(), err=True, color=colour)
-    for key, word, paint in (("message", "error", "red"), ("fix", "fix", "cyan")):
-        if told[key]:
-            label = click.style(f"{word}:", fg=paint, bold=True)
-            click.echo(f"{label} {clean(told[key], lines=True)}", err=True, color=colour)
+    complain(told["message"], told["fix"], colour=colour)
 
 
 def _document(err: Exception) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import click
 
+from toolchain.cli.layout import clean
+
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
@@ -45,6 +47,14 @@ def emit(document: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) ->
 def write_json(document: Mapping[str, Any]) -> None:
     """Print ``document`` as JSON in ASCII, so that any terminal and pipe takes it."""
     click.echo(json.dumps(plain(document), indent=2, allow_nan=False))
+
+
+def complain(message: str, fix: str, *, colour: bool | None = None) -> None:
+    """Print a fault and its fix to stderr, each with its label."""
+    for text, word, paint in ((message, "error", "red"), (fix, "fix", "cyan")):
+        if text:
+            label = click.style(f"{word}:", fg=paint, bold=True)
+            click.echo(f"{label} {clean(text, lines=True)}", err=True, color=colour)
 
 
 def plain(value: Any) -> Any:

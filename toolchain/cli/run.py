@@ -63,9 +63,10 @@ def _complete_bundle(
     context: click.Context, _option: click.Parameter, typed: str
 ) -> list[CompletionItem]:
     """Return the bundles in the folder whose name starts with what was typed."""
+    from toolchain.runtime.dist import listed
+
     folder = Path(context.params.get("dist") or DIST)
-    names = sorted(path.stem for path in folder.glob("*.da3b"))
-    return [CompletionItem(name) for name in names if name.startswith(typed)]
+    return [CompletionItem(name) for name in listed(folder) if name.startswith(typed)]
 
 
 @click.command(

@@ -29,13 +29,15 @@ if TYPE_CHECKING:
 SUFFIX = ".da3b"
 
 
-def bundles(folder: Path) -> dict[str, Path]:
-    """Return the bundles right in ``folder`` by their files' names, sorted.
+def listed(folder: Path) -> dict[str, Path]:
+    """Return the bundles right in ``folder`` by their files' names, sorted; there may be none."""
+    found = sorted(folder.glob(f"*{SUFFIX}"))
+    return {path.stem: path for path in found if DOMAIN.accepts(path.stem) and path.is_file()}
 
-    Raises DataError if there is none.
-    """
-    found = {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}")) if path.is_file()}
-    named = {name: path for name, path in found.items() if DOMAIN.accepts(name)}
+
+def bundles(folder: Path) -> dict[str, Path]:
+    """Return what :func:`listed` does. Raises DataError if there is none."""
+    named = listed(folder)
     if not named:
         raise DataError(
             f"expected bundles (*{SUFFIX}) in {folder}, found none",

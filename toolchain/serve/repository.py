@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.bundle.rules import DOMAIN
 from toolchain.errors import DataError, LoadedError, UnknownNameError, UsageError
+from toolchain.runtime.dist import listed
 from toolchain.serve.domains import version
 
 if TYPE_CHECKING:
     from toolchain.runtime import Domain, Runner
-
-SUFFIX = ".da3b"
 
 
 class Repository:
@@ -87,7 +86,4 @@ class Repository:
 
     def _bundles(self) -> dict[str, Path]:
         """Return the bundles in the folder by name."""
-        if self._folder is None:
-            return {}
-        found = sorted(self._folder.glob(f"*{SUFFIX}"))
-        return {path.stem: path for path in found if DOMAIN.accepts(path.stem) and path.is_file()}
+        return {} if self._folder is None else listed(self._folder)
