@@ -7,13 +7,13 @@ DIST   ?= dist
 # What a training and what an export depend on; an edit elsewhere repeats neither.
 TRAINS  := $(shell find toolchain/adapt toolchain/recipe models -name '*.py' -o -name '*.safetensors') \
            toolchain/preprocess.py
-EXPORTS := $(shell find toolchain/graph toolchain/check toolchain/bundle toolchain/runtime -name '*.py') \
-           toolchain/export.py toolchain/manifests.py
+EXPORTS := $(shell find toolchain/graph toolchain/check toolchain/bundle toolchain/runtime \
+           toolchain/emit toolchain/engine -name '*.py') toolchain/export.py toolchain/manifests.py
 # Threads that wait shall sleep: on a shared machine spinning ones make training ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help cars digits samples test lint types wheel bench test-zoo clean
+.PHONY: help cars digits samples test test-full test-gpu lint types wheel bench bench-gpu test-zoo clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -47,7 +47,13 @@ $(DIST)/%.da3b: build/domains/%/adaptor.json $(EXPORTS)
 # -- quality -------------------------------------------------------------------------------------
 
 test: $(STAMP)  ## every test that needs no GPU
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not full'
+
+test-full: $(STAMP)  ## the tests at full sizes; ten minutes and a few gigabytes
+	$(BIN)/python -m pytest -m full
+
+test-gpu: $(STAMP)  ## the tests that need an NVIDIA GPU and TensorRT
+	$(BIN)/python -m pytest -m gpu tests/engine tests/runtime tests/emit tests/bench
 
 lint: $(STAMP)  ## ruff, over everything
 	$(BIN)/ruff check .
@@ -55,6 +61,9 @@ lint: $(STAMP)  ## ruff, over everything
 
 types: $(STAMP)  ## mypy --strict, over everything
 	$(BIN)/mypy
+	@# JetPack 6 has Python 3.10. What the stubs of numpy say is for later ones, so it is left out.
+	$(BIN)/mypy --python-version 3.10 --no-warn-return-any --no-warn-unused-ignores \
+		-p toolchain
 
 wheel: $(STAMP)  ## build the wheel into build/wheel
 	rm -rf build/wheel build/lib build/bdist.*
@@ -65,6 +74,10 @@ bench: $(STAMP)  ## the figures of the README, into build/bench/ and docs/result
 	$(BIN)/da3 bench --backbone resnet50 --input 224 --domains 10 \
 		--json build/bench/runtime.json --html build/bench/runtime.html
 	$(BIN)/python -m benchmarks.export
+
+bench-gpu: $(STAMP)  ## engines: building, and on a GPU parity, skipping, swapping, latency
+	@mkdir -p build/bench
+	$(BIN)/python -m benchmarks.engine
 
 # -- real models: an environment of its own, as the zoos need another build of torch ----------------
 

@@ -111,6 +111,7 @@ def _teller(group: str) -> Callable[[str], None]:
 @click.option("--plot", "plot_path", type=Path, default=Path("build/bench/export.png"))
 @click.option("--results", "results_path", type=Path, help="Tables; docs/results.md unless quick.")
 @click.option("--runtime", type=Path, default=Path("build/bench/runtime.json"), help="of da3 bench")
+@click.option("--engine", type=Path, default=Path("build/bench/engine.json"), help="of bench-gpu")
 @click.option("--domains", type=Path, default=Path("build/domains"), help="Trained samples.")
 @click.option("--train/--no-train", default=True, help="Train samples that are missing.")
 @click.option("--redraw", is_flag=True, help="Draw plot and tables again from the JSON file.")
@@ -120,6 +121,7 @@ def main(
     plot_path: Path,
     results_path: Path | None,
     runtime: Path,
+    engine: Path,
     domains: Path,
     train: bool,
     redraw: bool,
@@ -132,7 +134,8 @@ def main(
     found = json.loads(json_path.read_text())
     tables = results_path or (json_path.with_suffix(".md") if quick else Path("docs/results.md"))
     swapping = json.loads(runtime.read_text()) if runtime.is_file() else None
-    write_atomic(tables, results.text(found, swapping).encode(), overwrite=True)
+    built = json.loads(engine.read_text()) if engine.is_file() else None
+    write_atomic(tables, results.text(found, swapping, built).encode(), overwrite=True)
     plot.draw(found, plot_path)
     print(results.summary(found))
 

@@ -20,6 +20,7 @@ _FIGURES = {
     "second_domain_s": "second domain on the same backbone, seconds",
     "bundle_ratio": "bundle's bytes against the backbone's",
 }
+ENGINES = "# TensorRT engines"
 _STATES = ("open", "half", "closed")
 
 
@@ -38,8 +39,8 @@ def _verdict(value: float, target: float) -> str:
     return "ok  " if value <= target else "OVER"
 
 
-def text(found: Document, runtime: Document | None = None) -> str:
-    """Return docs/results.md from the document of the export side and that of `da3 bench`."""
+def text(found: Document, runtime: Document | None = None, engine: Document | None = None) -> str:
+    """Return docs/results.md from the documents of the export side, `da3 bench` and engines."""
     return "\n".join(
         [
             "# Results",
@@ -65,8 +66,75 @@ def text(found: Document, runtime: Document | None = None) -> str:
             *_samples(found["samples"]),
             "",
             *(_runtime(runtime) if runtime else []),
+            *(["", *engines(engine)] if engine else []),
         ]
     )
+
+
+def engines(found: Document) -> list[str]:
+    """Return the section of engines from the document of ``benchmarks.engine``."""
+    own, versions = found["machine"], found["versions"]
+    shown = ", ".join(f"{name} {version}" for name, version in versions.items())
+    against = found["refit"]
+    return [
+        ENGINES,
+        "",
+        "`make bench-gpu` (`python -m benchmarks.engine`), domains drawn, not trained, kits for "
+        f"`{found['target']}`. Machine: {own['processor']}, {own['cores']} cores; versions: "
+        f"{shown}. GPUs: {', '.join(gpu['name'] for gpu in found['gpus']) or 'none'}.",
+        "",
+        *_table(
+            (
+                *("backbone", "precision", "flavour", "models", "conditionals", "boundaries"),
+                *("ONNX MB", "plan MB", "build s"),
+            ),
+            (
+                (
+                    *(str(row[key]) for key in ("backbone", "precision", "flavour", "models")),
+                    *(str(row[key]) for key in ("conditionals", "boundaries")),
+                    *(f"{row[key] / 1e6:.1f}" for key in ("onnx_bytes", "plan_bytes")),
+                    f"{row['build_s']:.1f}",
+                )
+                for row in found["builds"]
+            ),
+        ),
+        "",
+        f"Slots as weights that are refitted one by one, {against['backbone']}: TensorRT knows "
+        f"{against['known']} of {against['slots']} by name"
+        + (
+            f", exchanging them takes {1e3 * against['refit_s']:.2f} ms."
+            if "refit_s" in against
+            else "; exchanging them was not run, as it needs a GPU."
+        ),
+        "",
+        *(_ran(found["ran"]) if found["ran"] else []),
+        *(f"Not run: {what}." for what in found["not_run"]),
+    ]
+
+
+def _ran(rows: list[Any]) -> list[str]:
+    return [
+        *_table(
+            (
+                *("backbone", "precision", "flavour", "gates", "open ms", "closed ms"),
+                *("latency ms", "swap ms", "plans"),
+            ),
+            ((*_ran_row(row),) for row in rows),
+        ),
+        "",
+    ]
+
+
+def _ran_row(row: Mapping[str, Any]) -> Iterable[str]:
+    proof, first = row["skipping"], next(iter(row["domains"].values()))
+    yield from (row["backbone"], row["precision"], row["flavour"])
+    if proof is None:
+        yield from ("", "", "")
+    else:
+        yield from (proof["verdict"], f"{proof['open_ms']:.3f}", f"{proof['closed_ms']:.3f}")
+    yield f"{first['latency']['median_ms']:.3f}"
+    yield f"{1e3 * first['swap_s']:.2f}"
+    yield "unchanged" if row["unchanged"] else "changed"
 
 
 def _runtime(found: Document) -> list[str]:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.exported import Domain, Exported, Fleet, make_domain, register
+from tests.kitted import Kitted
+from tests.kitted import make as kits_of
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -28,7 +30,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         names = getattr(item, "fixturenames", ())
         if {"made", "plain"} & set(names):
             item.add_marker(pytest.mark.xdist_group("captured"))
-        elif {"exported", "fleet"} & set(names):
+        elif {"exported", "fleet", "kitted"} & set(names):
             item.add_marker(pytest.mark.xdist_group("exported"))
 
 
@@ -72,6 +74,12 @@ def exported(toy_domain: Domain, tmp_path_factory: pytest.TempPathFactory) -> Ex
         cache=folder / "cache",
     )
     return Exported(toy_domain, report, folder / "cache")
+
+
+@pytest.fixture(scope="session")
+def kitted(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Kitted:
+    """The domain's kits for boards of every generation; nobody changes them."""
+    return kits_of(exported, tmp_path_factory.mktemp("kits"))
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,14 @@ command line maps ``exit_code`` to the process's exit status and does nothing el
     │   ├── ProviderError           1   the execution provider is not there or did not start
     │   ├── SessionLimitError       1   the domain needs a further session of the backbone
     │   ├── TimeLimitError          1   a request took longer than it may, and was stopped
-    │   └── ClosedError             1   the runner was closed
+    │   ├── ClosedError             1   the runner was closed
+    │   ├── DeviceError             1   no CUDA device, or it failed under way
+    │   └── DeviceMemoryError       1   the device has not enough memory
+    ├── EngineError                 1   TensorRT could not make or take an engine
+    │   ├── ModelRefusedError       1   a model that TensorRT cannot take, by node
+    │   ├── ConditionalError        1   it cannot be shown that gates skip
+    │   ├── PrecisionError          1   the target lacks it, or it is too far from fp32
+    │   └── BuildError              1   building failed or ran out of memory
     ├── StorageError                1   the file system refused (disk full, permission)
     │   └── ExistsError             1   the destination exists
     ├── MissingPackageError         1   an optional package is needed; the extra is named
@@ -32,6 +39,7 @@ command line maps ``exit_code`` to the process's exit status and does nothing el
     │   └── SelftestError           3   a domain does not answer here as its golden data say
     └── VerificationError           4   bytes are not what their manifest says
         ├── BundleError             4   a bundle is malformed, truncated or altered
+        ├── EngineMismatchError     4   an engine for another device, TensorRT or kit
         └── BackboneMismatchError   4   right bundle, other backbone
 """
 
@@ -157,6 +165,34 @@ class ClosedError(RunError):
     """The runner was closed."""
 
 
+class DeviceError(RunError):
+    """There is no CUDA device, or it failed while something ran on it."""
+
+
+class DeviceMemoryError(RunError):
+    """The device has not enough memory for what was asked."""
+
+
+class EngineError(Da3Error):
+    """TensorRT could not make an engine, or take one."""
+
+
+class ModelRefusedError(EngineError):
+    """A model that the target or its TensorRT cannot take; the message names the node."""
+
+
+class ConditionalError(EngineError):
+    """It cannot be shown that a closed gate skips its block."""
+
+
+class PrecisionError(EngineError):
+    """The target lacks the precision, or its answers are too far from fp32."""
+
+
+class BuildError(EngineError):
+    """TensorRT could not build the engine, or ran out of memory."""
+
+
 class StorageError(Da3Error):
     """The file system refused: disk full, permission, a broken device."""
 
@@ -193,6 +229,10 @@ class VerificationError(Da3Error):
 
 class BundleError(VerificationError):
     """A bundle is malformed, truncated or altered."""
+
+
+class EngineMismatchError(VerificationError):
+    """An engine that was built for another device, TensorRT or kit than the one at hand."""
 
 
 class BackboneMismatchError(VerificationError):

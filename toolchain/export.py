@@ -9,30 +9,35 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors.numpy import load as load_safetensors
 
-from toolchain import bundle, manifests
+from toolchain import bundle, digest, manifests
 from toolchain.adapt import checkpoint as checkpoints
+from toolchain.adapt.data import DomainData
 from toolchain.adapt.data import load as load_data
 from toolchain.adapt.models import restore
-from toolchain.bundle import BackboneArtefact, BackboneManifest, Manifest, Payload
+from toolchain.bundle import BackboneArtefact, BackboneManifest, Manifest, Payload, Plan
 from toolchain.bundle.golden import Golden
 from toolchain.check import parity, subjects
 from toolchain.check.bundles import SHIPPED
 from toolchain.check.parity import ParityReport, Subject
 from toolchain.check.reference import Chosen, choose, join
+from toolchain.emit.kit import Wish, in_memory
+from toolchain.emit.prepare import Domain, Prepared, prepare
+from toolchain.emit.writing import Source, kept_ranges, refuse_others, write_kits
+from toolchain.engine.kit import Kit
+from toolchain.engine.target import Precision, Target
 from toolchain.errors import (
     BackboneMismatchError,
     CheckpointError,
     ExistsError,
-    StorageError,
 )
-from toolchain.files import write_atomic
+from toolchain.files import make_folder, write_atomic
 from toolchain.graph import store
 from toolchain.graph.halves import Halves, make_halves
 from toolchain.graph.link import Linking, link, named
@@ -57,7 +62,31 @@ class ExportReport:
     parity: ParityReport
     searched: int
     ambiguous: int
+    kits: tuple[KitReport, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A kit that an export shall make too: for which target, in which precision and flavours.
+
+    ``recalibrate``: widen the int8 ranges of a kit that is there, where this domain needs it.
+    """
+
+    target: Target
+    precision: Precision
+    flavours: tuple[str, ...]
+    recalibrate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KitReport:
+    """A kit that an export wrote, or found ``reused``; ``unopened``: gates no sample opened."""
+
+    kit: Kit
+    reused: bool
+    plan: Plan
+    unopened: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -84,6 +113,7 @@ def export(
     overwrite: bool = False,
     threads: int | None = None,
     tolerance: float = parity.TOLERANCE,
+    orders: Sequence[Order] = (),
     notify: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:
     """Export the trained domain in ``checkpoint`` to ``dist/<domain>.da3b``, checked.
@@ -91,7 +121,8 @@ def export(
     Writes ``dist/backbone-<name>-<digest>/`` too unless it is there. ``cache`` keeps split
     structures between exports. Raises ParityError with nothing written when a flavour does not
     answer as PyTorch does; ExistsError when the bundle exists and ``overwrite`` is false; and
-    whatever the rooms raise.
+    whatever the rooms raise. ``orders``: kits to write beside the bundle; what their precision
+    costs stands in it.
     """
     clock = _Clock(notify)
     target = dist / f"{recipe.domain}{SUFFIX}"
@@ -113,14 +144,41 @@ def export(
             linked = _Linked(halves, graphs, _linkings(kept), Path(folder))
             cases = join([chosen.golden, chosen.others])
             report = _check(linked, cases, recipe, threads=threads, tolerance=tolerance)
+    prepared = []
+    for order in orders:
+        with clock.step(f"{order.target.name} {order.precision}"):
+            made = _prepare(order, recipe, halves, kept, data, dist)
+            if not (overwrite or order.recalibrate):
+                refuse_others(made.emitted, manifests.backbone(kept, halves), recipe.domain, dist)
+            prepared.append(made)
     with clock.step("pack"):
-        _make_folder(dist)
+        make_folder(dist, fix="choose another with --dist")
         artefact, reused = _backbone(halves, kept, dist)
         payloads = _payloads(halves, graphs, checkpoint, chosen, recipe)
         manifest = manifests.domain(
-            kept, recipe, halves, artefact=artefact, chosen=chosen, report=report
+            kept,
+            recipe,
+            halves,
+            artefact=artefact,
+            chosen=chosen,
+            report=report,
+            plans=tuple(item.plan for item in prepared),
         )
         manifest = bundle.pack(target, manifest, payloads, overwrite=overwrite)
+        source = Source(
+            manifest,
+            digest.sha256(manifest.to_json()),
+            artefact.manifest,
+            load_safetensors(halves.slots),
+            digest.sha256(graphs["swap-if"]),
+        )
+        kits = [
+            KitReport(kit, reused, item.plan, item.unopened)
+            for order, item in zip(orders, prepared, strict=True)
+            for kit, reused in write_kits(
+                item.emitted, source, dist, overwrite=overwrite or order.recalibrate
+            )
+        ]
     return ExportReport(
         recipe.domain,
         target,
@@ -133,6 +191,7 @@ def export(
         report,
         chosen.searched,
         chosen.ambiguous,
+        tuple(kits),
         clock.seconds,
     )
 
@@ -170,19 +229,29 @@ def _refuse_foreign(
         )
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise StorageError(
-            f"cannot make the folder {path}: {err.strerror}", fix="choose another with --dist"
-        ) from err
+def _rates(kept: checkpoints.Checkpoint) -> dict[str, float]:
+    # Rounded as in the manifest, so that linking anew from a bundle gives the same graphs.
+    return {site: manifests.rounded(rate) for site, rate in kept.info.metrics.gate_rates.items()}
 
 
 def _linkings(kept: checkpoints.Checkpoint) -> list[Linking]:
-    # Rounded as in the manifest, so that linking anew from a bundle gives the same graphs.
-    rates = {site: manifests.rounded(rate) for site, rate in kept.info.metrics.gate_rates.items()}
-    return [named(name, rates) for name in SHIPPED]
+    return [named(name, _rates(kept)) for name in SHIPPED]
+
+
+def _prepare(
+    order: Order,
+    recipe: Recipe,
+    halves: Halves,
+    kept: checkpoints.Checkpoint,
+    data: DomainData,
+    dist: Path,
+) -> Prepared:
+    slots = load_safetensors(halves.slots)
+    domain = Domain(recipe.domain, in_memory(halves), slots, data, recipe.preprocess)
+    own = manifests.backbone(kept, halves)
+    ranges = kept_ranges(dist, own, order.target.name, order.precision)
+    wish = Wish(order.target, order.precision, order.flavours, _rates(kept), ranges)
+    return prepare(domain, wish, recalibrate=order.recalibrate)
 
 
 def _link(halves: Halves, kept: checkpoints.Checkpoint, folder: Path) -> dict[str, bytes]:

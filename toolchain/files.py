@@ -4,7 +4,7 @@ Rules of this file: the standard library only; what is written appears under its
 at all; a failure leaves nothing behind; an existing destination is an error unless overwriting was
 asked for. Each write is fsynced before the name appears, and the directory after it, so a name
 that survives a power cut has its bytes. A reader states its limit before the first byte is read.
-Parent directories are not made here: a mistyped path shall not become a tree.
+Parent directories are not made unasked: a mistyped path shall not become a tree.
 """
 
 from __future__ import annotations
@@ -68,6 +68,14 @@ def atomic_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
             _fsync_directory(path.parent)
     except OSError as err:
         raise _refused("write", path, err, needed_bytes=None) from err
+
+
+def make_folder(path: Path, *, fix: str) -> None:
+    """Make a folder and its parents, if they are not there. Raises StorageError with ``fix``."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise StorageError(f"cannot make the folder {path}: {err.strerror}", fix=fix) from err
 
 
 def read_limited(path: str | Path, *, limit_bytes: int, what: str) -> bytes:

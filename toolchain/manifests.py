@@ -25,6 +25,7 @@ from toolchain.bundle import (
     Gates,
     GateStates,
     Manifest,
+    Plan,
     Preprocess,
     Requires,
     Selftest,
@@ -96,6 +97,7 @@ def domain(
     artefact: BackboneArtefact,
     chosen: Chosen,
     report: ParityReport,
+    plans: tuple[Plan, ...] = (),
 ) -> Manifest:
     """Return the manifest of a domain's bundle; files and slots are filled in when packed."""
     info, metrics = kept.info, kept.info.metrics
@@ -115,7 +117,7 @@ def domain(
         gates=Gates(
             _gate_blocks(halves.split, metrics.gate_rates), rounded(metrics.executed_share)
         ),
-        plans=(),
+        plans=plans,
         requires=Requires(None, None, None),
         selftest=_selftest(chosen, report),
         parity=_parity(report),

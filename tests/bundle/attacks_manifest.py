@@ -118,7 +118,7 @@ for _name, _says, _edit in (
     ("mean_of_two", "preprocess.mean: expected", _put("preprocess", "mean", value=[0, 0])),
     ("time_that_never_was", "created: expected", _put("created", value="2026-02-30T00:00:00Z")),
     ("time_of_another_zone", "created: expected", _put("created", value="2026-02-03T00:00:00+01")),
-    ("plan_before_its_time", "plans: expected a list of 0", _put("plans", value=[{}])),
+    ("plan_of_nothing", "plans[0].target: missing key", _put("plans", value=[{}])),
     ("nested_note", "provenance.x: expected", _put("provenance", "x", value={"y": 1})),
     ("note_with_newline", "provenance.x: expected", _put("provenance", "x", value="a\nb")),
     ("note_too_long", "provenance.x: expected", _put("provenance", "x", value="a" * 1001)),

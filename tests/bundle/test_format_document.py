@@ -24,6 +24,7 @@ from toolchain.bundle.manifest import (
     Gates,
     GateStates,
     Manifest,
+    Plan,
     Preprocess,
     Requires,
     Selftest,
@@ -36,7 +37,7 @@ from toolchain.fields import ListOf, Nullable, Section, SectionOf, rules
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bundle-format.md"
 RECORDS: list[type[Section]] = [
     Manifest, FileEntry, BackboneRef, Tap, Adaptor, Slot, Preprocess, Gates, GateBlock, Requires,
-    Selftest, GateStates, BackboneManifest, BackboneFile, BackboneInput, BackboneBlock,
+    Selftest, GateStates, Plan, BackboneManifest, BackboneFile, BackboneInput, BackboneBlock,
 ]  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def test_export_as_json_holds_paths_sizes_parity_and_rates(run: Run) -> None:
     found = json.loads(said.stdout)
     assert set(found) == {
         *("domain", "checkpoint", "bundle", "backbone", "structure_cached", "parity"),
-        *("gate_rates", "executed_share", "accuracy", "head_accuracy", "golden", "seconds"),
+        *("gate_rates", "executed_share", "accuracy", "head_accuracy", "golden", "kits", "seconds"),
     }
     assert found["checkpoint"] == {"path": "build/domains/toy", "trained_now": False}
     assert found["bundle"]["path"] == "dist/toy.da3b"

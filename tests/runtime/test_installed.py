@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
+import onnxruntime as ort
 import pytest
 
 from tests.exported import Fleet
@@ -27,7 +27,7 @@ def test_what_is_read_is_what_the_bundle_gives(fleet: Fleet, folder: Path) -> No
     held = bundle.open_bundle(fleet["first"].bundle)
     wanted = read_release(held)
     found, tested = installed.read(folder)
-    assert tested == installed.tested_with("cpu", wanted.graph("swap-if").digest)
+    assert tested == f"onnxruntime {ort.__version__} cpu {wanted.graph('swap-if').digest}"
     assert found.slots.keys() == wanted.slots.keys()
     assert all(same(found.slots[name], wanted.slots[name]) for name in wanted.slots)
     for name in ("name", "version", "digest", "classes", "preprocess", "gates", "fixed"):
@@ -83,10 +83,11 @@ def test_a_test_on_another_domains_graph_is_done_again(
 
 
 def test_a_test_by_another_onnxruntime_is_done_again(
-    runner: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch
+    artefact: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnxruntime, "__version__", "0.0.1")
-    assert "selftest" in runner.load(folder).seconds
+    monkeypatch.setattr(ort, "__version__", "0.0.1")
+    with Runner(artefact) as other:
+        assert "selftest" in other.load(folder).seconds
 
 
 def test_a_bundle_of_another_backbone_is_not_installed(

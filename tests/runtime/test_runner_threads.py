@@ -12,7 +12,7 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,8 +82,16 @@ def answer_to_pictures(runner: Runner, name: str) -> bytes:
 class Storm:
     """Threads that run, load, replace, unload and install until the time is over."""
 
-    def __init__(self, runner: Runner, fleet: Fleet, known: Known, folder: Path) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        fleet: Fleet,
+        known: Known,
+        folder: Path,
+        releases: Mapping[str, Sequence[str]] = RELEASES,
+    ) -> None:
         self.runner, self.fleet, self.known, self.folder = runner, fleet, known, folder
+        self.releases = releases
         self.answers, self.exchanges, self.refusals = (itertools.count() for _ in range(3))
         self.seen: set[str] = set()
         self._numbers = itertools.count()
@@ -91,7 +99,7 @@ class Storm:
     def run(self, seed: int) -> None:
         """Requests of both kinds; each answer is one that a release is known to give."""
         rng = np.random.default_rng(seed)
-        name = str(rng.choice(list(RELEASES)))
+        name = str(rng.choice(list(self.releases)))
         found = (answer, answer_to_pictures)[seed % 2](self.runner, name)
         release = found[: len("sha256:") + 64].decode()
         assert (release, found) in self.known, f"no release of {name} answers so"
@@ -101,8 +109,8 @@ class Storm:
     def change(self, seed: int) -> None:
         """Load, replace or unload; what is refused is refused by name."""
         rng = np.random.default_rng(seed)
-        name = str(rng.choice(list(RELEASES)))
-        source = self.fleet[str(rng.choice(RELEASES[name]))].bundle
+        name = str(rng.choice(list(self.releases)))
+        source = self.fleet[str(rng.choice(self.releases[name]))].bundle
         action = rng.choice(3, p=(0.3, 0.5, 0.2))
         if action == 0:
             self.runner.load(source, name=name)
@@ -115,7 +123,7 @@ class Storm:
     def install(self, seed: int) -> None:
         """Install into a new folder, and put that in the place of what is loaded."""
         rng = np.random.default_rng(seed)
-        chosen = str(rng.choice(RELEASES["toy_chirps"]))
+        chosen = str(rng.choice(self.releases["toy_chirps"]))
         folder = self.folder / f"installed-{next(self._numbers)}"
         self.runner.install(self.fleet[chosen].bundle, folder)
         self.runner.replace(folder, name="toy_chirps")
@@ -126,6 +134,20 @@ class Storm:
         assert len({domain.session for domain in runner.domains.values()}) <= 2
         assert runner.facts.sessions <= runner.facts.session_limit + len(CHANGERS)
 
+    def rage(self, seconds: float) -> None:
+        """Let all of it happen at once; what a thread raises is raised here."""
+        deadline = time.monotonic() + seconds
+        actions = [
+            *((self.run, seed) for seed in RUNNERS),
+            *((self.change, 100 + seed) for seed in CHANGERS),
+            (self.install, 200),
+            (self.watch, 300),
+        ]
+        with ThreadPoolExecutor(len(actions)) as pool:
+            jobs = [pool.submit(self.repeat, action, seed, deadline) for action, seed in actions]
+        for job in jobs:
+            job.result()
+
     def repeat(self, action: Callable[[int], None], seed: int, deadline: float) -> None:
         for turn in itertools.count():
             if time.monotonic() > deadline:
@@ -134,6 +156,8 @@ class Storm:
                 action(seed + 1000 * turn)
             except EXPECTED:
                 next(self.refusals)
+                # Asking again at once would leave the others no time.
+                time.sleep(1e-3)
 
 
 RUNNERS, CHANGERS = range(8), range(3)
@@ -148,17 +172,7 @@ def test_every_answer_is_one_releases_own(
     with Runner(artefact, sessions=2) as runner:
         storm = Storm(runner, fleet, known, tmp_path)
         runner.load(fleet["first"].bundle, name="toy_chirps")
-        deadline = time.monotonic() + seconds
-        actions = [
-            *((storm.run, seed) for seed in RUNNERS),
-            *((storm.change, 100 + seed) for seed in CHANGERS),
-            (storm.install, 200),
-            (storm.watch, 300),
-        ]
-        with ThreadPoolExecutor(len(actions)) as pool:
-            jobs = [pool.submit(storm.repeat, action, seed, deadline) for action, seed in actions]
-        for job in jobs:
-            job.result()
+        storm.rage(seconds)
         assert runner.facts.sessions <= 2
         assert storm.seen >= {"first", "next", "third", "digits"}
         assert next(storm.answers) > 10 * seconds

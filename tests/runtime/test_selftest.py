@@ -15,7 +15,7 @@ from tests.check.test_parity import PREPROCESS, SLOTS, Linear, reference
 from toolchain.bundle.golden import FORCE, Golden
 from toolchain.errors import Da3Error, GraphError, SelftestError, TimeLimitError
 from toolchain.runtime.linked import Answer, Floats, Runnable
-from toolchain.runtime.selftest import difference, run_cases, selftest
+from toolchain.runtime.selftest import ALLOWED, Allowance, difference, run_cases, selftest
 
 TOLERANCE = 1e-4
 
@@ -32,7 +32,7 @@ class Broken(Linear):
 
 
 def check(golden: Golden, model: Runnable, *, static: bool = False) -> Any:
-    return selftest(golden, model, SLOTS, PREPROCESS, tolerance=TOLERANCE, static=static)
+    return selftest(golden, model, SLOTS, PREPROCESS, allowed=Allowance(TOLERANCE), static=static)
 
 
 def answer(golden: Golden, **changes: Any) -> Answer:
@@ -137,3 +137,55 @@ def test_the_batch_changes_nothing(count: int, batch: int) -> None:
     many = run_cases(golden, Linear(), SLOTS, PREPROCESS, batch)
     assert np.allclose(one.logits, many.logits, atol=1e-3)
     assert np.array_equal(one.gates >= 0, many.gates >= 0)
+
+
+# -- less than fp32 --------------------------------------------------------------------------------
+
+LOOSE = Allowance(0.01, 0.3, 0.3)
+
+
+def loose(golden: Golden, got: Answer, allowed: Allowance = LOOSE) -> bool:
+    return difference(got, golden).allowed(allowed, len(golden))
+
+
+def test_a_share_of_zero_allows_no_case() -> None:
+    golden = reference()
+    gates = golden.gates.copy()
+    gates[0, 0] *= -1
+    assert loose(golden, answer(golden), Allowance(0.0))
+    assert not loose(golden, answer(golden, gates=gates), Allowance(1.0))
+
+
+@given(st.integers(0, 4), st.floats(1, 100))
+def test_a_logit_may_be_far_off_only_where_a_gate_flipped(case: int, off: float) -> None:
+    """Law: a flipped gate exchanges a block, which is counted; all other errors are held."""
+    golden = reference()
+    logits, gates = golden.logits.copy(), golden.gates.copy()
+    logits[case, logits[case].argmax()] += off * float(np.ptp(golden.logits))
+    assert not loose(golden, answer(golden, logits=logits))
+    gates[case, 0] *= -1
+    assert loose(golden, answer(golden, logits=logits, gates=gates))
+
+
+def test_more_cases_than_the_share_are_too_many() -> None:
+    golden = reference(9)
+    gates = golden.gates.copy()
+    for count in range(len(golden)):
+        allowed = count <= LOOSE.gates_share * len(golden)
+        assert loose(golden, answer(golden, gates=gates)) == allowed
+        gates[count, 0] *= -1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_answer_that_is_not_finite_is_never_allowed(value: float) -> None:
+    golden = reference()
+    logits, gates = golden.logits.copy(), golden.gates.copy()
+    logits[1, 0] = value
+    gates[1, 0] *= -1
+    assert not loose(golden, answer(golden, logits=logits, gates=gates), Allowance(1.0, 1.0, 1.0))
+
+
+def test_every_precision_has_an_allowance_and_none_is_stricter_than_a_finer_one() -> None:
+    fp32, fp16, int8 = (ALLOWED[name] for name in ("fp32", "fp16", "int8"))
+    assert (fp32.classes_share, fp32.gates_share) == (0, 0)
+    assert fp32.tolerance < fp16.tolerance < int8.tolerance

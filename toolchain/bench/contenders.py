@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +55,7 @@ class Contenders(AbstractContextManager["Contenders"]):
         self._shared: Mapping[str, Any] = {}
         self._loads = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Contenders:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -19,7 +19,8 @@ from toolchain.bench import fresh, latency, load, memory, overhead, swap
 from toolchain.bench.figures import TARGETS, figures
 from toolchain.bench.machine import machine, versions
 from toolchain.bench.materials import Materials, foreign, from_json
-from toolchain.errors import MissingPackageError, StorageError, UnknownNameError, UsageError
+from toolchain.errors import MissingPackageError, UnknownNameError, UsageError
+from toolchain.files import make_folder
 
 SCHEMA = "da3.bench/1"
 PARTS = ("latency", "swap", "switch", "memory", "load", "overhead")
@@ -124,12 +125,7 @@ def _materials(setup: Setup, work: Path, notify: Notify) -> Materials:
     from toolchain import backbones
 
     found = backbones.get(str(setup.backbone))
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise StorageError(
-            f"cannot make the folder {work}: {err.strerror}", fix="choose another with --work"
-        ) from err
+    make_folder(work, fix="choose another with --work")
     plan = {
         "backbone": found.name,
         "side": setup.side or found.input_size,

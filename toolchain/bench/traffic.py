@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, cycle
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class Traffic:
             for i in range(clients)
         ]
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Traffic:
         for thread in self._threads:
             thread.start()
         return self

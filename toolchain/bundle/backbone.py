@@ -43,6 +43,7 @@ GRAPH_NAME = "backbone.onnx"
 WEIGHTS_NAME = "weights.safetensors"
 SUMS_NAME = "SHA256SUMS"
 LIMIT_FILE_BYTES = 8 * 1024**3
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,5 +275,8 @@ def _file_faults(path: Path, manifest: BackboneManifest, sums: bytes) -> Iterato
 
 
 def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    found = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+    return "sha256:" + found.hexdigest()

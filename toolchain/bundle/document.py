@@ -26,15 +26,15 @@ _BRACKET = re.compile(rb"[\[\]{}]")
 _REMAKE = "take the file from its source again; edit nothing by hand"
 
 
-def read_document(data: bytes, what: str) -> dict[str, Any]:
+def read_document(data: bytes, what: str, *, limit_bytes: int = LIMIT_BYTES) -> dict[str, Any]:
     """Return the JSON object that ``data`` holds in canonical form (RFC 8785).
 
-    ``what`` names the document in messages. Raises BundleError for more than 64 KiB, nesting
-    deeper than 12, text that is not UTF-8 or not JSON, duplicate keys, NaN and infinities, a value
-    other than an object, and any form but the canonical one.
+    ``what`` names the document in messages. Raises BundleError for more than ``limit_bytes``,
+    nesting deeper than 12, text that is not UTF-8 or not JSON, duplicate keys, NaN and infinities,
+    a value other than an object, and any form but the canonical one.
     """
-    if len(data) > LIMIT_BYTES:
-        _fail(f"{what}: expected at most {LIMIT_BYTES} bytes, got {len(data)}")
+    if len(data) > limit_bytes:
+        _fail(f"{what}: expected at most {limit_bytes} bytes, got {len(data)}")
     outside = _STRING.sub(b"", data)
     if (depth := _depth(outside)) > LIMIT_DEPTH:
         _fail(f"{what}: expected nesting of at most {LIMIT_DEPTH} levels, got {depth}")

@@ -32,6 +32,7 @@ from toolchain.bundle.rules import (
     VERSION,
     WORD,
     TableOf,
+    matching,
     read_record,
     repeated,
     to_json,
@@ -63,6 +64,7 @@ Notes = Mapping[str, Scalar]
 _SHARE = number(0, 1)
 _POSITIVE = number(0, 1e12, above=True)
 _ROLE = choice(*ROLES)
+TARGET = matching(r"[a-z0-9][a-z0-9.-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +178,25 @@ class Selftest(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class Plan(Section):
+    """What a precision costs this domain on a target, measured when it was exported.
+
+    ``model``: digest of the kit's whole model; ``samples`` of the test set. ``accuracy``: top-1;
+    ``agreement`` and ``gate_agreement``: shares of samples with fp32's best class, and with all
+    gates in fp32's state; ``max_relative``: largest error of a logit over the range of all.
+    """
+
+    target: str = key(TARGET)
+    precision: str = key(choice("fp32", "fp16", "int8"))
+    model: str = key(DIGEST)
+    samples: int = key(NATURAL)
+    accuracy: float = key(_SHARE)
+    agreement: float = key(_SHARE)
+    gate_agreement: float = key(_SHARE)
+    max_relative: float = key(number(0, 1e12))
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest(Section):
     """Everything that a bundle says about itself. Build one, then :func:`toolchain.bundle.pack`."""
 
@@ -191,7 +212,7 @@ class Manifest(Section):
     preprocess: Preprocess = key(SectionOf(Preprocess))
     classes: tuple[str, ...] = key(ListOf(printable(200), 1, 4096))
     gates: Gates = key(SectionOf(Gates))
-    plans: tuple[Notes, ...] = key(ListOf(NOTES, 0, 0))
+    plans: tuple[Plan, ...] = key(ListOf(SectionOf(Plan), 0, 64))
     requires: Requires = key(SectionOf(Requires))
     selftest: Selftest = key(SectionOf(Selftest))
     parity: Notes = key(NOTES)
@@ -218,6 +239,7 @@ class Manifest(Section):
         yield from repeated("gates.blocks", (block.name for block in self.gates.blocks))
         yield from _sorted("adaptor.slots", [slot.name for slot in self.adaptor.slots])
         yield from _selftest(self)
+        yield from repeated("plans", (f"{plan.target} {plan.precision}" for plan in self.plans))
 
 
 def _sorted(path: str, names: list[str]) -> Iterator[Fault]:
@@ -228,7 +250,7 @@ def _sorted(path: str, names: list[str]) -> Iterator[Fault]:
 
 def _times(created: str) -> Iterator[Fault]:
     try:
-        datetime.fromisoformat(created)
+        datetime.strptime(created, "%Y-%m-%dT%H:%M:%SZ")
     except ValueError as err:
         yield Fault("created", f"expected a time that exists, got {created!r}: {err}")
 

@@ -12,7 +12,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 from toolchain.bundle.archive import LIMIT_BYTES, Archive, Source, scan_archive, write_archive
@@ -188,7 +188,7 @@ def created_now() -> str:
             f"SOURCE_DATE_EPOCH: expected whole seconds since 1970, got {text!r:.40}",
             fix="set it to the output of `git log -1 --format=%ct`, or unset it",
         )
-    return datetime.fromtimestamp(int(text), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(int(text), timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _entry(payload: Payload) -> FileEntry:

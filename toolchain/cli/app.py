@@ -9,8 +9,10 @@ from toolchain.cli import layout
 from toolchain.cli.backbones import backbones
 from toolchain.cli.bench import bench
 from toolchain.cli.boundary import BoundedGroup
+from toolchain.cli.build import build
 from toolchain.cli.check import check
 from toolchain.cli.completion import completion
+from toolchain.cli.doctor import doctor
 from toolchain.cli.export import export
 from toolchain.cli.inspect import inspect
 from toolchain.cli.recipes import recipes
@@ -29,7 +31,19 @@ _CODES = "Exit codes: 0 done, 1 error, 2 usage, 3 parity failed, 4 verification 
 @click.group(
     cls=BoundedGroup,
     epilog=f"{_EXAMPLE}\n\n{_CODES}",
-    commands=[recipes, backbones, train, export, check, run, bench, inspect, completion],
+    commands=[
+        recipes,
+        backbones,
+        train,
+        export,
+        check,
+        build,
+        run,
+        bench,
+        inspect,
+        doctor,
+        completion,
+    ],
 )
 @click.version_option(package_name=DISTRIBUTION, message="%(prog)s %(version)s")
 def root() -> None:

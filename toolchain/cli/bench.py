@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ STDOUT = Path("-")
     epilog=layout.example(
         "da3 bench --backbone resnet50 --input 224 --html bench.html",
         "da3 bench --bundle dist/cars.da3b --bundle dist/digits.da3b --quick",
+        "da3 bench --engine build/engines/engine-... --bundle dist/cars.da3b",
     ),
 )
 @click.option(
@@ -55,6 +56,12 @@ STDOUT = Path("-")
     metavar="FILE",
     help="Measure bundles that exist, without PyTorch; at least two.",
 )
+@click.option(
+    "--engine",
+    type=FILE,
+    metavar="DIR",
+    help="Measure this TensorRT engine with the bundles, and prove that its gates skip.",
+)
 @threads_option(1, "Threads of one operator.")
 @click.option(
     "--parts",
@@ -70,6 +77,7 @@ def bench(
     side: int | None,
     domains: int,
     bundles: tuple[Path, ...],
+    engine: Path | None,
     threads: int,
     parts: str | None,
     quick: bool,
@@ -82,13 +90,18 @@ def bench(
     Everything that is compared runs interleaved in one run of some five minutes (ResNet-50, two
     cores). Targets stand beside figures and are never enforced.
     """
+    for path in (html_path, json_path):
+        if path is not None and path != STDOUT and not path.parent.is_dir():
+            raise click.UsageError(f"{path}: expected a folder that exists, got {path.parent}")
+    if engine is not None:
+        if backbone or parts or html_path or work:
+            raise click.UsageError("expected --bundle, --quick and --json alone beside --engine")
+        measure_engine(engine, bundles, quick=quick, json_path=json_path)
+        return
     from toolchain.bench import report, run
 
     if html_path is not None:
         report.require_plots()
-    for path in (html_path, json_path):
-        if path is not None and path != STDOUT and not path.parent.is_dir():
-            raise click.UsageError(f"{path}: expected a folder that exists, got {path.parent}")
     found = run.measure(
         run.Setup(
             backbone=None if bundles else backbone,
@@ -101,21 +114,77 @@ def bench(
             rounds=run.QUICK if quick else run.Rounds(),
             work=work,
         ),
-        notify=_teller(),
+        notify=teller(),
     )
     document = plain(found)
-    if json_path == STDOUT:
-        write_json(document)
-    else:
-        click.echo("\n".join(_lines(document)))
-    if json_path is not None and json_path != STDOUT:
-        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-        write_atomic(json_path, text.encode(), overwrite=True)
+    write(document, _lines(document), json_path)
     if html_path is not None:
         write_atomic(html_path, report.page(document).encode(), overwrite=True)
 
 
-def _teller() -> Callable[[str], None]:
+def write(document: Mapping[str, Any], lines: Iterable[str], json_path: Path | None) -> None:
+    """Print the lines, or the document where stdout shall have it, and write it to its file."""
+    if json_path == STDOUT:
+        write_json(document)
+    else:
+        click.echo("\n".join(lines))
+    if json_path is not None and json_path != STDOUT:
+        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+        write_atomic(json_path, text.encode(), overwrite=True)
+
+
+def measure_engine(
+    engine: Path, bundles: tuple[Path, ...], *, quick: bool, json_path: Path | None
+) -> None:
+    """Measure an engine and print what was found."""
+    from toolchain.bench import engines
+
+    found = engines.measure(engine, bundles, rounds=5 if quick else 40, notify=teller())
+    document = plain(found)
+    write(document, _engine_lines(document), json_path)
+
+
+def _engine_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    if sys.stderr.isatty():
+        click.echo(err=True)
+    built = found["built_for"]
+    yield layout.title(f"{found['engine']}: {built['precision']} on {built['gpu']}")
+    proof = found["skipping"]
+    if proof is not None:
+        gates = (
+            f"{proof['verdict']}: open {proof['open_ms']:.2f} ms, closed "
+            f"{proof['closed_ms']:.2f} ms, saved {layout.percent(proof['saved'])} of "
+            f"{layout.percent(proof['share'])} that could be"
+        )
+    memory = found["memory_bytes"]
+    yield from layout.pairs(
+        {
+            "gates": "none that can be forced" if proof is None else gates,
+            "plans": "unchanged" if found["unchanged"] else "changed by loading domains",
+            "memory": f"{layout.size(memory['engine'])}, all domains "
+            f"{layout.size(memory['domains'])}",
+        }
+    )
+    yield ""
+    yield from layout.table(
+        ("domain", "latency ms", "swap ms", "slots"),
+        [
+            (
+                name.partition(" ")[2],
+                f"{one['latency']['median_ms']:.2f}",
+                f"{1e3 * one['swap_s']:.2f}",
+                layout.size(one["slots_bytes"]),
+            )
+            for name, one in found["domains"].items()
+        ],
+        right="123",
+    )
+    if found["switch"] is not None:
+        timing = found["switch"]["switching"]
+        yield f"  switching between domains costs {timing['difference_ms'] / 4:+.3f} ms a request"
+
+
+def teller() -> Callable[[str], None]:
     """Return a callback that tells of progress on stderr, on a terminal in one line."""
     start, end = ("\r\x1b[K", "") if sys.stderr.isatty() else ("", "\n")
 

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from toolchain.cli import layout
 from toolchain.cli import train as training
 from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.doctor import complete_target
 from toolchain.cli.domains import CHECKPOINTS, FILE, chosen, domain_options, train_command
 from toolchain.cli.output import emit, json_option, threads_option
 from toolchain.cli.parity import parity_document, parity_lines
 from toolchain.cli.steps import Steps
-from toolchain.errors import CheckpointError
+from toolchain.engine.target import FLAVOURS, Precision, find
+from toolchain.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
-    from toolchain.export import ExportReport
+    from toolchain.export import ExportReport, KitReport, Order
 
 
 @click.command(
     cls=BoundedCommand,
     epilog=layout.example(
-        "da3 export --domain cars", "da3-export --domain cars --train --dist dist"
+        "da3 export --domain cars",
+        "da3-export --domain cars --train --dist dist",
+        "da3-export --domain cars --target orin-nano-jp6.2 --precision int8",
     ),
 )
 @domain_options
@@ -47,7 +51,34 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Structures of backbones, reused between exports.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing bundle, and kits that differ.")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete_target,
+    help="Make the kit for this board too, such as orin-nano-jp6.2 (da3 doctor --targets).",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(get_args(Precision)),
+    help="Of the backbone in the kit; several make a kit each.  [default: fp16]",
+)
+@click.option(
+    "--flavour",
+    "flavours",
+    multiple=True,
+    type=click.Choice(FLAVOURS),
+    help="What the kit holds; several are built and compared.  [default: swap]",
+)
+@click.option(
+    "--recalibrate",
+    is_flag=True,
+    help="Widen the int8 ranges of a kit that is there by this domain's pictures.",
+)
 @threads_option(None, "Comparisons run at once.  [default: all cores]")
 @click.option(
     "--tolerance",
@@ -64,6 +95,10 @@ def export(
     dist: Path,
     cache: Path,
     overwrite: bool,
+    targets: tuple[str, ...],
+    precisions: tuple[str, ...],
+    flavours: tuple[str, ...],
+    recalibrate: bool,
     threads: int | None,
     tolerance: float | None,
     as_json: bool,
@@ -73,7 +108,11 @@ def export(
     Splits backbone and domain, links every flavour, compares each with PyTorch, and packs
     DIST/NAME.da3b; the backbone beside it is written once and reused. Nothing is written when a
     flavour does not answer as PyTorch does (exit code 3).
+
+    With --target the kit for that board is written too, which da3 build makes an engine from on the
+    board; what its precision costs the domain is measured and stands in the bundle.
     """
+    orders = _orders(targets, precisions, flavours, recalibrate=recalibrate)
     recipe = chosen(domain, file)
     folder = checkpoint or CHECKPOINTS / recipe.domain
     command = train_command(recipe.domain, file, folder)
@@ -99,9 +138,37 @@ def export(
             overwrite=overwrite,
             threads=threads,
             tolerance=TOLERANCE if tolerance is None else tolerance,
+            orders=orders,
             notify=steps,
         )
     emit(_document(report, folder, trained=trained), _lines(report), as_json=as_json)
+
+
+def _orders(
+    targets: Sequence[str],
+    precisions: Sequence[str],
+    flavours: Sequence[str],
+    *,
+    recalibrate: bool,
+) -> list[Order]:
+    from toolchain.export import Order
+
+    if not targets and (precisions or flavours or recalibrate):
+        raise UsageError(
+            "expected --target beside --precision, --flavour and --recalibrate, got none",
+            fix="add --target NAME; da3 doctor --targets lists them",
+        )
+    found = [find(name) for name in targets]
+    wanted = [one for one in get_args(Precision) if one in (precisions or ("fp16",))]
+    for target in found:
+        for precision in wanted:
+            target.require(precision)
+    chosen_flavours = tuple(one for one in FLAVOURS if one in (flavours or ("swap",)))
+    return [
+        Order(target, precision, chosen_flavours, recalibrate)
+        for target in dict.fromkeys(found)
+        for precision in wanted
+    ]
 
 
 def _document(report: ExportReport, checkpoint: Path, *, trained: bool) -> dict[str, Any]:
@@ -129,8 +196,43 @@ def _document(report: ExportReport, checkpoint: Path, *, trained: bool) -> dict[
             "searched": report.searched,
             "ambiguous": report.ambiguous,
         },
+        "kits": [_kit(item) for item in report.kits],
         "seconds": {name: round(value, 3) for name, value in report.seconds.items()},
     }
+
+
+def _kit(item: KitReport) -> dict[str, Any]:
+    manifest = item.kit.manifest
+    return {
+        "path": item.kit.path,
+        "reused": item.reused,
+        "target": manifest.target,
+        "precision": manifest.precision,
+        "flavours": [one.flavour for one in manifest.flavours],
+        "bytes": sum(entry.size for entry in manifest.files),
+        "unopened": item.unopened,
+        "measured": item.plan,
+    }
+
+
+def _kit_lines(report: ExportReport) -> list[str]:
+    rows = []
+    for item in report.kits:
+        plan, held = item.plan, ", ".join(one.flavour for one in item.kit.manifest.flavours)
+        share = layout.percent(plan.accuracy)
+        rows += [
+            f"  {item.kit.path}  ({held}{', reused' if item.reused else ''})",
+            f"    {plan.precision}: accuracy {share}, same class as fp32 in "
+            f"{layout.percent(plan.agreement)} of {plan.samples} pictures, same gates in "
+            f"{layout.percent(plan.gate_agreement)}",
+        ]
+    notes = {
+        f"  {name}: closed gates compute all the same there; add --flavour static"
+        for name in {item.kit.manifest.target for item in report.kits}
+        if find(name).release.boundaries == "missing"
+    }
+    title = layout.title("kits: da3 build makes engines from them on the board")
+    return ["", title, *rows, *sorted(notes)]
 
 
 def _rates(report: ExportReport) -> dict[str, float | None]:
@@ -154,6 +256,7 @@ def _lines(report: ExportReport) -> list[str]:
         *parity_lines(report.parity),
         "",
         *layout.gates(_rates(report)),
+        *(_kit_lines(report) if report.kits else []),
     ]
 
 

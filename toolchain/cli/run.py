@@ -52,7 +52,12 @@ def _runner_options(command: CommandT) -> CommandT:
         _count("--sessions", "Copies of the backbone that may be held.", 1),
         _choice("--form", "Pictures one by one, or a batch in one call.", "if", "rows"),
         _choice("--flavour", "Tensors given with each run, or folded in.", "swap", "static"),
-        _choice("--provider", "What computes.", "cpu", "cuda", "tensorrt"),
+        click.option(
+            "--provider",
+            type=click.Choice(["cpu", "cuda", "tensorrt", "engine"]),
+            help="What computes.  [default: cpu; engine for the folder of an engine]",
+        ),
+        _count("--contexts", "Requests that an engine computes at once.", 1),
         threads_option(1, "Threads of one operator."),
     ):
         command = option(command)
@@ -107,7 +112,8 @@ def _complete_bundle(
     "--backbone",
     type=FILE,
     metavar="DIR",
-    help="The backbone, or the folder that holds it.  [default: beside the bundle]",
+    help="The backbone or an engine, or the folder that holds the backbone.  "
+    "[default: beside the bundle]",
 )
 @_runner_options
 @click.option("--no-selftest", is_flag=True, help="Trust that the bundle was tested here before.")

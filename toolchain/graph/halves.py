@@ -24,8 +24,8 @@ import onnx_ir as ir
 
 from toolchain import digest
 from toolchain.adapt.attached import AttachedModel, arrays, domain_state, weights_digest
-from toolchain.errors import CaptureError, Da3Error, SplitError, StorageError
-from toolchain.files import atomic_directory, read_limited
+from toolchain.errors import CaptureError, Da3Error, SplitError
+from toolchain.files import atomic_directory, make_folder, read_limited
 from toolchain.graph import store
 from toolchain.graph.capture import capture
 from toolchain.graph.fold import fold_batchnorm
@@ -178,13 +178,7 @@ def _filled(
 def _write_entry(entry: Path, structure: Split, weights: bytes) -> None:
     parts = (store.to_bytes(structure.backbone), store.to_bytes(structure.domain), weights)
     index = {name: digest.sha256(data) for name, data in zip(_PARTS, parts, strict=True)}
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise StorageError(
-            f"cannot make the cache folder {entry.parent}: {err.strerror}",
-            fix="choose another cache folder, or export without one",
-        ) from err
+    make_folder(entry.parent, fix="choose another cache folder, or export without one")
     with atomic_directory(entry, overwrite=True) as folder:
         for name, data in zip(_PARTS, parts, strict=True):
             (folder / name).write_bytes(data)

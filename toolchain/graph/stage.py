@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from toolchain.errors import LinkError
 from toolchain.graph.join import add_correction
-from toolchain.graph.names import BATCH, LOGITS, Cut
+from toolchain.graph.names import BATCH, CLASSES, HEAD_SLOTS, LOGITS, Cut
 from toolchain.graph.parts import Parts
 from toolchain.graph.sketch import Sketch, input_names
 from toolchain.graph.split import META_ROLE, Split
@@ -128,5 +128,8 @@ class _Stager:
         for slot in self.halves.slots:
             tensor = self.parts.constant(slot)
             assert tensor is not None
-            known[slot] = (tensor.dtype, list(tensor.shape.numpy()))
+            shape: list[int | str] = list(tensor.shape.numpy())
+            known[slot] = (tensor.dtype, [CLASSES, *shape[1:]] if slot in HEAD_SLOTS else shape)
+        # Left open, as in linked graphs: domains of any class count share the segments.
+        known[LOGITS] = (known[LOGITS][0], [BATCH, CLASSES])
         return known

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from toolchain import bundle
 from toolchain.bundle.rules import DOMAIN
+from toolchain.engine.cache import ENGINE_NAME
 from toolchain.errors import (
     Da3Error,
     DataError,
@@ -58,9 +59,9 @@ def find(folder: Path, name: str) -> Path:
 def backbone_of(paths: Sequence[Path], where: Path | None = None) -> Path:
     """Return the folder of the backbone that the first readable bundle of ``paths`` needs.
 
-    ``where`` is that folder, or holds it; by default it is looked for beside the bundle. Raises
-    what the last one gave if there is none: DataError if the backbone is not there, BundleError
-    and StorageError for a bundle that cannot be read.
+    ``where`` is that folder, the folder of an engine, or holds it; by default it is looked for
+    beside the bundle. Raises what the last one gave if there is none: DataError if the backbone is
+    not there, BundleError and StorageError for a bundle that cannot be read.
     """
     for path in paths[:-1]:
         with suppress(DataError, VerificationError, StorageError):
@@ -91,5 +92,8 @@ def load_fitting(
 
 
 def _backbone_of(path: Path, where: Path | None) -> Path:
+    # An engine has the backbone inside; whether it is the bundle's shows when that is loaded.
+    if where is not None and (where / ENGINE_NAME).is_file():
+        return where
     wanted = bundle.open_bundle(path).manifest.backbone
     return bundle.find_backbone(wanted, where or path.parent).path

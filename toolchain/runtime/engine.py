@@ -1,9 +1,10 @@
 """One session of the backbone, and which releases can run on it.
 
-Rules of this file: an engine holds weights and no domain; a release's tensors are handed over with
-each run, so any number of releases share one engine and never touch each other. A release may lack
-slots that the engine has (it has no gate there, or no adaptor): those are filled with tensors that
-do nothing, a correction of zero and a gate that is open. Nothing else is ever made up.
+Rules of this file: an engine holds weights and no domain; a release's tensors are bound once and
+named with each run, so any number of releases share one engine and never touch each other. A
+release may lack slots that the engine has (it has no gate there, or no adaptor): those are filled
+with tensors that do nothing, a correction of zero and a gate that is open. Nothing else is ever
+made up.
 """
 
 from __future__ import annotations
@@ -11,30 +12,28 @@ from __future__ import annotations
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from toolchain.bundle import BackboneArtefact, open_backbone
+from toolchain.bundle import BackboneArtefact, Notes, open_backbone
 from toolchain.bundle.backbone import WEIGHTS_NAME
 from toolchain.errors import BackboneMismatchError, BundleError, GraphError
+from toolchain.runtime.backend import Backend, Binding
 from toolchain.runtime.limit import TimeLimit
 from toolchain.runtime.linked import Answer, Floats, Linked
 from toolchain.runtime.release import Graph, Release, Slots
-from toolchain.runtime.session import Session, fits
+from toolchain.runtime.selftest import Allowance
+from toolchain.runtime.session import Session, fits, version
 
 # A gate whose logits are one for every picture; its weight is zero.
 OPEN = 1.0
 # What may be made up as a whole: all of an adaptor is zero then, and so is its correction.
 _PART = re.compile(r"(.+\.(?:gate|adaptor))\..+")
 _OUTPUTS = {"logits", "gates"}
-_ELEMENTS: dict[str, np.dtype[Any]] = {
-    "tensor(float)": np.dtype("f4"),
-    "tensor(float16)": np.dtype("f2"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,108 +48,157 @@ class Cost:
 class Fit:
     """A release's tensors as an engine takes them.
 
-    ``classes``: how many logits it answers with. ``columns``: where the release's gates stand in
-    the engine's. ``filled``: slots made up.
+    ``binding``: what the backend made of them. ``classes``: how many logits it answers with.
+    ``width``: how many gates the backend tells, ``columns``: where the release's stand among them.
+    ``resolved``: the state of those that a static model has folded, by place. ``filled``: slots
+    made up.
     """
 
-    slots: Slots
+    binding: Binding
     classes: int
+    width: int
     columns: tuple[int, ...]
+    resolved: tuple[tuple[int, bool], ...]
     filled: tuple[str, ...]
+
+    @property
+    def slots(self) -> Slots:
+        """The arrays in this process's memory that runs read."""
+        return self.binding.slots
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What a backend computes.
+
+    ``gates``: gated blocks in its order; ``options``: of its adaptors, those that slot shapes do
+    not show. ``owner``: digest of the one release that is folded in, None where domains are
+    swapped. ``graph_digest``: of the linked graph that it was made from. ``runs_on``: what computes
+    it, as a self-test's record tells it. ``allowed``: how far its answers may be from the golden
+    ones, None for what the release itself says.
+    """
+
+    gates: tuple[str, ...]
+    options: Notes
+    owner: str | None
+    graph_digest: str
+    runs_on: str
+    allowed: Allowance | None = None
 
 
 class Engine:
-    """A session over a linked graph; any number of threads run it."""
+    """A backend over a linked graph; any number of threads run it."""
 
-    def __init__(self, session: Session, release: Release, *, number: int, static: bool) -> None:
+    def __init__(self, backend: Backend[Any], network: Network, *, number: int, cost: Cost) -> None:
         self.number = number
-        self.cost = Cost(None, 0.0)
-        self._session = session
-        self._linked = Linked(session)
-        self._gates = release.gates
-        self._options = release.options
-        self._owner = release.digest if static else None
-        self._fixed = release.fixed if static else {}
-        self._slots = {name: shape for name, shape in session.inputs.items() if name != "image"}
-        self.graph_digest = ""
+        self.cost = cost
+        self._backend = backend
+        self._network = network
+
+    @property
+    def backend(self) -> Backend[Any]:
+        """What computes; whoever measures it may bind tensors of their own."""
+        return self._backend
 
     @property
     def is_static(self) -> bool:
         """Whether one domain is folded in."""
-        return self._owner is not None
+        return self._network.owner is not None
+
+    @property
+    def graph_digest(self) -> str:
+        """Digest of the linked graph."""
+        return self._network.graph_digest
+
+    @property
+    def tested_with(self) -> str:
+        """What a self-test on it counts for; the last word is the graph's digest."""
+        return f"{self._network.runs_on} {self._network.graph_digest}"
+
+    def allowed(self, release: Release) -> Allowance:
+        """Return how far the answers may be from the release's golden ones."""
+        return self._network.allowed or Allowance(release.tolerance)
 
     def misfits(self, release: Release) -> tuple[str, ...]:
         """Return why ``release`` cannot run here, one line each; none: :meth:`fit` gives it."""
-        if self._owner is not None:
-            return () if self._owner == release.digest else ("a static model is one domain's own",)
+        if self._network.owner is not None:
+            own = self._network.owner == release.digest
+            return () if own else ("a static model is one domain's own",)
+        refused = self._backend.refusals(release.slots)
         if release.fits_graph and release.fits_graph == self.graph_digest:
-            return ()
+            return refused
         lines = [
             f"{name}: expected {self._shown(name)}, got {array.dtype} {list(array.shape)}"
             for name, array in release.slots.items()
             if not self._takes(name, array)
         ]
-        missing = sorted(self._slots.keys() - release.slots.keys())
+        missing = sorted(self._backend.slots.keys() - release.slots.keys())
         has = {_part(name) for name in release.slots}
         lines += [f"{name}: missing" for name in missing if _part(name) in has | {""}]
+        options = self._network.options
         lines += [
-            f"adaptor option {name}: expected {self._options[name]}, got {value}"
+            f"adaptor option {name}: expected {options[name]}, got {value}"
             for name, value in release.options.items()
-            if self._options.get(name, value) != value
+            if options.get(name, value) != value
         ]
         # A gate that is filled is open; a release with gates in other places has its own columns.
-        lines += [f"{site}: no such gate" for site in release.gates if site not in self._gates]
-        return tuple(lines)
+        gates = self._network.gates
+        lines += [f"{site}: no such gate" for site in release.gates if site not in gates]
+        return (*lines, *refused)
 
     def fit(self, release: Release) -> Fit:
-        """Return the tensors and gate columns of a release without misfits."""
-        if self._owner is not None:
-            return Fit({}, len(release.classes), tuple(range(len(self._gates))), ())
-        missing = tuple(sorted(self._slots.keys() - release.slots.keys()))
+        """Bind the tensors of a release without misfits; raises as the backend's ``bind``."""
+        classes, gates = len(release.classes), self._network.gates
+        if self.is_static:
+            told = len(release.gates)
+            fixed = release.fixed
+            states = [(i, fixed[gate]) for i, gate in enumerate(release.gates) if gate in fixed]
+            return Fit(self._backend.bind({}), classes, told, tuple(range(told)), tuple(states), ())
+        missing = tuple(sorted(self._backend.slots.keys() - release.slots.keys()))
         made_up = {name: self._neutral(name) for name in missing}
-        columns = tuple(self._gates.index(site) for site in release.gates)
-        return Fit({**release.slots, **made_up}, len(release.classes), columns, missing)
+        columns = tuple(gates.index(site) for site in release.gates)
+        bound = self._backend.bind({**release.slots, **made_up})
+        return Fit(bound, classes, len(gates), columns, (), missing)
 
     def run(self, images: Floats, fit: Fit, limit: TimeLimit | None = None) -> Answer:
         """Answer float32 ``[N, 3, S, S]``; gates are those of the release alone.
 
         Gates that a static model has resolved answer with an infinity of their state's sign.
-        Raises GraphError, also for an answer of another shape, and TimeLimitError.
+        Raises GraphError, also for an answer of another shape, TimeLimitError and DeviceError.
         """
-        found = self._linked.run(images, fit.slots, limit)
-        self._require_shape(found, (len(images), fit.classes))
+        found = self._backend.run_bound(images, fit.binding, limit)
+        self._require_shape(found, (len(images), fit.classes), fit.width)
         whole = fit.columns == tuple(range(found.gates.shape[1]))
         gates = found.gates if whole else found.gates[:, list(fit.columns)]
-        for place, site in enumerate(self._gates if self._fixed else ()):
-            if site in self._fixed:
-                gates[:, place] = np.inf if self._fixed[site] else -np.inf
+        for place, state in fit.resolved:
+            gates[:, place] = np.inf if state else -np.inf
         return Answer(found.logits, gates, found.taps)
 
-    def _require_shape(self, found: Answer, logits: tuple[int, int]) -> None:
+    def _require_shape(self, found: Answer, logits: tuple[int, int], gates: int) -> None:
         """Logits are a row per picture of a value per class, gates one of a value per gate."""
-        wanted = logits, (logits[0], len(self._gates))
+        wanted = logits, (logits[0], gates)
         if (got := (found.logits.shape, found.gates.shape)) != wanted:
             raise GraphError(
-                f"{self._session.what}: expected logits {list(wanted[0])} and gates "
+                f"{self._backend.what}: expected logits {list(wanted[0])} and gates "
                 f"{list(wanted[1])}, got {list(got[0])} and {list(got[1])}",
                 fix="export the domain again",
             )
 
     def _shown(self, name: str) -> str:
-        if name not in self._slots:
+        if name not in self._backend.slots:
             return "no such slot"
-        return f"{_ELEMENTS.get(self._session.dtypes[name], '?')} {list(self._slots[name])}"
+        return f"{self._backend.element(name) or '?'} {list(self._backend.slots[name])}"
 
     def _takes(self, name: str, array: npt.NDArray[Any]) -> bool:
-        shape = self._slots.get(name)
+        shape = self._backend.slots.get(name)
         if shape != array.shape and not fits(shape, array.shape):
             return False
-        return _ELEMENTS.get(self._session.dtypes[name]) == array.dtype
+        return self._backend.element(name) == array.dtype
 
     def _neutral(self, name: str) -> npt.NDArray[Any]:
-        shape = [d if isinstance(d, int) else 1 for d in self._slots[name]]
+        shape = [d if isinstance(d, int) else 1 for d in self._backend.slots[name]]
         value = OPEN if name.endswith(".gate.bias") else 0.0
-        return np.full(shape, value, _ELEMENTS[self._session.dtypes[name]])
+        return np.full(shape, value, self._backend.element(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,16 +258,26 @@ def make_engine(
             fix="export the domain again",
         )
     backbone.require_unchanged()
-    engine = Engine(session, release, number=number, static=static)
-    if lines := engine.misfits(release):
+    after = _resident_bytes()
+    grown = None if before is None or after is None else max(0, after - before)
+    engine = Engine(
+        Linked(session),
+        Network(
+            release.gates,
+            release.options,
+            release.digest if static else None,
+            graph.digest,
+            f"onnxruntime {version()} {provider}",
+        ),
+        number=number,
+        cost=Cost(grown, time.perf_counter() - started),
+    )
+    # Its own graph's digest would let it pass unseen.
+    if lines := engine.misfits(replace(release, fits_graph="")):
         raise BundleError(
             f"{release.name}: its slots are not those of its own graph {graph.name}: {lines[0]}",
             fix="export the domain again",
         )
-    engine.graph_digest = graph.digest
-    after = _resident_bytes()
-    grown = None if before is None or after is None else max(0, after - before)
-    engine.cost = Cost(grown, time.perf_counter() - started)
     return engine
 
 

@@ -5,7 +5,8 @@ says what running needs, whose bundle it was, and what each file was (size, time
 after it had been verified and written. Loading looks at those again instead of hashing. That finds
 a file that was edited, exchanged, restored from elsewhere or copied, and not a disk that changes
 bits by itself, nor somebody who may write there and sets the clock back: who fears these loads the
-bundle. The test counts for the onnxruntime, provider and linked graph that it ran on, no other.
+bundle. The test counts for the onnxruntime, provider and linked graph that it ran on, or for the
+one TensorRT engine, and no other.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from toolchain.bundle import BackboneRef, Bundle, Notes, open_bundle
 from toolchain.bundle.golden import golden_of
@@ -119,7 +119,7 @@ class Record(Section):
 def write(folder: str | Path, held: Bundle, release: Release, tested_on: str) -> None:
     """Write the verified and tested bundle into the new ``folder``, whole or not at all.
 
-    ``tested_on``: what :func:`tested_with` says of the session that passed the test. Raises
+    ``tested_on``: ``tested_with`` of the engine that passed the test. Raises
     ExistsError and StorageError as :func:`toolchain.files.atomic_directory`.
     """
     with atomic_directory(folder) as partial:
@@ -133,10 +133,11 @@ def write(folder: str | Path, held: Bundle, release: Release, tested_on: str) ->
 
 
 def read(folder: str | Path) -> tuple[Release, str]:
-    """Return the release in ``folder`` and what it was tested with (:func:`tested_with`).
+    """Return the release in ``folder`` and what it was tested with.
 
-    Raises BundleError for a record that is damaged and a bundle that is not the file that was
-    verified, StorageError where there is none.
+    The second is :attr:`toolchain.runtime.engine.Engine.tested_with`. Raises BundleError for a
+    record that is damaged and a bundle that is not the file that was verified, StorageError where
+    there is none.
     """
     folder = Path(folder)
     record = _read_record(folder / RECORD_NAME)
@@ -164,11 +165,6 @@ def read(folder: str | Path) -> tuple[Release, str]:
         fits_graph=record.tested_with.rpartition(" ")[2],
     )
     return release, record.tested_with
-
-
-def tested_with(provider: str, graph_digest: str) -> str:
-    """Return what a self-test counts for: onnxruntime, a provider, and the graph that answered."""
-    return f"onnxruntime {ort.__version__} {provider} {graph_digest}"
 
 
 def _graph(path: Path, record: Record, name: str) -> Callable[[], bytes]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
-from typing import Self
 
 import onnxruntime as ort
 
-from toolchain.errors import UsageError
+from toolchain.errors import TimeLimitError, UsageError
 
 
 class TimeLimit:
@@ -36,7 +35,7 @@ class TimeLimit:
         self._timer = threading.Timer(seconds, self._stop)
         self._timer.daemon = True
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> TimeLimit:
         self._timer.start()
         return self
 
@@ -47,6 +46,13 @@ class TimeLimit:
         trace: TracebackType | None,
     ) -> None:
         self._timer.cancel()
+
+    def stopped(self, what: str) -> TimeLimitError:
+        """Return the error of a run of ``what`` that was stopped."""
+        return TimeLimitError(
+            f"{what}: stopped after its limit of {self.seconds:g} s",
+            fix="allow more time, or send fewer pictures at once",
+        )
 
     def _stop(self) -> None:
         self.over = True

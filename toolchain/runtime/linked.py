@@ -1,7 +1,8 @@
 """Run a linked model on batches: one call for both forms.
 
 Rules of this file: ``if`` models answer one sample at a time and are looped; slots are given with
-each run (``swap``) or not at all (``static``). Nothing here knows where a model came from.
+each run (``swap``) or not at all (``static``). Nothing here knows where a model came from. It is
+also onnxruntime's :class:`~toolchain.runtime.backend.Backend`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from toolchain.runtime.limit import TimeLimit
 from toolchain.runtime.session import Session
 
 Floats = npt.NDArray[np.float32]
+Slots = Mapping[str, npt.NDArray[Any]]
+_ELEMENTS: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype("f4"),
+    "tensor(float16)": np.dtype("f2"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +46,37 @@ class Runnable(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Arrays:
+    """A domain's tensors as onnxruntime reads them: where they are."""
+
+    slots: Slots
+
+
 class Linked:
     """A linked model in a session; the form is read from the model's own batch dimension."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._slots = [name for name in session.inputs if name != "image"]
+        self.what = session.what
+        self.slots = {name: shape for name, shape in session.inputs.items() if name != "image"}
         self._one_by_one = session.inputs["image"][0] == 1
+
+    def element(self, slot: str) -> np.dtype[Any] | None:
+        """Return the dtype that the model declares for a slot."""
+        return _ELEMENTS.get(self._session.dtypes.get(slot, ""))
+
+    def refusals(self, slots: Slots) -> tuple[str, ...]:  # noqa: ARG002  # Backend's
+        """Return nothing: open dimensions take any size."""
+        return ()
+
+    def bind(self, slots: Slots) -> Arrays:
+        """Return the arrays as they are; nothing is copied."""
+        return Arrays(slots)
+
+    def run_bound(self, images: Floats, binding: Arrays, limit: TimeLimit | None) -> Answer:
+        """Answer a batch with a domain's bound tensors, as :meth:`run`."""
+        return self.run(images, binding.slots, limit)
 
     def run(
         self,
@@ -58,7 +88,7 @@ class Linked:
 
         Raises GraphError and TimeLimitError as :meth:`toolchain.runtime.session.Session.run`.
         """
-        feeds = {name: slots[name] for name in self._slots if name in slots}
+        feeds = {name: slots[name] for name in self.slots if name in slots}
         parts = [images[i : i + 1] for i in range(len(images))] if self._one_by_one else [images]
         found = [self._session.run({"image": part, **feeds}, limit=limit) for part in parts]
         if len(found) == 1:

@@ -91,7 +91,7 @@ def read_release(held: Bundle) -> Release:
         preprocessing(held),
         tuple(b.name for b in manifest.gates.blocks if f"{b.name}.gate.bias" in slots),
         {b.name: b.rate == 1 for b in manifest.gates.blocks if b.rate in (0, 1)},
-        _options(manifest.adaptor),
+        shared_options(manifest.adaptor),
         slots,
         _graphs(held),
         manifest.selftest.tolerance_relative,
@@ -114,7 +114,7 @@ def preprocessing(held: Bundle) -> Preprocessing:
     return found
 
 
-def _options(adaptor: Adaptor) -> dict[str, Scalar]:
+def shared_options(adaptor: Adaptor) -> dict[str, Scalar]:
     """Return the options that two domains must share to run on one graph."""
     if not any(".adaptor." in slot.name for slot in adaptor.slots):
         return {}

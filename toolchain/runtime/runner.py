@@ -8,6 +8,7 @@ Rules of this file, and the invariant that its tests hold:
 * Loading verifies and tests aside and then exchanges the table of domains in one assignment.
   Requests take no lock, so replacing a domain waits for nobody and nobody waits for it.
 * A release that was replaced or unloaded lives until the last request that refers to it ends.
+* On an engine a request waits its turn for a context, and so does the self-test of a domain.
 
 It computes nothing itself: :mod:`~toolchain.runtime.engine` runs, :mod:`toolchain.bundle` verifies.
 """
@@ -20,13 +21,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import numpy.typing as npt
 
 from toolchain import bundle
 from toolchain.bundle import BackboneManifest
-from toolchain.bundle.rules import DOMAIN
+from toolchain.engine.cache import open_engine
 from toolchain.errors import (
     ClosedError,
     LoadedError,
@@ -35,10 +36,24 @@ from toolchain.errors import (
 )
 from toolchain.runtime import installed, pictures
 from toolchain.runtime.answers import Domain, Outcome, Prediction, predictions
+from toolchain.runtime.deployed import (
+    OneSession,
+    is_engine,
+    make_engine,
+    open_device,
+)
 from toolchain.runtime.engine import open_verified
 from toolchain.runtime.linked import Floats
 from toolchain.runtime.loading import Loaded, read, tested_on, timed
+from toolchain.runtime.options import (
+    ENGINE,
+    checked_name,
+    require_engines_own,
+    require_one_of,
+    require_positive,
+)
 from toolchain.runtime.pictures import Picture
+from toolchain.runtime.plan import Device
 from toolchain.runtime.release import read_release
 from toolchain.runtime.session import available
 from toolchain.runtime.sessions import Sessions
@@ -55,31 +70,38 @@ MAX_THREADS = 128
 class RunnerFacts:
     """What a runner is: its backbone and how it runs.
 
-    ``sessions`` of the backbone are held, at most ``session_limit`` for good.
+    ``provider``: an onnxruntime provider, or ``engine``. ``sessions`` of the backbone are held, at
+    most ``session_limit`` for good. ``precision``: what its frozen part is computed in.
     """
 
     backbone: BackboneManifest
     provider: str
     threads: int
-    flavour: Flavour
+    flavour: str
     form: Form
     max_batch: int
     sessions: int
     session_limit: int
+    precision: str = "fp32"
 
 
 class Runner:
-    """Runs domains on one backbone artefact.
+    """Runs domains on one backbone artefact, or on a TensorRT engine of one.
 
-    ``backbone``: the artefact's folder, hashed here. ``threads``: of one operator; requests of
-    several threads run side by side anyway. ``provider``: ``cpu``, ``cuda`` or ``tensorrt``, never
+    ``backbone``: the folder of the artefact or engine, hashed here. ``threads``: of one operator;
+    requests of several threads run side by side anyway. ``provider``: ``cpu``, ``cuda`` or
+    ``tensorrt`` for an artefact, ``engine`` for an engine; by default ``cpu`` or ``engine``, never
     exchanged in silence. ``flavour``: ``swap``, or ``static`` for one fixed domain at full speed.
     ``form``: ``if`` answers pictures one by one, ``rows`` in one call, which pays for batches on
     small backbones (docs/decisions/0003-forms.md). ``sessions``: how many copies of the backbone
     may be held for domains whose slots differ. ``max_batch``: pictures in one request.
+    ``contexts``: how many requests an engine computes at the same time, each in memory of its own;
+    ``device``: where it runs, by default the machine's first GPU. What an engine decides itself
+    (flavour, form, sessions) may not be asked to be something else.
 
-    Raises BundleError and StorageError for the backbone, UnknownNameError and ProviderError for the
-    provider, UsageError for limits below one and other flavours or forms.
+    Raises BundleError and StorageError for the backbone or engine, UnknownNameError and
+    ProviderError for the provider, UsageError for limits below one and other flavours or forms; for
+    an engine EngineMismatchError, EngineError, DeviceError and DeviceMemoryError.
     """
 
     def __init__(
@@ -87,39 +109,59 @@ class Runner:
         backbone: str | Path,
         *,
         threads: int = 1,
-        provider: str = "cpu",
+        provider: str | None = None,
         flavour: Flavour = "swap",
         form: Form = "if",
         sessions: int = 1,
         max_batch: int = MAX_BATCH,
+        contexts: int = 1,
+        device: Device | None = None,
     ) -> None:
-        _require_positive(threads=threads, sessions=sessions, max_batch=max_batch)
+        require_positive(threads=threads, sessions=sessions, max_batch=max_batch, contexts=contexts)
         if threads > MAX_THREADS:
             raise UsageError(
                 f"threads: expected at most {MAX_THREADS}, got {threads}",
                 fix="as many as there are cores is the most that helps",
             )
-        _require_one_of(get_args(Flavour), flavour=flavour)
-        _require_one_of(get_args(Form), form=form)
-        available(provider)
-        self._backbone = open_verified(Path(backbone))
-        self._threads, self._provider = threads, provider
-        self._flavour, self._form = flavour, form
+        require_one_of(get_args(Flavour), flavour=flavour)
+        require_one_of(get_args(Form), form=form)
         self._session_limit, self._max_batch = sessions, max_batch
+        self._threads, self._form = threads, form
         # Exchanged as a whole under the lock, read without it.
         self._table: Mapping[str, Loaded] = MappingProxyType({})
         self._closed = False
         self._publishing = threading.Lock()
-        self._sessions = Sessions(
-            self._backbone,
-            graph="static-if" if flavour == "static" else f"swap-{form}",
-            threads=threads,
+        if is_engine(path := Path(backbone)):
+            require_engines_own(provider, flavour=flavour, form=form, sessions=sessions)
+            self._open_engine(path, device, contexts)
+        else:
+            self._open_sessions(path, "cpu" if provider is None else provider, flavour)
+
+    def _open_sessions(self, path: Path, provider: str, flavour: Flavour) -> None:
+        available(provider)
+        verified = open_verified(path)
+        self._artefact = verified.artefact
+        self._provider, self._flavour, self._precision = provider, str(flavour), "fp32"
+        self._sessions: Sessions | OneSession = Sessions(
+            verified,
+            graph="static-if" if flavour == "static" else f"swap-{self._form}",
+            threads=self._threads,
             provider=provider,
-            limit=sessions,
+            limit=self._session_limit,
             used=lambda: [loaded.engine for loaded in self._table.values()],
         )
 
-    def __enter__(self) -> Self:
+    def _open_engine(self, path: Path, device: Device | None, contexts: int) -> None:
+        found = open_engine(path)
+        self._artefact = bundle.BackboneArtefact(path, found.backbone)
+        self._provider, self._flavour = ENGINE, found.manifest.built_for.flavour
+        self._precision = found.kit.precision
+        engine = make_engine(
+            found, device or open_device(found.manifest.built_for.module), contexts=contexts
+        )
+        self._sessions = OneSession(engine, path.name)
+
+    def __enter__(self) -> Runner:
         return self
 
     def __exit__(
@@ -173,11 +215,10 @@ class Runner:
         self._require_open()
         held = bundle.open_bundle(source)
         release = read_release(held)
-        bundle.match(release.backbone, self._backbone.artefact, release.name)
+        bundle.match(release.backbone, self._artefact, release.name)
         with self._sessions.reserved(release, None) as engine:
             loaded = tested_on(engine, release, release.name, {}, test=True)
-        here = installed.tested_with(self._provider, engine.graph_digest)
-        installed.write(folder, held, release, here)
+        installed.write(folder, held, release, engine.tested_with)
         return loaded.domain
 
     @property
@@ -189,7 +230,7 @@ class Runner:
     def facts(self) -> RunnerFacts:
         """What this runner is."""
         return RunnerFacts(
-            self._backbone.artefact.manifest,
+            self._artefact.manifest,
             self._provider,
             self._threads,
             self._flavour,
@@ -197,6 +238,7 @@ class Runner:
             self._max_batch,
             len(self._sessions),
             self._session_limit,
+            self._precision,
         )
 
     def close(self) -> None:
@@ -286,15 +328,14 @@ class Runner:
         seconds: dict[str, float] = {}
         with timed(seconds, "verify"):
             release, tested = read(Path(source))
-            bundle.match(release.backbone, self._backbone.artefact, release.name)
-        chosen = release.name if name is None else _checked(name)
+            bundle.match(release.backbone, self._artefact, release.name)
+        chosen = release.name if name is None else checked_name(name)
         self._require_name(chosen, replacing=replacing)
         old = self._table.get(chosen) if replacing else None
         started = time.perf_counter()
         with self._sessions.reserved(release, old.engine if old else None) as engine:
             seconds["session"] = time.perf_counter() - started
-            here = installed.tested_with(self._provider, engine.graph_digest)
-            test = selftest and tested != here
+            test = selftest and tested != engine.tested_with
             loaded = tested_on(engine, release, chosen, seconds, test=test)
             with self._publishing:
                 self._require_open()
@@ -321,28 +362,3 @@ class Runner:
         """Exchange the table and let go of sessions that nothing uses any more."""
         self._table = MappingProxyType(table)
         self._sessions.trim()
-
-
-def _checked(name: str) -> str:
-    if not DOMAIN.accepts(name):
-        raise UsageError(
-            f"expected a domain's name, got {name!r:.80}", fix=f"use {DOMAIN.expected}"
-        )
-    return name
-
-
-def _require_one_of(known: Sequence[str], **given: str) -> None:
-    for name, value in given.items():
-        if value not in known:
-            raise UsageError(
-                f"{name}: expected one of {', '.join(known)}, got {value!r:.80}",
-                fix=f"set {name}={known[0]!r}",
-            )
-
-
-def _require_positive(**limits: int) -> None:
-    for name, value in limits.items():
-        if type(value) is not int or value < 1:
-            raise UsageError(
-                f"{name}: expected a whole number from 1, got {value!r:.80}", fix=f"set {name}=1"
-            )

@@ -8,16 +8,44 @@ serves its first request.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from toolchain.bundle.golden import Golden, probe, shifted
-from toolchain.errors import GraphError, SelftestError, TimeLimitError
+from toolchain.errors import DeviceError, GraphError, SelftestError, TimeLimitError
 from toolchain.preprocess import Preprocessing, normalise
 from toolchain.runtime.linked import Answer, Runnable
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How far answers may be from golden ones.
+
+    ``tolerance``: error of a logit, relative to the logits' range, in cases whose gates are all in
+    the golden state; a gate that flips exchanges a block, so such a case is counted instead.
+    ``classes_share`` and ``gates_share``: cases with another best class, and with another gate.
+    """
+
+    tolerance: float
+    classes_share: float = 0.0
+    gates_share: float = 0.0
+
+
+# Of TensorRT engines, by precision; onnxruntime is held to the bundle's own tolerance. At fp32
+# TensorRT adds up in another order and picks other convolution algorithms than onnxruntime. The
+# others are what toolchain/emit/accuracy.py allows of the emulation with room for the device: twice
+# that for int8, ten times that for fp16, as devices may add up in fp16 what is emulated in fp32.
+ALLOWED: Mapping[str, Allowance] = MappingProxyType(
+    {
+        "fp32": Allowance(1e-3),
+        "fp16": Allowance(0.02, 0.02, 0.04),
+        "int8": Allowance(0.12, 0.06, 0.16),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +54,33 @@ class Difference:
 
     ``max_absolute``: largest error of a logit, infinite where one is not finite; ``span``: range of
     the golden logits; ``top1``: cases with another best class; ``gates``: cases in which a gate is
-    in another state.
+    in another state. ``agreed_absolute``: largest error among the other cases.
     """
 
     max_absolute: float
     span: float
     top1: int
     gates: int
+    agreed_absolute: float = float("inf")
 
     def within(self, tolerance: float) -> bool:
         """Whether the answers are the golden ones, logits up to ``tolerance`` of their range."""
         return self.max_absolute <= tolerance * self.span and not self.top1 and not self.gates
+
+    def allowed(self, by: Allowance, cases: int) -> bool:
+        """Whether ``by`` lets answers to ``cases`` cases differ so; never if one is not finite.
+
+        Of a share above zero one case is always allowed: golden data have a dozen, and one picture
+        near a threshold says nothing about the rest.
+        """
+        if not by.gates_share and not by.classes_share:
+            return self.within(by.tolerance)
+        return bool(
+            np.isfinite(self.max_absolute)
+            and self.agreed_absolute <= by.tolerance * self.span
+            and self.top1 <= max(1, by.classes_share * cases)
+            and self.gates <= max(1, by.gates_share * cases)
+        )
 
 
 def difference(got: Answer, golden: Golden, *, gates: bool = True) -> Difference:
@@ -44,16 +88,20 @@ def difference(got: Answer, golden: Golden, *, gates: bool = True) -> Difference
     # In float64, as golden logits near the end of float32 would have an infinite range.
     wanted = golden.logits.astype(np.float64)
     finite = bool(np.isfinite(got.logits).all())
-    error = float(np.abs(got.logits - wanted).max()) if finite else float("inf")
+    errors = np.abs(got.logits - wanted).max(axis=1) if finite else np.full(len(wanted), np.inf)
     span = float(np.ptp(wanted)) or 1.0
     top1 = int((got.logits.argmax(1) != golden.logits.argmax(1)).sum())
-    return Difference(error, span, top1, _gate_mismatches(got, golden, gates=gates))
+    other = _other_gates(got, golden, gates=gates)
+    agreed = float(errors[~other].max(initial=0.0))
+    return Difference(float(errors.max()), span, top1, int(other.sum()), agreed)
 
 
-def _gate_mismatches(got: Answer, golden: Golden, *, gates: bool) -> int:
+def _other_gates(got: Answer, golden: Golden, *, gates: bool) -> npt.NDArray[np.bool_]:
+    """Return the cases in which a gate is in another state, ``[K]``."""
     if got.gates.shape[1] != golden.gates.shape[1]:
-        return len(golden) if gates else 0
-    return int(((got.gates >= 0) != (golden.gates >= 0)).any(axis=1).sum())
+        return np.full(len(golden), gates)
+    other: npt.NDArray[np.bool_] = ((got.gates >= 0) != (golden.gates >= 0)).any(axis=1)
+    return other
 
 
 def selftest(
@@ -62,7 +110,7 @@ def selftest(
     slots: Mapping[str, npt.NDArray[Any]],
     preprocess: Preprocessing,
     *,
-    tolerance: float,
+    allowed: Allowance,
     static: bool,
 ) -> Difference:
     """Answer every golden case and return the difference.
@@ -79,16 +127,16 @@ def selftest(
         )
     try:
         got = run_cases(cases, model, slots, preprocess, 1)
-    except (GraphError, TimeLimitError) as err:
+    except (GraphError, TimeLimitError, DeviceError) as err:
         raise SelftestError(f"no answer to the golden cases: {err.message}", fix=err.fix) from err
     found = difference(got, cases, gates=not static)
     if static:
-        found = Difference(found.max_absolute, found.span, found.top1, 0)
-    if not found.within(tolerance):
+        found = replace(found, gates=0, agreed_absolute=found.max_absolute)
+    if not found.allowed(allowed, len(cases)):
         raise SelftestError(
-            f"expected the golden answers in {len(cases)} cases within {tolerance:g} of the "
-            f"logits' range, got an error of {found.max_absolute / found.span:.2g}, another class "
-            f"in {found.top1} and another gate in {found.gates} of them",
+            f"expected the golden answers in {len(cases)} cases within {allowed.tolerance:g} of "
+            f"the logits' range, got an error of {found.max_absolute / found.span:.2g}, another "
+            f"class in {found.top1} and another gate in {found.gates} of them",
             fix="run `da3 check` on the bundle; if it passes, this device computes otherwise",
         )
     return found

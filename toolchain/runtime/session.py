@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from toolchain.errors import GraphError, ProviderError, TimeLimitError, UnknownNameError
+from toolchain.errors import GraphError, ProviderError, UnknownNameError
 from toolchain.runtime.limit import TimeLimit
 
 Array = npt.NDArray[Any]
@@ -109,10 +109,7 @@ class Session:
             values = self._session.run(names, dict(feeds), limit.options if limit else None)
         except FAULTS as err:
             if limit is not None and limit.over:
-                raise TimeLimitError(
-                    f"{self.what}: stopped after its limit of {limit.seconds:g} s",
-                    fix="allow more time, or send fewer pictures at once",
-                ) from err
+                raise limit.stopped(self.what) from err
             raise GraphError(
                 f"{self.what}: onnxruntime refused to run: {_first_line(err)}",
                 fix=f"expected the inputs {_shapes(self.inputs)}",
@@ -137,6 +134,11 @@ def available(provider: str) -> str:
             fix="install onnxruntime-gpu in place of onnxruntime, or ask for cpu",
         )
     return PROVIDERS[provider]
+
+
+def version() -> str:
+    """Return the installed onnxruntime's version."""
+    return str(ort.__version__)
 
 
 def fits(declared: Shape | None, shape: Sequence[int] | None) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from toolchain.errors import MissingPackageError, RunError, UsageError
 from toolchain.serve.app import App
@@ -91,7 +91,7 @@ class Server:
             # Not by the thread that turns: it may end before the call that wakes it is done.
             self._sockets.close_trigger()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Server:
         self.start()
         return self
 

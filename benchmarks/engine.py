@@ -1,0 +1,220 @@
+"""``python -m benchmarks.engine``: what engines take to build, and on a GPU what they do.
+
+Rules of this file: domains are drawn (:mod:`toolchain.bench.domains`), kits go through the
+library's own path; without a GPU NVIDIA's builder runs on the CPU, and what needs a device is
+listed as not run. The document goes into JSON, its tables to the end of docs/results.md; no figure
+is typed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks import results
+from toolchain import build as pipeline
+from toolchain import bundle
+from toolchain.bench import domains, engines, machine
+from toolchain.bench.materials import Materials
+from toolchain.bundle.slots import slot_arrays
+from toolchain.cuda import gpus, open_cuda
+from toolchain.digest import sha256
+from toolchain.emit import calibrate
+from toolchain.emit.kit import Wish, emit
+from toolchain.emit.writing import Source, write_kits
+from toolchain.engine import refit
+from toolchain.engine.build import BuildOptions
+from toolchain.engine.build import build as build_plan
+from toolchain.engine.features import TensorRT, load
+from toolchain.engine.kit import ClassProfile, Kit
+from toolchain.engine.locate import here
+from toolchain.engine.machine import look
+from toolchain.engine.parse import Network, parse
+from toolchain.engine.target import FLAVOURS, Precision, Target, find
+from toolchain.files import write_atomic
+from toolchain.graph import store
+from toolchain.graph.link import Linking, link
+from toolchain.graph.names import SLOTS_FILE, WEIGHTS_FILE
+from toolchain.graph.split import Split, read_split
+
+SIDES = {"resnet20": 32, "resnet26": 64, "resnet50": 224, "mobilenet_v2": 224}
+QUICK = {"resnet20": 32}
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+WITHOUT = "desktop-rtx1.7"
+SAMPLES = 8
+CLASSES = 196
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A backbone with two drawn domains, as kits are made from them."""
+
+    materials: Materials
+    split: Split
+    slots: dict[str, Any]
+    side: int
+
+    def kits(self, target: Target, precision: Precision, folder: Path) -> list[Kit]:
+        """Write and return the kits of every flavour."""
+        held = self.materials.open()
+        artefact = bundle.open_backbone(self.materials.backbone)
+        ranges = self._ranges() if precision == "int8" else {}
+        wish = Wish(target, precision, FLAVOURS, _rates(held), ranges)
+        source = Source(
+            held.manifest,
+            held.manifest_digest,
+            artefact.manifest,
+            self.slots,
+            sha256(held.blob("swap-if.onnx")),
+        )
+        return [kit for kit, _ in write_kits(emit(self.split, wish), source, folder)]
+
+    def _ranges(self) -> dict[str, float]:
+        shape = (SAMPLES, 3, self.side, self.side)
+        images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        return dict(calibrate.ranges(self.split, self.slots, images).amax)
+
+
+def _rates(held: bundle.Bundle) -> dict[str, float]:
+    return {b.name: b.rate for b in held.manifest.gates.blocks if b.rate is not None}
+
+
+def subject(name: str, side: int, work: Path) -> Subject:
+    """Draw two domains on a backbone and read their halves, tensors in memory."""
+    work.mkdir()
+    materials = domains.make(work, domains.Plan(name, side, 2, CLASSES), notify=_tell)
+    held = materials.open()
+    backbone = store.read_graph(materials.backbone / "backbone.onnx")
+    store.load_tensors(backbone, WEIGHTS_FILE, (materials.backbone / WEIGHTS_FILE).read_bytes())
+    domain = store.from_bytes(held.blob("domain.onnx"), what="domain.onnx")
+    store.load_tensors(domain, SLOTS_FILE, held.blob(SLOTS_FILE))
+    slots = dict(slot_arrays(held.blob(SLOTS_FILE)))
+    return Subject(materials, read_split(backbone, domain), slots, side)
+
+
+def measure(sides: dict[str, int], *, rounds: int) -> dict[str, Any]:
+    """Return the document: builds of every backbone, and what ran on a device, if there is one."""
+    started, found = time.monotonic(), look()
+    target = here(found) if gpus() else None
+    builds: list[dict[str, Any]] = []
+    ran: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="da3-engine-") as folder:
+        for name, side in sides.items():
+            one = subject(name, side, Path(folder) / name)
+            for precision in PRECISIONS:
+                _tell(f"{name} {precision}")
+                kits = one.kits(target or find(WITHOUT), precision, Path(folder) / name)
+                builds += _builds(name, precision, kits)
+                if target is not None:
+                    ran += _ran(name, precision, kits, one, Path(folder), rounds)
+            if name == "resnet50" or len(sides) == 1:
+                against = _refit(name, one)
+    return {
+        "builds": builds,
+        "refit": against,
+        "ran": ran,
+        "not_run": [] if target else ["anything on a GPU: this machine has none that is ready"],
+        "target": target.name if target else WITHOUT,
+        "machine": machine.machine(),
+        "versions": {**machine.versions(), load().name: load().build},
+        "gpus": [asdict(gpu) for gpu in gpus()],
+        "took_s": time.monotonic() - started,
+    }
+
+
+def _builds(name: str, precision: str, kits: Sequence[Kit]) -> Iterator[dict[str, Any]]:
+    for kit in kits:
+        sizes = {entry.name: entry.size for entry in kit.manifest.files}
+        for item in pipeline.check(kit.path).flavours:
+            yield {
+                "backbone": name,
+                "precision": precision,
+                "flavour": item.flavour,
+                "models": len(item.pieces),
+                "conditionals": sum(piece.conditionals for piece in item.pieces),
+                "boundaries": sum(piece.boundaries for piece in item.pieces),
+                "onnx_bytes": sum(sizes[piece.file] for piece in item.pieces),
+                "plan_bytes": sum(piece.plan_bytes for piece in item.pieces),
+                "build_s": sum(piece.seconds for piece in item.pieces),
+            }
+
+
+def _ran(
+    name: str, precision: str, kits: Sequence[Kit], one: Subject, folder: Path, rounds: int
+) -> Iterator[dict[str, Any]]:
+    """Build on the device, run both domains, prove skipping."""
+    for kit in kits:
+        report = pipeline.build(kit.path, folder / "engines")
+        for item in report.flavours:
+            assert item.engine is not None
+            found = one.materials.bundles[: 1 if item.flavour == "static" else 2]
+            measured = engines.measure(item.engine, found, rounds=rounds, notify=_tell)
+            yield {"backbone": name, "precision": precision, "flavour": item.flavour} | measured
+
+
+def _refit(name: str, one: Subject) -> dict[str, Any]:
+    """Hold slots as inputs against slots as weights that can be refitted one by one."""
+    trt = load()
+    model = store.to_bytes(link(one.split, Linking("static", "if")))
+    network = parse(trt, model, what="slots as weights")
+    coverage = refit.mark(network, one.slots)
+    found = {
+        "backbone": name,
+        "slots": len(one.slots),
+        "known": len(coverage.known),
+        "layers": network.definition.num_layers,
+    }
+    return found | (_refitted(trt, network, one) if gpus() else {})
+
+
+def _refitted(trt: TensorRT, network: Network, one: Subject) -> dict[str, Any]:
+    """Build a refittable engine on the device and time how long its slots take to exchange."""
+    free_bytes, _ = open_cuda().memory()
+    options = BuildOptions("fp32", ClassProfile(1, CLASSES, 1000), refit=True)
+    built = build_plan(network, options, free_bytes=free_bytes)
+    engine = trt.module.Runtime(trt.logger).deserialize_cuda_engine(built.plan)
+    seen = []
+    for _ in range(5):
+        started = time.perf_counter()
+        refit.refit(trt, engine, one.slots)
+        seen.append(time.perf_counter() - started)
+    return {"plan_bytes": len(built.plan), "build_s": built.seconds, "refit_s": median(seen)}
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="One small backbone: to see that it runs.")
+@click.option("--json", "json_path", type=Path, default=Path("build/bench/engine.json"))
+@click.option("--results", "results_path", type=Path, default=Path("docs/results.md"))
+@click.option("--redraw", is_flag=True, help="Write the tables again from the JSON file.")
+def main(quick: bool, json_path: Path, results_path: Path, redraw: bool) -> None:
+    """Measure engines: what building takes, and on a GPU what they do."""
+    if not redraw:
+        found = measure(QUICK if quick else SIDES, rounds=5 if quick else 40)
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(found, indent=1, default=asdict).encode() + b"\n"
+        write_atomic(json_path, text, overwrite=True)
+    found = json.loads(json_path.read_text())
+    tables = "\n".join(results.engines(found)) + "\n"
+    if quick:
+        print(tables)
+        return
+    before, _, _ = results_path.read_text().partition(results.ENGINES)
+    write_atomic(results_path, (before.rstrip("\n") + "\n\n" + tables).encode(), overwrite=True)
+
+
+if __name__ == "__main__":
+    main()

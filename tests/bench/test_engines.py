@@ -1,0 +1,76 @@
+"""What is measured of an engine, on a device in memory; no figure is tested."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.exported import Fleet
+from tests.simulated.engines import cuda_of, deploy, digest_of, simulated
+from toolchain.bench.engines import measure, prove
+from toolchain.engine.cache import open_engine
+from toolchain.errors import UsageError
+from toolchain.runtime.plan import Device
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    made = simulated()
+    yield made
+    gc.collect()
+    assert cuda_of(made).open == (0, 0, 0)
+
+
+def test_everything_is_measured(device: Device, fleet: Fleet, tmp_path: Path) -> None:
+    path = deploy(fleet["first"], tmp_path, device)
+    bundles = [fleet["first"].bundle, fleet["digits"].bundle]
+    found = measure(path, bundles, rounds=2, device=device)
+    assert found["unchanged"]
+    assert found["engine"] == path.name
+    assert len(found["domains"]) == 2
+    for one in found["domains"].values():
+        assert one["swap_s"] > 0
+        assert one["latency"]["median_ms"] > 0
+        assert "selftest" in one["seconds"]
+    assert set(found["switch"]) == {"same", "switching"}
+    assert found["memory_bytes"]["engine"] > 0
+    assert found["memory_bytes"]["domains"] > 0
+    assert found["skipping"]["verdict"] in ("skipping", "not skipping")
+
+
+def test_the_verdict_is_written_into_the_engine(
+    device: Device, fleet: Fleet, tmp_path: Path
+) -> None:
+    path = deploy(fleet["first"], tmp_path, device)
+    plans = {name: digest for name, digest in digest_of(path).items() if name != "engine.json"}
+    assert open_engine(path).manifest.gates == "unproven"
+    proof = prove(open_engine(path), device, rounds=2)
+    assert proof is not None
+    written = open_engine(path).manifest
+    assert written.gates == proof.verdict
+    assert written.figures["open_ms"] == proof.open_ms
+    after = {name: digest for name, digest in digest_of(path).items() if name != "engine.json"}
+    assert after == plans
+
+
+def test_one_domain_has_nothing_to_switch_to(device: Device, fleet: Fleet, tmp_path: Path) -> None:
+    path = deploy(fleet["first"], tmp_path, device, flavour="staged")
+    found = measure(path, [fleet["first"].bundle], rounds=1, device=device)
+    assert found["switch"] is None
+
+
+def test_a_static_engine_has_no_gate_to_force(device: Device, fleet: Fleet, tmp_path: Path) -> None:
+    path = deploy(fleet["first"], tmp_path, device, flavour="static")
+    found = measure(path, [fleet["first"].bundle], rounds=1, device=device)
+    assert found["skipping"] is None
+    assert open_engine(path).manifest.gates == "unproven"
+
+
+def test_without_a_bundle_there_is_nothing_to_run(
+    device: Device, fleet: Fleet, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="bundle"):
+        measure(deploy(fleet["first"], tmp_path, device), [], device=device)

@@ -1,0 +1,371 @@
+"""The pipeline of ``da3 build``: kit in, engine out, proved to skip; on the board that runs it.
+
+Rules of this file: it calls the rooms in order (kit, key, cache, parse, repair, build, store,
+prove) and holds no logic of theirs. An engine whose key is equal in every part is taken as it is;
+else what differs is told and it is built. ``check`` does the same without a device and keeps
+nothing. Progress is told to a callback, never printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from toolchain.bench.engines import prove
+from toolchain.bench.skipping import Skipping
+from toolchain.cuda import Cuda
+from toolchain.engine import conditionals, timing
+from toolchain.engine.build import BuildOptions, Built
+from toolchain.engine.build import build as build_plan
+from toolchain.engine.cache import (
+    SCHEMA,
+    EngineArtefact,
+    EngineManifest,
+    EnginePlan,
+    EngineStore,
+    Mismatch,
+    open_engine,
+)
+from toolchain.engine.features import TensorRT, load
+from toolchain.engine.key import Key, key_of
+from toolchain.engine.kit import Kit, KitFlavour, KitModel, open_kit
+from toolchain.engine.locate import here
+from toolchain.engine.log import SkippedTactic
+from toolchain.engine.machine import Machine, look
+from toolchain.engine.parse import Network, new_builder, parse, require_slots
+from toolchain.engine.target import find
+from toolchain.errors import BundleError, EngineMismatchError
+from toolchain.files import make_folder
+from toolchain.runtime import deployed
+from toolchain.runtime.plan import Device
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How to build. ``module``: ``tensorrt`` or ``tensorrt_rtx``, None for what is installed.
+
+    ``flavours``: of the kit, None for all; ``workspace_bytes``: for tactics, None to take it from
+    free memory; ``level``: optimisation level 0 to 5, None for TensorRT's own; ``rebuild``: also
+    what is there already.
+    """
+
+    module: str | None = None
+    flavours: tuple[str, ...] | None = None
+    workspace_bytes: int | None = None
+    level: int | None = None
+    rebuild: bool = False
+
+
+DEFAULT = Wanted()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One plan and what it took.
+
+    ``conditionals`` in its network; ``boundaries``: outer tensors that their branches read through
+    input layers, of which ``repaired`` layers were added after parsing; ``skipped``: tactics that
+    were left out for lack of memory.
+    """
+
+    file: str
+    conditionals: int
+    boundaries: int
+    repaired: int
+    plan_bytes: int
+    seconds: float
+    workspace_bytes: int
+    skipped: tuple[SkippedTactic, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FlavourReport:
+    """What became of one flavour.
+
+    ``engine``: its folder, None where nothing was kept; ``reused``: it was there; ``instead_of``:
+    the nearest engine that was there and what differs, where it was not taken; ``skipping``: what
+    the proof measured, None without gates or without a device; ``resumed``: a killed build's piece.
+    """
+
+    flavour: str
+    engine: Path | None
+    reused: bool
+    instead_of: Mismatch | None
+    pieces: tuple[Piece, ...]
+    gates: str
+    skipping: Skipping | None
+    resumed: str | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What was built from a kit, with which TensorRT and on what; ``device`` None for a check."""
+
+    kit: Path
+    target: str
+    precision: str
+    tensorrt: str
+    device: str | None
+    flavours: tuple[FlavourReport, ...]
+
+
+def check(path: Path, wanted: Wanted = DEFAULT, *, notify: Notify = lambda _: None) -> BuildReport:
+    """Parse and build every model of the kit without a device, and keep nothing.
+
+    Shows that the models parse, that every slot is an input, and that every branch has its
+    boundaries; not that they are fast, nor what another TensorRT makes of them. Raises as the
+    rooms do; BuildError where the module needs a device.
+    """
+    kit, trt = open_kit(path), load(wanted.module)
+    found = []
+    for flavour in _chosen(kit, wanted):
+        job = _Job(kit, trt, flavour, wanted, free_bytes=0, cpu_only=True)
+        pieces = tuple(job.piece(model, notify) for model in flavour.models)
+        job.require_slots()
+        found.append(
+            FlavourReport(flavour.flavour, None, False, None, pieces, "unproven", None, None, ())
+        )
+    return _report(kit, trt, None, found)
+
+
+def build(
+    path: Path,
+    store: Path,
+    wanted: Wanted = DEFAULT,
+    *,
+    device: Device | None = None,
+    machine: Machine | None = None,
+    notify: Notify = lambda _: None,
+) -> BuildReport:
+    """Make the engines of the kit at ``path`` on this machine's GPU and keep them in ``store``.
+
+    Raises EngineError without TensorRT, DeviceError without a GPU, EngineMismatchError for a kit of
+    another target than this machine is, ModelRefusedError, ConditionalError and BuildError, each
+    saying what to do.
+    """
+    kit, machine = open_kit(path), machine or look()
+    _require_target(kit, machine)
+    device = device or deployed.open_device(wanted.module)
+    found = [
+        _made(kit, device, machine, flavour, store, wanted, notify)
+        for flavour in _chosen(kit, wanted)
+    ]
+    return _report(kit, device.trt, device.cuda, found)
+
+
+def _report(
+    kit: Kit, trt: TensorRT, cuda: Cuda | None, found: Sequence[FlavourReport]
+) -> BuildReport:
+    manifest = kit.manifest
+    return BuildReport(
+        kit.path,
+        manifest.target,
+        manifest.precision,
+        f"{trt.name} {trt.build}",
+        None if cuda is None else f"{cuda.gpu.name} (SM {cuda.gpu.sm})",
+        tuple(found),
+    )
+
+
+def _chosen(kit: Kit, wanted: Wanted) -> tuple[KitFlavour, ...]:
+    if wanted.flavours is None:
+        return kit.manifest.flavours
+    return tuple(kit.manifest.flavour(name) for name in wanted.flavours)
+
+
+def _require_target(kit: Kit, machine: Machine) -> None:
+    """A kit is written for one release of TensorRT: dialect, repairs and precision follow it."""
+    wanted, found = find(kit.manifest.target), here(machine)
+    if found is not None and found.release.tensorrt != wanted.release.tensorrt:
+        raise EngineMismatchError(
+            f"{kit.path}: expected this machine to be {wanted.name} (TensorRT "
+            f"{wanted.release.tensorrt}), got {found.name} (TensorRT {found.release.tensorrt})",
+            fix=f"da3-export --domain NAME --target {found.name}",
+        )
+
+
+def _options(wanted: Wanted, kit: Kit, *, cpu_only: bool) -> BuildOptions:
+    return BuildOptions(
+        kit.manifest.precision,  # type: ignore[arg-type]  # one of them, by the schema
+        kit.manifest.classes,
+        wanted.workspace_bytes,
+        wanted.level,
+        cpu_only=cpu_only,
+    )
+
+
+def _made(
+    kit: Kit,
+    device: Device,
+    machine: Machine,
+    flavour: KitFlavour,
+    folder: Path,
+    wanted: Wanted,
+    notify: Notify,
+) -> FlavourReport:
+    """Take the engine of a flavour from the store, or build it; then prove that it skips."""
+    store, key = EngineStore(folder), _key(kit, device, machine, flavour, wanted)
+    found = store.find(key)
+    if isinstance(found, Path) and not wanted.rebuild:
+        try:
+            return _reused(open_engine(found), device, flavour, notify)
+        except BundleError as err:
+            notify(f"{err.message}; building it again")
+    other = found if isinstance(found, Mismatch) else None
+    job = _Job(kit, device.trt, flavour, wanted, free_bytes=device.cuda.memory()[0])
+    pieces, resumed, notes = _timed(job, kit, flavour, folder, key, notify)
+    job.require_slots()
+    plans = tuple(
+        EnginePlan(model.role, model.site, model.file, model.boundaries) for model in flavour.models
+    )
+    made_by = {"toolchain": version("da3-toolchain"), device.trt.name: device.trt.build}
+    manifest = EngineManifest(SCHEMA, kit.backbone.name, key, plans, (), "unproven", {}, made_by)
+    artefact = store.put(manifest, job.plans, kit, overwrite=True)
+    verdict, proof = _proved(artefact, device, notify)
+    return FlavourReport(
+        flavour.flavour, artefact.path, False, other, pieces, verdict, proof, resumed, notes
+    )
+
+
+def _reused(
+    artefact: EngineArtefact, device: Device, flavour: KitFlavour, notify: Notify
+) -> FlavourReport:
+    verdict, proof = artefact.manifest.gates, None
+    if verdict == "unproven":
+        verdict, proof = _proved(artefact, device, notify)
+    return FlavourReport(flavour.flavour, artefact.path, True, None, (), verdict, proof, None, ())
+
+
+def _key(kit: Kit, device: Device, machine: Machine, flavour: KitFlavour, wanted: Wanted) -> Key:
+    level = "default" if wanted.level is None else wanted.level
+    workspace = "free" if wanted.workspace_bytes is None else wanted.workspace_bytes
+    return key_of(
+        device.trt,
+        device.cuda.gpu,
+        kit,
+        flavour=flavour.flavour,
+        options=f"slots as inputs, level {level}, workspace {workspace}",
+        l4t=machine.l4t,
+        power=machine.power_mode,
+    )
+
+
+def _timed(
+    job: _Job, kit: Kit, flavour: KitFlavour, folder: Path, key: Key, notify: Notify
+) -> tuple[tuple[Piece, ...], str | None, tuple[str, ...]]:
+    """Build the models of a flavour, keeping timings after each.
+
+    After a build that was killed the kit's segments go first, if it has any: small, one by one.
+    """
+    make_folder(folder, fix="choose another with --engines")
+    kept = timing.timings(folder, key.device())
+    models = {model.file: model for model in flavour.models}
+    pieces: dict[str, Piece] = {}
+    notes: dict[str, None] = {}
+
+    def build_one(file: str, data: bytes) -> bytes:
+        cache, note = job.open_cache(data)
+        if note:
+            notes[note] = None
+        if file in models:
+            pieces[file] = job.piece(models[file], notify, cache)
+        else:
+            job.warm(segments[file], notify, cache)
+        return timing.serialise(cache)
+
+    whole = next((model.file for model in flavour.models if model.role == "whole"), None)
+    segments = {m.file: m for m in _segments(kit)} if timing.interrupted(kept) and whole else {}
+    before = timing.run(kept, [*segments, *models], build_one)
+    resumed = None if before is None else before.during or "an unknown piece"
+    return tuple(pieces[file] for file in models), resumed, tuple(notes)
+
+
+def _segments(kit: Kit) -> tuple[KitModel, ...]:
+    held = {item.flavour: item.models for item in kit.manifest.flavours}
+    return held.get("staged", ())
+
+
+def _proved(
+    artefact: EngineArtefact, device: Device, notify: Notify
+) -> tuple[str, Skipping | None]:
+    """Time all gates open against all closed, and write the verdict into the engine."""
+    notify("proving that closed gates skip")
+    proof = prove(artefact, device)
+    return (artefact.manifest.gates, None) if proof is None else (proof.verdict, proof)
+
+
+class _Job:
+    """One flavour on its way: parsed networks, until their slots were looked at together."""
+
+    def __init__(
+        self,
+        kit: Kit,
+        trt: TensorRT,
+        flavour: KitFlavour,
+        wanted: Wanted,
+        *,
+        free_bytes: int,
+        cpu_only: bool = False,
+    ) -> None:
+        self._kit, self._trt, self._flavour = kit, trt, flavour
+        self._options = _options(wanted, kit, cpu_only=cpu_only)
+        self._free_bytes = free_bytes
+        self._networks: list[Network] = []
+        self.plans: dict[str, Built] = {}
+
+    def piece(self, model: KitModel, notify: Notify, cache: object | None = None) -> Piece:
+        """Parse, repair, build; the plan goes to :attr:`plans`."""
+        notify(f"{self._flavour.flavour}: {model.file}")
+        sites = tuple(block.name for block in self._kit.backbone.blocks)
+        data = self._kit.read(model.file)
+        network = parse(self._trt, data, sites=sites, what=model.file)
+        self._networks.append(network)
+        shown = conditionals.repair(network.definition, self._trt)
+        conditionals.require(shown, conditionals=model.conditionals, pairs=model.boundaries)
+        built = build_plan(
+            network,
+            self._options,
+            free_bytes=self._free_bytes,
+            pinned=model.pinned,
+            timing_cache=cache,
+        )
+        self.plans[model.file] = built
+        return Piece(
+            model.file,
+            len(shown.conditionals),
+            len(shown.pairs),
+            shown.added,
+            len(built.plan),
+            built.seconds,
+            built.workspace_bytes,
+            built.skipped,
+            built.warnings,
+        )
+
+    def warm(self, model: KitModel, notify: Notify, cache: object) -> None:
+        """Build a segment for its timings alone."""
+        notify(f"timing {model.file}")
+        network = parse(self._trt, self._kit.read(model.file), what=model.file)
+        build_plan(
+            network,
+            self._options,
+            free_bytes=self._free_bytes,
+            pinned=model.pinned,
+            timing_cache=cache,
+        )
+
+    def open_cache(self, data: bytes) -> tuple[object, str]:
+        """Return TensorRT's timing cache with what was kept, and a note for the reader."""
+        with self._trt.journal.watch() as said:
+            builder = new_builder(self._trt, said)
+        return timing.open_cache(self._trt, builder, data)
+
+    def require_slots(self) -> None:
+        """Raise EngineError unless every slot is an input of the networks."""
+        require_slots(self._networks, self._kit.manifest.slots)

@@ -1,0 +1,214 @@
+"""From a split to the kit of a target: link or stage, then the target's passes in their order.
+
+Rules of this file: it orders the passes and names the files; what a pass does stands in its own
+file. The order: precision (it reads the names that linking gave), dialect, slots through MatMul,
+the limits, and last the names of boundaries, which any later pass could break. Same inputs, same
+bytes. It measures nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from toolchain.emit.boundaries import expected_boundaries, name_boundaries
+from toolchain.emit.dialect import lower
+from toolchain.emit.graphs import conditionals, fix_batch, nodes
+from toolchain.emit.limits import refuse_branches, refuse_unsupported
+from toolchain.emit.owners import is_domain
+from toolchain.emit.precision import to_fp16
+from toolchain.emit.quantise import to_int8
+from toolchain.emit.slots import through_matmul
+from toolchain.engine.kit import KitFlavour, KitModel
+from toolchain.engine.target import Precision, Target
+from toolchain.errors import PrecisionError
+from toolchain.graph import store
+from toolchain.graph.halves import Halves
+from toolchain.graph.link import Linking, link
+from toolchain.graph.names import SLOTS_FILE, TARGETS, WEIGHTS_FILE
+from toolchain.graph.split import Split, read_split
+from toolchain.graph.stage import stage
+
+# Computed in fp32 where precision is a flag: their sums and squares leave the range of fp16.
+_NORMS = {
+    "InstanceNormalization",
+    "LayerNormalization",
+    "GroupNormalization",
+    "BatchNormalization",
+    "Softmax",
+    "ReduceMean",
+}
+Ranges = Mapping[str, float]
+_ZERO = np.zeros((), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What to make for a split.
+
+    ``flavours``: of ``swap``, ``staged`` and ``static``. ``rates``: calibrated open rate per site,
+    for ``static``. ``ranges``: largest magnitude per activation, for int8.
+    """
+
+    target: Target
+    precision: Precision
+    flavours: tuple[str, ...]
+    rates: Mapping[str, float]
+    ranges: Ranges
+
+    def require(self) -> None:
+        """Raise PrecisionError if the board's GPU does not compute in the precision."""
+        board = self.target.board
+        if self.precision not in board.precisions:
+            raise PrecisionError(
+                f"{self.target.name}: expected one of {', '.join(board.precisions)}, which "
+                f"{board.title} computes in, got {self.precision}",
+                fix=f"--precision {board.precisions[-1]}",
+            )
+
+    @property
+    def opset(self) -> int:
+        """The opset of the models: the linker's, or the highest that the target reads."""
+        return min(self.target.release.opset, TARGETS["onnxruntime"].opset)
+
+    @property
+    def in_graph(self) -> Precision:
+        """The precision that stands in the models.
+
+        Before strongly typed networks fp16 is a flag of the builder; int8 stands in the graph as
+        Q/DQ everywhere.
+        """
+        flagged = self.precision == "fp16" and not self.target.release.typed
+        return "fp32" if flagged else self.precision
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """The flavours of a kit, as they were wished for, and the bytes of their files by name.
+
+    ``whole``: the ``swap`` model, made in any case; ``emulated``: the same graph before dialect and
+    form, with the precision in it even where the kit leaves that to the builder's flags: what
+    onnxruntime tells the accuracy of.
+    """
+
+    wish: Wish
+    flavours: tuple[KitFlavour, ...]
+    files: Mapping[str, bytes]
+    whole: bytes
+    emulated: bytes
+
+
+def in_memory(halves: Halves) -> Split:
+    """Return the split with its tensors instead of references into files."""
+    backbone = store.from_bytes(halves.backbone_graph, what="backbone.onnx")
+    domain = store.from_bytes(halves.domain_graph, what="domain.onnx")
+    store.load_tensors(backbone, WEIGHTS_FILE, halves.weights)
+    store.load_tensors(domain, SLOTS_FILE, halves.slots)
+    return read_split(backbone, domain)
+
+
+def emit(split: Split, wish: Wish) -> Emitted:
+    """Return the models of every flavour that was wished for.
+
+    ``split`` holds its tensors in memory. Raises PrecisionError, ModelRefusedError and LinkError,
+    each naming the node or tensor.
+    """
+    wish.require()
+    files: dict[str, bytes] = {}
+    flavours = []
+    for flavour in wish.flavours:
+        models = _staged(split, wish, files) if flavour == "staged" else ()
+        if flavour != "staged":
+            models = (_whole(split, wish, flavour, files),)
+        flavours.append(KitFlavour(flavour, None, None, models))
+    emulated = store.to_bytes(_precise(link(split, Linking("swap", "if")), wish, wish.precision))
+    if "swap" in wish.flavours:
+        return Emitted(wish, tuple(flavours), files, files[_file("swap")], emulated)
+    beside: dict[str, bytes] = {}
+    _whole(split, wish, "swap", beside)
+    return Emitted(wish, tuple(flavours), files, beside[_file("swap")], emulated)
+
+
+def _file(flavour: str) -> str:
+    return f"{flavour}.onnx"
+
+
+def _whole(split: Split, wish: Wish, flavour: str, files: dict[str, bytes]) -> KitModel:
+    static = flavour == "static"
+    linking = Linking("static", "if", rates=wish.rates) if static else Linking("swap", "if")
+    return _written(link(split, linking), wish, "whole", None, _file(flavour), files)
+
+
+def _staged(split: Split, wish: Wish, files: dict[str, bytes]) -> tuple[KitModel, ...]:
+    staged = stage(split)
+    found = []
+    for item in staged.stages:
+        site = item.cut.site
+        segments = {"side": item.side, "opened": item.opened, "closed": item.closed}
+        for role, model in segments.items():
+            if model is not None:
+                shown = _with_flag(model, item.cut.gate) if role == "side" else model
+                found.append(_written(shown, wish, role, site, f"{site}.{role}.onnx", files))
+    found.append(_written(staged.tail, wish, "tail", None, "tail.onnx", files))
+    return tuple(found)
+
+
+def _written(
+    model: ir.Model,
+    wish: Wish,
+    role: str,
+    site: str | None,
+    file: str,
+    files: dict[str, bytes],
+) -> KitModel:
+    """Run the target's passes and put the bytes into ``files``."""
+    model = _precise(fix_batch(model, 1), wish, wish.in_graph)
+    model = lower(model, wish.opset)
+    if not wish.target.release.conv_slots:
+        model = through_matmul(model)
+    refuse_branches(model)
+    refuse_unsupported(model, wish.target.release.tensorrt)
+    model = name_boundaries(model)
+    files[file] = store.to_bytes(model)
+    pinned = _pinned(model) if wish.in_graph != wish.precision else ()
+    branching = len(conditionals(model))
+    return KitModel(role, site, file, branching, expected_boundaries(model), pinned)
+
+
+def _precise(model: ir.Model, wish: Wish, precision: Precision) -> ir.Model:
+    if precision == "fp16":
+        return to_fp16(model)
+    return to_int8(model, wish.ranges) if precision == "int8" else model
+
+
+def _pinned(model: ir.Model) -> tuple[str, ...]:
+    """Names of the nodes that stay fp32: the domain's, and norms."""
+    found = (node for node in nodes(model) if is_domain(node) or node.op_type in _NORMS)
+    return tuple(dict.fromkeys(node.name for node in found if node.name))
+
+
+def _with_flag(model: ir.Model, gate: str) -> ir.Model:
+    """Give a gate's state as one byte, ``open.<site>`` bool ``[1, 1]``, beside its logits."""
+    values = {value.name: value for value in model.graph.outputs}
+    if gate not in values:
+        return model
+    result = model.clone()
+    logits = next(value for value in result.graph.outputs if value.name == gate)
+    flag = ir.Value(
+        name=f"open.{gate.removeprefix('gate.')}",
+        type=ir.TensorType(ir.DataType.BOOL),
+        shape=ir.Shape([1, 1]),
+    )
+    zero = ir.Tensor(_ZERO, name="zero")
+    constant = ir.Value(
+        name="zero", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([]), const_value=zero
+    )
+    result.graph.register_initializer(constant)
+    name = f"{gate.removeprefix('gate.')}/open"
+    node = ir.Node("", "GreaterOrEqual", [logits, constant], outputs=[flag], name=name)
+    result.graph.append(node)
+    result.graph.outputs.append(flag)
+    return result
