@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from tests.exported import Exported
 
 if TYPE_CHECKING:
+    from toolchain.emit.orders import Order
     from toolchain.engine.kit import Kit
-    from toolchain.export import ExportReport, Order
+    from toolchain.export import ExportReport
 
 ALL = ("swap", "staged", "static")
 # One of each generation of parsers, and each precision; what each must do differently is in
@@ -27,8 +28,8 @@ ORDERS = {
 
 
 def orders() -> list[Order]:
+    from toolchain.emit.orders import Order
     from toolchain.engine.target import find
-    from toolchain.export import Order
 
     return [
         Order(find(target), precision, flavours)  # type: ignore[arg-type]

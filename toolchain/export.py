@@ -21,17 +21,16 @@ from toolchain.adapt import checkpoint as checkpoints
 from toolchain.adapt.data import DomainData
 from toolchain.adapt.data import load as load_data
 from toolchain.adapt.models import restore
-from toolchain.bundle import BackboneArtefact, BackboneManifest, Manifest, Payload, Plan
+from toolchain.bundle import BackboneArtefact, BackboneManifest, Manifest, Payload
 from toolchain.bundle.golden import Golden
 from toolchain.check import parity, subjects
 from toolchain.check.bundles import SHIPPED
 from toolchain.check.parity import ParityReport, Subject
 from toolchain.check.reference import Chosen, choose, join
-from toolchain.emit.kit import Wish, in_memory
-from toolchain.emit.prepare import Domain, Prepared, prepare
-from toolchain.emit.writing import Source, kept_ranges, refuse_others, write_kits
-from toolchain.engine.kit import Kit
-from toolchain.engine.target import Precision, Target
+from toolchain.emit.kit import in_memory
+from toolchain.emit.orders import KitReport, Order, Orders
+from toolchain.emit.prepare import Domain
+from toolchain.emit.writing import Source
 from toolchain.errors import (
     BackboneMismatchError,
     CheckpointError,
@@ -64,29 +63,6 @@ class ExportReport:
     ambiguous: int
     kits: tuple[KitReport, ...]
     seconds: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A kit that an export shall make too: for which target, in which precision and flavours.
-
-    ``recalibrate``: widen the int8 ranges of a kit that is there, where this domain needs it.
-    """
-
-    target: Target
-    precision: Precision
-    flavours: tuple[str, ...]
-    recalibrate: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class KitReport:
-    """A kit that an export wrote, or found ``reused``; ``unopened``: gates no sample opened."""
-
-    kit: Kit
-    reused: bool
-    plan: Plan
-    unopened: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -144,41 +120,19 @@ def export(
             linked = _Linked(halves, graphs, _linkings(kept), Path(folder))
             cases = join([chosen.golden, chosen.others])
             report = _check(linked, cases, recipe, threads=threads, tolerance=tolerance)
-    prepared = []
-    for order in orders:
-        with clock.step(f"{order.target.name} {order.precision}"):
-            made = _prepare(order, recipe, halves, kept, data, dist)
-            if not (overwrite or order.recalibrate):
-                refuse_others(made.emitted, manifests.backbone(kept, halves), recipe.domain, dist)
-            prepared.append(made)
+    ordered = Orders(
+        orders, manifests.backbone(kept, halves), _rates(kept), dist, overwrite=overwrite
+    )
+    plans = ordered.prepare(_domain(recipe, halves, data), clock.step) if orders else ()
     with clock.step("pack"):
         make_folder(dist, fix="choose another with --dist")
         artefact, reused = _backbone(halves, kept, dist)
         payloads = _payloads(halves, graphs, checkpoint, chosen, recipe)
         manifest = manifests.domain(
-            kept,
-            recipe,
-            halves,
-            artefact=artefact,
-            chosen=chosen,
-            report=report,
-            plans=tuple(item.plan for item in prepared),
+            kept, recipe, halves, artefact=artefact, chosen=chosen, report=report, plans=plans
         )
         manifest = bundle.pack(target, manifest, payloads, overwrite=overwrite)
-        source = Source(
-            manifest,
-            digest.sha256(manifest.to_json()),
-            artefact.manifest,
-            load_safetensors(halves.slots),
-            digest.sha256(graphs["swap-if"]),
-        )
-        kits = [
-            KitReport(kit, reused, item.plan, item.unopened)
-            for order, item in zip(orders, prepared, strict=True)
-            for kit, reused in write_kits(
-                item.emitted, source, dist, overwrite=overwrite or order.recalibrate
-            )
-        ]
+        kits = ordered.write(_source(manifest, artefact, halves, graphs)) if orders else ()
     return ExportReport(
         recipe.domain,
         target,
@@ -191,7 +145,7 @@ def export(
         report,
         chosen.searched,
         chosen.ambiguous,
-        tuple(kits),
+        kits,
         clock.seconds,
     )
 
@@ -238,20 +192,21 @@ def _linkings(kept: checkpoints.Checkpoint) -> list[Linking]:
     return [named(name, _rates(kept)) for name in SHIPPED]
 
 
-def _prepare(
-    order: Order,
-    recipe: Recipe,
-    halves: Halves,
-    kept: checkpoints.Checkpoint,
-    data: DomainData,
-    dist: Path,
-) -> Prepared:
+def _domain(recipe: Recipe, halves: Halves, data: DomainData) -> Domain:
     slots = load_safetensors(halves.slots)
-    domain = Domain(recipe.domain, in_memory(halves), slots, data, recipe.preprocess)
-    own = manifests.backbone(kept, halves)
-    ranges = kept_ranges(dist, own, order.target.name, order.precision)
-    wish = Wish(order.target, order.precision, order.flavours, _rates(kept), ranges)
-    return prepare(domain, wish, recalibrate=order.recalibrate)
+    return Domain(recipe.domain, in_memory(halves), slots, data, recipe.preprocess)
+
+
+def _source(
+    manifest: Manifest, artefact: BackboneArtefact, halves: Halves, graphs: dict[str, bytes]
+) -> Source:
+    return Source(
+        manifest,
+        digest.sha256(manifest.to_json()),
+        artefact.manifest,
+        load_safetensors(halves.slots),
+        digest.sha256(graphs["swap-if"]),
+    )
 
 
 def _link(halves: Halves, kept: checkpoints.Checkpoint, folder: Path) -> dict[str, bytes]:

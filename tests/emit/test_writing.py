@@ -12,11 +12,12 @@ import pytest
 from tests.exported import Fleet
 from tests.kitted import ORDERS, Kitted
 from toolchain import bundle
+from toolchain.emit.orders import Order
 from toolchain.emit.writing import kept_ranges
 from toolchain.engine.kit import open_kit
 from toolchain.engine.target import find
 from toolchain.errors import ExistsError, PrecisionError
-from toolchain.export import ExportReport, Order, export
+from toolchain.export import ExportReport, export
 
 
 def again(kitted: Kitted, dist: Path, *orders: Order, overwrite: bool = True) -> ExportReport:

@@ -11,13 +11,12 @@ names both digests and :func:`match` compares both.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolchain.bundle.document import LIMIT_BYTES, read_document
+from toolchain.bundle.listed import file_faults
 from toolchain.bundle.manifest import MANIFEST_NAME, BackboneRef, Notes, Tap
 from toolchain.bundle.rules import (
     BOOLEAN,
@@ -43,7 +42,6 @@ GRAPH_NAME = "backbone.onnx"
 WEIGHTS_NAME = "weights.safetensors"
 SUMS_NAME = "SHA256SUMS"
 LIMIT_FILE_BYTES = 8 * 1024**3
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,26 +255,8 @@ def _text_faults(path: Path) -> Iterator[Fault]:
 
 
 def _file_faults(path: Path, manifest: BackboneManifest, sums: bytes) -> Iterator[Fault]:
-    """Faults of the directory; a link is one, as it may point at other bytes tomorrow."""
-    listed = {entry.name for entry in manifest.files} | {MANIFEST_NAME, SUMS_NAME}
-    for name in sorted({entry.name for entry in os.scandir(path)} - listed):
-        yield Fault(name, "unexpected file")
+    """Faults of the directory and of its checksums."""
     found_sums = read_limited(path / SUMS_NAME, limit_bytes=LIMIT_BYTES, what="backbone checksums")
     if found_sums != sums:
         yield Fault(SUMS_NAME, f"expected the checksums of the files here, got {found_sums!r:.100}")
-    for entry in manifest.files:
-        file = path / entry.name
-        if file.is_symlink() or not file.is_file():
-            yield Fault(entry.name, "expected a regular file, got none")
-        elif (size := file.stat().st_size) != entry.size:
-            yield Fault(entry.name, f"expected {entry.size} bytes, got {size}")
-        elif (found := _file_digest(file)) != entry.digest:
-            yield Fault(entry.name, f"expected {entry.digest}, got {found}")
-
-
-def _file_digest(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return "sha256:" + found.hexdigest()
+    yield from file_faults(path, manifest.files, {MANIFEST_NAME, SUMS_NAME})

@@ -21,7 +21,8 @@ from toolchain.engine.target import FLAVOURS, Precision, find
 from toolchain.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
-    from toolchain.export import ExportReport, KitReport, Order
+    from toolchain.emit.orders import KitReport, Order
+    from toolchain.export import ExportReport
 
 
 @click.command(
@@ -151,7 +152,7 @@ def _orders(
     *,
     recalibrate: bool,
 ) -> list[Order]:
-    from toolchain.export import Order
+    from toolchain.emit.orders import Order
 
     if not targets and (precisions or flavours or recalibrate):
         raise UsageError(

@@ -8,8 +8,6 @@ engine is used, because TensorRT runs what a plan says. It builds nothing and as
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,6 +15,7 @@ from pathlib import Path
 
 from toolchain.bundle.backbone import BackboneManifest
 from toolchain.bundle.document import read_document
+from toolchain.bundle.listed import file_faults
 from toolchain.bundle.manifest import Notes
 from toolchain.bundle.rules import (
     DIGEST,
@@ -56,7 +55,6 @@ SCHEMA = "da3.engine/1"
 ENGINE_NAME = "engine.json"
 LIMIT_PLAN_BYTES = 16 * 1024**3
 VERDICTS = ("unproven", "skipping", "not skipping")
-_CHUNK_BYTES = 1 << 20
 _REBUILD = "build it again: da3 build"
 
 
@@ -233,7 +231,7 @@ def open_engine(path: Path) -> EngineArtefact:
     """
     try:
         manifest = _manifest(path)
-        raise_faults("files", _file_faults(path, manifest))
+        raise_faults("files", file_faults(path, manifest.files, {ENGINE_NAME}))
         texts = {entry.name: entry for entry in manifest.files}
         kit = KitManifest.from_json(_read(path, texts[KIT_NAME]))
         backbone = BackboneManifest.from_json(_read(path, texts[BACKBONE_NAME]))
@@ -267,30 +265,6 @@ def _manifest(path: Path) -> EngineManifest:
     return EngineManifest.from_json(
         read_limited(file, limit_bytes=LIMIT_BYTES, what="engine manifest")
     )
-
-
-def _file_faults(path: Path, manifest: EngineManifest) -> Iterator[Fault]:
-    """Faults of the folder; a link is one, as it may point at other bytes tomorrow."""
-    listed = {entry.name for entry in manifest.files} | {ENGINE_NAME}
-    for name in sorted({entry.name for entry in os.scandir(path)} - listed):
-        yield Fault(name[:64], "unexpected file")
-    for entry in manifest.files:
-        file = path / entry.name
-        if file.is_symlink() or not file.is_file():
-            yield Fault(entry.name, "expected a regular file, got none")
-        elif (size := file.stat().st_size) != entry.size:
-            yield Fault(entry.name, f"expected {entry.size} bytes, got {size}")
-        elif (found := _digest(file)) != entry.digest:
-            yield Fault(entry.name, f"expected {entry.digest}, got {found}")
-
-
-def _digest(path: Path) -> str:
-    """Digest of a file in pieces: a plan may be larger than the memory that is free."""
-    running = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_CHUNK_BYTES):
-            running.update(piece)
-    return "sha256:" + running.hexdigest()
 
 
 def _read(path: Path, entry: EngineFile) -> bytes:
