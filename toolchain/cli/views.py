@@ -17,7 +17,7 @@ from toolchain.bundle import (
     Preprocess,
     artefact_name,
 )
-from toolchain.cli import layout
+from toolchain.cli import engine_views, layout
 from toolchain.cli.export import metrics
 from toolchain.cli.graph_views import graph, tensors, training
 from toolchain.inspect import (
@@ -25,9 +25,11 @@ from toolchain.inspect import (
     Block,
     BundleFacts,
     CheckpointFacts,
+    EngineFacts,
     GoldenFacts,
     GraphFacts,
     Inspection,
+    KitFacts,
     RecipeFacts,
     TensorsFacts,
     TrainingFacts,
@@ -56,6 +58,10 @@ def view(found: Inspection, *, brief: bool = False) -> list[str]:
             body = training(facts)
         case TensorsFacts():
             body = tensors(facts)
+        case KitFacts():
+            body = engine_views.kit(facts)
+        case EngineFacts():
+            body = engine_views.engine(facts)
     return [layout.title(f"{found.path}: {_what(found.kind, facts)}"), *body]
 
 
@@ -68,6 +74,8 @@ def _what(kind: str, facts: object) -> str:
         "golden": "golden data",
         "training": "half-done training",
         "tensors": "tensors (safetensors)",
+        "kit": "kit, verified",
+        "engine": "engine, verified",
     }
     return words.get(kind, kind)
 
@@ -144,6 +152,7 @@ def _bundle(facts: BundleFacts) -> list[str]:
         "",
         *layout.gates({block.name: block.rate for block in m.gates.blocks}),
         "",
+        *engine_views.plans(m.plans),
         *_selftest(m),
         "",
         *_parity(m),

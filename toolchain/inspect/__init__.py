@@ -7,6 +7,7 @@ does); no torch, and onnx only for an ONNX file. No path or address found in a f
 
 from __future__ import annotations
 
+from toolchain.inspect.engines import EngineFacts, KitFacts
 from toolchain.inspect.files import (
     BackboneFacts,
     BundleFacts,
@@ -26,10 +27,12 @@ __all__ = [
     "Block",
     "BundleFacts",
     "CheckpointFacts",
+    "EngineFacts",
     "Facts",
     "GoldenFacts",
     "GraphFacts",
     "Inspection",
+    "KitFacts",
     "RecipeFacts",
     "Tensor",
     "TensorsFacts",

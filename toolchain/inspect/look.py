@@ -15,8 +15,11 @@ from toolchain.adapt.checkpoint import INFO_FILE, TENSORS_FILE
 from toolchain.bundle.backbone import GRAPH_NAME
 from toolchain.bundle.golden import TENSORS as GOLDEN_TENSORS
 from toolchain.bundle.manifest import MANIFEST_NAME
+from toolchain.engine.cache import ENGINE_NAME
+from toolchain.engine.kit import KIT_NAME
 from toolchain.errors import StorageError, UsageError
-from toolchain.inspect import files
+from toolchain.inspect import engines, files
+from toolchain.inspect.engines import EngineFacts, KitFacts
 from toolchain.inspect.files import (
     BackboneFacts,
     BundleFacts,
@@ -37,6 +40,8 @@ Facts = (
     | GoldenFacts
     | TensorsFacts
     | TrainingFacts
+    | KitFacts
+    | EngineFacts
 )
 
 HEAD_BYTES = 1 << 16
@@ -51,6 +56,8 @@ _READERS: dict[str, Callable[[Path], Facts]] = {
     "golden": files.golden,
     "training": files.training,
     "tensors": files.tensors,
+    "kit": engines.read_kit,
+    "engine": engines.read_engine,
 }
 KINDS = tuple(_READERS)
 _RECIPE_KEY = re.compile(rb"^(domain|backbone|data|preprocess|method|adaptor|train)[ \t]*:", re.M)
@@ -114,6 +121,10 @@ def _head(path: Path) -> bytes:
 def _folder(path: Path) -> str:
     if (path / INFO_FILE).is_file():
         return "checkpoint"
+    # An engine's folder holds the manifest of its kit as well.
+    for name, kind in ((ENGINE_NAME, "engine"), (KIT_NAME, "kit")):
+        if (path / name).is_file():
+            return kind
     manifest = path / MANIFEST_NAME
     if manifest.is_file():
         return _document(manifest, _head(manifest))
@@ -133,6 +144,8 @@ def _safetensors(path: Path) -> tuple[str, Path]:
 
 def _document(path: Path, head: bytes) -> str:
     """Return the kind that a JSON file stands for; canonical JSON begins with its first key."""
+    if path.name in (ENGINE_NAME, KIT_NAME):
+        return _folder(path.parent)
     beside_graph = path.name == MANIFEST_NAME and (path.parent / GRAPH_NAME).is_file()
     if beside_graph or b'"da3.backbone/1"' in head:
         return "backbone"
@@ -149,6 +162,6 @@ def _document(path: Path, head: bytes) -> str:
 def _unknown(path: Path) -> UsageError:
     return UsageError(
         f"{path}: expected a recipe (YAML), a checkpoint folder, an ONNX file, a .da3b bundle, a "
-        "backbone folder or a safetensors file, got something else",
+        "backbone, kit or engine folder, or a safetensors file, got something else",
         fix="name one of those; what `da3 train` and `da3 export` wrote can be inspected",
     )

@@ -1,0 +1,47 @@
+"""What kits and engines say of themselves.
+
+Rules of this file: as :mod:`toolchain.inspect.files`; every listed file is hashed. No TensorRT:
+whether an engine runs on this machine says who runs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolchain.bundle import BackboneManifest
+from toolchain.engine.cache import EngineManifest, open_engine
+from toolchain.engine.kit import KitManifest, open_kit
+
+
+@dataclass(frozen=True, slots=True)
+class KitFacts:
+    """A kit, every file verified; ``digest`` of its manifest, ``size_bytes`` of its files."""
+
+    digest: str
+    size_bytes: int
+    manifest: KitManifest
+    backbone: BackboneManifest
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """An engine, every file verified; ``size_bytes`` of its files."""
+
+    size_bytes: int
+    manifest: EngineManifest
+    kit: KitManifest
+
+
+def read_kit(folder: Path) -> KitFacts:
+    """Return a kit; raises as :func:`toolchain.engine.kit.open_kit` and ``Kit.read``."""
+    kit = open_kit(folder)
+    size_bytes = sum(len(kit.read(entry.name)) for entry in kit.manifest.files)
+    return KitFacts(kit.digest, size_bytes, kit.manifest, kit.backbone)
+
+
+def read_engine(folder: Path) -> EngineFacts:
+    """Return an engine; raises as :func:`toolchain.engine.cache.open_engine`."""
+    found = open_engine(folder)
+    size_bytes = sum(entry.size for entry in found.manifest.files)
+    return EngineFacts(size_bytes, found.manifest, found.kit)
