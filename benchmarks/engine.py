@@ -9,6 +9,8 @@ is typed.
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +22,7 @@ from typing import Any
 
 import click
 import numpy as np
+import onnx_ir as ir
 
 from benchmarks import results
 from toolchain import build as pipeline
@@ -27,10 +30,12 @@ from toolchain import bundle
 from toolchain.bench import domains, engines, machine
 from toolchain.bench.materials import Materials
 from toolchain.bundle.slots import slot_arrays
+from toolchain.cli.domains import chosen
 from toolchain.cuda import gpus, open_cuda
 from toolchain.digest import sha256
 from toolchain.emit import calibrate
 from toolchain.emit.kit import Wish, emit
+from toolchain.emit.orders import Order
 from toolchain.emit.writing import Source, write_kits
 from toolchain.engine import refit
 from toolchain.engine.build import BuildOptions
@@ -41,6 +46,7 @@ from toolchain.engine.locate import here
 from toolchain.engine.machine import look
 from toolchain.engine.parse import Network, parse
 from toolchain.engine.target import FLAVOURS, Precision, Target, find
+from toolchain.export import export
 from toolchain.files import write_atomic
 from toolchain.graph import store
 from toolchain.graph.link import Linking, link
@@ -52,6 +58,10 @@ QUICK = {"resnet20": 32}
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 WITHOUT = "desktop-rtx1.7"
 SAMPLES = 8
+NOTHING_RAN = (
+    "anything on a GPU (parity, skipping, swapping, latency, refitting, trtexec), as this machine "
+    "has none that is ready"
+)
 CLASSES = 196
 
 
@@ -102,7 +112,7 @@ def subject(name: str, side: int, work: Path) -> Subject:
     return Subject(materials, read_split(backbone, domain), slots, side)
 
 
-def measure(sides: dict[str, int], *, rounds: int) -> dict[str, Any]:
+def measure(sides: dict[str, int], trained: Path, *, rounds: int) -> dict[str, Any]:
     """Return the document: builds of every backbone, and what ran on a device, if there is one."""
     started, found = time.monotonic(), look()
     target = here(found) if gpus() else None
@@ -119,17 +129,55 @@ def measure(sides: dict[str, int], *, rounds: int) -> dict[str, Any]:
                     ran += _ran(name, precision, kits, one, Path(folder), rounds)
             if name == "resnet50" or len(sides) == 1:
                 against = _refit(name, one)
+                plain = _trtexec(one, found.trtexec, Path(folder)) if found.trtexec else None
+        accuracy = list(_accuracy(Path(folder), trained))
     return {
         "builds": builds,
         "refit": against,
+        "accuracy": accuracy,
+        "trtexec_plain_ms": plain,
         "ran": ran,
-        "not_run": [] if target else ["anything on a GPU: this machine has none that is ready"],
+        "not_run": [] if target else [NOTHING_RAN],
         "target": target.name if target else WITHOUT,
         "machine": machine.machine(),
         "versions": {**machine.versions(), load().name: load().build},
         "gpus": [asdict(gpu) for gpu in gpus()],
         "took_s": time.monotonic() - started,
     }
+
+
+def _accuracy(folder: Path, trained: Path) -> Iterator[dict[str, Any]]:
+    """Export every sample domain that is trained and tell what each precision costs it."""
+    for checkpoint in sorted(path for path in trained.glob("*") if path.is_dir()):
+        _tell(f"accuracy of {checkpoint.name}")
+        orders = [Order(find(WITHOUT), precision, ("swap",)) for precision in PRECISIONS]
+        report = export(
+            chosen(checkpoint.name, None),
+            checkpoint=checkpoint,
+            dist=folder / "dist" / checkpoint.name,
+            orders=orders,
+        )
+        for item in report.kits:
+            yield {"domain": checkpoint.name, **asdict(item.plan)}
+
+
+def _trtexec(one: Subject, program: str, folder: Path) -> float | None:
+    """Return what NVIDIA's own program needs for the plain backbone, median ms on the GPU."""
+    path = folder / "plain.onnx"
+    model = store.from_bytes(one.materials.statics["plain"].read_bytes(), what="plain")
+    weights = (one.materials.backbone / WEIGHTS_FILE).read_bytes()
+    store.load_tensors(model, WEIGHTS_FILE, weights)
+    for name, value in model.graph.initializers.items():
+        # The head's values were not kept, and change no time.
+        if isinstance(value.const_value, ir.ExternalTensor):
+            shape = value.const_value.shape.numpy()
+            value.const_value = ir.Tensor(np.zeros(shape, np.float32), name=name)
+    path.write_bytes(store.to_bytes(model))
+    done = subprocess.run(
+        [program, f"--onnx={path}", "--noTF32"], capture_output=True, text=True, check=False
+    )
+    found = re.search(r"GPU Compute Time:.*median = ([0-9.]+) ms", done.stdout)
+    return float(found[1]) if found else None
 
 
 def _builds(name: str, precision: str, kits: Sequence[Kit]) -> Iterator[dict[str, Any]]:
@@ -199,11 +247,14 @@ def _tell(text: str) -> None:
 @click.option("--quick", is_flag=True, help="One small backbone: to see that it runs.")
 @click.option("--json", "json_path", type=Path, default=Path("build/bench/engine.json"))
 @click.option("--results", "results_path", type=Path, default=Path("docs/results.md"))
+@click.option("--domains", "domains_path", type=Path, default=Path("build/domains"))
 @click.option("--redraw", is_flag=True, help="Write the tables again from the JSON file.")
-def main(quick: bool, json_path: Path, results_path: Path, redraw: bool) -> None:
+def main(
+    quick: bool, json_path: Path, results_path: Path, domains_path: Path, redraw: bool
+) -> None:
     """Measure engines: what building takes, and on a GPU what they do."""
     if not redraw:
-        found = measure(QUICK if quick else SIDES, rounds=5 if quick else 40)
+        found = measure(QUICK if quick else SIDES, domains_path, rounds=5 if quick else 40)
         json_path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(found, indent=1, default=asdict).encode() + b"\n"
         write_atomic(json_path, text, overwrite=True)

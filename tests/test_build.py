@@ -72,7 +72,7 @@ def test_a_check_builds_everything_and_keeps_nothing(kitted: Kitted, key: str) -
         item.flavour for item in kit.manifest.flavours
     ]
     for item, held in zip(report.flavours, kit.manifest.flavours, strict=True):
-        assert (item.engine, item.gates, item.skipping) == (None, "unproven", None)
+        assert (item.engine, item.gates, item.figures) == (None, "unproven", {})
         for piece, model in zip(item.pieces, held.models, strict=True):
             assert (piece.file, piece.conditionals) == (model.file, model.conditionals)
             assert piece.boundaries == model.boundaries
@@ -118,6 +118,31 @@ def test_a_model_that_is_none_is_refused_by_name(kitted: Kitted, tmp_path: Path)
     (path / "swap.onnx").write_bytes(b"no model")
     with pytest.raises(ModelRefusedError, match=r"swap\.onnx"):
         check(path, SWAP)
+
+
+def test_an_operator_that_is_none_is_named_with_its_layer(kitted: Kitted, tmp_path: Path) -> None:
+    import onnx
+
+    from toolchain.digest import sha256
+
+    kit = kitted.kits["thor fp32"]
+    model = onnx.load_model_from_string(kit.read("swap.onnx"))
+    chosen = next(node for node in model.graph.node if node.op_type == "Conv")
+    chosen.op_type = "Convolve"
+    data = model.SerializeToString()
+
+    def other(document: dict[str, Any]) -> None:
+        (entry,) = [item for item in document["files"] if item["name"] == "swap.onnx"]
+        entry.update(digest=sha256(data), size=len(data))
+
+    path = edited(kit, tmp_path, other)
+    (path / "swap.onnx").write_bytes(data)
+    layer = kit.layers()[chosen.name]
+    assert layer.startswith("at ")
+    with pytest.raises(ModelRefusedError) as refused:
+        check(path, SWAP)
+    for word in (chosen.name, "Convolve", layer):
+        assert word in refused.value.message
 
 
 # -- on a device -----------------------------------------------------------------------------------
@@ -171,7 +196,8 @@ def test_a_static_kit_runs_its_own_release(
 ) -> None:
     device, _ = simulated
     found = made(kitted, "orin fp16 static", tmp_path, device, here, Wanted())
-    assert (found.gates, found.skipping) == ("unproven", None)
+    assert found.gates == "unproven"
+    assert set(found.figures) == {"ms"}
     assert found.engine is not None
     with Runner(found.engine, device=device) as runner:
         runner.load(kitted.report.bundle)
@@ -185,6 +211,7 @@ def test_an_engine_that_is_there_is_taken(
     again = made(kitted, "orin fp16", tmp_path, device, here)
     assert again.reused
     assert (again.engine, again.gates) == (first.engine, first.gates)
+    assert again.figures == first.figures
     assert len(bench.built) == 1
     anew = made(kitted, "orin fp16", tmp_path, device, here, replace(SWAP, rebuild=True))
     assert not anew.reused
@@ -279,6 +306,6 @@ def test_on_the_gpu(kitted: Kitted, here: Machine, tmp_path: Path, key: str, fla
     device = real()
     found = made(kitted, key, tmp_path, device, here, Wanted(flavours=(flavour,)))
     assert found.engine is not None
-    assert found.skipping is not None
+    assert found.gates == "skipping", found.figures
     with Runner(found.engine, device=device) as runner:
         assert "selftest" in runner.load(kitted.report.bundle).seconds

@@ -9,12 +9,12 @@ nothing. Progress is told to a callback, never printed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from toolchain.bench.engines import prove
-from toolchain.bench.skipping import Skipping
+from toolchain.bench.engines import alone_ms, prove
+from toolchain.bundle.manifest import Notes
 from toolchain.cuda import Cuda
 from toolchain.engine import conditionals, timing
 from toolchain.engine.build import BuildOptions, Built
@@ -88,8 +88,9 @@ class FlavourReport:
     """What became of one flavour.
 
     ``engine``: its folder, None where nothing was kept; ``reused``: it was there; ``instead_of``:
-    the nearest engine that was there and what differs, where it was not taken; ``skipping``: what
-    the proof measured, None without gates or without a device; ``resumed``: a killed build's piece.
+    the nearest engine that was there and what differs, where it was not taken; ``gates``: the
+    verdict of the proof, ``figures``: what it measured (``open_ms``, ``closed_ms`` and ``share``,
+    or ``ms`` where no gate can be forced); ``resumed``: a killed build's piece.
     """
 
     flavour: str
@@ -98,7 +99,7 @@ class FlavourReport:
     instead_of: Mismatch | None
     pieces: tuple[Piece, ...]
     gates: str
-    skipping: Skipping | None
+    figures: Notes
     resumed: str | None
     notes: tuple[str, ...]
 
@@ -129,7 +130,7 @@ def check(path: Path, wanted: Wanted = DEFAULT, *, notify: Notify = lambda _: No
         pieces = tuple(job.piece(model, notify) for model in flavour.models)
         job.require_slots()
         found.append(
-            FlavourReport(flavour.flavour, None, False, None, pieces, "unproven", None, None, ())
+            FlavourReport(flavour.flavour, None, False, None, pieces, "unproven", {}, None, ())
         )
     return _report(kit, trt, None, found)
 
@@ -227,19 +228,20 @@ def _made(
     made_by = {"toolchain": version("da3-toolchain"), device.trt.name: device.trt.build}
     manifest = EngineManifest(SCHEMA, kit.backbone.name, key, plans, (), "unproven", {}, made_by)
     artefact = store.put(manifest, job.plans, kit, overwrite=True)
-    verdict, proof = _proved(artefact, device, notify)
+    measured = _proved(artefact, device, notify)
     return FlavourReport(
-        flavour.flavour, artefact.path, False, other, pieces, verdict, proof, resumed, notes
+        flavour.flavour, artefact.path, False, other, pieces, *measured, resumed, notes
     )
 
 
 def _reused(
     artefact: EngineArtefact, device: Device, flavour: KitFlavour, notify: Notify
 ) -> FlavourReport:
-    verdict, proof = artefact.manifest.gates, None
-    if verdict == "unproven":
-        verdict, proof = _proved(artefact, device, notify)
-    return FlavourReport(flavour.flavour, artefact.path, True, None, (), verdict, proof, None, ())
+    manifest = artefact.manifest
+    measured = manifest.gates, manifest.figures
+    if not manifest.figures:
+        measured = _proved(artefact, device, notify)
+    return FlavourReport(flavour.flavour, artefact.path, True, None, (), *measured, None, ())
 
 
 def _key(kit: Kit, device: Device, machine: Machine, flavour: KitFlavour, wanted: Wanted) -> Key:
@@ -291,13 +293,13 @@ def _segments(kit: Kit) -> tuple[KitModel, ...]:
     return held.get("staged", ())
 
 
-def _proved(
-    artefact: EngineArtefact, device: Device, notify: Notify
-) -> tuple[str, Skipping | None]:
+def _proved(artefact: EngineArtefact, device: Device, notify: Notify) -> tuple[str, Notes]:
     """Time all gates open against all closed, and write the verdict into the engine."""
     notify("proving that closed gates skip")
     proof = prove(artefact, device)
-    return (artefact.manifest.gates, None) if proof is None else (proof.verdict, proof)
+    if proof is None:
+        return artefact.manifest.gates, {"ms": alone_ms(artefact, device)}
+    return proof.verdict, asdict(proof)
 
 
 class _Job:
@@ -324,7 +326,7 @@ class _Job:
         notify(f"{self._flavour.flavour}: {model.file}")
         sites = tuple(block.name for block in self._kit.backbone.blocks)
         data = self._kit.read(model.file)
-        network = parse(self._trt, data, sites=sites, what=model.file)
+        network = parse(self._trt, data, sites=sites, layers=self._kit.layers(), what=model.file)
         self._networks.append(network)
         shown = conditionals.repair(network.definition, self._trt)
         conditionals.require(shown, conditionals=model.conditionals, pairs=model.boundaries)

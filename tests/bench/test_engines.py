@@ -35,6 +35,11 @@ def test_everything_is_measured(device: Device, fleet: Fleet, tmp_path: Path) ->
         assert one["swap_s"] > 0
         assert one["latency"]["median_ms"] > 0
         assert "selftest" in one["seconds"]
+    assert set(found["parity"]) == {bundle.stem for bundle in bundles}
+    for one in found["parity"].values():
+        assert one["cases"] > 0
+        assert one["error"] < 1e-3
+        assert (one["classes"], one["gates"]) == (0, 0)
     assert set(found["switch"]) == {"same", "switching"}
     assert found["memory_bytes"]["engine"] > 0
     assert found["memory_bytes"]["domains"] > 0

@@ -19,11 +19,16 @@ import numpy as np
 
 from toolchain.bench import skipping
 from toolchain.bench.timing import WALL, interleaved
+from toolchain.bundle import open_bundle
 from toolchain.digest import sha256
 from toolchain.engine.cache import EngineArtefact, mark, open_engine
 from toolchain.errors import UsageError
 from toolchain.runtime import Runner, deployed
+from toolchain.runtime.limit import TimeLimit
+from toolchain.runtime.loading import Bound
 from toolchain.runtime.plan import Device
+from toolchain.runtime.release import read_release
+from toolchain.runtime.selftest import difference, run_cases
 
 SCHEMA = "da3.bench.engine/1"
 Notify = Callable[[str], None]
@@ -42,6 +47,8 @@ def measure(
     ``device``: where it runs, by default this machine's GPU. Returns ``skipping`` (None without
     gates that can be forced), ``domains`` (seconds of each step of loading, and latency with the
     picture's own gates), ``switch`` (a request after another domain's against one after its own),
+    ``parity`` with PyTorch over the golden data in both states of every gate (by bundle: cases,
+    ``error`` over the logits' range where gates agree, cases with another class and gate),
     ``memory_bytes`` of the device, and ``unchanged``: whether the plans' bytes are those before.
     Raises UsageError without bundles, and as :class:`toolchain.runtime.Runner`.
     """
@@ -51,12 +58,15 @@ def measure(
     where = device or deployed.open_device(artefact.manifest.built_for.module)
     before = _digests(artefact)
     found = _running(path, bundles, where, rounds, notify)
+    notify("parity")
+    parity = {bundle.stem: _parity(artefact, bundle, where) for bundle in bundles}
     proof = prove(artefact, where, rounds=rounds, notify=notify)
     return {
         "schema": SCHEMA,
         "engine": path.name,
         "built_for": artefact.manifest.built_for,
         **found,
+        "parity": parity,
         "skipping": None if proof is None else {**asdict(proof), **_derived(proof)},
         "unchanged": _digests(open_engine(path)) == before,
     }
@@ -91,6 +101,21 @@ def prove(
     return proof
 
 
+def alone_ms(artefact: EngineArtefact, device: Device, *, rounds: int = skipping.ROUNDS) -> float:
+    """Return the median milliseconds of a request on an engine whose gates nothing forces.
+
+    Written into the engine beside its verdict, to be held against what others measured.
+    """
+    backend = deployed.make_engine(artefact, device).backend
+    side = artefact.backbone.input.size
+    image = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
+    bound = backend.bind(skipping.neutral(backend, artefact.kit.classes.best))
+    calls = {"alone": lambda: backend.run_bound(image, bound, None)}
+    found = interleaved(calls, rounds=rounds, clock=WALL)["alone"].median_ms
+    mark(artefact.path, artefact.manifest.gates, {"ms": found})
+    return found
+
+
 def _derived(proof: skipping.Skipping) -> dict[str, Any]:
     return {"saved": proof.saved, "verdict": proof.verdict}
 
@@ -98,6 +123,23 @@ def _derived(proof: skipping.Skipping) -> dict[str, Any]:
 def _digests(artefact: EngineArtefact) -> dict[str, str]:
     """Digests of the plans as they lie there now."""
     return {plan.file: sha256(artefact.read(plan)) for plan in artefact.manifest.plans}
+
+
+def _parity(artefact: EngineArtefact, path: Path, device: Device) -> dict[str, Any]:
+    release = read_release(open_bundle(path))
+    engine = deployed.make_engine(artefact, device)
+    golden = release.golden()
+    cases = golden.take(golden.natural) if engine.is_static else golden
+    with TimeLimit(release.time_limit_s) as limit:
+        bound = Bound(engine, release, limit)
+        got = run_cases(cases, bound, release.slots, release.preprocess, 1)
+    found = difference(got, cases, gates=not engine.is_static)
+    return {
+        "cases": len(cases),
+        "error": found.agreed_absolute / found.span,
+        "classes": found.top1,
+        "gates": found.gates,
+    }
 
 
 def _running(

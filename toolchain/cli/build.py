@@ -146,12 +146,16 @@ def _facts(item: FlavourReport) -> Iterator[tuple[str, str]]:
 
 
 def _verdict(item: FlavourReport) -> str:
-    proof = item.skipping
-    if proof is None:
+    found = {name: float(value) for name, value in item.figures.items() if value is not None}
+    if "ms" in found:
+        return f"none to force, {found['ms']:.2f} ms per picture"
+    if not found:
         return item.gates
+    opened, closed = found["open_ms"], found["closed_ms"]
     return (
-        f"{item.gates}: open {proof.open_ms:.2f} ms, closed {proof.closed_ms:.2f} ms; closing "
-        f"saves {layout.percent(proof.saved)}, the gated blocks are {layout.percent(proof.share)}"
+        f"{item.gates}: open {opened:.2f} ms, closed {closed:.2f} ms; closing saves "
+        f"{layout.percent(1 - closed / opened)}, the gated blocks are "
+        f"{layout.percent(found['share'])} of the FLOPs"
     )
 
 

@@ -254,22 +254,26 @@ def where(node: ir.Node) -> str:
     A tensor that the node reads carries its name from the state dict; a node without tensors is
     said to follow the nearest node before it that has one.
     """
-    place = _module(node)
+    place = layer_of(node)
     graph = node.graph
     inside = f", in {graph.name}" if graph is not None and "/" in (graph.name or "") else ""
-    return f"node {node.name!r} ({node.op_type}{inside}{place})"
+    return f"node {node.name!r} ({node.op_type}{inside}{place and f', {place}'})"
 
 
-def _module(node: ir.Node) -> str:
-    level, prefix = [node], " at "
+def layer_of(node: ir.Node) -> str:
+    """Return the layer of the PyTorch model whose tensor a node reads: ``at layer2.0.conv1``.
+
+    A node that reads none follows the nearest before it that does (``after ...``); "" if none does.
+    """
+    level, prefix = [node], "at"
     for _ in range(_FAR):
         for found in level:
             for value in found.inputs:
                 name = value_name(value) if value is not None else ""
                 if "." in name and value is not None and value.producer() is None:
-                    return f",{prefix}{_layer(name)}"
+                    return f"{prefix} {_layer(name)}"
         level = list(_before(level))
-        prefix = " after "
+        prefix = "after"
         if not level:
             break
     return ""

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from toolchain.emit.boundaries import expected_boundaries, name_boundaries
 from toolchain.emit.dialect import lower
-from toolchain.emit.graphs import conditionals, fix_batch, nodes
+from toolchain.emit.graphs import conditionals, fix_batch, layer_of, nodes
 from toolchain.emit.limits import refuse_branches, refuse_unsupported
 from toolchain.emit.owners import is_domain
 from toolchain.emit.precision import to_fp16
@@ -89,14 +89,15 @@ class Wish:
 class Emitted:
     """The flavours of a kit, as they were wished for, and the bytes of their files by name.
 
-    ``whole``: the ``swap`` model, made in any case; ``emulated``: the same graph before dialect and
-    form, with the precision in it even where the kit leaves that to the builder's flags: what
-    onnxruntime tells the accuracy of.
+    ``layers``: where in the PyTorch model a node comes from. ``whole``: the ``swap`` model, made in
+    any case; ``emulated``: the same graph before dialect and form, with the precision in it even
+    where the kit leaves that to the builder's flags: what onnxruntime tells the accuracy of.
     """
 
     wish: Wish
     flavours: tuple[KitFlavour, ...]
     files: Mapping[str, bytes]
+    layers: Mapping[str, str]
     whole: bytes
     emulated: bytes
 
@@ -117,65 +118,68 @@ def emit(split: Split, wish: Wish) -> Emitted:
     each naming the node or tensor.
     """
     wish.require()
-    files: dict[str, bytes] = {}
+    made = _Made(wish)
     flavours = []
     for flavour in wish.flavours:
-        models = _staged(split, wish, files) if flavour == "staged" else ()
-        if flavour != "staged":
-            models = (_whole(split, wish, flavour, files),)
+        models = made.staged(split) if flavour == "staged" else (made.whole(split, flavour),)
         flavours.append(KitFlavour(flavour, None, None, models))
     emulated = store.to_bytes(_precise(link(split, Linking("swap", "if")), wish, wish.precision))
-    if "swap" in wish.flavours:
-        return Emitted(wish, tuple(flavours), files, files[_file("swap")], emulated)
-    beside: dict[str, bytes] = {}
-    _whole(split, wish, "swap", beside)
-    return Emitted(wish, tuple(flavours), files, beside[_file("swap")], emulated)
+    beside = _Made(wish)
+    if "swap" not in wish.flavours:
+        beside.whole(split, "swap")
+    whole = (made.files | beside.files)[_file("swap")]
+    return Emitted(wish, tuple(flavours), made.files, made.layers, whole, emulated)
 
 
 def _file(flavour: str) -> str:
     return f"{flavour}.onnx"
 
 
-def _whole(split: Split, wish: Wish, flavour: str, files: dict[str, bytes]) -> KitModel:
-    static = flavour == "static"
-    linking = Linking("static", "if", rates=wish.rates) if static else Linking("swap", "if")
-    return _written(link(split, linking), wish, "whole", None, _file(flavour), files)
+class _Made:
+    """Models as they are made: their bytes by file, and which layer a node comes from."""
 
+    def __init__(self, wish: Wish) -> None:
+        self.wish = wish
+        self.files: dict[str, bytes] = {}
+        self.layers: dict[str, str] = {}
 
-def _staged(split: Split, wish: Wish, files: dict[str, bytes]) -> tuple[KitModel, ...]:
-    staged = stage(split)
-    found = []
-    for item in staged.stages:
-        site = item.cut.site
-        segments = {"side": item.side, "opened": item.opened, "closed": item.closed}
-        for role, model in segments.items():
-            if model is not None:
-                shown = _with_flag(model, item.cut.gate) if role == "side" else model
-                found.append(_written(shown, wish, role, site, f"{site}.{role}.onnx", files))
-    found.append(_written(staged.tail, wish, "tail", None, "tail.onnx", files))
-    return tuple(found)
+    def whole(self, split: Split, flavour: str) -> KitModel:
+        """Make one network of everything."""
+        static = Linking("static", "if", rates=self.wish.rates)
+        linking = static if flavour == "static" else Linking("swap", "if")
+        return self._written(link(split, linking), "whole", None, _file(flavour))
 
+    def staged(self, split: Split) -> tuple[KitModel, ...]:
+        """Make a network of each segment, in running order."""
+        staged = stage(split)
+        found = []
+        for item in staged.stages:
+            site = item.cut.site
+            segments = {"side": item.side, "opened": item.opened, "closed": item.closed}
+            for role, model in segments.items():
+                if model is not None:
+                    shown = _with_flag(model, item.cut.gate) if role == "side" else model
+                    found.append(self._written(shown, role, site, f"{site}.{role}.onnx"))
+        found.append(self._written(staged.tail, "tail", None, "tail.onnx"))
+        return tuple(found)
 
-def _written(
-    model: ir.Model,
-    wish: Wish,
-    role: str,
-    site: str | None,
-    file: str,
-    files: dict[str, bytes],
-) -> KitModel:
-    """Run the target's passes and put the bytes into ``files``."""
-    model = _precise(fix_batch(model, 1), wish, wish.in_graph)
-    model = lower(model, wish.opset)
-    if not wish.target.release.conv_slots:
-        model = through_matmul(model)
-    refuse_branches(model)
-    refuse_unsupported(model, wish.target.release.tensorrt)
-    model = name_boundaries(model)
-    files[file] = store.to_bytes(model)
-    pinned = _pinned(model) if wish.in_graph != wish.precision else ()
-    branching = len(conditionals(model))
-    return KitModel(role, site, file, branching, expected_boundaries(model), pinned)
+    def _written(self, model: ir.Model, role: str, site: str | None, file: str) -> KitModel:
+        """Run the target's passes and keep the bytes."""
+        wish = self.wish
+        model = _precise(fix_batch(model, 1), wish, wish.in_graph)
+        model = lower(model, wish.opset)
+        if not wish.target.release.conv_slots:
+            model = through_matmul(model)
+        refuse_branches(model)
+        refuse_unsupported(model, wish.target.release.tensorrt)
+        model = name_boundaries(model)
+        self.files[file] = store.to_bytes(model)
+        self.layers |= {
+            node.name: layer for node in nodes(model) if node.name and (layer := layer_of(node))
+        }
+        pinned = _pinned(model) if wish.in_graph != wish.precision else ()
+        branching = len(conditionals(model))
+        return KitModel(role, site, file, branching, expected_boundaries(model), pinned)
 
 
 def _precise(model: ir.Model, wish: Wish, precision: Precision) -> ir.Model:

@@ -20,6 +20,7 @@ from toolchain.bundle.document import read_document
 from toolchain.digest import canonical_json, sha256
 from toolchain.emit.kit import Emitted
 from toolchain.engine.kit import (
+    LAYERS_NAME,
     SCHEMA,
     ClassProfile,
     Kit,
@@ -154,6 +155,7 @@ def _write(
             _require_same(there, found, manifest.flavours)
             _require_room(there, manifest)
     files = {name: found.files[name] for name in _files(manifest.flavours)}
+    files[LAYERS_NAME] = canonical_json(dict(found.layers))
     if found.wish.ranges:
         files[RANGES_NAME] = canonical_json(dict(found.wish.ranges))
     if found.wish.target.release.scripted:

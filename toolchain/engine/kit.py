@@ -34,7 +34,7 @@ from toolchain.fields import ListOf, Nullable, Section, SectionOf, choice, key, 
 from toolchain.files import atomic_directory, read_limited
 
 SCHEMA = "da3.kit/1"
-KIT_NAME, BACKBONE_NAME = "kit.json", "backbone.json"
+KIT_NAME, BACKBONE_NAME, LAYERS_NAME = "kit.json", "backbone.json", "layers.json"
 LIMIT_FILES = 2048
 # Three segments and their pinned nodes per block add up.
 LIMIT_BYTES = 1 << 20
@@ -186,6 +186,16 @@ class Kit:
         """Return a listed file. Raises BundleError unless its bytes are those that were listed."""
         entry = next(item for item in self.manifest.files if item.name == name)
         return _checked(self.path, entry)
+
+    def layers(self) -> dict[str, str]:
+        """Return which layer of the PyTorch model a node comes from, for messages.
+
+        Empty for a kit without them. Raises BundleError as :meth:`read`.
+        """
+        if LAYERS_NAME not in {entry.name for entry in self.manifest.files}:
+            return {}
+        found = read_document(self.read(LAYERS_NAME), LAYERS_NAME, limit_bytes=LIMIT_BYTES)
+        return {name: str(layer)[:200] for name, layer in found.items()}
 
 
 def kit_name(backbone: BackboneManifest, target: str, precision: str, domain: str = "") -> str:

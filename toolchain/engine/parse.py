@@ -211,7 +211,7 @@ def _line(one: Refusal, said: Said, sites: Sequence[str], layers: Mapping[str, s
         for kind, name in (
             ("operator", one.operator),
             ("block", site),
-            ("layer", layers.get(one.node, "")),
+            ("in the PyTorch model", layers.get(one.node, "")),
         )
         if name
     ]

@@ -81,7 +81,7 @@ def tested_on(
         with timed(seconds, "selftest"), limit:
             selftest(
                 release.golden(),
-                _Bound(engine, release, limit),
+                Bound(engine, release, limit),
                 release.slots,
                 release.preprocess,
                 allowed=engine.allowed(release),
@@ -110,7 +110,7 @@ def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     seconds[step] = time.perf_counter() - started
 
 
-class _Bound:
+class Bound:
     """An engine that takes a release's tensors and fills what it lacks, as a self-test runs it.
 
     Tensors are bound when they come for the first time and let go when others come.
