@@ -65,7 +65,7 @@ def test_kits_hold_no_domain_but_static_ones(kitted: Kitted) -> None:
 def test_a_second_export_keeps_the_kit(kitted: Kitted, tmp_path: Path) -> None:
     shutil.copytree(kitted.folder, tmp_path / "dist")
     found = again(kitted, tmp_path / "dist", order("orin int8"), order("nano fp32"))
-    assert [item.reused for item in found.kits] == [True, True]
+    assert [item.state for item in found.kits] == ["reused", "reused"]
     before = {kit.path.name: kit.digest for kit in kitted.kits.values()}
     assert all(before[item.kit.path.name] == item.kit.digest for item in found.kits)
 
@@ -80,7 +80,7 @@ def test_another_domain_shares_the_kit(fleet: Fleet, kitted: Kitted, tmp_path: P
         cache=kitted.exported.cache,
         orders=[order("nano fp32")],
     )
-    assert [item.reused for item in found.kits] == [True]
+    assert [item.state for item in found.kits] == ["reused"]
 
 
 def test_int8_ranges_are_kept_for_the_next_domain(kitted: Kitted) -> None:
@@ -96,7 +96,7 @@ def test_recalibrating_only_widens(kitted: Kitted, tmp_path: Path) -> None:
     kit = kitted.kits["orin int8"]
     found = again(kitted, tmp_path / "dist", replace(order("orin int8"), recalibrate=True))
     # The same pictures need nothing wider.
-    assert found.kits[0].reused
+    assert found.kits[0].state == "reused"
     assert found.kits[0].kit.digest == kit.digest
 
 
@@ -133,7 +133,7 @@ def test_overwriting_replaces_a_kit_that_differs(
         overwrite=True,
     )
     (item,) = found.kits
-    assert not item.reused
+    assert item.state == "replaced"
     assert open_kit(item.kit.path).digest != kitted.kits["nano fp32"].digest
 
 

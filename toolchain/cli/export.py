@@ -206,7 +206,7 @@ def _kit(item: KitReport) -> dict[str, Any]:
     manifest = item.kit.manifest
     return {
         "path": item.kit.path,
-        "reused": item.reused,
+        "state": item.state,
         "target": manifest.target,
         "precision": manifest.precision,
         "flavours": [one.flavour for one in manifest.flavours],
@@ -222,7 +222,7 @@ def _kit_lines(report: ExportReport) -> list[str]:
         plan, held = item.plan, ", ".join(one.flavour for one in item.kit.manifest.flavours)
         share = layout.percent(plan.accuracy)
         rows += [
-            f"  {item.kit.path}  ({held}{', reused' if item.reused else ''})",
+            f"  {item.kit.path}  ({held}, {item.state})",
             f"    {plan.precision}: accuracy {share}, same class as fp32 in "
             f"{layout.percent(plan.agreement)} of {plan.samples} pictures, same gates in "
             f"{layout.percent(plan.gate_agreement)}",
@@ -231,6 +231,12 @@ def _kit_lines(report: ExportReport) -> list[str]:
         f"  {name}: closed gates compute all the same there; add --flavour static"
         for name in {item.kit.manifest.target for item in report.kits}
         if find(name).release.boundaries == "missing"
+    }
+    notes |= {
+        f"  {item.kit.path.name} was replaced: build its engines anew, and export the other "
+        "domains on it again, which measures them"
+        for item in report.kits
+        if item.state == "replaced"
     }
     title = layout.title("kits: da3 build makes engines from them on the board")
     return ["", title, *rows, *sorted(notes)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from toolchain.bundle import BackboneManifest, Plan
 from toolchain.emit.kit import Wish
 from toolchain.emit.prepare import Domain, Prepared, prepare
-from toolchain.emit.writing import Source, kept_ranges, refuse_others, write_kits
+from toolchain.emit.writing import Source, State, kept_ranges, refuse_others, write_kits
 from toolchain.engine.kit import Kit
 from toolchain.engine.target import Precision, Target
 
@@ -40,10 +40,14 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class KitReport:
-    """A kit that was written, or found ``reused``; ``unopened``: gates no sample opened."""
+    """A kit and what became of it; ``unopened``: gates that no sample opened.
+
+    One that was ``replaced`` leaves engines behind that no longer belong to it, and figures in the
+    bundles of other domains that were measured on what it was.
+    """
 
     kit: Kit
-    reused: bool
+    state: State
     plan: Plan
     unopened: tuple[str, ...]
 
@@ -81,9 +85,9 @@ class Orders:
     def write(self, source: Source) -> tuple[KitReport, ...]:
         """Write the kits; raises as :func:`toolchain.emit.writing.write_kits`."""
         return tuple(
-            KitReport(kit, reused, made.plan, made.unopened)
+            KitReport(kit, state, made.plan, made.unopened)
             for order, made in zip(self._orders, self._made, strict=True)
-            for kit, reused in write_kits(
+            for kit, state in write_kits(
                 made.emitted, source, self._folder, overwrite=self._replaces(order)
             )
         )

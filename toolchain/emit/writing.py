@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy.typing as npt
 
@@ -39,6 +39,7 @@ from toolchain.runtime.release import shared_options
 # ImageNet has this many; a domain with more raises it.
 MOST_CLASSES = 1000
 RANGES_NAME = "ranges.json"
+State = Literal["written", "reused", "replaced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,8 @@ class Source:
 
 def write_kits(
     found: Emitted, source: Source, folder: Path, *, overwrite: bool = False
-) -> tuple[tuple[Kit, bool], ...]:
-    """Write the kits of one target and precision; returns each, and whether it was there before.
+) -> tuple[tuple[Kit, State], ...]:
+    """Write the kits of one target and precision; returns each, and what became of it.
 
     Raises ExistsError for a kit that is there and another, unless ``overwrite``.
     """
@@ -144,13 +145,14 @@ def _slot(name: str, array: Any) -> KitSlot:
 
 def _write(
     manifest: KitManifest, found: Emitted, source: Source, folder: Path, *, overwrite: bool
-) -> tuple[Kit, bool]:
+) -> tuple[Kit, State]:
     path = folder / _name(found, source.backbone, manifest.flavours)
-    if path.is_dir():
+    state: State = "replaced" if path.is_dir() else "written"
+    if state == "replaced":
         there = open_kit(path)
         # Kept even when it may be replaced: engines are bound to its digest.
         if not _differing(there, found, manifest.flavours) and not _too_small(there, manifest):
-            return there, True
+            return there, "reused"
         if not overwrite:
             _require_same(there, found, manifest.flavours)
             _require_room(there, manifest)
@@ -160,7 +162,7 @@ def _write(
         files[RANGES_NAME] = canonical_json(dict(found.wish.ranges))
     if found.wish.target.release.scripted:
         files[SCRIPT_NAME] = _script(manifest, found, source, files)
-    return write_kit(folder, manifest, source.backbone, files, overwrite=overwrite), False
+    return write_kit(folder, manifest, source.backbone, files, overwrite=overwrite), state
 
 
 def _files(flavours: tuple[KitFlavour, ...]) -> list[str]:
