@@ -53,7 +53,7 @@ test-full: $(STAMP)  ## the tests at full sizes; ten minutes and a few gigabytes
 	$(BIN)/python -m pytest -m full
 
 test-gpu: $(STAMP)  ## the tests that need an NVIDIA GPU and TensorRT
-	$(BIN)/python -m pytest -m gpu tests/engine tests/runtime tests/emit tests/bench
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(STAMP)  ## ruff, over everything
 	$(BIN)/ruff check .

@@ -30,12 +30,12 @@ from toolchain.engine.cache import (
 )
 from toolchain.engine.features import TensorRT, load
 from toolchain.engine.key import Key, key_of
-from toolchain.engine.kit import Kit, KitFlavour, KitModel, open_kit
+from toolchain.engine.kit import Kit, KitFlavour, KitModel, KitSlot, open_kit
 from toolchain.engine.locate import here
 from toolchain.engine.log import SkippedTactic
 from toolchain.engine.machine import Machine, look
 from toolchain.engine.parse import Network, new_builder, parse, require_slots
-from toolchain.engine.target import find
+from toolchain.engine.target import Target, find
 from toolchain.errors import BundleError, EngineMismatchError
 from toolchain.files import make_folder
 from toolchain.runtime import deployed
@@ -124,6 +124,7 @@ def check(path: Path, wanted: Wanted = DEFAULT, *, notify: Notify = lambda _: No
     rooms do; BuildError where the module needs a device.
     """
     kit, trt = open_kit(path), load(wanted.module)
+    _target(kit)
     found = []
     for flavour in _chosen(kit, wanted):
         job = _Job(kit, trt, flavour, wanted, free_bytes=0, cpu_only=True)
@@ -182,13 +183,20 @@ def _chosen(kit: Kit, wanted: Wanted) -> tuple[KitFlavour, ...]:
 
 def _require_target(kit: Kit, machine: Machine) -> None:
     """A kit is written for one release of TensorRT: dialect, repairs and precision follow it."""
-    wanted, found = find(kit.manifest.target), here(machine)
+    wanted, found = _target(kit), here(machine)
     if found is not None and found.release.tensorrt != wanted.release.tensorrt:
         raise EngineMismatchError(
             f"{kit.path}: expected this machine to be {wanted.name} (TensorRT "
             f"{wanted.release.tensorrt}), got {found.name} (TensorRT {found.release.tensorrt})",
             fix=f"da3-export --domain NAME --target {found.name}",
         )
+
+
+def _target(kit: Kit) -> Target:
+    """Return the kit's target. Raises UnknownNameError, PrecisionError for one it has not."""
+    target = find(kit.manifest.target)
+    target.require(kit.manifest.precision)  # type: ignore[arg-type]  # one of them, by the schema
+    return target
 
 
 def _options(wanted: Wanted, kit: Kit, *, cpu_only: bool) -> BuildOptions:
@@ -335,6 +343,7 @@ class _Job:
             self._options,
             free_bytes=self._free_bytes,
             pinned=model.pinned,
+            progress=_go_on,
             timing_cache=cache,
         )
         self.plans[model.file] = built
@@ -359,6 +368,7 @@ class _Job:
             self._options,
             free_bytes=self._free_bytes,
             pinned=model.pinned,
+            progress=_go_on,
             timing_cache=cache,
         )
 
@@ -370,4 +380,15 @@ class _Job:
 
     def require_slots(self) -> None:
         """Raise EngineError unless every slot is an input of the networks."""
-        require_slots(self._networks, self._kit.manifest.slots)
+        whole = self._flavour.flavour != "staged"
+        require_slots(self._networks, self._slots, whole=whole)
+
+    @property
+    def _slots(self) -> tuple[KitSlot, ...]:
+        # A static network has them inside; its kit lists none.
+        return () if self._flavour.flavour == "static" else self._kit.manifest.slots
+
+
+def _go_on(_phase: str, _step: int, _steps: int) -> bool:
+    """Let Python look up now and then during a build, or Ctrl-C would wait for its end."""
+    return True

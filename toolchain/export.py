@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safetensors.numpy import load as load_safetensors
@@ -21,7 +21,7 @@ from toolchain.adapt import checkpoint as checkpoints
 from toolchain.adapt.data import DomainData
 from toolchain.adapt.data import load as load_data
 from toolchain.adapt.models import restore
-from toolchain.bundle import BackboneArtefact, BackboneManifest, Manifest, Payload
+from toolchain.bundle import BackboneArtefact, BackboneManifest, Manifest, Payload, Plan
 from toolchain.bundle.golden import Golden
 from toolchain.check import parity, subjects
 from toolchain.check.bundles import SHIPPED
@@ -34,6 +34,7 @@ from toolchain.emit.writing import Source
 from toolchain.errors import (
     BackboneMismatchError,
     CheckpointError,
+    Da3Error,
     ExistsError,
 )
 from toolchain.files import make_folder, write_atomic
@@ -100,6 +101,8 @@ def export(
     whatever the rooms raise. ``orders``: kits to write beside the bundle; what their precision
     costs stands in it.
     """
+    for order in orders:
+        order.require()
     clock = _Clock(notify)
     target = dist / f"{recipe.domain}{SUFFIX}"
     if not overwrite:
@@ -120,19 +123,25 @@ def export(
             linked = _Linked(halves, graphs, _linkings(kept), Path(folder))
             cases = join([chosen.golden, chosen.others])
             report = _check(linked, cases, recipe, threads=threads, tolerance=tolerance)
-    ordered = Orders(
-        orders, manifests.backbone(kept, halves), _rates(kept), dist, overwrite=overwrite
+    own = manifests.backbone(kept, halves)
+    place = dist / bundle.artefact_name(own.name, own.weights_digest)
+    draft = manifests.domain(
+        kept, recipe, halves, artefact=BackboneArtefact(place, own), chosen=chosen, report=report
     )
-    plans = ordered.prepare(_domain(recipe, halves, data), clock.step) if orders else ()
+    ordered = Orders(orders, own, _rates(kept), dist, overwrite=overwrite)
+    if orders:
+        source = _source(draft, "", own, halves, graphs)
+        plans = ordered.prepare(_domain(recipe, halves, data), source, clock.step)
+        draft = replace(draft, plans=plans)
+    draft = replace(draft, plans=draft.plans + _kept_plans(target, halves, draft.plans))
     with clock.step("pack"):
         make_folder(dist, fix="choose another with --dist")
-        artefact, reused = _backbone(halves, kept, dist)
+        artefact, reused = _backbone(own, halves, place)
         payloads = _payloads(halves, graphs, checkpoint, chosen, recipe)
-        manifest = manifests.domain(
-            kept, recipe, halves, artefact=artefact, chosen=chosen, report=report, plans=plans
-        )
-        manifest = bundle.pack(target, manifest, payloads, overwrite=overwrite)
-        kits = ordered.write(_source(manifest, artefact, halves, graphs)) if orders else ()
+        # The bundle comes last: whoever finds it finds what it tells of.
+        release = _release(draft, payloads) if orders else ""
+        kits = ordered.write(_source(draft, release, own, halves, graphs))
+        manifest = bundle.pack(target, draft, payloads, overwrite=overwrite)
     return ExportReport(
         recipe.domain,
         target,
@@ -192,21 +201,38 @@ def _linkings(kept: checkpoints.Checkpoint) -> list[Linking]:
     return [named(name, _rates(kept)) for name in SHIPPED]
 
 
+def _kept_plans(path: Path, halves: Halves, plans: tuple[Plan, ...]) -> tuple[Plan, ...]:
+    """Return what the bundle that is replaced says of other kits, if its tensors are the same."""
+    try:
+        before = bundle.open_bundle(path).manifest
+    except Da3Error:
+        return ()
+    if before.adaptor.slots != bundle.slot_table(halves.slots):
+        return ()
+    anew = {(plan.target, plan.precision) for plan in plans}
+    return tuple(plan for plan in before.plans if (plan.target, plan.precision) not in anew)
+
+
 def _domain(recipe: Recipe, halves: Halves, data: DomainData) -> Domain:
     slots = load_safetensors(halves.slots)
     return Domain(recipe.domain, in_memory(halves), slots, data, recipe.preprocess)
 
 
 def _source(
-    manifest: Manifest, artefact: BackboneArtefact, halves: Halves, graphs: dict[str, bytes]
+    manifest: Manifest,
+    release: str,
+    own: BackboneManifest,
+    halves: Halves,
+    graphs: dict[str, bytes],
 ) -> Source:
-    return Source(
-        manifest,
-        digest.sha256(manifest.to_json()),
-        artefact.manifest,
-        load_safetensors(halves.slots),
-        digest.sha256(graphs["swap-if"]),
-    )
+    slots = load_safetensors(halves.slots)
+    return Source(manifest, release, own, slots, digest.sha256(graphs["swap-if"]))
+
+
+def _release(draft: Manifest, payloads: list[Payload]) -> str:
+    """Return the digest that the bundle's manifest will have."""
+    with tempfile.TemporaryDirectory(prefix="da3-export-") as folder:
+        return digest.sha256(bundle.pack(Path(folder) / "bundle", draft, payloads).to_json())
 
 
 def _link(halves: Halves, kept: checkpoints.Checkpoint, folder: Path) -> dict[str, bytes]:
@@ -259,15 +285,12 @@ def _check(
 
 
 def _backbone(
-    halves: Halves, kept: checkpoints.Checkpoint, dist: Path
+    wanted: BackboneManifest, halves: Halves, path: Path
 ) -> tuple[BackboneArtefact, bool]:
-    """Return the artefact in ``dist``, written if it is not there, and whether it was there."""
-    info = kept.info.backbone
-    path = dist / bundle.artefact_name(info.name, info.weights_digest)
-    wanted = manifests.backbone(kept, halves)
+    """Return the artefact at ``path``, written if it is not there, and whether it was there."""
     try:
         written = bundle.write_backbone(
-            dist, wanted, graph=halves.backbone_graph, weights=halves.weights
+            path.parent, wanted, graph=halves.backbone_graph, weights=halves.weights
         )
     except ExistsError:
         # There before, or put there this moment by another export.

@@ -66,7 +66,7 @@ def test_another_backbone_in_the_kit(tmp_path: Path) -> None:
 
 
 def test_no_kit_there(tmp_path: Path) -> None:
-    with pytest.raises(StorageError):
+    with pytest.raises(DataError, match="expected a kit"):
         open_kit(tmp_path)
 
 

@@ -23,10 +23,12 @@ for option in "$@"; do
     --help) echo '&&&& RUNNING TensorRT.trtexec [TensorRT v8502] # trtexec --help'; exit 0 ;;
     --saveEngine=*) save=${option#--saveEngine=} ;;
     --loadInputs=*open.bin*) ms=4.0; cp open.bin "$CALLS.open" ;;
+    --loadEngine=*) ms=${ALONE_MS:-} ;;
     --loadInputs=*closed.bin*) ms=${CLOSED_MS:-1.5}; cp closed.bin "$CALLS.closed" ;;
   esac
 done
 if [ "${FAIL:-}" = yes ]; then echo '[E] Error[2]: out of memory'; exit 1; fi
+if [ "${OOM:-}" = yes ] && [ -n "${save:-}" ]; then kill -9 $$; fi
 if [ "${KILL:-}" = yes ] && [ -n "${save:-}" ]; then kill -9 $PPID; exit 137; fi
 if [ -n "${save:-}" ]; then echo engine > "$save"; fi
 if [ -n "${ms:-}" ]; then
@@ -178,6 +180,73 @@ def test_the_proof_holds_closed_against_open(tmp_path: Path) -> None:
     assert struct.unpack("<f", opened) == (1e4,)
     assert struct.unpack("<f", closed) == (-1e4,)
     assert "--loadInputs=block00.gate.bias:open.bin" in board.called[1]
+
+
+def test_a_static_model_has_no_gate_to_force(tmp_path: Path) -> None:
+    own = dataclasses.replace(
+        kits.SWAP, flavour="static", domain="toy", release="sha256:" + "2" * 64
+    )
+    found = dataclasses.replace(kits.manifest(), flavours=(own,), slots=())
+    board = Board(tmp_path, found)
+    done = board.run("--prove", ALONE_MS="2.5")
+    assert done.returncode == 0, done.stderr
+    assert "gates: none that can be forced (2.5 ms)" in done.stdout
+    assert not any("loadInputs" in call for call in board.called)
+
+
+def test_an_engine_that_does_not_skip_says_so_from_then_on(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    board.run("--prove", CLOSED_MS="3.9")
+    again = board.run()
+    assert again.returncode == 0
+    assert "gates: not skipping" in again.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"]])
+def test_help_builds_nothing(tmp_path: Path, words: list[str]) -> None:
+    board = Board(tmp_path)
+    done = board.run(*words)
+    assert done.returncode == 0
+    assert "--prove" in done.stdout
+    assert not board.called
+    assert not board.out.exists()
+
+
+def test_words_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+    assert Board(tmp_path).run("--fast").returncode == 2
+    (tmp_path / "second").mkdir()
+    assert Board(tmp_path / "second").run("one").returncode == 2
+
+
+def test_a_failure_is_no_killed_build(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    assert board.run(FAIL="yes").returncode == 1
+    done = board.run()
+    assert done.returncode == 0
+    assert "killed" not in done.stderr
+    assert len(board.called) == 2
+
+
+def test_trtexec_that_is_killed_is_one(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    assert board.run(OOM="yes").returncode == 1
+    assert "the last build was killed" in board.run().stderr
+
+
+def test_engines_of_other_kits_are_passed_over(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    board.out.mkdir()
+    (board.out / "engine-000000000000.key").write_text("kit=sha256:other\n")
+    assert "not used" not in board.run().stderr
+
+
+@pytest.mark.parametrize("name", ["with blank", "-dash", "käfer", "a;b", "$(id)"])
+def test_any_folder_may_be_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    board = Board(tmp_path / name)
+    done = board.run(CDPATH="/tmp:/usr")
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).parent == board.out
 
 
 def test_gates_that_do_not_skip_are_told(tmp_path: Path) -> None:

@@ -159,17 +159,22 @@ def _orders(
             "expected --target beside --precision, --flavour and --recalibrate, got none",
             fix="add --target NAME; da3 doctor --targets lists them",
         )
+    if recalibrate and "int8" not in precisions:
+        raise UsageError(
+            "expected --precision int8 beside --recalibrate, as nothing else is calibrated",
+            fix="add --precision int8",
+        )
     found = [find(name) for name in targets]
     wanted = [one for one in get_args(Precision) if one in (precisions or ("fp16",))]
-    for target in found:
-        for precision in wanted:
-            target.require(precision)
     chosen_flavours = tuple(one for one in FLAVOURS if one in (flavours or ("swap",)))
-    return [
-        Order(target, precision, chosen_flavours, recalibrate)
+    orders = [
+        Order(target, precision, chosen_flavours, recalibrate and precision == "int8")
         for target in dict.fromkeys(found)
         for precision in wanted
     ]
+    for order in orders:
+        order.require()
+    return orders
 
 
 def _document(report: ExportReport, checkpoint: Path, *, trained: bool) -> dict[str, Any]:
@@ -212,6 +217,7 @@ def _kit(item: KitReport) -> dict[str, Any]:
         "flavours": [one.flavour for one in manifest.flavours],
         "bytes": sum(entry.size for entry in manifest.files),
         "unopened": item.unopened,
+        "stale": item.stale,
         "measured": item.plan,
     }
 
@@ -228,13 +234,14 @@ def _kit_lines(report: ExportReport) -> list[str]:
             f"{layout.percent(plan.gate_agreement)}",
         ]
     notes = {
-        f"  {name}: closed gates compute all the same there; add --flavour static"
+        f"  {name}: closed gates compute all the same there; --flavour static saves those that "
+        "never vary"
         for name in {item.kit.manifest.target for item in report.kits}
         if find(name).release.boundaries == "missing"
     }
     notes |= {
-        f"  {item.kit.path.name} was replaced: build its engines anew, and export the other "
-        "domains on it again, which measures them"
+        f"  {item.kit.path.name} was replaced: build its engines anew"
+        + (f", and export again: {', '.join(item.stale)}" if item.stale else "")
         for item in report.kits
         if item.state == "replaced"
     }

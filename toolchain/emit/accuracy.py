@@ -140,7 +140,7 @@ def measure_golden(
     return measure(got, Answer(golden.logits, golden.gates, {}))
 
 
-def require(precision: Precision, found: Accuracy, what: str) -> None:
+def require(precision: Precision, found: Accuracy, what: str, *, fix: str = "") -> None:
     """Raise PrecisionError unless ``found`` lies within what ``precision`` may change.
 
     ``what`` says what was measured: ``cars, test samples``.
@@ -151,15 +151,14 @@ def require(precision: Precision, found: Accuracy, what: str) -> None:
     fixes = {
         "fp32": "report the graph: fp32 answers as the exported graph does",
         "fp16": "build in fp32; a backbone with very large activations does not bear fp16",
-        "int8": "ranges of other domains may not fit this one: --recalibrate widens those of the "
-        "kit (build its engines anew); or choose fp16",
+        "int8": "this domain does not bear int8: choose fp16, or train it further",
     }
     raise PrecisionError(
         f"{what}: expected {precision} within {allowed.tolerance:g} of the logits' range, another "
         f"class in at most {allowed.classes_share:.1%} and another gate in at most "
         f"{allowed.gates_share:.1%} of {found.cases} cases, got {found.error:.2g}, "
         f"{found.classes_share:.1%} and {found.gates_share:.1%}",
-        fix=fixes[precision],
+        fix=fix or fixes[precision],
     )
 
 

@@ -15,9 +15,18 @@ from pathlib import Path
 from toolchain.bundle import BackboneManifest, Plan
 from toolchain.emit.kit import Wish
 from toolchain.emit.prepare import Domain, Prepared, prepare
-from toolchain.emit.writing import Source, State, kept_ranges, refuse_others, write_kits
+from toolchain.emit.writing import (
+    Source,
+    State,
+    existing,
+    kept_ranges,
+    refuse_others,
+    stale,
+    write_kits,
+)
 from toolchain.engine.kit import Kit
-from toolchain.engine.target import Precision, Target
+from toolchain.engine.target import FLAVOURS, Precision, Target
+from toolchain.errors import BundleError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,25 @@ class Order:
     flavours: tuple[str, ...]
     recalibrate: bool = False
 
+    def require(self) -> None:
+        """Refuse what can be known from the order alone.
+
+        Raises PrecisionError for a precision that the board lacks, UsageError for segments without
+        the whole network where only a script builds: nothing there could run them.
+        """
+        self.target.require(self.precision)
+        if self.recalibrate and self.precision != "int8":
+            raise UsageError(
+                f"expected --recalibrate with int8 alone, got it with {self.precision}",
+                fix="leave it out, or export int8 in a run of its own",
+            )
+        if self.target.release.scripted and set(self.flavours) - {"static"} == {"staged"}:
+            raise UsageError(
+                f"{self.target.name}: expected the flavour swap beside staged, got staged without "
+                "it: its board builds by a script, and nothing there runs segments",
+                fix="add --flavour swap",
+            )
+
     @property
     def title(self) -> str:
         """What progress calls it."""
@@ -42,14 +70,15 @@ class Order:
 class KitReport:
     """A kit and what became of it; ``unopened``: gates that no sample opened.
 
-    One that was ``replaced`` leaves engines behind that no longer belong to it, and figures in the
-    bundles of other domains that were measured on what it was.
+    One that was ``replaced`` leaves engines behind that no longer belong to it; ``stale``: bundles
+    beside it whose figures were measured on what it was.
     """
 
     kit: Kit
     state: State
     plan: Plan
     unopened: tuple[str, ...]
+    stale: tuple[str, ...]
 
 
 class Orders:
@@ -70,35 +99,49 @@ class Orders:
         self._made: list[Prepared] = []
 
     def prepare(
-        self, domain: Domain, step: Callable[[str], AbstractContextManager[None]]
+        self, domain: Domain, source: Source, step: Callable[[str], AbstractContextManager[None]]
     ) -> tuple[Plan, ...]:
         """Make and measure the models of every order, each as a ``step``.
 
-        Returns what the bundle tells of them. Raises as :func:`toolchain.emit.prepare.prepare`, and
-        ExistsError for a kit that is there and another.
+        ``source`` as far as it is known yet. Returns what the bundle tells of them. Raises as
+        :func:`toolchain.emit.prepare.prepare`, and ExistsError for a kit that is there and another.
         """
         for order in self._orders:
             with step(order.title):
-                self._made.append(self._prepared(order, domain))
+                made = self._prepared(order, domain)
+                if not self._replaces(order):
+                    refuse_others(made.emitted, source, self._folder)
+                self._made.append(made)
         return tuple(item.plan for item in self._made)
 
     def write(self, source: Source) -> tuple[KitReport, ...]:
         """Write the kits; raises as :func:`toolchain.emit.writing.write_kits`."""
-        return tuple(
-            KitReport(kit, state, made.plan, made.unopened)
-            for order, made in zip(self._orders, self._made, strict=True)
-            for kit, state in write_kits(
-                made.emitted, source, self._folder, overwrite=self._replaces(order)
-            )
-        )
+        found = []
+        for order, made in zip(self._orders, self._made, strict=True):
+            replaces = self._replaces(order)
+            for kit, state in write_kits(made.emitted, source, self._folder, overwrite=replaces):
+                changed = state == "replaced"
+                old = stale(self._folder, kit, source.manifest.domain) if changed else ()
+                found.append(KitReport(kit, state, made.plan, made.unopened, old))
+        return tuple(found)
 
     def _prepared(self, order: Order, domain: Domain) -> Prepared:
-        ranges = kept_ranges(self._folder, self._backbone, order.target.name, order.precision)
-        wish = Wish(order.target, order.precision, order.flavours, self._rates, ranges)
-        made = prepare(domain, wish, recalibrate=order.recalibrate)
-        if not self._replaces(order):
-            refuse_others(made.emitted, self._backbone, domain.name, self._folder)
-        return made
+        there = self._there(order)
+        # Engines and scripts in the field use what a kit has: none is dropped from it.
+        held = {item.flavour for item in there.manifest.flavours} if there else set()
+        flavours = tuple(name for name in FLAVOURS if name in held | {*order.flavours})
+        anew = self._overwrite and order.recalibrate
+        ranges = {} if there is None or anew else kept_ranges(there)
+        wish = Wish(order.target, order.precision, flavours, self._rates, ranges)
+        return prepare(domain, wish, recalibrate=order.recalibrate)
+
+    def _there(self, order: Order) -> Kit | None:
+        try:
+            return existing(self._folder, self._backbone, order.target.name, order.precision)
+        except BundleError:
+            if not self._overwrite:
+                raise
+            return None
 
     def _replaces(self, order: Order) -> bool:
-        return self._overwrite or order.recalibrate
+        return self._overwrite or (order.recalibrate and order.precision == "int8")

@@ -27,6 +27,10 @@ from toolchain.preprocess import Preprocessing, normalise
 
 # Enough that one picture is a quarter of a per cent; at 224 pixels more take long.
 CALIBRATION_SAMPLES, TEST_SAMPLES = 128, 400
+_WIDEN = (
+    "the kit's ranges are other domains': --recalibrate widens them by this one's pictures (build "
+    "its engines anew); or choose fp16"
+)
 Slots = Mapping[str, npt.NDArray[Any]]
 
 
@@ -59,6 +63,7 @@ def prepare(domain: Domain, wish: Wish, *, recalibrate: bool = False) -> Prepare
     :func:`toolchain.emit.kit.emit`.
     """
     unopened: tuple[str, ...] = ()
+    given = wish
     wish.target.require(wish.precision)
     if wish.precision == "int8" and (recalibrate or not wish.ranges):
         images, _ = _pictures(domain.data.train, domain.preprocess, CALIBRATION_SAMPLES)
@@ -67,22 +72,27 @@ def prepare(domain: Domain, wish: Wish, *, recalibrate: bool = False) -> Prepare
             found = calibrate.joined([calibrate.Ranges(wish.ranges, ()), found])
         wish, unopened = replace(wish, ranges=found.amax), found.unopened
     emitted = emit(domain.split, wish)
-    plan = measured(domain, wish, emitted.whole, emitted.emulated)
+    kept = wish.precision == "int8" and not recalibrate and bool(given.ranges)
+    plan = measured(domain, wish, emitted.whole, emitted.emulated, kept=kept)
     return Prepared(emitted, plan, unopened)
 
 
-def measured(domain: Domain, wish: Wish, whole: bytes, emulated: bytes) -> Plan:
+def measured(
+    domain: Domain, wish: Wish, whole: bytes, emulated: bytes, *, kept: bool = False
+) -> Plan:
     """Return what the precision costs the domain on its test pictures, as the bundle tells it.
 
     ``whole``: the kit's ``swap`` model; ``emulated``: what runs in its place, the same bytes where
-    the precision stands in the graph. Raises PrecisionError where it costs more than it may.
+    the precision stands in the graph; ``kept``: ranges were those of other domains. Raises
+    PrecisionError where it costs more than it may.
     """
     images, labels = _pictures(domain.data.test, domain.preprocess, TEST_SAMPLES)
     plain = store.to_bytes(link(domain.split, Linking("swap", "if")))
     wanted = accuracy.answers(plain, domain.slots, images)
     got = wanted if emulated == plain else accuracy.answers(emulated, domain.slots, images)
     found = accuracy.measure(got, wanted, labels)
-    accuracy.require(wish.precision, found, f"{domain.name} on {wish.target.name}")
+    what = f"{domain.name} on {wish.target.name}"
+    accuracy.require(wish.precision, found, what, fix=_WIDEN if kept else "")
     return Plan(
         target=wish.target.name,
         precision=wish.precision,

@@ -8,6 +8,7 @@ written, else refused: engines on devices were built from it. It emits nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 
-from toolchain.bundle import BackboneManifest, Manifest
+from toolchain.bundle import BackboneManifest, Manifest, open_bundle
 from toolchain.bundle.document import read_document
 from toolchain.digest import canonical_json, sha256
 from toolchain.emit.kit import Emitted
@@ -32,13 +33,15 @@ from toolchain.engine.kit import (
     write_kit,
 )
 from toolchain.engine.script import SCRIPT_NAME, script
-from toolchain.errors import ExistsError
+from toolchain.errors import BundleError, Da3Error, ExistsError
 from toolchain.graph.names import HEAD_SLOTS
 from toolchain.runtime.release import shared_options
 
 # ImageNet has this many; a domain with more raises it.
 MOST_CLASSES = 1000
 RANGES_NAME = "ranges.json"
+# Beyond it nothing of a network that works was measured.
+MOST = 1e6
 State = Literal["written", "reused", "replaced"]
 
 
@@ -70,12 +73,62 @@ def write_kits(
     )
 
 
-def refuse_others(found: Emitted, backbone: BackboneManifest, domain: str, folder: Path) -> None:
-    """Raise ExistsError early if a kit that is there is another than would be written."""
-    for flavours in _split(found, domain, ""):
-        path = folder / _name(found, backbone, flavours)
+def refuse_others(found: Emitted, source: Source, folder: Path) -> None:
+    """Raise ExistsError early if a kit that is there is another than would be written.
+
+    ``source.release`` need not be known yet. Raises BundleError for one that is damaged.
+    """
+    for flavours in _split(found, source.manifest.domain, source.release):
+        path = folder / _name(found, source.backbone, flavours)
         if path.is_dir():
-            _require_same(open_kit(path), found, flavours)
+            wanted = _manifest(found, source, flavours)
+            _require_same(open_kit(path), wanted, found)
+
+
+def existing(folder: Path, backbone: BackboneManifest, target: str, precision: str) -> Kit | None:
+    """Return the backbone's kit in ``folder``, None if there is none. Raises BundleError."""
+    path = folder / kit_name(backbone, target, precision)
+    return open_kit(path) if path.is_dir() else None
+
+
+def kept_ranges(kit: Kit) -> dict[str, float]:
+    """Return the calibration of a kit, empty if it has none.
+
+    Raises BundleError for magnitudes that no activation has.
+    """
+    if RANGES_NAME not in {entry.name for entry in kit.manifest.files}:
+        return {}
+    found = read_document(kit.read(RANGES_NAME), RANGES_NAME, limit_bytes=1 << 20)
+    odd = [name for name, value in found.items() if not _is_range(value)]
+    if odd:
+        raise BundleError(
+            f"{kit.path}: {RANGES_NAME}: expected magnitudes above 0 and up to {MOST:g}, got "
+            f"{found[odd[0]]!r:.40} for {odd[0]!r:.80}",
+            fix="calibrate from nothing with --recalibrate --overwrite",
+        )
+    return {name: float(value) for name, value in found.items()}
+
+
+def _is_range(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < float(value) <= MOST  # type: ignore[arg-type]
+
+
+def stale(folder: Path, kit: Kit, own: str) -> tuple[str, ...]:
+    """Return the bundles in ``folder`` whose figures were measured on what ``kit`` was before.
+
+    ``own``: the domain that it was just made for. Bundles that cannot be read are passed over.
+    """
+    digests = {entry.name: entry.digest for entry in kit.manifest.files}
+    here = kit.manifest.target, kit.manifest.precision, digests.get("swap.onnx", "")
+    found = []
+    for path in sorted(folder.glob("*.da3b")):
+        with suppress(Da3Error):
+            manifest = open_bundle(path).manifest
+            plans = [p for p in manifest.plans if (p.target, p.precision) == here[:2]]
+            if manifest.domain != own and any(plan.model != here[2] for plan in plans):
+                found.append(path.name)
+    return tuple(found)
 
 
 def _split(found: Emitted, domain: str, release: str) -> tuple[tuple[KitFlavour, ...], ...]:
@@ -93,23 +146,6 @@ def _split(found: Emitted, domain: str, release: str) -> tuple[tuple[KitFlavour,
 def _name(found: Emitted, backbone: BackboneManifest, flavours: tuple[KitFlavour, ...]) -> str:
     own = flavours[0].domain or ""
     return kit_name(backbone, found.wish.target.name, found.wish.precision, own)
-
-
-def kept_ranges(
-    folder: Path, backbone: BackboneManifest, target: str, precision: str
-) -> dict[str, float]:
-    """Return the calibration of the backbone's kit in ``folder``, empty if there is none.
-
-    Raises BundleError for a kit that was altered.
-    """
-    path = folder / kit_name(backbone, target, precision)
-    if not path.is_dir():
-        return {}
-    kit = open_kit(path)
-    if RANGES_NAME not in {entry.name for entry in kit.manifest.files}:
-        return {}
-    found = read_document(kit.read(RANGES_NAME), RANGES_NAME, limit_bytes=1 << 20)
-    return {name: float(value) for name, value in found.items()}
 
 
 def _manifest(found: Emitted, source: Source, flavours: tuple[KitFlavour, ...]) -> KitManifest:
@@ -149,52 +185,58 @@ def _write(
     path = folder / _name(found, source.backbone, manifest.flavours)
     state: State = "replaced" if path.is_dir() else "written"
     if state == "replaced":
-        there = open_kit(path)
-        # Kept even when it may be replaced: engines are bound to its digest.
-        if not _differing(there, found, manifest.flavours) and not _too_small(there, manifest):
-            return there, "reused"
-        if not overwrite:
-            _require_same(there, found, manifest.flavours)
-            _require_room(there, manifest)
-    files = {name: found.files[name] for name in _files(manifest.flavours)}
-    files[LAYERS_NAME] = canonical_json(dict(found.layers))
-    if found.wish.ranges:
-        files[RANGES_NAME] = canonical_json(dict(found.wish.ranges))
+        try:
+            there = open_kit(path)
+            # Kept even when it may be replaced: engines are bound to its digest.
+            if not _differing(there, manifest, found):
+                return there, "reused"
+            if not overwrite:
+                _require_same(there, manifest, found)
+        except BundleError:
+            if not overwrite:
+                raise
+    files = _contents(found, manifest.flavours)
     if found.wish.target.release.scripted:
         files[SCRIPT_NAME] = _script(manifest, found, source, files)
     return write_kit(folder, manifest, source.backbone, files, overwrite=overwrite), state
 
 
-def _files(flavours: tuple[KitFlavour, ...]) -> list[str]:
-    return [model.file for item in flavours for model in item.models]
+def _contents(found: Emitted, flavours: tuple[KitFlavour, ...]) -> dict[str, bytes]:
+    """Return the kit's files by name, its script apart."""
+    models = [model.file for item in flavours for model in item.models]
+    files = {name: found.files[name] for name in models}
+    files[LAYERS_NAME] = canonical_json(dict(found.layers))
+    if found.wish.ranges:
+        files[RANGES_NAME] = canonical_json(dict(found.wish.ranges))
+    return files
 
 
-def _differing(there: Kit, found: Emitted, flavours: tuple[KitFlavour, ...]) -> list[str]:
-    """Return the models that are not in the kit, or are others there."""
+def _differing(there: Kit, wanted: KitManifest, found: Emitted) -> list[str]:
+    """Return what is another in the kit that is there: files, and what its manifest says.
+
+    It may hold more flavours, and be best for another number of classes; it must have room.
+    """
     listed = {entry.name: entry.digest for entry in there.manifest.files}
-    return [name for name in _files(flavours) if listed.get(name) != sha256(found.files[name])]
+    contents = _contents(found, wanted.flavours)
+    odd = [name for name, data in contents.items() if listed.get(name) != sha256(data)]
+    held = {item.flavour: item for item in there.manifest.flavours}
+    odd += [item.flavour for item in wanted.flavours if held.get(item.flavour) != item]
+    same = ("target", "precision", "opset", "graph", "gates", "options", "slots")
+    odd += [name for name in same if getattr(there.manifest, name) != getattr(wanted, name)]
+    if there.manifest.classes.high < wanted.classes.best:
+        odd.append(
+            f"classes (up to {there.manifest.classes.high} there, {wanted.classes.best} here)"
+        )
+    return odd
 
 
-def _require_same(there: Kit, found: Emitted, flavours: tuple[KitFlavour, ...]) -> None:
-    if other := _differing(there, found, flavours):
+def _require_same(there: Kit, wanted: KitManifest, found: Emitted) -> None:
+    if other := _differing(there, wanted, found):
         raise ExistsError(
             f"{there.path} is another kit: {', '.join(other[:3])} would differ, made from other "
             "adaptor options, flavours or pictures, or by another version",
             fix="export into another folder (--dist), or replace the kit with --overwrite and "
             "build its engines anew",
-        )
-
-
-def _too_small(there: Kit, manifest: KitManifest) -> bool:
-    return there.manifest.classes.high < manifest.classes.best
-
-
-def _require_room(there: Kit, manifest: KitManifest) -> None:
-    if _too_small(there, manifest):
-        raise ExistsError(
-            f"{there.path} is for up to {there.manifest.classes.high} classes, got a domain of "
-            f"{manifest.classes.best}",
-            fix="replace it with --overwrite and build its engines anew",
         )
 
 

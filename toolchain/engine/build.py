@@ -280,5 +280,5 @@ def _failed(
         )
     return BuildError(
         f"{trt.name} {trt.build} could not build the engine: {said.first or 'it gives no reason'}",
-        fix="da3 doctor says whether this machine can build; --verbose shows the whole log",
+        fix="da3 doctor says whether this machine can build; report the kit with this message",
     )

@@ -43,6 +43,7 @@ from toolchain.engine.kit import (
 )
 from toolchain.errors import (
     BundleError,
+    DataError,
     EngineError,
     EngineMismatchError,
     Fault,
@@ -219,7 +220,7 @@ class EngineStore:
 
     def _stored(self) -> Iterator[tuple[Path, Key]]:
         for path in self.folder.glob("engine-*"):
-            with suppress(BundleError, StorageError):
+            with suppress(BundleError, DataError, StorageError):
                 yield path, _manifest(path).built_for
 
 
@@ -227,7 +228,8 @@ def open_engine(path: Path) -> EngineArtefact:
     """Return the engine in the folder ``path``, all of it verified by hashing.
 
     Raises BundleError for a manifest that breaks the schema, and for files that are missing, not
-    listed, links, or not what the manifest says; StorageError if the file system refuses.
+    listed, links, or not what the manifest says; DataError for a folder that is no engine,
+    StorageError if the file system refuses.
     """
     try:
         manifest = _manifest(path)
@@ -244,6 +246,15 @@ def open_engine(path: Path) -> EngineArtefact:
     return EngineArtefact(path, manifest, kit, backbone)
 
 
+def refuse_kit(path: Path) -> None:
+    """Raise DataError for a kit, which is what an engine is built from and cannot run."""
+    if (path / KIT_NAME).is_file() and not (path / ENGINE_NAME).is_file():
+        raise DataError(
+            f"expected a backbone or an engine, got the kit {path}",
+            fix=f"da3 build {path}, and name the engine that it makes",
+        )
+
+
 def mark(path: Path, gates: str, figures: Notes) -> EngineManifest:
     """Write down whether closed gates skip, and what was measured; returns the new manifest.
 
@@ -258,6 +269,12 @@ def mark(path: Path, gates: str, figures: Notes) -> EngineManifest:
 
 def _manifest(path: Path) -> EngineManifest:
     file = path / ENGINE_NAME
+    if not file.exists() and not file.is_symlink():
+        kit = (path / KIT_NAME).is_file()
+        raise DataError(
+            f"expected an engine, a folder with {ENGINE_NAME}, got {'the kit ' * kit}{path}",
+            fix=f"da3 build {path} makes an engine of it" if kit else "da3 build KIT makes one",
+        )
     if path.is_symlink() or file.is_symlink():
         raise BundleError(
             f"{file}: expected a regular file in a directory, got a link", fix=_REBUILD

@@ -138,7 +138,7 @@ def _differences(target: Target) -> Iterator[str]:
     if release.boundaries == "missing":
         yield (
             "its parser finds no boundary of a conditional and trtexec can add none: closed gates "
-            "compute all the same, so use --flavour static there"
+            "compute all the same; only gates that never vary are saved, by --flavour static"
         )
     if not release.conv_slots:
         yield "convolutions of adaptors are written as MatMul: no slot feeds a convolution"
@@ -178,7 +178,7 @@ def _abilities_there(target: Target) -> Iterator[Ability]:
         return
     yield Ability("run on onnxruntime", True, "pip install da3-toolchain", "")
     yield Ability("build an engine", True, f"{advice.module(target)}; then da3 build KIT", "")
-    yield Ability("run an engine", True, "da3 run --backbone dist/engines/FOLDER", "")
+    yield Ability("run an engine", True, "da3 run --backbone build/engines/FOLDER", "")
     yield Ability("build by script", False, "its kit has no script", "da3 build KIT")
 
 
@@ -207,7 +207,8 @@ def _abilities_here(machine: Machine, target: Target | None) -> Iterator[Ability
             detail += f"; {have} builds without a device, for checks only"
         yield Ability(act, not missing, detail, fix)
     if machine.trtexec is None:
-        how = advice.trtexec(target) if target else "TensorRT's own package has it"
+        source = "build it from https://github.com/NVIDIA/TensorRT"
+        how = advice.trtexec(target) if target else source
         yield Ability("build by script", False, "no trtexec", how)
     else:
         gpu = "" if machine.gpus else _no_device(machine)

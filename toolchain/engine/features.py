@@ -86,8 +86,12 @@ def load(name: str | None = None) -> TensorRT:
             return found
     raise EngineError(
         f"expected the Python module {name or ' or '.join(MODULES)}, which is not installed here",
-        fix=how_to_get(),
+        fix="pip install tensorrt" if name == "tensorrt" and not _on_board() else how_to_get(),
     )
+
+
+def _on_board() -> bool:
+    return platform.machine() == "aarch64"
 
 
 def how_to_get(machine: str = "") -> str:

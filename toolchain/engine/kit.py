@@ -15,6 +15,7 @@ from typing import Any
 
 from toolchain.bundle.backbone import BackboneManifest
 from toolchain.bundle.document import read_document
+from toolchain.bundle.listed import file_faults
 from toolchain.bundle.manifest import TARGET, Notes
 from toolchain.bundle.rules import (
     DIGEST,
@@ -23,13 +24,14 @@ from toolchain.bundle.rules import (
     NATURAL,
     NOTES,
     TENSOR_NAME,
+    raise_faults,
     read_record,
     repeated,
     to_json,
 )
 from toolchain.digest import canonical_json, sha256, short
 from toolchain.engine.target import FLAVOURS
-from toolchain.errors import BundleError, DataError, Fault
+from toolchain.errors import BundleError, DataError, Fault, StorageError
 from toolchain.fields import ListOf, Nullable, Section, SectionOf, choice, key, printable, whole
 from toolchain.files import atomic_directory, read_limited
 
@@ -97,6 +99,17 @@ class KitFlavour(Section):
         named = self.domain is not None, self.release is not None
         if named != (self.flavour == "static",) * 2:
             yield Fault("domain", "expected a domain and its release for static, and there alone")
+        roles = [model.role for model in self.models]
+        if self.flavour != "staged" and roles != ["whole"]:
+            yield Fault("models", f"expected one whole model, got {', '.join(roles[:5])}")
+        if self.flavour == "staged" and (roles[-1] != "tail" or {"whole", "tail"} & {*roles[:-1]}):
+            yield Fault("models", "expected segments and, at the end, one tail")
+        yield from repeated("models", (model.file for model in self.models))
+        for model in self.models:
+            if (model.site is None) != (model.role in ("whole", "tail")):
+                yield Fault(
+                    f"models.{model.file}", "expected a site for a segment of one, no other"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +167,10 @@ class KitManifest(Section):
         yield from repeated("flavours", (item.flavour for item in self.flavours))
         if len({item.domain for item in self.flavours}) > 1:
             yield Fault("flavours", "expected a kit of one domain, or of none")
+        slots = {slot.name for slot in self.slots}
+        for gate in self.gates if slots else ():
+            if f"{gate}.gate.bias" not in slots:
+                yield Fault("gates", f"expected the slots of the gate {gate!r}")
         if BACKBONE_NAME not in names:
             yield Fault("files", f"expected {BACKBONE_NAME} among them")
         for item in self.flavours:
@@ -169,7 +186,7 @@ class KitManifest(Section):
         have = ", ".join(item.flavour for item in self.flavours)
         raise DataError(
             f"expected a kit with the flavour {name!r}, got one with {have}",
-            fix=f"da3-export --target {self.target} --flavour {name}",
+            fix=f"da3-export --domain NAME --overwrite --target {self.target} --flavour {name}",
         )
 
 
@@ -237,18 +254,40 @@ def write_kit(
 
 
 def open_kit(path: Path) -> Kit:
-    """Return the kit in the folder ``path``; models are checked when they are read.
+    """Return the kit in the folder ``path``, all of it verified by hashing.
 
-    Raises BundleError for a manifest that breaks the schema, StorageError if there is none.
+    Raises DataError for a folder that is none, BundleError for a manifest that breaks the schema or
+    contradicts itself and for files that are missing, not listed, links, or not what it says.
     """
+    if not (path / KIT_NAME).is_file():
+        raise DataError(
+            f"expected a kit, a folder with {KIT_NAME}, got {path}",
+            fix="da3-export --domain NAME --target BOARD writes one beside the bundle",
+        )
     text = read_limited(path / KIT_NAME, limit_bytes=LIMIT_BYTES, what="kit manifest")
     try:
         manifest = KitManifest.from_json(text)
+        raise_faults("files", file_faults(path, manifest.files, {KIT_NAME}))
         entry = next(item for item in manifest.files if item.name == BACKBONE_NAME)
         backbone = BackboneManifest.from_json(_checked(path, entry))
+        raise_faults("kit", _backbone_faults(manifest, backbone))
     except BundleError as err:
-        raise BundleError(f"{path}: {err.message}", fix="export the kit again") from err
+        raise BundleError(
+            f"{path}: {err.message}", fix="copy the kit again, or export it again with --overwrite"
+        ) from err
+    except OSError as err:
+        raise StorageError(
+            f"cannot read the kit {path}: {err.strerror}", fix="check the path and its permissions"
+        ) from err
     return Kit(path, manifest, sha256(text), backbone)
+
+
+def _backbone_faults(manifest: KitManifest, backbone: BackboneManifest) -> Iterator[Fault]:
+    """Faults between the kit and the blocks of its backbone."""
+    blocks = {block.name for block in backbone.blocks}
+    sites = {model.site for item in manifest.flavours for model in item.models if model.site}
+    for name in sorted((sites | set(manifest.gates)) - blocks):
+        yield Fault("sites", f"expected a block of {backbone.name}, got {name!r}")
 
 
 def _document(data: bytes) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from toolchain.engine.features import TensorRT
 from toolchain.engine.kit import KitSlot
 from toolchain.engine.log import Said
+from toolchain.engine.wire import require_plain
 from toolchain.errors import BuildError, EngineError, ModelRefusedError
 
 # As the parser names a node in its log: While parsing node number 31 [If -> "out.block02"]:
@@ -67,6 +68,7 @@ def parse(
     PyTorch, likewise. Raises ModelRefusedError naming each refused node, BuildError where TensorRT
     does not start.
     """
+    require_plain(model, what)
     with trt.journal.watch() as said:
         builder = new_builder(trt, said)
         definition = builder.create_network(_creation_flags(trt))
@@ -94,17 +96,28 @@ def new_builder(trt: TensorRT, said: Said) -> Any:
 
 
 def require_slots(
-    networks: Iterable[Network], slots: Iterable[KitSlot], *, refittable: Collection[str] = ()
+    networks: Iterable[Network],
+    slots: Iterable[KitSlot],
+    *,
+    refittable: Collection[str] = (),
+    whole: bool = False,
 ) -> None:
     """Hold the networks of one flavour together against the kit's slots.
 
     Each slot must be an input of at least one of them, with the kit's shape (-1 for the class
-    count) and fp32, or be among the ``refittable`` weights. Raises EngineError with every fault.
+    count) and fp32, or be among the ``refittable`` weights. ``whole``: the networks read nothing
+    from each other, so besides the slots there is the picture alone. Raises EngineError with every
+    fault.
     """
+    slots = tuple(slots)
     inputs = [network.inputs() for network in networks]
     faults = [
         fault for slot in slots if slot.name not in refittable for fault in _faults(slot, inputs)
     ]
+    if whole:
+        known = {slot.name for slot in slots} | {"image"}
+        odd = {name for tensors in inputs for name in tensors} - known
+        faults += [f"{name}: expected no such input, which nobody sets" for name in sorted(odd)]
     if faults:
         more = f"\n  and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise EngineError(

@@ -20,6 +20,12 @@ from toolchain.engine.target import Target
 from toolchain.errors import ModelRefusedError
 
 SCRIPT_NAME = "build.sh"
+_SAVES = "gates that never vary are resolved in a static model (da3-export --flavour static)"
+_INSTEAD = {
+    "made": f"report it with the log; {_SAVES}",
+    "repaired": f"build with da3 build, which repairs it; {_SAVES}",
+    "missing": f"this TensorRT never skips; {_SAVES}, a newer JetPack skips the others too",
+}
 
 
 def precision_options(manifest: KitManifest, target: Target, model: KitModel) -> tuple[str, ...]:
@@ -60,7 +66,8 @@ def script(manifest: KitManifest, target: Target, digest: str, sums: str, share:
             f"expected a whole model for {target.name}, got segments only",
             fix="export with --flavour swap as well",
         )
-    biases = [f"{site}.gate.bias" for site in manifest.gates]
+    # A static model has no slots that a gate could be forced through.
+    biases = [f"{site}.gate.bias" for site in manifest.gates if manifest.slots]
     shapes = shape_options(manifest)
     values = {
         "target": target.name,
@@ -77,6 +84,7 @@ def script(manifest: KitManifest, target: Target, digest: str, sums: str, share:
         "opened": ",".join(f"{name}:open.bin" for name in biases),
         "closed": ",".join(f"{name}:closed.bin" for name in biases),
         "share": f"{share:.4f}",
+        "instead": _INSTEAD[target.release.boundaries],
     }
     text = files("toolchain.engine").joinpath(f"{SCRIPT_NAME}.in").read_text(encoding="utf-8")
     for name, value in values.items():

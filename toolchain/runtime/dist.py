@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from toolchain import bundle
 from toolchain.bundle.rules import DOMAIN
-from toolchain.engine.cache import ENGINE_NAME
+from toolchain.engine.cache import ENGINE_NAME, refuse_kit
 from toolchain.errors import (
     Da3Error,
     DataError,
@@ -95,5 +95,7 @@ def _backbone_of(path: Path, where: Path | None) -> Path:
     # An engine has the backbone inside; whether it is the bundle's shows when that is loaded.
     if where is not None and (where / ENGINE_NAME).is_file():
         return where
+    if where is not None:
+        refuse_kit(where)
     wanted = bundle.open_bundle(path).manifest.backbone
     return bundle.find_backbone(wanted, where or path.parent).path

@@ -7,6 +7,7 @@ argument, what was expected and what came.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from toolchain.bundle.rules import DOMAIN
 from toolchain.errors import UsageError
@@ -22,6 +23,15 @@ def checked_name(name: str) -> str:
             f"expected a domain's name, got {name!r:.80}", fix=f"use {DOMAIN.expected}"
         )
     return name
+
+
+def require_session(path: Path, provider: str | None) -> None:
+    """Refuse to run a backbone as if it were an engine."""
+    if provider == ENGINE:
+        raise UsageError(
+            f"provider: expected cpu, cuda or tensorrt for the backbone {path}, got {provider!r}",
+            fix="name an engine's folder, which da3 build makes, or leave the provider out",
+        )
 
 
 def require_engines_own(provider: str | None, **given: object) -> None:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from toolchain import bundle
 from toolchain.bundle import BackboneManifest
-from toolchain.engine.cache import open_engine
+from toolchain.engine.cache import open_engine, refuse_kit
 from toolchain.errors import (
     ClosedError,
     LoadedError,
@@ -51,6 +51,7 @@ from toolchain.runtime.options import (
     require_engines_own,
     require_one_of,
     require_positive,
+    require_session,
 )
 from toolchain.runtime.pictures import Picture
 from toolchain.runtime.plan import Device
@@ -135,6 +136,8 @@ class Runner:
             require_engines_own(provider, flavour=flavour, form=form, sessions=sessions)
             self._open_engine(path, device, contexts)
         else:
+            refuse_kit(path)
+            require_session(path, provider)
             self._open_sessions(path, "cpu" if provider is None else provider, flavour)
 
     def _open_sessions(self, path: Path, provider: str, flavour: Flavour) -> None:
