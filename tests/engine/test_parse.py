@@ -137,5 +137,5 @@ def test_no_builder(rtx: TensorRT, how: str, monkeypatch: pytest.MonkeyPatch) ->
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
     monkeypatch.setattr(rtx.module, "Builder", builder)
+    with pytest.raises(BuildError, match="got none: CUDA initialization failure"):
         parse(rtx, b"\x3a\x00")
-        parse(rtx, b"")
