@@ -343,7 +343,6 @@ class _Job:
             self._options,
             free_bytes=self._free_bytes,
             pinned=model.pinned,
-            progress=_go_on,
             timing_cache=cache,
         )
         self.plans[model.file] = built
@@ -368,7 +367,6 @@ class _Job:
             self._options,
             free_bytes=self._free_bytes,
             pinned=model.pinned,
-            progress=_go_on,
             timing_cache=cache,
         )
 
@@ -387,8 +385,3 @@ class _Job:
     def _slots(self) -> tuple[KitSlot, ...]:
         # A static network has them inside; its kit lists none.
         return () if self._flavour.flavour == "static" else self._kit.manifest.slots
-
-
-def _go_on(_phase: str, _step: int, _steps: int) -> bool:
-    """Let Python look up now and then during a build, or Ctrl-C would wait for its end."""
-    return True

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from contextlib import chdir
 from pathlib import Path
 
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 
@@ -14,7 +20,13 @@ from tests.simulated.engines import deploy, simulated
 from tests.toy_export import Run
 from toolchain.cli import root
 from toolchain.cuda import gpus
+from toolchain.digest import canonical_json, sha256
 
+# Ctrl-C may be ignored where the tests run, and a child inherits that.
+START = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from toolchain.cli import main; main()"
+)
 NO_GPU = pytest.mark.skipif(bool(gpus()), reason="says what it says on a machine without a GPU")
 
 
@@ -105,3 +117,32 @@ def test_an_engine_takes_no_options_of_onnxruntime(kitted: Kitted, tmp_path: Pat
     said = invoke("run", "--backbone", engine, *bundle, "--provider", "cpu", "none.png")
     assert said.exit_code == 2
     assert "engine" in said.stderr
+
+
+def test_ctrl_c_ends_a_check_inside_the_builder(kitted: Kitted, tmp_path: Path) -> None:
+    """A chain that the builder ponders for minutes without looking up."""
+    kit = kitted.kits["thor fp32"]
+    path = tmp_path / kit.path.name
+    shutil.copytree(kit.path, path)
+    model = onnx.load_model_from_string(kit.read("swap.onnx"))
+    end = next(value for value in model.graph.output if value.name == "logits")
+    for node in model.graph.node:
+        node.output[:] = ["chain0" if name == "logits" else name for name in node.output]
+    for place in range(8000):
+        result = "logits" if place == 7999 else f"chain{place + 1}"
+        node = onnx.helper.make_node("Relu", [f"chain{place}"], [result], name=f"chain{place}")
+        model.graph.node.append(node)
+    assert end.name == "logits"
+    data = model.SerializeToString()
+    (path / "swap.onnx").write_bytes(data)
+    document = json.loads((path / "kit.json").read_text())
+    for entry in document["files"]:
+        if entry["name"] == "swap.onnx":
+            entry.update(digest=sha256(data), size=len(data))
+    (path / "kit.json").write_bytes(canonical_json(document))
+    command = [sys.executable, "-c", START, "build", "--check", str(path), "--flavour", "swap"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        time.sleep(6)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) in (-signal.SIGINT, 130)

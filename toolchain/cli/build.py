@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,12 +89,31 @@ def build(
     wanted = pipeline.Wanted(
         module, flavours or None, workspace and workspace * _MIB, level, rebuild
     )
-    with Steps(sys.stderr) as steps:
+    with _ended_at_once(), Steps(sys.stderr) as steps:
         if check:
             report = pipeline.check(kit, wanted, notify=steps)
         else:
             report = pipeline.build(kit, engines, wanted, notify=steps)
     emit(plain(report), _lines(report), as_json=as_json)
+
+
+@contextmanager
+def _ended_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process also inside TensorRT, which may not return for minutes.
+
+    Nothing is half-written then: engines and timings appear whole, and the next build goes on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # Where it is ignored, as behind `nohup`, it stays so.
+    kept = signal.getsignal(signal.SIGINT)
+    if kept is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, kept)
 
 
 def _lines(report: BuildReport) -> Iterator[str]:
