@@ -37,7 +37,6 @@ from toolchain.errors import (
     SessionLimitError,
     StorageError,
     TimeLimitError,
-    UnknownNameError,
     UsageError,
 )
 from toolchain.runtime import Runner, dist
@@ -311,7 +310,7 @@ def test_an_engine_is_not_asked_to_be_something_else(
 
 
 def test_an_artefact_does_not_run_as_an_engine(artefact: Path) -> None:
-    with pytest.raises(UnknownNameError, match="engine"):
+    with pytest.raises(UsageError, match="for the backbone"):
         Runner(artefact, provider="engine")
 
 
