@@ -61,6 +61,8 @@ class Wanted:
 
 
 DEFAULT = Wanted()
+# Taken for what is free where the system does not tell.
+_UNKNOWN_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +127,10 @@ def check(path: Path, wanted: Wanted = DEFAULT, *, notify: Notify = lambda _: No
     """
     kit, trt = open_kit(path), load(wanted.module)
     _target(kit)
+    free_bytes = look().free_memory_bytes or _UNKNOWN_BYTES
     found = []
     for flavour in _chosen(kit, wanted):
-        job = _Job(kit, trt, flavour, wanted, free_bytes=0, cpu_only=True)
+        job = _Job(kit, trt, flavour, wanted, free_bytes=free_bytes, cpu_only=True)
         pieces = tuple(job.piece(model, notify) for model in flavour.models)
         job.require_slots()
         found.append(
