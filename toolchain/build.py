@@ -8,7 +8,7 @@ nothing. Progress is told to a callback, never printed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +16,8 @@ from pathlib import Path
 from toolchain.bench.engines import alone_ms, prove
 from toolchain.bundle.manifest import Notes
 from toolchain.cuda import Cuda
-from toolchain.engine import conditionals, timing
-from toolchain.engine.build import BuildOptions, Built
-from toolchain.engine.build import build as build_plan
+from toolchain.engine import timing
+from toolchain.engine.build import BuildOptions
 from toolchain.engine.cache import (
     SCHEMA,
     EngineArtefact,
@@ -29,19 +28,16 @@ from toolchain.engine.cache import (
     open_engine,
 )
 from toolchain.engine.features import TensorRT, load
+from toolchain.engine.job import Job, Notify, Piece
 from toolchain.engine.key import Key, key_of
-from toolchain.engine.kit import Kit, KitFlavour, KitModel, KitSlot, open_kit
+from toolchain.engine.kit import Kit, KitFlavour, KitModel, open_kit
 from toolchain.engine.locate import here
-from toolchain.engine.log import SkippedTactic
 from toolchain.engine.machine import Machine, look
-from toolchain.engine.parse import Network, new_builder, parse, require_slots
 from toolchain.engine.target import Target, find
 from toolchain.errors import BundleError, EngineMismatchError
 from toolchain.files import make_folder
 from toolchain.runtime import deployed
 from toolchain.runtime.plan import Device
-
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +59,6 @@ class Wanted:
 DEFAULT = Wanted()
 # Taken for what is free where the system does not tell.
 _UNKNOWN_BYTES = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One plan and what it took.
-
-    ``conditionals`` in its network; ``boundaries``: outer tensors that their branches read through
-    input layers, of which ``repaired`` layers were added after parsing; ``skipped``: tactics that
-    were left out for lack of memory.
-    """
-
-    file: str
-    conditionals: int
-    boundaries: int
-    repaired: int
-    plan_bytes: int
-    seconds: float
-    workspace_bytes: int
-    skipped: tuple[SkippedTactic, ...]
-    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +106,7 @@ def check(path: Path, wanted: Wanted = DEFAULT, *, notify: Notify = lambda _: No
     free_bytes = look().free_memory_bytes or _UNKNOWN_BYTES
     found = []
     for flavour in _chosen(kit, wanted):
-        job = _Job(kit, trt, flavour, wanted, free_bytes=free_bytes, cpu_only=True)
+        job = Job(kit, trt, flavour, _options(wanted, kit, cpu_only=True), free_bytes)
         pieces = tuple(job.piece(model, notify) for model in flavour.models)
         job.require_slots()
         found.append(
@@ -230,7 +206,8 @@ def _made(
         except BundleError as err:
             notify(f"{err.message}; building it again")
     other = found if isinstance(found, Mismatch) else None
-    job = _Job(kit, device.trt, flavour, wanted, free_bytes=device.cuda.memory()[0])
+    options = _options(wanted, kit, cpu_only=False)
+    job = Job(kit, device.trt, flavour, options, device.cuda.memory()[0])
     pieces, resumed, notes = _timed(job, kit, flavour, folder, key, notify)
     job.require_slots()
     plans = tuple(
@@ -270,7 +247,7 @@ def _key(kit: Kit, device: Device, machine: Machine, flavour: KitFlavour, wanted
 
 
 def _timed(
-    job: _Job, kit: Kit, flavour: KitFlavour, folder: Path, key: Key, notify: Notify
+    job: Job, kit: Kit, flavour: KitFlavour, folder: Path, key: Key, notify: Notify
 ) -> tuple[tuple[Piece, ...], str | None, tuple[str, ...]]:
     """Build the models of a flavour, keeping timings after each.
 
@@ -311,80 +288,3 @@ def _proved(artefact: EngineArtefact, device: Device, notify: Notify) -> tuple[s
     if proof is None:
         return artefact.manifest.gates, {"ms": alone_ms(artefact, device)}
     return proof.verdict, asdict(proof)
-
-
-class _Job:
-    """One flavour on its way: parsed networks, until their slots were looked at together."""
-
-    def __init__(
-        self,
-        kit: Kit,
-        trt: TensorRT,
-        flavour: KitFlavour,
-        wanted: Wanted,
-        *,
-        free_bytes: int,
-        cpu_only: bool = False,
-    ) -> None:
-        self._kit, self._trt, self._flavour = kit, trt, flavour
-        self._options = _options(wanted, kit, cpu_only=cpu_only)
-        self._free_bytes = free_bytes
-        self._networks: list[Network] = []
-        self.plans: dict[str, Built] = {}
-
-    def piece(self, model: KitModel, notify: Notify, cache: object | None = None) -> Piece:
-        """Parse, repair, build; the plan goes to :attr:`plans`."""
-        notify(f"{self._flavour.flavour}: {model.file}")
-        sites = tuple(block.name for block in self._kit.backbone.blocks)
-        data = self._kit.read(model.file)
-        network = parse(self._trt, data, sites=sites, layers=self._kit.layers(), what=model.file)
-        self._networks.append(network)
-        shown = conditionals.repair(network.definition, self._trt)
-        conditionals.require(shown, conditionals=model.conditionals, pairs=model.boundaries)
-        built = build_plan(
-            network,
-            self._options,
-            free_bytes=self._free_bytes,
-            pinned=model.pinned,
-            timing_cache=cache,
-        )
-        self.plans[model.file] = built
-        return Piece(
-            model.file,
-            len(shown.conditionals),
-            len(shown.pairs),
-            shown.added,
-            len(built.plan),
-            built.seconds,
-            built.workspace_bytes,
-            built.skipped,
-            built.warnings,
-        )
-
-    def warm(self, model: KitModel, notify: Notify, cache: object) -> None:
-        """Build a segment for its timings alone."""
-        notify(f"timing {model.file}")
-        network = parse(self._trt, self._kit.read(model.file), what=model.file)
-        build_plan(
-            network,
-            self._options,
-            free_bytes=self._free_bytes,
-            pinned=model.pinned,
-            timing_cache=cache,
-        )
-
-    def open_cache(self, data: bytes) -> tuple[object, str]:
-        """Return TensorRT's timing cache with what was kept, and a note for the reader."""
-        with self._trt.journal.watch() as said:
-            builder = new_builder(self._trt, said)
-        return timing.open_cache(self._trt, builder, data)
-
-    def require_slots(self) -> None:
-        """Raise EngineError unless every slot is an input of the networks."""
-        whole = self._flavour.flavour != "staged"
-        require_slots(self._networks, self._slots, whole=whole)
-
-    @property
-    def _slots(self) -> tuple[KitSlot, ...]:
-        # A static network has them inside; its kit lists none.
-        return () if self._flavour.flavour == "static" else self._kit.manifest.slots

@@ -13,7 +13,7 @@ from tests.engine.conftest import Graph
 from toolchain.engine.features import TensorRT
 from toolchain.engine.kit import KitSlot
 from toolchain.engine.log import Said
-from toolchain.engine.parse import Network, Refusal, _refusals, parse, require_slots, site_of
+from toolchain.engine.parse import Input, Network, Refusal, _refusals, parse, require_slots, site_of
 from toolchain.errors import BuildError, EngineError, ModelRefusedError
 
 SITES = ("blocks.0", "blocks.1", "blocks.1.2", "block0", "block00", "block01", "blocks00")
@@ -32,7 +32,7 @@ def test_every_slot_is_an_input(rtx: TensorRT, graph: Graph) -> None:
     slots = slots_of(network)
     assert {"head.weight", "head.bias"} < {slot.name for slot in slots}
     assert next(slot for slot in slots if slot.name == "head.bias").shape == (None,)
-    require_slots([network], slots)
+    require_slots([network.interface()], slots, whole=True)
 
 
 def test_static_graph_takes_the_picture_alone(rtx: TensorRT, graph: Graph) -> None:
@@ -40,15 +40,16 @@ def test_static_graph_takes_the_picture_alone(rtx: TensorRT, graph: Graph) -> No
     assert set(static.inputs()) == {"image"}
     slots = slots_of(swap)
     with pytest.raises(EngineError, match=r"head\.weight: expected an input, got none"):
-        require_slots([static], slots[-1:])
-    require_slots([static], slots, refittable={slot.name for slot in slots})
-    require_slots([static, swap], slots)
+        require_slots([static.interface()], slots[-1:])
+    require_slots([static.interface()], slots, refittable={slot.name for slot in slots})
+    require_slots([static.interface(), swap.interface()], slots)
+    with pytest.raises(EngineError, match="expected no such input, which nobody sets"):
+        require_slots([swap.interface()], slots[1:], whole=True)
 
 
 def test_slot_of_another_shape_or_dtype() -> None:
-    def network(shape: tuple[int, ...], dtype: str) -> Any:
-        tensor = SimpleNamespace(shape=shape, dtype=SimpleNamespace(name=dtype))
-        return SimpleNamespace(inputs=lambda: {"head.bias": tensor})
+    def network(shape: tuple[int, ...], element: str) -> dict[str, Input]:
+        return {"head.bias": Input(shape, element)}
 
     slot = KitSlot("head.bias", (None,), "float32")
     require_slots([network((-1,), "FLOAT")], [slot])

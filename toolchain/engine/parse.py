@@ -27,6 +27,14 @@ _SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
+class Input:
+    """An input of a network: -1 in ``shape`` is open, ``element`` is its DataType's name."""
+
+    shape: tuple[int, ...]
+    element: str
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
     """A parsed network; holds builder and parser, which must outlive it (TensorRT API, OnnxParser).
 
@@ -38,6 +46,13 @@ class Network:
     definition: Any
     parser: Any
     warnings: tuple[str, ...] = ()
+
+    def interface(self) -> dict[str, Input]:
+        """Return what the inputs are, to be looked at when the network is gone."""
+        return {
+            name: Input(tuple(tensor.shape), tensor.dtype.name)
+            for name, tensor in self.inputs().items()
+        }
 
     def inputs(self) -> Mapping[str, Any]:
         """Return the network's inputs by name."""
@@ -96,13 +111,13 @@ def new_builder(trt: TensorRT, said: Said) -> Any:
 
 
 def require_slots(
-    networks: Iterable[Network],
+    inputs: Sequence[Mapping[str, Input]],
     slots: Iterable[KitSlot],
     *,
     refittable: Collection[str] = (),
     whole: bool = False,
 ) -> None:
-    """Hold the networks of one flavour together against the kit's slots.
+    """Hold the inputs of one flavour's networks together against the kit's slots.
 
     Each slot must be an input of at least one of them, with the kit's shape (-1 for the class
     count) and fp32, or be among the ``refittable`` weights. ``whole``: the networks read nothing
@@ -110,7 +125,6 @@ def require_slots(
     fault.
     """
     slots = tuple(slots)
-    inputs = [network.inputs() for network in networks]
     faults = [
         fault for slot in slots if slot.name not in refittable for fault in _faults(slot, inputs)
     ]
@@ -128,16 +142,16 @@ def require_slots(
         )
 
 
-def _faults(slot: KitSlot, inputs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _faults(slot: KitSlot, inputs: Sequence[Mapping[str, Input]]) -> Iterator[str]:
     found = [tensors[slot.name] for tensors in inputs if slot.name in tensors]
     if not found:
         yield f"{slot.name}: expected an input, got none"
     wanted = tuple(-1 if size is None else size for size in slot.shape)
     for tensor in found:
-        if (shape := tuple(tensor.shape)) != wanted:
-            yield f"{slot.name}: expected the shape {wanted}, got {shape}"
-        if tensor.dtype.name != "FLOAT":
-            yield f"{slot.name}: expected float32, got {tensor.dtype.name}"
+        if tensor.shape != wanted:
+            yield f"{slot.name}: expected the shape {wanted}, got {tensor.shape}"
+        if tensor.element != "FLOAT":
+            yield f"{slot.name}: expected float32, got {tensor.element}"
 
 
 def site_of(names: Iterable[str], sites: Sequence[str]) -> str:
