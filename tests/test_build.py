@@ -32,7 +32,7 @@ from toolchain.errors import (
 from toolchain.runtime import Runner
 from toolchain.runtime.plan import Device
 
-SWAP = Wanted(flavours=("swap",))
+SWAP = Wanted(module="tensorrt_rtx", flavours=("swap",))
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ START = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "from toolchain.cli import main; main()"
 )
+RTX = ("--module", "tensorrt_rtx")
 NO_GPU = pytest.mark.skipif(bool(gpus()), reason="says what it says on a machine without a GPU")
 
 
@@ -73,13 +74,13 @@ def test_an_order_that_cannot_be_meant(words: list[str], message: str, run: Run)
 
 def test_a_check_tells_counts_and_sizes(kitted: Kitted) -> None:
     kit = kitted.kits["orin fp16"]
-    said = invoke("build", "--check", kit.path, "--flavour", "swap")
+    said = invoke("build", "--check", kit.path, *RTX, "--flavour", "swap")
     assert said.exit_code == 0, said.stderr
     (model,) = kit.manifest.flavour("swap").models
     count = f"{model.conditionals}, {model.boundaries} boundaries shown, 0 added here"
     assert count in said.stdout
     assert "nothing was run or kept" in said.stdout
-    found = json.loads(invoke("build", "--check", kit.path, "--json").stdout)
+    found = json.loads(invoke("build", "--check", kit.path, *RTX, "--json").stdout)
     assert [item["flavour"] for item in found["flavours"]] == ["swap", "staged"]
 
 
@@ -140,7 +141,17 @@ def test_ctrl_c_ends_a_check_inside_the_builder(kitted: Kitted, tmp_path: Path) 
         if entry["name"] == "swap.onnx":
             entry.update(digest=sha256(data), size=len(data))
     (path / "kit.json").write_bytes(canonical_json(document))
-    command = [sys.executable, "-c", START, "build", "--check", str(path), "--flavour", "swap"]
+    command = [
+        sys.executable,
+        "-c",
+        START,
+        "build",
+        "--check",
+        str(path),
+        *RTX,
+        "--flavour",
+        "swap",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         time.sleep(6)
         assert process.poll() is None

@@ -209,6 +209,9 @@ def absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.setattr(sys, "path", [str(tmp_path), *kept])
     yield tmp_path
     features._loaded.cache_clear()
+    # What was there before comes back with the patch's end.
+    for name in features.MODULES:
+        sys.modules.pop(name, None)
 
 
 def test_not_installed(absent: Path) -> None:
