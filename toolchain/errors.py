@@ -16,6 +16,7 @@ command line maps ``exit_code`` to the process's exit status and does nothing el
     ├── CheckpointError             1   an adaptor checkpoint does not fit
     ├── AttachError                 1   the module has no blocks that an adaptor can join
     ├── TrainingError               1   training cannot go on (loss not finite, resume mismatch)
+    │   └── MemoryBudgetError       1   the stated memory holds no such training
     ├── GraphError                  1   the ONNX side
     │   ├── CaptureError            1   PyTorch could not be captured one to one
     │   ├── SplitError              1   the halves are not disjoint and complete
@@ -123,6 +124,10 @@ class AttachError(Da3Error):
 
 class TrainingError(Da3Error):
     """Training cannot go on."""
+
+
+class MemoryBudgetError(TrainingError):
+    """The stated memory does not hold the training."""
 
 
 class GraphError(Da3Error):

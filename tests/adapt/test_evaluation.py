@@ -18,6 +18,7 @@ from toolchain.adapt.baseline import probe
 from toolchain.adapt.data import DomainData, Split
 from toolchain.adapt.evaluation import evaluate
 from toolchain.adapt.identity import data_digest, recipe_digest, training_document
+from toolchain.adapt.methods import REGISTRY
 from toolchain.preprocess import normalise
 
 
@@ -91,7 +92,7 @@ def test_a_training_depends_on_numbers_not_on_words() -> None:
 def test_every_public_name_is_there() -> None:
     homes = {name: getattr(adapt, name) for name in adapt.__all__ if name != "METHODS"}
     assert all(value.__module__.startswith("toolchain.adapt.") for value in homes.values())
-    assert adapt.METHODS == ("da3", "da2", "head")
+    assert adapt.METHODS == tuple(REGISTRY)
     absent = "nothing"
     with pytest.raises(AttributeError, match=absent):
         getattr(adapt, absent)

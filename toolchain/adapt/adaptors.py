@@ -1,7 +1,8 @@
 """The domain's modules: additive adaptors, the dynamic gate, and how they join a block.
 
 Rules of this file: plain ``nn.Module`` on maps, per sample, no statistics across the batch unless
-the norm asked for says so; no backbone in sight. It does not find blocks and does not train.
+the norm asked for says so; no backbone in sight. It does not find blocks and does not train; how
+rows skip their block in training stands in ``rows``.
 
 Semantics, per sample, everywhere in the project::
 
@@ -177,15 +178,22 @@ class Gate(nn.Module):
         return pooled.mean((2, 3)) @ self.weight + self.bias
 
 
-def decide(logits: Tensor, *, noise: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+def decide(
+    logits: Tensor,
+    *,
+    noise: Tensor | None = None,
+    temperature: float = 1.0,
+    forced: Tensor | None = None,
+) -> Tensor:
     """Turn gate logits into hard 0/1 decisions ``[N, 1]`` that pass a gradient.
 
     ``noise``: logistic samples in training, None in evaluation. Forward: 1 where the (noisy) logit
-    is >= 0. Backward, in training: the gradient of ``sigmoid((logit + noise) / temperature)``, the
-    straight-through estimator; in evaluation a decision has no gradient.
+    is >= 0, or what is ``forced``. Backward, in training: the gradient of
+    ``sigmoid((logit + noise) / temperature)``, the straight-through estimator; in evaluation a
+    decision has no gradient.
     """
     shifted = logits if noise is None else logits + noise
-    hard = (shifted >= 0).to(logits.dtype)
+    hard = (shifted >= 0 if forced is None else forced).to(logits.dtype)
     if noise is None:
         return hard
     soft = torch.sigmoid(shifted / temperature)
@@ -210,29 +218,33 @@ def upsample(correction: Tensor, height: int, width: int) -> Tensor:
 class BlockDomain(nn.Module):
     """All that a domain adds to one block: pooling, adaptor and, where the shape allows, a gate."""
 
-    def __init__(self, site: Site, method: str, options: AdaptorOptions) -> None:
+    def __init__(
+        self, site: Site, options: AdaptorOptions, *, attention: bool = False, gated: bool = False
+    ) -> None:
         super().__init__()
         self.layout = site.layout
         self.pool = Pool(site, options.pool)
-        kind = AttentionAdaptor if method == "da2" else Adaptor
+        kind = AttentionAdaptor if attention else Adaptor
         self.adaptor = kind(site, self.pool, options)
-        gated = method == "da3" and site.gateable
-        self.gate = Gate(self.pool.in_channels) if gated else None
+        self.gate = Gate(self.pool.in_channels) if gated and site.gateable else None
+
+    def coarse(self, x: Tensor) -> Tensor:
+        """Return a block's map on the adaptor's grid: ``[N, C, h, w]`` whatever the layout."""
+        pooled: Tensor = self.pool(channels_first(x, self.layout))
+        return pooled
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the correction ``[N, C, h, w]`` and the gate's logits ``[N, 1]`` or None."""
-        pooled = self.pool(channels_first(x, self.layout))
+        pooled = self.coarse(x)
         return self.adaptor(pooled), None if self.gate is None else self.gate(pooled)
 
     def join(self, x: Tensor, y: Tensor, correction: Tensor, opened: Tensor | None) -> Tensor:
         """Combine a block's input, output, correction and decision into its adapted output.
 
-        ``lerp`` keeps a straight-through decision's gradient and is exact at 0 and 1; without a
-        gradient ``where`` picks, so that a closed gate hides even an infinite block output.
+        The form that is exported: ``where`` picks, so that a closed gate hides even an infinite
+        block output, and a decision has no gradient. Training joins rows (``rows``).
         """
         if opened is not None:
-            shape = (-1,) + (1,) * (x.dim() - 1)
-            mask = opened.reshape(shape)
-            y = torch.lerp(x, y, mask) if opened.requires_grad else torch.where(mask > 0, y, x)
+            y = torch.where(opened.reshape((-1,) + (1,) * (x.dim() - 1)) > 0, y, x)
         first = channels_first(y, self.layout)
         return channels_back(first + upsample(correction, *first.shape[2:]), self.layout)

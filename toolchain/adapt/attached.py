@@ -1,33 +1,42 @@
 """Attach a domain to a frozen backbone.
 
-Rules of this file: the backbone's module tree, names and weights stay as they are; adaptors, gates
-and head live beside it in ``AttachedModel.domain`` and act through hooks that exist only while a
-forward runs. So one backbone object serves any number of domains, and its state-dict keys are those
-of its own checkpoint. Nothing here trains or exports.
+Rules of this file: the backbone's module tree, names and weights stay as they are; adaptors, gates,
+head and what a method has of its own in place of backbone tensors live beside it in
+``AttachedModel.domain`` and act through hooks that exist only while a forward runs. So one backbone
+object serves any number of domains, and its state-dict keys are those of its own checkpoint. In
+training, rows whose gate is closed skip their block (``rows``), and with ``lean`` frozen layers
+keep only what their gradients need (``lean``). Nothing here trains or exports.
 
 Law: after ``attach`` and after any training, ``weights_digest(model)`` is unchanged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from toolchain import digest
+from toolchain.adapt import rows
 from toolchain.adapt.adaptors import BlockDomain, decide, logistic_noise
 from toolchain.adapt.blocks import Anatomy, Site, examine
 from toolchain.adapt.dryrun import block_input, first_tensor, output_tensor
+from toolchain.adapt.lean.conv import Slice
+from toolchain.adapt.lean.mode import LeanMode
+from toolchain.adapt.lean.options import Lean, Precision, Smooth
+from toolchain.adapt.methods import REGISTRY, Parts, Selection, Subject
+from toolchain.adapt.own import Own, Partial
 from toolchain.errors import AttachError, Fault, UnknownNameError
 from toolchain.fields import read_section, show
-from toolchain.recipe import METHODS, AdaptorOptions
+from toolchain.recipe import METHOD_OPTIONS, METHODS, AdaptorOptions
 
 HEAD = "head"
+OWN = "own"
 
 
 @dataclass(slots=True)
@@ -37,7 +46,9 @@ class Trace:
     ``inputs``, ``outputs``: each block's input and the frozen block's own output, adapted or not;
     the rest exists for adapted blocks only. ``corrections``: the
     adaptor's answer on the coarse grid. ``gates``: logits ``[N, 1]``. ``results``: the adapted
-    output. ``features``: the head's input. ``opened``: the decisions used.
+    output. ``features``: the head's input. ``opened``: the decisions used. Maps (``inputs``,
+    ``outputs``, ``corrections``, ``results``) are left out in training, and where they are not
+    asked for: they would keep every activation alive.
     """
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
@@ -55,7 +66,9 @@ class AttachedModel(nn.Module):
 
     ``sites`` maps the adapted blocks' short names (``block03``) to where they are. In training mode
     gates are sampled with Gumbel noise from ``generator``, as strong as ``noise_scale`` says; in
-    evaluation they are exact.
+    evaluation they are exact. ``lean`` says what layers keep for the backward pass, None for
+    PyTorch's own way. ``forced`` overrides decisions ``[N, 1]`` by block, for measurements.
+    ``slots_only`` leaves out what the method has of its own in place of backbone tensors.
     """
 
     def __init__(
@@ -65,6 +78,10 @@ class AttachedModel(nn.Module):
         method: str,
         classes: int,
         options: AdaptorOptions,
+        *,
+        lean: Lean | None = None,
+        selection: Selection | None = None,
+        slots_only: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
@@ -72,15 +89,33 @@ class AttachedModel(nn.Module):
         self.method = method
         self.classes = classes
         self.options = options
+        self.selection: Selection = dict(selection or {})
         self.generator: torch.Generator | None = None
         self.temperature = 1.0
         self.noise_scale = 1.0
-        self.sites: dict[str, Site] = dict(_adapted(anatomy, method, options))
+        self.forced: Mapping[str, Tensor] = {}
+        self.lean = lean if REGISTRY[method].lean else None
+        parts = REGISTRY[method].parts(Subject(backbone, anatomy, options, self.selection))
+        self.batch_statistics = parts.batch_statistics and not slots_only
+        self.sites: dict[str, Site] = dict(_adapted(anatomy, parts, options))
         self.domain = nn.ModuleDict(
-            {name: BlockDomain(site, method, options) for name, site in self.sites.items()}
+            {
+                name: BlockDomain(site, options, attention=parts.attention, gated=parts.gates)
+                for name, site in self.sites.items()
+            }
         )
         self.domain[HEAD] = nn.Linear(anatomy.features, classes)
+        if parts.own and not slots_only:
+            self.domain[OWN] = Own(parts.own)
+        self._whole: set[str] = set()  # gated blocks that take or return more than one map
         self.train(False)
+
+    @property
+    def own(self) -> Own | None:
+        """What the domain has of its own in place of backbone tensors."""
+        found = dict(self.domain.items()).get(OWN)
+        assert found is None or isinstance(found, Own)
+        return found
 
     def train(self, mode: bool = True) -> AttachedModel:
         """Switch the domain's mode; the backbone stays in evaluation, its statistics never move."""
@@ -90,21 +125,42 @@ class AttachedModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``[N, classes]`` of normalised pictures ``[N, C, H, W]``."""
-        logits = self.trace(x).logits
+        logits = self.trace(x, maps=False).logits
         assert logits is not None
         return logits
 
-    def trace(self, x: Tensor) -> Trace:
-        """Run once and return every cut point."""
+    def trace(self, x: Tensor, *, maps: bool = True) -> Trace:
+        """Run once and return every cut point; without ``maps`` what is small alone."""
         if any(module.training for module in self.backbone.modules()):
             self.backbone.eval()  # someone switched a part of it: its statistics would move
         seen = Trace()
-        with self._hooked(seen):
-            answer = output_tensor(self.backbone(x))
+        with ExitStack() as stack:
+            stack.enter_context(self._hooked(seen, maps=maps and not self.training))
+            answer = output_tensor(self._run(x, stack))
         assert answer is not None
         if self.anatomy.head is None:
             seen.features, seen.logits = answer, self.domain[HEAD](answer)
         return seen
+
+    def _run(self, x: Tensor, stack: ExitStack) -> object:
+        """Run the backbone, with what the domain has of its own, under what ``lean`` says."""
+        lean = self.lean if torch.is_grad_enabled() else None
+        own = self.own
+        if own is None:
+            if lean is not None:
+                stack.enter_context(LeanMode(lean))
+            return self.backbone(x)
+        values = own.values(self.backbone, apart=lambda _: lean is not None)
+        if lean is not None:
+            slices = {
+                id(values[name]): Slice(version.delta, version.index)
+                for name, version in own.versions()
+                if isinstance(version, Partial)
+            }
+            stack.enter_context(LeanMode(lean, slices))
+        if self.batch_statistics and self.training:
+            stack.enter_context(_batch_statistics(self.backbone))
+        return torch.func.functional_call(self.backbone, values, (x,))
 
     def executed_share(self, trace: Trace) -> Tensor:
         """Return the share ``[N]`` of the backbone's multiply-adds that open gates execute.
@@ -121,51 +177,127 @@ class AttachedModel(nn.Module):
         return 1 - torch.stack(shares).sum(0)
 
     @contextmanager
-    def _hooked(self, seen: Trace) -> Iterator[None]:
-        handles = [
-            self.backbone.get_submodule(site.name).register_forward_hook(
-                self._block_hook(name, seen), with_kwargs=True
-            )
-            for name, site in self.anatomy.named_sites()
-        ]
-        if self.anatomy.head is not None:
-            classifier = self.backbone.get_submodule(self.anatomy.head)
-            handles.append(classifier.register_forward_hook(self._head_hook(seen)))
-        try:
+    def _hooked(self, seen: Trace, *, maps: bool) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name, site in self.anatomy.named_sites():
+                block = self.backbone.get_submodule(site.name)
+                if self.training and self._gated(name):
+                    stack.enter_context(_replaced(block, self._skipping(name, block, seen)))
+                elif maps or name in self.sites:
+                    hook = self._block_hook(name, seen, maps=maps)
+                    stack.enter_context(block.register_forward_hook(hook, with_kwargs=True))
+            if self.anatomy.head is not None:
+                classifier = self.backbone.get_submodule(self.anatomy.head)
+                stack.enter_context(classifier.register_forward_hook(self._head_hook(seen)))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _block_hook(self, name: str, seen: Trace) -> Any:
+    def _gated(self, name: str) -> bool:
+        return name in self.sites and self._part(name).gate is not None
+
+    def _part(self, name: str) -> BlockDomain:
+        module = self.domain[name]
+        assert isinstance(module, BlockDomain)
+        return module
+
+    def _block_hook(self, name: str, seen: Trace, *, maps: bool) -> Any:
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             x, y = block_input(args, kwargs), first_tensor(output)
             assert x is not None
             assert y is not None
-            seen.inputs[name], seen.outputs[name] = x, y
+            if maps:
+                seen.inputs[name], seen.outputs[name] = x, y
             if name not in self.sites:
                 return None
-            result = self._adapt(name, x, y, seen)
+            if self.training:
+                result = self._corrected(name, x, y)
+            else:
+                result = self._adapt(name, x, y, seen, maps=maps)
             return (result, *output[1:]) if isinstance(output, tuple) else result
 
         return hook
 
-    def _adapt(self, name: str, x: Tensor, y: Tensor, seen: Trace) -> Tensor:
-        module = self.domain[name]
-        assert isinstance(module, BlockDomain)
+    def _adapt(self, name: str, x: Tensor, y: Tensor, seen: Trace, *, maps: bool) -> Tensor:
+        module = self._part(name)
         correction, logits = module(x)
         opened = None
         if logits is not None:
-            opened = decide(logits, noise=self._noise(logits), temperature=self.temperature)
+            opened = decide(logits, forced=self.forced.get(name))
             seen.gates[name], seen.opened[name] = logits, opened
         result = module.join(x, y, correction, opened)
-        seen.corrections[name], seen.results[name] = correction, result
+        if maps:
+            seen.corrections[name], seen.results[name] = correction, result
         return result
 
-    def _noise(self, logits: Tensor) -> Tensor | None:
-        if not self.training:
-            return None
-        return self.noise_scale * logistic_noise(logits.shape, self.generator)
+    def _corrected(self, name: str, x: Tensor, y: Tensor) -> Tensor:
+        """Add the correction of an adaptor without a gate."""
+        module = self._part(name)
+        return rows.corrected(y, module(x)[0], module.layout)
+
+    def _skipping(self, name: str, block: nn.Module, seen: Trace) -> Callable[..., Any]:
+        """Return a forward of a gated block that runs it for the rows whose gate is open."""
+        module, run = self._part(name), block.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            x = block_input(args, kwargs)
+            assert x is not None
+            pooled = module.coarse(x)
+            correction = module.adaptor(pooled)
+            assert module.gate is not None
+            logits = module.gate(pooled)
+            opened = decide(
+                logits,
+                noise=self._noise(logits),
+                temperature=self.temperature,
+                forced=self.forced.get(name),
+            )
+            seen.gates[name], seen.opened[name] = logits, opened
+            chosen = rows.Rows.of(opened)
+            output, y, rest = self._computed(name, run, x, chosen, args, kwargs)
+            with torch.no_grad():
+                change = module.coarse(y) - pooled.index_select(0, chosen.run)
+            result = rows.join(
+                y,
+                rest,
+                correction,
+                chosen,
+                module.layout,
+                difference=rows.Difference(opened, change),
+                kept=self.lean.keep if self.lean is not None else "fp32",
+            )
+            return (result, *output[1:]) if isinstance(output, tuple) else result
+
+        return forward
+
+    def _computed(
+        self,
+        name: str,
+        run: Callable[..., Any],
+        x: Tensor,
+        chosen: rows.Rows,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> tuple[Any, Tensor, Tensor]:
+        """Return what a block answers, its map for the rows that run, and the others' input."""
+        alone = len(args) == 1 and args[0] is x and not kwargs and name not in self._whole
+        if alone:
+            some, rest = rows.part(x, chosen)
+            if not len(some):
+                return None, some, rest
+            output = run(some)
+            y = first_tensor(output)
+            assert y is not None
+            if not isinstance(output, tuple) or len(output) == 1:
+                return output, y, rest
+            # It returns more than its map, which belongs to the whole batch.
+            self._whole.add(name)
+        output = run(*args, **kwargs)
+        y = first_tensor(output)
+        assert y is not None
+        return output, y.index_select(0, chosen.run), x.index_select(0, chosen.rest)
+
+    def _noise(self, logits: Tensor) -> Tensor:
+        noise = logistic_noise(logits.shape, self.generator)
+        return (self.noise_scale * noise).to(logits.device)
 
     def _head_hook(self, seen: Trace) -> Any:
         def hook(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
@@ -176,8 +308,34 @@ class AttachedModel(nn.Module):
         return hook
 
 
-def _adapted(anatomy: Anatomy, method: str, options: AdaptorOptions) -> Iterator[tuple[str, Site]]:
-    if method == HEAD:
+@contextmanager
+def _replaced(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a block run ``forward`` in place of its own inside the block of code."""
+    before = block.__dict__.get("forward")
+    block.forward = forward
+    try:
+        yield
+    finally:
+        del block.forward
+        if before is not None:
+            block.forward = before
+
+
+@contextmanager
+def _batch_statistics(backbone: nn.Module) -> Iterator[None]:
+    """Let BatchNorm layers use and count the batch's statistics inside the block of code."""
+    norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.training = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training = False
+
+
+def _adapted(anatomy: Anatomy, parts: Parts, options: AdaptorOptions) -> Iterator[tuple[str, Site]]:
+    if not parts.adaptors:
         return
     for name, site in anatomy.named_sites():
         if options.placement == "all" or site.gateable:
@@ -194,16 +352,22 @@ def attach(
     head: str | None = None,
     options: AdaptorOptions | None = None,
     seed: int = 0,
+    lean: bool | Precision | Lean = False,
+    selection: Selection | None = None,
     **overrides: Any,
 ) -> AttachedModel:
-    """Join a frozen backbone with a fresh domain: ``method`` is ``da3``, ``da2`` or ``head``.
+    """Join a frozen backbone with a fresh domain; ``method`` is one of ``methods.REGISTRY``.
 
     ``input_shape`` (channels, height, width) fixes the blocks' shapes. ``blocks`` and ``head`` name
     modules where the structure does not tell them (``head=""``: the backbone returns features).
     Single options may be given by keyword: ``attach(net, classes=10, pool=2)``. The domain starts
     from ``seed``; the global random state is left as it was. The backbone's parameters lose
-    ``requires_grad``; nothing else about it changes. Raises AttachError, UnknownNameError (method,
-    option).
+    ``requires_grad``; nothing else about it changes.
+
+    ``lean=True``: training keeps only what gradients need, which stay those of the stock layers;
+    ``lean="int8"`` or ``"half"``: inputs of trained layers wait in that precision, too
+    (``lean.Lean`` has all choices). ``selection``: what ``sparse`` updates (``sparse.search``).
+    Raises AttachError, UnknownNameError (method, option).
     """
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
@@ -218,13 +382,37 @@ def attach(
     anatomy = examine(backbone, input_shape, blocks=blocks, head=head)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AttachedModel(backbone, anatomy, method, classes, chosen)
-    if method != HEAD and not model.sites:
+        model = AttachedModel(
+            backbone,
+            anatomy,
+            method,
+            classes,
+            chosen,
+            lean=_lean(lean, method),
+            selection=selection,
+        )
+    if set(METHOD_OPTIONS[method]) & {"placement"} and not model.sites:
         raise AttachError(
             "no block keeps its shape, so none can take an adaptor under placement='gateable'",
             fix="use placement='all'",
         )
     return model
+
+
+def _lean(asked: bool | Precision | Lean, method: str) -> Lean | None:
+    """Return what ``attach(lean=...)`` asks for."""
+    smooth: Smooth = "mask" if method == "mobiletl" else "exact"
+    if isinstance(asked, Lean):
+        return asked
+    if isinstance(asked, bool):
+        return Lean(smooth=smooth) if asked else None
+    if asked not in get_args(Precision):
+        raise AttachError(
+            f"expected lean as True, False or one of {', '.join(get_args(Precision))}, "
+            f"got {show(asked)}",
+            fix="pass lean=True for exact gradients",
+        )
+    return Lean(keep=asked, smooth=smooth)
 
 
 def _checked(values: Mapping[str, Any]) -> AdaptorOptions:
@@ -289,5 +477,5 @@ def domain_state(model: AttachedModel) -> dict[str, Tensor]:
     return {
         name: tensor
         for name, tensor in model.domain.state_dict().items()
-        if not name.endswith("num_batches_tracked")
+        if "num_batches_tracked" not in name
     }

@@ -58,7 +58,7 @@ def _features(
     kept: list[Tensor] = []
     labels: list[Tensor] = []
     for images, wanted in batches(split, preprocess):
-        found = model.trace(images).features
+        found = model.trace(images, maps=False).features
         assert found is not None
         kept.append(found)
         labels.append(wanted)

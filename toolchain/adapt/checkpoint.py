@@ -75,6 +75,19 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
+class Channels:
+    """The rule for a mapping of tensor names to rising channel numbers."""
+
+    def read(self, path: str, value: object, faults: list[Fault]) -> dict[str, tuple[int, ...]]:
+        """Return the mapping; faults for what names no channels."""
+        if not isinstance(value, Mapping) or len(value) > SLOTS_LIMIT:
+            faults.append(Fault(path, f"expected names and channels, got {show(value)}"))
+            return {}
+        rule = ListOf(whole(0, 65_535), 1, 65_536)
+        return {str(name): rule.read(f"{path}.{name}", one, faults) for name, one in value.items()}
+
+
+@dataclass(frozen=True, slots=True)
 class BackboneInfo(Section):
     """The backbone that a domain was trained on, and where the domain joins it."""
 
@@ -121,6 +134,7 @@ class Info(Section):
     seed: int = key(whole(0, 2**31 - 1))
     versions: Versions = key(SectionOf(Versions))
     tensors_sha256: str = key(_DIGEST)
+    selection: dict[str, tuple[int, ...]] = key(Channels(), default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

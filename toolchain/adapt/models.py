@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from torch import nn
 from toolchain import digest
 from toolchain.adapt import checkpoint as files
 from toolchain.adapt.attached import AttachedModel, arrays, attach, domain_state, weights_digest
+from toolchain.adapt.blocks import examine
 from toolchain.adapt.checkpoint import (
     BackboneInfo,
     Checkpoint,
@@ -24,26 +26,41 @@ from toolchain.adapt.checkpoint import (
     Versions,
     shape_faults,
 )
+from toolchain.adapt.data.splits import DomainData
 from toolchain.adapt.evaluation import Evaluation
 from toolchain.adapt.identity import recipe_digest
+from toolchain.adapt.lean.options import Precision
+from toolchain.adapt.methods import Selection
+from toolchain.adapt.sparse import search
 from toolchain.adapt.weights import load_backbone
-from toolchain.errors import CheckpointError
+from toolchain.errors import AttachError, CheckpointError
 from toolchain.recipe import Recipe
 
 DISTRIBUTION = "da3-toolchain"
 
 
-def build(recipe: Recipe, *, classes: int, backbone: nn.Module | None = None) -> AttachedModel:
-    """Return the recipe's backbone with a fresh domain for ``classes`` classes.
+def build(
+    recipe: Recipe,
+    *,
+    classes: int,
+    backbone: nn.Module | None = None,
+    data: DomainData | None = None,
+) -> AttachedModel:
+    """Return the recipe's backbone with a fresh domain for ``classes`` classes, lean.
 
     ``backbone`` is used in place of loading ``recipe.backbone``. The domain starts from
-    ``recipe.train.seed``. Raises UnknownNameError, WeightsError, AttachError.
+    ``recipe.train.seed``. ``sparse`` measures on ``data.train`` what it is to update. Raises
+    UnknownNameError, WeightsError, AttachError, TrainingError (nothing fits sparse's budget).
     """
     if backbone is None:
         backbone = load_backbone(
             recipe.backbone, weights=recipe.weights_path, sha256=recipe.weights_sha256
         )
     side = recipe.preprocess.size
+    selection: Selection = {}
+    if recipe.method == "sparse":
+        selection = _searched(backbone, data, recipe, classes)
+    keep = recipe.train.keep
     return attach(
         backbone,
         method=recipe.method,
@@ -51,7 +68,22 @@ def build(recipe: Recipe, *, classes: int, backbone: nn.Module | None = None) ->
         input_shape=(3, side, side),
         options=recipe.adaptor,
         seed=recipe.train.seed,
+        lean=cast("Precision", keep),
+        selection=selection,
     )
+
+
+def _searched(
+    backbone: nn.Module, data: DomainData | None, recipe: Recipe, classes: int
+) -> Selection:
+    if data is None:
+        raise AttachError(
+            "expected pictures to measure what sparse is to update, got none",
+            fix="pass data=adapt.data.load(recipe)",
+        )
+    side = recipe.preprocess.size
+    anatomy = examine(backbone, (3, side, side))
+    return search(backbone, anatomy, data, recipe, classes=classes)
 
 
 def save(
@@ -88,6 +120,7 @@ def save(
         metrics=Metrics(found.accuracy, head_accuracy, found.executed_share, found.gate_rates),
         recipe_digest=recipe_digest(recipe),
         seed=recipe.train.seed,
+        selection=dict(model.selection),
         versions=Versions(version(DISTRIBUTION), torch.__version__),
         tensors_sha256=digest.sha256(b""),  # filled in by write
     )
@@ -160,5 +193,6 @@ def restore(
         blocks=info.backbone.blocks,
         head=info.backbone.head,
         options=info.options,
+        selection=info.selection,
     )
     return model, load_checkpoint(folder, model)

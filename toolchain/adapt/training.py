@@ -3,7 +3,7 @@
 Rules of this file: only ``model.domain`` changes, and the backbone's digest is compared at the end;
 every draw is a function of (seed, step), so an interrupted training that is resumed ends in the
 same bits as one that never stopped (same torch, same number of threads). It never prints: progress
-goes to a ``Progress``. Memory-lean layers would replace the frozen blocks' backward in ``_step``.
+goes to a ``Progress``. What layers keep for the backward pass is the model's matter (``lean``).
 
 Law: ``train`` interrupted anywhere and resumed equals ``train``.
 """
@@ -22,16 +22,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from toolchain import digest
 from toolchain.adapt import models
-from toolchain.adapt.attached import HEAD, AttachedModel, Trace, weights_digest
+from toolchain.adapt.attached import HEAD, OWN, AttachedModel, Trace, weights_digest
 from toolchain.adapt.augment import Epoch, augmented, draw
 from toolchain.adapt.baseline import Probe, probe
 from toolchain.adapt.budget import training_loss
 from toolchain.adapt.checkpoint import Checkpoint
 from toolchain.adapt.data.splits import DomainData
 from toolchain.adapt.evaluation import Evaluation, evaluate
+from toolchain.adapt.exhausted import exhausted, is_exhaustion
 from toolchain.adapt.identity import data_digest, training_document
 from toolchain.adapt.interrupt import interruption
+from toolchain.adapt.memory.fit import within
+from toolchain.adapt.methods import REGISTRY, Selection
 from toolchain.adapt.progress import Progress, Quiet, Status
 from toolchain.adapt.schedule import GATE_LR_FACTOR, lr_factor, noise_scale
 from toolchain.adapt.state import (
@@ -75,6 +79,7 @@ def train(
     overwrite: bool = False,
     progress: Progress | None = None,
     save_every_s: float = SAVE_EVERY_S,
+    memory: int | None = None,
 ) -> TrainReport:
     """Train ``model``'s domain as ``recipe.train`` says and write the checkpoint ``out``.
 
@@ -82,20 +87,23 @@ def train(
     Hutter, ICLR 2019) over one cycle. The state for ``resume`` lies beside ``out``
     (``state.state_path``), written after every epoch, every ``save_every_s`` seconds and at Ctrl-C
     or SIGTERM, and is removed at the end. The head starts from the head-only baseline, whose
-    accuracy is noted beside the domain's. A missing parent of ``out`` is made.
+    accuracy is noted beside the domain's. A missing parent of ``out`` is made. ``memory``: bytes
+    that the training may take beside frozen weights and pictures (``memory.fit``).
 
     Raises:
+        MemoryBudgetError: ``memory`` does not hold it; the fix says what it would hold.
         ExistsError: ``out``, or a training that waits to be resumed, is there, and neither
             ``resume`` nor ``overwrite`` was asked for.
         TrainingError: Ctrl-C or SIGTERM (after the step was finished and saved); a loss that is
-            not finite (the last good state stays); ``resume`` with another recipe, backbone or
-            data, each difference named, or with nothing to resume; a model whose method, classes
-            or input size are not those of recipe and data.
-        StorageError: the file system refused.
+            not finite, or memory that ran out (the last good state stays); ``resume`` with another
+            recipe, backbone or data, each difference named, or with nothing to resume; a model
+            whose method, classes or input size are not those of recipe and data.
 
     """
     started = time.monotonic()
     _check_fit(model, data, recipe)
+    if memory is not None:
+        within(model, recipe.train.batch, memory)
     _check_destination(out, resume=resume, overwrite=overwrite)
     run = _Run(model, data, recipe, out)
     if resume:
@@ -176,7 +184,10 @@ def _telling(action: str) -> Iterator[None]:
 
 @dataclass
 class _Run:
-    """One training: what it works on and the number of finished steps."""
+    """One training: what it works on and the number of finished steps.
+
+    ``updating``: the optimiser is at work, so tensors may be of two steps.
+    """
 
     model: AttachedModel
     data: DomainData
@@ -184,6 +195,7 @@ class _Run:
     out: Path
     step: int = 0
     head_accuracy: float = 0.0
+    updating: bool = False
     identity: dict[str, Any] = field(init=False)
     optimiser: torch.optim.Optimizer = field(init=False)
 
@@ -196,6 +208,8 @@ class _Run:
             "model's method": self.model.method,
             "model's options": asdict(self.model.options),
             "model's classes": self.model.classes,
+            "model's selection": _digested(self.model.selection),
+            "model's lean layers": None if self.model.lean is None else asdict(self.model.lean),
             "torch": torch.__version__,
         }
 
@@ -246,13 +260,25 @@ class _Run:
             )
 
 
+def _digested(selection: Selection) -> str:
+    document = {name: list(channels) for name, channels in selection.items()}
+    return digest.sha256(digest.canonical_json(document))
+
+
 def _optimiser(domain: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW; gates learn faster and, like biases and norms, do not decay."""
+    """AdamW; gates learn faster and, like biases and norms, do not decay.
+
+    What stands in place of backbone tensors learns at the method's own rate.
+    """
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in domain.named_parameters():
-        gate = ".gate." in name
-        decay = 0.0 if gate or parameter.dim() < 2 else recipe.train.weight_decay
-        groups.setdefault((GATE_LR_FACTOR if gate else 1.0, decay), []).append(parameter)
+        gate, own = ".gate." in name, name.startswith(f"{OWN}.")
+        factor = GATE_LR_FACTOR if gate else 1.0
+        if own:
+            factor = REGISTRY[recipe.method].lr_factor
+        decays = not gate and parameter.dim() >= 2 and not name.endswith(".scores")
+        decay = recipe.train.weight_decay if decays else 0.0
+        groups.setdefault((factor, decay), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": parameters, "lr_factor": factor, "weight_decay": decay}
@@ -273,7 +299,8 @@ def _loop(run: _Run, progress: Progress, save_every_s: float) -> None:
                 meter = _Meter()
                 drawn = draw(spec.seed, epoch, count, spec.augment)
                 for _ in range(place, run.steps_per_epoch):
-                    _step(run, drawn, meter)
+                    with _memory_watched(run):
+                        _step(run, drawn, meter)
                     progress.step(clock.status(run, meter))
                     if interrupted:
                         _stop(run)
@@ -304,7 +331,7 @@ def _step(run: _Run, drawn: Epoch, meter: _Meter) -> None:
     done = run.step / run.steps
     model.train()
     model.generator, model.noise_scale = _noise(spec.seed, run.step), noise_scale(done)
-    trace = model.trace(images)
+    trace = model.trace(images, maps=False)
     assert trace.logits is not None
     share = model.executed_share(trace)
     loss = training_loss(trace.logits, labels, share, budget=spec.budget, weight=spec.budget_weight)
@@ -313,9 +340,33 @@ def _step(run: _Run, drawn: Epoch, meter: _Meter) -> None:
         group["lr"] = spec.lr * group["lr_factor"] * lr_factor(done)
     run.optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
+    run.updating = True
     run.optimiser.step()
+    run.updating = False
     run.step += 1
     meter.add(loss, labels, share, trace)
+
+
+@contextmanager
+def _memory_watched(run: _Run) -> Iterator[None]:
+    """Turn memory that ran out into an error with a state on disk to go on from.
+
+    In the middle of an update some tensors are a step ahead, so what was saved before stays.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as err:
+        if not is_exhaustion(err):
+            raise
+        run.optimiser.zero_grad()
+        if not run.updating:
+            run.save()
+        raise exhausted(run.model, run.recipe.train.batch, _left(run)) from err
+
+
+def _left(run: _Run) -> str:
+    kept = state_path(run.out)
+    return f"the last good state is {kept}" if kept.exists() else "no state had been saved yet"
 
 
 def _batch(run: _Run, drawn: Epoch) -> tuple[Tensor, Tensor]:
@@ -335,10 +386,9 @@ def _noise(seed: int, step: int) -> torch.Generator:
 def _check_finite(run: _Run, loss: Tensor) -> None:
     if bool(loss.isfinite()):
         return
-    kept = state_path(run.out)
-    left = f"the last good state is {kept}" if kept.exists() else "no state had been saved yet"
     raise TrainingError(
-        f"step {run.step + 1} of {run.steps}: expected a finite loss, got {loss.item()}; {left}",
+        f"step {run.step + 1} of {run.steps}: expected a finite loss, got {loss.item()}; "
+        f"{_left(run)}",
         fix=f"lower train.lr in the recipe (now {run.recipe.train.lr:g}) and train from the start",
     )
 

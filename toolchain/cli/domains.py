@@ -69,10 +69,11 @@ def chosen(domain: str | None, file: Path | None) -> Recipe:
     return recipe.load(recipe.find(domain))
 
 
-def train_command(domain: str, file: Path | None, out: Path) -> str:
-    """Return the command that trains ``domain`` into ``out``."""
+def train_command(domain: str, file: Path | None, out: Path, *, method: str | None = None) -> str:
+    """Return the command that trains ``domain`` into ``out``, by another method if one is named."""
     named = f"--domain {shlex.quote(domain)}"
     if file is not None:
         named = f"--recipe {shlex.quote(str(file))}"
     place = "" if out == CHECKPOINTS / domain else f" --out {shlex.quote(str(out))}"
-    return f"da3 train {named}{place}"
+    other = "" if method is None else f" --method {method}"
+    return f"da3 train {named}{other}{place}"

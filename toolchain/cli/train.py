@@ -12,6 +12,7 @@ from toolchain.cli import layout
 from toolchain.cli.boundary import BoundedCommand, naming
 from toolchain.cli.domains import CHECKPOINTS, FILE, chosen, domain_options, train_command
 from toolchain.cli.output import emit, json_option, threads_option
+from toolchain.recipe import METHODS
 
 if TYPE_CHECKING:
     from toolchain.adapt import TrainReport
@@ -20,11 +21,24 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=BoundedCommand,
-    epilog=layout.example("da3 train --domain cars", "da3 train --domain cars --resume"),
+    epilog=layout.example(
+        "da3 train --domain cars",
+        "da3 train --domain cars --resume",
+        "da3 train --domain cars --method lite_residual --budget 64MB",
+    ),
 )
 @domain_options
 @click.option(
     "--out", type=FILE, metavar="DIR", help=f"The checkpoint.  [default: {CHECKPOINTS}/NAME]"
+)
+@click.option(
+    "--method", type=click.Choice(METHODS), metavar="NAME", help="In place of the recipe's method."
+)
+@click.option(
+    "--budget",
+    metavar="SIZE",
+    help="Memory that training may take beside weights and pictures, such as 64MB; refused with a "
+    "suggestion where it cannot hold.",
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
@@ -34,6 +48,8 @@ def train(
     domain: str | None,
     file: Path | None,
     out: Path | None,
+    method: str | None,
+    budget: str | None,
     resume: bool,
     overwrite: bool,
     threads: int | None,
@@ -41,13 +57,25 @@ def train(
 ) -> None:
     """Train a domain on its frozen backbone.
 
-    Only adaptors, gates and head change. Ctrl-C stops after the present step and keeps the state;
-    --resume goes on to the same weights as a training that was never stopped.
+    The backbone never changes: a domain is adaptors, gates and head, or what the recipe's method
+    has in their place. What it will take in memory is told before it starts. Ctrl-C stops after the
+    present step and keeps the state; --resume goes on to the same weights as a training that was
+    never stopped.
     """
     recipe = chosen(domain, file)
+    if method is not None:
+        recipe = recipe.by(method)
     folder = out or CHECKPOINTS / recipe.domain
-    command = train_command(recipe.domain, file, folder)
-    report = run(recipe, folder, command, resume=resume, overwrite=overwrite, threads=threads)
+    command = train_command(recipe.domain, file, folder, method=method)
+    report = run(
+        recipe,
+        folder,
+        command,
+        resume=resume,
+        overwrite=overwrite,
+        threads=threads,
+        budget=budget,
+    )
     emit(_document(report), _lines(report), as_json=as_json)
 
 
@@ -59,18 +87,23 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     threads: int | None = None,
+    budget: str | None = None,
 ) -> TrainReport:
     """Train with a progress bar; ``command`` is what an error tells the user to run again."""
     import torch
 
     from toolchain import adapt
     from toolchain.adapt import data
+    from toolchain.adapt.memory import fit
 
     if threads is not None:
         torch.set_num_threads(threads)
     with naming(command):
         pictures = data.load(recipe)
-        model = adapt.build(recipe, classes=len(pictures.classes))
+        model = adapt.build(recipe, classes=len(pictures.classes), data=pictures)
+        allowed = None if budget is None else fit.parse_size(budget)
+        need = fit.need(model, recipe.train.batch)
+        click.echo(fit.line(need, recipe.train.batch, recipe.method), err=True)
         return adapt.train(
             model,
             pictures,
@@ -79,6 +112,7 @@ def run(
             resume=resume,
             overwrite=overwrite,
             progress=adapt.Terminal(sys.stderr, recipe.domain),
+            memory=allowed,
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toolchain.errors import Fault
@@ -29,7 +29,21 @@ from toolchain.preprocess import Preprocessing
 
 SAMPLE_LOADERS = ("cars", "digits", "chirps", "cells")
 FOLDER_LOADERS = ("folder", "decathlon")
-METHODS = ("da3", "da2", "head")
+METHODS = (
+    "da3",
+    "da2",
+    "head",
+    "finetune",
+    "bn",
+    "bias",
+    "lite_residual",
+    "series",
+    "parallel",
+    "piggyback",
+    "sparse",
+    "mobiletl",
+)
+PRECISIONS = ("fp32", "half", "int8")
 
 _NAME = re.compile(r"[^\W_](?:[\w .-]{0,62}[\w-])?")
 _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
@@ -107,7 +121,9 @@ class AdaptorOptions(Section):
     ``placement`` all blocks or only those that can have a gate; ``pool`` the average-pool ratio
     before the adaptor (0: global); ``rank`` the hidden width in channels; ``kernel``, ``groups``
     of the first convolution; ``norm``, ``activation`` between the two convolutions;
-    ``attention`` the function of da2's attention; ``gate`` the granularity of da3's gate.
+    ``attention`` the function of da2's attention; ``gate`` the granularity of da3's gate;
+    ``update_kib`` what sparse may keep of one sample for its weight gradients, in KiB; ``last``
+    how many of the last blocks mobiletl trains.
     """
 
     placement: str = key(choice("gateable", "all"), default="gateable")
@@ -119,6 +135,8 @@ class AdaptorOptions(Section):
     activation: str = key(choice("relu"), default="relu")
     attention: str = key(choice("sigmoid", "tanh", "softmax"), default="sigmoid")
     gate: str = key(choice("block"), default="block")
+    update_kib: int = key(whole(1, 1 << 30), default=64)
+    last: int = key(whole(1, 2000), default=3)
 
     def contradictions(self) -> Iterator[Fault]:
         """Yield what the convolutions cannot be built with."""
@@ -132,6 +150,15 @@ METHOD_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "da3": (*_SHARED, "gate"),
     "da2": (*_SHARED, "attention"),
     "head": (),
+    "finetune": (),
+    "bn": (),
+    "bias": (),
+    "lite_residual": _SHARED,
+    "series": (),
+    "parallel": (),
+    "piggyback": (),
+    "sparse": ("update_kib",),
+    "mobiletl": ("last",),
 }
 
 
@@ -141,7 +168,9 @@ class TrainSpec(Section):
 
     ``budget`` is the share of the backbone's FLOPs that an average picture may execute, and
     ``budget_weight`` the factor of its loss; only da3 uses them. ``augment`` may name flip
-    (mirror left and right) and shift (a few pixels).
+    (mirror left and right) and shift (a few pixels). ``keep`` is the precision in which the inputs
+    of trained layers wait for the backward pass; ``lr`` is that of da3, other methods scale it by a
+    factor of their own.
     """
 
     epochs: int = key(whole(1, 10_000))
@@ -152,6 +181,7 @@ class TrainSpec(Section):
     budget: float = key(number(0, 1, above=True))
     budget_weight: float = key(number(0, 1000))
     augment: tuple[str, ...] = key(ListOf(choice("flip", "shift"), 0, 2))
+    keep: str = key(choice(*PRECISIONS), default="int8")
 
     def contradictions(self) -> Iterator[Fault]:
         """Yield an augmentation that stands twice."""
@@ -192,6 +222,12 @@ class Recipe(Section):
         if self.weights is None and self.weights_sha256 is not None:
             message = "expected null: there is no weights file"
             yield Fault("weights_sha256", message, "name the file in weights")
+
+    def by(self, method: str) -> Recipe:
+        """Return the recipe with another method; adaptor options that it lacks become defaults."""
+        used = METHOD_OPTIONS[method]
+        kept = {name: getattr(self.adaptor, name) for name in used}
+        return replace(self, method=method, adaptor=AdaptorOptions(**kept))
 
     @property
     def weights_path(self) -> Path | None:

@@ -1,0 +1,120 @@
+"""The rules against what autograd keeps: every method, layout and precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests import toys
+from tests.adapt.memory.steps import BATCH, measured
+from toolchain.adapt import sparse
+from toolchain.adapt.attached import AttachedModel, attach
+from toolchain.adapt.blocks import examine
+from toolchain.adapt.lean.options import Precision
+from toolchain.adapt.memory.analytic import analytic, count
+from toolchain.adapt.methods import REGISTRY, Selection
+from toolchain.errors import TrainingError
+
+LEAN: tuple[bool | Precision, ...] = (True, "half", "int8", False)
+
+
+def model_of(name: str, method: str, lean: bool | Precision) -> AttachedModel:
+    selection: Selection = {}
+    if method == "sparse":
+        net = toys.backbone(name)
+        selection = sparse.by_size(net, examine(net, toys.TOYS[name].input_shape), 4)
+    return toys.attached(name, method=method, lean=lean, selection=selection)
+
+
+@pytest.mark.parametrize("method", REGISTRY)
+@pytest.mark.parametrize("lean", LEAN)
+def test_every_method_keeps_what_the_rules_say(method: str, lean: bool | Precision) -> None:
+    model = model_of("inverted", method, lean)
+    assert analytic(model, BATCH).by_layer == measured(model, "inverted").by_layer
+
+
+@pytest.mark.parametrize("name", toys.TOYS)
+@pytest.mark.parametrize("method", ["da3", "bias", "finetune"])
+def test_every_structure_keeps_what_the_rules_say(name: str, method: str) -> None:
+    model = model_of(name, method, True)
+    assert analytic(model, BATCH).by_layer == measured(model, name).by_layer
+
+
+@settings(max_examples=10, deadline=None)
+@given(rows=st.integers(0, BATCH), lean=st.sampled_from(LEAN))
+def test_rows_that_pass_a_block_by_keep_what_the_rules_say(
+    rows: int, lean: bool | Precision
+) -> None:
+    model = model_of("plain", "da3", lean)
+    assert analytic(model, BATCH, share=rows / BATCH).bytes == measured(model, "plain", rows).bytes
+
+
+def test_the_model_stays_as_it_is() -> None:
+    model = toys.attached("plain", lean=True)
+    model.generator = torch.Generator()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    analytic(model, BATCH)
+    assert not model.training
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_maps_under_way_grow_with_the_batch() -> None:
+    model = toys.attached("plain", lean=True)
+    one, many = count(model, 1), count(model, 10)
+    # Frozen kernels do not grow, and a byte of bits may be half full.
+    assert 9 * one.stored.bytes <= many.stored.bytes <= 10 * one.stored.bytes
+    assert one.working < many.working <= 10 * one.working
+
+
+class Odd(nn.Module):
+    """A residual block with activations that have no lean form."""
+
+    def __init__(self, known: bool) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.known = known
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        y = torch.sigmoid(y) if self.known else F.softshrink(y)
+        return x + self.two(y)  # type: ignore[no-any-return]
+
+
+def odd(known: bool) -> AttachedModel:
+    net = toys.Net(toys.stem(8), [Odd(known), Odd(known)], 8)
+    return attach(net.eval(), classes=3, input_shape=(3, 8, 8), lean=True)
+
+
+def test_layers_without_a_lean_form_are_listed_with_their_bytes() -> None:
+    found = analytic(odd(known=True), BATCH)
+    # The first block's input does not require a gradient: nothing is kept there.
+    assert found.stock == {"sigmoid": BATCH * 8 * 8 * 8 * 4}
+    assert found.unknown == ()
+
+
+def test_functions_without_a_rule_keep_all_they_touch() -> None:
+    found = analytic(odd(known=False), BATCH)
+    assert found.stock == {"softshrink": 2 * BATCH * 8 * 8 * 8 * 4}
+    assert found.unknown == ("softshrink",)
+
+
+class Looking(toys.Residual):
+    """A block whose code depends on values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if bool(y.max() > -1e9) else x
+
+
+def test_a_backbone_that_looks_at_values_is_refused() -> None:
+    net = toys.Net(toys.stem(8), [Looking(8, 8), Looking(8, 8)], 8).eval()
+    model = attach(net, classes=3, input_shape=(3, 8, 8), lean=True)
+    with pytest.raises(TrainingError, match="shapes alone"):
+        analytic(model, 2)

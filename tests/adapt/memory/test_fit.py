@@ -1,0 +1,140 @@
+"""What a budget holds, and sizes as people write them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import toys
+from tests.adapt.memory.steps import BATCH
+from toolchain.adapt.memory.analytic import analytic
+from toolchain.adapt.memory.fit import (
+    Need,
+    domain_bytes,
+    fitting,
+    line,
+    need,
+    parse_size,
+    within,
+)
+from toolchain.errors import MemoryBudgetError, UsageError
+
+
+def test_a_need_is_the_sum_of_its_parts() -> None:
+    model = toys.attached("plain", lean="int8")
+    found = need(model, BATCH)
+    floats = sum(p.numel() for p in model.domain.parameters())
+    assert found.trainable == floats
+    assert found.gradients == found.parameters == found.optimiser // 2 == 4 * floats
+    assert found.stored == analytic(model, BATCH).bytes
+    assert found.total == found.stored + found.working + 16 * floats
+
+
+def test_a_domain_costs_its_slots() -> None:
+    model = toys.attached("plain")
+    assert domain_bytes(model) == sum(4 * p.numel() for p in model.domain.parameters())
+
+
+def test_masks_cost_one_bit_a_weight() -> None:
+    model = toys.attached("plain", method="piggyback")
+    assert model.own is not None
+    masks = [-(-version.scores.numel() // 8) for _, version in model.own.versions()]  # type: ignore[operator]
+    head = sum(4 * p.numel() for p in model.domain["head"].parameters())
+    assert domain_bytes(model) == sum(masks) + head
+
+
+def test_a_finetuned_domain_costs_the_backbone_but_no_counters() -> None:
+    model = toys.attached("plain", method="finetune")
+    kept = [
+        tensor
+        for name, tensor in model.backbone.state_dict().items()
+        if not name.startswith("fc.") and "num_batches_tracked" not in name
+    ]
+    head = sum(4 * p.numel() for p in model.domain["head"].parameters())
+    assert domain_bytes(model) == sum(4 * tensor.numel() for tensor in kept) + head
+
+
+@settings(max_examples=4, deadline=None)
+@given(budget=st.integers(60_000, 600_000))
+def test_every_batch_fits_and_the_next_one_does_not(budget: int) -> None:
+    model = toys.attached("single", lean=True)
+    for choice in fitting(model, budget, BATCH, methods=["da3"]):
+        assert choice.need.total <= budget
+        if choice.pool == model.options.pool and choice.keep == "fp32":
+            layers = len(list(model.modules()))  # of bits, less than a byte each
+            assert need(model, choice.batch).total <= budget + layers
+            assert budget < need(model, choice.batch + 1).total + layers
+
+
+def test_the_best_comes_first() -> None:
+    model = toys.attached("single", lean=True, pool=2)
+    found = fitting(model, need(model, BATCH).total, BATCH)
+    ours = [choice for choice in found if choice.method == "da3"]
+    first = ours[0]
+    assert (first.pool, first.keep) == (2, "fp32")  # as it is, since that fits
+    held = [min(choice.batch, BATCH) for choice in ours]
+    assert all(a >= b for a, b in pairwise(held))
+    assert found[-1].method == "head"
+    assert {choice.keep for choice in ours} == {"fp32", "half", "int8"}
+
+
+def test_a_larger_pool_comes_before_a_smaller_batch() -> None:
+    model = toys.attached("single", lean=True, pool=2)
+    budget = need(model, BATCH).total - 1
+    assert (found := fitting(model, budget, BATCH))[0].batch >= BATCH
+    assert (found[0].pool, found[0].keep) == (4, "fp32")
+
+
+def test_a_method_that_the_backbone_cannot_take_is_left_out() -> None:
+    model = toys.attached("tokens", lean=True)
+    found = fitting(model, 1 << 24, BATCH, methods=["da3", "series", "bias"])
+    assert {choice.method for choice in found} == {"da3", "bias"}
+
+
+def test_what_does_not_fit_is_refused_with_what_does() -> None:
+    model = toys.attached("single", lean=True)
+    enough = need(model, BATCH).total
+    assert within(model, BATCH, enough) == need(model, BATCH)
+    with pytest.raises(MemoryBudgetError, match=f"batch {BATCH} needs") as caught:
+        within(model, BATCH, enough // 2)
+    best = fitting(model, enough // 2, BATCH)[0]
+    assert str(best) in caught.value.fix
+    assert caught.value.exit_code == 1
+
+
+def test_nothing_fits_into_nothing() -> None:
+    with pytest.raises(MemoryBudgetError, match="the smallest found, head, batch 1, needs"):
+        fitting(toys.attached("single", lean=True), 1000, BATCH)
+
+
+def test_a_line_tells_method_batch_and_need() -> None:
+    found = Need(3 << 20, 1 << 20, 2048, 1024, 1024, 256, 1024)
+    told = line(found, 8, "da3")
+    assert told.startswith("da3, batch 8: keeps 3.0 MiB")
+    assert "2.0 KiB for the optimiser of 256 parameters" in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("64MB", 64_000_000),
+        ("64MiB", 64 << 20),
+        ("64 mib", 64 << 20),
+        ("1.5GB", 1_500_000_000),
+        ("2k", 2000),
+        ("512 B", 512),
+        (4096, 4096),
+    ],
+)
+def test_sizes_are_read(text: str | int, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-5MB", "0", "0.5", "64MBit", "1e9", "64 TB", "९kB"])
+def test_other_sizes_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected a size"):
+        parse_size(text)

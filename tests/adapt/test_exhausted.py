@@ -1,0 +1,96 @@
+"""Memory that runs out: told with the largest holders, and safe to go on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests import toys
+from tests.adapt import domains
+from toolchain.adapt import models
+from toolchain.adapt.attached import AttachedModel, domain_state
+from toolchain.adapt.exhausted import is_exhaustion
+from toolchain.adapt.state import state_path
+from toolchain.adapt.training import train
+from toolchain.errors import MemoryBudgetError, TrainingError
+
+RECIPE = domains.recipe(epochs=2)
+MORE_THAN_ANY = 1 << 60
+
+
+def model() -> AttachedModel:
+    return models.build(RECIPE, classes=3, backbone=toys.backbone("plain"))
+
+
+def exhausting(found: AttachedModel, after: int) -> torch.utils.hooks.RemovableHandle:
+    """Let the allocator itself refuse, in the middle of a forward, after some training steps."""
+    steps = 0
+
+    def hook(_: nn.Module, __: object) -> None:
+        nonlocal steps
+        if torch.is_grad_enabled():
+            steps += 1
+            if steps > after:
+                torch.empty(MORE_THAN_ANY, dtype=torch.uint8)
+
+    return found.backbone.get_submodule("blocks.1").register_forward_pre_hook(hook)
+
+
+def test_a_step_that_finds_no_memory_names_the_holders_and_can_be_gone_on_from(
+    tmp_path: Path,
+) -> None:
+    """Law: out of memory, then resumed = never interrupted."""
+    data, out = domains.data(), tmp_path / "out"
+    whole = model()
+    train(whole, data, RECIPE, out=tmp_path / "whole")
+
+    found = model()
+    handle = exhausting(found, 3)
+    with pytest.raises(TrainingError, match=r"out of memory with batch 16.*blocks\.") as caught:
+        train(found, data, RECIPE, out=out)
+    assert str(state_path(out)) in caught.value.message
+    assert "--resume" in caught.value.fix
+    assert not out.exists()
+
+    handle.remove()
+    again = model()
+    train(again, data, RECIPE, out=out, resume=True)
+    wanted = domain_state(whole)
+    assert all(torch.equal(t, wanted[name]) for name, t in domain_state(again).items())
+
+
+def test_the_allocators_refusal_is_told_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(MORE_THAN_ANY, dtype=torch.uint8)
+    assert is_exhaustion(caught.value)
+    assert is_exhaustion(MemoryError())
+    assert is_exhaustion(torch.OutOfMemoryError())
+    with pytest.raises(RuntimeError) as other:
+        torch.zeros(2) + torch.zeros(3)
+    assert not is_exhaustion(other.value)
+
+
+def test_a_fault_of_the_backbone_is_not_taken_for_memory(tmp_path: Path) -> None:
+    found = model()
+
+    def fails(_: nn.Module, __: object) -> None:
+        if torch.is_grad_enabled():
+            raise RuntimeError("a fault of its own")
+
+    found.backbone.get_submodule("blocks.1").register_forward_pre_hook(fails)
+    with pytest.raises(RuntimeError, match="of its own"):
+        train(found, domains.data(), RECIPE, out=tmp_path / "out")
+
+
+def test_a_budget_that_nothing_fits_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(MemoryBudgetError, match="smallest"):
+        train(model(), domains.data(), RECIPE, out=tmp_path / "out", memory=100)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_budget_that_holds_trains(tmp_path: Path) -> None:
+    train(model(), domains.data(), RECIPE, out=tmp_path / "out", memory=1 << 30)
+    assert (tmp_path / "out").is_dir()
