@@ -130,8 +130,9 @@ def variants() -> dict[str, dict[str, Any]]:
     """What :func:`make_domain` makes the domains of the tests of the runtime from, by name.
 
     ``next`` and ``third`` are further releases of the first domain, on its name. The first one's
-    session does not take ``da2``, ``wide``, ``every`` and ``coarse``, and takes the rest; the slots
-    of ``coarse`` have the shapes of the first one's.
+    session does not take ``da2``, ``wide``, ``every`` and ``coarse``, nor those that change the
+    backbone (``tuned``, ``masked``), and takes the rest; the slots of ``coarse`` have the
+    shapes of the first one's.
     """
     from tests.adapt.domains import RECIPE
     from toolchain.recipe import AdaptorOptions, DataSpec
@@ -139,6 +140,7 @@ def variants() -> dict[str, dict[str, Any]]:
     seen = {
         c: {"preprocess": dataclasses.replace(RECIPE.preprocess, colour=c)} for c in ("BGR", "L3")
     }
+    plain = {"adaptor": AdaptorOptions()}
     every = AdaptorOptions(placement="all", rank=4, pool=2)
     digits = DataSpec("digits", None, 8, 40, 0)
     return {
@@ -155,6 +157,8 @@ def variants() -> dict[str, dict[str, Any]]:
         "grey": {"seed": 11, "changes": seen["L3"]},
         "always": {"seed": 12, "always": "block00"},
         "foreign": {"seed": 13, "weights": 7},
+        "tuned": {"method": "finetune", "seed": 15, "changes": plain},
+        "masked": {"method": "piggyback", "seed": 16, "changes": plain},
     }
 
 

@@ -18,11 +18,21 @@ from safetensors.numpy import load as load_safetensors
 
 from toolchain import bundle, digest, manifests
 from toolchain.adapt import checkpoint as checkpoints
+from toolchain.adapt import own as own_tensors
+from toolchain.adapt.attached import AttachedModel
 from toolchain.adapt.data import DomainData
 from toolchain.adapt.data import load as load_data
 from toolchain.adapt.models import restore
-from toolchain.bundle import BackboneArtefact, BackboneManifest, Manifest, Payload, Plan
+from toolchain.bundle import (
+    BackboneArtefact,
+    BackboneManifest,
+    Manifest,
+    Patched,
+    Payload,
+    Plan,
+)
 from toolchain.bundle.golden import Golden
+from toolchain.bundle.patch import PATCH_NAME
 from toolchain.check import parity, subjects
 from toolchain.check.bundles import SHIPPED
 from toolchain.check.parity import ParityReport, Subject
@@ -36,10 +46,11 @@ from toolchain.errors import (
     CheckpointError,
     Da3Error,
     ExistsError,
+    UsageError,
 )
 from toolchain.files import make_folder, write_atomic
 from toolchain.graph import store
-from toolchain.graph.halves import Halves, make_halves
+from toolchain.graph.halves import Halves, make_halves, require_same_graphs
 from toolchain.graph.link import Linking, link, named
 from toolchain.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.recipe import Recipe, dump
@@ -99,7 +110,8 @@ def export(
     structures between exports. Raises ParityError with nothing written when a flavour does not
     answer as PyTorch does; ExistsError when the bundle exists and ``overwrite`` is false; and
     whatever the rooms raise. ``orders``: kits to write beside the bundle; what their precision
-    costs stands in it.
+    costs stands in it. A domain with tensors of the backbone of its own is written as the frozen
+    backbone and a patch in the bundle; UsageError for such a one with ``orders``.
     """
     for order in orders:
         order.require()
@@ -109,8 +121,11 @@ def export(
         refuse_existing(target)
     with clock.step("restore"):
         model, kept = restore(checkpoint, weights=recipe.weights_path)
+        changed = own_tensors.patched(model)
+        if changed is not None and orders:
+            raise _no_kit(recipe)
     with clock.step("split"):
-        halves = make_halves(model, cache=cache)
+        halves, patch = _split(model, changed, cache)
     with clock.step("data"):
         data = load_data(recipe)
         _refuse_foreign(checkpoint, kept, recipe, data.classes)
@@ -118,7 +133,8 @@ def export(
         chosen = choose(model, data.test, recipe.preprocess, count=recipe.golden)
     with tempfile.TemporaryDirectory(prefix="da3-export-") as folder:
         with clock.step("link"):
-            graphs = _link(halves, kept, Path(folder))
+            weights = halves.weights if patch is None else patch.weights
+            graphs = _link(halves, weights, kept, Path(folder))
         with clock.step("check"):
             linked = _Linked(halves, graphs, _linkings(kept), Path(folder))
             cases = join([chosen.golden, chosen.others])
@@ -126,18 +142,27 @@ def export(
     own = manifests.backbone(kept, halves)
     place = dist / bundle.artefact_name(own.name, own.weights_digest)
     draft = manifests.domain(
-        kept, recipe, halves, artefact=BackboneArtefact(place, own), chosen=chosen, report=report
+        kept,
+        recipe,
+        halves,
+        artefact=BackboneArtefact(place, own),
+        chosen=chosen,
+        report=report,
+        patch=None if patch is None else patch.about,
     )
     ordered = Orders(orders, own, _rates(kept), dist, overwrite=overwrite)
     if orders:
         source = _source(draft, "", own, halves, graphs)
         plans = ordered.prepare(_domain(recipe, halves, data), source, clock.step)
         draft = replace(draft, plans=plans)
-    draft = replace(draft, plans=draft.plans + _kept_plans(target, halves, draft.plans))
+    if patch is None:
+        draft = replace(draft, plans=draft.plans + _kept_plans(target, halves, draft.plans))
     with clock.step("pack"):
         make_folder(dist, fix="choose another with --dist")
         artefact, reused = _backbone(own, halves, place)
         payloads = _payloads(halves, graphs, checkpoint, chosen, recipe)
+        if patch is not None:
+            payloads.append(Payload("patch", PATCH_NAME, patch.data))
         # The bundle comes last: whoever finds it finds what it tells of.
         release = _release(draft, payloads) if orders else ""
         kits = ordered.write(_source(draft, release, own, halves, graphs))
@@ -165,6 +190,28 @@ def refuse_existing(path: Path) -> None:
         raise ExistsError(
             f"{path} exists", fix="pass --overwrite, or choose another folder with --dist"
         )
+
+
+def _no_kit(recipe: Recipe) -> UsageError:
+    return UsageError(
+        f"{recipe.domain}: expected a domain on the frozen backbone for --target, got one whose "
+        f"method {recipe.method!r} changes the backbone's tensors; engines share the frozen one",
+        fix="export without --target, or train the domain with da3, da2 or head",
+    )
+
+
+def _split(
+    model: AttachedModel, changed: AttachedModel | None, cache: Path | None
+) -> tuple[Halves, Patched | None]:
+    """Return the halves on the frozen backbone, and the patch for the changed one.
+
+    The changed one is captured each time: nobody but this domain would find it in the cache.
+    """
+    if changed is None:
+        return make_halves(model, cache=cache), None
+    halves, theirs = make_halves(own_tensors.base(model), cache=cache), make_halves(changed)
+    require_same_graphs(halves, theirs)
+    return halves, bundle.make_patch(halves.weights, theirs.weights)
 
 
 def _refuse_foreign(
@@ -207,7 +254,7 @@ def _kept_plans(path: Path, halves: Halves, plans: tuple[Plan, ...]) -> tuple[Pl
         before = bundle.open_bundle(path).manifest
     except Da3Error:
         return ()
-    if before.adaptor.slots != bundle.slot_table(halves.slots):
+    if before.patch is not None or before.adaptor.slots != bundle.slot_table(halves.slots):
         return ()
     anew = {(plan.target, plan.precision) for plan in plans}
     return tuple(plan for plan in before.plans if (plan.target, plan.precision) not in anew)
@@ -235,9 +282,14 @@ def _release(draft: Manifest, payloads: list[Payload]) -> str:
         return digest.sha256(bundle.pack(Path(folder) / "bundle", draft, payloads).to_json())
 
 
-def _link(halves: Halves, kept: checkpoints.Checkpoint, folder: Path) -> dict[str, bytes]:
-    """Link every shipped flavour, write it beside its tensors, and let onnx.checker look at all."""
-    write_atomic(folder / WEIGHTS_FILE, halves.weights)
+def _link(
+    halves: Halves, weights: bytes, kept: checkpoints.Checkpoint, folder: Path
+) -> dict[str, bytes]:
+    """Link every shipped flavour, write it beside its tensors, and let onnx.checker look at all.
+
+    ``weights``: the file that it runs on, patched where the domain has a patch.
+    """
+    write_atomic(folder / WEIGHTS_FILE, weights)
     write_atomic(folder / SLOTS_FILE, halves.slots)
     graphs = {
         linking.name: store.to_bytes(link(halves.split, linking)) for linking in _linkings(kept)

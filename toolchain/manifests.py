@@ -25,6 +25,7 @@ from toolchain.bundle import (
     Gates,
     GateStates,
     Manifest,
+    Patch,
     Plan,
     Preprocess,
     Requires,
@@ -98,6 +99,7 @@ def domain(
     chosen: Chosen,
     report: ParityReport,
     plans: tuple[Plan, ...] = (),
+    patch: Patch | None = None,
 ) -> Manifest:
     """Return the manifest of a domain's bundle; files and slots are filled in when packed."""
     info, metrics = kept.info, kept.info.metrics
@@ -131,6 +133,7 @@ def domain(
             "recipe_digest": info.recipe_digest,
         },
         licence=recipe.licence,
+        patch=patch,
     )
 
 

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
 from tests.check.damage import repacked, with_slots, with_weights
-from tests.exported import Exported, make_domain
+from tests.exported import Exported, Fleet, make_domain
 from toolchain import bundle
 from toolchain.bundle.golden import read_golden
 from toolchain.check import bundles, parity, subjects
@@ -357,3 +359,51 @@ def test_a_preprocessing_that_cannot_be_meant_is_refused(
     )
     with pytest.raises(BundleError, match=r"preprocess\.crop"):
         check_bundle(path)
+
+
+@pytest.mark.parametrize("name", ["tuned", "masked"])
+def test_a_domain_that_changes_the_backbone_is_checked_on_its_own_weights(
+    fleet: Fleet, name: str
+) -> None:
+    """Linked anew from the frozen backbone's graph, byte for byte, and run with the patch."""
+    found = check_bundle(fleet[name].bundle)
+    assert found.report.passed
+    assert set(found.relinked) == set(bundles.SHIPPED)
+    assert found.backbone == fleet[name].backbone
+    assert any(line.startswith("patch: ") for line in found.verified)
+
+
+def test_a_patch_with_other_values_fails_although_every_digest_is_right(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    exported = fleet["tuned"]
+    held = bundle.open_bundle(exported.bundle)
+    tensors = load_tensors(held.blob("patch.safetensors"))
+    changed = {name: 2 * array for name, array in tensors.items()}
+    base = bundle.open_backbone(exported.backbone).weights()
+    made = bundle.make_patch(base, save_tensors({**load_tensors(base), **changed}))
+    assert made is not None
+    path = repacked(
+        exported,
+        tmp_path,
+        {"patch.safetensors": made.data},
+        lambda manifest: replace(manifest, patch=made.about),
+    )
+    with pytest.raises(ParityError):
+        check_bundle(path)
+
+
+def test_a_patch_of_another_backbone_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    exported = fleet["masked"]
+    other = bundle.open_bundle(fleet["tuned"].bundle)
+    assert other.manifest.patch is not None
+    about = replace(other.manifest.patch, digest="sha256:" + "0" * 64)
+    path = repacked(
+        exported,
+        tmp_path,
+        {"patch.safetensors": other.blob("patch.safetensors")},
+        lambda manifest: replace(manifest, patch=about),
+    )
+    with pytest.raises(VerificationError, match="expected the patched weights") as caught:
+        check_bundle(path)
+    assert caught.value.exit_code == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -12,13 +13,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from safetensors.numpy import load as safetensors_load
+from torch import nn
 
 from tests import toys
 from tests.graph import cases
 from tests.graph.cases import Made
 from toolchain import digest
 from toolchain.adapt.attached import AttachedModel, attach, domain_state
-from toolchain.errors import SplitError
+from toolchain.errors import GraphError, SplitError
 from toolchain.graph import halves
 from toolchain.graph.halves import Halves, interface, make_halves
 from toolchain.graph.link import Linking, link
@@ -212,3 +215,41 @@ def test_cases_of_this_run_were_not_spoiled(plain: Made) -> None:
     assert cases.made("plain") is plain
     slots = {n: t.numpy() for n, t in toys_state(plain.model).items()}
     assert all(np.array_equal(plain.slots[n], a) for n, a in slots.items())
+
+
+def altered(net: nn.Module) -> nn.Module:
+    """The net with every tensor of floats another one."""
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        for tensor in [*twin.parameters(), *twin.buffers()]:
+            if tensor.is_floating_point():
+                tensor.mul_(1.25).add_(0.01)
+    return twin
+
+
+def headed(net: nn.Module, toy: str) -> AttachedModel:
+    return attach(net, method="head", classes=3, input_shape=toys.TOYS[toy].input_shape)
+
+
+@pytest.mark.parametrize("toy", ["inverted", "tokens"])
+def test_a_changed_backbone_has_the_graph_of_the_frozen_one(toy: str) -> None:
+    """Law: whatever values weights have, the graph is the same; turned matrices lie beside it."""
+    net = toys.backbone(toy)
+    base, changed = make_halves(headed(net, toy)), make_halves(headed(altered(net), toy))
+    halves.require_same_graphs(base, changed)
+    old, new = safetensors_load(base.weights), safetensors_load(changed.weights)
+    assert old.keys() == new.keys()
+    assert all(not np.array_equal(old[name], new[name]) for name in old)
+
+
+def test_a_changed_backbone_of_another_structure_is_refused_by_name() -> None:
+    net = toys.backbone("single")
+    base = make_halves(headed(net, "single"))
+    other = altered(net)
+    other.blocks[0].shortcut = nn.Hardtanh()  # type: ignore[index, union-attr]
+    with pytest.raises(GraphError, match="frozen backbone for the changed one") as caught:
+        halves.require_same_graphs(base, make_halves(headed(other, "single")))
+    assert caught.value.fix
+    heads = make_halves(attach(net, method="head", classes=3, input_shape=(3, 8, 8), seed=1))
+    with pytest.raises(GraphError, match="the same slots"):
+        halves.require_same_graphs(base, heads)

@@ -215,6 +215,18 @@ def test_a_domain_that_does_not_fit_is_refused_by_slot(
         assert runner.domains == {}
 
 
+@pytest.mark.parametrize("name", ["tuned", "masked"])
+def test_a_domain_that_changes_the_backbone_is_refused(
+    memory: Device, fleet: Fleet, tmp_path: Path, name: str
+) -> None:
+    """The engine holds the frozen backbone; no kit of it could hold another."""
+    with runner_on(memory, fleet, tmp_path) as runner:
+        with pytest.raises(SessionLimitError, match=r"changes \d+ of 16 tensors") as caught:
+            runner.load(fleet[name].bundle)
+        assert "da3, da2 or head" in caught.value.fix
+        assert runner.domains == {}
+
+
 def test_a_class_count_outside_the_profile_is_refused_by_both_numbers(
     memory: Device, fleet: Fleet, tmp_path: Path
 ) -> None:

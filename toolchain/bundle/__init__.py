@@ -29,6 +29,7 @@ from toolchain.bundle.manifest import (
     GateStates,
     Manifest,
     Notes,
+    Patch,
     Plan,
     Preprocess,
     Requires,
@@ -48,6 +49,7 @@ from toolchain.bundle.package import (
     unpack,
     verify,
 )
+from toolchain.bundle.patch import Patched, apply_patch, make_patch
 from toolchain.bundle.slots import check_slots, slot_table
 
 __all__ = [
@@ -65,6 +67,8 @@ __all__ = [
     "Gates",
     "Manifest",
     "Notes",
+    "Patch",
+    "Patched",
     "Payload",
     "Plan",
     "Preprocess",
@@ -74,11 +78,13 @@ __all__ = [
     "Selftest",
     "Slot",
     "Tap",
+    "apply_patch",
     "artefact_name",
     "check_slots",
     "created_now",
     "find_backbone",
     "graph_digest",
+    "make_patch",
     "match",
     "open_backbone",
     "open_bundle",

@@ -128,6 +128,17 @@ class BackboneArtefact:
         """The weights as safetensors."""
         return self.path / WEIGHTS_NAME
 
+    def weights(self) -> bytes:
+        """Return the weights file's bytes, verified. Raises BundleError, StorageError."""
+        (entry,) = (one for one in self.manifest.files if one.name == WEIGHTS_NAME)
+        data = read_limited(self.weights_path, limit_bytes=entry.size, what="backbone weights")
+        if (found := sha256(data)) != entry.digest:
+            raise BundleError(
+                f"{self.weights_path}: expected {entry.digest}, got {found}",
+                fix="export the backbone again",
+            )
+        return data
+
 
 def artefact_name(name: str, weights_digest: str) -> str:
     """Return the directory name ``backbone-<name>-<12 hex of weights_digest>``."""

@@ -57,7 +57,7 @@ EPOCH = "1970-01-01T00:00:00Z"
 LIMIT_FILES = 256
 MANIFEST_NAME = "manifest.json"
 LINKED_ROLES = ("swap", "static")
-ROLES = ("recipe", "domain", "slots", *LINKED_ROLES, "golden", "training")
+ROLES = ("recipe", "domain", "slots", *LINKED_ROLES, "golden", "training", "patch")
 
 Scalar = bool | int | float | str | None
 Notes = Mapping[str, Scalar]
@@ -197,8 +197,39 @@ class Plan(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class Patch(Section):
+    """What the domain has in place of tensors of the backbone: ``tensors`` of ``of``.
+
+    ``of`` counts the float32 tensors of the backbone's weights file; ``masks`` of the ``tensors``
+    only put elements to zero. ``digest``: of the weights file once it is patched.
+    """
+
+    tensors: int = key(whole(1, 2**20))
+    masks: int = key(whole(0, 2**20))
+    of: int = key(whole(1, 2**20))
+    digest: str = key(DIGEST)
+
+    @property
+    def kind(self) -> str:
+        """``masked`` if it only puts elements to zero, ``whole`` if no tensor is the backbone's."""
+        if self.masks == self.tensors:
+            return "masked"
+        return "whole" if self.tensors == self.of else "tensors"
+
+    def contradictions(self) -> Iterator[Fault]:
+        """Yield the faults between fields that are right one by one."""
+        if self.tensors > self.of:
+            yield Fault("tensors", f"expected at most {self.of} as `of` says, got {self.tensors}")
+        if self.masks > self.tensors:
+            yield Fault("masks", f"expected at most {self.tensors}, got {self.masks}")
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest(Section):
-    """Everything that a bundle says about itself. Build one, then :func:`toolchain.bundle.pack`."""
+    """Everything that a bundle says about itself. Build one, then :func:`toolchain.bundle.pack`.
+
+    ``patch`` is None for a domain on the backbone as it is, and then has no key in the document.
+    """
 
     schema: str = key(choice(SCHEMA))
     min_agent: str = key(AGENT)
@@ -220,10 +251,14 @@ class Manifest(Section):
     fallback: str | None = key(Nullable(DOMAIN))
     provenance: Notes = key(NOTES)
     licence: str = key(printable(200))
+    patch: Patch | None = key(SectionOf(Patch), default=None)
 
     def to_json(self) -> bytes:
         """Return the canonical JSON (RFC 8785), whose sha256 is the manifest's digest."""
-        return canonical_json(to_json(self))
+        document = to_json(self)
+        if self.patch is None:
+            del document["patch"]
+        return canonical_json(document)
 
     @staticmethod
     def from_json(data: bytes) -> Manifest:
@@ -264,6 +299,10 @@ def _files(manifest: Manifest) -> Iterator[Fault]:
     for role in ("domain", "slots"):
         if roles[role] != 1:
             yield Fault("files", f"expected one file of role {role!r}, got {roles[role]}")
+    want = int(manifest.patch is not None)
+    if roles["patch"] != want:
+        got = roles["patch"]
+        yield Fault("files", f"expected {want} of role 'patch' as `patch` says, got {got}")
     for role in ("recipe", "golden", "training"):
         if roles[role] > 1:
             yield Fault("files", f"expected at most one file of role {role!r}, got {roles[role]}")

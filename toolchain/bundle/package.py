@@ -17,6 +17,7 @@ from pathlib import Path
 
 from toolchain.bundle.archive import LIMIT_BYTES, Archive, Source, scan_archive, write_archive
 from toolchain.bundle.manifest import EPOCH, MANIFEST_NAME, FileEntry, Manifest
+from toolchain.bundle.patch import check_patch
 from toolchain.bundle.rules import raise_faults
 from toolchain.bundle.slots import check_slots, slot_table
 from toolchain.digest import sha256
@@ -76,11 +77,14 @@ class Bundle:
     def checks(self) -> tuple[str, ...]:
         """What was checked when it was opened, a line each."""
         slots, size = self.manifest.adaptor.slots, self.size_bytes
+        patch = self.manifest.patch
+        patched = () if patch is None else (f"patch: {patch.tensors} tensors, all finite",)
         return (
             f"archive: {size} bytes, every header, padding byte and the end as specified",
             f"manifest: {self.manifest_digest}, canonical, schema {self.manifest.schema}",
             f"files: {len(self.manifest.files)}, each with its size and digest, none unlisted",
             f"slots: {len(slots)}, each with its shape, dtype and digest, all finite",
+            *patched,
         )
 
 
@@ -137,7 +141,7 @@ def read_bundle(data: bytes) -> Bundle:
     """Return the bundle whose archive is ``data``.
 
     Raises BundleError for a fault of the archive or the manifest, a file that is missing, has
-    another size or is not listed, and slots that are not those of the manifest.
+    another size or is not listed, and slots or a patch that are not those of the manifest.
     """
     return _read(io.BytesIO(data), len(data))
 
@@ -151,6 +155,9 @@ def _read(source: Source, size: int) -> Bundle:
     bundle = Bundle(manifest, archive.manifest_digest, size, archive)
     (slots,) = bundle.names("slots")
     check_slots(manifest.adaptor.slots, bundle.blob(slots), slots)
+    if manifest.patch is not None:
+        (patch,) = bundle.names("patch")
+        check_patch(manifest.patch, bundle.blob(patch), patch)
     return bundle
 
 

@@ -21,6 +21,7 @@ from toolchain.bundle.manifest import LINKED_ROLES
 from toolchain.check import parity, subjects
 from toolchain.check.parity import ParityReport, Subject
 from toolchain.errors import BundleError, GraphError
+from toolchain.runtime.patched import patch_of, weights_folder
 from toolchain.runtime.release import preprocessing
 
 SHIPPED = ("swap-if", "swap-rows", "static-if")
@@ -61,23 +62,24 @@ def check_bundle(
     _require_graphs(held)
     golden = golden_of(held)
     slots = load_safetensors(held.blob(held.names("slots")[0]))
-    folder = artefact.path
-    try:
-        under_test = _subjects(held, artefact, slots)
-    except GraphError as err:
-        # Whatever a graph of a bundle does wrong, the bundle is not what its manifest says.
-        raise BundleError(f"{path}: {err.message}", fix="export the domain again") from err
-    report = parity.compare(
-        golden,
-        under_test.subjects,
-        slots,
-        preprocessing(held),
-        tolerance=held.manifest.selftest.tolerance_relative if tolerance is None else tolerance,
-        threads=threads,
-    ).require()
+    # Tapped twins are made after a failure only, so the folder stays until all was compared.
+    with weights_folder(artefact, patch_of(held)) as folder:
+        try:
+            under_test = _subjects(held, artefact, slots, folder)
+        except GraphError as err:
+            # Whatever a graph of a bundle does wrong, the bundle is not what its manifest says.
+            raise BundleError(f"{path}: {err.message}", fix="export the domain again") from err
+        report = parity.compare(
+            golden,
+            under_test.subjects,
+            slots,
+            preprocessing(held),
+            tolerance=held.manifest.selftest.tolerance_relative if tolerance is None else tolerance,
+            threads=threads,
+        ).require()
     return BundleCheck(
         path,
-        folder,
+        artefact.path,
         held.manifest.domain,
         report,
         held.checks,
@@ -95,8 +97,10 @@ class _UnderTest:
     not_run: tuple[str, ...]
 
 
-def _subjects(held: Bundle, artefact: BackboneArtefact, slots: subjects.Slots) -> _UnderTest:
-    folder = artefact.path
+def _subjects(
+    held: Bundle, artefact: BackboneArtefact, slots: subjects.Slots, folder: Path
+) -> _UnderTest:
+    """Return what is compared, its sessions made from the weights in ``folder``."""
     found: list[Subject] = []
     relinked: tuple[str, ...] = ()
     not_run: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -21,6 +22,7 @@ from toolchain.engine.target import FLAVOURS, Precision, find
 from toolchain.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
+    from toolchain.bundle import Manifest
     from toolchain.emit.orders import KitReport, Order
     from toolchain.export import ExportReport
 
@@ -191,6 +193,7 @@ def _document(report: ExportReport, checkpoint: Path, *, trained: bool) -> dict[
             "weights_digest": manifest.backbone.weights_digest,
             "graph_digest": manifest.backbone.graph_digest,
         },
+        "patch": patch_document(manifest),
         "structure_cached": report.structure_cached,
         "parity": parity_document(report.parity),
         "gate_rates": _rates(report),
@@ -262,6 +265,7 @@ def _lines(report: ExportReport) -> list[str]:
             {
                 "bundle": f"{report.bundle}  ({layout.size(report.bundle_bytes)})",
                 "backbone": f"{report.backbone}  ({layout.size(report.backbone_bytes)}, {kept})",
+                **patch_line(manifest),
                 **metrics(manifest.metrics, manifest.gates.executed_share),
                 "took": f"{sum(report.seconds.values()):.1f} s",
             }
@@ -272,6 +276,31 @@ def _lines(report: ExportReport) -> list[str]:
         *layout.gates(_rates(report)),
         *(_kit_lines(report) if report.kits else []),
     ]
+
+
+def patch_document(manifest: Manifest) -> dict[str, Any] | None:
+    """Return what a domain changes of its backbone, None for nothing."""
+    if manifest.patch is None:
+        return None
+    return {"kind": manifest.patch.kind, **asdict(manifest.patch), "bytes": _patch_bytes(manifest)}
+
+
+def patch_line(manifest: Manifest) -> dict[str, str]:
+    """Return the same in words, labelled; nothing for a domain on the frozen backbone."""
+    patch, method = manifest.patch, manifest.adaptor.method
+    if patch is None:
+        return {}
+    verb, how = "changes", "the bundle carries them"
+    if patch.kind == "masked":
+        verb, how = "masks", "the bundle carries 1 bit per weight"
+    return {
+        "patch": f"{method} {verb} {patch.tensors} of {patch.of} tensors of the backbone: {how} "
+        f"({layout.size(_patch_bytes(manifest))}) and the device keeps a session of its own"
+    }
+
+
+def _patch_bytes(manifest: Manifest) -> int:
+    return sum(entry.size for entry in manifest.files if entry.role == "patch")
 
 
 def metrics(found: Mapping[str, Any], executed_share: float) -> dict[str, str]:

@@ -18,7 +18,7 @@ from toolchain.bundle import (
     artefact_name,
 )
 from toolchain.cli import engine_views, layout
-from toolchain.cli.export import metrics
+from toolchain.cli.export import metrics, patch_line
 from toolchain.cli.graph_views import graph, tensors, training
 from toolchain.inspect import (
     BackboneFacts,
@@ -138,6 +138,7 @@ def _bundle(facts: BundleFacts) -> list[str]:
                 "  weights": m.backbone.weights_digest,
                 "  graph": m.backbone.graph_digest,
                 "method": f"{m.adaptor.method}  {layout.listed(_used(m))}".rstrip(),
+                **patch_line(m),
                 "classes": f"{len(m.classes)}: {layout.some(m.classes)}",
                 "input": _preprocess(m.preprocess),
                 **metrics(m.metrics, m.gates.executed_share),
@@ -167,6 +168,7 @@ def _brief(facts: BundleFacts) -> list[str]:
                 "domain": f"{m.domain}, {m.adaptor.method}, {len(m.classes)} classes",
                 "size": layout.size(facts.size_bytes),
                 "backbone": artefact_name(m.backbone.name, m.backbone.weights_digest),
+                **patch_line(m),
                 **metrics(m.metrics, m.gates.executed_share),
             }
         ),

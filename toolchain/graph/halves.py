@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from toolchain import digest
 from toolchain.adapt.attached import AttachedModel, arrays, domain_state, weights_digest
-from toolchain.errors import CaptureError, Da3Error, SplitError
+from toolchain.errors import CaptureError, Da3Error, GraphError, SplitError
 from toolchain.files import atomic_directory, make_folder, read_limited
 from toolchain.graph import store
 from toolchain.graph.capture import capture
@@ -34,7 +34,7 @@ from toolchain.graph.split import Split, read_split, recompose, split
 from toolchain.runtime.session import Session
 
 # Raised whenever the captured, folded or split graphs change for the same model.
-STRUCTURE_VERSION = 1
+STRUCTURE_VERSION = 2
 FOLD_TOLERANCE = 1e-4
 # Another version of these may capture or fold another structure.
 _SHAPING = ("torch", "onnx-ir", "onnxscript")
@@ -102,6 +102,43 @@ def interface(model: AttachedModel, target: str = "onnxruntime") -> str:
             }
         )
     )
+
+
+def require_same_graphs(base: Halves, changed: Halves) -> None:
+    """Hold the halves of a changed backbone to the base's: only the weights file may differ.
+
+    Raises GraphError naming what else does.
+    """
+    for what, one, other in (
+        ("backbone", base.split.backbone, changed.split.backbone),
+        ("domain", base.split.domain, changed.split.domain),
+    ):
+        if store.to_bytes(one) != store.to_bytes(other):
+            raise GraphError(
+                f"expected the graph of the frozen {what} for the changed one, they differ in "
+                f"{', '.join(_differing(one, other)[:5]) or 'their nodes'}",
+                fix="use a method that leaves these as they are: da3, da2 or head",
+            )
+    if base.slots != changed.slots:
+        raise GraphError(
+            "expected the same slots beside the changed backbone, got others",
+            fix="report this model; a domain has one set of slots",
+        )
+
+
+def _differing(one: ir.Model, other: ir.Model) -> list[str]:
+    """Return the initializers that stand in the graphs themselves and are not the same in both."""
+    sides = [
+        {
+            name: value.const_value.tobytes()
+            for name, value in model.graph.initializers.items()
+            if value.const_value is not None
+            and not isinstance(value.const_value, ir.ExternalTensor)
+        }
+        for model in (one, other)
+    ]
+    first, second = sides
+    return sorted(n for n in first.keys() | second.keys() if first.get(n) != second.get(n))
 
 
 def _capture_verified(model: AttachedModel, target: str) -> tuple[Split, bytes]:

@@ -1,8 +1,9 @@
 """Write and read ONNX models whose large tensors lie beside them in a safetensors file.
 
 Rules of this file: bytes are deterministic; a tensor is external (ONNX external data with location,
-offset and length into the safetensors file) when it has a state-dict name or is large, else inline;
-what is read back is bounded. It gives no meaning to graphs.
+offset and length into the safetensors file) when it has a state-dict name, is large, or is a matrix
+of floats, which comes from weights (a turned one has no name), else inline; what is read back is
+bounded. It gives no meaning to graphs.
 
 Sources: ONNX IR specification, "External tensor data"; safetensors format, header of 8 bytes length
 then JSON then data.
@@ -67,9 +68,13 @@ def external_tensors(model: ir.Model) -> dict[str, np.ndarray[Any, Any]]:
     return {
         name: value.const_value.numpy()
         for name, value in model.graph.initializers.items()
-        if value.const_value is not None
-        and ("." in name or value.const_value.nbytes > INLINE_LIMIT_BYTES)
+        if value.const_value is not None and _is_external(name, value.const_value)
     }
+
+
+def _is_external(name: str, tensor: ir.TensorProtocol) -> bool:
+    matrix = tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) > 1
+    return "." in name or matrix or tensor.nbytes > INLINE_LIMIT_BYTES
 
 
 def externalise(model: ir.Model, packed: Packed) -> ir.Model:

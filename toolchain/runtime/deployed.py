@@ -112,6 +112,13 @@ class OneSession:
         if engine is None:
             raise ClosedError("the runner is closed", fix="open another one")
         if lines := engine.misfits(release):
+            if release.patch is not None:
+                raise SessionLimitError(
+                    f"{release.name} cannot run on the engine {self._what}: {lines[0]}, and an "
+                    "engine holds the backbone as it is",
+                    fix="run it on the backbone's folder (provider cpu or cuda), or train the "
+                    "domain with da3, da2 or head",
+                )
             more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
             raise SessionLimitError(
                 f"{release.name} does not fit the engine {self._what} ({lines[0]}{more})",

@@ -25,6 +25,7 @@ from toolchain.errors import BackboneMismatchError, BundleError, GraphError
 from toolchain.runtime.backend import Backend, Binding
 from toolchain.runtime.limit import TimeLimit
 from toolchain.runtime.linked import Answer, Floats, Linked
+from toolchain.runtime.patched import weights_folder
 from toolchain.runtime.release import Graph, Release, Slots
 from toolchain.runtime.selftest import Allowance
 from toolchain.runtime.session import Session, fits, version
@@ -75,7 +76,8 @@ class Network:
     not show. ``owner``: digest of the one release that is folded in, None where domains are
     swapped. ``graph_digest``: of the linked graph that it was made from. ``runs_on``: what computes
     it, as a self-test's record tells it. ``allowed``: how far its answers may be from the golden
-    ones, None for what the release itself says.
+    ones, None for what the release itself says. ``weights``: digest of the patched weights that it
+    was made from, empty for the backbone's own.
     """
 
     gates: tuple[str, ...]
@@ -84,6 +86,7 @@ class Network:
     graph_digest: str
     runs_on: str
     allowed: Allowance | None = None
+    weights: str = ""
 
 
 class Engine:
@@ -111,9 +114,15 @@ class Engine:
         return self._network.graph_digest
 
     @property
+    def weights(self) -> str:
+        """Digest of the patched weights that it holds; empty for the backbone's own."""
+        return self._network.weights
+
+    @property
     def tested_with(self) -> str:
         """What a self-test on it counts for; the last word is the graph's digest."""
-        return f"{self._network.runs_on} {self._network.graph_digest}"
+        found = self._network
+        return " ".join(filter(None, (found.runs_on, found.weights, found.graph_digest)))
 
     def allowed(self, release: Release) -> Allowance:
         """Return how far the answers may be from the release's golden ones."""
@@ -124,6 +133,8 @@ class Engine:
         if self._network.owner is not None:
             own = self._network.owner == release.digest
             return () if own else ("a static model is one domain's own",)
+        if release.weights != self._network.weights:
+            return (_other_weights(release),)
         refused = self._backend.refusals(release.slots)
         if release.fits_graph and release.fits_graph == self.graph_digest:
             return refused
@@ -236,19 +247,21 @@ def make_engine(
     """Make a session over ``graph``, the release's own. Raises BundleError for a graph that lies.
 
     The weights file was hashed when the backbone was opened; that it is still the same file is
-    looked at again once the session holds it.
+    looked at again once the session holds it. Raises as
+    :func:`toolchain.runtime.patched.weights_folder` for a release with a patch.
     """
     static = graph.name.startswith("static")
     before, started = _resident_bytes(), time.perf_counter()
     try:
-        session = Session(
-            graph.read(),
-            folder=backbone.artefact.path,
-            constants=release.slots if static else None,
-            threads=threads,
-            provider=provider,
-            what=graph.name,
-        )
+        with weights_folder(backbone.artefact, release.patch) as folder:
+            session = Session(
+                graph.read(),
+                folder=folder,
+                constants=release.slots if static else None,
+                threads=threads,
+                provider=provider,
+                what=graph.name,
+            )
     except GraphError as err:
         raise BundleError(f"{release.name}: {err.message}", fix="export the domain again") from err
     if "image" not in session.inputs or not {"logits"} <= set(session.outputs) <= _OUTPUTS:
@@ -268,6 +281,7 @@ def make_engine(
             release.digest if static else None,
             graph.digest,
             f"onnxruntime {version()} {provider}",
+            weights=release.weights,
         ),
         number=number,
         cost=Cost(grown, time.perf_counter() - started),
@@ -279,6 +293,13 @@ def make_engine(
             fix="export the domain again",
         )
     return engine
+
+
+def _other_weights(release: Release) -> str:
+    if release.patch is None:
+        return "the session's backbone is changed for another domain"
+    about = release.patch.about
+    return f"it changes {about.tensors} of {about.of} tensors of the backbone"
 
 
 def _part(slot: str) -> str:

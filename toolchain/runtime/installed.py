@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from toolchain import bundle
 from toolchain.bundle import BackboneRef, Bundle, Notes, open_bundle
 from toolchain.bundle.golden import golden_of
 from toolchain.bundle.rules import (
@@ -37,6 +38,7 @@ from toolchain.digest import sha256
 from toolchain.errors import BundleError, Fault
 from toolchain.fields import (
     ListOf,
+    Nullable,
     Scalar,
     Section,
     SectionOf,
@@ -49,6 +51,7 @@ from toolchain.fields import (
 )
 from toolchain.files import atomic_directory, open_limited, read_limited
 from toolchain.preprocess import Preprocessing
+from toolchain.runtime.patched import Patch, patch_of
 from toolchain.runtime.release import Graph, Release, Slots
 
 SCHEMA = "da3.installed/1"
@@ -94,7 +97,8 @@ class Fitting(Section):
 class Record(Section):
     """What running needs of a bundle; ``file`` identifies the bundle's file as it was verified.
 
-    ``arrays``: name, dtype, shape of each slot and the offset of its bytes in ``slots``.
+    ``arrays``: name, dtype, shape of each slot and the offset of its bytes in ``slots``. ``patch``:
+    what the manifest says of the domain's own tensors of the backbone.
     """
 
     schema: str = key(choice(SCHEMA))
@@ -114,6 +118,7 @@ class Record(Section):
     graphs: dict[str, str] = key(TableOf(TENSOR_NAME, DIGEST, 1, 16))
     tolerance: float = key(number(0, 1))
     time_limit_s: float = key(number(0.001, 86400))
+    patch: bundle.Patch | None = key(Nullable(SectionOf(bundle.Patch)), default=None)
 
 
 def write(folder: str | Path, held: Bundle, release: Release, tested_on: str) -> None:
@@ -143,7 +148,7 @@ def read(folder: str | Path) -> tuple[Release, str]:
     record = _read_record(folder / RECORD_NAME)
     path = folder / BUNDLE_NAME
     slots = _map_slots(path, record)
-    # Graphs and golden data are needed seldom, and are verified anew then.
+    # Graphs, golden data and the patch are needed seldom, and are verified anew then.
     release = Release(
         record.name,
         record.version,
@@ -163,12 +168,26 @@ def read(folder: str | Path) -> tuple[Release, str]:
         record.time_limit_s,
         lambda: golden_of(_bundle(path, record)),
         fits_graph=record.tested_with.rpartition(" ")[2],
+        patch=_patch(path, record),
     )
     return release, record.tested_with
 
 
 def _graph(path: Path, record: Record, name: str) -> Callable[[], bytes]:
     return lambda: _bundle(path, record).blob(f"{name}.onnx")
+
+
+def _patch(path: Path, record: Record) -> Patch | None:
+    if record.patch is None:
+        return None
+    return Patch(record.patch, lambda: _patch_bytes(path, record))
+
+
+def _patch_bytes(path: Path, record: Record) -> bytes:
+    found = patch_of(_bundle(path, record))
+    if found is None or found.about != record.patch:
+        raise BundleError(f"{path}: expected the patch that the record tells of", fix=_FIX)
+    return found.read()
 
 
 def _bundle(path: Path, record: Record) -> Bundle:
@@ -205,6 +224,7 @@ def _record(held: Bundle, release: Release, file: str, tested_on: str) -> Record
         {graph.name: graph.digest for graph in release.graphs.values()},
         release.tolerance,
         release.time_limit_s,
+        held.manifest.patch,
     )
 
 

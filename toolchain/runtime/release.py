@@ -21,6 +21,7 @@ from toolchain.bundle.slots import slot_arrays
 from toolchain.errors import BundleError, Fault
 from toolchain.fields import read_section
 from toolchain.preprocess import Preprocessing
+from toolchain.runtime.patched import Patch, patch_of
 
 Slots = Mapping[str, npt.NDArray[Any]]
 
@@ -42,7 +43,7 @@ class Release:
     in the order of the graph's output ``gates``; ``fixed``: those among them that a static graph
     has resolved, and how. ``options``: those of its adaptors that the shapes of slots need not
     show, such as the pool ratio; empty without adaptors. ``golden`` reads the golden data when a
-    self-test asks for them.
+    self-test asks for them. ``patch``: what it has in place of tensors of the backbone.
     """
 
     name: str
@@ -61,6 +62,12 @@ class Release:
     golden: Callable[[], Golden]
     # Digest of the linked graph that its slots were seen to fit when it was installed.
     fits_graph: str = ""
+    patch: Patch | None = None
+
+    @property
+    def weights(self) -> str:
+        """Digest of the patched weights that it runs on; empty for the backbone's own."""
+        return "" if self.patch is None else self.patch.about.digest
 
     def graph(self, name: str) -> Graph:
         """Return the linked graph ``name``. Raises BundleError if the bundle has none."""
@@ -97,6 +104,7 @@ def read_release(held: Bundle) -> Release:
         manifest.selftest.tolerance_relative,
         manifest.selftest.time_limit_s,
         lambda: golden_of(held),
+        patch=patch_of(held),
     )
 
 
@@ -118,8 +126,10 @@ def shared_options(adaptor: Adaptor) -> dict[str, Scalar]:
     """Return the options that two domains must share to run on one graph."""
     if not any(".adaptor." in slot.name for slot in adaptor.slots):
         return {}
-    # Where adaptors stand shows in the slots; only da2 has an attention.
-    apart = {"placement"} | ({"attention"} if adaptor.method != "da2" else set())
+    # Where adaptors stand shows in the slots, and what else was trained in the patch.
+    apart = {"placement", "update_kib", "last"}
+    if adaptor.method != "da2":
+        apart.add("attention")
     return {name: value for name, value in adaptor.options.items() if name not in apart}
 
 

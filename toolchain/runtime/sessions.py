@@ -141,10 +141,20 @@ class Sessions:
             f"{release.name} does not fit the loaded session ({lines[0]}); "
             f"one more session of the backbone would take about {price / 2**20:.0f} MiB and "
             f"{first.cost.seconds:.1f} s, as the first did",
-            fix=f"allow it with sessions={self._limit + 1}, or export the domains with the same "
-            "method and options; one with fewer slots fits a session with more, if that was "
-            "loaded first",
+            fix=f"allow it with sessions={self._limit + 1}, or {_otherwise(release, first)}",
         )
+
+
+def _otherwise(release: Release, first: Engine) -> str:
+    if release.patch is not None or first.weights:
+        return (
+            "use da3, da2 or head, whose domains share the backbone's session; one that changes "
+            "the backbone has a session of its own"
+        )
+    return (
+        "export the domains with the same method and options; one with fewer slots fits a session "
+        "with more, if that was loaded first"
+    )
 
 
 def _distinct(engines: Iterable[Engine]) -> tuple[Engine, ...]:

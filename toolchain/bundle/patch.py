@@ -1,0 +1,192 @@
+"""Patches: what a domain has in place of tensors of its backbone, as one safetensors file.
+
+Rules of this file: bytes in, values out; no framework, no file is opened, no method is known. A
+patch is the difference between two weights files with the same tensors, by tensor name:
+
+* absent: the backbone's tensor;
+* float32 in the backbone's shape: the tensor that takes its place;
+* uint8 of one dimension: a bit per element, little-endian within a byte, one where the backbone's
+  element stays and zero where it is 0; the bits that fill the last byte are zero.
+
+Only float32 tensors can be replaced. What comes out of applying is held to the digest that the
+manifest gives, so a domain runs on the very weights that were compared with PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
+
+from toolchain.bundle.archive import LIMIT_BYTES
+from toolchain.bundle.manifest import Patch
+from toolchain.bundle.rules import raise_faults
+from toolchain.bundle.tensors import Place, read_places
+from toolchain.digest import sha256
+from toolchain.errors import BundleError, Fault, GraphError, UsageError
+
+PATCH_NAME = "patch.safetensors"
+_DENSE, _MASK = "F32", "U8"
+_EXPORT = "export the domain again"
+_Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Patched:
+    """A patch that was made: what the manifest says of it, its bytes, and the weights it gives."""
+
+    about: Patch
+    data: bytes
+    weights: bytes
+
+
+def make_patch(base: bytes, changed: bytes) -> Patched | None:
+    """Return what turns the weights file ``base`` into ``changed``; None where nothing differs.
+
+    A tensor each of whose elements is the base's or zero becomes a mask, whatever made it so.
+    Raises GraphError for files with other tensors, or a difference that is not one of float32;
+    UsageError for a patch that no bundle can hold.
+    """
+    old, new = _by_name(base, "base weights"), _by_name(changed, "changed weights")
+    if {n: _kind(p) for n, p in old.items()} != {n: _kind(p) for n, p in new.items()}:
+        odd = sorted(n for n in old.keys() | new.keys() if not _alike(old.get(n), new.get(n)))
+        raise GraphError(
+            f"expected the tensors of the base in other values, got other ones: {odd[:5]}",
+            fix="change values only, not shapes or layers",
+        )
+    tensors: dict[str, npt.NDArray[np.uint8] | _Floats] = {}
+    for name, place in new.items():
+        if (found := _difference(old[name], place)) is not None:
+            tensors[name] = found
+    if not tensors:
+        return None
+    data = save(tensors)
+    if len(data) > LIMIT_BYTES:
+        raise UsageError(
+            f"the domain's own tensors take {len(data)} bytes, expected at most {LIMIT_BYTES}",
+            fix="use a method that changes less of the backbone, such as da3 or piggyback",
+        )
+    masks = sum(array.dtype == np.uint8 for array in tensors.values())
+    weights = _applied(base, data, PATCH_NAME)
+    about = Patch(len(tensors), masks, len(_floats(old)), sha256(weights))
+    return Patched(about, data, weights)
+
+
+def check_patch(expected: Patch, data: bytes, what: str = PATCH_NAME) -> None:
+    """Hold the patch file ``data`` against the manifest, as far as that goes without a backbone.
+
+    Raises BundleError for a file that is not safetensors, dtypes and shapes that a patch has not,
+    values that are not finite, and another number of tensors or masks than ``expected`` says.
+    """
+    places = _by_name(data, what)
+    faults = [fault for place in places.values() for fault in _faults(place)]
+    for name, count, want in (
+        ("tensors", len(places), expected.tensors),
+        ("masks", sum(p.dtype == _MASK for p in places.values()), expected.masks),
+    ):
+        if count != want:
+            faults.append(Fault(name, f"expected {want} as the manifest says, got {count}"))
+    raise_faults(what, faults)
+
+
+def apply_patch(base: bytes, expected: Patch, data: bytes, what: str = PATCH_NAME) -> bytes:
+    """Return the weights file that the patch ``data`` makes of the weights file ``base``.
+
+    Raises BundleError naming every tensor that the base has not, or that does not fit it, and for
+    a result that has not the manifest's digest.
+    """
+    check_patch(expected, data, what)
+    weights = _applied(base, data, what)
+    if (found := sha256(weights)) != expected.digest:
+        raise BundleError(
+            f"{what}: expected the patched weights {expected.digest}, got {found}", fix=_EXPORT
+        )
+    return weights
+
+
+def _applied(base: bytes, data: bytes, what: str) -> bytes:
+    old = _by_name(base, "the backbone's weights")
+    faults: list[Fault] = []
+    weights = bytearray(base)
+    for name, place in _by_name(data, what).items():
+        if fault := _misfit(place, old.get(name)):
+            faults.append(Fault(name[:200], fault))
+            continue
+        here = old[name]
+        kept = np.frombuffer(weights, "<f4", len(here.data) // 4, here.offset)
+        if place.dtype == _DENSE:
+            kept[:] = np.frombuffer(place.data, "<f4")
+        else:
+            kept[~_bits(place)[: kept.size]] = 0
+    raise_faults(what, faults)
+    return bytes(weights)
+
+
+def _by_name(data: bytes, what: str) -> dict[str, Place]:
+    try:
+        return {place.name: place for place in read_places(data)}
+    except ValueError as err:
+        raise BundleError(f"{what}: expected a safetensors file, got {err}", fix=_EXPORT) from err
+
+
+def _floats(places: dict[str, Place]) -> list[str]:
+    return [name for name, place in places.items() if place.dtype == _DENSE]
+
+
+def _kind(place: Place) -> tuple[str, tuple[int, ...]]:
+    return place.dtype, place.shape
+
+
+def _alike(one: Place | None, other: Place | None) -> bool:
+    return one is not None and other is not None and _kind(one) == _kind(other)
+
+
+def _difference(base: Place, changed: Place) -> npt.NDArray[np.uint8] | _Floats | None:
+    """Return what a patch holds of one tensor; None where at most the signs of zeros differ."""
+    if bytes(base.data) == bytes(changed.data):
+        return None
+    if base.dtype != _DENSE:
+        raise GraphError(
+            f"{base.name}: expected float32 where a domain differs, got {base.dtype}",
+            fix="keep tensors of other types as the backbone has them",
+        )
+    old, new = np.frombuffer(base.data, "<f4"), np.frombuffer(changed.data, "<f4")
+    same = old == new
+    if same.all():
+        return None
+    if (same | (new == 0)).all():
+        return np.packbits(same, bitorder="little")
+    return new.astype(np.float32).reshape(base.shape)
+
+
+def _faults(place: Place) -> Iterator[Fault]:
+    """Yield what no patch of any backbone holds."""
+    name = place.name[:200]
+    if place.dtype not in (_DENSE, _MASK):
+        yield Fault(name, f"expected F32, or U8 for a mask, got {place.dtype}")
+    elif place.dtype == _MASK and len(place.shape) != 1:
+        yield Fault(name, f"expected a mask of one dimension, got {list(place.shape)}")
+    elif place.dtype == _DENSE and not np.isfinite(np.frombuffer(place.data, "<f4")).all():
+        yield Fault(name, "expected finite values, got NaN or infinity")
+
+
+def _misfit(place: Place, base: Place | None) -> str:
+    """Return why the backbone cannot take ``place``, or nothing."""
+    if base is None:
+        return "expected a tensor of the backbone, got a name that it has not"
+    if base.dtype != _DENSE:
+        return f"expected a float32 tensor of the backbone, it has {base.dtype}"
+    if place.dtype == _DENSE:
+        same = place.shape == base.shape
+        return "" if same else f"expected shape {list(base.shape)}, got {list(place.shape)}"
+    count = len(base.data) // 4
+    if len(place.data) != (wanted := -(-count // 8)):
+        return f"expected {wanted} bytes for a mask of {count} bits, got {len(place.data)}"
+    return "expected zeros behind the last bit" if _bits(place)[count:].any() else ""
+
+
+def _bits(place: Place) -> npt.NDArray[np.bool_]:
+    return np.unpackbits(np.frombuffer(place.data, np.uint8), bitorder="little").astype(np.bool_)
