@@ -112,6 +112,8 @@ def _teller(group: str) -> Callable[[str], None]:
 @click.option("--results", "results_path", type=Path, help="Tables; docs/results.md unless quick.")
 @click.option("--runtime", type=Path, default=Path("build/bench/runtime.json"), help="of da3 bench")
 @click.option("--engine", type=Path, default=Path("build/bench/engine.json"), help="of bench-gpu")
+@click.option("--accuracy", type=Path, default=Path("build/bench/accuracy.json"), help="of methods")
+@click.option("--memory", type=Path, default=Path("build/bench/memory.json"), help="of training")
 @click.option("--domains", type=Path, default=Path("build/domains"), help="Trained samples.")
 @click.option("--train/--no-train", default=True, help="Train samples that are missing.")
 @click.option("--redraw", is_flag=True, help="Draw plot and tables again from the JSON file.")
@@ -122,6 +124,8 @@ def main(
     results_path: Path | None,
     runtime: Path,
     engine: Path,
+    accuracy: Path,
+    memory: Path,
     domains: Path,
     train: bool,
     redraw: bool,
@@ -135,7 +139,10 @@ def main(
     tables = results_path or (json_path.with_suffix(".md") if quick else Path("docs/results.md"))
     swapping = json.loads(runtime.read_text()) if runtime.is_file() else None
     built = json.loads(engine.read_text()) if engine.is_file() else None
-    write_atomic(tables, results.text(found, swapping, built).encode(), overwrite=True)
+    reached = json.loads(accuracy.read_text()) if accuracy.is_file() else None
+    kept = json.loads(memory.read_text()) if memory.is_file() else None
+    text = results.text(found, swapping, built, reached=reached, kept=kept)
+    write_atomic(tables, text.encode(), overwrite=True)
     plot.draw(found, plot_path)
     print(results.summary(found))
 

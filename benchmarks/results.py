@@ -6,6 +6,7 @@ document, none is typed by hand.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ _FIGURES = {
     "bundle_ratio": "bundle's bytes against the backbone's",
 }
 ENGINES = "# TensorRT engines"
+ACCURACY = "# Accuracy of the methods"
+MEMORY = "# What training keeps"
 _STATES = ("open", "half", "closed")
 
 
@@ -39,8 +42,18 @@ def _verdict(value: float, target: float) -> str:
     return "ok  " if value <= target else "OVER"
 
 
-def text(found: Document, runtime: Document | None = None, engine: Document | None = None) -> str:
-    """Return docs/results.md from the documents of the export side, `da3 bench` and engines."""
+def text(
+    found: Document,
+    runtime: Document | None = None,
+    engine: Document | None = None,
+    *,
+    reached: Document | None = None,
+    kept: Document | None = None,
+) -> str:
+    """Return docs/results.md from the documents of the export side, `da3 bench` and engines.
+
+    ``reached``: that of ``benchmarks.accuracy``; ``kept``: that of ``benchmarks.memory``.
+    """
     return "\n".join(
         [
             "# Results",
@@ -66,6 +79,8 @@ def text(found: Document, runtime: Document | None = None, engine: Document | No
             *_samples(found["samples"]),
             "",
             *(_runtime(runtime) if runtime else []),
+            *([*memory(kept), ""] if kept else []),
+            *([*accuracy(reached), ""] if reached else []),
             *(["", *engines(engine)] if engine else []),
         ]
     )
@@ -158,6 +173,130 @@ def _ran_row(row: Mapping[str, Any]) -> Iterable[str]:
     yield f"{1e3 * first['swap_s']:.2f}"
     yield f"{max(one['error'] for one in row['parity'].values()):.1e}"
     yield "unchanged" if row["unchanged"] else "changed"
+
+
+def placed(whole: str, section: list[str]) -> str:
+    """Return ``whole`` with ``section`` in place of the one with its heading, or before engines.
+
+    A section starts with a heading of the first level and ends before the next one.
+    """
+    heading, *_ = section
+    parts = re.split(r"^(?=# )", whole, flags=re.MULTILINE)
+    new = "\n".join(section).rstrip("\n") + "\n\n"
+    if not any(part.startswith(f"{heading}\n") for part in parts):
+        last = next((i for i, p in enumerate(parts) if p.startswith(ENGINES)), len(parts))
+        # What was last ends without an empty line.
+        before = "".join(parts[:last]).rstrip("\n")
+        parts = [f"{before}\n\n" if before else "", new, *parts[last:]]
+    else:
+        parts = [new if part.startswith(f"{heading}\n") else part for part in parts]
+    return "".join(parts).rstrip("\n") + "\n"
+
+
+def accuracy(found: Document) -> list[str]:
+    """Return the section of accuracies from the document of ``benchmarks.accuracy``."""
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    older = found["older_code"]
+    return [
+        ACCURACY,
+        "",
+        f"`python -m benchmarks.accuracy`, resnet20, 32 px, the recipes of the sample domains but "
+        f"for method and seed: {found['finished']} of {found['planned']} runs"
+        + (f", {older} of them from earlier code" if older else "")
+        + f". One thread per run; machine: {'; '.join(found['machines'])}; versions: {versions}.",
+        "",
+        *_table(
+            ("method", *found["domains"], "average", "against `finetune`", "share", "trained", "s"),
+            (_reached(row) for row in found["rows"]),
+        ),
+        "",
+        f"Test accuracy in per cent, mean over up to {found['seeds']} seeds, in brackets the "
+        "highest less the lowest. `against finetune` in points, over the pairs of domain and seed "
+        "that both have; `share` of the backbone's multiply-adds that open gates execute; `trained`"
+        " parameters, head included; `s` per run, testing and sparse's search included.",
+        "",
+        *(f"Failed: {name}: {error}" for name, error in found["failed"].items()),
+    ]
+
+
+def _reached(row: Document) -> tuple[str, ...]:
+    cells = (
+        f"{100 * got['mean']:.1f} ({100 * got['spread']:.1f})" if got else ""
+        for got in row["domains"].values()
+    )
+    average, against, share = (row[k] for k in ("average", "against_finetune", "executed_share"))
+    return (
+        f"`{row['method']}`",
+        *cells,
+        "" if average is None else f"{100 * average:.1f}",
+        "" if against is None else f"{against:+.1f}",
+        "" if share is None else f"{share:.2f}",
+        str(row["trained"]),
+        f"{row['seconds']:.0f}",
+    )
+
+
+def memory(found: Document) -> list[str]:
+    """Return the section of training's memory from the document of ``benchmarks.memory``."""
+    own, versions = found["conditions"]["machine"], found["conditions"]["versions"]
+    shown = ", ".join(f"{name} {number}" for name, number in versions.items())
+    lines = [
+        MEMORY,
+        "",
+        f"`python -m benchmarks.memory`, a training step as `da3 memory` measures it; what each "
+        f"column is says [docs/memory.md](memory.md). Machine: {own['processor']}, {own['cores']} "
+        f"cores; versions: {shown}.",
+        "",
+        f"Kept: {found['conditions']['how_kept']}. Peak: {found['conditions']['how_peak']}.",
+        "",
+    ]
+    for name in found["conditions"]["runs"]:
+        lines += _kept_on(found, name, "CPU")
+    if "cuda" in found:
+        there = found["cuda"]
+        lines += [f"On a GPU ({there['gpu']}): {there['conditions']['how_peak']}.", ""]
+        for name in there["conditions"]["runs"]:
+            lines += _kept_on(there, name, there["gpu"])
+    return lines
+
+
+def _kept_on(found: Document, name: str, where: str) -> list[str]:
+    """Return one backbone's heading, table and remarks."""
+    rows, run = found[name], found["conditions"]["runs"][name]
+    whole = next(iter(rows.values()))["stored_measured"]
+    share = f"{100 * run['budget']:.0f} %"
+    explained = (
+        f"{method}, by rule {row['agreement']:+.1%}: {row['explanation']}."
+        for method, row in rows.items()
+        if row["explanation"]
+    )
+    return [
+        f"## {name}, {run['input']} px, batch {run['batch']}, {where}, {run['threads']} "
+        f"thread{'s' * (run['threads'] > 1)}",
+        "",
+        *_table(
+            (
+                *("method", "trained", "kept MB", "1 of", "by rule", "stock MB", "peak MB"),
+                *("optimiser MB", "domain MB", "step", f"step at {share}"),
+            ),
+            ((*_kept_row(method, row, whole),) for method, row in rows.items()),
+        ),
+        "",
+        *explained,
+        "",
+    ]
+
+
+def _kept_row(method: str, row: Document, whole: int) -> Iterable[str]:
+    yield f"`{method}`"
+    yield str(row["trainable"])
+    yield f"{row['stored_measured'] / 1e6:.2f}"
+    yield f"{whole / row['stored_measured']:.1f}"
+    yield f"{row['agreement']:+.1%}"
+    for key in ("stored_stock", "peak", "optimiser", "domain_bytes"):
+        yield f"{row[key] / 1e6:.2f}"
+    for key in ("step_ratio", "step_ratio_budget"):
+        yield f"{row[key]:.2f}" if key in row else ""
 
 
 def _runtime(found: Document) -> list[str]:

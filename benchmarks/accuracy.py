@@ -1,0 +1,326 @@
+"""``python -m benchmarks.accuracy``: what every method reaches on the sample domains.
+
+Rules of this file: it trains through ``adapt.train`` with the recipes as they are, but for method
+and seed, and keeps figures only. Each finished run is one file, written whole or not at all; a run
+counts as finished if its recipe, torch and toolchain are those of now, so a second call trains what
+is missing, and what failed. Seeds come one after another, so that a part of the table is of use.
+A figure from older code stays, and the table says how many there are; ``--renew`` trains all again.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import click
+import torch
+
+import toolchain
+from benchmarks import results, samples
+from toolchain import adapt, digest
+from toolchain.adapt import data, identity
+from toolchain.adapt.data import DomainData
+from toolchain.adapt.interrupt import interruption
+from toolchain.bench import machine
+from toolchain.errors import UnknownNameError
+from toolchain.files import write_atomic
+from toolchain.recipe import METHOD_OPTIONS, METHODS, AdaptorOptions, Recipe, find, load
+
+FIRST = ("da3", "finetune", "head")
+"""The methods that the first look is for."""
+TRAINED_BY = ("adapt/*.py", "adapt/data/*.py", "adapt/lean/*.py", "preprocess.py")
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training: a sample domain, a method, a seed."""
+
+    domain: str
+    method: str
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return f"{self.domain}-{self.method}-{self.seed}.json"
+
+
+def plan(methods: Iterable[str], domains: Sequence[str], seeds: int) -> list[Run]:
+    """Return every run in the order in which it is trained: by seed, method, domain."""
+    ordered = sorted(methods, key=lambda name: (name not in FIRST, METHODS.index(name)))
+    return [Run(d, method, seed) for seed in range(seeds) for method in ordered for d in domains]
+
+
+def changed(recipe: Recipe, method: str, seed: int) -> Recipe:
+    """Return the recipe with another method and seed; of the options those that the method has."""
+    options = {name: getattr(recipe.adaptor, name) for name in METHOD_OPTIONS[method]}
+    return dataclasses.replace(
+        recipe,
+        method=method,
+        adaptor=AdaptorOptions(**options),
+        train=dataclasses.replace(recipe.train, seed=seed),
+    )
+
+
+def train_one(
+    recipe: Recipe, pictures: DomainData, backbone: torch.nn.Module | None = None
+) -> Entry:
+    """Train ``recipe`` in a temporary folder and return its figures; shares are in 0..1."""
+    started = time.monotonic()
+    model = adapt.build(recipe, classes=len(pictures.classes), data=pictures, backbone=backbone)
+    with tempfile.TemporaryDirectory(prefix="da3-accuracy-") as folder:
+        report = adapt.train(model, pictures, recipe, out=Path(folder) / recipe.domain)
+    return {
+        "accuracy": report.evaluation.accuracy,
+        "head_accuracy": report.checkpoint.info.metrics.head_accuracy,
+        "executed_share": report.evaluation.executed_share,
+        "gated": bool(report.evaluation.gate_rates),
+        "trained": sum(p.numel() for p in model.domain.parameters() if p.requires_grad),
+        "steps": report.steps,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def stamp(run: Run, recipe: Recipe) -> Entry:
+    """Return what a finished run must share with the one that is wanted."""
+    versions = machine.versions()
+    return {
+        **asdict(run),
+        "recipe": identity.recipe_digest(changed(recipe, run.method, run.seed)),
+        "torch": versions["torch"],
+        "toolchain": versions["da3-toolchain"],
+    }
+
+
+def code_digest() -> str:
+    """Return a digest of the code that trains; comments, docstrings and layout are not in it."""
+    root = Path(toolchain.__file__).parent
+    paths = sorted(path for pattern in TRAINED_BY for path in root.glob(pattern))
+    return digest.sha256("\n".join(_bare(path.read_text("utf-8")) for path in paths).encode())
+
+
+def _bare(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [line for line in node.body if not _is_text(line)]
+    return ast.dump(tree)
+
+
+def _is_text(line: ast.stmt) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
+
+
+def read(folder: Path, runs: Iterable[Run], recipes: Sequence[Path] = ()) -> dict[Run, Entry]:
+    """Return what was kept of ``runs``, failures too; what is of another recipe is left out."""
+    found: dict[Run, Entry] = {}
+    for run in runs:
+        path = folder / run.file
+        wanted = stamp(run, _recipe(run.domain, tuple(recipes)))
+        entry = json.loads(path.read_text()) if path.is_file() else {}
+        if wanted.items() <= entry.items():
+            found[run] = entry
+    return found
+
+
+def missing(runs: Iterable[Run], kept: dict[Run, Entry]) -> list[Run]:
+    """Return what is still to be trained, failures too, in order."""
+    return [run for run in runs if "accuracy" not in kept.get(run, {})]
+
+
+@cache
+def _recipe(domain: str, recipes: tuple[Path, ...]) -> Recipe:
+    return load(find(domain, recipes))
+
+
+@cache
+def _pictures(domain: str, recipes: tuple[Path, ...]) -> DomainData:
+    return data.load(_recipe(domain, recipes))
+
+
+def _start() -> None:
+    torch.set_num_threads(1)
+
+
+def _work(run: Run, recipes: tuple[Path, ...]) -> Entry:
+    """Train one run in a worker; a failure is an entry, too."""
+    recipe = _recipe(run.domain, recipes)
+    try:
+        figures = train_one(changed(recipe, run.method, run.seed), _pictures(run.domain, recipes))
+    except Exception as err:  # whatever it is, it shall not stop the others
+        figures = {"error": f"{type(err).__name__}: {err}"}
+    return stamp(run, recipe) | figures
+
+
+def train(
+    runs: Sequence[Run],
+    folder: Path,
+    *,
+    jobs: int,
+    recipes: Sequence[Path] = (),
+    notify: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Train ``runs`` in ``jobs`` processes of one thread each; each run writes one file.
+
+    Raises KeyboardInterrupt after Ctrl-C or SIGTERM, with every finished run kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Threads that wait shall sleep: two processes share the machine with others.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    own = machine.machine()
+    about = {"code": code_digest(), "processor": own["processor"], "cores": own["cores"]}
+    started = time.monotonic()
+    context = multiprocessing.get_context("spawn")
+    with interruption() as asked, ProcessPoolExecutor(jobs, context, initializer=_start) as pool:
+        waiting = {pool.submit(_work, run, tuple(recipes)): run for run in runs}
+        for done, future in enumerate(as_completed(waiting), start=1):
+            if asked:  # the workers heard it too: what they return now was stopped half-way
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise KeyboardInterrupt
+            run, entry = waiting[future], future.result() | about
+            text = json.dumps(entry, indent=1).encode() + b"\n"
+            write_atomic(folder / run.file, text, overwrite=True)
+            left = (time.monotonic() - started) / done * (len(runs) - done) / 60
+            notify(f"{done}/{len(runs)} {_told(run, entry)}; about {left:.0f} min left")
+
+
+def _told(run: Run, entry: Entry) -> str:
+    figures = entry.get("error") or f"{entry['accuracy']:.1%} in {entry['seconds']:.0f} s"
+    return f"seed {run.seed} {run.method} {run.domain}: {figures}"
+
+
+def document(entries: dict[Run, Entry], runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the document that is written: a row per method, then every run.
+
+    Accuracies are means over the seeds that are there, differences in points.
+    """
+    domains = list(dict.fromkeys(run.domain for run in runs))
+    methods = sorted({run.method for run in runs}, key=METHODS.index)
+    good = {run: entry for run, entry in entries.items() if "error" not in entry}
+    code = code_digest()
+    return {
+        "rows": [row for method in methods if (row := _row(method, domains, good))],
+        "domains": domains,
+        "seeds": 1 + max(run.seed for run in runs),
+        "planned": len(runs),
+        "finished": len(good),
+        "older_code": sum(entry["code"] != code for entry in good.values()),
+        "machines": sorted({f"{e['processor']}, {e['cores']} cores" for e in entries.values()}),
+        "versions": machine.versions(),
+        "failed": {run.file: e["error"] for run, e in entries.items() if "error" in e},
+        "runs": [entries[run] for run in runs if run in entries],
+    }
+
+
+def _row(method: str, domains: Sequence[str], good: dict[Run, Entry]) -> Entry | None:
+    own = {run: entry for run, entry in good.items() if run.method == method}
+    if not own:
+        return None
+    by_domain = {d: _over_seeds([e for r, e in own.items() if r.domain == d]) for d in domains}
+    return {
+        "method": method,
+        "domains": by_domain,
+        "average": _average(None if f is None else f["mean"] for f in by_domain.values()),
+        "against_finetune": _average(_paired(method, domain, good) for domain in domains),
+        "executed_share": (
+            fmean(e["executed_share"] for e in own.values())
+            if all(e["gated"] for e in own.values())
+            else None
+        ),
+        "trained": round(fmean(e["trained"] for e in own.values())),
+        "seconds": fmean(e["seconds"] for e in own.values()),
+    }
+
+
+def _over_seeds(entries: Sequence[Entry]) -> Entry | None:
+    if not entries:
+        return None
+    seen = [entry["accuracy"] for entry in entries]
+    return {"mean": fmean(seen), "spread": max(seen) - min(seen), "seeds": len(seen)}
+
+
+def _average(values: Iterable[float | None]) -> float | None:
+    """Return the mean over domains; None as long as one of them is missing."""
+    seen = list(values)
+    there = [value for value in seen if value is not None]
+    return fmean(there) if len(there) == len(seen) else None
+
+
+def _paired(method: str, domain: str, good: dict[Run, Entry]) -> float | None:
+    """Return the mean difference to fine-tuning over the seeds that both have, in points."""
+    differences = [
+        100 * (entry["accuracy"] - good[same]["accuracy"])
+        for run, entry in good.items()
+        if (run.domain, run.method) == (domain, method)
+        and (same := Run(domain, "finetune", run.seed)) in good
+    ]
+    return fmean(differences) if differences else None
+
+
+def _names(text: str, known: Sequence[str], kind: str) -> Iterator[str]:
+    for name in known if text == "all" else text.split(","):
+        if name not in known:
+            raise UnknownNameError(kind, name, known)
+        yield name
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@click.command()
+@click.option("--methods", default="all", help="Comma-separated.", show_default=True)
+@click.option("--domains", default="all", help="Comma-separated.", show_default=True)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--jobs", type=click.IntRange(1), default=2, help="Processes.", show_default=True)
+@click.option("--out", type=Path, default=Path("build/bench/accuracy.json"), show_default=True)
+@click.option("--results", "tables", type=Path, default=Path("docs/results.md"))
+@click.option("--recipes", type=Path, multiple=True, help="A folder of recipes that come first.")
+@click.option("--renew", is_flag=True, help="Train again what is there.")
+@click.option("--redraw", is_flag=True, help="Train nothing; write the tables of what is there.")
+def main(
+    methods: str,
+    domains: str,
+    seeds: int,
+    jobs: int,
+    out: Path,
+    tables: Path,
+    recipes: tuple[Path, ...],
+    renew: bool,
+    redraw: bool,
+) -> None:
+    """Train every method on every sample domain, and write the table of what they reach."""
+    runs = plan(
+        _names(methods, METHODS, "method"), list(_names(domains, samples.SAMPLES, "domain")), seeds
+    )
+    folder = out.with_suffix("")
+    kept = {} if renew else read(folder, runs, recipes)
+    wanted = missing(runs, kept)
+    if wanted and not redraw:
+        train(wanted, folder, jobs=jobs, recipes=recipes, notify=_tell)
+    found = document(read(folder, runs, recipes), runs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, json.dumps(found, indent=1).encode() + b"\n", overwrite=True)
+    before = tables.read_text() if tables.is_file() else ""
+    after = results.placed(before, results.accuracy(found))
+    write_atomic(tables, after.encode(), overwrite=True)
+    for name, error in found["failed"].items():
+        _tell(f"failed: {name}: {error}")
+
+
+if __name__ == "__main__":
+    main()
