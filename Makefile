@@ -13,7 +13,7 @@ EXPORTS := $(shell find toolchain/graph toolchain/check toolchain/bundle toolcha
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help cars digits samples test test-full test-gpu lint types wheel bench bench-gpu test-zoo clean
+.PHONY: help cars digits samples test test-full test-gpu lint types wheel bench accuracy bench-gpu test-zoo clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -74,6 +74,11 @@ bench: $(STAMP)  ## the figures of the README, into build/bench/ and docs/result
 	$(BIN)/da3 bench --backbone resnet50 --input 224 --domains 10 \
 		--json build/bench/runtime.json --html build/bench/runtime.html
 	$(BIN)/python -m benchmarks.export
+	$(BIN)/python -m benchmarks.memory
+
+accuracy: $(STAMP)  ## all methods on the sample domains, three seeds; an hour or two, resumable
+	@mkdir -p build/bench
+	$(BIN)/python -m benchmarks.accuracy
 
 bench-gpu: $(STAMP)  ## engines: building, and on a GPU parity, skipping, swapping, latency
 	@mkdir -p build/bench

@@ -17,22 +17,27 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import load, save
 
-from tests.exported import Domain, Exported, make_domain
+from tests.exported import Domain, Exported, Fleet, make_domain
+from tests.toy_export import invoke
 from toolchain import bundle, digest
 from toolchain import export as export_file
 from toolchain.adapt import checkpoint as checkpoints
 from toolchain.check.bundles import SHIPPED, check_bundle
+from toolchain.emit.orders import Order
+from toolchain.engine.target import find
 from toolchain.errors import (
     BackboneMismatchError,
     CheckpointError,
     ExistsError,
     ParityError,
     StorageError,
+    UsageError,
 )
 from toolchain.export import export, refuse_existing
 from toolchain.graph import store
 from toolchain.graph.link import Linking, link
 from toolchain.graph.split import Split
+from toolchain.recipe import dump
 
 
 def run(exported: Exported, dist: Path, **changes: Any) -> export_file.ExportReport:
@@ -331,3 +336,66 @@ def test_existing_paths_are_refused(tmp_path: Path) -> None:
     refuse_existing(tmp_path / "free")
     with pytest.raises(ExistsError, match=r"exists[\s\S]*--overwrite"):
         refuse_existing(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "tensors", "masks"), [("tuned", "whole", 16, 0), ("masked", "masked", 8, 8)]
+)
+def test_a_domain_that_changes_the_backbone_is_a_patch_on_the_frozen_one(
+    fleet: Fleet, name: str, kind: str, tensors: int, masks: int
+) -> None:
+    """The artefact beside it is that of every other domain, and so are the digests."""
+    report = fleet[name].report
+    manifest, patch = report.manifest, report.manifest.patch
+    assert patch is not None
+    assert (patch.kind, patch.tensors, patch.masks, patch.of) == (kind, tensors, masks, 16)
+    assert manifest.backbone == fleet["first"].report.manifest.backbone
+    assert contents(report.backbone) == contents(fleet["first"].backbone)
+    assert report.parity.passed
+    held = bundle.open_bundle(report.bundle)
+    assert held.names("patch") == ("patch.safetensors",)
+    assert {slot.name for slot in manifest.adaptor.slots} == {"head.weight", "head.bias"}
+    base = bundle.open_backbone(report.backbone).weights()
+    weights = bundle.apply_patch(base, patch, held.blob("patch.safetensors"))
+    assert all(np.isfinite(array).all() for array in load(weights).values())
+    size = {n: a.size for n, a in load(base).items()}
+    carried = {n: a.size for n, a in load(held.blob("patch.safetensors")).items()}
+    assert carried == {n: -(-size[n] // 8) if masks else size[n] for n in carried}
+
+
+def test_a_patched_export_gives_the_same_bytes_and_says_what_it_carries(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    """Law: the same checkpoint gives the same bundle; the command tells of the patch."""
+    domain = fleet["masked"].domain
+    assert domain.recipe.folder is not None
+    recipe = domain.recipe.folder / f"{domain.recipe.domain}.yaml"
+    recipe.write_text(dump(domain.recipe), encoding="utf-8")
+    words = {"--recipe": recipe, "--checkpoint": domain.checkpoint, "--dist": tmp_path / "dist"}
+    options = [str(word) for pair in words.items() for word in pair]
+    said = invoke("export", *options, "--cache", str(fleet["masked"].cache))
+    assert said.exit_code == 0, said.stderr
+    line = "piggyback masks 8 of 16 tensors of the backbone: the bundle carries 1 bit per weight ("
+    assert line in said.stdout
+    assert "the device keeps a session of its own" in said.stdout
+    name = fleet["masked"].bundle.name
+    assert (tmp_path / "dist" / name).read_bytes() == fleet["masked"].bundle.read_bytes()
+
+
+def test_no_kit_is_made_for_a_domain_that_changes_the_backbone(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    """Engines share the frozen backbone; it is said before anything is captured."""
+    domain, told = fleet["tuned"].domain, list[str]()
+    order = Order(find("orin-nano-jp6.2"), "fp16", ("swap",), recalibrate=False)
+    with pytest.raises(UsageError, match="engines share the frozen one") as caught:
+        export(
+            domain.recipe,
+            checkpoint=domain.checkpoint,
+            dist=tmp_path / "dist",
+            orders=[order],
+            notify=told.append,
+        )
+    assert "da3, da2 or head" in caught.value.fix
+    assert told == ["restore"]
+    assert not (tmp_path / "dist").exists()

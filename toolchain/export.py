@@ -235,8 +235,13 @@ def _refuse_foreign(
     if lines:
         raise CheckpointError(
             f"{folder} was trained by another recipe{''.join(lines)}",
-            fix=f"name the checkpoint of {recipe.domain!r}, or train it again with overwriting",
+            fix=_other_method(recipe, info.method)
+            or f"name the checkpoint of {recipe.domain!r}, or train it again with overwriting",
         )
+
+
+def _other_method(recipe: Recipe, trained: str) -> str:
+    return "" if trained == recipe.method else f"export it as what it is, with --method {trained}"
 
 
 def _rates(kept: checkpoints.Checkpoint) -> dict[str, float]:

@@ -92,7 +92,7 @@ def test_a_training_depends_on_numbers_not_on_words() -> None:
 def test_every_public_name_is_there() -> None:
     homes = {name: getattr(adapt, name) for name in adapt.__all__ if name != "METHODS"}
     assert all(value.__module__.startswith("toolchain.adapt.") for value in homes.values())
-    assert adapt.METHODS == tuple(REGISTRY)
+    assert tuple(REGISTRY) == adapt.METHODS
     absent = "nothing"
     with pytest.raises(AttributeError, match=absent):
         getattr(adapt, absent)

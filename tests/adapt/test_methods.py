@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests import toys
 from tests.adapt import domains
@@ -125,16 +125,19 @@ def test_lean_gradients_of_methods_with_trained_kernels(method: str) -> None:
         assert float((gradient - lean_ones[name]).abs().max()) <= 1e-5 * scale, name
 
 
-def test_a_closed_gate_runs_nothing_and_keeps_nothing() -> None:
-    """Law: rows whose gate is closed do not enter their block."""
+def test_rows_of_closed_gates_take_no_part_in_the_backward_pass() -> None:
+    """Law: with a gradient, a block runs for the rows whose gate is open and for no other."""
     found = toys.scrambled(model("da3", lean=True))
     found.train()
     images = toys.pictures("plain", 6)
     name, site = next((n, s) for n, s in found.sites.items() if s.gateable)
     seen: list[int] = []
-    handle = found.backbone.get_submodule(f"{site.name}.conv1").register_forward_hook(
-        lambda _, args, __: seen.append(len(args[0]))
-    )
+
+    def count(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
+        if torch.is_grad_enabled():
+            seen.append(len(args[0]))
+
+    handle = found.backbone.get_submodule(f"{site.name}.conv1").register_forward_hook(count)
     for closed in (0, 2, 6):
         mask = torch.ones(6, 1)
         mask[:closed] = 0
@@ -143,6 +146,31 @@ def test_a_closed_gate_runs_nothing_and_keeps_nothing() -> None:
         assert trace.opened[name].detach().reshape(-1).tolist() == mask.reshape(-1).tolist()
     handle.remove()
     assert seen == [6, 4]
+
+
+def test_probed_rows_tell_a_closed_gate_what_its_block_would_have_changed() -> None:
+    """Law: over many draws, a closed gate's gradient is that of running its block every time."""
+    found = toys.scrambled(model("da3", lean=False), 3)
+    images = toys.pictures("plain", 8)
+    name = next(iter(found.sites))
+    found.forced = {other: torch.ones(8, 1) for other in found.sites} | {name: torch.zeros(8, 1)}
+    bias = found.domain.get_parameter(f"{name}.gate.bias")
+    found.train()
+    # Blocks that answer with more than a map run whole: the exact value.
+    found._whole.add(name)
+
+    def gradient(seed: int) -> float:
+        found.generator = torch.Generator().manual_seed(seed)
+        found.noise_scale = 0.0
+        (slope,) = torch.autograd.grad(found(images).square().sum(), bias)
+        return float(slope)
+
+    exact = gradient(0)
+    found._whole.clear()
+    drawn = torch.tensor([gradient(seed) for seed in range(600)])
+    error = float(drawn.std()) / len(drawn) ** 0.5
+    assert abs(float(drawn.mean()) - exact) < 4 * error
+    assert error < 0.2 * abs(exact)
 
 
 def test_skipped_rows_answer_as_the_exact_equation() -> None:

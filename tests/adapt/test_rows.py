@@ -34,7 +34,7 @@ def pooled(x: Tensor, layout: Layout, cells: tuple[int, int]) -> Tensor:
 def test_values_and_gradients_are_those_of_the_plain_equation(
     opened: list[bool], layout: Layout, whole: bool
 ) -> None:
-    """Law: joined = (y if open else x) + up(c); d open = <dc, pool(y) - pool(x)> where open."""
+    """Law: joined = (y if open else x) + up(c); d open = <dc, pool(y) - pool(x)> where seen."""
     count = len(opened)
     cells = (1, 1) if whole else CELLS[layout]
     x, y = (maps(count, layout).requires_grad_() for _ in range(2))
@@ -48,12 +48,13 @@ def test_values_and_gradients_are_those_of_the_plain_equation(
     block = y.index_select(0, chosen.run) + 0 * run  # depends on the rows that were given
     with torch.no_grad():
         change = pooled(block, layout, cells) - pooled(x, layout, cells)[chosen.run]
-    difference = rows.Difference(decision, change)
+    weight = torch.full((len(chosen.run),), 2.0, dtype=torch.float64)
+    difference = rows.Difference(decision, change, chosen.run, weight)
     found = rows.join(block, rest, correction, chosen, layout, difference=difference)
 
     mask = hard.reshape(-1, *[1] * (x.dim() - 1))
     change_all = (pooled(y, layout, cells) - pooled(x, layout, cells)).detach()
-    through = ((decision - hard) * hard)[:, :, None, None] * change_all
+    through = 2 * ((decision - hard) * hard)[:, :, None, None] * change_all
     first = channels_first(torch.where(mask > 0, y, x), layout)
     plain = first + upsample(correction + through, *first.shape[2:])
     wanted = channels_back(plain, layout)
@@ -87,7 +88,7 @@ def test_what_waits_in_fewer_bytes_bends_the_gates_gradient_a_little(
             correction,
             chosen,
             "NCHW",
-            difference=rows.Difference(decision, change),
+            difference=rows.Difference(decision, change, chosen.run, torch.ones(4)),
             kept=precision,
         )
         grads.append(torch.autograd.grad(joined, (correction, decision), upstream))
@@ -134,3 +135,13 @@ def test_a_correction_is_added_as_upsampling_would(layout: Layout, last: bool) -
         strict=True,
     ):
         torch.testing.assert_close(one, other)
+
+
+def test_probes_are_rows_of_closed_gates_one_in_eight() -> None:
+    """Law: none whose gate is open; the share is that of ``PROBED``; one seed, one draw."""
+    chosen = rows.Rows.of((torch.arange(8000) % 2).reshape(-1, 1).float())
+    one, two = (rows.probes(chosen, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(one, two)
+    assert bool((one % 2 == 0).all())
+    expected = 4000 / rows.PROBED
+    assert abs(len(one) - expected) < 5 * expected**0.5

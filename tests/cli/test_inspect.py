@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.exported import Fleet
 from tests.toy_export import Run, invoke, write_recipe
 from toolchain import bundle
+from toolchain.cli.export import patch_document
 from toolchain.inspect.files import tensors
 
 
@@ -46,7 +48,28 @@ def test_a_bundle(run: Run) -> None:
     assert "attention" not in text
     facts = document(run.bundle)
     assert set(facts) == {"kind", "manifest_digest", "size_bytes", "blocks", "manifest"}
-    assert facts["manifest"] == json.loads(held.manifest.to_json())
+    assert facts["manifest"] == {**json.loads(held.manifest.to_json()), "patch": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "told"),
+    [
+        ("tuned", "whole", "finetune changes 16 of 16 tensors of the backbone: the bundle carries"),
+        ("masked", "masked", "piggyback masks 8 of 16 tensors of the backbone: the bundle carries"),
+    ],
+)
+def test_a_bundle_that_changes_the_backbone(fleet: Fleet, name: str, kind: str, told: str) -> None:
+    path = fleet[name].bundle
+    text = shown(path)
+    assert told in text
+    assert "patch.safetensors" in text
+    assert told in invoke("inspect", str(path), "--brief").stdout
+    manifest = bundle.open_bundle(path).manifest
+    assert document(path)["manifest"] == json.loads(manifest.to_json())
+    found = patch_document(manifest)
+    assert found is not None
+    assert found["kind"] == kind
+    assert found["bytes"] == next(e.size for e in manifest.files if e.role == "patch")
 
 
 def test_a_checkpoint(run: Run) -> None:

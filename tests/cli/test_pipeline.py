@@ -36,13 +36,14 @@ def test_export_as_json_holds_paths_sizes_parity_and_rates(run: Run) -> None:
     assert said.exit_code == 0, said.stderr
     found = json.loads(said.stdout)
     assert set(found) == {
-        *("domain", "checkpoint", "bundle", "backbone", "structure_cached", "parity"),
+        *("domain", "checkpoint", "bundle", "backbone", "structure_cached", "patch", "parity"),
         *("gate_rates", "executed_share", "accuracy", "head_accuracy", "golden", "kits", "seconds"),
     }
     assert found["checkpoint"] == {"path": "build/domains/toy", "trained_now": False}
     assert found["bundle"]["path"] == "dist/toy.da3b"
     assert run.home / found["backbone"]["path"] == run.backbone
     assert not found["backbone"]["reused"]
+    assert found["patch"] is None
     assert set(found["parity"]) == PARITY
     assert found["parity"]["passed"]
     assert {one["flavour"] for one in found["parity"]["comparisons"]} == {

@@ -38,6 +38,9 @@ from toolchain.recipe import METHOD_OPTIONS, METHODS, AdaptorOptions
 HEAD = "head"
 OWN = "own"
 
+# oneDNN's convolutions need no reordering there, in either direction; "meta" stands for a CPU.
+_LAST_IS_FASTER = ("cpu", "meta")
+
 
 @dataclass(slots=True)
 class Trace:
@@ -137,14 +140,16 @@ class AttachedModel(nn.Module):
         with ExitStack() as stack:
             stack.enter_context(self._hooked(seen, maps=maps and not self.training))
             answer = output_tensor(self._run(x, stack))
-        assert answer is not None
-        if self.anatomy.head is None:
-            seen.features, seen.logits = answer, self.domain[HEAD](answer)
+            assert answer is not None
+            if self.anatomy.head is None:
+                seen.features, seen.logits = answer, self.domain[HEAD](answer)
         return seen
 
     def _run(self, x: Tensor, stack: ExitStack) -> object:
         """Run the backbone, with what the domain has of its own, under what ``lean`` says."""
         lean = self.lean if torch.is_grad_enabled() else None
+        if lean is not None and x.dim() == 4 and x.device.type in _LAST_IS_FASTER:
+            x = x.contiguous(memory_format=torch.channels_last)
         own = self.own
         if own is None:
             if lean is not None:
@@ -252,18 +257,23 @@ class AttachedModel(nn.Module):
             )
             seen.gates[name], seen.opened[name] = logits, opened
             chosen = rows.Rows.of(opened)
-            output, y, rest = self._computed(name, run, x, chosen, args, kwargs)
+            ran = self._computed(name, run, x, chosen, args, kwargs)
+            seen_rows = torch.cat([chosen.run, ran.probed])
             with torch.no_grad():
-                change = module.coarse(y) - pooled.index_select(0, chosen.run)
+                after = torch.cat([module.coarse(ran.y), module.coarse(ran.extra)])
+                change = after - pooled.index_select(0, seen_rows)
+                weight = after.new_ones(len(seen_rows))
+                weight[len(chosen.run) :] = ran.weight
             result = rows.join(
-                y,
-                rest,
+                ran.y,
+                ran.rest,
                 correction,
                 chosen,
                 module.layout,
-                difference=rows.Difference(opened, change),
+                difference=rows.Difference(opened, change, seen_rows, weight),
                 kept=self.lean.keep if self.lean is not None else "fp32",
             )
+            output = ran.output
             return (result, *output[1:]) if isinstance(output, tuple) else result
 
         return forward
@@ -276,24 +286,31 @@ class AttachedModel(nn.Module):
         chosen: rows.Rows,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-    ) -> tuple[Any, Tensor, Tensor]:
-        """Return what a block answers, its map for the rows that run, and the others' input."""
-        alone = len(args) == 1 and args[0] is x and not kwargs and name not in self._whole
-        if alone:
+    ) -> _Ran:
+        """Run a block for the rows whose gate is open, and without gradient for the probed ones."""
+        if len(args) == 1 and args[0] is x and not kwargs and name not in self._whole:
             some, rest = rows.part(x, chosen)
-            if not len(some):
-                return None, some, rest
-            output = run(some)
-            y = first_tensor(output)
-            assert y is not None
+            probed = rows.probes(chosen, self.generator)
+            looked = (
+                probed if len(probed) or len(some) else chosen.rest[:1]
+            )  # tells what it returns
+            output: Any = None
+            extra = x[:0]
+            if len(looked):
+                with torch.no_grad():
+                    output = run(rows.taken(x, looked))
+                    extra = _map(output)[: len(probed)]
+            if len(some):
+                output = run(some)
             if not isinstance(output, tuple) or len(output) == 1:
-                return output, y, rest
+                y = _map(output) if len(some) else some
+                return _Ran(output, y, rest, probed, extra, rows.PROBED)
             # It returns more than its map, which belongs to the whole batch.
             self._whole.add(name)
         output = run(*args, **kwargs)
-        y = first_tensor(output)
-        assert y is not None
-        return output, y.index_select(0, chosen.run), x.index_select(0, chosen.rest)
+        y, rest = _map(output), x.index_select(0, chosen.rest)
+        run_y, rest_y = (y.index_select(0, part) for part in (chosen.run, chosen.rest))
+        return _Ran(output, run_y, rest, chosen.rest, rest_y.detach(), 1)
 
     def _noise(self, logits: Tensor) -> Tensor:
         noise = logistic_noise(logits.shape, self.generator)
@@ -306,6 +323,24 @@ class AttachedModel(nn.Module):
             seen.logits = self.domain[HEAD](seen.features)
 
         return hook
+
+
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """What a gated block answered: maps of open rows, the others' input, and probed rows' maps."""
+
+    output: Any
+    y: Tensor
+    rest: Tensor
+    probed: Tensor
+    extra: Tensor
+    weight: int
+
+
+def _map(output: object) -> Tensor:
+    found = first_tensor(output)
+    assert found is not None
+    return found
 
 
 @contextmanager

@@ -5,7 +5,9 @@ has (adaptors and gates at blocks, versions of the backbone's tensors) and how i
 while it trains. Attaching, the loop, memory and export are the same for all. It does not choose
 sparse's channels (``sparse``) and trains nothing.
 
-``lr_factor`` scales the recipe's learning rate, which is given for additive adaptors.
+``lr_factor`` scales the recipe's learning rate, which is given for additive adaptors: the best of
+0.03, 0.1, 0.3 and 1 on the sample ``chirps`` with 1,200 pictures to train on, 500 to test with and
+a seed that no table uses.
 """
 
 from __future__ import annotations
@@ -286,15 +288,15 @@ REGISTRY: Mapping[str, Method] = {
         Method("da3", _da3),
         Method("da2", _da2),
         Method("head", _head),
-        Method("finetune", _finetune, lr_factor=0.1, lean=False),
+        Method("finetune", _finetune, lr_factor=0.3, lean=False),
         Method("bn", _bn),
         Method("bias", _bias),
         Method("lite_residual", _lite_residual),
-        Method("series", _series, lr_factor=0.3),
-        Method("parallel", _parallel, lr_factor=0.3),
+        Method("series", _series),
+        Method("parallel", _parallel),
         Method("piggyback", _piggyback, lr_factor=0.1),
-        Method("sparse", _sparse, lr_factor=0.3),
-        Method("mobiletl", _mobiletl, lr_factor=0.1),
+        Method("sparse", _sparse),
+        Method("mobiletl", _mobiletl),
     )
 }
 """Every method by its name in recipes, in the order in which they are shown."""

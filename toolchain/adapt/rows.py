@@ -4,15 +4,15 @@ Rules of this file: pure functions of tensors with gradients of their own; no mo
 backbone. A batch is parted into the rows that a block computes and those that pass it by, and
 joined again with the correction on top, each in one pass over the map.
 
-The gradient of a decision is the straight-through one, seen on the adaptor's coarse grid and for
-open gates only::
+The gradient of a decision is the straight-through one, seen on the adaptor's coarse grid::
 
-    dL / d open_n  =  < dL / d correction_n , pool(block(x))_n - pool(x)_n >     open
-                      0                                                          closed
+    dL / d open_n  =  < dL / d correction_n , pool(block(x))_n - pool(x)_n >
 
 The full-resolution product would keep the whole map ``block(x) - x`` for each block, which is what
-this project exists to avoid; a closed block is not computed, so there is nothing to multiply with.
-Both are choices of this reconstruction (docs/method.md); the budget's gradient reaches every gate.
+this project exists to avoid. For a row whose gate is open the block has run anyway. Of the others
+one in ``PROBED`` is run for its gate's sake, without a gradient of its own, and counts ``PROBED``
+times: the expectation is that of running all. Without them a gate that closes early never hears
+that its block would have helped (docs/decisions/0014).
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from toolchain.adapt.adaptors import channels_back, channels_first
 from toolchain.adapt.blocks import Layout
 from toolchain.adapt.lean.kept import keep, restore
 from toolchain.adapt.lean.options import Precision
+
+PROBED = 8
+"""One in so many rows of closed gates is run to tell the gate what its block would have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +50,22 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What a decision's gradient needs: the decision ``[N, 1]`` and what the block changed.
+    """What a decision's gradient needs: the decision ``[N, 1]`` and what blocks changed.
 
-    ``change``: ``pool(block(x)) - pool(x)`` of the rows that ran, ``[R, C, h, w]``.
+    ``change``: ``pool(block(x)) - pool(x)`` ``[R, C, h, w]`` of the rows ``seen`` (int64 ``[R]``),
+    each of which counts ``weight`` ``[R]`` times.
     """
 
     decision: Tensor
     change: Tensor
+    seen: Tensor
+    weight: Tensor
+
+
+def probes(rows: Rows, generator: torch.Generator | None) -> Tensor:
+    """Draw the rows of closed gates that run to inform their gate: int64 indices of the batch."""
+    drawn = torch.rand(len(rows.rest), generator=generator) < 1 / PROBED
+    return rows.rest[drawn.to(rows.rest.device)]
 
 
 def part(x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -90,7 +102,7 @@ def join(
     joined: Tensor = _Join.apply(  # type: ignore[no-untyped-call]
         (layout, kept),
         *(run, rest, correction),
-        *(difference.decision, difference.change),
+        *(difference.decision, difference.change, difference.seen, difference.weight),
         *(rows.run, rows.rest),
     )
     return joined
@@ -100,7 +112,7 @@ class _Part(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, run: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(run, rest)
-        return x.index_select(0, run), x.index_select(0, rest)
+        return taken(x, run), taken(x, rest)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -108,13 +120,26 @@ class _Part(torch.autograd.Function):
         return _merged(grads[0], grads[1], run, rest), None, None
 
 
+def _is_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def taken(x: Tensor, chosen: Tensor) -> Tensor:
+    """Return rows of a batch in the memory format that it has."""
+    if _is_last(x):
+        return x.permute(0, 2, 3, 1)[chosen].permute(0, 3, 1, 2)
+    return x[chosen]
+
+
 def _merged(run: Tensor, rest: Tensor, run_rows: Tensor, rest_rows: Tensor) -> Tensor:
     """Put two parts of a batch together again, in one pass."""
     shape = (len(run_rows) + len(rest_rows), *run.shape[1:])
     like = rest if len(rest_rows) else run
+    if _is_last(like):
+        last = (0, 2, 3, 1)
+        whole = _merged(run.permute(last), rest.permute(last), run_rows, rest_rows)
+        return whole.permute(0, 3, 1, 2)
     whole = like.new_empty(shape)
-    if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
-        whole = whole.contiguous(memory_format=torch.channels_last)
     whole.index_copy_(0, run_rows, run)
     return whole.index_copy_(0, rest_rows, rest)
 
@@ -141,12 +166,14 @@ class _Join(torch.autograd.Function):
         correction: Tensor,
         decision: Tensor,  # noqa: ARG004 - it receives a gradient
         change: Tensor,
+        seen: Tensor,
+        weight: Tensor,
         run_rows: Tensor,
         rest_rows: Tensor,
     ) -> Tensor:
         layout, kept = how
         ctx.layout, ctx.coarse = layout, correction.shape[2:]
-        ctx.save_for_backward(run_rows, rest_rows, *keep(change, kept))
+        ctx.save_for_backward(run_rows, rest_rows, seen, weight, *keep(change, kept))
         if not len(rest_rows):
             y = run
         elif not len(run_rows):
@@ -158,15 +185,15 @@ class _Join(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        run_rows, rest_rows, *change = ctx.saved_tensors
+        run_rows, rest_rows, seen, weight, *change = ctx.saved_tensors
         correction = _pooled_sum(channels_first(grad, ctx.layout), ctx.coarse)
         run, rest = grad, grad[:0]
         if len(rest_rows):
-            run, rest = grad.index_select(0, run_rows), grad.index_select(0, rest_rows)
+            run, rest = taken(grad, run_rows), taken(grad, rest_rows)
         decision = grad.new_zeros(grad.shape[0], 1)
-        products = correction.index_select(0, run_rows) * restore(tuple(change), grad.dtype)
-        decision[run_rows] = products.flatten(1).sum(1, keepdim=True)
-        return None, run, rest, correction, decision, None, None, None
+        products = correction.index_select(0, seen) * restore(tuple(change), grad.dtype)
+        decision[seen] = (products.flatten(1).sum(1) * weight).unsqueeze(1)
+        return None, run, rest, correction, decision, None, None, None, None, None
 
 
 def _cells(first: Tensor, coarse: Sequence[int]) -> Tensor:

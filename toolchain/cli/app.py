@@ -15,6 +15,7 @@ from toolchain.cli.completion import completion
 from toolchain.cli.doctor import doctor
 from toolchain.cli.export import export
 from toolchain.cli.inspect import inspect
+from toolchain.cli.memory import memory
 from toolchain.cli.recipes import recipes
 from toolchain.cli.run import run
 from toolchain.cli.train import train
@@ -40,6 +41,7 @@ _CODES = "Exit codes: 0 done, 1 error, 2 usage, 3 parity failed, 4 verification 
         build,
         run,
         bench,
+        memory,
         inspect,
         doctor,
         completion,

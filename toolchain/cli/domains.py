@@ -53,8 +53,33 @@ def domain_options(command: CommandT) -> CommandT:
     return name(file(command))
 
 
-def chosen(domain: str | None, file: Path | None) -> Recipe:
-    """Return the recipe that was named; raises click.UsageError, RecipeError, UnknownNameError."""
+def complete_method(
+    _context: click.Context, _option: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    """Return the methods whose name starts with what was typed."""
+    from toolchain.recipe import METHODS
+
+    return [CompletionItem(name) for name in METHODS if name.startswith(typed)]
+
+
+method_option = click.option(
+    "--method",
+    metavar="NAME",
+    shell_complete=complete_method,
+    help="A method of docs/methods.md, in place of the recipe's.",
+)
+
+
+def chosen(domain: str | None, file: Path | None, method: str | None = None) -> Recipe:
+    """Return the recipe that was named, by another ``method`` if one is given.
+
+    Raises click.UsageError, RecipeError, UnknownNameError.
+    """
+    found = _found(domain, file)
+    return found if method is None else found.by(method)
+
+
+def _found(domain: str | None, file: Path | None) -> Recipe:
     from toolchain import recipe
 
     if file is not None:

@@ -14,7 +14,14 @@ from toolchain.cli import layout
 from toolchain.cli import train as training
 from toolchain.cli.boundary import BoundedCommand
 from toolchain.cli.doctor import complete_target
-from toolchain.cli.domains import CHECKPOINTS, FILE, chosen, domain_options, train_command
+from toolchain.cli.domains import (
+    CHECKPOINTS,
+    FILE,
+    chosen,
+    domain_options,
+    method_option,
+    train_command,
+)
 from toolchain.cli.output import emit, json_option, threads_option
 from toolchain.cli.parity import parity_document, parity_lines
 from toolchain.cli.steps import Steps
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
     ),
 )
 @domain_options
+@method_option
 @click.option(
     "--checkpoint",
     type=FILE,
@@ -93,6 +101,7 @@ if TYPE_CHECKING:
 def export(
     domain: str | None,
     file: Path | None,
+    method: str | None,
     checkpoint: Path | None,
     train: bool,
     dist: Path,
@@ -116,9 +125,9 @@ def export(
     board; what its precision costs the domain is measured and stands in the bundle.
     """
     orders = _orders(targets, precisions, flavours, recalibrate=recalibrate)
-    recipe = chosen(domain, file)
+    recipe = chosen(domain, file, method)
     folder = checkpoint or CHECKPOINTS / recipe.domain
-    command = train_command(recipe.domain, file, folder)
+    command = train_command(recipe.domain, file, folder, method=method)
     if not folder.is_dir() and not train:
         raise CheckpointError(
             f"expected a trained domain at {folder}, found none", fix=f"{command} (or add --train)"

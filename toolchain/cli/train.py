@@ -10,9 +10,15 @@ import click
 
 from toolchain.cli import layout
 from toolchain.cli.boundary import BoundedCommand, naming
-from toolchain.cli.domains import CHECKPOINTS, FILE, chosen, domain_options, train_command
+from toolchain.cli.domains import (
+    CHECKPOINTS,
+    FILE,
+    chosen,
+    domain_options,
+    method_option,
+    train_command,
+)
 from toolchain.cli.output import emit, json_option, threads_option
-from toolchain.recipe import METHODS
 
 if TYPE_CHECKING:
     from toolchain.adapt import TrainReport
@@ -31,9 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=FILE, metavar="DIR", help=f"The checkpoint.  [default: {CHECKPOINTS}/NAME]"
 )
-@click.option(
-    "--method", type=click.Choice(METHODS), metavar="NAME", help="In place of the recipe's method."
-)
+@method_option
 @click.option(
     "--budget",
     metavar="SIZE",
@@ -62,9 +66,7 @@ def train(
     present step and keeps the state; --resume goes on to the same weights as a training that was
     never stopped.
     """
-    recipe = chosen(domain, file)
-    if method is not None:
-        recipe = recipe.by(method)
+    recipe = chosen(domain, file, method)
     folder = out or CHECKPOINTS / recipe.domain
     command = train_command(recipe.domain, file, folder, method=method)
     report = run(

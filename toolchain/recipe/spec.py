@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from toolchain.errors import Fault
+from toolchain.errors import Fault, UnknownNameError
 from toolchain.fields import (
     ListOf,
     Nullable,
@@ -224,7 +224,12 @@ class Recipe(Section):
             yield Fault("weights_sha256", message, "name the file in weights")
 
     def by(self, method: str) -> Recipe:
-        """Return the recipe with another method; adaptor options that it lacks become defaults."""
+        """Return the recipe with another method; adaptor options that it lacks become defaults.
+
+        Raises UnknownNameError.
+        """
+        if method not in METHODS:
+            raise UnknownNameError("method", method, METHODS)
         used = METHOD_OPTIONS[method]
         kept = {name: getattr(self.adaptor, name) for name in used}
         return replace(self, method=method, adaptor=AdaptorOptions(**kept))

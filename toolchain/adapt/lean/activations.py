@@ -26,7 +26,7 @@ from toolchain.adapt.lean.bits import by_numpy, pack, unpack
 from toolchain.adapt.lean.once import Gradients, apply, once, records
 from toolchain.adapt.lean.options import Lean
 
-_CHUNK = 2**19  # elements; a multiple of eight
+_CHUNK = 2**21  # elements; a multiple of eight
 
 Value = Callable[[Tensor], Tensor]
 Test = Callable[[Any], Any]  # of a tensor or a numpy array alike: operators alone
@@ -34,18 +34,18 @@ Order = tuple[int, ...]
 
 
 class _Masked(torch.autograd.Function):
-    """``value(x)``, whose gradient passes where ``passes(x)``.
+    """``value(x)``, whose gradient passes but where ``holds(x)``.
 
-    Elsewhere ``slope`` scales it, and None blocks it.
+    There ``slope`` scales it, and None blocks it.
     ``inplace`` says that ``value`` changes ``x`` and returns it.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, value: Value, inplace: bool, passes: Test, slope: float | None
+        ctx: Any, x: Tensor, value: Value, inplace: bool, holds: Test, slope: float | None
     ) -> Tensor:
         ctx.order, ctx.slope, ctx.shape = _storage_order(x), slope, x.shape
-        packed = _pack(x.detach().permute(ctx.order), passes)
+        packed = _pack(x.detach().permute(ctx.order), holds)
         ctx.save_for_backward(packed)
         if inplace:
             value(x)
@@ -85,17 +85,18 @@ def _gradient_in_chunks(packed: Tensor, g: Tensor, result: Tensor, slope: float 
             torch.ops.aten.leaky_relu_backward.grad_input(part, mask, slope, False, grad_input=into)
 
 
-def _pack(x: Tensor, passes: Test) -> Tensor:
+def _pack(x: Tensor, holds: Test) -> Tensor:
+    """Pack where the gradient passes; inverting bytes costs an eighth of inverting a mask."""
     if not by_numpy(x) or not x.is_contiguous():
-        return pack(passes(x))
+        return pack(holds(x)).bitwise_not()
     flat = x.view(-1)
     packed = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8)
     for start in range(0, flat.numel(), _CHUNK):
         part = flat[start : start + _CHUNK]
         # numpy compares several times faster, but has no bfloat16.
-        mask = torch.from_numpy(passes(part.numpy())) if x.element_size() > 2 else passes(part)
+        mask = torch.from_numpy(holds(part.numpy())) if x.element_size() > 2 else holds(part)
         packed[start // 8 : (start + _CHUNK) // 8] = pack(mask)
-    return packed
+    return packed.bitwise_not_()
 
 
 def _storage_order(x: Tensor) -> Order:
@@ -113,25 +114,25 @@ def _inverse(order: Order) -> Order:
 
 
 def _masked(
-    x: Tensor, value: Value, inplace: bool, passes: Test, slope: float | None = None
+    x: Tensor, value: Value, inplace: bool, holds: Test, slope: float | None = None
 ) -> Tensor:
     if not x.is_floating_point() or not records(x):
         return value(x)
-    return apply(_Masked, x, value, inplace, passes, slope)
+    return apply(_Masked, x, value, inplace, holds, slope)
 
 
-def _positive(x: Any) -> Any:
-    return x > 0
+def _not_above_zero(x: Any) -> Any:
+    return ~(x > 0)
 
 
-def _not_negative(x: Any) -> Any:
-    """Stock's threshold blocks what is at most zero: NaN passes."""
-    return ~(x <= 0)
+def _at_most_zero(x: Any) -> Any:
+    """What stock's threshold blocks: NaN passes."""
+    return x <= 0
 
 
 def relu(input: Tensor, inplace: bool = False, *, lean: Lean) -> Tensor:  # noqa: A002, ARG001
     """Return ``max(x, 0)`` of a map of any shape as ``torch.nn.functional.relu`` does."""
-    return _masked(input, torch.relu_ if inplace else torch.relu, inplace, _not_negative)
+    return _masked(input, torch.relu_ if inplace else torch.relu, inplace, _at_most_zero)
 
 
 def relu_(input: Tensor, *, lean: Lean) -> Tensor:  # noqa: A002
@@ -152,10 +153,10 @@ def hardtanh(
     def value(x: Tensor) -> Tensor:
         return F.hardtanh(x, min_val, max_val, inplace)
 
-    def passes(x: Any) -> Any:
-        return ~((x <= min_val) | (x >= max_val))
+    def outside(x: Any) -> Any:
+        return (x <= min_val) | (x >= max_val)
 
-    return _masked(input, value, inplace, passes)
+    return _masked(input, value, inplace, outside)
 
 
 def hardtanh_(
@@ -191,7 +192,7 @@ def leaky_relu(
 
     if inplace and negative_slope < 0:
         return value(input)
-    return _masked(input, value, inplace, _positive, negative_slope)
+    return _masked(input, value, inplace, _not_above_zero, negative_slope)
 
 
 def leaky_relu_(
@@ -206,7 +207,7 @@ def leaky_relu_(
 
 def _smooth(x: Tensor, value: Value, inplace: bool, lean: Lean) -> Tensor:
     """MobileTL (Chiang et al., AAAI 2023): the derivative is 1 where x > 0, else 0."""
-    return value(x) if lean.smooth == "exact" else _masked(x, value, inplace, _positive)
+    return value(x) if lean.smooth == "exact" else _masked(x, value, inplace, _not_above_zero)
 
 
 def hardswish(input: Tensor, inplace: bool = False, *, lean: Lean) -> Tensor:  # noqa: A002

@@ -11,8 +11,9 @@ Agreement with ``measured`` is a matter of tests and of ``da3 memory``, which sh
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -30,6 +31,7 @@ from toolchain.adapt.lean.mode import TABLE as LEAN_TABLE
 from toolchain.adapt.memory import rules
 from toolchain.adapt.memory.measured import Ledger, Stack, Stored, address, named
 from toolchain.adapt.own import Partial
+from toolchain.adapt.rows import PROBED
 from toolchain.errors import TrainingError
 
 
@@ -37,8 +39,9 @@ from toolchain.errors import TrainingError
 class Count:
     """What a step keeps, and the bytes of maps that are under way at once, ``working``.
 
-    An estimate: all that goes into and comes out of one function and two more maps beside it, a
-    residual and what a block's code still holds; the largest of all functions.
+    The latter are the maps that the forward's code holds at its fullest moment, were nothing kept,
+    and the largest one that a gradient flows through. It is an estimate, made for the backward
+    pass, whose gradients have the shapes of the maps, with a residual's beside them.
     """
 
     stored: Stored
@@ -56,21 +59,31 @@ def count(model: AttachedModel, batch: int, *, share: float = 1.0) -> Count:
     ``share`` of the rows runs each gated block, rounded up; 1 is the worst case. The model is left
     as it is. Raises TrainingError for a backbone that does not run on shapes alone.
     """
+    try:
+        with torch.enable_grad():
+            asked = _run(model, batch, share)
+        with torch.no_grad():  # nothing is kept: what lives is what the code holds
+            watched = _run(model, batch, share)
+    except (NotImplementedError, RuntimeError) as err:
+        raise TrainingError(
+            f"{type(model.backbone).__name__} does not run on shapes alone, so that its memory "
+            f"cannot be told before it trains: {str(err).splitlines()[0]}",
+            fix="measure a step (adapt.memory.measured)",
+        ) from err
+    stored = asked.ledger.stored(asked.stock)
+    stored = replace(stored, unknown=tuple(sorted(asked.unknown)))
+    return Count(stored, watched.live.highest + asked.widest)
+
+
+def _run(model: AttachedModel, batch: int, share: float) -> _Asked:
+    """Run a step of a copy without values and return what was asked."""
     shapes = _shapes_of(model)
     ledger = Ledger()
     ledger.ignore(*shapes.parameters(), *shapes.buffers())
-    with named(shapes) as stack, torch.enable_grad(), torch.device("meta"):
+    with named(shapes) as stack, torch.device("meta"):
         mode = _Asked(shapes, ledger, stack)
-        try:
-            _step(shapes, mode, batch, share)
-        except (NotImplementedError, RuntimeError) as err:
-            raise TrainingError(
-                f"{type(model.backbone).__name__} does not run on shapes alone, so that its memory "
-                f"cannot be told before it trains: {str(err).splitlines()[0]}",
-                fix="measure a step (adapt.memory.measured)",
-            ) from err
-    stored = replace(ledger.stored(mode.stock), unknown=tuple(sorted(mode.unknown)))
-    return Count(stored, mode.working)
+        _step(shapes, mode, batch, share)
+    return mode
 
 
 def _shapes_of(model: AttachedModel) -> AttachedModel:
@@ -88,6 +101,35 @@ def _shapes_of(model: AttachedModel) -> AttachedModel:
     return shapes
 
 
+class _Live:
+    """The bytes of all maps that are alive, and the most there were."""
+
+    def __init__(self) -> None:
+        self.highest = 0
+        self._held = 0
+        self._tensors: set[int] = set()
+        self._storages: dict[int, int] = {}  # how many live tensors look into a storage
+
+    def note(self, tensors: Iterable[Tensor]) -> None:
+        """Follow tensors until nothing refers to them."""
+        for tensor in tensors:
+            if id(tensor) in self._tensors:
+                continue
+            place, size = address(tensor), tensor.untyped_storage().nbytes()
+            self._tensors.add(id(tensor))
+            self._held += 0 if place in self._storages else size
+            self._storages[place] = self._storages.get(place, 0) + 1
+            weakref.finalize(tensor, self._drop, id(tensor), place, size)
+        self.highest = max(self.highest, self._held)
+
+    def _drop(self, tensor: int, place: int, size: int) -> None:
+        self._tensors.discard(tensor)
+        self._storages[place] -= 1
+        if not self._storages[place]:
+            del self._storages[place]
+            self._held -= size
+
+
 class _Asked(TorchFunctionMode):
     """Asks for every torch function what it keeps and books it on the running module."""
 
@@ -97,7 +139,7 @@ class _Asked(TorchFunctionMode):
         self.parts: dict[int, int] = {}  # trained channels, by the storage of a kernel
         self.stock: dict[str, int] = {}
         self.unknown: set[str] = set()
-        self.working = 0
+        self.live, self.widest = _Live(), 0
         self.ledger, self._stack = ledger, stack
         self._asking = self._listing = True
         self._backbone = {name for name, _ in model.backbone.named_modules()} - {""}
@@ -118,8 +160,10 @@ class _Asked(TorchFunctionMode):
         if part is not None and isinstance(result, Tensor) and not result.requires_grad:
             result = result.requires_grad_().clone()  # its trained channels are no input here
         recorded = any(t.requires_grad for t in rules.tensors((result,)))
-        self._note_maps((*args, *given.values(), result))
+        self.note(result)
         if recorded:
+            sizes = (t.untyped_storage().nbytes() for t in rules.tensors((result,)))
+            self.widest = max(self.widest, *sizes)
             self._ask(func, rules.Call(args, given, result, self.lean, part))
         return result
 
@@ -132,9 +176,10 @@ class _Asked(TorchFunctionMode):
         weight = args[1] if len(args) > 1 else given["weight"]
         return self.parts.get(address(weight))
 
-    def _note_maps(self, values: Iterable[Any]) -> None:
-        sizes = {address(t): t.untyped_storage().nbytes() for t in rules.tensors(values)}
-        self.working = max(self.working, sum(sizes.values()) + 2 * max(sizes.values()))
+    def note(self, result: Any) -> None:
+        """Follow new maps while they live; what is there anyway, or kept, is not among them."""
+        if not torch.is_grad_enabled():
+            self.live.note(t for t in rules.tensors((result,)) if not self.ledger.has(t))
 
     def _ask(self, func: Callable[..., Any], call: rules.Call) -> None:
         name = rules.plain_name(func)
@@ -177,13 +222,20 @@ def _step(model: AttachedModel, mode: _Asked, batch: int, share: float) -> None:
         images = torch.empty(batch, *model.anatomy.input_shape)
         labels = torch.empty(batch, dtype=torch.int64)
         mode.ledger.ignore(images, labels)
+        if model.lean is not None:
+            # The layout that frozen convolutions run in; a copy that is kept only where it is used.
+            images = images.contiguous(memory_format=torch.channels_last)
     seen = Trace()
     _arrange(model, mode, seen, share)
     with mode:
         own, lean = model.own, model.lean
         values: dict[str, Tensor] = {}
         if own is not None:
-            values = own.values(model.backbone, apart=lambda _: lean is not None)
+            # Kernels that are made are kept, and so no maps under way.
+            with nullcontext() if torch.is_grad_enabled() else mode.silent():
+                values = own.values(model.backbone, apart=lambda _: lean is not None)
+            if not torch.is_grad_enabled():
+                mode.ledger.ignore(*values.values())
             mode.parts = _trained_parts(values, own.versions(), lean)
         answer = output_tensor(torch.func.functional_call(model.backbone, values, (images,)))
         assert answer is not None
@@ -236,6 +288,7 @@ def _corrected(run: Callable[..., Any], part: BlockDomain, mode: _Asked) -> Call
         part(x)
         with mode.silent():
             result = torch.empty_like(y, requires_grad=True).clone()
+        mode.note(result)
         return (result, *output[1:]) if isinstance(output, tuple) else result
 
     return forward
@@ -251,8 +304,9 @@ def _gated(
 ) -> Callable[..., Any]:
     """Return a block's forward for ``share`` of the rows.
 
-    What ``rows`` keeps for it: the places of all rows, and what the block changed on the coarse
-    grid, at the precision of trained layers' inputs.
+    What ``rows`` keeps for it: the places of all rows, and for those that tell the gate something
+    (the open ones, and as many of the others as are probed on average) place, weight and what the
+    block changed on the coarse grid, at the precision of trained layers' inputs.
     """
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -275,11 +329,13 @@ def _gated(
             output = run(*args, **kwargs)
         y = first_tensor(output)
         assert y is not None
-        cells = correction.shape[1:].numel() * open_rows
+        seen_rows = batch if not alone else open_rows + ceil((batch - open_rows) / PROBED)
+        cells = correction.shape[1:].numel() * seen_rows
         precision = "fp32" if mode.lean is None else mode.lean.keep
-        mode.keep(8 * batch + rules.compressed(cells, open_rows, precision))
+        mode.keep(8 * batch + (8 + 4) * seen_rows + rules.compressed(cells, seen_rows, precision))
         with mode.silent():
             result = torch.empty((batch, *y.shape[1:]), requires_grad=True).clone()
+        mode.note(result)
         return (result, *output[1:]) if isinstance(output, tuple) else result
 
     return forward

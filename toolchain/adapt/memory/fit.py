@@ -3,8 +3,8 @@
 Rules of this file: answers come from ``analytic`` alone, so they are there before the first step
 and on any machine. A *need* is what comes on top of the frozen weights and the picture batch, which
 are there whatever is trained. It takes everything to be there at once: what is kept, the maps under
-way (``analytic.Count``), parameters, gradients and AdamW's moments; so it is rather too large. It
-never trains and never changes a model.
+way (``analytic.Count``), parameters, gradients and AdamW's moments; so it is rather too large, but
+for scratch memory of kernels, which it does not know. It never trains and never changes a model.
 """
 
 from __future__ import annotations

@@ -83,6 +83,10 @@ class Ledger:
         self._seen |= {address(tensor) for tensor in tensors}
         self._alive += [tensor.untyped_storage() for tensor in tensors]
 
+    def has(self, tensor: Tensor) -> bool:
+        """Return whether a tensor's storage was counted or left out."""
+        return address(tensor) in self._seen
+
     def count(self, tensor: Tensor, name: str) -> int:
         """Count a tensor's storage under ``name`` and return the bytes that are new."""
         storage, place = tensor.untyped_storage(), address(tensor)

@@ -1,0 +1,116 @@
+"""``python -m benchmarks.memory``: what each method's training keeps, on three backbones.
+
+Rules of this file: it runs :mod:`toolchain.bench.training` and writes build/bench/memory.json with
+one plot per backbone, and the section of docs/results.md; a backbone that is measured anew replaces
+its own entry alone. Where an NVIDIA GPU is at hand the same is measured there, under ``cuda``. No
+figure is typed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from benchmarks import results
+from toolchain.bench import training, trainingplot
+from toolchain.cli.bench import teller
+from toolchain.cli.output import plain
+from toolchain.files import write_atomic
+
+SIDES = {"resnet50": 224, "mobilenet_v2": 224, "resnet26": 64}
+QUICK = {"resnet20": 32}
+BATCH = 8
+CUDA = "cuda"
+_TARGETS = {"da3": 1 / 37, "da3-fp32": 1 / 12}
+
+
+def measure(setup: training.Setup) -> dict[str, Any]:
+    """Return the document of one backbone, with its ``cuda`` part where there is a GPU."""
+    found = training.measure(setup, notify=teller())
+    if torch.cuda.is_available():
+        found[CUDA] = training.measure(replace(setup, device=CUDA), notify=teller())
+        found[CUDA]["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document with a backbone measured anew, that of CUDA likewise."""
+    if not before:
+        return dict(now)
+    found = training.merged([before, now])
+    if CUDA in before:
+        there = [before[CUDA], *([now[CUDA]] if CUDA in now else [])]
+        found[CUDA] = training.merged(there)
+    return found
+
+
+@click.command()
+@click.option(
+    "--backbone",
+    "names",
+    type=click.Choice(list(SIDES)),
+    multiple=True,
+    help="Only these.  [default: all three]",
+)
+@click.option("--quick", is_flag=True, help="One small net, da3 alone: to see that it runs.")
+@click.option("--rounds", type=click.IntRange(0), default=5, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True
+)
+@click.option(
+    "--results",
+    "tables",
+    type=click.Path(path_type=Path),
+    help="Tables; docs/results.md unless quick.",
+)
+def main(
+    names: tuple[str, ...],
+    quick: bool,
+    rounds: int,
+    threads: int,
+    out: Path,
+    tables: Path | None,
+) -> None:
+    """Measure and write OUT/memory.json, the plots, and the section of the results."""
+    path = out / "memory.json"
+    out.mkdir(parents=True, exist_ok=True)
+    document: dict[str, Any] = {}
+    sides = QUICK if quick else SIDES
+    methods = (training.OURS,) if quick else ("all",)
+    for name in sides if quick else names or sides:
+        started = time.monotonic()
+        setup = training.Setup(name, sides[name], BATCH, methods, rounds=rounds, threads=threads)
+        now = measure(setup)
+        now["conditions"]["runs"][name]["took_s"] = time.monotonic() - started
+        document = plain(joined(json.loads(path.read_text()) if path.is_file() else {}, now))
+        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+        write_atomic(path, text.encode(), overwrite=True)
+        plot = trainingplot.draw(document, name, ".svg")
+        write_atomic(out / f"memory-{name}.svg", plot, overwrite=True)
+        _tell(document, name)
+    tables = tables or (path.with_suffix(".md") if quick else Path("docs/results.md"))
+    before = tables.read_text() if tables.is_file() else ""
+    after = results.placed(before, results.memory(document))
+    write_atomic(tables, after.encode(), overwrite=True)
+
+
+def _tell(document: Mapping[str, Any], name: str) -> None:
+    rows = document[name]
+    whole = rows[training.REFERENCE]["stored_measured"]
+    for row, target in _TARGETS.items():
+        if row in rows:
+            share = rows[row]["stored_measured"] / whole
+            verdict = "ok  " if share <= target else "OVER"
+            click.echo(f"{verdict} {name} {row}: 1/{1 / share:.1f} (at most 1/{1 / target:.0f})")
+
+
+if __name__ == "__main__":
+    main()
