@@ -71,6 +71,15 @@ def test_every_version_starts_as_the_frozen_tensor() -> None:
         assert torch.equal(version(weight), weight)
 
 
+def test_what_a_bundle_stores_is_a_kernel_a_bit_or_a_factor() -> None:
+    """An adapter after a depthwise convolution is a factor per channel, as a norm's weight is."""
+    plain, depthwise = torch.randn(8, 4, 3, 3), torch.randn(8, 1, 3, 3)
+    whole = (Replaced(plain), Beside(plain), After(plain, 2), Partial(plain, (1,), depthwise=False))
+    assert {version.deployed_bytes() for version in whole} == {4 * plain.numel()}
+    assert Masked(plain).deployed_bytes() == 36
+    assert After(depthwise, 8).deployed_bytes() == 32
+
+
 def test_a_masks_gradient_is_that_of_the_identity() -> None:
     """Mallya et al., equation 2: the threshold's gradient is one everywhere."""
     weight = torch.randn(2, 3)

@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 
 from toolchain.bundle import Patch, Payload, apply_patch, make_patch, pack, read_bundle
 from toolchain.bundle import patch as patch_file
-from toolchain.bundle.patch import PATCH_NAME, check_patch
+from toolchain.bundle.patch import PATCH_NAME, SCALED_WITHIN, check_patch
 from toolchain.bundle.tensors import LIMIT_HEADER_BYTES
 from toolchain.errors import BundleError, GraphError, UsageError
 
@@ -63,9 +63,9 @@ GOOD = made(changed(kernel=MASKED.astype(np.float32), bias=BASE[BIAS] + 1))
 def test_what_differs_comes_back(seed: Any, names: set[str], masks: bool) -> None:
     """Law: apply(base, make(base, changed)) is changed, and only what differs is carried."""
     draw = np.random.default_rng(seed)
-    own: Tensors = {n: (draw.random(BASE[n].shape) > 0.5).astype(np.float32) for n in names}
+    own: Tensors = {n: draw.normal(size=BASE[n].shape).astype(np.float32) for n in names}
     if masks:
-        own = {n: BASE[n] * keep for n, keep in own.items()}
+        own = {n: BASE[n] * (keep > 0) for n, keep in own.items()}
     weights = save({**BASE, **own})
     found = make_patch(BYTES, weights)
     differing = {n for n, array in own.items() if not np.array_equal(array, BASE[n])}
@@ -82,11 +82,103 @@ def test_what_differs_comes_back(seed: Any, names: set[str], masks: bool) -> Non
     assert all(np.array_equal(back[name], wanted[name]) for name in wanted)
 
 
+def folded(kernel: npt.NDArray[Any], norm: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """A kernel [O, ...] with a norm's scale [O] folded in, as export does: rounded once."""
+    wide: npt.NDArray[np.float64] = kernel * norm.reshape(-1, *(1,) * (kernel.ndim - 1))
+    return wide.astype(np.float32)
+
+
+shapes = st.sampled_from([(3, 2, 3, 3), (5, 1, 3, 3), (4, 9), (2, 8, 1, 1), (1, 40)])
+scales = st.floats(-1e3, 1e3, width=32)
+
+
+@given(st.data(), shapes, st.integers(0, 99))
+def test_a_kernel_with_another_norm_costs_a_float_per_channel(
+    data: Any, shape: tuple[int, ...], seed: Any
+) -> None:
+    """Law: two norms folded into one kernel differ by factors, within what folding rounds."""
+    kernel = np.random.default_rng(seed).normal(size=shape)
+    first, second = (
+        np.array(data.draw(st.lists(scales, min_size=shape[0], max_size=shape[0])))
+        for _ in range(2)
+    )
+    first[np.abs(first) < 1e-3] = 1.0
+    second[np.abs(second) < 1e-3] = 0.0
+    base, wanted = folded(kernel, first), folded(kernel, second)
+    found = make_patch(save({"k": base}), save({"k": wanted}))
+    if found is None:
+        assert np.array_equal(base, wanted)
+        return
+    (held,) = load(found.data).values()
+    assert held.nbytes <= 4 * shape[0]
+    assert found.about.scaled == (held.dtype == np.float32)
+    got = load(apply_patch(save({"k": base}), found.about, found.data))["k"]
+    rows = (got.reshape(shape[0], -1), wanted.reshape(shape[0], -1))
+    assert (np.abs(rows[0] - rows[1]).max(1) <= SCALED_WITHIN * np.abs(rows[1]).max(1)).all()
+
+
+def test_the_scaled_tensor_is_the_product_and_no_other() -> None:
+    factors = np.array([0.3, -1.7, 0], np.float32)
+    found = made(changed(kernel=folded(BASE[KERNEL].astype(np.float64), factors)))
+    (held,) = load(found.data).values()
+    assert (held.dtype.name, held.shape) == ("float32", (3,))
+    np.testing.assert_allclose(held, factors, rtol=1e-6)
+    about = found.about
+    assert (about.kind, about.tensors, about.masks, about.scaled) == ("tensors", 1, 0, 1)
+    product = BASE[KERNEL] * held[:, None, None, None]
+    assert np.array_equal(load(found.weights)[KERNEL], product)
+    again = make_patch(BYTES, found.weights)
+    assert again is not None
+    assert again.weights == found.weights, "the product is its own patch"
+
+
+def test_one_element_beside_its_channel_needs_the_whole_tensor() -> None:
+    """A channel of zeros cannot be scaled to anything else; nor is an element left behind."""
+    base = {"k": drawn(3)[KERNEL]}
+    base["k"][1] = 0
+    twice = base["k"] * np.float32(2)
+    for value, scaled in ((0.0, 1), (1e-9, 0)):
+        wanted = twice.copy()
+        wanted[1, 0, 0, 0] = value
+        found = make_patch(save(base), save({"k": wanted}))
+        assert found is not None
+        assert found.about.scaled == scaled
+        assert np.array_equal(load(found.weights)["k"], wanted)
+    for off, scaled in ((SCALED_WITHIN / 4, 1), (SCALED_WITHIN * 4, 0)):
+        wanted = twice.copy()
+        wanted[0, 0, 0, 0] += off * np.abs(twice[0]).max()
+        found = make_patch(save(base), save({"k": wanted}))
+        assert found is not None
+        assert found.about.scaled == scaled
+
+
+def test_the_fewest_bytes_win_and_the_exact_form_among_equals() -> None:
+    """A mask of whole channels is one of factors too; [O, 1] has as many bytes as its factors."""
+    for shape, want in (((4, 80), 1), ((4, 32), 0), ((4, 8), 0)):
+        base = np.ones(shape, np.float32)
+        off = base * (np.arange(4) % 2)[:, None].astype(np.float32)
+        found = make_patch(save({"k": base}), save({"k": off}))
+        assert found is not None
+        assert (found.about.scaled, found.about.masks) == (want, 1 - want)
+    column = np.ones((4, 1), np.float32)
+    found = make_patch(save({"k": column}), save({"k": column * np.float32(0.3)}))
+    assert found is not None
+    assert found.about.scaled == 0
+
+
+def test_a_base_that_is_not_finite_is_never_scaled() -> None:
+    base = np.array([[1, np.inf], [1, 2]], np.float32)
+    found = make_patch(save({"k": base}), save({"k": np.array([[2, 1], [2, 4]], np.float32)}))
+    assert found is not None
+    assert found.about.scaled == 0
+
+
 def test_a_mask_costs_a_bit_per_weight_and_a_changed_tensor_its_own_size() -> None:
     found = {n: (a.dtype.name, a.shape) for n, a in load(GOOD.data).items()}
     assert found == {KERNEL: ("uint8", (7,)), BIAS: ("float32", (3,))}
     about = GOOD.about
-    assert (about.kind, about.tensors, about.masks, about.of) == ("tensors", 2, 1, 3)
+    assert (about.kind, about.tensors, about.masks, about.scaled) == ("tensors", 2, 1, 0)
+    assert about.of == 3
 
 
 def test_a_whole_model_says_so() -> None:
@@ -199,6 +291,44 @@ def test_a_patch_that_does_not_fit_is_refused(name: str) -> None:
     refused(lambda: apply_patch(BYTES, GOOD.about, data), told)
 
 
+SCALED = made(changed(kernel=folded(BASE[KERNEL], np.array([2, 3, 1e-3], np.float32))))
+
+
+def factors(*values: float) -> bytes:
+    return save({KERNEL: np.array(values, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (factors(2, np.nan, 1), "NaN or infinity"),
+        (factors(2, np.inf, 1), "NaN or infinity"),
+        (factors(2, 3e38, 1), "expected finite products"),
+        (factors(2, 3), "or [3], got [2]"),
+        (factors(2, 3, 1, 1), "or [3], got [4]"),
+        (factors(), "or [3], got [0]"),
+        (factors(2, 3, 1), "expected the patched weights"),
+        (save({KERNEL: np.full((3, 1), 2, np.float32)}), "or [3], got [3, 1]"),
+        (save({KERNEL: np.full(3, 2, np.float64)}), "got F64"),
+        (save({KERNEL: BASE[KERNEL] + 1}), "scaled: expected 1 as the manifest says, got 0"),
+        (save({BIAS: BASE[BIAS] + 1}), "scaled: expected 1 as the manifest says, got 0"),
+    ],
+)
+def test_hostile_factors_are_refused(data: bytes, told: str) -> None:
+    refused(lambda: apply_patch(BYTES, SCALED.about, data), told)
+
+
+def test_factors_of_a_tensor_without_channels_are_refused() -> None:
+    base = save({**BASE, "c7": np.zeros((0, 5), np.float32)})
+    data = save({"c7": np.zeros(0, np.float32)})
+    refused(lambda: apply_patch(base, SCALED.about, data), "expected the patched weights")
+
+
+def test_factors_that_the_manifest_does_not_tell_are_refused() -> None:
+    about = replace(SCALED.about, scaled=0)
+    refused(lambda: apply_patch(BYTES, about, SCALED.data), "scaled: expected 0")
+
+
 def test_a_patch_for_another_backbone_is_refused() -> None:
     refused(lambda: apply_patch(save(drawn(1)), GOOD.about, GOOD.data), "the patched weights")
 
@@ -275,6 +405,8 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "patch_twice": (_second_file, "expected 1 of role 'patch' as `patch` says, got 2"),
     "more_tensors_than_there_are": (_put(tensors=4), "expected at most 3"),
     "more_masks_than_tensors": (_put(masks=3), "expected at most 2"),
+    "more_scaled_than_the_rest": (_put(scaled=2), "expected at most 1 beside the masks"),
+    "scaled_untold": (lambda d: d["patch"].pop("scaled"), "patch.scaled: missing"),
     "no_tensors": (_put(tensors=0, masks=0), "patch.tensors: expected"),
     "tensors_beyond_the_limit": (_put(tensors=2**30, of=2**30), "patch.of: expected"),
     "digest_of_nothing": (_put(digest="md5:00"), "patch.digest: expected"),
@@ -292,6 +424,7 @@ def test_a_manifest_that_lies_about_its_patch_is_refused(name: str, patched: byt
 
 
 def test_a_patch_says_what_kind_it_is() -> None:
-    about = Patch(2, 0, 3, GOOD.about.digest)
-    kinds = [replace(about, tensors=t, masks=m).kind for t, m in ((2, 2), (3, 3), (3, 2), (2, 1))]
-    assert kinds == ["masked", "masked", "whole", "tensors"]
+    about = Patch(2, 0, 0, 3, GOOD.about.digest)
+    counts = ((2, 2, 0), (3, 3, 0), (3, 0, 0), (3, 2, 0), (3, 0, 1), (2, 1, 0))
+    kinds = [replace(about, tensors=t, masks=m, scaled=s).kind for t, m, s in counts]
+    assert kinds == ["masked", "masked", "whole", "tensors", "tensors", "tensors"]

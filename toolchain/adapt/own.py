@@ -29,13 +29,20 @@ MASK_THRESHOLD = 5e-3
 class Version(nn.Module):
     """A domain's version of one tensor: ``forward`` maps the frozen value to it, same shape."""
 
+    def __init__(self, base: Tensor) -> None:
+        super().__init__()
+        self.elements = base.numel()
+
     def forward(self, base: Tensor) -> Tensor:
         """Return the tensor that takes the place of ``base``."""
         raise NotImplementedError
 
     def deployed_bytes(self) -> int:
-        """Return what a bundle stores of it, in bytes: the tensors of its own, float32."""
-        return sum(4 * tensor.numel() for tensor in self.state_dict().values())
+        """Return what a bundle stores of it, in bytes: the whole tensor in float32.
+
+        However few numbers made it: adapters and deltas come out folded into the frozen value.
+        """
+        return 4 * self.elements
 
 
 class Replaced(Version):
@@ -44,7 +51,7 @@ class Replaced(Version):
     value: Tensor
 
     def __init__(self, base: Tensor, *, learned: bool = True) -> None:
-        super().__init__()
+        super().__init__(base)
         value = base.detach().clone()
         if learned:
             self.value = nn.Parameter(value)
@@ -76,7 +83,7 @@ class Masked(Version):
     """
 
     def __init__(self, base: Tensor) -> None:
-        super().__init__()
+        super().__init__(base)
         self.scores = nn.Parameter(torch.full_like(base, MASK_AT_START))
 
     def forward(self, base: Tensor) -> Tensor:
@@ -86,7 +93,7 @@ class Masked(Version):
 
     def deployed_bytes(self) -> int:
         """Return one bit per weight, in whole bytes."""
-        return -(-self.scores.numel() // 8)
+        return -(-self.elements // 8)
 
 
 class Beside(Version):
@@ -97,7 +104,7 @@ class Beside(Version):
     """
 
     def __init__(self, base: Tensor) -> None:
-        super().__init__()
+        super().__init__(base)
         self.adapter = nn.Parameter(torch.zeros_like(base[:, :, 0, 0]))
 
     def forward(self, base: Tensor) -> Tensor:
@@ -115,7 +122,7 @@ class After(Version):
     """
 
     def __init__(self, base: Tensor, groups: int) -> None:
-        super().__init__()
+        super().__init__(base)
         width = base.shape[0] // groups
         self.adapter = nn.Parameter(base.new_zeros(groups, width, width))
 
@@ -123,6 +130,11 @@ class After(Version):
         """Return ``W + A W`` [O, I / groups, kH, kW], group by group."""
         rows = base.reshape(self.adapter.shape[0], self.adapter.shape[1], -1)
         return base + torch.bmm(self.adapter, rows).reshape(base.shape)
+
+    def deployed_bytes(self) -> int:
+        """Return that of the kernel, or of a factor per channel where the adapter is just that."""
+        groups, width, _ = self.adapter.shape
+        return 4 * groups if width == 1 else super().deployed_bytes()
 
 
 class Partial(Version):
@@ -135,7 +147,7 @@ class Partial(Version):
     index: Tensor
 
     def __init__(self, base: Tensor, channels: tuple[int, ...], *, depthwise: bool) -> None:
-        super().__init__()
+        super().__init__(base)
         self.axis = 0 if depthwise else 1
         known = base.shape[self.axis]
         if not channels or sorted(set(channels)) != list(channels) or not channels[-1] < known:

@@ -201,20 +201,22 @@ class Patch(Section):
     """What the domain has in place of tensors of the backbone: ``tensors`` of ``of``.
 
     ``of`` counts the float32 tensors of the backbone's weights file; ``masks`` of the ``tensors``
-    only put elements to zero. ``digest``: of the weights file once it is patched.
+    only put elements to zero, ``scaled`` multiply each output channel by one factor. ``digest``: of
+    the weights file once it is patched.
     """
 
     tensors: int = key(whole(1, 2**20))
     masks: int = key(whole(0, 2**20))
+    scaled: int = key(whole(0, 2**20))
     of: int = key(whole(1, 2**20))
     digest: str = key(DIGEST)
 
     @property
     def kind(self) -> str:
-        """``masked`` if it only puts elements to zero, ``whole`` if no tensor is the backbone's."""
+        """``masked`` if it only puts elements to zero, ``whole`` if it replaces every tensor."""
         if self.masks == self.tensors:
             return "masked"
-        return "whole" if self.tensors == self.of else "tensors"
+        return "whole" if self.tensors - self.masks - self.scaled == self.of else "tensors"
 
     def contradictions(self) -> Iterator[Fault]:
         """Yield the faults between fields that are right one by one."""
@@ -222,6 +224,8 @@ class Patch(Section):
             yield Fault("tensors", f"expected at most {self.of} as `of` says, got {self.tensors}")
         if self.masks > self.tensors:
             yield Fault("masks", f"expected at most {self.tensors}, got {self.masks}")
+        elif self.scaled > (rest := self.tensors - self.masks):
+            yield Fault("scaled", f"expected at most {rest} beside the masks, got {self.scaled}")
 
 
 @dataclass(frozen=True, slots=True)

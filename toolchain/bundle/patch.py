@@ -6,7 +6,12 @@ patch is the difference between two weights files with the same tensors, by tens
 * absent: the backbone's tensor;
 * float32 in the backbone's shape: the tensor that takes its place;
 * uint8 of one dimension: a bit per element, little-endian within a byte, one where the backbone's
-  element stays and zero where it is 0; the bits that fill the last byte are zero.
+  element stays and zero where it is 0; the bits that fill the last byte are zero;
+* float32 of one dimension where the backbone's tensor has more: a factor per output channel (axis
+  0), by which the backbone's elements are multiplied, once, in float32.
+
+The form with the fewest bytes is taken. The first three give the changed tensor to the bit; factors
+give it within ``SCALED_WITHIN``, and the product is the domain's tensor from then on.
 
 Only float32 tensors can be replaced. What comes out of applying is held to the digest that the
 manifest gives, so a domain runs on the very weights that were compared with PyTorch.
@@ -16,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +35,17 @@ from toolchain.digest import sha256
 from toolchain.errors import BundleError, Fault, GraphError, UsageError
 
 PATCH_NAME = "patch.safetensors"
+SCALED_WITHIN = 1e-6
+"""Largest error of a scaled element, relative to the largest of its channel.
+
+A norm is folded into base and changed tensor by one rounding each; the factor and the product round
+once more. Four roundings of 2**-24 are 2.4e-7; the rest is for kernels that were rounded before.
+"""
+
 _DENSE, _MASK = "F32", "U8"
 _EXPORT = "export the domain again"
 _Floats = npt.NDArray[np.float32]
+_Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +60,9 @@ class Patched:
 def make_patch(base: bytes, changed: bytes) -> Patched | None:
     """Return what turns the weights file ``base`` into ``changed``; None where nothing differs.
 
-    A tensor each of whose elements is the base's or zero becomes a mask, whatever made it so.
+    A tensor each of whose elements is the base's or zero can become a mask, one that is the base's
+    but for a factor per output channel those factors, whatever made it so. With factors the
+    ``weights`` that it returns are not ``changed`` to the last bit, and they are what to check.
     Raises GraphError for files with other tensors, or a difference that is not one of float32;
     UsageError for a patch that no bundle can hold.
     """
@@ -57,7 +73,7 @@ def make_patch(base: bytes, changed: bytes) -> Patched | None:
             f"expected the tensors of the base in other values, got other ones: {odd[:5]}",
             fix="change values only, not shapes or layers",
         )
-    tensors: dict[str, npt.NDArray[np.uint8] | _Floats] = {}
+    tensors: dict[str, _Bytes | _Floats] = {}
     for name, place in new.items():
         if (found := _difference(old[name], place)) is not None:
             tensors[name] = found
@@ -70,8 +86,8 @@ def make_patch(base: bytes, changed: bytes) -> Patched | None:
             fix="use a method that changes less of the backbone, such as da3 or piggyback",
         )
     masks = sum(array.dtype == np.uint8 for array in tensors.values())
-    weights = _applied(base, data, PATCH_NAME)
-    about = Patch(len(tensors), masks, len(_floats(old)), sha256(weights))
+    weights, scaled = _applied(base, data, PATCH_NAME)
+    about = Patch(len(tensors), masks, scaled, len(_floats(old)), sha256(weights))
     return Patched(about, data, weights)
 
 
@@ -79,7 +95,8 @@ def check_patch(expected: Patch, data: bytes, what: str = PATCH_NAME) -> None:
     """Hold the patch file ``data`` against the manifest, as far as that goes without a backbone.
 
     Raises BundleError for a file that is not safetensors, dtypes and shapes that a patch has not,
-    values that are not finite, and another number of tensors or masks than ``expected`` says.
+    values that are not finite, and another number of tensors or masks than ``expected`` says. What
+    are factors and what is a tensor of one dimension shows beside the backbone only.
     """
     places = _by_name(data, what)
     faults = [fault for place in places.values() for fault in _faults(place)]
@@ -95,11 +112,15 @@ def check_patch(expected: Patch, data: bytes, what: str = PATCH_NAME) -> None:
 def apply_patch(base: bytes, expected: Patch, data: bytes, what: str = PATCH_NAME) -> bytes:
     """Return the weights file that the patch ``data`` makes of the weights file ``base``.
 
-    Raises BundleError naming every tensor that the base has not, or that does not fit it, and for
-    a result that has not the manifest's digest.
+    Raises BundleError naming every tensor that the base has not, or that does not fit it, for
+    another number of scaled tensors than ``expected`` says, and for a result that has not its
+    digest.
     """
     check_patch(expected, data, what)
-    weights = _applied(base, data, what)
+    weights, scaled = _applied(base, data, what)
+    if scaled != expected.scaled:
+        told = f"expected {expected.scaled} as the manifest says, got {scaled}"
+        raise_faults(what, [Fault("scaled", told)])
     if (found := sha256(weights)) != expected.digest:
         raise BundleError(
             f"{what}: expected the patched weights {expected.digest}, got {found}", fix=_EXPORT
@@ -107,22 +128,28 @@ def apply_patch(base: bytes, expected: Patch, data: bytes, what: str = PATCH_NAM
     return weights
 
 
-def _applied(base: bytes, data: bytes, what: str) -> bytes:
+def _applied(base: bytes, data: bytes, what: str) -> tuple[bytes, int]:
+    """Return the patched weights file and how many of its tensors were scaled."""
     old = _by_name(base, "the backbone's weights")
     faults: list[Fault] = []
-    weights = bytearray(base)
+    weights, scaled = bytearray(base), 0
     for name, place in _by_name(data, what).items():
         if fault := _misfit(place, old.get(name)):
             faults.append(Fault(name[:200], fault))
             continue
         here = old[name]
         kept = np.frombuffer(weights, "<f4", len(here.data) // 4, here.offset)
-        if place.dtype == _DENSE:
+        if place.dtype == _MASK:
+            kept[~_bits(place)[: kept.size]] = 0
+        elif place.shape == here.shape:
             kept[:] = np.frombuffer(place.data, "<f4")
         else:
-            kept[~_bits(place)[: kept.size]] = 0
+            scaled += 1
+            kept[:] = _scaled(_rows(here), np.frombuffer(place.data, "<f4")).ravel()
+            if not np.isfinite(kept).all():
+                faults.append(Fault(name[:200], "expected finite products, got NaN or infinity"))
     raise_faults(what, faults)
-    return bytes(weights)
+    return bytes(weights), scaled
 
 
 def _by_name(data: bytes, what: str) -> dict[str, Place]:
@@ -144,8 +171,11 @@ def _alike(one: Place | None, other: Place | None) -> bool:
     return one is not None and other is not None and _kind(one) == _kind(other)
 
 
-def _difference(base: Place, changed: Place) -> npt.NDArray[np.uint8] | _Floats | None:
-    """Return what a patch holds of one tensor; None where at most the signs of zeros differ."""
+def _difference(base: Place, changed: Place) -> _Bytes | _Floats | None:
+    """Return what a patch holds of one tensor; None where at most the signs of zeros differ.
+
+    Of forms with as many bytes an exact one is taken.
+    """
     if bytes(base.data) == bytes(changed.data):
         return None
     if base.dtype != _DENSE:
@@ -157,9 +187,43 @@ def _difference(base: Place, changed: Place) -> npt.NDArray[np.uint8] | _Floats 
     same = old == new
     if same.all():
         return None
+    forms: list[_Bytes | _Floats] = [new.astype(np.float32).reshape(base.shape)]
     if (same | (new == 0)).all():
-        return np.packbits(same, bitorder="little")
-    return new.astype(np.float32).reshape(base.shape)
+        forms.insert(0, np.packbits(same, bitorder="little"))
+    if (factors := _factors(base, changed)) is not None:
+        forms.append(factors)
+    return min(forms, key=lambda form: form.nbytes)
+
+
+def _factors(base: Place, changed: Place) -> _Floats | None:
+    """Return the factor of each output channel, [O]; None where factors do not give ``changed``.
+
+    They are those of least squares, and 1 for a channel of zeros.
+    """
+    if len(base.shape) < 2:
+        return None
+    old, new = _rows(base), _rows(changed)
+    wide = old.astype(np.float64)
+    power = (wide * wide).sum(axis=1)
+    # What is not finite fails the comparison.
+    with np.errstate(over="ignore", invalid="ignore"):
+        best = np.divide((wide * new).sum(axis=1), power, out=np.ones_like(power), where=power > 0)
+        factors = best.astype(np.float32)
+        error = np.abs(_scaled(old, factors).astype(np.float64) - new).max(axis=1)
+        near = error <= SCALED_WITHIN * np.abs(new).max(axis=1).astype(np.float64)
+    return factors if near.all() else None
+
+
+def _scaled(rows: _Floats, factors: _Floats) -> _Floats:
+    """Return the rows [O, n] times their factors [O]: one float32 product per element."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        found: _Floats = rows * factors[:, None]
+    return found
+
+
+def _rows(place: Place) -> _Floats:
+    """Return a float32 tensor [O, ...] as [O, n]."""
+    return np.frombuffer(place.data, "<f4").reshape(place.shape[0], prod(place.shape[1:]))
 
 
 def _faults(place: Place) -> Iterator[Fault]:
@@ -180,8 +244,9 @@ def _misfit(place: Place, base: Place | None) -> str:
     if base.dtype != _DENSE:
         return f"expected a float32 tensor of the backbone, it has {base.dtype}"
     if place.dtype == _DENSE:
-        same = place.shape == base.shape
-        return "" if same else f"expected shape {list(base.shape)}, got {list(place.shape)}"
+        known = [base.shape] + ([base.shape[:1]] if len(base.shape) > 1 else [])
+        words = " or ".join(str(list(shape)) for shape in known)
+        return "" if place.shape in known else f"expected shape {words}, got {list(place.shape)}"
     count = len(base.data) // 4
     if len(place.data) != (wanted := -(-count // 8)):
         return f"expected {wanted} bytes for a mask of {count} bits, got {len(place.data)}"

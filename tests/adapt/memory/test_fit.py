@@ -7,9 +7,12 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load
+from torch import nn
 
 from tests import toys
 from tests.adapt.memory.steps import BATCH
+from toolchain.adapt.attached import attach
 from toolchain.adapt.memory.analytic import analytic
 from toolchain.adapt.memory.fit import (
     Need,
@@ -20,7 +23,11 @@ from toolchain.adapt.memory.fit import (
     parse_size,
     within,
 )
+from toolchain.adapt.methods import REGISTRY, SLOTS_ALONE
+from toolchain.adapt.own import patched
+from toolchain.bundle import make_patch
 from toolchain.errors import MemoryBudgetError, UsageError
+from toolchain.graph.halves import make_halves
 
 
 def test_a_need_is_the_sum_of_its_parts() -> None:
@@ -46,15 +53,42 @@ def test_masks_cost_one_bit_a_weight() -> None:
     assert domain_bytes(model) == sum(masks) + head
 
 
-def test_a_finetuned_domain_costs_the_backbone_but_no_counters() -> None:
+def test_a_finetuned_domain_costs_the_backbone_but_no_statistics() -> None:
     model = toys.attached("plain", method="finetune")
-    kept = [
-        tensor
-        for name, tensor in model.backbone.state_dict().items()
-        if not name.startswith("fc.") and "num_batches_tracked" not in name
-    ]
+    kept = [p for name, p in model.backbone.named_parameters() if not name.startswith("fc.")]
     head = sum(4 * p.numel() for p in model.domain["head"].parameters())
     assert domain_bytes(model) == sum(4 * tensor.numel() for tensor in kept) + head
+
+
+def test_statistics_are_stored_where_the_norm_has_nothing_else() -> None:
+    """A norm without weight and bias is folded all the same: as a factor and a bias."""
+    net = toys.Net(toys.stem(8), [toys.Residual(8, 8)], 8)
+    stem = net.stem
+    assert isinstance(stem, nn.Sequential)
+    stem[1] = nn.BatchNorm2d(8, affine=False)
+    model = attach(net.eval(), method="bn", classes=3, input_shape=(3, 8, 8))
+    head = sum(4 * p.numel() for p in model.domain["head"].parameters())
+    assert domain_bytes(model) == head + 3 * 8 * 2 * 4
+
+
+@pytest.fixture(scope="module")
+def frozen() -> bytes:
+    """The weights file of the plain toy, which all methods share."""
+    return make_halves(toys.attached("plain", method="head")).weights
+
+
+@pytest.mark.parametrize("method", [name for name in REGISTRY if name not in SLOTS_ALONE])
+def test_what_is_told_is_what_a_bundle_stores(frozen: bytes, method: str) -> None:
+    selection = {"blocks.0.conv1.weight": (0, 2)} if method == "sparse" else None
+    model = toys.scrambled(toys.attached("plain", method=method, selection=selection))
+    changed = patched(model)
+    assert changed is not None
+    halves = make_halves(changed)
+    patch = make_patch(frozen, halves.weights)
+    assert patch is not None
+    held = [*load(patch.data).values(), *load(halves.slots).values()]
+    assert domain_bytes(model) == pytest.approx(sum(a.nbytes for a in held), rel=0.1)
+    assert patch.about.scaled == {"bn": 7, "series": 1, "parallel": 1}.get(method, 0)
 
 
 @settings(max_examples=4, deadline=None)
