@@ -339,16 +339,22 @@ def test_existing_paths_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "tensors", "masks"), [("tuned", "whole", 16, 0), ("masked", "masked", 8, 8)]
+    ("name", "kind", "counts"),
+    [
+        ("tuned", "whole", (16, 0, 0, 16)),
+        ("masked", "masked", (8, 8, 0, 16)),
+        ("normed", "tensors", (14, 0, 7, 16)),
+    ],
 )
 def test_a_domain_that_changes_the_backbone_is_a_patch_on_the_frozen_one(
-    fleet: Fleet, name: str, kind: str, tensors: int, masks: int
+    fleet: Fleet, name: str, kind: str, counts: tuple[int, int, int, int]
 ) -> None:
     """The artefact beside it is that of every other domain, and so are the digests."""
     report = fleet[name].report
     manifest, patch = report.manifest, report.manifest.patch
     assert patch is not None
-    assert (patch.kind, patch.tensors, patch.masks, patch.of) == (kind, tensors, masks, 16)
+    assert patch.kind == kind
+    assert (patch.tensors, patch.masks, patch.scaled, patch.of) == counts
     assert manifest.backbone == fleet["first"].report.manifest.backbone
     assert contents(report.backbone) == contents(fleet["first"].backbone)
     assert report.parity.passed
@@ -358,9 +364,11 @@ def test_a_domain_that_changes_the_backbone_is_a_patch_on_the_frozen_one(
     base = bundle.open_backbone(report.backbone).weights()
     weights = bundle.apply_patch(base, patch, held.blob("patch.safetensors"))
     assert all(np.isfinite(array).all() for array in load(weights).values())
-    size = {n: a.size for n, a in load(base).items()}
+    whole = {n: (a.size, len(a)) for n, a in load(base).items() if a.ndim}
     carried = {n: a.size for n, a in load(held.blob("patch.safetensors")).items()}
-    assert carried == {n: -(-size[n] // 8) if masks else size[n] for n in carried}
+    for tensor, count in carried.items():
+        size, channels = whole[tensor]
+        assert count == {"tuned": size, "masked": -(-size // 8), "normed": channels}[name]
 
 
 def test_a_patched_export_gives_the_same_bytes_and_says_what_it_carries(

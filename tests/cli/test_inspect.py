@@ -56,6 +56,12 @@ def test_a_bundle(run: Run) -> None:
     [
         ("tuned", "whole", "finetune changes 16 of 16 tensors of the backbone: the bundle carries"),
         ("masked", "masked", "piggyback masks 8 of 16 tensors of the backbone: the bundle carries"),
+        (
+            "normed",
+            "tensors",
+            "bn changes 14 of 16 tensors of the backbone: the bundle carries them, "
+            "7 as one factor per channel (",
+        ),
     ],
 )
 def test_a_bundle_that_changes_the_backbone(fleet: Fleet, name: str, kind: str, told: str) -> None:

@@ -4,7 +4,7 @@ Rules of this file: the backbone's module tree, names and weights stay as they a
 head and what a method has of its own in place of backbone tensors live beside it in
 ``AttachedModel.domain`` and act through hooks that exist only while a forward runs. So one backbone
 object serves any number of domains, and its state-dict keys are those of its own checkpoint. In
-training, rows whose gate is closed skip their block (``rows``), and with ``lean`` frozen layers
+training, rows whose gate is closed skip their block (``gated``), and with ``lean`` frozen layers
 keep only what their gradients need (``lean``). Nothing here trains or exports.
 
 Law: after ``attach`` and after any training, ``weights_digest(model)`` is unchanged.
@@ -26,11 +26,11 @@ from toolchain.adapt import rows
 from toolchain.adapt.adaptors import BlockDomain, decide, logistic_noise
 from toolchain.adapt.blocks import Anatomy, Site, examine
 from toolchain.adapt.dryrun import block_input, first_tensor, output_tensor
-from toolchain.adapt.lean.conv import Slice
+from toolchain.adapt.gated import GatedForward
 from toolchain.adapt.lean.mode import LeanMode
 from toolchain.adapt.lean.options import Lean, Precision, Smooth
 from toolchain.adapt.methods import REGISTRY, Parts, Selection, Subject
-from toolchain.adapt.own import Own, Partial
+from toolchain.adapt.own import Own
 from toolchain.errors import AttachError, Fault, UnknownNameError
 from toolchain.fields import read_section, show
 from toolchain.recipe import METHOD_OPTIONS, METHODS, AdaptorOptions
@@ -155,14 +155,9 @@ class AttachedModel(nn.Module):
             if lean is not None:
                 stack.enter_context(LeanMode(lean))
             return self.backbone(x)
-        values = own.values(self.backbone, apart=lambda _: lean is not None)
+        values = own.values(self.backbone, parts=lean is None)
         if lean is not None:
-            slices = {
-                id(values[name]): Slice(version.delta, version.index)
-                for name, version in own.versions()
-                if isinstance(version, Partial)
-            }
-            stack.enter_context(LeanMode(lean, slices))
+            stack.enter_context(LeanMode(lean, own.slices(self.backbone)))
         if self.batch_statistics and self.training:
             stack.enter_context(_batch_statistics(self.backbone))
         return torch.func.functional_call(self.backbone, values, (x,))
@@ -238,79 +233,18 @@ class AttachedModel(nn.Module):
         module = self._part(name)
         return rows.corrected(y, module(x)[0], module.layout)
 
-    def _skipping(self, name: str, block: nn.Module, seen: Trace) -> Callable[..., Any]:
+    def _skipping(self, name: str, block: nn.Module, seen: Trace) -> GatedForward:
         """Return a forward of a gated block that runs it for the rows whose gate is open."""
-        module, run = self._part(name), block.forward
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            x = block_input(args, kwargs)
-            assert x is not None
-            pooled = module.coarse(x)
-            correction = module.adaptor(pooled)
-            assert module.gate is not None
-            logits = module.gate(pooled)
-            opened = decide(
-                logits,
-                noise=self._noise(logits),
-                temperature=self.temperature,
-                forced=self.forced.get(name),
-            )
+        def choose(logits: Tensor) -> Tensor:
+            noise, forced = self._noise(logits), self.forced.get(name)
+            opened = decide(logits, noise=noise, temperature=self.temperature, forced=forced)
             seen.gates[name], seen.opened[name] = logits, opened
-            chosen = rows.Rows.of(opened)
-            ran = self._computed(name, run, x, chosen, args, kwargs)
-            seen_rows = torch.cat([chosen.run, ran.probed])
-            with torch.no_grad():
-                after = torch.cat([module.coarse(ran.y), module.coarse(ran.extra)])
-                change = after - pooled.index_select(0, seen_rows)
-                weight = after.new_ones(len(seen_rows))
-                weight[len(chosen.run) :] = ran.weight
-            result = rows.join(
-                ran.y,
-                ran.rest,
-                correction,
-                chosen,
-                module.layout,
-                difference=rows.Difference(opened, change, seen_rows, weight),
-                kept=self.lean.keep if self.lean is not None else "fp32",
-            )
-            output = ran.output
-            return (result, *output[1:]) if isinstance(output, tuple) else result
+            return opened
 
-        return forward
-
-    def _computed(
-        self,
-        name: str,
-        run: Callable[..., Any],
-        x: Tensor,
-        chosen: rows.Rows,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> _Ran:
-        """Run a block for the rows whose gate is open, and without gradient for the probed ones."""
-        if len(args) == 1 and args[0] is x and not kwargs and name not in self._whole:
-            some, rest = rows.part(x, chosen)
-            probed = rows.probes(chosen, self.generator)
-            looked = (
-                probed if len(probed) or len(some) else chosen.rest[:1]
-            )  # tells what it returns
-            output: Any = None
-            extra = x[:0]
-            if len(looked):
-                with torch.no_grad():
-                    output = run(rows.taken(x, looked))
-                    extra = _map(output)[: len(probed)]
-            if len(some):
-                output = run(some)
-            if not isinstance(output, tuple) or len(output) == 1:
-                y = _map(output) if len(some) else some
-                return _Ran(output, y, rest, probed, extra, rows.PROBED)
-            # It returns more than its map, which belongs to the whole batch.
-            self._whole.add(name)
-        output = run(*args, **kwargs)
-        y, rest = _map(output), x.index_select(0, chosen.rest)
-        run_y, rest_y = (y.index_select(0, part) for part in (chosen.run, chosen.rest))
-        return _Ran(output, run_y, rest, chosen.rest, rest_y.detach(), 1)
+        kept: Precision = "fp32" if self.lean is None else self.lean.keep
+        part, run = self._part(name), block.forward
+        return GatedForward(name, part, run, choose, kept, self.generator, self._whole)
 
     def _noise(self, logits: Tensor) -> Tensor:
         noise = logistic_noise(logits.shape, self.generator)
@@ -323,24 +257,6 @@ class AttachedModel(nn.Module):
             seen.logits = self.domain[HEAD](seen.features)
 
         return hook
-
-
-@dataclass(frozen=True, slots=True)
-class _Ran:
-    """What a gated block answered: maps of open rows, the others' input, and probed rows' maps."""
-
-    output: Any
-    y: Tensor
-    rest: Tensor
-    probed: Tensor
-    extra: Tensor
-    weight: int
-
-
-def _map(output: object) -> Tensor:
-    found = first_tensor(output)
-    assert found is not None
-    return found
 
 
 @contextmanager

@@ -11,12 +11,13 @@ kernel, exactly, and costs nothing when it runs. Which tensors a method takes is
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from toolchain.adapt.lean.conv import Slice
 from toolchain.errors import AttachError
 
 if TYPE_CHECKING:
@@ -188,21 +189,25 @@ class Own(nn.Module):
             assert isinstance(version, Version)
             yield name, version
 
-    def values(
-        self, backbone: nn.Module, *, apart: Callable[[Partial], bool] = lambda _: False
-    ) -> dict[str, Tensor]:
+    def values(self, backbone: nn.Module, *, parts: bool = True) -> dict[str, Tensor]:
         """Return the tensors that replace the backbone's, by name.
 
-        ``apart`` picks partial kernels whose gradient someone else takes: their value comes without
-        one.
+        Without ``parts`` partial kernels are left out: a lean convolution adds theirs by itself.
         """
         frozen = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
-        found: dict[str, Tensor] = {}
-        for name, version in self.versions():
-            alone = isinstance(version, Partial) and apart(version)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not alone):
-                found[name] = version(frozen[name])
-        return found
+        return {
+            name: version(frozen[name])
+            for name, version in self.versions()
+            if parts or not isinstance(version, Partial)
+        }
+
+    def slices(self, backbone: nn.Module) -> dict[int, Slice]:
+        """Return partial kernels by the identity of the frozen one, for :class:`LeanMode`."""
+        return {
+            id(backbone.get_parameter(name)): Slice(version.delta, version.index)
+            for name, version in self.versions()
+            if isinstance(version, Partial)
+        }
 
 
 def base(model: AttachedModel) -> AttachedModel:

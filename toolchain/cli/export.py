@@ -302,6 +302,8 @@ def patch_line(manifest: Manifest) -> dict[str, str]:
     verb, how = "changes", "the bundle carries them"
     if patch.kind == "masked":
         verb, how = "masks", "the bundle carries 1 bit per weight"
+    elif patch.scaled:
+        how += f", {patch.scaled} as one factor per channel"
     return {
         "patch": f"{method} {verb} {patch.tensors} of {patch.of} tensors of the backbone: {how} "
         f"({layout.size(_patch_bytes(manifest))}) and the device keeps a session of its own"

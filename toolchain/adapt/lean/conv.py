@@ -4,7 +4,8 @@ Rules of this file: a frozen convolution keeps its weight, which is shared, and 
 input's gradient is the transposed convolution of the output's; given a stand-in for the dropped
 input, ``convolution_backward`` would first copy it to its full size. A trained weight's input is
 kept at ``lean.keep``; at ``fp32`` stock torch does the same. Where only some input channels of a
-weight are trained (:class:`Slice`), only those channels are kept.
+weight are trained (:class:`Slice`), only those channels are kept; the sum of weight and delta is
+there for the time of a call, in either direction, so that no second kernel waits between them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The trained part of a convolution's weight: a ``delta`` on some input channels.
+    """The trained part of a convolution's weight: a ``delta`` that is added on some input channels.
 
     ``delta``: trainable, ``[O, k, kh, kw]``; ``index``: int64 ``[k]``, the input channels. For a
     depthwise convolution ``delta`` is ``[k, 1, kh, kw]`` and ``index`` picks its channels.
@@ -35,6 +36,13 @@ class Slice:
 
     delta: Tensor
     index: Tensor
+
+
+def _with_part(weight: Tensor, delta: Tensor | None, index: Tensor | None, groups: int) -> Tensor:
+    """Return the weight that the convolution runs with."""
+    if delta is None or index is None:
+        return weight
+    return weight.index_add(1 if groups == 1 else 0, index, delta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +94,9 @@ class _Conv(torch.autograd.Function):
         ctx.save_for_backward(weight, delta, index, *kept)
         ctx.geometry, ctx.dtype, ctx.size = geometry, x.dtype, x.shape[-2:]
         ctx.bias_dtype = None if bias is None else bias.dtype
+        whole = _with_part(weight, delta, index, geometry.groups)
         return F.conv2d(
-            x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+            x, whole, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
         )
 
     @staticmethod
@@ -98,7 +107,8 @@ class _Conv(torch.autograd.Function):
         needs_x, needs_weight, needs_bias, needs_delta = ctx.needs_input_grad[:4]
         of_x = of_weight = of_bias = of_delta = None
         if needs_x:
-            of_x = geometry.input_gradient(g, weight.to(g.dtype), ctx.size).to(ctx.dtype)
+            whole = _with_part(weight, delta, index, geometry.groups)
+            of_x = geometry.input_gradient(g, whole.to(g.dtype), ctx.size).to(ctx.dtype)
         if needs_weight:
             x = restore(tuple(kept), g.dtype)
             of_weight = geometry.weight_gradient(g, x, weight, geometry.groups)
@@ -127,16 +137,16 @@ def conv2d(
 ) -> Tensor:
     """Convolve ``[N, C, H, W]`` or ``[C, H, W]`` as ``torch.conv2d`` does.
 
-    ``part`` says that ``weight`` already contains a trained delta, and takes its gradient. Raises
-    AttachError for a part of a grouped convolution that is not depthwise, or whose whole weight is
-    trained as well.
+    ``part`` is added to ``weight``, which is frozen, and takes its gradient. Raises AttachError for
+    a part of a grouped convolution that is not depthwise, or whose whole weight is trained as well.
     """
     if part is not None:
         _check(weight, groups)
     delta, index = (None, None) if part is None else (part.delta, part.index)
     stock = part is None and lean.keep == "fp32" and weight.requires_grad
     if stock or not input.is_floating_point() or not records(input, weight, bias, delta):
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        whole = _with_part(weight, delta, index, groups)
+        return F.conv2d(input, whole, bias, stride, padding, dilation, groups)
     across = _pair(dilation)
     x, pads = _padded(input, weight, padding, across)
     geometry = _Geometry(_pair(stride), pads, across, groups)
@@ -154,7 +164,7 @@ def _check(weight: Tensor, groups: int) -> None:
     if weight.requires_grad:
         raise AttachError(
             "expected a frozen weight beside a trained part of it, got one that requires grad",
-            fix="add the delta under torch.no_grad()",
+            fix="freeze the weight, or train all of it",
         )
 
 

@@ -233,10 +233,10 @@ def _step(model: AttachedModel, mode: _Asked, batch: int, share: float) -> None:
         if own is not None:
             # Kernels that are made are kept, and so no maps under way.
             with nullcontext() if torch.is_grad_enabled() else mode.silent():
-                values = own.values(model.backbone, apart=lambda _: lean is not None)
+                values = own.values(model.backbone, parts=lean is None)
             if not torch.is_grad_enabled():
                 mode.ledger.ignore(*values.values())
-            mode.parts = _trained_parts(values, own.versions(), lean)
+            mode.parts = _trained_parts(model.backbone, own.versions(), lean)
         answer = output_tensor(torch.func.functional_call(model.backbone, values, (images,)))
         assert answer is not None
         if model.anatomy.head is None:
@@ -247,12 +247,12 @@ def _step(model: AttachedModel, mode: _Asked, batch: int, share: float) -> None:
 
 
 def _trained_parts(
-    values: Mapping[str, Tensor], versions: Iterable[tuple[str, nn.Module]], lean: Lean | None
+    backbone: nn.Module, versions: Iterable[tuple[str, nn.Module]], lean: Lean | None
 ) -> dict[int, int]:
     if lean is None:
         return {}
     return {
-        address(values[name]): len(version.index)
+        address(backbone.get_parameter(name)): len(version.index)
         for name, version in versions
         if isinstance(version, Partial)
     }
