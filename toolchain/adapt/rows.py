@@ -121,7 +121,8 @@ class _Part(torch.autograd.Function):
 
 
 def _is_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    """Tell whether channels lie last; maps of one pixel or channel lie both ways."""
+    return x.dim() == 4 and not x.is_contiguous() and x.permute(0, 2, 3, 1).is_contiguous()
 
 
 def taken(x: Tensor, chosen: Tensor) -> Tensor:
