@@ -307,3 +307,119 @@ def test_whatever_a_forward_raises_is_an_attach_error(error: type[Exception]) ->
     with pytest.raises(AttachError, match=error.__name__) as caught:
         attach(Failing(), classes=3, input_shape=(3, 16, 16))
     assert isinstance(caught.value.__cause__, error)
+
+
+class Reused(nn.Module):
+    """Its first block runs twice, in two places of the tree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = toys.Residual(8, 8)
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.early = nn.Sequential(first, toys.Residual(8, 8))
+        self.late = nn.Sequential(first)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(self.late(self.early(self.stem(x))).mean((2, 3)))
+        return y
+
+
+@pytest.mark.parametrize("method", ["bias", "finetune", "piggyback"])
+def test_a_module_in_two_places_is_changed_for_one_forward_only(method: str) -> None:
+    """Law: the backbone is as before, also where one module has two names."""
+    net = Reused()
+    model = toys.scrambled(
+        attach(net, method=method, classes=3, input_shape=(3, 8, 8), blocks=["early.1"])
+    )
+    digest = weights_digest(model)
+    model.train()
+    model(torch.randn(4, 3, 8, 8)).sum().backward()
+    assert weights_digest(model) == digest
+
+
+def test_tensors_that_two_modules_share_are_not_replaced() -> None:
+    net = toys.Net(nn.Conv2d(3, 8, 3, 2, 1), [toys.Residual(8, 8), toys.Residual(8, 8)], 8)
+    one, two = net.get_submodule("blocks.0.conv1"), net.get_submodule("blocks.1.conv1")
+    two.weight = one.weight
+    with pytest.raises(AttachError, match=r"shared.*blocks\.0\.conv1\.weight"):
+        attach(net, method="finetune", classes=3, input_shape=(3, 16, 16))
+    assert attach(net, classes=3, input_shape=(3, 16, 16)).sites
+
+
+def test_a_second_forward_on_one_backbone_is_refused_and_leaves_the_first() -> None:
+    net = toys.backbone("plain")
+    one, two = (attach(net, classes=3, input_shape=(3, 12, 12)) for _ in range(2))
+    images = toys.pictures("plain", 2)
+    refused: list[str] = []
+
+    def inside(_: nn.Module, __: object) -> None:
+        try:
+            two(images)
+        except AttachError as err:
+            refused.append(err.message)
+
+    wanted = one(images)
+    handle = net.get_submodule("blocks.1").register_forward_pre_hook(inside)
+    found = one(images)
+    handle.remove()
+    assert len(refused) == 1
+    assert "one forward at a time" in refused[0]
+    assert torch.equal(found, wanted)
+    assert two(images).shape == (2, 3)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that never takes its kernel as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, weight, self.bias, padding=1)
+
+
+def test_a_partly_trained_kernel_that_no_convolution_takes_is_refused() -> None:
+    net = toys.Net(nn.Conv2d(3, 8, 3, 2, 1), [toys.Residual(8, 8)], 8)
+    net.set_submodule("blocks.0.conv1", Standardised(8, 8, 3, padding=1))
+    chosen = {"blocks.0.conv1.weight": (0, 1)}
+    given: dict[str, Any] = {"classes": 3, "input_shape": (3, 16, 16), "selection": chosen}
+    model = attach(net, method="sparse", lean=True, **given)
+    with pytest.raises(AttachError, match=r"blocks\.0\.conv1\.weight"):
+        model(torch.randn(2, 3, 16, 16))
+    stock = attach(net, method="sparse", **given)
+    stock(torch.randn(2, 3, 16, 16)).sum().backward()
+    delta = stock.domain.get_parameter("own.blocks.0.conv1.weight.delta").grad
+    assert delta is not None
+    assert bool(delta.any())
+
+
+def test_batch_statistics_of_one_value_are_told() -> None:
+    model = toys.attached("one_pixel", method="bn")
+    model.train()
+    with pytest.raises(AttachError, match="several values per channel"):
+        model(toys.pictures("one_pixel", 1))
+    assert not any(module.training for module in model.backbone.modules())
+
+
+# torch 2.13's compiler itself makes an instance of each autograd function that it meets, and reads
+# the gradient of tensors that are no leaves.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("method", ["lite_residual", "da3"])
+def test_a_compiled_lean_model_has_the_same_gradients(method: str) -> None:
+    model = attach(
+        toys.backbone("plain"), method=method, classes=3, input_shape=(3, 12, 12), lean=True
+    )
+    toys.scrambled(model)
+    model.train()
+    model.forced = {name: torch.ones(4, 1) for name in model.sites}
+    images = toys.pictures("plain", 4)
+    both = []
+    for run in (model, torch.compile(model, backend="aot_eager")):
+        model.generator = torch.Generator().manual_seed(0)
+        model.zero_grad()
+        run(images).square().sum().backward()
+        both.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    plain, compiled = both
+    assert plain.keys() == compiled.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(compiled[name], gradient)

@@ -372,3 +372,10 @@ def test_a_domain_smaller_than_a_batch_trains(tmp_path: Path) -> None:
     few = DomainData(domains.split("train", 7, 0), domains.split("test", 5, 1), domains.CLASSES)
     report = train(domains.model(), few, domains.recipe(epochs=2), out=tmp_path / "out")
     assert report.steps == 2
+
+
+def test_a_finished_training_says_that_it_is_finished(tmp_path: Path) -> None:
+    recipe = domains.recipe(epochs=1)
+    train(domains.model(), domains.data(), recipe, out=tmp_path / "out")
+    with pytest.raises(TrainingError, match="finished"):
+        train(domains.model(), domains.data(), recipe, out=tmp_path / "out", resume=True)

@@ -3,9 +3,10 @@
 Rules of this file: the backbone's module tree, names and weights stay as they are; adaptors, gates,
 head and what a method has of its own in place of backbone tensors live beside it in
 ``AttachedModel.domain`` and act through hooks that exist only while a forward runs. So one backbone
-object serves any number of domains, and its state-dict keys are those of its own checkpoint. In
-training, rows whose gate is closed skip their block (``gated``), and with ``lean`` frozen layers
-keep only what their gradients need (``lean``). Nothing here trains or exports.
+object serves any number of domains, one forward at a time, and its state-dict keys are those of its
+own checkpoint. In training, rows whose gate is closed skip their block (``gated``), and with
+``lean`` frozen layers keep only what their gradients need (``lean``). Nothing here trains or
+exports.
 
 Law: after ``attach`` and after any training, ``weights_digest(model)`` is unchanged.
 """
@@ -13,7 +14,7 @@ Law: after ``attach`` and after any training, ``weights_digest(model)`` is uncha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
@@ -30,7 +31,7 @@ from toolchain.adapt.gated import GatedForward
 from toolchain.adapt.lean.mode import LeanMode
 from toolchain.adapt.lean.options import Lean, Precision, Smooth
 from toolchain.adapt.methods import REGISTRY, Parts, Selection, Subject
-from toolchain.adapt.own import Own
+from toolchain.adapt.own import Own, Partial
 from toolchain.errors import AttachError, Fault, UnknownNameError
 from toolchain.fields import read_section, show
 from toolchain.recipe import METHOD_OPTIONS, METHODS, AdaptorOptions
@@ -40,6 +41,7 @@ OWN = "own"
 
 # oneDNN's convolutions need no reordering there, in either direction; "meta" stands for a CPU.
 _LAST_IS_FASTER = ("cpu", "meta")
+_BUSY = "_da3_forward"
 
 
 @dataclass(slots=True)
@@ -109,6 +111,7 @@ class AttachedModel(nn.Module):
         )
         self.domain[HEAD] = nn.Linear(anatomy.features, classes)
         if parts.own and not slots_only:
+            _refuse_shared(backbone, parts.own)
             self.domain[OWN] = Own(parts.own)
         self._whole: set[str] = set()  # gated blocks that take or return more than one map
         self.train(False)
@@ -137,30 +140,33 @@ class AttachedModel(nn.Module):
         if any(module.training for module in self.backbone.modules()):
             self.backbone.eval()  # someone switched a part of it: its statistics would move
         seen = Trace()
-        with ExitStack() as stack:
-            stack.enter_context(self._hooked(seen, maps=maps and not self.training))
-            answer = output_tensor(self._run(x, stack))
+        lean = self.lean if torch.is_grad_enabled() else None
+        own = self.own
+        slices = own.slices(self.backbone) if own is not None and lean is not None else {}
+        mode = nullcontext() if lean is None else LeanMode(lean, slices)
+        with (
+            _alone(self.backbone),
+            self._hooked(seen, maps=maps and not self.training),
+            _batch_statistics(self.backbone, self.batch_statistics and self.training),
+            mode,
+        ):
+            if lean is not None and x.dim() == 4 and x.device.type in _LAST_IS_FASTER:
+                x = x.contiguous(memory_format=torch.channels_last)
+            answer = output_tensor(self._answer(x, parts=lean is None))
             assert answer is not None
             if self.anatomy.head is None:
                 seen.features, seen.logits = answer, self.domain[HEAD](answer)
+        if own is not None and isinstance(mode, LeanMode):
+            _refuse_unmet(own, self.backbone, mode)
         return seen
 
-    def _run(self, x: Tensor, stack: ExitStack) -> object:
-        """Run the backbone, with what the domain has of its own, under what ``lean`` says."""
-        lean = self.lean if torch.is_grad_enabled() else None
-        if lean is not None and x.dim() == 4 and x.device.type in _LAST_IS_FASTER:
-            x = x.contiguous(memory_format=torch.channels_last)
-        own = self.own
-        if own is None:
-            if lean is not None:
-                stack.enter_context(LeanMode(lean))
+    def _answer(self, x: Tensor, *, parts: bool) -> object:
+        """Run the backbone with what the domain has of its own."""
+        if self.own is None:
             return self.backbone(x)
-        values = own.values(self.backbone, parts=lean is None)
-        if lean is not None:
-            stack.enter_context(LeanMode(lean, own.slices(self.backbone)))
-        if self.batch_statistics and self.training:
-            stack.enter_context(_batch_statistics(self.backbone))
-        return torch.func.functional_call(self.backbone, values, (x,))
+        values = self.own.values(self.backbone, parts=parts)
+        # Modules are swapped in place, so one that stands in two places is swapped once: untied.
+        return torch.func.functional_call(self.backbone, values, (x,), tie_weights=False)
 
     def executed_share(self, trace: Trace) -> Tensor:
         """Return the share ``[N]`` of the backbone's multiply-adds that open gates execute.
@@ -273,16 +279,71 @@ def _replaced(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _batch_statistics(backbone: nn.Module) -> Iterator[None]:
+def _batch_statistics(backbone: nn.Module, wanted: bool) -> Iterator[None]:
     """Let BatchNorm layers use and count the batch's statistics inside the block of code."""
-    norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kind = nn.modules.batchnorm._BatchNorm
+    norms = [m for m in backbone.modules() if isinstance(m, kind)] if wanted else []
     for norm in norms:
         norm.training = True
     try:
         yield
+    except ValueError as err:
+        if "more than 1 value per channel" not in str(err):
+            raise
+        raise AttachError(
+            f"expected maps with several values per channel for a batch's statistics, got one: "
+            f"{err}",
+            fix="use a larger batch or larger pictures, or a method without them, such as bias",
+        ) from err
     finally:
         for norm in norms:
             norm.training = False
+
+
+@contextmanager
+def _alone(backbone: nn.Module) -> Iterator[None]:
+    """Refuse a second forward on one backbone object while one runs: hooks would mix."""
+    own = object()
+    if vars(backbone).setdefault(_BUSY, own) is not own:  # one step for all threads
+        raise AttachError(
+            "expected one forward at a time on a backbone, got one inside or beside another",
+            fix="give each thread a backbone of its own (copy.deepcopy), or run a bundle: Runner "
+            "serves any number of threads",
+        )
+    try:
+        yield
+    finally:
+        del vars(backbone)[_BUSY]
+
+
+def _refuse_shared(backbone: nn.Module, own: Mapping[str, object]) -> None:
+    """Refuse to replace a tensor that two modules share, or that no module holds as such."""
+    owners: dict[int, list[str]] = {}
+    for prefix, module in backbone.named_modules():
+        held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for leaf, tensor in held:
+            owners.setdefault(id(tensor), []).append(f"{prefix}.{leaf}" if prefix else leaf)
+    plain = {names[0] for names in owners.values() if len(names) == 1}
+    if wrong := sorted(set(own) - plain):
+        raise AttachError(
+            "expected tensors that one module holds by themselves, got shared or computed ones: "
+            f"{', '.join(wrong[:4])}",
+            fix="give each module a tensor of its own, or use the method da3",
+        )
+
+
+def _refuse_unmet(own: Own, backbone: nn.Module, mode: LeanMode) -> None:
+    """Refuse partly trained kernels that no convolution ran with: they would not learn."""
+    unmet = [
+        name
+        for name, version in own.versions()
+        if isinstance(version, Partial) and id(backbone.get_parameter(name)) not in mode.met
+    ]
+    if unmet:
+        raise AttachError(
+            f"expected kernels that a convolution takes as they are, got others: {unmet[0]}",
+            fix="leave them out of the selection, or attach with lean=False",
+        )
 
 
 def _adapted(anatomy: Anatomy, parts: Parts, options: AdaptorOptions) -> Iterator[tuple[str, Site]]:

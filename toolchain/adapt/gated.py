@@ -23,7 +23,7 @@ Decide = Callable[[Tensor], Tensor]
 """From gate logits ``[N, 1]`` to decisions that pass a gradient."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class GatedForward:
     """The forward of one gated block, for one forward of the model.
 

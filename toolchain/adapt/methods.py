@@ -178,8 +178,9 @@ def _sparse(subject: Subject) -> Parts:
     """Update chosen channels of chosen kernels, and biases from the first of them on.
 
     On-device training under 256 KB (Lin et al., NeurIPS 2022, section 3.2): layers and channels
-    are chosen by their measured contribution within a memory budget (``adapt.sparse``). Without a
-    selection only the last block's biases are trained.
+    are chosen by their measured contribution within ``update_kib`` of memory. ``da3 train``
+    measures and chooses by itself, your own loop calls ``adapt.sparse.search`` and passes
+    ``attach(selection=...)``; without one only the last block's biases are trained.
     """
     modules = dict(subject.layers())
     own: dict[str, Version] = {}

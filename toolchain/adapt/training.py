@@ -10,7 +10,6 @@ Law: ``train`` interrupted anywhere and resumed equals ``train``.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,19 +23,21 @@ from torch import Tensor, nn
 
 from toolchain import digest
 from toolchain.adapt import models
-from toolchain.adapt.attached import HEAD, OWN, AttachedModel, Trace, weights_digest
+from toolchain.adapt.attached import HEAD, OWN, AttachedModel, weights_digest
 from toolchain.adapt.augment import Epoch, augmented, draw
 from toolchain.adapt.baseline import Probe, probe
 from toolchain.adapt.budget import training_loss
 from toolchain.adapt.checkpoint import Checkpoint
 from toolchain.adapt.data.splits import DomainData
+from toolchain.adapt.destination import check_destination, remove_state
 from toolchain.adapt.evaluation import Evaluation, evaluate
 from toolchain.adapt.exhausted import exhausted, is_exhaustion
 from toolchain.adapt.identity import data_digest, training_document
 from toolchain.adapt.interrupt import interruption
 from toolchain.adapt.memory.fit import within
+from toolchain.adapt.meter import Clock, Meter
 from toolchain.adapt.methods import REGISTRY, Selection
-from toolchain.adapt.progress import Progress, Quiet, Status
+from toolchain.adapt.progress import Progress, Quiet
 from toolchain.adapt.schedule import GATE_LR_FACTOR, lr_factor, noise_scale
 from toolchain.adapt.state import (
     State,
@@ -47,7 +48,7 @@ from toolchain.adapt.state import (
     snapshot,
     state_path,
 )
-from toolchain.errors import ExistsError, StorageError, TrainingError
+from toolchain.errors import TrainingError
 from toolchain.preprocess import normalise
 from toolchain.recipe import Recipe
 
@@ -104,12 +105,17 @@ def train(
     _check_fit(model, data, recipe)
     if memory is not None:
         within(model, recipe.train.batch, memory)
-    _check_destination(out, resume=resume, overwrite=overwrite)
+    check_destination(out, resume=resume, overwrite=overwrite)
+    if resume and out.exists() and not state_path(out).exists():
+        raise TrainingError(
+            f"expected a training to resume, got a finished one at {out}",
+            fix="use it as it is, or ask for overwriting to train again",
+        )
     run = _Run(model, data, recipe, out)
     if resume:
         run.resume(load_state(state_path(out)))
     else:
-        _remove_state(out)  # overwriting was asked for
+        remove_state(out)  # overwriting was asked for
         run.start(probe(model, data, recipe.preprocess))
     first = run.step
     try:
@@ -128,7 +134,7 @@ def train(
         head_accuracy=run.head_accuracy,
         overwrite=overwrite or resume,
     )
-    _remove_state(out)
+    remove_state(out)
     return TrainReport(out, checkpoint, found, run.step - first, time.monotonic() - started)
 
 
@@ -145,41 +151,6 @@ def _check_fit(model: AttachedModel, data: DomainData, recipe: Recipe) -> None:
             fix="attach with the recipe's method and size and the data's number of classes",
         )
     model.backbone.requires_grad_(False)
-
-
-def _check_destination(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse before the first step what would be refused after the last one."""
-    with _telling(f"make {out.parent}"):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with _telling(f"write in {out.parent}"), tempfile.TemporaryFile(dir=out.parent):
-        pass
-    if resume or overwrite:
-        return
-    if out.exists():
-        raise ExistsError(
-            f"expected no checkpoint at {out}, got an existing one",
-            fix="ask for overwriting, or choose another folder",
-        )
-    if state_path(out).exists():
-        raise ExistsError(
-            f"expected no half-done training, got one at {state_path(out)}",
-            fix="go on with it (resume), or ask for overwriting",
-        )
-
-
-def _remove_state(out: Path) -> None:
-    path = state_path(out)
-    with _telling(f"remove {path}"):
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _telling(action: str) -> Iterator[None]:
-    """Raise what the file system refuses inside the block as StorageError."""
-    try:
-        yield
-    except OSError as err:
-        raise StorageError(f"cannot {action}: {err.strerror}", fix="choose another folder") from err
 
 
 @dataclass
@@ -289,19 +260,20 @@ def _optimiser(domain: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _loop(run: _Run, progress: Progress, save_every_s: float) -> None:
-    clock = _Clock(run.step, run.steps)
+    epochs = run.recipe.train.epochs
+    clock = Clock(run.step, epochs=epochs, steps_per_epoch=run.steps_per_epoch)
     saved = time.monotonic()
     spec, count = run.recipe.train, len(run.data.train)
     with interruption() as interrupted:
         try:
             while run.step < run.steps:
                 epoch, place = divmod(run.step, run.steps_per_epoch)
-                meter = _Meter()
+                meter = Meter()
                 drawn = draw(spec.seed, epoch, count, spec.augment)
                 for _ in range(place, run.steps_per_epoch):
                     with _memory_watched(run):
                         _step(run, drawn, meter)
-                    progress.step(clock.status(run, meter))
+                    progress.step(clock.status(run.step, meter))
                     if interrupted:
                         _stop(run)
                     if time.monotonic() - saved > save_every_s:
@@ -309,7 +281,7 @@ def _loop(run: _Run, progress: Progress, save_every_s: float) -> None:
                         saved = time.monotonic()
                 run.save()
                 saved = time.monotonic()
-                progress.epoch(clock.status(run, meter))
+                progress.epoch(clock.status(run.step, meter))
         finally:
             progress.close()
 
@@ -324,7 +296,7 @@ def _stop(run: _Run) -> None:
     )
 
 
-def _step(run: _Run, drawn: Epoch, meter: _Meter) -> None:
+def _step(run: _Run, drawn: Epoch, meter: Meter) -> None:
     """Do one step of the optimiser; ``run.step`` counts it only once it is whole."""
     model, spec = run.model, run.recipe.train
     images, labels = _batch(run, drawn)
@@ -334,7 +306,8 @@ def _step(run: _Run, drawn: Epoch, meter: _Meter) -> None:
     trace = model.trace(images, maps=False)
     assert trace.logits is not None
     share = model.executed_share(trace)
-    loss = training_loss(trace.logits, labels, share, budget=spec.budget, weight=spec.budget_weight)
+    weight = spec.budget_weight if trace.opened else 0.0  # nothing to pull at without gates
+    loss = training_loss(trace.logits, labels, share, budget=spec.budget, weight=weight)
     _check_finite(run, loss)
     for group in run.optimiser.param_groups:
         group["lr"] = spec.lr * group["lr_factor"] * lr_factor(done)
@@ -391,44 +364,3 @@ def _check_finite(run: _Run, loss: Tensor) -> None:
         f"{_left(run)}",
         fix=f"lower train.lr in the recipe (now {run.recipe.train.lr:g}) and train from the start",
     )
-
-
-class _Meter:
-    """Means over the steps of one epoch, weighted by samples."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.loss = self.right = self.share = self.opened = 0.0
-
-    def add(self, loss: Tensor, labels: Tensor, share: Tensor, trace: Trace) -> None:
-        assert trace.logits is not None
-        count = len(labels)
-        gates = [decision.detach().mean() for decision in trace.opened.values()]
-        self.samples += count
-        self.loss += loss.item() * count
-        self.right += int((trace.logits.argmax(1) == labels).sum())
-        self.share += share.detach().mean().item() * count
-        self.opened += (torch.stack(gates).mean().item() if gates else 1.0) * count
-
-
-class _Clock:
-    """Tells the remaining time from the steps since the start of this call."""
-
-    def __init__(self, step: int, steps: int) -> None:
-        self.first, self.steps = step, steps
-        self.started = time.monotonic()
-
-    def status(self, run: _Run, meter: _Meter) -> Status:
-        per_step = (time.monotonic() - self.started) / (run.step - self.first)
-        count = meter.samples
-        return Status(
-            epoch=(run.step - 1) // run.steps_per_epoch + 1,
-            epochs=run.recipe.train.epochs,
-            step=run.step,
-            steps=run.steps,
-            loss=meter.loss / count,
-            accuracy=meter.right / count,
-            open_share=meter.opened / count,
-            executed_share=meter.share / count,
-            remaining_s=per_step * (run.steps - run.step),
-        )

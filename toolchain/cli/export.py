@@ -316,8 +316,10 @@ def _patch_bytes(manifest: Manifest) -> int:
 
 def metrics(found: Mapping[str, Any], executed_share: float) -> dict[str, str]:
     """Return what a domain reaches, labelled; ``found`` is a manifest's ``metrics``."""
-    alone = found.get("head_accuracy")
+    alone, whole = found.get("head_accuracy"), found.get("accuracy")
     beside = "" if alone is None else f"  (head alone {layout.percent(alone)})"
+    if alone is not None and whole is not None and whole < alone:
+        beside += ": less than the head alone, train longer or with a lower train.lr"
     return {
         "accuracy": f"{layout.percent(found.get('accuracy'))}{beside}",
         "executed": f"{layout.percent(executed_share)} of the backbone's FLOPs",

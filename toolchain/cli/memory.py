@@ -101,7 +101,7 @@ def memory(
         backbone=backbone,
         side=side,
         batch=batch,
-        methods=tuple(methods.split(",")),
+        methods=tuple(name.strip() for name in methods.split(",") if name.strip()),
         rounds=0 if no_time else steps,
         threads=threads,
     )

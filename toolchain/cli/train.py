@@ -104,8 +104,7 @@ def run(
         pictures = data.load(recipe)
         model = adapt.build(recipe, classes=len(pictures.classes), data=pictures)
         allowed = None if budget is None else fit.parse_size(budget)
-        need = fit.need(model, recipe.train.batch)
-        click.echo(fit.line(need, recipe.train.batch, recipe.method), err=True)
+        click.echo(fit.told(model, recipe.train.batch), err=True)
         return adapt.train(
             model,
             pictures,

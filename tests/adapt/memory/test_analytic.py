@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests import toys
-from tests.adapt.memory.steps import BATCH, measured
+from tests.adapt.memory.steps import BATCH, measured, step
 from toolchain.adapt import sparse
 from toolchain.adapt.attached import AttachedModel, attach
 from toolchain.adapt.blocks import examine
 from toolchain.adapt.lean.options import Precision
 from toolchain.adapt.memory.analytic import analytic, count
+from toolchain.adapt.memory.measured import stored
 from toolchain.adapt.methods import REGISTRY, Selection
 from toolchain.errors import TrainingError
 
@@ -134,3 +135,38 @@ def test_a_backbone_that_looks_at_values_is_refused() -> None:
     model = attach(net, classes=3, input_shape=(3, 8, 8), lean=True)
     with pytest.raises(TrainingError, match="shapes alone"):
         analytic(model, 2)
+
+
+class Mirrored(nn.Module):
+    """Pads by mirroring, and writes over maps with activations that need them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.blocks = nn.Sequential(*(self.Block() for _ in range(2)))
+        self.fc = nn.Linear(8, 4)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+            self.act = nn.Hardswish(inplace=True)
+            self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+            self.clamp = nn.Hardtanh(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.clamp(self.conv2(self.act(self.conv1(x))))
+            return x + y
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(self.blocks(self.stem(x)).mean((2, 3)))
+        return y
+
+
+@pytest.mark.parametrize("lean", LEAN)
+def test_mirrored_edges_and_maps_written_over_are_counted(lean: bool | Precision) -> None:
+    model = attach(Mirrored(), method="bias", classes=3, input_shape=(3, 12, 12), lean=lean)
+    images, labels = torch.randn(BATCH, 3, 12, 12), torch.zeros(BATCH, dtype=torch.int64)
+    model.train()
+    found = stored(model, step(model, images, labels), held=(images, labels))
+    assert analytic(model, BATCH).bytes == found.bytes

@@ -59,13 +59,15 @@ class LeanMode(TorchFunctionMode):
     """Run a forward with lean layers: ``with LeanMode(Lean()): loss = model(x)``.
 
     ``slices``: by ``id`` of a convolution's weight, the part of it that is trained; the caller
-    keeps the weights alive while the mode is active. The backward pass may run outside.
+    keeps the weights alive while the mode is active. ``met``: those that a convolution ran with.
+    The backward pass may run outside.
     """
 
     def __init__(self, lean: Lean, slices: Mapping[int, Slice] | None = None) -> None:
         super().__init__()
         self.lean = lean
         self.slices: Mapping[int, Slice] = slices or {}
+        self.met: set[int] = set()
 
     def __torch_function__(
         self,
@@ -82,4 +84,5 @@ class LeanMode(TorchFunctionMode):
         if lean is conv2d and self.slices:
             weight = args[1] if len(args) > 1 else named.get("weight")
             named["part"] = self.slices.get(id(weight))
+            self.met.add(id(weight))
         return lean(*args, **named, lean=self.lean)

@@ -131,6 +131,9 @@ def group_norm(
 ) -> Tensor:
     """Normalise ``[N, C, ...]`` per sample and group as ``torch.nn.functional.group_norm``."""
     if _norm_is_stock(input, weight, bias, lean):
+        if not input.requires_grad:
+            # torch 2.13's backward dies on channels-last maps that need no gradient themselves.
+            input = input.contiguous()  # noqa: A001
         return F.group_norm(input, num_groups, weight, bias, eps)
     return apply(_GroupNorm, input, num_groups, weight, bias, eps, lean.keep)
 

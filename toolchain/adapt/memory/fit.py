@@ -19,7 +19,7 @@ from toolchain.adapt.lean.options import Precision
 from toolchain.adapt.memory.analytic import count
 from toolchain.adapt.methods import REGISTRY, Selection
 from toolchain.adapt.sparse import by_size
-from toolchain.errors import AttachError, MemoryBudgetError, UsageError
+from toolchain.errors import AttachError, MemoryBudgetError, TrainingError, UsageError
 from toolchain.recipe import METHOD_OPTIONS, AdaptorOptions
 
 LIMIT_BATCH = 65_536
@@ -69,9 +69,11 @@ class Choice:
     need: Need
 
     def __str__(self) -> str:
-        pool = {None: "", 0: ", pool 0 (global)"}.get(self.pool, f", pool {self.pool}")
-        kept = f", keep {self.keep}" if REGISTRY[self.method].lean and self.method != "head" else ""
-        return f"{self.method}{pool}{kept}, batch {max(1, self.batch)}"
+        keys = [] if self.pool is None else [f"adaptor.pool: {self.pool}"]
+        if REGISTRY[self.method].lean and self.method != "head":
+            keys.append(f"train.keep: {self.keep}")
+        keys.append(f"train.batch: {max(1, self.batch)}")
+        return f"{self.method} with {', '.join(keys)}"
 
 
 def need(model: AttachedModel, batch: int) -> Need:
@@ -126,7 +128,7 @@ def within(model: AttachedModel, batch: int, budget: int) -> Need:
     raise MemoryBudgetError(
         f"training {model.method} with batch {batch} needs {mib(found.total)} beside the weights, "
         f"expected at most {mib(budget)}",
-        fix=f"train {best}: {mib(best.need.total)}",
+        fix=f"train {best} in the recipe",
     )
 
 
@@ -246,6 +248,14 @@ def line(found: Need, batch: int, method: str) -> str:
         f"{mib(found.optimiser)} for the optimiser of {found.trainable} parameters; "
         f"at most {mib(found.total)} beside the weights"
     )
+
+
+def told(model: AttachedModel, batch: int) -> str:
+    """Return :func:`line` for a model, or why it cannot be told before it trains."""
+    try:
+        return line(need(model, batch), batch, model.method)
+    except TrainingError as err:
+        return f"{model.method}, batch {batch}: {err.message}"
 
 
 def mib(count: int) -> str:

@@ -167,13 +167,40 @@ def _rectified(call: Call) -> Kept:
     return Kept((call.out,)) if call.lean is None else _bits(call)
 
 
+def _before(call: Call, place: int) -> Kept:
+    """Keep the input as it was: a copy where the function writes over it (argument ``place``)."""
+    if call.get(place, "inplace", False):
+        return Kept(fresh=call.x.numel() * call.x.element_size())
+    return Kept((call.x,))
+
+
 def _clamped(call: Call) -> Kept:
+    return _before(call, 3) if call.lean is None else _bits(call)
+
+
+def _clamped_to_six(call: Call) -> Kept:
+    return _before(call, 1) if call.lean is None else _bits(call)
+
+
+def _leaky(call: Call) -> Kept:
     return Kept((call.x,)) if call.lean is None else _bits(call)
 
 
 def _smooth(call: Call) -> Kept:
     masked = call.lean is not None and call.lean.smooth == "mask"
+    return _bits(call) if masked else _before(call, 1)
+
+
+def _gelu(call: Call) -> Kept:
+    masked = call.lean is not None and call.lean.smooth == "mask"
     return _bits(call) if masked else Kept((call.x,))
+
+
+def _padded(call: Call) -> Kept:
+    """Keep what is mirrored or repeated; zeros and what comes round need nothing."""
+    return (
+        Kept((call.x,)) if call.get(2, "mode", "constant") in ("reflect", "replicate") else Kept()
+    )
 
 
 def _nothing(_: Call) -> Kept:
@@ -239,8 +266,12 @@ _BY_RULE: Mapping[Rule, str] = {
     _adaptive_average: "adaptive_avg_pool2d",
     _maximum: "max_pool2d",
     _rectified: "relu",
-    _clamped: "relu6 hardtanh leaky_relu",
-    _smooth: "hardswish silu gelu",
+    _clamped: "hardtanh",
+    _clamped_to_six: "relu6",
+    _leaky: "leaky_relu",
+    _smooth: "hardswish silu",
+    _gelu: "gelu",
+    _padded: "pad",
     _first: "hardsigmoid elu celu selu mish softplus abs clamp clip square pow sin cos log",
     _answer: "sigmoid tanh softmax log_softmax exp sqrt rsqrt reciprocal",
     _factors: "mul matmul mm bmm rmul rmatmul multiply",
@@ -252,7 +283,7 @@ _BY_RULE: Mapping[Rule, str] = {
     _nothing: (
         "add sub radd rsub iadd neg mean sum view reshape flatten unflatten permute transpose t "
         "contiguous clone to float detach expand expand_as repeat squeeze unsqueeze cat concat "
-        "stack chunk split unbind narrow select roll flip pad pixel_shuffle movedim swapaxes "
+        "stack chunk split unbind narrow select roll flip pixel_shuffle movedim swapaxes "
         "type_as view_as get set size dim numel identity dropout interpolate zeros_like "
         "requires_grad new_empty new_zeros new_ones is_floating_point len iter round floor type "
         "adjoint mT subtract index_copy unfold tile feature_dropout dropout2d alpha_dropout"
