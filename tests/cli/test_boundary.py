@@ -204,9 +204,10 @@ def test_a_signal_in_training_names_the_command_that_goes_on(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
         assert child.stderr is not None
-        first = child.stderr.readline()
+        need, first = child.stderr.readline(), child.stderr.readline()
         child.send_signal(number)
         rest = child.stderr.read()
+    assert "for the backward pass" in need
     assert "epoch 1/5000" in first
     assert child.returncode == 1
     assert "error: stopped after step" in rest

@@ -44,7 +44,7 @@ def test_without_time_no_step_is_run_for_it() -> None:
 def test_a_budget_is_answered_with_method_batch_and_pool() -> None:
     said = invoke(*SMALL, "--budget", "3MB")
     assert said.exit_code == 0, said.stderr
-    assert "it fits  da3, pool 4, keep fp32, batch" in said.stdout
+    assert "it fits  da3 with adaptor.pool: 4, train.keep: fp32, train.batch" in said.stdout
     assert "largest batch" in said.stdout
 
 
@@ -57,7 +57,7 @@ def test_a_smaller_batch_is_said_to_be_one() -> None:
 def test_a_budget_that_nothing_fits_leaves_with_one() -> None:
     said = invoke("--backbone", "resnet20", "--methods", "head", "--budget", "10kB")
     assert said.exit_code == 1
-    assert "the smallest found, head, batch 1, needs" in said.stderr
+    assert "the smallest found, head with train.batch: 1, needs" in said.stderr
     assert "fix: give it" in said.stderr
 
 
