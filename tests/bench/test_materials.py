@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.conftest import PLAN
+from tests.exported import Fleet
 from toolchain import bundle
 from toolchain.bench import domains
 from toolchain.bench.materials import INDEX_NAME, Materials, foreign, from_json, read_index
@@ -85,3 +86,9 @@ def test_a_damaged_bundle_is_refused(materials: Materials, tmp_path: Path) -> No
     damaged.write_bytes(materials.bundles[0].read_bytes()[:-1])
     with pytest.raises(BundleError):
         foreign([damaged, materials.bundles[1]])
+
+
+def test_a_bundle_that_changes_the_backbone_is_refused(fleet: Fleet) -> None:
+    bundles = [fleet[name].bundle for name in ("masked", "tuned")]
+    with pytest.raises(UsageError, match=r"changes it \(piggyback\)"):
+        foreign(bundles)

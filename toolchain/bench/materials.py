@@ -70,14 +70,23 @@ def foreign(bundles: Sequence[Path], backbone: Path | None = None) -> Materials:
     """Return bundles that exist already as materials.
 
     ``backbone``: the artefact, or the folder that holds it; by default it is looked for beside the
-    first bundle. Raises UsageError for fewer than two bundles, BundleError, StorageError.
+    first bundle. Raises UsageError for fewer than two bundles and for one that changes the
+    backbone, BundleError, StorageError.
     """
     if len(bundles) < 2:
         raise UsageError(
             f"expected two bundles or more, got {len(bundles)}",
             fix="name each with --bundle; swapping needs something to swap for",
         )
-    wanted = bundle.open_bundle(bundles[0]).manifest.backbone
+    manifests = [bundle.open_bundle(path).manifest for path in bundles]
+    for path, manifest in zip(bundles, manifests, strict=True):
+        if manifest.patch is not None:
+            raise UsageError(
+                f"{path.name}: expected a domain on the frozen backbone, got one that changes it "
+                f"({manifest.adaptor.method}): there is no session to share",
+                fix="leave it out; its latency is that of the plain backbone",
+            )
+    wanted = manifests[0].backbone
     name = bundle.artefact_name(wanted.name, wanted.weights_digest)
     place = bundles[0].parent if backbone is None else backbone
     found = place if (place / bundle.backbone.WEIGHTS_NAME).is_file() else place / name
