@@ -37,7 +37,7 @@ from toolchain.adapt.interrupt import interruption
 from toolchain.bench import machine
 from toolchain.errors import UnknownNameError
 from toolchain.files import write_atomic
-from toolchain.recipe import METHOD_OPTIONS, METHODS, AdaptorOptions, Recipe, find, load
+from toolchain.recipe import METHODS, Recipe, find, load
 
 FIRST = ("da3", "finetune", "head")
 """The methods that the first look is for."""
@@ -67,13 +67,8 @@ def plan(methods: Iterable[str], domains: Sequence[str], seeds: int) -> list[Run
 
 def changed(recipe: Recipe, method: str, seed: int) -> Recipe:
     """Return the recipe with another method and seed; of the options those that the method has."""
-    options = {name: getattr(recipe.adaptor, name) for name in METHOD_OPTIONS[method]}
-    return dataclasses.replace(
-        recipe,
-        method=method,
-        adaptor=AdaptorOptions(**options),
-        train=dataclasses.replace(recipe.train, seed=seed),
-    )
+    train = dataclasses.replace(recipe.train, seed=seed)
+    return dataclasses.replace(recipe.by(method), train=train)
 
 
 def train_one(
@@ -315,9 +310,7 @@ def main(
     found = document(read(folder, runs, recipes), runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, json.dumps(found, indent=1).encode() + b"\n", overwrite=True)
-    before = tables.read_text() if tables.is_file() else ""
-    after = results.placed(before, results.accuracy(found))
-    write_atomic(tables, after.encode(), overwrite=True)
+    results.put(tables, results.accuracy(found))
     for name, error in found["failed"].items():
         _tell(f"failed: {name}: {error}")
 

@@ -259,12 +259,11 @@ def main(
         text = json.dumps(found, indent=1, default=asdict).encode() + b"\n"
         write_atomic(json_path, text, overwrite=True)
     found = json.loads(json_path.read_text())
-    tables = "\n".join(results.engines(found)) + "\n"
+    section = results.engines(found)
     if quick:
-        print(tables)
+        print("\n".join(section) + "\n")
         return
-    before, _, _ = results_path.read_text().partition(results.ENGINES)
-    write_atomic(results_path, (before.rstrip("\n") + "\n\n" + tables).encode(), overwrite=True)
+    results.put(results_path, section)
 
 
 if __name__ == "__main__":

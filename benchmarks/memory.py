@@ -97,9 +97,7 @@ def main(
         write_atomic(out / f"memory-{name}.svg", plot, overwrite=True)
         _tell(document, name)
     tables = tables or (path.with_suffix(".md") if quick else Path("docs/results.md"))
-    before = tables.read_text() if tables.is_file() else ""
-    after = results.placed(before, results.memory(document))
-    write_atomic(tables, after.encode(), overwrite=True)
+    results.put(tables, results.memory(document))
 
 
 def _tell(document: Mapping[str, Any], name: str) -> None:

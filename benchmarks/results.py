@@ -1,16 +1,18 @@
 """Figures as text: docs/results.md and the lines at the end of a run.
 
 Rules of this file: the JSON document in, Markdown out; every number in the text comes from the
-document, none is typed by hand.
+document, none is typed by hand. A section replaces its own kind in the file and touches no other.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from toolchain.bench.tables import tables
+from toolchain.files import write_atomic
 
 Document = Mapping[str, Any]
 
@@ -173,6 +175,12 @@ def _ran_row(row: Mapping[str, Any]) -> Iterable[str]:
     yield f"{1e3 * first['swap_s']:.2f}"
     yield f"{max(one['error'] for one in row['parity'].values()):.1e}"
     yield "unchanged" if row["unchanged"] else "changed"
+
+
+def put(path: Path, section: list[str]) -> None:
+    """Write ``section`` into the document ``path``, which is made where it is missing."""
+    before = path.read_text() if path.is_file() else ""
+    write_atomic(path, placed(before, section).encode(), overwrite=True)
 
 
 def placed(whole: str, section: list[str]) -> str:

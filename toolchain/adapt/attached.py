@@ -29,7 +29,7 @@ from toolchain.adapt.blocks import Anatomy, Site, examine
 from toolchain.adapt.dryrun import block_input, first_tensor, output_tensor
 from toolchain.adapt.gated import GatedForward
 from toolchain.adapt.lean.mode import LeanMode
-from toolchain.adapt.lean.options import Lean, Precision, Smooth
+from toolchain.adapt.lean.options import Lean, Precision
 from toolchain.adapt.methods import REGISTRY, Parts, Selection, Subject
 from toolchain.adapt.own import Own, Partial
 from toolchain.errors import AttachError, Fault, UnknownNameError
@@ -119,7 +119,7 @@ class AttachedModel(nn.Module):
     @property
     def own(self) -> Own | None:
         """What the domain has of its own in place of backbone tensors."""
-        found = dict(self.domain.items()).get(OWN)
+        found = self.domain._modules.get(OWN)
         assert found is None or isinstance(found, Own)
         return found
 
@@ -413,7 +413,7 @@ def attach(
 
 def _lean(asked: bool | Precision | Lean, method: str) -> Lean | None:
     """Return what ``attach(lean=...)`` asks for."""
-    smooth: Smooth = "mask" if method == "mobiletl" else "exact"
+    smooth = REGISTRY[method].smooth
     if isinstance(asked, Lean):
         return asked
     if isinstance(asked, bool):

@@ -32,8 +32,7 @@ def exhausted(model: AttachedModel, batch: int, left: str) -> TrainingError:
     except TrainingError:
         holders = "what its layers keep is not known by rule"
     else:
-        largest = sorted(found.by_layer.items(), key=lambda item: -item[1])[:HOLDERS]
-        named = ", ".join(f"{name} {mib(size)}" for name, size in largest)
+        named = ", ".join(f"{name} {mib(size)}" for name, size in found.largest(HOLDERS))
         holders = f"a step keeps {mib(found.bytes)} for the backward pass, most of it in {named}"
     return TrainingError(
         f"out of memory with batch {batch}: {holders}; {left}",

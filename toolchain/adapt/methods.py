@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from toolchain.adapt.blocks import Anatomy
+from toolchain.adapt.lean.options import Smooth
 from toolchain.adapt.own import After, Beside, Masked, Partial, Replaced, Version
 from toolchain.errors import AttachError
 from toolchain.recipe import METHOD_OPTIONS, AdaptorOptions
@@ -70,12 +71,14 @@ class Method:
     """One way to adapt a backbone to a domain.
 
     ``lean``: whether frozen layers are replaced while it trains; not where all are trained.
+    ``smooth``: what activations with a smooth derivative keep then.
     """
 
     name: str
     parts: Callable[[Subject], Parts]
     lr_factor: float = 1.0
     lean: bool = True
+    smooth: Smooth = "exact"
 
     @property
     def about(self) -> str:
@@ -119,8 +122,7 @@ def _bn(subject: Subject) -> Parts:
 
     Multi-domain learning's smallest change of a whole backbone; every norm keeps its input.
     """
-    own = {**_all(subject, lambda module, _: isinstance(module, NORMS)), **_statistics(subject)}
-    return Parts(own=_some(own, "norm"), batch_statistics=True)
+    return Parts(own=_some(_norms(subject), "norm"), batch_statistics=True)
 
 
 def _bias(subject: Subject) -> Parts:
@@ -297,7 +299,7 @@ REGISTRY: Mapping[str, Method] = {
         Method("parallel", _parallel),
         Method("piggyback", _piggyback, lr_factor=0.1),
         Method("sparse", _sparse),
-        Method("mobiletl", _mobiletl),
+        Method("mobiletl", _mobiletl, smooth="mask"),
     )
 }
 """Every method by its name in recipes, in the order in which they are shown."""

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from toolchain.adapt.adaptors import channels_back, channels_first
 from toolchain.adapt.blocks import Layout
 from toolchain.adapt.lean.kept import keep, restore
+from toolchain.adapt.lean.layout import is_last
 from toolchain.adapt.lean.options import Precision
 
 PROBED = 8
@@ -120,14 +121,9 @@ class _Part(torch.autograd.Function):
         return _merged(grads[0], grads[1], run, rest), None, None
 
 
-def _is_last(x: Tensor) -> bool:
-    """Tell whether channels lie last; maps of one pixel or channel lie both ways."""
-    return x.dim() == 4 and not x.is_contiguous() and x.permute(0, 2, 3, 1).is_contiguous()
-
-
 def taken(x: Tensor, chosen: Tensor) -> Tensor:
     """Return rows of a batch in the memory format that it has."""
-    if _is_last(x):
+    if is_last(x):
         return x.permute(0, 2, 3, 1)[chosen].permute(0, 3, 1, 2)
     return x[chosen]
 
@@ -136,7 +132,7 @@ def _merged(run: Tensor, rest: Tensor, run_rows: Tensor, rest_rows: Tensor) -> T
     """Put two parts of a batch together again, in one pass."""
     shape = (len(run_rows) + len(rest_rows), *run.shape[1:])
     like = rest if len(rest_rows) else run
-    if _is_last(like):
+    if is_last(like):
         last = (0, 2, 3, 1)
         whole = _merged(run.permute(last), rest.permute(last), run_rows, rest_rows)
         return whole.permute(0, 3, 1, 2)

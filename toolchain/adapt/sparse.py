@@ -36,6 +36,7 @@ from toolchain.adapt.baseline import probe
 from toolchain.adapt.blocks import Anatomy
 from toolchain.adapt.data.splits import DomainData
 from toolchain.adapt.lean import Lean, LeanMode
+from toolchain.adapt.memory.measured import Ledger
 from toolchain.adapt.methods import Selection
 from toolchain.errors import TrainingError
 from toolchain.preprocess import normalise
@@ -178,11 +179,16 @@ def candidates(backbone: nn.Module, anatomy: Anatomy) -> list[Kernel]:
     }
     runs: list[tuple[nn.Conv2d, Tensor, int]] = []
     inside: list[bool] = []
-    kept = _Kept(backbone)
+    kept = Ledger()
+    kept.ignore(*backbone.parameters(), *backbone.buffers())
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.count(tensor, "")
+        return tensor
 
     def seen(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if inside and isinstance(module, nn.Conv2d):
-            runs.append((module, args[0], kept.bytes))
+            runs.append((module, args[0], kept.stored().bytes))
 
     image = torch.zeros(1, *anatomy.input_shape, requires_grad=True)
     first = backbone.get_submodule(anatomy.sites[0].name)
@@ -191,12 +197,12 @@ def candidates(backbone: nn.Module, anatomy: Anatomy) -> list[Kernel]:
         for conv in convs:
             stack.callback(conv.register_forward_pre_hook(seen).remove)
         stack.enter_context(LeanMode(Lean()))
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(kept.add, lambda t: t))
-        answer = backbone(image)
-    del answer  # it held what was counted alive, so that no address was counted for another
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t))
+        backbone(image)
+    whole = kept.stored().bytes
     times = [module for module, _, _ in runs]
     return [
-        Kernel(convs[m], m.in_channels, 4 * x.shape[-2] * x.shape[-1], kept.bytes - before)
+        Kernel(convs[m], m.in_channels, 4 * x.shape[-2] * x.shape[-1], whole - before)
         for m, x, before in runs
         if times.count(m) == 1
     ]
@@ -205,22 +211,6 @@ def candidates(backbone: nn.Module, anatomy: Anatomy) -> list[Kernel]:
 def _divisible(conv: nn.Conv2d) -> bool:
     depthwise = conv.groups == conv.in_channels == conv.out_channels
     return (conv.groups == 1 or depthwise) and conv.padding_mode == "zeros"
-
-
-class _Kept:
-    """Counts what is kept for the backward pass: each storage once, those of the backbone not."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        own = [*backbone.parameters(), *backbone.buffers()]
-        self.known = {tensor.untyped_storage().data_ptr() for tensor in own}
-        self.bytes = 0
-
-    def add(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.known:
-            self.known.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
-        return tensor
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import click
 
 from toolchain.cli import layout
 from toolchain.cli.boundary import BoundedCommand
-from toolchain.cli.domains import FILE, complete_backbone
+from toolchain.cli.domains import FILE, complete_backbone, input_option
 from toolchain.cli.output import plain, threads_option, write_json
 from toolchain.files import write_atomic
 
@@ -33,13 +33,7 @@ STDOUT = Path("-")
     shell_complete=complete_backbone,
     help="A backbone of `da3 backbones ls`; domains are drawn for it. With --bundle: its folder.",
 )
-@click.option(
-    "--input",
-    "side",
-    type=click.IntRange(8, 1024),
-    metavar="PX",
-    help="Side of the square input.  [default: the backbone's]",
-)
+@input_option
 @click.option(
     "--domains",
     type=click.IntRange(2, 1000),

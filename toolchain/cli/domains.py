@@ -39,6 +39,15 @@ def complete_backbone(
     return [CompletionItem(name) for name in available() if name.startswith(typed)]
 
 
+input_option = click.option(
+    "--input",
+    "side",
+    type=click.IntRange(8, 1024),
+    metavar="PX",
+    help="Side of the square input.  [default: the backbone's]",
+)
+
+
 def domain_options(command: CommandT) -> CommandT:
     """Add ``--domain`` and ``--recipe``, passed as ``domain`` and ``file``."""
     file = click.option(

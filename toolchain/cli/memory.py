@@ -12,7 +12,7 @@ import click
 from toolchain.cli import layout
 from toolchain.cli.bench import STDOUT, teller, write
 from toolchain.cli.boundary import BoundedCommand
-from toolchain.cli.domains import FILE, complete_backbone
+from toolchain.cli.domains import FILE, complete_backbone, input_option
 from toolchain.cli.output import plain, threads_option
 from toolchain.files import write_atomic
 
@@ -32,13 +32,7 @@ from toolchain.files import write_atomic
     shell_complete=complete_backbone,
     help="A backbone of `da3 backbones ls`.",
 )
-@click.option(
-    "--input",
-    "side",
-    type=click.IntRange(8, 1024),
-    metavar="PX",
-    help="Side of the square input.  [default: the backbone's]",
-)
+@input_option
 @click.option(
     "--batch",
     type=click.IntRange(1, 65_536),

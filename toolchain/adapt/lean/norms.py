@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toolchain.adapt.lean.kept import keep, restore
+from toolchain.adapt.lean.layout import format_of
 from toolchain.adapt.lean.once import Gradients, apply, once, records
 from toolchain.adapt.lean.options import Lean, Precision
 
@@ -199,9 +200,7 @@ def _norm_is_stock(x: Tensor, weight: Tensor | None, bias: Tensor | None, lean: 
 
 def _layout(x: Tensor) -> torch.memory_format:
     """Return what GroupNorm's kernel works in: channels last on the CPU alone."""
-    last = x.dim() == 4 and x.device.type == "cpu" and not x.is_contiguous()
-    last = last and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+    return format_of(x) if x.device.type == "cpu" else torch.contiguous_format
 
 
 def _group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from toolchain.adapt.lean.layout import format_of
 from toolchain.adapt.lean.once import Gradients, apply, once, records
 from toolchain.adapt.lean.options import Lean
 
@@ -33,9 +34,7 @@ class _Map:
 
     @staticmethod
     def of(x: Tensor) -> _Map:
-        last = x.dim() == 4 and not x.is_contiguous()
-        last = last and x.is_contiguous(memory_format=torch.channels_last)
-        return _Map(x.shape, torch.channels_last if last else torch.contiguous_format)
+        return _Map(x.shape, format_of(x))
 
     def stand_in(self, g: Tensor) -> Tensor:
         # The kernels choose their layout by it; another than the gradient's costs copies.

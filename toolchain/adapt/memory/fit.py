@@ -192,7 +192,7 @@ def _variant(model: AttachedModel, method: str, pool: int | None, keep: Precisio
         method,
         model.classes,
         options,
-        lean=Lean(keep=keep, smooth="mask" if method == "mobiletl" else "exact"),
+        lean=Lean(keep=keep, smooth=REGISTRY[method].smooth),
         selection=_selection(model, options) if method == "sparse" else None,
     )
 
