@@ -124,11 +124,11 @@ def export(
         changed = own_tensors.patched(model)
         if changed is not None and orders:
             raise _no_kit(recipe)
-    with clock.step("split"):
-        halves, patch = _split(model, changed, cache)
     with clock.step("data"):
         data = load_data(recipe)
         _refuse_foreign(checkpoint, kept, recipe, data.classes)
+    with clock.step("split"):
+        halves, patch = _split(model, changed, cache)
     with clock.step("reference"):
         chosen = choose(model, data.test, recipe.preprocess, count=recipe.golden)
     with tempfile.TemporaryDirectory(prefix="da3-export-") as folder:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from tests import toys
 from toolchain.adapt.attached import (
@@ -369,6 +370,20 @@ def test_a_second_forward_on_one_backbone_is_refused_and_leaves_the_first() -> N
     assert two(images).shape == (2, 3)
 
 
+@pytest.mark.parametrize("method", ["da3", "da2"])
+def test_a_hook_on_a_block_sees_the_joined_map_in_training_and_evaluation(method: str) -> None:
+    model = toys.scrambled(toys.attached("plain", method=method))
+    model.forced = {name: torch.ones(2, 1) for name in model.sites}
+    seen: list[Tensor] = []
+    last = model.backbone.get_submodule(list(model.sites.values())[-1].name)
+    last.register_forward_hook(lambda _, __, output: seen.append(output.detach()))
+    images = toys.pictures("plain", 2)
+    model.train()(images)
+    trace = model.eval().trace(images)
+    torch.testing.assert_close(seen[0], seen[1])
+    assert torch.equal(seen[1], list(trace.results.values())[-1])
+
+
 class Standardised(nn.Conv2d):
     """A convolution that never takes its kernel as it is."""
 
@@ -390,6 +405,41 @@ def test_a_partly_trained_kernel_that_no_convolution_takes_is_refused() -> None:
     delta = stock.domain.get_parameter("own.blocks.0.conv1.weight.delta").grad
     assert delta is not None
     assert bool(delta.any())
+
+
+class Checkpointed(toys.Net):
+    """A backbone that recomputes its blocks in the backward pass."""
+
+    reentrant = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=self.reentrant)
+        features: Tensor = x.mean((2, 3))
+        return features if self.fc is None else self.fc(features)
+
+
+@pytest.mark.filterwarnings("ignore:.*None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("method", ["da3", "da2", "bias"])
+def test_a_backbone_that_checkpoints_its_blocks_never_learns_in_silence(
+    method: str, lean: bool
+) -> None:
+    net = Checkpointed(nn.Conv2d(3, 8, 3, 2, 1), [toys.Residual(8, 8), toys.Residual(8, 8)], 8)
+    model = attach(net, method=method, classes=3, input_shape=(3, 16, 16), lean=lean)
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():  # nothing learns there, so nothing is lost
+        model.train()(images)
+    model.eval()(images)
+    with pytest.raises(AttachError, match="Residual to run with gradients") as caught:
+        model.train()(images)
+    assert "checkpointing off" in caught.value.fix
+    net.reentrant = False
+    if method == "bias" and not lean:
+        return  # what is recomputed is what ran: torch has nothing to refuse
+    with pytest.raises(CheckpointError):  # torch's own, which finds other kept tensors
+        model(images).sum().backward()
 
 
 def test_batch_statistics_of_one_value_are_told() -> None:

@@ -184,14 +184,18 @@ class AttachedModel(nn.Module):
 
     @contextmanager
     def _hooked(self, seen: Trace, *, maps: bool) -> Iterator[None]:
+        learns = self.training and torch.is_grad_enabled()
         with ExitStack() as stack:
             for name, site in self.anatomy.named_sites():
                 block = self.backbone.get_submodule(site.name)
+                if learns:
+                    stack.enter_context(block.register_forward_pre_hook(_refuse_ungraded))
                 if self.training and self._gated(name):
                     stack.enter_context(_replaced(block, self._skipping(name, block, seen)))
                 elif maps or name in self.sites:
                     hook = self._block_hook(name, seen, maps=maps)
-                    stack.enter_context(block.register_forward_hook(hook, with_kwargs=True))
+                    handle = block.register_forward_hook(hook, with_kwargs=True, prepend=True)
+                    stack.enter_context(handle)
             if self.anatomy.head is not None:
                 classifier = self.backbone.get_submodule(self.anatomy.head)
                 stack.enter_context(classifier.register_forward_hook(self._head_hook(seen)))
@@ -314,6 +318,19 @@ def _alone(backbone: nn.Module) -> Iterator[None]:
         yield
     finally:
         del vars(backbone)[_BUSY]
+
+
+def _refuse_ungraded(block: nn.Module, _: object) -> None:
+    """Refuse a block that runs without gradients where the forward around it has them.
+
+    Reentrant checkpointing does so and recomputes without the domain, which would not learn.
+    """
+    if not torch.is_grad_enabled():
+        raise AttachError(
+            f"expected {type(block).__name__} to run with gradients, got one that the backbone "
+            "runs without, as checkpointing of activations does",
+            fix="switch checkpointing off in the backbone; attach with lean=True saves more",
+        )
 
 
 def _refuse_shared(backbone: nn.Module, own: Mapping[str, object]) -> None:

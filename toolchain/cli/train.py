@@ -96,14 +96,16 @@ def run(
 
     from toolchain import adapt
     from toolchain.adapt import data
+    from toolchain.adapt.destination import check_destination
     from toolchain.adapt.memory import fit
 
     if threads is not None:
         torch.set_num_threads(threads)
+    allowed = None if budget is None else fit.parse_size(budget)
     with naming(command):
+        check_destination(out, resume=resume, overwrite=overwrite)
         pictures = data.load(recipe)
         model = adapt.build(recipe, classes=len(pictures.classes), data=pictures)
-        allowed = None if budget is None else fit.parse_size(budget)
         click.echo(fit.told(model, recipe.train.batch), err=True)
         return adapt.train(
             model,

@@ -225,6 +225,7 @@ def _step(model: AttachedModel, mode: _Asked, batch: int, share: float) -> None:
         if model.lean is not None:
             # The layout that frozen convolutions run in; a copy that is kept only where it is used.
             images = images.contiguous(memory_format=torch.channels_last)
+    mode.note(images)
     seen = Trace()
     _arrange(model, mode, seen, share)
     with mode:

@@ -125,6 +125,7 @@ def within(model: AttachedModel, batch: int, budget: int) -> Need:
         return found
     methods = dict.fromkeys((model.method, "da3", "head"))
     best = fitting(model, budget, batch, methods=methods)[0]
+    best = replace(best, batch=min(batch, best.batch))  # no more than was asked for
     raise MemoryBudgetError(
         f"training {model.method} with batch {batch} needs {mib(found.total)} beside the weights, "
         f"expected at most {mib(budget)}",
@@ -140,11 +141,15 @@ def fitting(
     Tried are ``methods`` on the model's backbone, in the order of preference, where they have them
     with its pool ratio and larger ones and with its precision of kept inputs and smaller ones.
     First come those that hold ``batch`` pictures, as little changed as possible, then those with
-    the largest batch, the head alone last. A method that the backbone cannot take is left out.
+    the largest batch, the head alone last. Left out are methods that the backbone cannot take, and
+    what holds no more pictures than the same method does less changed.
     Raises MemoryBudgetError when not even one picture fits, naming the smallest need found.
     """
     tried = list(_tried(model, budget, methods))
-    held = [choice for choice in tried if choice.batch]
+    held: list[Choice] = []
+    for choice in tried:
+        if choice.batch > max((c.batch for c in held if c.method == choice.method), default=0):
+            held.append(choice)
     if not held:
         least = min(tried, key=lambda choice: choice.need.total)
         raise MemoryBudgetError(

@@ -1,0 +1,97 @@
+"""``python -m benchmarks.rates``: the learning rate that each method's own tensors want.
+
+Rules of this file: it sees training pictures only, of which it holds some out to choose by, and a
+seed that no table uses; it writes nothing. What it shows is copied by hand into ``lr_factor`` of
+``adapt.methods``, which scales the recipe's rate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from statistics import fmean
+from unittest.mock import patch
+
+import click
+import torch
+
+from benchmarks.accuracy import changed, train_one
+from toolchain.adapt import data, methods
+from toolchain.adapt.data import DomainData
+from toolchain.adapt.data.splits import ArraySplit, Split, spread
+from toolchain.recipe import Recipe, find, load
+
+OWNERS = tuple(name for name in methods.REGISTRY if name not in methods.SLOTS_ALONE)
+"""The methods that have tensors of their own."""
+DOMAINS = ("chirps", "digits")
+PICTURES = 2000
+HELD_OUT = 5
+"""One picture in so many is not trained on."""
+SEED = 100
+
+Try = tuple[str, float, str]
+
+
+def held_out(split: Split, limit: int) -> DomainData:
+    """Return at most ``limit`` training pictures as two splits, even over classes."""
+    rows = spread(split.labels, limit, SEED)
+    pictures, labels = split.batch(rows)
+    test = spread(labels, len(labels) // HELD_OUT, SEED)
+    train = sorted({*range(len(labels))} - {*test.tolist()})
+    classes = tuple(str(label) for label in sorted(set(labels.tolist())))
+    return DomainData(
+        ArraySplit(split.name, pictures[train], labels[train]),
+        ArraySplit(f"{split.name}, held out", pictures[test], labels[test]),
+        classes,
+    )
+
+
+def tried(job: Try) -> float:
+    """Return the accuracy on held-out pictures, 0..1, with the method's factor replaced."""
+    method, factor, domain = job
+    recipe: Recipe = load(find(domain))
+    pictures = held_out(data.load(recipe).train, PICTURES)
+    registry = methods.REGISTRY
+    replaced = {method: dataclasses.replace(registry[method], lr_factor=factor)}
+    with patch.dict(registry, replaced):
+        found = train_one(changed(recipe, method, SEED), pictures)
+    return float(found["accuracy"])
+
+
+def jobs(names: Iterable[str], factors: Iterable[float]) -> Iterator[Try]:
+    """Yield what is tried: every factor on every domain, method by method."""
+    for name in names:
+        yield from ((name, factor, domain) for factor in factors for domain in DOMAINS)
+
+
+def _start() -> None:
+    torch.set_num_threads(1)
+
+
+@click.command()
+@click.option("--methods", "names", default=",".join(OWNERS), show_default=True)
+@click.option("--factors", default="0.1,0.3,1,3,10", show_default=True)
+@click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
+def main(names: str, factors: str, processes: int) -> None:
+    """Print, per method and factor, the accuracy on pictures held out of training."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    context = multiprocessing.get_context("spawn")
+    planned = list(jobs(names.split(","), map(float, factors.split(","))))
+    with ProcessPoolExecutor(processes, context, initializer=_start) as pool:
+        seen = []
+        for (method, factor, domain), accuracy in zip(
+            planned, pool.map(tried, planned), strict=True
+        ):
+            seen.append(accuracy)
+            if domain == DOMAINS[-1]:
+                last = seen[-len(DOMAINS) :]
+                each = "  ".join(f"{d} {a:.1%}" for d, a in zip(DOMAINS, last, strict=True))
+                chosen = " (in use)" if methods.REGISTRY[method].lr_factor == factor else ""
+                print(f"{method} {factor}: {fmean(last):.1%}  {each}{chosen}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
