@@ -13,7 +13,7 @@ Law: after ``attach`` and after any training, ``weights_digest(model)`` is uncha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain import digest
-from toolchain.adapt import rows
+from toolchain.adapt import guards, rows
 from toolchain.adapt.adaptors import BlockDomain, decide, logistic_noise
 from toolchain.adapt.blocks import Anatomy, Site, examine
 from toolchain.adapt.dryrun import block_input, first_tensor, output_tensor
@@ -31,7 +31,7 @@ from toolchain.adapt.gated import GatedForward
 from toolchain.adapt.lean.mode import LeanMode
 from toolchain.adapt.lean.options import Lean, Precision
 from toolchain.adapt.methods import REGISTRY, Parts, Selection, Subject
-from toolchain.adapt.own import Own, Partial
+from toolchain.adapt.own import Own
 from toolchain.errors import AttachError, Fault, UnknownNameError
 from toolchain.fields import read_section, show
 from toolchain.recipe import METHOD_OPTIONS, METHODS, AdaptorOptions
@@ -41,7 +41,6 @@ OWN = "own"
 
 # oneDNN's convolutions need no reordering there, in either direction; "meta" stands for a CPU.
 _LAST_IS_FASTER = ("cpu", "meta")
-_BUSY = "_da3_forward"
 
 
 @dataclass(slots=True)
@@ -111,7 +110,7 @@ class AttachedModel(nn.Module):
         )
         self.domain[HEAD] = nn.Linear(anatomy.features, classes)
         if parts.own and not slots_only:
-            _refuse_shared(backbone, parts.own)
+            guards.refuse_shared(backbone, parts.own)
             self.domain[OWN] = Own(parts.own)
         self._whole: set[str] = set()  # gated blocks that take or return more than one map
         self.train(False)
@@ -145,9 +144,9 @@ class AttachedModel(nn.Module):
         slices = own.slices(self.backbone) if own is not None and lean is not None else {}
         mode = nullcontext() if lean is None else LeanMode(lean, slices)
         with (
-            _alone(self.backbone),
+            guards.alone(self.backbone),
             self._hooked(seen, maps=maps and not self.training),
-            _batch_statistics(self.backbone, self.batch_statistics and self.training),
+            guards.batch_statistics(self.backbone, self.batch_statistics and self.training),
             mode,
         ):
             if lean is not None and x.dim() == 4 and x.device.type in _LAST_IS_FASTER:
@@ -157,7 +156,7 @@ class AttachedModel(nn.Module):
             if self.anatomy.head is None:
                 seen.features, seen.logits = answer, self.domain[HEAD](answer)
         if own is not None and isinstance(mode, LeanMode):
-            _refuse_unmet(own, self.backbone, mode)
+            guards.refuse_unmet(own, self.backbone, mode)
         return seen
 
     def _answer(self, x: Tensor, *, parts: bool) -> object:
@@ -189,9 +188,9 @@ class AttachedModel(nn.Module):
             for name, site in self.anatomy.named_sites():
                 block = self.backbone.get_submodule(site.name)
                 if learns:
-                    stack.enter_context(block.register_forward_pre_hook(_refuse_ungraded))
+                    stack.enter_context(block.register_forward_pre_hook(guards.refuse_ungraded))
                 if self.training and self._gated(name):
-                    stack.enter_context(_replaced(block, self._skipping(name, block, seen)))
+                    stack.enter_context(guards.replaced(block, self._skipping(name, block, seen)))
                 elif maps or name in self.sites:
                     hook = self._block_hook(name, seen, maps=maps)
                     handle = block.register_forward_hook(hook, with_kwargs=True, prepend=True)
@@ -269,100 +268,6 @@ class AttachedModel(nn.Module):
         return hook
 
 
-@contextmanager
-def _replaced(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a block run ``forward`` in place of its own inside the block of code."""
-    before = block.__dict__.get("forward")
-    block.forward = forward
-    try:
-        yield
-    finally:
-        del block.forward
-        if before is not None:
-            block.forward = before
-
-
-@contextmanager
-def _batch_statistics(backbone: nn.Module, wanted: bool) -> Iterator[None]:
-    """Let BatchNorm layers use and count the batch's statistics inside the block of code."""
-    kind = nn.modules.batchnorm._BatchNorm
-    norms = [m for m in backbone.modules() if isinstance(m, kind)] if wanted else []
-    for norm in norms:
-        norm.training = True
-    try:
-        yield
-    except ValueError as err:
-        if "more than 1 value per channel" not in str(err):
-            raise
-        raise AttachError(
-            f"expected maps with several values per channel for a batch's statistics, got one: "
-            f"{err}",
-            fix="use a larger batch or larger pictures, or a method without them, such as bias",
-        ) from err
-    finally:
-        for norm in norms:
-            norm.training = False
-
-
-@contextmanager
-def _alone(backbone: nn.Module) -> Iterator[None]:
-    """Refuse a second forward on one backbone object while one runs: hooks would mix."""
-    own = object()
-    if vars(backbone).setdefault(_BUSY, own) is not own:  # one step for all threads
-        raise AttachError(
-            "expected one forward at a time on a backbone, got one inside or beside another",
-            fix="give each thread a backbone of its own (copy.deepcopy), or run a bundle: Runner "
-            "serves any number of threads",
-        )
-    try:
-        yield
-    finally:
-        del vars(backbone)[_BUSY]
-
-
-def _refuse_ungraded(block: nn.Module, _: object) -> None:
-    """Refuse a block that runs without gradients where the forward around it has them.
-
-    Reentrant checkpointing does so and recomputes without the domain, which would not learn.
-    """
-    if not torch.is_grad_enabled():
-        raise AttachError(
-            f"expected {type(block).__name__} to run with gradients, got one that the backbone "
-            "runs without, as checkpointing of activations does",
-            fix="switch checkpointing off in the backbone; attach with lean=True saves more",
-        )
-
-
-def _refuse_shared(backbone: nn.Module, own: Mapping[str, object]) -> None:
-    """Refuse to replace a tensor that two modules share, or that no module holds as such."""
-    owners: dict[int, list[str]] = {}
-    for prefix, module in backbone.named_modules():
-        held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        for leaf, tensor in held:
-            owners.setdefault(id(tensor), []).append(f"{prefix}.{leaf}" if prefix else leaf)
-    plain = {names[0] for names in owners.values() if len(names) == 1}
-    if wrong := sorted(set(own) - plain):
-        raise AttachError(
-            "expected tensors that one module holds by themselves, got shared or computed ones: "
-            f"{', '.join(wrong[:4])}",
-            fix="give each module a tensor of its own, or use the method da3",
-        )
-
-
-def _refuse_unmet(own: Own, backbone: nn.Module, mode: LeanMode) -> None:
-    """Refuse partly trained kernels that no convolution ran with: they would not learn."""
-    unmet = [
-        name
-        for name, version in own.versions()
-        if isinstance(version, Partial) and id(backbone.get_parameter(name)) not in mode.met
-    ]
-    if unmet:
-        raise AttachError(
-            f"expected kernels that a convolution takes as they are, got others: {unmet[0]}",
-            fix="leave them out of the selection, or attach with lean=False",
-        )
-
-
 def _adapted(anatomy: Anatomy, parts: Parts, options: AdaptorOptions) -> Iterator[tuple[str, Site]]:
     if not parts.adaptors:
         return
@@ -407,7 +312,7 @@ def attach(
         if key not in known:
             raise UnknownNameError("adaptor option", key, known)
     chosen = _checked({**asdict(options or AdaptorOptions()), **overrides})
-    _check_weights(backbone)
+    guards.refuse_weights(backbone)
     anatomy = examine(backbone, input_shape, blocks=blocks, head=head)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -455,25 +360,6 @@ def _checked(values: Mapping[str, Any]) -> AdaptorOptions:
             fix="correct the options named above",
         )
     return chosen
-
-
-def _check_weights(backbone: nn.Module) -> None:
-    """Refuse what no graph of ours can hold; a buffer may be infinite, as masks are."""
-    weights = dict(backbone.named_parameters())
-    for name, tensor in {**weights, **dict(backbone.named_buffers())}.items():
-        if not tensor.is_floating_point() or nn.parameter.is_lazy(tensor):
-            continue
-        if tensor.dtype != torch.float32:
-            raise AttachError(
-                f"backbone tensor {name!r}: expected float32, got {tensor.dtype}",
-                fix="attach to backbone.float()",
-            )
-        broken = ~tensor.isfinite() if name in weights else tensor.isnan()
-        if bool(broken.any()):
-            raise AttachError(
-                f"backbone tensor {name!r}: expected finite values, got NaN or Inf",
-                fix="load the backbone's weights again",
-            )
 
 
 def backbone_state(backbone: nn.Module, head: str | None) -> dict[str, Tensor]:
