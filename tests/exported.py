@@ -131,7 +131,7 @@ def variants() -> dict[str, dict[str, Any]]:
 
     ``next`` and ``third`` are further releases of the first domain, on its name. The first one's
     session does not take ``da2``, ``wide``, ``every`` and ``coarse``, nor those that change the
-    backbone (``tuned``, ``masked``, ``normed``), and takes the rest; the slots of ``coarse``
+    backbone (``tuned``, ``masked``, ``normed``, ``beside``), and takes the rest; the slots of ``coarse``
     have the shapes of the first one's.
     """
     from tests.adapt.domains import RECIPE
@@ -142,6 +142,7 @@ def variants() -> dict[str, dict[str, Any]]:
     }
     plain = {"adaptor": AdaptorOptions()}
     every = AdaptorOptions(placement="all", rank=4, pool=2)
+    beside = AdaptorOptions(rank=4, pool=2)
     digits = DataSpec("digits", None, 8, 40, 0)
     return {
         "first": {},
@@ -160,6 +161,7 @@ def variants() -> dict[str, dict[str, Any]]:
         "tuned": {"method": "finetune", "seed": 15, "changes": plain},
         "masked": {"method": "piggyback", "seed": 16, "changes": plain},
         "normed": {"method": "bn", "seed": 17, "changes": plain},
+        "beside": {"method": "lite_residual", "seed": 18, "changes": {"adaptor": beside}},
     }
 
 

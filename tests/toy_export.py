@@ -19,6 +19,7 @@ from toolchain.recipe.store import packaged
 
 COMMANDS = {
     "too early": "export --domain toy",
+    "too little memory": "train --domain toy --threads 1 --budget 4MB",
     "train": "train --domain toy --threads 1 --json",
     "export": "export --domain toy --json",
     "export twice": "export --domain toy",

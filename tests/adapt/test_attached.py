@@ -19,6 +19,7 @@ from toolchain.adapt.attached import (
     domain_state,
     weights_digest,
 )
+from toolchain.adapt.memory.analytic import count
 from toolchain.errors import AttachError, Da3Error, UnknownNameError
 
 names = st.sampled_from(sorted(toys.TOYS))
@@ -320,6 +321,60 @@ def test_a_module_in_two_places_is_changed_for_one_forward_only(method: str) -> 
     model.train()
     model(torch.randn(4, 3, 8, 8)).sum().backward()
     assert weights_digest(model) == digest
+
+
+class Flattened(toys.Net):
+    """A backbone that asks for the ``view`` of a map, as LeNet and AlexNet do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.stem(x))
+        assert self.fc is not None
+        features: Tensor = self.fc(x.view(x.size(0), -1))
+        return features
+
+
+@pytest.mark.parametrize("method", ["da3", "bias"])
+def test_a_backbone_that_cannot_run_channels_last_is_left_as_it_is(method: str) -> None:
+    net = Flattened(toys.stem(8), [toys.Residual(8, 8), toys.Residual(8, 8)], 8 * 8 * 8).eval()
+    images = torch.randn(4, 3, 8, 8)
+    found = []
+    for lean in (False, True):
+        model = attach(net, method=method, classes=3, input_shape=(3, 8, 8), lean=lean)
+        assert not model.anatomy.channels_last
+        model.forced = {name: torch.tensor([[1.0], [1], [0], [1]]) for name in model.sites}
+        model.generator = torch.Generator().manual_seed(0)
+        toys.scrambled(model, 1).train()
+        model(images).square().sum().backward()
+        assert count(model, 4).stored.bytes > 0
+        found.append({n: p.grad for n, p in model.domain.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+    assert toys.attached("plain").anatomy.channels_last
+
+
+class Narrow(nn.Module):
+    """A block without a residual: what autocast narrows stays narrow."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(width, width, 3, 1, 1), nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.two(self.one(x).relu())
+        return y
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_gates_choose_between_maps_that_autocast_narrowed_and_others(lean: bool) -> None:
+    net = toys.Net(nn.BatchNorm2d(3), [Narrow(3), Narrow(3)], 3).eval()
+    model = attach(net, classes=3, input_shape=(3, 8, 8), lean=lean)
+    model.forced = {name: torch.tensor([[1.0], [0], [1], [0]]) for name in model.sites}
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.randn(4, 3, 8, 8))
+    logits.float().square().sum().backward()
+    gate = model.domain.get_parameter("block00.gate.weight").grad
+    assert gate is not None
+    assert bool(gate.isfinite().all())
 
 
 @pytest.mark.parametrize("method", ["da3", "da2"])

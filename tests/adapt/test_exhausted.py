@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tests import toys
 from tests.adapt import domains
 from toolchain.adapt import models
 from toolchain.adapt.attached import AttachedModel, domain_state
 from toolchain.adapt.exhausted import is_exhaustion
-from toolchain.adapt.state import state_path
+from toolchain.adapt.state import load_state, state_path
 from toolchain.adapt.training import train
 from toolchain.errors import MemoryBudgetError, TrainingError
 
@@ -60,6 +61,51 @@ def test_a_step_that_finds_no_memory_names_the_holders_and_can_be_gone_on_from(
     train(again, data, RECIPE, out=out, resume=True)
     wanted = domain_state(whole)
     assert all(torch.equal(t, wanted[name]) for name, t in domain_state(again).items())
+
+
+@pytest.mark.parametrize("part", ["probe", "evaluate"])
+def test_memory_that_runs_out_before_or_after_the_steps_is_told_alike(
+    tmp_path: Path, part: str
+) -> None:
+    """Law: what was trained stays, and testing is all that a resume repeats."""
+    found, out = model(), tmp_path / "out"
+    trained: list[bool] = []
+
+    def hook(_: nn.Module, __: object) -> None:
+        trained.append(torch.is_grad_enabled())
+        if not trained[-1] and (part == "probe" or any(trained)):
+            torch.empty(MORE_THAN_ANY, dtype=torch.uint8)
+
+    handle = found.backbone.get_submodule("blocks.0").register_forward_pre_hook(hook)
+    with pytest.raises(TrainingError, match="out of memory with batch 16") as caught:
+        train(found, domains.data(), RECIPE, out=out)
+    handle.remove()
+    assert not out.exists()
+    if part == "probe":
+        assert "no state had been saved" in caught.value.message
+        return
+    report = train(found, domains.data(), RECIPE, out=out, resume=True)
+    assert report.steps == 0
+    assert out.is_dir()
+
+
+def test_memory_that_runs_out_in_an_update_leaves_the_last_whole_state(tmp_path: Path) -> None:
+    found, out = model(), tmp_path / "out"
+    steps = 0
+
+    def fails(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps > 7:  # the second epoch; the first one's end was saved
+            torch.empty(MORE_THAN_ANY, dtype=torch.uint8)
+
+    handle = register_optimizer_step_post_hook(fails)
+    try:
+        with pytest.raises(TrainingError, match="out of memory"):
+            train(found, domains.data(), RECIPE, out=out)
+    finally:
+        handle.remove()
+    assert load_state(state_path(out)).step == 5
 
 
 def test_the_allocators_refusal_is_told_from_other_errors() -> None:

@@ -15,6 +15,7 @@ from toolchain.adapt.attached import AttachedModel, attach, weights_digest
 from toolchain.adapt.lean.options import Lean
 from toolchain.adapt.methods import REGISTRY, page
 from toolchain.adapt.training import train
+from toolchain.adapt.weights import load_backbone
 from toolchain.errors import AttachError
 from toolchain.recipe import METHOD_OPTIONS, METHODS
 
@@ -45,6 +46,56 @@ def test_a_method_says_what_it_is_and_where_it_comes_from(method: str) -> None:
     about = REGISTRY[method].about
     assert len(about.split()) > 10
     assert method in ("head", "finetune") or any(year in about for year in ("20", "2012.01362"))
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_method_learns_what_it_says_and_no_more(method: str) -> None:
+    found = model(method, lean=True)
+    learned = {
+        name.removeprefix("own.").rpartition(".")[0]
+        for name, parameter in found.domain.named_parameters()
+        if parameter.requires_grad and name.startswith("own.")
+    }
+    backbone = dict(found.backbone.named_parameters())
+    norms = {
+        f"{name}.{leaf}"
+        for name, module in found.backbone.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for leaf in ("weight", "bias")
+    }
+    whole = {name for name in backbone if not name.startswith("fc.")}
+    kernels = {n for n in whole if backbone[n].dim() == 4}
+    last = f"blocks.{len(found.anatomy.sites) - 1}."
+    wanted = {
+        "finetune": whole,
+        "bn": norms,
+        "bias": {name for name in whole if name.endswith(".bias")},
+        "piggyback": kernels,
+        "sparse": {*SELECTION} | {n for n in learned if n.endswith(".bias")},
+        "lite_residual": {name for name in whole if name.endswith(".bias")},
+    }
+    if method in ("series", "parallel"):
+        assert learned - norms < kernels
+        assert norms <= learned
+    elif method == "mobiletl":
+        assert all(f"{n}" in whole for n in learned)
+        assert not {n for n in norms if n.endswith(".weight")} & learned
+        assert any(n.startswith(last) for n in learned)
+    else:
+        assert learned == wanted.get(method, set())
+    adapted = {name.partition(".")[0] for name, _ in found.domain.named_parameters()}
+    assert (adapted - {"own", "head"} != set()) is (method in ("da3", "da2", "lite_residual"))
+
+
+def test_mobiletl_alone_masks_activations_unasked() -> None:
+    assert [name for name, method in REGISTRY.items() if method.smooth != "exact"] == ["mobiletl"]
+    for method in ALL:
+        found = model(method, lean=True).lean
+        if found is not None:
+            assert (found.smooth, found.keep) == (REGISTRY[method].smooth, "fp32")
+    assert attach(toys.backbone("plain"), classes=3, input_shape=(3, 12, 12), lean="int8").lean == (
+        Lean(keep="int8")
+    )
 
 
 def test_the_document_is_the_registry(request: pytest.FixtureRequest) -> None:
@@ -110,6 +161,24 @@ def test_lean_gradients_are_the_stock_ones(method: str, toy: str) -> None:
     stock, lean_ones = both
     assert stock.keys() == lean_ones.keys()
     assert any(bool(g.any()) for g in stock.values())
+    for name, gradient in stock.items():
+        scale = float(gradient.abs().max()) or 1.0
+        assert float((gradient - lean_ones[name]).abs().max()) <= 1e-5 * scale, name
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("resnet50", 64), ("mobilenet_v2", 64), ("resnet26", 32)]
+)
+def test_lean_gradients_of_the_backbones_that_are_shipped(name: str, side: int) -> None:
+    net = load_backbone(name, untrained_seed=0)
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    images = images.contiguous(memory_format=torch.channels_last)
+    both = []
+    for lean in (False, True):
+        found = attach(net, classes=3, input_shape=(3, side, side), lean=lean)
+        found.forced = {name: torch.ones(2, 1) for name in found.sites}
+        both.append(gradients(toys.scrambled(found, 1), images))
+    stock, lean_ones = both
     for name, gradient in stock.items():
         scale = float(gradient.abs().max()) or 1.0
         assert float((gradient - lean_ones[name]).abs().max()) <= 1e-5 * scale, name

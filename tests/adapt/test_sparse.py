@@ -21,6 +21,20 @@ from toolchain.adapt.blocks import Anatomy, examine
 from toolchain.adapt.sparse import Kernel, Worth, choose
 from toolchain.errors import TrainingError
 
+
+class Keyword(toys.Residual):
+    """A block that calls its convolution by keyword."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(input=self.conv1(input=x).relu())  # type: ignore[no-any-return]
+
+
+def test_convolutions_that_are_called_by_keyword_are_candidates() -> None:
+    net = toys.Net(toys.stem(8), [Keyword(8, 8)], 8).eval()
+    found = sparse.candidates(net, examine(net, (3, 8, 8)))
+    assert [kernel.name for kernel in found] == ["blocks.0.conv1.weight", "blocks.0.conv2.weight"]
+
+
 SHAPE = (3, domains.SIDE, domains.SIDE)
 CLASSES = len(domains.CLASSES)
 

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import memory, results
+from tests import toys
 from toolchain.adapt.memory.measured import Stored
 from toolchain.adapt.methods import REGISTRY
 from toolchain.bench import training, trainingplot
@@ -34,7 +35,7 @@ def test_every_row_has_every_figure(document: dict[str, Any]) -> None:
         assert row["agreement"] == 0
         assert row["explanation"] is None
         assert 0 < row["stored_measured"] < row["peak"]
-        assert 0.85 < row["needed"] / row["peak"] < 1.5
+        assert 0.85 < row["peak_by_rule"] / row["peak"] < 1.5
         assert row["step_ratio"] > 0
     assert rows["finetune"]["step_ratio"] == 1
     assert rows["finetune"]["stored_stock"] == rows["finetune"]["stored_measured"]
@@ -116,9 +117,23 @@ def test_what_disagrees_is_explained() -> None:
 
 
 def test_bars_end_at_the_peak(document: dict[str, Any]) -> None:
-    bars = trainingplot.parts(document[NAME]["da3"])
-    assert sum(bars.values()) == document[NAME]["da3"]["peak"]
-    assert all(value >= 0 for value in bars.values())
+    for row in document[NAME].values():
+        bars = trainingplot.parts(row)
+        assert sum(bars.values()) == row["peak"]
+        assert all(value >= 0 for value in bars.values())
+    few = {"peak": 10, "stored_measured": 6, "optimiser": 3, "gradients": 4}
+    assert list(trainingplot.parts(few).values()) == [6, 3, 1, 0]
+
+
+def test_a_method_that_the_backbone_cannot_take_is_left_out_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training, "load", lambda _: toys.backbone("tokens"))
+    found = training.measure(Setup(NAME, 16, batch=2, methods=("series", "bias"), rounds=0))
+    assert list(found[NAME]) == ["finetune", "bias"]
+    left_out = found["conditions"]["runs"][NAME]["left_out"]
+    assert list(left_out) == ["series"]
+    assert "spatial kernel" in left_out["series"]
 
 
 @pytest.mark.parametrize(("suffix", "start"), [(".svg", b"<?xml"), (".png", b"\x89PNG")])

@@ -17,6 +17,15 @@ def test_export_without_a_checkpoint_names_the_command_that_trains(run: Run) -> 
     assert said.stdout == ""
 
 
+def test_a_budget_that_does_not_hold_is_refused_before_the_first_step(run: Run) -> None:
+    said = run.said["too little memory"]
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert "beside the weights; the domain takes" in said.stderr
+    assert "error: training da3 with batch 16 needs" in said.stderr
+    assert "fix: train da3 with adaptor.pool:" in said.stderr
+    assert "epoch" not in said.stderr
+
+
 def test_train_as_json_holds_the_figures(run: Run) -> None:
     said = run.said["train"]
     assert said.exit_code == 0, said.stderr
@@ -54,7 +63,7 @@ def test_export_as_json_holds_paths_sizes_parity_and_rates(run: Run) -> None:
 def test_steps_are_told_on_stderr_as_they_begin(run: Run) -> None:
     lines = run.said["export"].stderr.splitlines()
     assert [line.split()[0] for line in lines] == [
-        *("restore", "split", "read", "take", "link", "compare", "pack")
+        *("restore", "read", "split", "take", "link", "compare", "pack")
     ]
 
 

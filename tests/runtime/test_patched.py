@@ -30,7 +30,7 @@ from toolchain.runtime import Runner
 from toolchain.runtime.installed import BUNDLE_NAME, RECORD_NAME
 from toolchain.runtime.patched import patch_of, weights_folder
 
-CHANGED = ("tuned", "masked", "normed")
+CHANGED = ("tuned", "masked", "normed", "beside")
 
 
 def reference(exported: Exported, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

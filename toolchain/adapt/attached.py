@@ -149,7 +149,7 @@ class AttachedModel(nn.Module):
             guards.batch_statistics(self.backbone, self.batch_statistics and self.training),
             mode,
         ):
-            if lean is not None and x.dim() == 4 and x.device.type in _LAST_IS_FASTER:
+            if lean is not None and self._lies_last(x):
                 x = x.contiguous(memory_format=torch.channels_last)
             answer = output_tensor(self._answer(x, parts=lean is None))
             assert answer is not None
@@ -158,6 +158,11 @@ class AttachedModel(nn.Module):
         if own is not None and isinstance(mode, LeanMode):
             guards.refuse_unmet(own, self.backbone, mode)
         return seen
+
+    def _lies_last(self, x: Tensor) -> bool:
+        """Tell whether pictures should lie channels last."""
+        able = self.anatomy.channels_last and x.dim() == 4
+        return able and x.device.type in _LAST_IS_FASTER
 
     def _answer(self, x: Tensor, *, parts: bool) -> object:
         """Run the backbone with what the domain has of its own."""
@@ -298,7 +303,8 @@ def attach(
     from ``seed``; the global random state is left as it was. The backbone's parameters lose
     ``requires_grad``; nothing else about it changes.
 
-    ``lean=True``: training keeps only what gradients need, which stay those of the stock layers;
+    ``lean=True``: training keeps only what gradients need, which stay those of the stock layers
+    for the same layout of maps (mobiletl alone masks smooth activations);
     ``lean="int8"`` or ``"half"``: inputs of trained layers wait in that precision, too
     (``lean.Lean`` has all choices). ``selection``: what ``sparse`` updates (``sparse.search``).
     Raises AttachError, UnknownNameError (method, option).

@@ -1,7 +1,7 @@
 """Find the blocks of a backbone: the places where an adaptor joins and a gate may skip.
 
 Rules of this file: it looks at structure only (containers, calls, tensors), never at class names
-and never imports a model zoo; it runs the backbone once on one picture and changes nothing in it.
+and never imports a model zoo; it runs the backbone on one picture and changes nothing in it.
 It does not decide what an adaptor looks like, and it does not attach anything.
 
 A *block* is a module that takes one map and returns one map of the same rank, holds at least two
@@ -18,7 +18,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from toolchain.adapt.dryrun import Call, dry_run, output_tensor
+from toolchain.adapt.dryrun import Call, dry_run, output_tensor, runs_channels_last
 from toolchain.errors import AttachError
 
 Layout = Literal["NCHW", "NHWC", "NLC"]
@@ -48,11 +48,12 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """What one dry run tells of a backbone.
+    """What dry runs tell of a backbone.
 
     ``head``: name of the classifier that a domain's head replaces, or None when the backbone
     returns features. ``features``: width of the head's input. ``flops``: multiply-adds of the whole
-    backbone for one sample, classifier excluded.
+    backbone for one sample, classifier excluded. ``channels_last``: it also runs on pictures whose
+    channels lie last.
     """
 
     sites: tuple[Site, ...]
@@ -60,6 +61,7 @@ class Anatomy:
     features: int
     flops: int
     input_shape: tuple[int, ...]
+    channels_last: bool
 
     def named_sites(self) -> Iterator[tuple[str, Site]]:
         """Yield every block with its short name in slots and cut points: ``block03``."""
@@ -96,7 +98,14 @@ def examine(
     total = sum(counts.get("Global", {}).values())
     classifier = sum(counts.get(prefix + head, {}).values()) if head else 0
     # FlopCounterMode counts a multiply-add as two operations; shares do not care, readers do.
-    return Anatomy(sites, head, features, (total - classifier) // 2, tuple(input_shape))
+    return Anatomy(
+        sites,
+        head,
+        features,
+        (total - classifier) // 2,
+        tuple(input_shape),
+        runs_channels_last(backbone, tuple(input_shape)),
+    )
 
 
 def _named(blocks: object) -> list[str]:

@@ -54,6 +54,27 @@ def output_tensor(output: object) -> Tensor | None:
     return first_tensor(output)
 
 
+def runs_channels_last(backbone: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Tell whether a backbone runs on pictures whose channels lie last; ``shape`` as above.
+
+    One that takes a map's ``view`` does not.
+    """
+    if len(shape) != 3:
+        return False
+    reference = next(backbone.parameters(), torch.zeros(1))
+    picture = torch.zeros(1, *shape, dtype=reference.dtype)
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            backbone(picture.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return False
+    finally:
+        backbone.train(was_training)
+    return True
+
+
 def dry_run(
     backbone: nn.Module, shape: tuple[int, ...]
 ) -> tuple[dict[str, Call], object, FlopCounterMode]:

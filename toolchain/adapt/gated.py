@@ -56,9 +56,11 @@ class GatedForward:
             change = after - pooled.index_select(0, seen)
             weight = after.new_ones(len(seen))
             weight[len(chosen.run) :] = ran.weight
+        wide = torch.promote_types(ran.y.dtype, ran.rest.dtype)  # autocast narrows what runs
+        y, rest = ran.y.to(wide), ran.rest.to(wide)
         difference = rows.Difference(opened, change, seen, weight)
         result = rows.join(
-            ran.y, ran.rest, correction, chosen, part.layout, difference=difference, kept=self.kept
+            y, rest, correction, chosen, part.layout, difference=difference, kept=self.kept
         )
         return (result, *ran.output[1:]) if isinstance(ran.output, tuple) else result
 

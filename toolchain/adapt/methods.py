@@ -179,7 +179,8 @@ def _sparse(subject: Subject) -> Parts:
     """Update chosen channels of chosen kernels, and biases from the first of them on.
 
     On-device training under 256 KB (Lin et al., NeurIPS 2022, section 3.2): layers and channels
-    are chosen by their measured contribution within ``update_kib`` of memory. ``da3 train``
+    are chosen by their measured contribution within ``update_kib`` of kept maps, per picture and
+    in float32; the optimiser's state comes on top of that. ``da3 train``
     measures and chooses by itself, your own loop calls ``adapt.sparse.search`` and passes
     ``attach(selection=...)``; without one only the last block's biases are trained.
     """
@@ -203,8 +204,8 @@ def _sparse(subject: Subject) -> Parts:
 def _mobiletl(subject: Subject) -> Parts:
     """Train the last blocks, of their norms the shifts alone (MobileTL, Chiang et al., AAAI 2023).
 
-    Activations other than ReLU's pass their gradient through a binary mask in place of the
-    derivative, which is MobileTL's approximation.
+    With lean layers, activations other than ReLU's pass their gradient through a binary mask in
+    place of the derivative, which is MobileTL's approximation.
     """
     blocks = [site.name for site in subject.anatomy.sites][-subject.options.last :]
     inside = tuple(f"{name}." for name in blocks)
@@ -317,6 +318,8 @@ def page() -> str:
         options = ", ".join(f"`{option}`" for option in METHOD_OPTIONS[name]) or "none"
         lines += ["", f"## `{name}`", "", method.about]
         lines += ["", f"Options: {options}.", _travels(name)]
+        if method.lr_factor != 1:
+            lines += [f"Its tensors learn at {method.lr_factor:g} times the recipe's rate."]
     return "\n".join(lines) + "\n"
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ from toolchain.adapt.attached import HEAD, AttachedModel
 from toolchain.adapt.baseline import probe
 from toolchain.adapt.blocks import Anatomy
 from toolchain.adapt.data.splits import DomainData
+from toolchain.adapt.dryrun import block_input
 from toolchain.adapt.lean import Lean, LeanMode
 from toolchain.adapt.memory.measured import Ledger
 from toolchain.adapt.methods import Selection
@@ -186,16 +188,17 @@ def candidates(backbone: nn.Module, anatomy: Anatomy) -> list[Kernel]:
         kept.count(tensor, "")
         return tensor
 
-    def seen(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if inside and isinstance(module, nn.Conv2d):
-            runs.append((module, args[0], kept.stored().bytes))
+    def seen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = block_input(args, kwargs)
+        if inside and isinstance(module, nn.Conv2d) and x is not None:
+            runs.append((module, x, kept.stored().bytes))
 
     image = torch.zeros(1, *anatomy.input_shape, requires_grad=True)
     first = backbone.get_submodule(anatomy.sites[0].name)
     with ExitStack() as stack, _frozen(backbone):
         stack.callback(first.register_forward_pre_hook(lambda *_: inside.append(True)).remove)
         for conv in convs:
-            stack.callback(conv.register_forward_pre_hook(seen).remove)
+            stack.callback(conv.register_forward_pre_hook(seen, with_kwargs=True).remove)
         stack.enter_context(LeanMode(Lean()))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t))
         backbone(image)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from toolchain.adapt.state import (
     snapshot,
     state_path,
 )
-from toolchain.errors import TrainingError
+from toolchain.errors import StorageError, TrainingError
 from toolchain.preprocess import normalise
 from toolchain.recipe import Recipe
 
@@ -116,14 +116,16 @@ def train(
         run.resume(load_state(state_path(out)))
     else:
         remove_state(out)  # overwriting was asked for
-        run.start(probe(model, data, recipe.preprocess))
+        with _memory_watched(run):
+            run.start(probe(model, data, recipe.preprocess))
     first = run.step
     try:
         _loop(run, progress or Quiet(), save_every_s)
     finally:
         model.generator, model.noise_scale = None, 1.0
         model.train(False)
-    found = evaluate(model, data.test, recipe.preprocess)
+    with _memory_watched(run):
+        found = evaluate(model, data.test, recipe.preprocess)
     run.check_frozen()
     checkpoint = models.save(
         out,
@@ -271,7 +273,7 @@ def _loop(run: _Run, progress: Progress, save_every_s: float) -> None:
                 meter = Meter()
                 drawn = draw(spec.seed, epoch, count, spec.augment)
                 for _ in range(place, run.steps_per_epoch):
-                    with _memory_watched(run):
+                    with _memory_watched(run, saves=True):
                         _step(run, drawn, meter)
                     progress.step(clock.status(run.step, meter))
                     if interrupted:
@@ -321,10 +323,11 @@ def _step(run: _Run, drawn: Epoch, meter: Meter) -> None:
 
 
 @contextmanager
-def _memory_watched(run: _Run) -> Iterator[None]:
-    """Turn memory that ran out into an error with a state on disk to go on from.
+def _memory_watched(run: _Run, *, saves: bool = False) -> Iterator[None]:
+    """Turn memory that ran out into an error that says which state is there to go on from.
 
-    In the middle of an update some tensors are a step ahead, so what was saved before stays.
+    ``saves`` one, if there is memory for that. In the middle of an update some tensors are a step
+    ahead, so what was saved before stays.
     """
     try:
         yield
@@ -332,8 +335,9 @@ def _memory_watched(run: _Run) -> Iterator[None]:
         if not is_exhaustion(err):
             raise
         run.optimiser.zero_grad()
-        if not run.updating:
-            run.save()
+        if saves and not run.updating:
+            with suppress(MemoryError, RuntimeError, StorageError):
+                run.save()
         raise exhausted(run.model, run.recipe.train.batch, _left(run)) from err
 
 

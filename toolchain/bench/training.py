@@ -117,11 +117,13 @@ def measure(setup: Setup, *, notify: Notify = lambda _: None) -> dict[str, Any]:
     try:
         bench = Bench(load(setup.backbone), side, setup)
         found: dict[str, dict[str, Any]] = {}
+        left_out: dict[str, str] = {}
         for row in wanted:
             notify(f"{setup.backbone}: {row.name}, memory")
-            figures = bench.memory(row)
-            if figures is not None:
-                found[row.name] = figures
+            try:
+                found[row.name] = bench.memory(row)
+            except AttachError as err:
+                left_out[row.name] = err.message
         measured = [row for row in wanted if row.name in found]
         for name, ratios in bench.times(measured, notify).items():
             found[name] |= ratios
@@ -133,7 +135,7 @@ def measure(setup: Setup, *, notify: Notify = lambda _: None) -> dict[str, Any]:
             "versions": machine.versions(),
             "how_kept": HOW_KEPT,
             "how_peak": HOW_PEAK[setup.device],
-            "runs": {setup.backbone: _conditions(setup, side)},
+            "runs": {setup.backbone: _conditions(setup, side) | {"left_out": left_out}},
         },
         setup.backbone: found,
     }
@@ -168,6 +170,19 @@ def fits(setup: Setup, budget: int) -> dict[str, Any]:
             for choice in choices
         ],
     }
+
+
+def found_device(asked: str) -> str:
+    """Return the device to train on, ``auto`` being the GPU that PyTorch finds, else the CPU.
+
+    Raises UsageError for ``cuda`` where there is none.
+    """
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise UsageError(
+            "expected an NVIDIA GPU that PyTorch can use, got none", fix="use --device cpu"
+        )
+    return ("cuda" if there else "cpu") if asked == "auto" else asked
 
 
 def load(name: str) -> nn.Module:
@@ -265,12 +280,9 @@ class Bench:
 
         return run
 
-    def memory(self, row: Row) -> dict[str, Any] | None:
-        """Return a row's figures but for time; None where the backbone cannot take the method."""
-        try:
-            model = self.attached(row)
-        except AttachError:
-            return None
+    def memory(self, row: Row) -> dict[str, Any]:
+        """Return a row's figures but for time; AttachError: the backbone cannot take the method."""
+        model = self.attached(row)
         kept = self._kept(model)
         told = analytic(model, self.setup.batch)
         # The same by PyTorch's own layers: what the method is usually taken to cost.
@@ -290,7 +302,7 @@ class Bench:
             "agreement": agreement,
             "explanation": _explained(kept, told) if abs(agreement) > AGREEMENT else None,
             "peak": highest,
-            "needed": needs.total - needs.parameters,
+            "peak_by_rule": needs.total - needs.parameters,
             "optimiser": needs.optimiser,
             "gradients": needs.gradients,
             "trainable": needs.trainable,

@@ -19,8 +19,8 @@ Document = Mapping[str, Any]
 SUFFIXES = (".svg", ".png")
 PARTS = {
     "stored_measured": ("kept for the backward pass", "#3a86c8"),
-    "gradients": ("gradients", "#5aa469"),
     "optimiser": ("optimiser's state", "#c9892b"),
+    "gradients": ("gradients", "#5aa469"),
     "rest": ("rest of the peak", "#b7b7b7"),
 }
 
@@ -43,11 +43,14 @@ def require(path: Path) -> None:
 def parts(row: Document) -> dict[str, int]:
     """Return the bars of one method: bytes by part of ``PARTS``.
 
-    The gradients are not there yet while everything is kept, so the parts may be more than the
-    peak; nothing is left for the rest then.
+    They add up to the peak. Gradients come while what was kept goes, so not all of them need be
+    there at the fullest moment.
     """
-    own = {name: int(row[name]) for name in PARTS if name != "rest"}
-    return {**own, "rest": max(0, int(row["peak"]) - sum(own.values()))}
+    left, found = int(row["peak"]), {}
+    for name in PARTS:
+        found[name] = left if name == "rest" else min(left, int(row[name]))
+        left -= found[name]
+    return found
 
 
 def draw(found: Document, backbone: str, suffix: str) -> bytes:

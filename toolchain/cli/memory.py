@@ -62,6 +62,13 @@ from toolchain.files import write_atomic
     help="Rounds in which each method's step is timed.",
 )
 @click.option("--no-time", is_flag=True, help="Count memory alone.")
+@click.option(
+    "--device",
+    type=click.Choice(("auto", "cpu", "cuda")),
+    default="auto",
+    show_default=True,
+    help="Where to train; auto: an NVIDIA GPU if PyTorch finds one.",
+)
 @threads_option(1, "Threads of PyTorch.")
 @click.option("--json", "json_path", type=FILE, metavar="FILE", help="Write it all; - is stdout.")
 @click.option("--plot", "plot_path", type=FILE, metavar="FILE", help="Draw it: .svg or .png.")
@@ -73,6 +80,7 @@ def memory(
     budget: str | None,
     steps: int,
     no_time: bool,
+    device: str,
     threads: int,
     json_path: Path | None,
     plot_path: Path | None,
@@ -98,6 +106,7 @@ def memory(
         methods=tuple(name.strip() for name in methods.split(",") if name.strip()),
         rounds=0 if no_time else steps,
         threads=threads,
+        device=training.found_device(device),
     )
     if budget is not None:
         held = plain(training.fits(setup, parse_size(budget)))
@@ -167,7 +176,8 @@ def _lines(found: Mapping[str, Any], backbone: str) -> Iterator[str]:
         right="123456789",
     )
     yield ""
-    notes = {
+    notes = {f"{name}: left out": why for name, why in run["left_out"].items()}
+    notes |= {
         f"{name}: by rule {row['agreement']:+.1%}": row["explanation"]
         for name, row in rows.items()
         if row["explanation"]

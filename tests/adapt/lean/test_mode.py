@@ -226,6 +226,44 @@ def test_unknown_functions_run_stock() -> None:
     assert F.elu not in TABLE
 
 
+def test_what_torch_refuses_is_refused_in_its_words() -> None:
+    x, w = torch.randn(1, 2, 8, 8, requires_grad=True), torch.randn(2, 2, 3, 3)
+    calls: list[Callable[[], object]] = [
+        lambda: F.conv2d(x, w, stride=2, padding="same"),
+        lambda: F.conv2d(x, w, padding="bogus"),
+        lambda: F.max_pool2d(x, 2, 0),
+        lambda: F.avg_pool2d(x, 2, 0),
+    ]
+    for call in calls:
+        with pytest.raises(RuntimeError) as stock:
+            call()
+        with LeanMode(Lean()), pytest.raises(RuntimeError) as lean:
+            call()
+        assert str(lean.value) == str(stock.value)
+
+
+def test_shapes_alone_run_backward_too() -> None:
+    x = torch.randn(1, 2, 8, 8, device="meta", requires_grad=True)
+    w = torch.randn(2, 2, 3, 3, device="meta")
+    with LeanMode(Lean()):
+        y = F.avg_pool2d(F.relu(F.conv2d(x, w)), 2)
+    torch.autograd.backward(y.sum())
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+
+
+def test_a_map_with_the_negative_bit_is_packed() -> None:
+    x = torch.randn(1, 2, 8, 8)
+    plain = (-x).requires_grad_()
+    lazy = torch._neg_view(x).requires_grad_()
+    with LeanMode(Lean()):
+        torch.autograd.backward(F.relu(plain).sum())
+        torch.autograd.backward(F.relu(lazy).sum())
+    assert plain.grad is not None
+    assert lazy.grad is not None
+    assert torch.equal(plain.grad, lazy.grad)
+
+
 def test_subnets_may_leave_the_mode_off() -> None:
     net, x = made("mobile", "biases"), torch.randn(2, 3, 16, 16)
     with LeanMode(Lean()), torch.no_grad():

@@ -122,6 +122,38 @@ def test_functions_without_a_rule_keep_all_they_touch() -> None:
     assert found.unknown == ("softshrink",)
 
 
+class Direct(toys.Residual):
+    """A block that calls torch's own norm and pools by a window too large for a byte."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        norm = self.bn1
+        y = torch.batch_norm(
+            y, norm.weight, norm.bias, norm.running_mean, norm.running_var, False, 0.1, 1e-5, False
+        )
+        return x + F.max_pool2d(F.pad(y, (8, 8, 8, 8)), 17, 1)
+
+
+def test_what_runs_stock_is_told_as_stock_whatever_its_name() -> None:
+    net = toys.Net(toys.stem(8), [Direct(8, 8), Direct(8, 8)], 8).eval()
+    model = attach(net, method="bias", classes=3, input_shape=(3, 8, 8), lean=True)
+    images, labels = torch.randn(BATCH, 3, 8, 8), torch.zeros(BATCH, dtype=torch.int64)
+    kept = stored(model.train(), step(model, images, labels), held=(images, labels))
+    found = analytic(model, BATCH)
+    assert found.bytes == kept.bytes
+    assert found.stock["batch_norm"] == 2 * BATCH * 8 * 8 * 8 * 4
+
+
+def test_norms_that_count_batches_are_told_too() -> None:
+    net = toys.backbone("plain")
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    like = model_of("plain", "bn", False)
+    model = attach(net, method="bn", classes=like.classes, input_shape=like.anatomy.input_shape)
+    assert analytic(model, 4) == analytic(like, 4)
+
+
 class Looking(toys.Residual):
     """A block whose code depends on values."""
 

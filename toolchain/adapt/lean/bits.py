@@ -22,9 +22,9 @@ _SELECT = 0x8040201008040201 - 2**64  # bit i in byte i, as a signed word
 
 def by_numpy(tensor: Tensor) -> bool:
     """Return whether numpy may read the tensor's storage: plain, on the CPU, not being traced."""
-    return (
-        not torch.compiler.is_compiling() and type(tensor) is Tensor and tensor.device.type == "cpu"
-    )
+    if torch.compiler.is_compiling() or type(tensor) is not Tensor:
+        return False
+    return tensor.device.type == "cpu" and not tensor.is_neg()
 
 
 def pack(mask: Tensor) -> Tensor:

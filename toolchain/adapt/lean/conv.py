@@ -143,13 +143,14 @@ def conv2d(
     if part is not None:
         _check(weight, groups)
     delta, index = (None, None) if part is None else (part.delta, part.index)
+    across, down = _pair(dilation), _pair(stride)
     stock = part is None and lean.keep == "fp32" and weight.requires_grad
+    stock = stock or _refused_by_torch(padding, down)
     if stock or not input.is_floating_point() or not records(input, weight, bias, delta):
         whole = _with_part(weight, delta, index, groups)
         return F.conv2d(input, whole, bias, stride, padding, dilation, groups)
-    across = _pair(dilation)
     x, pads = _padded(input, weight, padding, across)
-    geometry = _Geometry(_pair(stride), pads, across, groups)
+    geometry = _Geometry(down, pads, across, groups)
     return apply(_Conv, x, weight, bias, delta, index, geometry, lean.keep)
 
 
@@ -172,6 +173,13 @@ def _pair(value: int | Sequence[int]) -> Pair:
     if isinstance(value, int):
         return value, value
     return (value[0], value[-1])
+
+
+def _refused_by_torch(padding: object, stride: Pair) -> bool:
+    """Tell whether a named padding is one that torch does not take; it says so best itself."""
+    return isinstance(padding, str) and (
+        padding not in ("same", "valid") or (padding == "same" and stride != (1, 1))
+    )
 
 
 def _padded(

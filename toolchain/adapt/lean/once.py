@@ -39,6 +39,8 @@ def once(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
                 "(create_graph=True), which needs the maps that they drop",
                 fix="attach with lean=False",
             )
+        if gradient.is_meta:  # which autocast does not know
+            return backward(ctx, gradient)
         with torch.autocast(gradient.device.type, enabled=False):
             return backward(ctx, gradient)
 

@@ -24,6 +24,9 @@ from toolchain.adapt.lean.options import Lean
 Size = int | Sequence[int]
 Pair = tuple[int, int]
 
+LARGEST_WINDOW = 256
+"""Elements of a window whose places fit a byte; larger ones run stock."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Map:
@@ -125,7 +128,7 @@ def avg_pool2d(
     """Average windows of ``[N, C, H, W]`` or ``[C, H, W]`` as ``avg_pool2d`` of torch does."""
     kernel = _pair(kernel_size)
     pool = _Average(
-        kernel, _pair(stride) if stride else kernel, _pair(padding), ceil_mode, count_include_pad,
+        kernel, _stride(stride, kernel), _pair(padding), ceil_mode, count_include_pad,
         divisor_override,
     )  # fmt: skip
     if not records(input):
@@ -231,14 +234,18 @@ def max_pool2d(
     Ties and NaN are decided by torch's own forward.
     """
     kernel = _pair(kernel_size)
-    pool = _Maximum(
-        kernel, _pair(stride) if stride else kernel, _pair(padding), _pair(dilation), ceil_mode
-    )
+    pool = _Maximum(kernel, _stride(stride, kernel), _pair(padding), _pair(dilation), ceil_mode)
     if return_indices:
         return pool.value(input)
-    if kernel[0] * kernel[1] > 256 or not records(input):
+    if kernel[0] * kernel[1] > LARGEST_WINDOW or not records(input):
         return F.max_pool2d(input, kernel, pool.stride, pool.padding, pool.dilation, ceil_mode)
     return apply(_Maximised, input, pool)
+
+
+def _stride(value: Size | None, kernel: Pair) -> Pair:
+    """Return the stride, that of the kernel where none is given."""
+    absent = value is None or (not isinstance(value, int) and not len(value))
+    return kernel if absent else _pair(value)  # type: ignore[arg-type]
 
 
 def _pair(value: Size) -> Pair:

@@ -98,6 +98,7 @@ def _shapes_of(model: AttachedModel) -> AttachedModel:
     for module in shapes.backbone.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.training = shapes.batch_statistics
+            module.momentum = module.momentum or 0.1  # a plain mean would count batches by value
     return shapes
 
 
@@ -184,6 +185,8 @@ class _Asked(TorchFunctionMode):
     def _ask(self, func: Callable[..., Any], call: rules.Call) -> None:
         name = rules.plain_name(func)
         rule = rules.TABLE.get(name)
+        if func not in LEAN_TABLE:  # it runs stock, whatever it is called
+            call = replace(call, lean=None)
         kept = (rule or rules.general)(call)
         new = sum(self.ledger.count(tensor, self._stack.name) for tensor in kept.tensors)
         new += self.ledger.add(kept.fresh, self._stack.name)
@@ -222,7 +225,7 @@ def _step(model: AttachedModel, mode: _Asked, batch: int, share: float) -> None:
         images = torch.empty(batch, *model.anatomy.input_shape)
         labels = torch.empty(batch, dtype=torch.int64)
         mode.ledger.ignore(images, labels)
-        if model.lean is not None:
+        if model.lean is not None and model.anatomy.channels_last:
             # The layout that frozen convolutions run in; a copy that is kept only where it is used.
             images = images.contiguous(memory_format=torch.channels_last)
     mode.note(images)

@@ -251,7 +251,8 @@ def line(found: Need, batch: int, method: str) -> str:
     return (
         f"{method}, batch {batch}: keeps {mib(found.stored)} for the backward pass, "
         f"{mib(found.optimiser)} for the optimiser of {found.trainable} parameters; "
-        f"at most {mib(found.total)} beside the weights"
+        f"at most {mib(found.total)} beside the weights; the domain takes "
+        f"{mib(found.domain_bytes)} of storage"
     )
 
 
