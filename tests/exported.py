@@ -131,8 +131,8 @@ def variants() -> dict[str, dict[str, Any]]:
 
     ``next`` and ``third`` are further releases of the first domain, on its name. The first one's
     session does not take ``da2``, ``wide``, ``every`` and ``coarse``, nor those that change the
-    backbone (``tuned``, ``masked``, ``normed``, ``beside``), and takes the rest; the slots of ``coarse``
-    have the shapes of the first one's.
+    backbone (``tuned``, ``masked``, ``normed``, ``beside``), and takes the rest; the slots of
+    ``coarse`` have the shapes of the first one's.
     """
     from tests.adapt.domains import RECIPE
     from toolchain.recipe import AdaptorOptions, DataSpec
