@@ -16,7 +16,7 @@ from toolchain.adapt.memory.measured import Stored
 from toolchain.adapt.methods import REGISTRY
 from toolchain.bench import training, trainingplot
 from toolchain.bench.training import Bench, Setup
-from toolchain.errors import MemoryBudgetError, UnknownNameError, UsageError
+from toolchain.errors import AttachError, MemoryBudgetError, UnknownNameError, UsageError
 
 NAME = "resnet20"
 SETUP = Setup(NAME, 32, batch=4, methods=("da3", "bias", "da3-half", "sparse"), rounds=1)
@@ -128,12 +128,14 @@ def test_bars_end_at_the_peak(document: dict[str, Any]) -> None:
 def test_a_method_that_the_backbone_cannot_take_is_left_out_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "load", lambda _: toys.backbone("tokens"))
+    monkeypatch.setattr(training, "load", lambda _: toys.TokenNet(8, 16, 2).eval())
     found = training.measure(Setup(NAME, 16, batch=2, methods=("series", "bias"), rounds=0))
     assert list(found[NAME]) == ["finetune", "bias"]
     left_out = found["conditions"]["runs"][NAME]["left_out"]
     assert list(left_out) == ["series"]
     assert "spatial kernel" in left_out["series"]
+    with pytest.raises(AttachError, match="does not run"):
+        training.measure(Setup(NAME, 12, batch=2, rounds=0))
 
 
 @pytest.mark.parametrize(("suffix", "start"), [(".svg", b"<?xml"), (".png", b"\x89PNG")])

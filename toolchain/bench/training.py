@@ -123,6 +123,8 @@ def measure(setup: Setup, *, notify: Notify = lambda _: None) -> dict[str, Any]:
             try:
                 found[row.name] = bench.memory(row)
             except AttachError as err:
+                if row.name == REFERENCE:
+                    raise
                 left_out[row.name] = err.message
         measured = [row for row in wanted if row.name in found]
         for name, ratios in bench.times(measured, notify).items():
