@@ -23,6 +23,7 @@ _FIGURES = {
     "second_domain_s": "second domain on the same backbone, seconds",
     "bundle_ratio": "bundle's bytes against the backbone's",
 }
+SAMPLES = "# Sample domains on resnet20"
 ENGINES = "# TensorRT engines"
 ACCURACY = "# Accuracy of the methods"
 MEMORY = "# What training keeps"
@@ -78,7 +79,7 @@ def text(
             "",
             *_speed(found),
             *_second(found["second"]),
-            *_samples(found["samples"]),
+            *samples(found["samples"]),
             "",
             *(_runtime(runtime) if runtime else []),
             *([*memory(kept), ""] if kept else []),
@@ -436,16 +437,18 @@ def _second(own: Document) -> list[str]:
     ]
 
 
-def _samples(found: Document) -> list[str]:
+def samples(found: Document) -> list[str]:
+    """Return the section of the sample domains from what ``benchmarks.samples`` read."""
     rows = [
         (f"`{domain}`", *_percents(got)) if got else (f"`{domain}`", "not trained", "", "")
         for domain, got in found.items()
     ]
     return [
-        "## Sample domains on resnet20",
+        SAMPLES,
         "",
-        "Test accuracy with adaptors and gates, of the head alone, and the share of the backbone's "
-        "multiply-adds that open gates execute (adaptors not counted).",
+        "`python -m benchmarks.samples`, the checkpoints of `make samples`. Test accuracy with "
+        "adaptors and gates, of the head alone, and the share of the backbone's multiply-adds that "
+        "open gates execute (adaptors not counted).",
         "",
         *_table(("domain", "accuracy", "head only", "executed share"), rows),
     ]

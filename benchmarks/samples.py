@@ -1,7 +1,8 @@
-"""What the sample domains reach: read from their checkpoints, trained first where one is missing.
+"""``python -m benchmarks.samples``: what the sample domains reach, from their checkpoints.
 
-Rules of this file: a checkpoint counts only if it was trained with the recipe as it is now, and
-training goes through the command that a user would call. It measures nothing itself.
+Rules of this file: a checkpoint counts only if it was trained with the recipe as it is now, one
+that is missing is trained first, and training goes through the command that a user would call. It
+measures nothing itself.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
+
+from benchmarks import results
 from toolchain.adapt import checkpoint
 from toolchain.adapt.identity import recipe_digest
 from toolchain.recipe import find, load
@@ -57,3 +61,17 @@ def _train(folder: Path, domain: str) -> None:
     command = [da3, "train", "--domain", domain, "--out", str(folder), "--overwrite"]
     # Its own answer goes to stderr: stdout belongs to the benchmark.
     subprocess.run(command, check=True, stdout=sys.stderr)
+
+
+@click.command()
+@click.option("--domains", type=Path, default=Path("build/domains"), help="Trained samples.")
+@click.option("--results", "tables", type=Path, default=Path("docs/results.md"), show_default=True)
+@click.option("--train/--no-train", default=True, help="Train samples that are missing.")
+def main(domains: Path, tables: Path, train: bool) -> None:
+    """Write the section of the results."""
+    found = read(domains, training=train, notify=lambda text: click.echo(text, err=True))
+    results.put(tables, results.samples(found))
+
+
+if __name__ == "__main__":
+    main()

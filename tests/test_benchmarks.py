@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from benchmarks import export, plot, results, samples, second
 from benchmarks.forms import STATES, Bench, Case
@@ -118,3 +119,13 @@ def test_the_document_survives_json_and_becomes_tables_and_a_plot(
 
 def test_samples_without_training_are_none(tmp_path: Path) -> None:
     assert samples.read(tmp_path, training=False) == dict.fromkeys(samples.SAMPLES)
+
+
+def test_the_samples_section_alone_is_replaced(document: dict[str, Any], tmp_path: Path) -> None:
+    tables = tmp_path / "results.md"
+    tables.write_text(results.text(document))
+    words = ["--domains", str(tmp_path), "--results", str(tables), "--no-train"]
+    said = CliRunner().invoke(samples.main, words)
+    assert said.exit_code == 0, said.output
+    untrained = {**document, "samples": dict.fromkeys(samples.SAMPLES)}
+    assert tables.read_text().rstrip() == results.text(untrained).rstrip()
