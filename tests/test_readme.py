@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tests.exported import Fleet
-from toolchain import recipe
+from toolchain import adapt, recipe
 from toolchain.cli import root
 
 HERE = Path(__file__).parent.parent
@@ -28,6 +28,10 @@ def commands(text: str) -> list[list[str]]:
     """Return the `da3` command lines in a block, comments dropped."""
     lines = [line.partition("#")[0].strip() for line in text.splitlines()]
     return [shlex.split(line) for line in lines if line.startswith("da3")]
+
+
+def section(title: str) -> str:
+    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
 def block(part: str) -> str:
@@ -69,6 +73,12 @@ def test_the_library_example_runs() -> None:
     assert "If" in {node.op_type for node in names["linked"].graph}
 
 
+def test_the_line_that_makes_a_training_lean_runs() -> None:
+    names: dict[str, Any] = {"adapt": adapt, "net": adapt.load_backbone("resnet20")}
+    exec(compile(block("lean=True"), "README.md", "exec"), names)
+    assert names["model"].lean is not None
+
+
 def test_the_runner_example_runs(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +108,9 @@ def test_every_linked_page_exists() -> None:
 
 def test_every_figure_of_the_readme_was_measured() -> None:
     results = (HERE / "docs" / "results.md").read_text().splitlines()
-    figures = README.partition("## Figures")[2].partition("\n## ")[0]
+    figures = section("Figures") + section("Training on little memory")
     rows = [line for line in figures.splitlines() if line.startswith("| `")]
-    assert len(rows) >= 9
+    assert len(rows) >= 12
     assert set(rows) <= set(results)
+    for amount in re.findall(r"[\d.]+(?= MB)", section("Training on little memory")):
+        assert any(f" {amount} |" in line for line in results), amount
