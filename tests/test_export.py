@@ -63,7 +63,7 @@ def test_the_report_tells_what_was_made(exported: Exported) -> None:
     assert report.parity.passed
     assert not report.backbone_reused
     assert not report.structure_cached
-    steps = ["restore", "split", "data", "reference", "link", "check", "pack"]
+    steps = ["restore", "data", "split", "reference", "link", "check", "pack"]
     assert list(report.seconds) == steps
     held = bundle.open_bundle(report.bundle)
     assert held.manifest == report.manifest
