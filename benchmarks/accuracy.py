@@ -147,6 +147,14 @@ def _pictures(domain: str, recipes: tuple[Path, ...]) -> DomainData:
     return data.load(_recipe(domain, recipes))
 
 
+def workers(jobs: int) -> ProcessPoolExecutor:
+    """Return ``jobs`` processes that train on one thread each."""
+    # Threads that wait shall sleep: the processes share the machine with others.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, context, initializer=_start)
+
+
 def _start() -> None:
     torch.set_num_threads(1)
 
@@ -174,13 +182,10 @@ def train(
     Raises KeyboardInterrupt after Ctrl-C or SIGTERM, with every finished run kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Threads that wait shall sleep: two processes share the machine with others.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     own = machine.machine()
     about = {"code": code_digest(), "processor": own["processor"], "cores": own["cores"]}
     started = time.monotonic()
-    context = multiprocessing.get_context("spawn")
-    with interruption() as asked, ProcessPoolExecutor(jobs, context, initializer=_start) as pool:
+    with interruption() as asked, workers(jobs) as pool:
         waiting = {pool.submit(_work, run, tuple(recipes)): run for run in runs}
         for done, future in enumerate(as_completed(waiting), start=1):
             if asked:  # the workers heard it too: what they return now was stopped half-way

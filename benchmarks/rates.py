@@ -8,21 +8,18 @@ seed that no table uses; it writes nothing. What it shows is copied by hand into
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from statistics import fmean
 from unittest.mock import patch
 
 import click
-import torch
 
-from benchmarks.accuracy import changed, train_one
+from benchmarks.accuracy import changed, train_one, workers
 from toolchain.adapt import data, methods
 from toolchain.adapt.data import DomainData
 from toolchain.adapt.data.splits import ArraySplit, Split, spread
-from toolchain.recipe import Recipe, find, load
+from toolchain.recipe import find, load
 
 OWNERS = tuple(name for name in methods.REGISTRY if name not in methods.SLOTS_ALONE)
 """The methods that have tensors of their own."""
@@ -56,7 +53,7 @@ def tried(job: Try) -> float:
     A method without tensors of its own learns at the recipe's rate, which is scaled in its place.
     """
     method, factor, domain = job
-    recipe: Recipe = changed(load(find(domain)), method, SEED)
+    recipe = changed(load(find(domain)), method, SEED)
     pictures = held_out(data.load(recipe).train, PICTURES)
     train = dataclasses.replace(recipe.train, batch=BATCH)
     registry, replaced = methods.REGISTRY, {}
@@ -69,14 +66,9 @@ def tried(job: Try) -> float:
         return float(train_one(recipe, pictures)["accuracy"])
 
 
-def jobs(names: Iterable[str], factors: Iterable[float]) -> Iterator[Try]:
+def jobs(names: Iterable[str], factors: Sequence[float]) -> Iterator[Try]:
     """Yield what is tried: every factor on every domain, method by method."""
-    for name in names:
-        yield from ((name, factor, domain) for factor in factors for domain in DOMAINS)
-
-
-def _start() -> None:
-    torch.set_num_threads(1)
+    return product(names, factors, DOMAINS)
 
 
 @click.command()
@@ -85,20 +77,14 @@ def _start() -> None:
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
 def main(names: str, factors: str, processes: int) -> None:
     """Print, per method and factor, the accuracy on pictures held out of training."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    context = multiprocessing.get_context("spawn")
     planned = list(jobs(names.split(","), [float(text) for text in factors.split(",")]))
-    with ProcessPoolExecutor(processes, context, initializer=_start) as pool:
-        seen = []
-        for (method, factor, domain), accuracy in zip(
-            planned, pool.map(tried, planned), strict=True
-        ):
-            seen.append(accuracy)
-            if domain == DOMAINS[-1]:
-                last = seen[-len(DOMAINS) :]
-                each = "  ".join(f"{d} {a:.1%}" for d, a in zip(DOMAINS, last, strict=True))
-                chosen = " (in use)" if methods.REGISTRY[method].lr_factor == factor else ""
-                print(f"{method} {factor}: {fmean(last):.1%}  {each}{chosen}", flush=True)
+    with workers(processes) as pool:
+        found = pool.map(tried, planned)
+        for method, factor, _ in planned[:: len(DOMAINS)]:
+            seen = {domain: next(found) for domain in DOMAINS}
+            each = "  ".join(f"{domain} {accuracy:.1%}" for domain, accuracy in seen.items())
+            chosen = " (in use)" if methods.REGISTRY[method].lr_factor == factor else ""
+            print(f"{method} {factor}: {fmean(seen.values()):.1%}  {each}{chosen}", flush=True)
 
 
 if __name__ == "__main__":

@@ -149,8 +149,8 @@ class AttachedModel(nn.Module):
             guards.batch_statistics(self.backbone, self.batch_statistics and self.training),
             mode,
         ):
-            if lean is not None and self._lies_last(x):
-                x = x.contiguous(memory_format=torch.channels_last)
+            if lean is not None:
+                x = self.laid_out(x)
             answer = output_tensor(self._answer(x, parts=lean is None))
             assert answer is not None
             if self.anatomy.head is None:
@@ -159,10 +159,11 @@ class AttachedModel(nn.Module):
             guards.refuse_unmet(own, self.backbone, mode)
         return seen
 
-    def _lies_last(self, x: Tensor) -> bool:
-        """Tell whether pictures should lie channels last."""
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Return pictures in the layout that lean layers run fastest in."""
         able = self.anatomy.channels_last and x.dim() == 4
-        return able and x.device.type in _LAST_IS_FASTER
+        last = able and x.device.type in _LAST_IS_FASTER
+        return x.contiguous(memory_format=torch.channels_last) if last else x
 
     def _answer(self, x: Tensor, *, parts: bool) -> object:
         """Run the backbone with what the domain has of its own."""
@@ -303,10 +304,10 @@ def attach(
     from ``seed``; the global random state is left as it was. The backbone's parameters lose
     ``requires_grad``; nothing else about it changes.
 
-    ``lean=True``: training keeps only what gradients need, which stay those of the stock layers
-    for the same layout of maps (mobiletl alone masks smooth activations);
-    ``lean="int8"`` or ``"half"``: inputs of trained layers wait in that precision, too
-    (``lean.Lean`` has all choices). ``selection``: what ``sparse`` updates (``sparse.search``).
+    ``lean=True``: training keeps only what gradients need, which stay those of the stock layers for
+    the same layout of maps (mobiletl alone masks smooth activations); ``lean="int8"`` or
+    ``"half"``: inputs of trained layers wait in that precision, too (``lean.Lean`` has all
+    choices). ``selection``: what ``sparse`` updates (``sparse.search``).
     Raises AttachError, UnknownNameError (method, option).
     """
     if method not in METHODS:

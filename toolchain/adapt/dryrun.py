@@ -6,6 +6,8 @@ was found, hooks and mode included. It draws no conclusions: see :mod:`toolchain
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +56,23 @@ def output_tensor(output: object) -> Tensor | None:
     return first_tensor(output)
 
 
+def _picture(backbone: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    reference = next(backbone.parameters(), torch.zeros(1))
+    return torch.zeros(1, *shape, dtype=reference.dtype)
+
+
+@contextmanager
+def _evaluating(backbone: nn.Module) -> Iterator[None]:
+    """Put a backbone into evaluation, without gradient, inside the block of code."""
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        backbone.train(was_training)
+
+
 def runs_channels_last(backbone: nn.Module, shape: tuple[int, ...]) -> bool:
     """Tell whether a backbone runs on pictures whose channels lie last; ``shape`` as above.
 
@@ -61,17 +80,12 @@ def runs_channels_last(backbone: nn.Module, shape: tuple[int, ...]) -> bool:
     """
     if len(shape) != 3:
         return False
-    reference = next(backbone.parameters(), torch.zeros(1))
-    picture = torch.zeros(1, *shape, dtype=reference.dtype)
-    was_training = backbone.training
-    backbone.eval()
+    picture = _picture(backbone, shape).contiguous(memory_format=torch.channels_last)
     try:
-        with torch.no_grad():
-            backbone(picture.contiguous(memory_format=torch.channels_last))
+        with _evaluating(backbone):
+            backbone(picture)
     except RuntimeError:
         return False
-    finally:
-        backbone.train(was_training)
     return True
 
 
@@ -101,8 +115,6 @@ def dry_run(
 
         return hook
 
-    was_training = backbone.training
-    backbone.eval()
     handles = [
         handle
         for name, module in backbone.named_modules()
@@ -112,10 +124,9 @@ def dry_run(
         )
     ]
     counter = FlopCounterMode(display=False)
-    reference = next(backbone.parameters(), torch.zeros(1))
     try:
-        with torch.no_grad(), counter:
-            output = backbone(torch.zeros(1, *shape, dtype=reference.dtype))
+        with _evaluating(backbone), counter:
+            output = backbone(_picture(backbone, shape))
     except Exception as err:  # a backbone's forward is the caller's code and may raise anything
         raise AttachError(
             f"{type(backbone).__name__} does not run on an input of shape [1, "
@@ -125,5 +136,4 @@ def dry_run(
     finally:
         for handle in handles:
             handle.remove()
-        backbone.train(was_training)
     return calls, output, counter

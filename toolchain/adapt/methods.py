@@ -180,9 +180,9 @@ def _sparse(subject: Subject) -> Parts:
 
     On-device training under 256 KB (Lin et al., NeurIPS 2022, section 3.2): layers and channels
     are chosen by their measured contribution within ``update_kib`` of kept maps, per picture and
-    in float32; the optimiser's state comes on top of that. ``da3 train``
-    measures and chooses by itself, your own loop calls ``adapt.sparse.search`` and passes
-    ``attach(selection=...)``; without one only the last block's biases are trained.
+    in float32; the optimiser's state comes on top of that. ``da3 train`` measures and chooses by
+    itself, your own loop calls ``adapt.sparse.search`` and passes ``attach(selection=...)``;
+    without one only the last block's biases are trained.
     """
     modules = dict(subject.layers())
     own: dict[str, Version] = {}

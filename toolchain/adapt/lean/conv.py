@@ -21,9 +21,8 @@ from torch.nn import functional as F
 from toolchain.adapt.lean.kept import keep, restore
 from toolchain.adapt.lean.once import Gradients, apply, once, records
 from toolchain.adapt.lean.options import Lean, Precision
+from toolchain.adapt.lean.windows import Pair, pair
 from toolchain.errors import AttachError
-
-Pair = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +142,7 @@ def conv2d(
     if part is not None:
         _check(weight, groups)
     delta, index = (None, None) if part is None else (part.delta, part.index)
-    across, down = _pair(dilation), _pair(stride)
+    across, down = pair(dilation), pair(stride)
     stock = part is None and lean.keep == "fp32" and weight.requires_grad
     stock = stock or _refused_by_torch(padding, down)
     if stock or not input.is_floating_point() or not records(input, weight, bias, delta):
@@ -169,12 +168,6 @@ def _check(weight: Tensor, groups: int) -> None:
         )
 
 
-def _pair(value: int | Sequence[int]) -> Pair:
-    if isinstance(value, int):
-        return value, value
-    return (value[0], value[-1])
-
-
 def _refused_by_torch(padding: object, stride: Pair) -> bool:
     """Tell whether a named padding is one that torch does not take; it says so best itself."""
     return isinstance(padding, str) and (
@@ -187,7 +180,7 @@ def _padded(
 ) -> tuple[Tensor, Pair]:
     """Turn named paddings into numbers; 'same' may need one row or column more behind."""
     if not isinstance(padding, str):
-        return x, _pair(padding)
+        return x, pair(padding)
     if padding == "valid":
         return x, (0, 0)
     height, width = (dilation[i] * (weight.shape[i - 2] - 1) for i in (0, 1))

@@ -20,12 +20,9 @@ from torch.nn import functional as F
 from toolchain.adapt.lean.layout import format_of
 from toolchain.adapt.lean.once import Gradients, apply, once, records
 from toolchain.adapt.lean.options import Lean
+from toolchain.adapt.lean.windows import Pair, Size, pair
 
-Size = int | Sequence[int]
-Pair = tuple[int, int]
-
-LARGEST_WINDOW = 256
-"""Elements of a window whose places fit a byte; larger ones run stock."""
+_PLACES = 256  # that fit a byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +123,9 @@ def avg_pool2d(
     lean: Lean,  # noqa: ARG001 - every function of the table takes it
 ) -> Tensor:
     """Average windows of ``[N, C, H, W]`` or ``[C, H, W]`` as ``avg_pool2d`` of torch does."""
-    kernel = _pair(kernel_size)
+    kernel = pair(kernel_size)
     pool = _Average(
-        kernel, _stride(stride, kernel), _pair(padding), ceil_mode, count_include_pad,
+        kernel, _stride(stride, kernel), pair(padding), ceil_mode, count_include_pad,
         divisor_override,
     )  # fmt: skip
     if not records(input):
@@ -233,22 +230,22 @@ def max_pool2d(
 
     Ties and NaN are decided by torch's own forward.
     """
-    kernel = _pair(kernel_size)
-    pool = _Maximum(kernel, _stride(stride, kernel), _pair(padding), _pair(dilation), ceil_mode)
+    kernel = pair(kernel_size)
+    pool = _Maximum(kernel, _stride(stride, kernel), pair(padding), pair(dilation), ceil_mode)
     if return_indices:
         return pool.value(input)
-    if kernel[0] * kernel[1] > LARGEST_WINDOW or not records(input):
+    if not fits_a_byte(kernel) or not records(input):
         return F.max_pool2d(input, kernel, pool.stride, pool.padding, pool.dilation, ceil_mode)
     return apply(_Maximised, input, pool)
+
+
+def fits_a_byte(kernel_size: Size) -> bool:
+    """Tell whether places in a window fit a byte; where they do not, its maximum runs stock."""
+    height, width = pair(kernel_size)
+    return height * width <= _PLACES
 
 
 def _stride(value: Size | None, kernel: Pair) -> Pair:
     """Return the stride, that of the kernel where none is given."""
     absent = value is None or (not isinstance(value, int) and not len(value))
-    return kernel if absent else _pair(value)  # type: ignore[arg-type]
-
-
-def _pair(value: Size) -> Pair:
-    if isinstance(value, int):
-        return value, value
-    return value[0], value[-1]
+    return kernel if absent else pair(value)  # type: ignore[arg-type]

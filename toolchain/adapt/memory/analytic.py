@@ -225,9 +225,8 @@ def _step(model: AttachedModel, mode: _Asked, batch: int, share: float) -> None:
         images = torch.empty(batch, *model.anatomy.input_shape)
         labels = torch.empty(batch, dtype=torch.int64)
         mode.ledger.ignore(images, labels)
-        if model.lean is not None and model.anatomy.channels_last:
-            # The layout that frozen convolutions run in; a copy that is kept only where it is used.
-            images = images.contiguous(memory_format=torch.channels_last)
+        if model.lean is not None:
+            images = model.laid_out(images)  # a copy that is kept only where it is used
     mode.note(images)
     seen = Trace()
     _arrange(model, mode, seen, share)

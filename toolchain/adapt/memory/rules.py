@@ -18,7 +18,7 @@ from torch import Tensor
 
 from toolchain.adapt.lean import Lean
 from toolchain.adapt.lean.options import Precision
-from toolchain.adapt.lean.pools import LARGEST_WINDOW
+from toolchain.adapt.lean.pools import fits_a_byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +159,7 @@ def _adaptive_average(call: Call) -> Kept:
 
 
 def _maximum(call: Call) -> Kept:
-    size = call.get(1, "kernel_size")
-    window = size * size if isinstance(size, int) else size[0] * size[-1]
-    if call.lean is None or window > LARGEST_WINDOW:
+    if call.lean is None or not fits_a_byte(call.get(1, "kernel_size")):
         return Kept((call.x,), _INDEX * call.out.numel())
     return Kept(fresh=call.out.numel())
 
