@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DIST   ?= dist
 # What a training and what an export depend on; an edit elsewhere repeats neither.
-TRAINS  := $(shell find toolchain/adapt toolchain/recipe models -name '*.py' -o -name '*.safetensors') \
-           toolchain/preprocess.py
-EXPORTS := $(shell find toolchain/graph toolchain/check toolchain/bundle toolchain/runtime \
-           toolchain/emit toolchain/engine -name '*.py') toolchain/export.py toolchain/manifests.py
+TRAINS  := $(shell find toolchain/training toolchain/recipe toolchain/pictures models \
+           -name '*.py' -o -name '*.safetensors')
+EXPORTS := $(shell find toolchain/export toolchain/bundle toolchain/device/runtime \
+           toolchain/device/engine toolchain/device/boards -name '*.py')
 # Threads that wait shall sleep: on a shared machine spinning ones make training ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 

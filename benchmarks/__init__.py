@@ -2,6 +2,6 @@
 
 Rules of this room: it measures with the library's own code path and asserts nothing; ``forms``
 builds what is measured and ``joins`` the forms that lost, ``speed`` times them with
-:mod:`toolchain.bench.timing`, ``second`` and ``samples`` give the other figures; ``export`` runs
+:mod:`toolchain.core.timing`, ``second`` and ``samples`` give the other figures; ``export`` runs
 them all, ``plot`` and ``results`` show them. Nothing here is imported by the library.
 """

@@ -30,14 +30,16 @@ import torch
 
 import toolchain
 from benchmarks import results, samples
-from toolchain import adapt, digest
-from toolchain.adapt import data, identity
-from toolchain.adapt.data import DomainData
-from toolchain.adapt.interrupt import interruption
+from toolchain import training
 from toolchain.bench import machine
-from toolchain.errors import UnknownNameError
-from toolchain.files import write_atomic
+from toolchain.core import digest
+from toolchain.core.errors import UnknownNameError
+from toolchain.core.files import write_atomic
 from toolchain.recipe import METHODS, Recipe, find, load
+from toolchain.training import data
+from toolchain.training.data import DomainData
+from toolchain.training.loop import identity
+from toolchain.training.loop.interrupt import interruption
 
 FIRST = ("da3", "finetune", "head")
 """The methods that the first look is for."""
@@ -76,9 +78,9 @@ def train_one(
 ) -> Entry:
     """Train ``recipe`` in a temporary folder and return its figures; shares are in 0..1."""
     started = time.monotonic()
-    model = adapt.build(recipe, classes=len(pictures.classes), data=pictures, backbone=backbone)
+    model = training.build(recipe, classes=len(pictures.classes), data=pictures, backbone=backbone)
     with tempfile.TemporaryDirectory(prefix="da3-accuracy-") as folder:
-        report = adapt.train(model, pictures, recipe, out=Path(folder) / recipe.domain)
+        report = training.train(model, pictures, recipe, out=Path(folder) / recipe.domain)
     return {
         "accuracy": report.evaluation.accuracy,
         "head_accuracy": report.checkpoint.info.metrics.head_accuracy,

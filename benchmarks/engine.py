@@ -24,34 +24,33 @@ import click
 import numpy as np
 import onnx_ir as ir
 
-from benchmarks import results
-from toolchain import build as pipeline
+from benchmarks import refit, results
 from toolchain import bundle
 from toolchain.bench import domains, engines, machine
 from toolchain.bench.materials import Materials
 from toolchain.bundle.slots import slot_arrays
-from toolchain.cli.domains import chosen
-from toolchain.cuda import gpus, open_cuda
-from toolchain.digest import sha256
-from toolchain.emit import calibrate
-from toolchain.emit.kit import Wish, emit
-from toolchain.emit.orders import Order
-from toolchain.emit.writing import Source, write_kits
-from toolchain.engine import refit
-from toolchain.engine.build import BuildOptions
-from toolchain.engine.build import build as build_plan
-from toolchain.engine.features import TensorRT, load
-from toolchain.engine.kit import ClassProfile, Kit
-from toolchain.engine.locate import here
-from toolchain.engine.machine import look
-from toolchain.engine.parse import Network, parse
-from toolchain.engine.target import FLAVOURS, Precision, Target, find
-from toolchain.export import export
-from toolchain.files import write_atomic
-from toolchain.graph import store
-from toolchain.graph.link import Linking, link
-from toolchain.graph.names import SLOTS_FILE, WEIGHTS_FILE
-from toolchain.graph.split import Split, read_split
+from toolchain.cli.show.domains import chosen
+from toolchain.core.digest import sha256
+from toolchain.core.files import write_atomic
+from toolchain.device import build as pipeline
+from toolchain.device.boards.cuda import gpus, open_cuda
+from toolchain.device.boards.locate import here
+from toolchain.device.boards.machine import look
+from toolchain.device.boards.target import FLAVOURS, Precision, Target, find
+from toolchain.device.engine.build import BuildOptions
+from toolchain.device.engine.build import build as build_plan
+from toolchain.device.engine.features import TensorRT, load
+from toolchain.device.engine.kit import ClassProfile, Kit
+from toolchain.device.engine.parse import Network, parse
+from toolchain.export.emit import calibrate
+from toolchain.export.emit.kits import Source, write_kits
+from toolchain.export.emit.models import Wish, emit
+from toolchain.export.graph import store
+from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
+from toolchain.export.graph.split import Split, read_split
+from toolchain.export.orders import Order
+from toolchain.export.pipeline import export
 
 SIDES = {"resnet20": 32, "resnet26": 64, "resnet50": 224, "mobilenet_v2": 224}
 QUICK = {"resnet20": 32}

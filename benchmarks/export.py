@@ -20,10 +20,10 @@ import click
 
 from benchmarks import plot, results, samples, second, speed
 from benchmarks.forms import STATES, Bench, Case
-from toolchain.adapt.weights import load_backbone
 from toolchain.bench import machine
-from toolchain.bench.timing import CLOCK
-from toolchain.files import write_atomic
+from toolchain.core.files import write_atomic
+from toolchain.core.timing import CLOCK
+from toolchain.training.adapt.weights import load_backbone
 
 RESNET50 = Case("resnet50", lambda: load_backbone("resnet50", untrained_seed=0), 224, 196)
 RESNET20 = Case("resnet20", lambda: load_backbone("resnet20"), 32, 8)

@@ -21,14 +21,14 @@ from safetensors.numpy import load as load_safetensors
 from torch import nn
 
 from benchmarks.joins import Change
-from toolchain.adapt.attached import AttachedModel, attach
-from toolchain.graph import store
-from toolchain.graph.halves import Halves, make_halves
-from toolchain.graph.link import Form, Linking, link
-from toolchain.graph.names import IMAGE, SLOTS_FILE, WEIGHTS_FILE
-from toolchain.graph.split import recompose
-from toolchain.runtime.linked import Linked
-from toolchain.runtime.session import Session
+from toolchain.device.runtime.ort.backend import Linked
+from toolchain.device.runtime.ort.session import Session
+from toolchain.export.graph import store
+from toolchain.export.graph.halves import Halves, make_halves
+from toolchain.export.graph.link import Form, Linking, link
+from toolchain.export.graph.names import IMAGE, SLOTS_FILE, WEIGHTS_FILE
+from toolchain.export.graph.split import recompose
+from toolchain.training.adapt.attached import AttachedModel, attach
 
 STATES = ("open", "half", "closed")
 FORCE = 1000.0

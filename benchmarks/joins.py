@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from toolchain.graph.names import Cut
+from toolchain.export.graph.names import Cut
 
 Change = Callable[[ModelProto, Sequence[Cut]], ModelProto]
 

@@ -1,6 +1,6 @@
 """``python -m benchmarks.memory``: what each method's training keeps, on three backbones.
 
-Rules of this file: it runs :mod:`toolchain.bench.training` and writes build/bench/memory.json with
+Rules of this file: it runs :mod:`toolchain.bench.footprint` and writes build/bench/memory.json with
 one plot per backbone, and the section of docs/results.md; a backbone that is measured anew replaces
 its own entry alone. Where an NVIDIA GPU is at hand the same is measured there, under ``cuda``. No
 figure is typed.
@@ -20,10 +20,10 @@ import click
 import torch
 
 from benchmarks import results
-from toolchain.bench import training, trainingplot
-from toolchain.cli.bench import teller
-from toolchain.cli.output import plain
-from toolchain.files import write_atomic
+from toolchain.bench import footprint, trainingplot
+from toolchain.cli.show.output import plain
+from toolchain.cli.verbs.bench import teller
+from toolchain.core.files import write_atomic
 
 SIDES = {"resnet50": 224, "mobilenet_v2": 224, "resnet26": 64}
 QUICK = {"resnet20": 32}
@@ -31,11 +31,11 @@ BATCH = 8
 CUDA = "cuda"
 
 
-def measure(setup: training.Setup) -> dict[str, Any]:
+def measure(setup: footprint.Setup) -> dict[str, Any]:
     """Return the document of one backbone, with its ``cuda`` part where there is a GPU."""
-    found = training.measure(setup, notify=teller())
+    found = footprint.measure(setup, notify=teller())
     if torch.cuda.is_available():
-        found[CUDA] = training.measure(replace(setup, device=CUDA), notify=teller())
+        found[CUDA] = footprint.measure(replace(setup, device=CUDA), notify=teller())
         found[CUDA]["gpu"] = torch.cuda.get_device_name()
     return found
 
@@ -44,10 +44,10 @@ def joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document with a backbone measured anew, that of CUDA likewise."""
     if not before:
         return dict(now)
-    found = training.merged([before, now])
+    found = footprint.merged([before, now])
     if CUDA in before:
         there = [before[CUDA], *([now[CUDA]] if CUDA in now else [])]
-        found[CUDA] = training.merged(there)
+        found[CUDA] = footprint.merged(there)
     return found
 
 
@@ -84,10 +84,10 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     document: dict[str, Any] = {}
     sides = QUICK if quick else SIDES
-    methods = (training.OURS,) if quick else ("all",)
+    methods = (footprint.OURS,) if quick else ("all",)
     for name in sides if quick else names or sides:
         started = time.monotonic()
-        setup = training.Setup(name, sides[name], BATCH, methods, rounds=rounds, threads=threads)
+        setup = footprint.Setup(name, sides[name], BATCH, methods, rounds=rounds, threads=threads)
         gc.collect()  # steps hold their models in cycles, gigabytes of them
         now = measure(setup)
         now["conditions"]["runs"][name]["took_s"] = time.monotonic() - started
@@ -103,7 +103,7 @@ def main(
 
 def _tell(document: Mapping[str, Any], name: str) -> None:
     rows = document[name]
-    whole = rows[training.REFERENCE]["stored_measured"]
+    whole = rows[footprint.REFERENCE]["stored_measured"]
     for row, target in results.KEPT_TARGETS.items():
         if row in rows:
             saved = whole / rows[row]["stored_measured"]

@@ -16,10 +16,11 @@ from unittest.mock import patch
 import click
 
 from benchmarks.accuracy import changed, train_one, workers
-from toolchain.adapt import data, methods
-from toolchain.adapt.data import DomainData
-from toolchain.adapt.data.splits import ArraySplit, Split, spread
 from toolchain.recipe import find, load
+from toolchain.training import data
+from toolchain.training.adapt import methods
+from toolchain.training.data import DomainData
+from toolchain.training.data.splits import ArraySplit, Split, spread
 
 OWNERS = tuple(name for name in methods.REGISTRY if name not in methods.SLOTS_ALONE)
 """The methods that have tensors of their own."""

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from toolchain.bench.footprint import AGREEMENT
 from toolchain.bench.tables import tables
-from toolchain.bench.training import AGREEMENT
-from toolchain.files import write_atomic
+from toolchain.core.files import write_atomic
 
 Document = Mapping[str, Any]
 

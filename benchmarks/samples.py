@@ -16,9 +16,9 @@ from typing import Any
 import click
 
 from benchmarks import results
-from toolchain.adapt import checkpoint
-from toolchain.adapt.identity import recipe_digest
 from toolchain.recipe import find, load
+from toolchain.training.adapt import checkpoint
+from toolchain.training.loop.identity import recipe_digest
 
 SAMPLES = ("cars", "digits", "chirps", "cells")
 

@@ -71,8 +71,8 @@ def _prepare(work: Path, setup: Setup, notify: Callable[[str], None]) -> None:
     """Write weights, pictures, recipes and checkpoints; torch is imported here alone."""
     from safetensors.torch import save_file
 
-    from toolchain.adapt.weights import load_backbone
-    from toolchain.digest import sha256
+    from toolchain.core.digest import sha256
+    from toolchain.training.adapt.weights import load_backbone
 
     notify("preparing two domains")
     (work / "domains").mkdir(parents=True)
@@ -114,9 +114,9 @@ def _checkpoint(work: Path, recipe: Recipe, seed: int) -> None:
     """Write a domain of drawn values: adaptors act, and gates differ between pictures."""
     import torch
 
-    from toolchain.adapt.data import load as load_data
-    from toolchain.adapt.evaluation import evaluate
-    from toolchain.adapt.models import build, save
+    from toolchain.training.data import load as load_data
+    from toolchain.training.loop.evaluation import evaluate
+    from toolchain.training.loop.models import build, save
 
     data = load_data(recipe)
     model = build(recipe, classes=len(data.classes))
@@ -138,7 +138,7 @@ def _in_fresh_process(work: Path, domain: str) -> dict[str, Any]:
 
 def _export(work: Path, domain: str) -> dict[str, Any]:
     started = time.perf_counter()
-    from toolchain.export import export
+    from toolchain.export.pipeline import export
 
     imported, cpu = time.perf_counter(), time.process_time()
     report = export(

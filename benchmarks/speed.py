@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from benchmarks.forms import STATES, Bench, Call
 from benchmarks.joins import REJECTED
-from toolchain.bench.timing import Timing, interleaved
+from toolchain.core.timing import Timing, interleaved
 
 PLAIN = "plain"
 Notify = Callable[[str], None]

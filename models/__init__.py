@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from toolchain.backbones import Backbone
+from toolchain.training.adapt.backbones import Backbone
 
 if TYPE_CHECKING:
     from torch import nn

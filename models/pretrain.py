@@ -21,8 +21,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toolchain.digest import sha256
-from toolchain.files import write_atomic
+from toolchain.core.digest import sha256
+from toolchain.core.files import write_atomic
 
 from .pictures import IGNORED, TASKS, Pictures, draw
 from .resnet20 import build

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.exported import Domain, Exported, Fleet, make_domain, register
-from tests.kitted import Kitted
-from tests.kitted import make as kits_of
+from tests.support.exported import Domain, Exported, Fleet, make_domain, register
+from tests.support.kitted import Kitted
+from tests.support.kitted import make as kits_of
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -64,7 +64,7 @@ def toy_domain(toy_backbone: None, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def exported(toy_domain: Domain, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The domain exported once; nobody changes what was written."""
-    from toolchain.export import export
+    from toolchain.export.pipeline import export
 
     folder = tmp_path_factory.mktemp("export")
     report = export(

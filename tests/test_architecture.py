@@ -80,7 +80,7 @@ def imports() -> tuple[Import, ...]:
 
 
 def room(file: str) -> str:
-    """``toolchain/graph/link.py`` is graph, ``models/...`` is da3_models."""
+    """``toolchain/export/graph/link.py`` is graph, ``models/...`` is da3_models."""
     parts = Path(file).with_suffix("").parts
     return parts[1] if parts[0] == "toolchain" else PACKAGES[parts[0]]
 
@@ -201,22 +201,22 @@ LIGHT = (
 )
 WEIGHTS: dict[str, set[str]] = {
     **{name: set() for name in LIGHT},
-    "toolchain.adapt.checkpoint": set(),
-    "toolchain.adapt.data": set(),
+    "toolchain.training.adapt.checkpoint": set(),
+    "toolchain.training.data": set(),
     "toolchain.cli": {"click"},
     "toolchain.inspect": set(),
     "toolchain.bundle.golden": set(),
-    "toolchain.runtime.linked": {"onnxruntime"},
-    "toolchain.runtime.runner": {"onnxruntime"},
-    "toolchain.runtime.capture": set(),
-    "toolchain.serve.app": set(),
-    "toolchain.runtime.session": {"onnxruntime"},
-    "toolchain.runtime.staged": {"onnxruntime"},
-    "toolchain.check.bundles": {"onnxruntime"},
-    "toolchain.check.parity": {"onnxruntime"},
-    "toolchain.graph.link": {"onnx", "onnx_ir"},
-    "toolchain.graph.stage": {"onnx", "onnx_ir"},
-    "toolchain.graph.store": {"onnx", "onnx_ir"},
+    "toolchain.device.runtime.ort.backend": {"onnxruntime"},
+    "toolchain.device.runtime.runner": {"onnxruntime"},
+    "toolchain.pictures.video": set(),
+    "toolchain.device.serve.app": set(),
+    "toolchain.device.runtime.ort.session": {"onnxruntime"},
+    "toolchain.device.runtime.ort.staged": {"onnxruntime"},
+    "toolchain.export.check.bundles": {"onnxruntime"},
+    "toolchain.export.check.parity": {"onnxruntime"},
+    "toolchain.export.graph.link": {"onnx", "onnx_ir"},
+    "toolchain.export.graph.stage": {"onnx", "onnx_ir"},
+    "toolchain.export.graph.store": {"onnx", "onnx_ir"},
 }
 PROGRAM = """
 import importlib, json, sys

@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from tests.exported import Fleet
-from toolchain import adapt, recipe
+from tests.support.exported import Fleet
+from toolchain import recipe, training
 from toolchain.cli import root
 
 HERE = Path(__file__).parent.parent
@@ -74,7 +74,7 @@ def test_the_library_example_runs() -> None:
 
 
 def test_the_line_that_makes_a_training_lean_runs() -> None:
-    names: dict[str, Any] = {"adapt": adapt, "net": adapt.load_backbone("resnet20")}
+    names: dict[str, Any] = {"training": training, "net": training.load_backbone("resnet20")}
     exec(compile(block("lean=True"), "README.md", "exec"), names)
     assert names["model"].lean is not None
 

@@ -10,7 +10,7 @@ import pytest
 
 from toolchain.bench.contenders import OTHERS, OURS, Contenders, Kind, bare, options_of
 from toolchain.bench.materials import Materials, foreign
-from toolchain.runtime import Outcome
+from toolchain.device.runtime import Outcome
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.exported import Fleet
-from tests.simulated.engines import cuda_of, deploy, digest_of, simulated
+from tests.support.exported import Fleet
+from tests.support.simulated.engines import cuda_of, deploy, digest_of, simulated
 from toolchain.bench.engines import measure, prove
-from toolchain.engine.cache import open_engine
-from toolchain.errors import UsageError
-from toolchain.runtime.plan import Device
+from toolchain.core.errors import UsageError
+from toolchain.device.engine.cache import open_engine
+from toolchain.device.runtime.trt.plan import Device
 
 
 @pytest.fixture

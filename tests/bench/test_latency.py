@@ -13,7 +13,7 @@ from toolchain.bench import latency
 from toolchain.bench.latency import break_even, forced
 from toolchain.bench.materials import Materials, foreign
 from toolchain.bundle.slots import slot_arrays
-from toolchain.runtime.session import Session
+from toolchain.device.runtime.ort.session import Session
 
 MS = st.floats(1e-3, 1e3)
 

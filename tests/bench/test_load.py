@@ -18,7 +18,7 @@ from toolchain.bench.materials import Materials
 from toolchain.bench.run import QUICK
 from toolchain.bench.traffic import Known, Traffic, is_known, known_answers
 from toolchain.bundle import Payload
-from toolchain.errors import UsageError
+from toolchain.core.errors import UsageError
 
 
 @pytest.fixture(scope="module")

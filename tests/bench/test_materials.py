@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.bench.conftest import PLAN
-from tests.exported import Fleet
+from tests.support.exported import Fleet
 from toolchain import bundle
 from toolchain.bench import domains
 from toolchain.bench.materials import INDEX_NAME, Materials, foreign, from_json, read_index
-from toolchain.check.bundles import check_bundle
-from toolchain.errors import BundleError, StorageError, UsageError
+from toolchain.core.errors import BundleError, StorageError, UsageError
+from toolchain.export.check.bundles import check_bundle
 
 
 def test_materials_survive_json(materials: Materials) -> None:

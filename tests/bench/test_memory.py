@@ -9,7 +9,7 @@ import pytest
 
 from toolchain.bench.memory import private_bytes, resident_bytes
 from toolchain.bench.run import QUICK
-from toolchain.errors import RunError
+from toolchain.core.errors import RunError
 
 
 def test_memory_that_is_touched_is_seen() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from toolchain.bench import fresh, run
+from toolchain.bench import child, run
 from toolchain.bench.materials import Materials
-from toolchain.errors import RunError, UnknownNameError, UsageError
+from toolchain.core.errors import RunError, UnknownNameError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -56,17 +56,17 @@ def test_bundles_alone_say_what_is_missing(materials: Materials) -> None:
 def test_an_error_of_the_child_is_told(tmp_path: Path) -> None:
     plan = {"backbone": "resnet21", "side": 32, "domains": 2, "classes": 2}
     with pytest.raises(RunError, match="resnet21"):
-        fresh.run("domains", {"work": str(tmp_path), "plan": plan})
+        child.run("domains", {"work": str(tmp_path), "plan": plan})
 
 
 def test_a_child_that_dies_is_told(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="ended with code 1"):
-        fresh.run("domains", {})
+        child.run("domains", {})
 
 
 def test_only_parts_can_be_run() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "toolchain.bench.fresh", "os"],
+        [sys.executable, "-m", "toolchain.bench.child", "os"],
         input=b"{}",
         capture_output=True,
         check=False,

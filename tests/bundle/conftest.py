@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.samples import MANIFEST, PAYLOADS
 from toolchain.bundle import pack
-
-from .samples import MANIFEST, PAYLOADS
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolchain.bundle.archive import read_archive, write_archive
-from toolchain.digest import sha256
+from toolchain.core.digest import sha256
 
 BLOBS = st.lists(st.binary(max_size=1500), min_size=1, max_size=8).map(
     lambda blobs: {sha256(blob): blob for blob in blobs}

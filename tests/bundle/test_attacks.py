@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support import attacks_archive, attacks_manifest
 from toolchain.bundle import open_bundle, read_bundle, unpack
-from toolchain.errors import BundleError
-
-from . import attacks_archive, attacks_manifest
+from toolchain.core.errors import BundleError
 
 ATTACKS = attacks_archive.ATTACKS | attacks_manifest.ATTACKS
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.samples import BACKBONE, TAPS
 from toolchain.bundle import (
     BackboneArtefact,
     BackboneManifest,
@@ -25,16 +26,14 @@ from toolchain.bundle import (
     open_backbone,
     write_backbone,
 )
-from toolchain.digest import canonical_json, sha256
-from toolchain.errors import (
+from toolchain.core.digest import canonical_json, sha256
+from toolchain.core.errors import (
     BackboneMismatchError,
     BundleError,
     DataError,
     ExistsError,
     StorageError,
 )
-
-from .samples import BACKBONE, TAPS
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from toolchain.bundle import archive, backbone, document, manifest, read_bundle
+from toolchain.bundle import archive, backbone, manifest, read_bundle
 from toolchain.bundle.backbone import (
     BackboneBlock,
     BackboneFile,
@@ -31,8 +31,9 @@ from toolchain.bundle.manifest import (
     Slot,
     Tap,
 )
-from toolchain.bundle.rules import NOTE, NOTES, TableOf
-from toolchain.fields import ListOf, Nullable, Section, SectionOf, rules
+from toolchain.core import canonical
+from toolchain.core.fields import ListOf, Nullable, Section, SectionOf, rules
+from toolchain.core.words import NOTE, NOTES, TableOf
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bundle-format.md"
 RECORDS: list[type[Section]] = [
@@ -81,8 +82,8 @@ def test_the_limits_are_those_of_the_code() -> None:
     limits = dict(re.findall(r"^\| limit: (.*?) \| ([0-9]+) \|$", text, re.MULTILINE))
     assert {name: int(value) for name, value in limits.items()} == {
         "bytes of a bundle": archive.LIMIT_BYTES,
-        "bytes of a JSON document": document.LIMIT_BYTES,
-        "nesting of a JSON document": document.LIMIT_DEPTH,
+        "bytes of a JSON document": canonical.LIMIT_BYTES,
+        "nesting of a JSON document": canonical.LIMIT_DEPTH,
         "files of a bundle": manifest.LIMIT_FILES,
         "bytes of a backbone file": backbone.LIMIT_FILE_BYTES,
     }

@@ -14,7 +14,7 @@ from safetensors.numpy import save as safetensors_save
 
 from toolchain.bundle import golden as golden_file
 from toolchain.bundle.golden import FORCE, MAX_CASES, PROBES, Golden, probe, read_golden, shifted
-from toolchain.errors import VerificationError
+from toolchain.core.errors import VerificationError
 
 
 def cases(count: int = 3, gates: int = 2, blocks: int = 2, seed: int = 0) -> Golden:

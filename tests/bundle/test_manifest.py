@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.samples import MANIFEST
 from toolchain.bundle import FileEntry, Manifest, Preprocess, Scalar, Slot, read_bundle
-from toolchain.bundle.rules import DOMAIN, EXACT
-from toolchain.digest import canonical_json, sha256
-from toolchain.errors import BundleError, Da3Error
-from toolchain.preprocess import Preprocessing
+from toolchain.core.digest import canonical_json, sha256
+from toolchain.core.errors import BundleError, Da3Error
+from toolchain.core.words import DOMAIN, EXACT
+from toolchain.pictures.preprocess import Preprocessing
 from toolchain.recipe.spec import is_domain_name
-
-from .samples import MANIFEST
 
 FILES = (
     FileEntry("domain", "domain.onnx", sha256(b"d"), 1, "application/x-onnx"),

@@ -11,10 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from tests.support.samples import MANIFEST, PAYLOADS
 from toolchain.bundle import Payload, created_now, open_bundle, pack, unpack, verify
-from toolchain.errors import BundleError, ExistsError, StorageError, UnknownNameError, UsageError
-
-from .samples import MANIFEST, PAYLOADS
+from toolchain.core.errors import (
+    BundleError,
+    ExistsError,
+    StorageError,
+    UnknownNameError,
+    UsageError,
+)
 
 RELEASED = Path(__file__).parent.parent / "bundles"
 

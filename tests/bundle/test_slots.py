@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save
 
 from toolchain.bundle import check_slots, slot_table
-from toolchain.digest import tensor_digest
-from toolchain.errors import BundleError
+from toolchain.core.digest import tensor_digest
+from toolchain.core.errors import BundleError
 
 FINITE = hnp.arrays(
     st.sampled_from(["float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool"]),

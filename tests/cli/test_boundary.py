@@ -14,11 +14,11 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.toy_export import invoke, write_recipe
-from toolchain import errors
+from tests.support.toy_export import invoke, write_recipe
 from toolchain.cli.boundary import BoundedCommand, naming
-from toolchain.cli.output import json_option
-from toolchain.errors import Da3Error, Fault
+from toolchain.cli.show.output import json_option
+from toolchain.core import errors
+from toolchain.core.errors import Da3Error, Fault
 
 DA3 = (sys.executable, "-m", "toolchain")
 CASES: list[Da3Error] = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.toy_export import invoke
+from tests.support.toy_export import invoke
 from toolchain.cli import root
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "cli.md"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.toy_export import Run, invoke
+from tests.support.toy_export import Run, invoke
 from toolchain import bundle
 from toolchain.bundle.golden import read_golden
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.toy_export import Run
+from tests.support.toy_export import Run
 
 FRAMEWORKS = {"torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript"}
 LIGHT = FRAMEWORKS | {"numpy", "PIL", "yaml", "safetensors", "rfc8785"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.toy_export import Run
+from tests.support.toy_export import Run
 
 PARITY = {"passed", "tolerance", "cases", "forced", "comparisons", "notes"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.toy_export import Run, exported
+from tests.support.toy_export import Run, exported
 
 
 @pytest.fixture(scope="session")

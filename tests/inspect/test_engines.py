@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.kitted import Kitted
-from tests.simulated.engines import deploy, simulated
+from tests.support.kitted import Kitted
+from tests.support.simulated.engines import deploy, simulated
 from toolchain.cli import root
-from toolchain.engine.cache import mark
-from toolchain.errors import BundleError
+from toolchain.core.errors import BundleError
+from toolchain.device.engine.cache import mark
 from toolchain.inspect import EngineFacts, KitFacts, inspect
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from toolchain.errors import UsageError
+from toolchain.core.errors import UsageError
 from toolchain.inspect.graphs import graph, parsed
 
 FLOAT = TensorProto.FLOAT

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.toy_export import Run, write_recipe
+from tests.support.toy_export import Run, write_recipe
 from toolchain import bundle
-from toolchain.errors import (
+from toolchain.core.errors import (
     CheckpointError,
     Da3Error,
     MissingPackageError,

@@ -10,7 +10,7 @@ from da3_models import resnet20
 from da3_models.pictures import IGNORED, TASKS
 from da3_models.pretrain import accuracies, batches, columns, loss_of, train
 
-from toolchain.adapt.weights import load_backbone
+from toolchain.training.adapt.weights import load_backbone
 
 
 @pytest.fixture(autouse=True)

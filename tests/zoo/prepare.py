@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolchain.adapt.adaptors import Gate
-from toolchain.adapt.attached import AttachedModel
-from toolchain.preprocess import Pixels, Preprocessing, normalise
+from toolchain.pictures.preprocess import Pixels, Preprocessing, normalise
+from toolchain.training.adapt.adaptors import Gate
+from toolchain.training.adapt.attached import AttachedModel
 
 CLASSES = 7
 COUNT = 48

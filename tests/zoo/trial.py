@@ -28,17 +28,17 @@ from tests.zoo.prepare import (
     scramble,
     tensor,
 )
-from toolchain.adapt.attached import AttachedModel, attach, weights_digest
-from toolchain.adapt.data.splits import ArraySplit
 from toolchain.bundle.golden import FORCE, Golden, shifted
-from toolchain.check import subjects
-from toolchain.check.parity import Subject, compare
-from toolchain.check.reference import choose, join, observe
-from toolchain.errors import Da3Error
-from toolchain.graph import store
-from toolchain.graph.halves import Halves, make_halves
-from toolchain.graph.link import Linking, link
-from toolchain.graph.names import SLOTS_FILE, WEIGHTS_FILE
+from toolchain.core.errors import Da3Error
+from toolchain.export.check import subjects
+from toolchain.export.check.parity import Subject, compare
+from toolchain.export.check.reference import choose, join, observe
+from toolchain.export.graph import store
+from toolchain.export.graph.halves import Halves, make_halves
+from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
+from toolchain.training.adapt.attached import AttachedModel, attach, weights_digest
+from toolchain.training.data.splits import ArraySplit
 
 LINKINGS = (("swap", "if"), ("swap", "rows"), ("static", "if"), ("static", "rows"))
 

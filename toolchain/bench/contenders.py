@@ -23,7 +23,7 @@ import onnxruntime as ort
 
 from toolchain.bench.materials import Materials
 from toolchain.bundle.slots import slot_arrays
-from toolchain.runtime import Runner
+from toolchain.device.runtime import Runner
 
 Kind = Literal["bundle", "installed", "whole", "shared", "shared, extended"]
 OURS: tuple[Kind, ...] = ("bundle", "installed")
@@ -122,7 +122,7 @@ FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def options_of(threads: int) -> ort.SessionOptions:
-    """Return session options as :class:`toolchain.runtime.session.Session` sets them."""
+    """Return session options as :class:`toolchain.device.runtime.ort.session.Session` sets them."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

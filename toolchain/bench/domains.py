@@ -4,7 +4,7 @@ Rules of this file: everything goes through the library's own path (attach, spli
 with PyTorch, pack); domains are drawn from a seed, as neither time nor memory depends on what was
 learnt. Their gates are decided at run time and stand firm (zero weight, every second one open), so
 that every domain costs the same and a difference is not one between domains. Runs in a process of
-its own (:mod:`toolchain.bench.fresh`): nobody who measures has torch in memory.
+its own (:mod:`toolchain.bench.child`): nobody who measures has torch in memory.
 """
 
 from __future__ import annotations
@@ -19,25 +19,27 @@ import numpy as np
 import torch
 from safetensors.numpy import load as load_safetensors
 
-from toolchain import backbones, bundle, manifests
-from toolchain.adapt.attached import AttachedModel, attach
-from toolchain.adapt.checkpoint import INFO_FILE, Checkpoint
-from toolchain.adapt.data import ArraySplit
-from toolchain.adapt.evaluation import Evaluation
-from toolchain.adapt.models import save
-from toolchain.adapt.weights import load_backbone
+from toolchain import bundle
 from toolchain.bench import graphs
 from toolchain.bench.materials import Materials, read_index, write_index
 from toolchain.bundle import BackboneArtefact, Payload
-from toolchain.check import parity, subjects
-from toolchain.check.bundles import SHIPPED
-from toolchain.check.reference import Chosen, choose
-from toolchain.files import write_atomic
-from toolchain.graph import store
-from toolchain.graph.halves import Halves, make_halves
-from toolchain.graph.link import Linking, link, named
-from toolchain.graph.names import SLOTS_FILE
+from toolchain.core.files import write_atomic
+from toolchain.export import manifests
+from toolchain.export.check import parity, subjects
+from toolchain.export.check.bundles import SHIPPED
+from toolchain.export.check.reference import Chosen, choose
+from toolchain.export.graph import store
+from toolchain.export.graph.halves import Halves, make_halves
+from toolchain.export.graph.link import Linking, link, named
+from toolchain.export.graph.names import SLOTS_FILE
 from toolchain.recipe import AdaptorOptions, DataSpec, Preprocessing, Recipe, TrainSpec, dump
+from toolchain.training.adapt import backbones
+from toolchain.training.adapt.attached import AttachedModel, attach
+from toolchain.training.adapt.checkpoint import INFO_FILE, Checkpoint
+from toolchain.training.adapt.weights import load_backbone
+from toolchain.training.data import ArraySplit
+from toolchain.training.loop.evaluation import Evaluation
+from toolchain.training.loop.models import save
 
 DISTRIBUTION = "da3-toolchain"
 # Whole models are some hundred megabytes each; more than these are not needed to take turns.
@@ -231,6 +233,6 @@ def _written(work: Path, kind: str, name: str, data: bytes) -> Path:
     return folder / f"{name}.onnx"
 
 
-def child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
-    """Make materials in a process of its own; see :mod:`toolchain.bench.fresh`."""
+def in_child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
+    """Make materials in a process of its own; see :mod:`toolchain.bench.child`."""
     return make(Path(given["work"]), Plan(**given["plan"]), notify=notify).to_json()

@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from toolchain.bench import skipping
-from toolchain.bench.timing import WALL, interleaved
 from toolchain.bundle import open_bundle
-from toolchain.digest import sha256
-from toolchain.engine.cache import EngineArtefact, mark, open_engine
-from toolchain.errors import UsageError
-from toolchain.runtime import Runner, deployed
-from toolchain.runtime.limit import TimeLimit
-from toolchain.runtime.loading import Bound
-from toolchain.runtime.plan import Device
-from toolchain.runtime.release import read_release
-from toolchain.runtime.selftest import difference, run_cases
+from toolchain.bundle.release import read_release
+from toolchain.core.digest import sha256
+from toolchain.core.errors import UsageError
+from toolchain.core.timing import WALL, interleaved
+from toolchain.device.engine.cache import EngineArtefact, mark, open_engine
+from toolchain.device.runtime import Runner
+from toolchain.device.runtime.limit import TimeLimit
+from toolchain.device.runtime.loading import Bound
+from toolchain.device.runtime.selftest import difference, run_cases
+from toolchain.device.runtime.trt import engine, skipping
+from toolchain.device.runtime.trt.plan import Device
 
 SCHEMA = "da3.bench.engine/1"
 Notify = Callable[[str], None]
@@ -50,12 +50,12 @@ def measure(
     ``parity`` with PyTorch over the golden data in both states of every gate (by bundle: cases,
     ``error`` over the logits' range where gates agree, cases with another class and gate),
     ``memory_bytes`` of the device, and ``unchanged``: whether the plans' bytes are those before.
-    Raises UsageError without bundles, and as :class:`toolchain.runtime.Runner`.
+    Raises UsageError without bundles, and as :class:`toolchain.device.runtime.Runner`.
     """
     if not bundles:
         raise UsageError("expected a bundle to run, got none", fix="name one with --bundle")
     artefact = open_engine(path)
-    where = device or deployed.open_device(artefact.manifest.built_for.module)
+    where = device or engine.open_device(artefact.manifest.built_for.module)
     before = _digests(artefact)
     found = _running(path, bundles, where, rounds, notify)
     notify("parity")
@@ -82,12 +82,12 @@ def prove(
     """Time all gates closed against all open and write the verdict into the engine.
 
     None for an engine without gates and for a static one, whose gates nothing forces. Raises as
-    :func:`toolchain.runtime.deployed.make_engine`.
+    :func:`toolchain.device.runtime.trt.engine.make_engine`.
     """
     kit = artefact.kit
     if artefact.manifest.built_for.flavour == "static" or not kit.gates:
         return None
-    backend = deployed.make_engine(artefact, device).backend
+    backend = engine.make_engine(artefact, device).backend
     proof = skipping.prove(
         backend,
         skipping.neutral(backend, kit.classes.best),
@@ -106,7 +106,7 @@ def alone_ms(artefact: EngineArtefact, device: Device, *, rounds: int = skipping
 
     Written into the engine beside its verdict, to be held against what others measured.
     """
-    backend = deployed.make_engine(artefact, device).backend
+    backend = engine.make_engine(artefact, device).backend
     side = artefact.backbone.input.size
     image = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
     bound = backend.bind(skipping.neutral(backend, artefact.kit.classes.best))
@@ -127,13 +127,13 @@ def _digests(artefact: EngineArtefact) -> dict[str, str]:
 
 def _parity(artefact: EngineArtefact, path: Path, device: Device) -> dict[str, Any]:
     release = read_release(open_bundle(path))
-    engine = deployed.make_engine(artefact, device)
+    loaded = engine.make_engine(artefact, device)
     golden = release.golden()
-    cases = golden.take(golden.natural) if engine.is_static else golden
+    cases = golden.take(golden.natural) if loaded.is_static else golden
     with TimeLimit(release.time_limit_s) as limit:
-        bound = Bound(engine, release, limit)
+        bound = Bound(loaded, release, limit)
         got = run_cases(cases, bound, release.slots, release.preprocess, 1)
-    found = difference(got, cases, gates=not engine.is_static)
+    found = difference(got, cases, gates=not loaded.is_static)
     return {
         "cases": len(cases),
         "error": found.agreed_absolute / found.span,

@@ -15,10 +15,10 @@ import onnx
 import onnx_ir as ir
 from onnx import GraphProto, ModelProto, TensorProto
 
-from toolchain.graph import store
-from toolchain.graph.halves import Halves
-from toolchain.graph.link import Linking, link
-from toolchain.graph.names import SLOTS_FILE, WEIGHTS_FILE
+from toolchain.export.graph import store
+from toolchain.export.graph.halves import Halves
+from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
 
 OPEN, CLOSED = 1.0, 0.0
 

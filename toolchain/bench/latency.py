@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.bench.materials import Materials
-from toolchain.bench.timing import Call, Timing, clock_of, interleaved, rebuilt
 from toolchain.bundle.golden import FORCE
 from toolchain.bundle.slots import slot_arrays
-from toolchain.runtime.session import Session
+from toolchain.core.timing import Call, Timing, clock_of, interleaved, rebuilt
+from toolchain.device.runtime.ort.session import Session
 
 STATES = ("open", "half", "closed")
 BUILDS = 5

@@ -16,13 +16,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from toolchain.bench import fresh
+from toolchain.bench import child
 from toolchain.bench.contenders import Contenders
 from toolchain.bench.materials import Materials, from_json
 from toolchain.bench.memory import resident_bytes
 from toolchain.bench.traffic import Traffic, known_answers
-from toolchain.errors import RunError
-from toolchain.runtime import Runner
+from toolchain.core.errors import RunError
+from toolchain.device.runtime import Runner
 
 ORDER = (False, True, True, False)
 Notify = Callable[[str], None]
@@ -52,11 +52,11 @@ def measure(
     A row's ``cpu_ms`` is CPU time for an answer, swaps included: it does not count what others do.
     """
     given = {"materials": materials.to_json(), "threads": threads, "plan": asdict(plan)}
-    return fresh.run("load", given, notify=notify)
+    return child.run("load", given, notify=notify)
 
 
-def child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
-    """Run every row in a process of its own; see :mod:`toolchain.bench.fresh`."""
+def in_child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
+    """Run every row in a process of its own; see :mod:`toolchain.bench.child`."""
     plan, materials = Plan(**given["plan"]), from_json(given["materials"])
     with Contenders(materials, threads=given["threads"]) as ways:
         count, runner, image = len(materials.bundles), ways.runner, ways.image()

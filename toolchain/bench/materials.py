@@ -14,8 +14,8 @@ from typing import Any
 
 from toolchain import bundle
 from toolchain.bundle import Bundle
-from toolchain.errors import StorageError, UsageError
-from toolchain.files import read_limited, write_atomic
+from toolchain.core.errors import StorageError, UsageError
+from toolchain.core.files import read_limited, write_atomic
 
 INDEX_NAME = "materials.json"
 LIMIT_INDEX_BYTES = 1 << 20

@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from toolchain.bench import fresh
+from toolchain.bench import child
 from toolchain.bench.contenders import Contenders, Kind
 from toolchain.bench.materials import Materials, from_json
-from toolchain.errors import RunError
+from toolchain.core.errors import RunError
 
 STATM, ROLLUP = Path("/proc/self/statm"), Path("/proc/self/smaps_rollup")
 Notify = Callable[[str], None]
@@ -44,7 +44,7 @@ def measure(
     for kind in kinds:
         given = {"materials": materials.to_json(), "threads": threads, "kind": kind}
         count = max(domains, many) if kind == "bundle" else domains
-        series = fresh.run("memory", {**given, "count": count}, notify=notify)
+        series = child.run("memory", {**given, "count": count}, notify=notify)
         size = {"file_bytes": _file_bytes(materials, kind)}
         found[kind] = _figures(series, 1, domains) | size
         if kind == "bundle" and many > domains:
@@ -84,7 +84,7 @@ def _slots_bytes(materials: Materials) -> float:
     return mean(len(one.blob(one.names("slots")[0])) for one in held)
 
 
-def child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, list[int]]:
+def in_child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, list[int]]:
     """Put ``count`` domains in place one after the other and look at the memory after each."""
     kind: Kind = given["kind"]
     kept = []

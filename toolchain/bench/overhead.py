@@ -14,8 +14,8 @@ from typing import Any
 
 from toolchain.bench.contenders import FOLDER, Contenders, bare, options_of
 from toolchain.bench.materials import Materials
-from toolchain.bench.timing import Call, clock_of, rebuilt
 from toolchain.bundle.slots import slot_arrays
+from toolchain.core.timing import Call, clock_of, rebuilt
 
 BUILDS = 8
 

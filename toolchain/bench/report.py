@@ -13,7 +13,7 @@ from typing import Any
 
 from toolchain.bench.plots import Plot, plots
 from toolchain.bench.tables import Table, tables
-from toolchain.errors import MissingPackageError
+from toolchain.core.errors import MissingPackageError
 
 Document = Mapping[str, Any]
 

@@ -15,12 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from toolchain.bench import fresh, latency, load, memory, overhead, swap
+from toolchain.bench import child, latency, load, memory, overhead, swap
 from toolchain.bench.figures import TARGETS, figures
 from toolchain.bench.machine import machine, versions
 from toolchain.bench.materials import Materials, foreign, from_json
-from toolchain.errors import MissingPackageError, UnknownNameError, UsageError
-from toolchain.files import make_folder
+from toolchain.core.errors import MissingPackageError, UnknownNameError, UsageError
+from toolchain.core.files import make_folder
 
 SCHEMA = "da3.bench/1"
 PARTS = ("latency", "swap", "switch", "memory", "load", "overhead")
@@ -122,7 +122,7 @@ def _materials(setup: Setup, work: Path, notify: Notify) -> Materials:
         return foreign(setup.bundles, setup.artefact)
     if find_spec("torch") is None:
         raise MissingPackageError("torch", "making domains to measure", "bench")
-    from toolchain import backbones
+    from toolchain.training.adapt import backbones
 
     found = backbones.get(str(setup.backbone))
     make_folder(work, fix="choose another with --work")
@@ -133,7 +133,7 @@ def _materials(setup: Setup, work: Path, notify: Notify) -> Materials:
         "classes": setup.classes,
     }
     given = {"work": str(work.resolve()), "plan": plan}
-    return from_json(fresh.run("domains", given, notify=_told_of("domains", notify)))
+    return from_json(child.run("domains", given, notify=_told_of("domains", notify)))
 
 
 def _told_of(part: str, notify: Notify) -> Notify:

@@ -16,10 +16,10 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from toolchain.bench import fresh
+from toolchain.bench import child
 from toolchain.bench.contenders import Contenders, Floats, Kind, Loaded
 from toolchain.bench.materials import Materials, from_json
-from toolchain.bench.timing import WALL, Timing, clock_of, timing
+from toolchain.core.timing import WALL, Timing, clock_of, timing
 
 MEASURE: Kind = "whole"
 STEPS = ("ready", "answered")
@@ -42,7 +42,7 @@ def measure(
     runs = []
     for turn in range(processes):
         notify(f"process {turn + 1} of {processes}")
-        runs.append(fresh.run("swap", given, notify=notify))
+        runs.append(child.run("swap", given, notify=notify))
     return {
         "clock": WALL,
         "first": _phase([run["seconds"] for run in runs], slice(0, 1)),
@@ -63,7 +63,7 @@ def _phase(runs: Sequence[Series], chosen: slice) -> dict[str, Any]:
     return found
 
 
-def child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
+def in_child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
     """Swap in a process of its own; return seconds by step and way, and a self-test's time."""
     with Contenders(from_json(given["materials"]), threads=given["threads"]) as ways:
         for kind in ways.kinds:

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from toolchain.bench.contenders import Floats
-from toolchain.errors import UsageError
-from toolchain.runtime import Outcome, Runner
+from toolchain.core.errors import UsageError
+from toolchain.device.runtime import Outcome, Runner
 
 # Of the logits' range. Two releases must differ by far more, or a mixture could not be seen.
 TOLERANCE = 1e-4

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from toolchain.errors import MissingPackageError, UsageError
+from toolchain.core.errors import MissingPackageError, UsageError
 
 Document = Mapping[str, Any]
 

@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
-from toolchain.bundle.document import read_document
 from toolchain.bundle.manifest import LIMIT_FILES
-from toolchain.digest import Aside, canonical_json, sha256
-from toolchain.errors import BundleError
+from toolchain.core.canonical import read_document
+from toolchain.core.digest import Aside, canonical_json, sha256
+from toolchain.core.errors import BundleError
 
 LIMIT_BYTES = 512 * 1024 * 1024
 MANIFEST_MEDIA_TYPE = "application/vnd.da3.bundle.manifest.v1+json"

@@ -15,10 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from toolchain.bundle.document import LIMIT_BYTES, read_document
-from toolchain.bundle.listed import file_faults
 from toolchain.bundle.manifest import MANIFEST_NAME, BackboneRef, Notes, Tap
-from toolchain.bundle.rules import (
+from toolchain.core.canonical import LIMIT_BYTES, read_document
+from toolchain.core.digest import canonical_json, sha256, short
+from toolchain.core.errors import BackboneMismatchError, BundleError, DataError, Fault, StorageError
+from toolchain.core.fields import ListOf, Section, SectionOf, choice, key, printable, whole
+from toolchain.core.files import atomic_directory, read_limited
+from toolchain.core.sealed import file_faults
+from toolchain.core.words import (
     BOOLEAN,
     DIGEST,
     FILE_NAME,
@@ -32,10 +36,6 @@ from toolchain.bundle.rules import (
     repeated,
     to_json,
 )
-from toolchain.digest import canonical_json, sha256, short
-from toolchain.errors import BackboneMismatchError, BundleError, DataError, Fault, StorageError
-from toolchain.fields import ListOf, Section, SectionOf, choice, key, printable, whole
-from toolchain.files import atomic_directory, read_limited
 
 BACKBONE_SCHEMA = "da3.backbone/1"
 GRAPH_NAME = "backbone.onnx"
@@ -181,7 +181,7 @@ def write_backbone(
 
     ``files`` and ``graph_digest`` of ``manifest`` are filled in from the bytes. Raises
     BundleError for a manifest that breaks the schema, ExistsError and StorageError as
-    :func:`toolchain.files.atomic_directory`.
+    :func:`toolchain.core.files.atomic_directory`.
     """
     contents = {GRAPH_NAME: graph, WEIGHTS_NAME: weights}
     files = tuple(BackboneFile(name, sha256(data), len(data)) for name, data in contents.items())

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as safetensors_load
 from safetensors.numpy import save as safetensors_save
 
-from toolchain.errors import BundleError
+from toolchain.core.errors import BundleError
 
 if TYPE_CHECKING:
     from toolchain.bundle.package import Bundle

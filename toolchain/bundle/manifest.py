@@ -14,8 +14,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from toolchain.bundle.document import read_document
-from toolchain.bundle.rules import (
+from toolchain.core.canonical import read_document
+from toolchain.core.digest import canonical_json
+from toolchain.core.errors import Fault
+from toolchain.core.fields import (
+    ListOf,
+    Nullable,
+    Section,
+    SectionOf,
+    choice,
+    key,
+    number,
+    printable,
+    whole,
+)
+from toolchain.core.words import (
     AGENT,
     BOOLEAN,
     DIGEST,
@@ -36,19 +49,6 @@ from toolchain.bundle.rules import (
     read_record,
     repeated,
     to_json,
-)
-from toolchain.digest import canonical_json
-from toolchain.errors import Fault
-from toolchain.fields import (
-    ListOf,
-    Nullable,
-    Section,
-    SectionOf,
-    choice,
-    key,
-    number,
-    printable,
-    whole,
 )
 
 SCHEMA = "da3.bundle/1"

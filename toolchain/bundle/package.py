@@ -18,11 +18,11 @@ from pathlib import Path
 from toolchain.bundle.archive import LIMIT_BYTES, Archive, Source, scan_archive, write_archive
 from toolchain.bundle.manifest import EPOCH, MANIFEST_NAME, FileEntry, Manifest
 from toolchain.bundle.patch import check_patch
-from toolchain.bundle.rules import raise_faults
 from toolchain.bundle.slots import check_slots, slot_table
-from toolchain.digest import sha256
-from toolchain.errors import BundleError, Fault, UnknownNameError, UsageError
-from toolchain.files import atomic_directory, open_limited, write_atomic
+from toolchain.core.digest import sha256
+from toolchain.core.errors import BundleError, Fault, UnknownNameError, UsageError
+from toolchain.core.files import atomic_directory, open_limited, write_atomic
+from toolchain.core.words import raise_faults
 
 _MEDIA_TYPES = {
     ".json": "application/json",
@@ -110,7 +110,7 @@ def pack(
     ``files`` and ``adaptor.slots`` of ``manifest`` are filled in from the payloads, whatever they
     held before, so that they cannot disagree with them. Raises BundleError for a manifest that
     breaks the schema or payloads that no reader would accept, ExistsError and StorageError as
-    :func:`toolchain.files.write_atomic`.
+    :func:`toolchain.core.files.write_atomic`.
     """
     files = tuple(sorted(map(_entry, payloads), key=lambda entry: entry.name))
     tables = [slot_table(p.data, p.name) for p in payloads if p.role == "slots"]
@@ -171,7 +171,7 @@ def unpack(path: str | Path, folder: str | Path, *, overwrite: bool = False) -> 
     """Write the files of the bundle ``path`` and its manifest.json into the new ``folder``.
 
     The folder appears whole or not at all. Raises as :func:`open_bundle` and
-    :func:`toolchain.files.atomic_directory`.
+    :func:`toolchain.core.files.atomic_directory`.
     """
     bundle = open_bundle(path)
     with atomic_directory(folder, overwrite=overwrite) as partial:

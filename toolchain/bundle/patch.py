@@ -29,10 +29,10 @@ from safetensors.numpy import save
 
 from toolchain.bundle.archive import LIMIT_BYTES
 from toolchain.bundle.manifest import Patch
-from toolchain.bundle.rules import raise_faults
 from toolchain.bundle.tensors import Place, read_places
-from toolchain.digest import sha256
-from toolchain.errors import BundleError, Fault, GraphError, UsageError
+from toolchain.core.digest import sha256
+from toolchain.core.errors import BundleError, Fault, GraphError, UsageError
+from toolchain.core.words import raise_faults
 
 PATCH_NAME = "patch.safetensors"
 SCALED_WITHIN = 1e-6

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.bundle.manifest import Slot
-from toolchain.bundle.rules import raise_faults
 from toolchain.bundle.tensors import Place, read_places
-from toolchain.digest import Aside
-from toolchain.errors import BundleError, Fault
+from toolchain.core.digest import Aside
+from toolchain.core.errors import BundleError, Fault
+from toolchain.core.words import raise_faults
 
 _DTYPES = {
     "BOOL": "bool",

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from math import prod
 from typing import Any, NamedTuple
 
-from toolchain.bundle.document import unique_table
+from toolchain.core.canonical import unique_table
 
 LIMIT_HEADER_BYTES = 1 << 20
 METADATA = "__metadata__"

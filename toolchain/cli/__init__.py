@@ -10,7 +10,7 @@ commands, so that help and completion answer at once. Exit codes: 0 done, 1 erro
 from __future__ import annotations
 
 from toolchain.cli.app import root
-from toolchain.cli.export import export
+from toolchain.cli.verbs.export import export
 
 __all__ = ["export", "export_main", "main", "root"]
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import click
 
 from toolchain import DISTRIBUTION
-from toolchain.cli import layout
-from toolchain.cli.backbones import backbones
-from toolchain.cli.bench import bench
 from toolchain.cli.boundary import BoundedGroup
-from toolchain.cli.build import build
-from toolchain.cli.check import check
-from toolchain.cli.completion import completion
-from toolchain.cli.doctor import doctor
-from toolchain.cli.export import export
-from toolchain.cli.inspect import inspect
-from toolchain.cli.memory import memory
-from toolchain.cli.recipes import recipes
-from toolchain.cli.run import run
-from toolchain.cli.train import train
+from toolchain.cli.show import layout
+from toolchain.cli.verbs.backbones import backbones
+from toolchain.cli.verbs.bench import bench
+from toolchain.cli.verbs.build import build
+from toolchain.cli.verbs.check import check
+from toolchain.cli.verbs.completion import completion
+from toolchain.cli.verbs.doctor import doctor
+from toolchain.cli.verbs.export import export
+from toolchain.cli.verbs.inspect import inspect
+from toolchain.cli.verbs.memory import memory
+from toolchain.cli.verbs.recipes import recipes
+from toolchain.cli.verbs.run import run
+from toolchain.cli.verbs.train import train
 
 _EXAMPLE = layout.example(
     "da3 recipes ls",

@@ -18,8 +18,8 @@ from typing import Any
 
 import click
 
-from toolchain.cli.output import complain, write_json
-from toolchain.errors import Da3Error, MissingPackageError, RecipeError, StorageError
+from toolchain.cli.show.output import complain, write_json
+from toolchain.core.errors import Da3Error, MissingPackageError, RecipeError, StorageError
 
 INTERRUPTED = 130
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.bundle import BackboneManifest
-from toolchain.engine.cache import EngineManifest, open_engine
-from toolchain.engine.kit import KitManifest, open_kit
+from toolchain.device.engine.cache import EngineManifest, open_engine
+from toolchain.device.engine.kit import KitManifest, open_kit
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,14 @@ class EngineFacts:
 
 
 def read_kit(folder: Path) -> KitFacts:
-    """Return a kit; raises as :func:`toolchain.engine.kit.open_kit` and ``Kit.read``."""
+    """Return a kit; raises as :func:`toolchain.device.engine.kit.open_kit` and ``Kit.read``."""
     kit = open_kit(folder)
     size_bytes = sum(len(kit.read(entry.name)) for entry in kit.manifest.files)
     return KitFacts(kit.digest, size_bytes, kit.manifest, kit.backbone)
 
 
 def read_engine(folder: Path) -> EngineFacts:
-    """Return an engine; raises as :func:`toolchain.engine.cache.open_engine`."""
+    """Return an engine; raises as :func:`toolchain.device.engine.cache.open_engine`."""
     found = open_engine(folder)
     size_bytes = sum(entry.size for entry in found.manifest.files)
     return EngineFacts(size_bytes, found.manifest, found.kit)

@@ -15,14 +15,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from toolchain import bundle, recipe
-from toolchain.adapt import checkpoint
-from toolchain.adapt.checkpoint import Info
 from toolchain.bundle import BackboneManifest, GateStates, Manifest
 from toolchain.bundle.golden import read_golden
-from toolchain.errors import UsageError
-from toolchain.files import read_limited
+from toolchain.core.errors import UsageError
+from toolchain.core.files import read_limited
 from toolchain.inspect.slots import Block, Tensor, grouped
 from toolchain.recipe import Recipe
+from toolchain.training.adapt import checkpoint
+from toolchain.training.adapt.checkpoint import Info
 
 GOLDEN_LIMIT_BYTES = 1 << 29
 TENSORS_LIMIT = 100_000
@@ -104,7 +104,7 @@ def read_recipe(path: Path) -> RecipeFacts:
 
 
 def read_checkpoint(folder: Path) -> CheckpointFacts:
-    """Return a checkpoint; raises as :func:`toolchain.adapt.checkpoint.read`."""
+    """Return a checkpoint; raises as :func:`toolchain.training.adapt.checkpoint.read`."""
     found = checkpoint.read(folder)
     slots = tuple(
         Tensor(name, tuple(array.shape), array.dtype.name)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolchain.errors import MissingPackageError, UsageError
-from toolchain.files import read_limited
+from toolchain.core.errors import MissingPackageError, UsageError
+from toolchain.core.files import read_limited
 
 if TYPE_CHECKING:
     import onnx
@@ -115,7 +115,7 @@ def parsed(path: Path, data: bytes) -> onnx.ModelProto:
         import onnx
         from google.protobuf.message import DecodeError
 
-        from toolchain.graph.text import check_text
+        from toolchain.export.graph.text import check_text
     except ImportError as err:
         raise MissingPackageError("onnx", "looking into an ONNX file", "check") from err
     try:

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain.adapt.checkpoint import INFO_FILE, TENSORS_FILE
 from toolchain.bundle.backbone import GRAPH_NAME
 from toolchain.bundle.golden import TENSORS as GOLDEN_TENSORS
 from toolchain.bundle.manifest import MANIFEST_NAME
-from toolchain.engine.cache import ENGINE_NAME
-from toolchain.engine.kit import KIT_NAME
-from toolchain.errors import StorageError, UsageError
+from toolchain.core.errors import StorageError, UsageError
+from toolchain.device.engine.cache import ENGINE_NAME
+from toolchain.device.engine.kit import KIT_NAME
 from toolchain.inspect import engines, files
 from toolchain.inspect.engines import EngineFacts, KitFacts
 from toolchain.inspect.files import (
@@ -30,6 +29,7 @@ from toolchain.inspect.files import (
     TrainingFacts,
 )
 from toolchain.inspect.graphs import GraphFacts, graph
+from toolchain.training.adapt.checkpoint import INFO_FILE, TENSORS_FILE
 
 Facts = (
     RecipeFacts

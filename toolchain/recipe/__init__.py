@@ -5,7 +5,7 @@ once, with key path and fix. `spec` says what a recipe holds, `yamlio` reads and
 `store` finds files, `scaffold` writes a recipe for a folder of pictures.
 """
 
-from toolchain.preprocess import Preprocessing
+from toolchain.pictures.preprocess import Preprocessing
 from toolchain.recipe.scaffold import new
 from toolchain.recipe.spec import (
     METHOD_OPTIONS,

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain.errors import DataError
-from toolchain.preprocess import SUFFIXES
+from toolchain.core.errors import DataError
+from toolchain.pictures.preprocess import SUFFIXES
 
 MAX_CLASSES = 20_000
 MAX_PICTURES = 10_000_000

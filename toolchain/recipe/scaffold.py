@@ -14,10 +14,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from toolchain.errors import DataError, StorageError, UsageError
-from toolchain.fields import show
-from toolchain.files import write_atomic
-from toolchain.preprocess import FORMATS, MAX_PIXELS, Preprocessing
+from toolchain.core.errors import DataError, StorageError, UsageError
+from toolchain.core.fields import show
+from toolchain.core.files import write_atomic
+from toolchain.pictures.preprocess import FORMATS, MAX_PIXELS, Preprocessing
 from toolchain.recipe.pictures import LAYOUT, Listing, scan
 from toolchain.recipe.spec import (
     DOMAIN_NAME,

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from toolchain.errors import Fault, UnknownNameError
-from toolchain.fields import (
+from toolchain.core.errors import Fault, UnknownNameError
+from toolchain.core.fields import (
     ListOf,
     Nullable,
     Section,
@@ -25,7 +25,7 @@ from toolchain.fields import (
     text,
     whole,
 )
-from toolchain.preprocess import Preprocessing
+from toolchain.pictures.preprocess import Preprocessing
 
 SAMPLE_LOADERS = ("cars", "digits", "chirps", "cells")
 FOLDER_LOADERS = ("folder", "decathlon")

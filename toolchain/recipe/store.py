@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from toolchain.errors import Da3Error, Fault, RecipeError, UnknownNameError
-from toolchain.fields import read_section
-from toolchain.files import read_limited
+from toolchain.core.errors import Da3Error, Fault, RecipeError, UnknownNameError
+from toolchain.core.fields import read_section
+from toolchain.core.files import read_limited
 from toolchain.recipe import yamlio
 from toolchain.recipe.spec import METHOD_OPTIONS, Recipe, is_domain_name, unused_options
 

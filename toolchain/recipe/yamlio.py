@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import yaml
 
-from toolchain.errors import Fault
+from toolchain.core.errors import Fault
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 8

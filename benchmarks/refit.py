@@ -1,0 +1,83 @@
+"""Refitting: replacing a domain's weights inside an engine.
+
+Rules of this file: only the slots are refittable (``REFIT_INDIVIDUAL``), never the whole network,
+which was seen 1.7 to 2 times slower (NVIDIA/TensorRT #2936, #3099). A refit that fails may have
+been applied in part, so the engine is not to be used after one; whoever refits keeps the old
+weights and checks the answers afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolchain.core.errors import EngineError
+from toolchain.device.engine.features import TensorRT
+from toolchain.device.engine.parse import Network
+
+Slots = Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Which slots the network knows as weights of that name, and which it does not."""
+
+    known: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+def mark(network: Network, slots: Iterable[str]) -> Coverage:
+    """Mark ``slots`` as refittable; TensorRT says of each whether it has such weights.
+
+    Needs no device. Raises EngineError where single weights cannot be marked.
+    """
+    trt = network.trt
+    if not trt.features.refit_individual:
+        raise EngineError(
+            f"expected a TensorRT that refits single weights, got {trt.name} {trt.build}",
+            fix="build the slots as inputs (flavour swap)",
+        )
+    found = {name: network.definition.mark_weights_refittable(name) for name in sorted(slots)}
+    return Coverage(
+        tuple(name for name, known in found.items() if known),
+        tuple(name for name, known in found.items() if not known),
+    )
+
+
+def refit(trt: TensorRT, engine: Any, slots: Slots) -> None:
+    """Replace all ``slots`` in ``engine``, fp32 arrays by name.
+
+    Raises EngineError if the engine lacks one, needs more than these, or fails under way; then it
+    may hold a mixture, and must not run before a refit has succeeded.
+    """
+    with trt.journal.watch() as said:
+        refitter = trt.module.Refitter(engine, trt.logger)
+        # Weights are read when the engine is refitted, so the arrays must live until then.
+        arrays = {name: np.ascontiguousarray(slots[name], np.float32) for name in sorted(slots)}
+        refused = [
+            name
+            for name, array in arrays.items()
+            if not refitter.set_named_weights(name, trt.module.Weights(array))
+        ]
+        missing = [] if refused else list(refitter.get_missing_weights())
+        done = not refused and not missing and refitter.refit_cuda_engine()
+    if done:
+        return
+    reason = said.first or "it gives no reason"
+    if refused:
+        reason = f"it has no weights {_some(refused)} of these shapes: {reason}"
+    elif missing:
+        reason = f"it also needs {_some(missing)}"
+    raise EngineError(
+        f"expected {len(arrays)} slots to be refitted, the engine refuses: {reason}",
+        fix="load the engine again, as it may hold a mixture; build it again for this kit",
+    )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{', '.join(names[:5])}{more}"

@@ -1,0 +1,146 @@
+"""``da3 inspect``: each kind for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.exported import Fleet
+from tests.support.toy_export import Run, invoke, write_recipe
+from toolchain import bundle
+from toolchain.cli.verbs.export import patch_document
+from toolchain.inspect.files import tensors
+
+
+@pytest.fixture(scope="module")
+def unpacked(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unpacked") / "toy"
+    bundle.unpack(run.bundle, folder)
+    return folder
+
+
+def shown(path: Path) -> str:
+    said = invoke("inspect", str(path))
+    assert said.exit_code == 0, said.stderr
+    assert all(line == line.rstrip() for line in said.stdout.splitlines())
+    return said.stdout
+
+
+def document(path: Path) -> dict[str, object]:
+    found = json.loads(invoke("inspect", str(path), "--json").stdout)
+    assert set(found) == {"kind", "path", "facts"}
+    facts: dict[str, object] = found["facts"]
+    return facts | {"kind": found["kind"]}
+
+
+def test_a_bundle(run: Run) -> None:
+    text = shown(run.bundle)
+    held = bundle.open_bundle(run.bundle)
+    for words in (
+        *(held.manifest_digest, held.manifest.backbone.weights_digest, "hatchback"),
+        *("slots.safetensors", "block00", "adaptor", "gate", "selftest", "swap-rows.batch16"),
+        *("RGB 32x32", "torch 2.13.0", "CC0-1.0"),
+    ):
+        assert words in text
+    # da2's option is in the manifest and means nothing for da3.
+    assert "attention" not in text
+    facts = document(run.bundle)
+    assert set(facts) == {"kind", "manifest_digest", "size_bytes", "blocks", "manifest"}
+    assert facts["manifest"] == {**json.loads(held.manifest.to_json()), "patch": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "told"),
+    [
+        ("tuned", "whole", "finetune changes 16 of 16 tensors of the backbone: the bundle carries"),
+        ("masked", "masked", "piggyback masks 8 of 16 tensors of the backbone: the bundle carries"),
+        (
+            "normed",
+            "tensors",
+            "bn changes 14 of 16 tensors of the backbone: the bundle carries them, "
+            "7 as one factor per channel (",
+        ),
+    ],
+)
+def test_a_bundle_that_changes_the_backbone(fleet: Fleet, name: str, kind: str, told: str) -> None:
+    path = fleet[name].bundle
+    text = shown(path)
+    assert told in text
+    assert "patch.safetensors" in text
+    assert told in invoke("inspect", str(path), "--brief").stdout
+    manifest = bundle.open_bundle(path).manifest
+    assert document(path)["manifest"] == json.loads(manifest.to_json())
+    found = patch_document(manifest)
+    assert found is not None
+    assert found["kind"] == kind
+    assert found["bytes"] == next(e.size for e in manifest.files if e.role == "patch")
+
+
+def test_a_checkpoint(run: Run) -> None:
+    text = shown(run.checkpoint)
+    for words in ("toy  (Toy cars)", "resnet20", "recipe sha256:", "block08", "head"):
+        assert words in text
+    facts = document(run.checkpoint)
+    assert set(facts) == {"kind", "info", "size_bytes", "blocks", "slots"}
+
+
+def test_a_backbone(run: Run) -> None:
+    text = shown(run.backbone)
+    for words in ("opset 18, IR version 10", "[16, 32, 32]", "weights.safetensors", "gateable"):
+        assert words in text
+    assert set(document(run.backbone)) == {"kind", "size_bytes", "manifest"}
+
+
+def test_a_recipe(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    text = shown(path)
+    for words in ("toy  (Toy cars", "1 epochs of batches of 16", "cars, train 60, test 40"):
+        assert words in text
+    assert document(path)["kind"] == "recipe"
+
+
+def test_a_swap_graph_counts_its_slots(unpacked: Path) -> None:
+    text = shown(unpacked / "swap-if.onnx")
+    count = len(tensors(unpacked / "slots.safetensors").tensors)
+    for words in ("ONNX, swap-if", f"{count} inputs, given at run time", "[1, 3, 32, 32]"):
+        assert words in text
+    assert "block00.adaptor" not in text
+    facts = document(unpacked / "swap-if.onnx")
+    assert (facts["role"], facts["branches"]) == ("swap-if", 14)
+    assert facts["operators"]["If"] == 7  # type: ignore[index]
+
+
+def test_static_graph_and_backbone_graph_name_their_files(unpacked: Path, run: Run) -> None:
+    text = shown(unpacked / "static-if.onnx")
+    assert "weights.safetensors" in text
+    assert "slots.safetensors" in text
+    assert "weights.safetensors" in shown(run.backbone / "backbone.onnx")
+
+
+def test_golden_data_and_slots(unpacked: Path) -> None:
+    text = shown(unpacked / "golden.safetensors")
+    assert "golden data" in text
+    assert "[32, 32, 3]" in text
+    facts = document(unpacked / "golden.safetensors")
+    assert set(facts) == {"kind", "cases", "natural", "picture", "classes", "sites", "gates"}
+    text = shown(unpacked / "slots.safetensors")
+    assert "tensors (safetensors)" in text
+    assert "block00.adaptor" in text
+    assert "more: --json" in text
+
+
+def test_what_nobody_wrote_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing of ours")
+    said = invoke("inspect", str(tmp_path / "notes.txt"))
+    assert said.exit_code == 2
+    assert "expected a recipe (YAML), a checkpoint folder, an ONNX file" in said.stderr
+    assert invoke("inspect", str(tmp_path / "missing")).exit_code == 1
+
+
+def test_brief_leaves_the_inside_of_a_bundle_out(run: Run) -> None:
+    said = invoke("inspect", str(run.bundle), "--brief").stdout
+    for wanted in ("backbone-resnet20-", "accuracy", "executed", "swap-rows.batch16", "block08"):
+        assert wanted in said
+    assert "slots.safetensors" not in said

@@ -1,0 +1,79 @@
+"""``da3 memory`` from the command line to its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from toolchain.cli.verbs.memory import memory
+
+SMALL = ("--backbone", "resnet20", "--batch", "2", "--methods", "da3,head")
+
+
+def invoke(*words: str) -> Result:
+    return CliRunner().invoke(memory, words, prog_name="da3 memory")
+
+
+def test_one_run_writes_table_document_and_plot(tmp_path: Path) -> None:
+    files = ("--json", str(tmp_path / "memory.json"), "--plot", str(tmp_path / "memory.svg"))
+    said = invoke(*SMALL, "--steps", "1", *files)
+    assert said.exit_code == 0, said.stderr
+    document = json.loads((tmp_path / "memory.json").read_text())
+    assert list(document["resnet20"]) == ["finetune", "da3", "head"]
+    assert {"stored_measured", "stored_analytic", "peak", "step_ratio"} <= set(
+        document["resnet20"]["da3"]
+    )
+    for word in ("finetune", "by rule", "at budget", "allocator"):
+        assert word in said.stdout
+    assert "resnet20: da3, memory" in said.stderr
+    assert "time, round 1 of 1" in said.stderr
+    assert b"<svg" in (tmp_path / "memory.svg").read_bytes()
+
+
+def test_without_time_no_step_is_run_for_it() -> None:
+    said = invoke(*SMALL, "--no-time", "--json", "-")
+    assert said.exit_code == 0, said.stderr
+    document = json.loads(said.stdout)
+    assert "step_ratio" not in document["resnet20"]["da3"]
+    assert "time" not in said.stderr
+
+
+def test_a_budget_is_answered_with_method_batch_and_pool() -> None:
+    said = invoke(*SMALL, "--budget", "3MB")
+    assert said.exit_code == 0, said.stderr
+    assert "it fits  da3 with adaptor.pool: 4, train.keep: fp32, train.batch" in said.stdout
+    assert "largest batch" in said.stdout
+
+
+def test_a_smaller_batch_is_said_to_be_one() -> None:
+    said = invoke("--backbone", "resnet20", "--batch", "64", "--methods", "head", "--budget", "3MB")
+    assert said.exit_code == 0, said.stderr
+    assert "it fits with a smaller batch" in said.stdout
+
+
+def test_a_budget_that_nothing_fits_leaves_with_one() -> None:
+    said = invoke("--backbone", "resnet20", "--methods", "head", "--budget", "10kB")
+    assert said.exit_code == 1
+    assert "the smallest found, head with train.batch: 1, needs" in said.stderr
+    assert "fix: give it" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "--backbone"),
+        ((*SMALL, "--budget", "much"), "expected a size"),
+        ((*SMALL, "--budget", "3MB", "--plot", "a.svg"), "--budget or --plot"),
+        ((*SMALL, "--plot", "a.pdf"), ".svg or .png"),
+        ((*SMALL, "--plot", "no/such/folder.svg"), "expected a folder that exists"),
+        (("--backbone", "resnet20", "--methods", "da4"), "unknown method 'da4'"),
+        (("--backbone", "resnet21"), "unknown backbone"),
+    ],
+)
+def test_requests_that_cannot_be_meant(words: tuple[str, ...], message: str) -> None:
+    said = invoke(*words)
+    assert said.exit_code == 2
+    assert message in said.stderr

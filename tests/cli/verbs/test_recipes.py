@@ -1,0 +1,96 @@
+"""``da3 recipes``."""
+
+from __future__ import annotations
+
+import json
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.support.toy_export import invoke, write_recipe
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for kind, shade in (("Große Möwe", 40), ("sparrow", 200)):
+        folder = tmp_path / "own birds" / kind
+        folder.mkdir(parents=True)
+        for index in range(6):
+            Image.new("RGB", (40, 30), (shade, index * 20, 90)).save(folder / f"{index}.png")
+    return tmp_path / "own birds"
+
+
+def test_ls_is_a_table_of_all_domains() -> None:
+    said = invoke("recipes", "ls")
+    assert said.exit_code == 0
+    head, *rows = said.stdout.splitlines()
+    assert head.split() == ["domain", "backbone", "method", "data", "title"]
+    assert {"cars", "digits"} <= {row.split()[0] for row in rows}
+
+
+def test_ls_as_json_and_a_recipe_with_faults_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "broken.yaml").write_text("domain: broken\n")
+    with chdir(tmp_path):
+        found = {
+            row["domain"]: row
+            for row in json.loads(invoke("recipes", "ls", "--json").stdout)["recipes"]
+        }
+        assert "da3 recipes check recipes/broken.yaml" in invoke("recipes", "ls").stdout
+    assert set(found["cars"]) == {
+        *("domain", "backbone", "method", "data", "title", "path", "error")
+    }
+    assert found["cars"]["error"] is None
+    assert "recipes/broken.yaml" in found["broken"]["error"]
+
+
+def test_show_gives_the_file_as_it_is_written(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    said = invoke("recipes", "show", str(path))
+    assert said.stdout == f"# {path}\n{path.read_text()}"
+    found = json.loads(invoke("recipes", "show", str(path), "--json").stdout)
+    assert found["recipe"]["data"]["train"] == 60
+    assert invoke("recipes", "show", "carz").exit_code == 2
+
+
+def test_check_tells_every_fault_of_every_file(tmp_path: Path) -> None:
+    good = write_recipe(tmp_path)
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(
+        good.read_text().replace("lr: ", "lr: fast # ").replace("domain: toy", "domain: bad")
+    )
+    lost = tmp_path / "lost.yaml"
+    lost.write_text(good.read_text().replace("resnet20", "resnet21").replace(": toy", ": lost"))
+    said = invoke("recipes", "check", str(good), str(bad), str(lost))
+    assert said.exit_code == 1
+    assert f"{good}: ok" in said.stdout
+    assert "train.lr: expected a number" in said.stdout
+    assert "backbone: unknown backbone 'resnet21'" in said.stdout
+    found = json.loads(invoke("recipes", "check", str(bad), "--json").stdout)["recipes"]
+    assert [fault["path"] for fault in found[0]["faults"]] == ["train.lr"]
+    assert invoke("recipes", "check", str(good)).exit_code == 0
+
+
+def test_new_writes_a_recipe_that_loads(tmp_path: Path, pictures: Path) -> None:
+    words = ["recipes", "new", "own birds", "--data", str(pictures), "--backbone", "resnet20"]
+    with chdir(tmp_path):
+        said = invoke(*words)
+        again = invoke(*words)
+        assert invoke("recipes", "check", "recipes/own birds.yaml").exit_code == 0
+        found = json.loads(invoke(*words, "--overwrite", "--json").stdout)
+    assert said.exit_code == 0, said.stderr
+    assert "da3 export --recipe 'recipes/own birds.yaml' --train" in said.stdout
+    assert again.exit_code == 1
+    assert f"da3 recipes new 'own birds' --data '{pictures}'" in again.stderr
+    assert "--overwrite" in again.stderr
+    assert found["path"] == "recipes/own birds.yaml"
+    assert found["recipe"]["backbone"] == "resnet20"
+
+
+def test_new_refuses_an_unknown_backbone_and_a_missing_folder(tmp_path: Path) -> None:
+    words = ["recipes", "new", "birds", "--data", str(tmp_path / "none"), "--out", str(tmp_path)]
+    assert invoke(*words, "--backbone", "resnet21").exit_code == 2
+    assert invoke(*words, "--backbone", "resnet20").exit_code == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,114 @@
+"""``da3 run --serve`` as a process of its own: it tells its address, answers, and ends in order."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+from tests.support.exported import Fleet
+
+SCRIPT = "from toolchain.cli.verbs.run import run; run.main(prog_name='da3 run')"
+
+
+@contextmanager
+def serving(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """``da3 run --serve 0`` with ``words``, in ``folder``; killed in the end if it still runs."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "--serve", "0", *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def get(url: str) -> dict[str, object]:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        found: dict[str, object] = json.load(answer)
+        return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_tells_its_address_answers_and_ends_in_order(
+    number: signal.Signals, fleet: Fleet
+) -> None:
+    with serving(fleet["first"].bundle.parent.parent) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("serving toy_chirps on http://127.0.0.1:")
+        url = line.split()[3].rstrip(";")
+        assert get(f"{url}/v2/models/toy_chirps")["name"] == "toy_chirps"
+        process.send_signal(number)
+        rest, told = process.communicate(timeout=60)
+    # On a machine that is busy waitress tells that a request waited.
+    told = "".join(line for line in told.splitlines(True) if "queue depth" not in line)
+    assert (process.returncode, rest, told) == (0, "", "")
+
+
+def test_as_json_and_with_limits_and_chosen_domains(fleet: Fleet, tmp_path: Path) -> None:
+    words = [f"--bundle={fleet[name].bundle}" for name in ("first", "digits")]
+    limits = ("--max-body", "1", "--concurrent", "1", "--waiting", "0", "--time-limit", "5")
+    with serving(tmp_path, *words, *limits, "--json") as process:
+        assert process.stdout is not None
+        lines = takewhile(lambda line: line != "}\n", process.stdout)
+        found = json.loads("".join(lines) + "}")
+        assert found["domains"] == ["toy_chirps", "toy_digits"]
+        assert found["backbone"] == "toy"
+        assert get(f"{found['url']}/v2/models/toy_digits")["name"] == "toy_digits"
+        request = urllib.request.Request(
+            f"{found['url']}/v2/models/toy_digits/infer", data=bytes(2**20 + 1)
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+        with refused.value as answer:
+            assert answer.code == 413
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+
+
+def test_bundles_that_do_not_fit_are_told_and_the_others_served(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    (tmp_path / "a.da3b").write_bytes(b"no bundle")
+    for name, source in (("b", "first"), ("c", "foreign")):
+        (tmp_path / f"{name}.da3b").write_bytes(fleet[source].bundle.read_bytes())
+    with serving(tmp_path, "--dist=.", f"--backbone={fleet['first'].backbone}") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("serving b on ")
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+    assert "error: not loaded: a.da3b: " in told
+    assert "error: not loaded: c.da3b: " in told
+    assert process.returncode == 0
+
+
+def test_a_port_that_is_taken(fleet: Fleet) -> None:
+    folder = fleet["first"].bundle.parent.parent
+    with serving(folder) as process:
+        assert process.stdout is not None
+        port = process.stdout.readline().split()[3].rstrip(";").rpartition(":")[2]
+        with serving(folder, "--serve", port) as second:
+            _, told = second.communicate(timeout=60)
+        assert second.returncode == 1
+        assert "choose another port" in told
+
+
+def test_no_bundle_at_all(tmp_path: Path) -> None:
+    with serving(tmp_path) as process:
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "da3 export --domain NAME" in told

@@ -1,0 +1,74 @@
+"""Documents: the limits hold for bytes that were made to be slow."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from toolchain.core.canonical import read_document
+from toolchain.core.digest import canonical_json
+from toolchain.core.errors import BundleError, Da3Error
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=12,
+)
+WRITERS: list[dict[str, Any]] = [
+    {},
+    {"sort_keys": True, "separators": (",", ":")},
+    {"sort_keys": True, "separators": (",", ":"), "ensure_ascii": False},
+]
+
+
+@given(st.dictionaries(st.text(max_size=4), VALUES, max_size=4), st.sampled_from(WRITERS))
+@example({"a": 1e-7, "b": 9.5e-6, "c": 1e21, "d": -0.0, "e": 1.0}, WRITERS[1])
+@example({"a": -0.0}, WRITERS[1])
+@example({"a": 10**16}, WRITERS[1])
+@example({"a": 2**53}, WRITERS[1])
+@example({"\ufb33": 1, "\U0001f600": 2}, WRITERS[2])
+def test_what_is_read_is_canonical_and_nothing_else_is(
+    value: dict[str, Any], writer: dict[str, Any]
+) -> None:
+    """Law: bytes are taken exactly if writing their value canonically gives them back."""
+    try:
+        data = json.dumps(value, **writer).encode()
+        canonical = canonical_json(json.loads(data))
+        # A large float is written as a whole number, which not every reader takes exactly.
+        canonical_json(json.loads(canonical))
+    except (Da3Error, UnicodeEncodeError):
+        with pytest.raises(BundleError):
+            read_document(json.dumps(value, **WRITERS[0]).encode(), "x")
+        return
+    assert read_document(canonical, "x") == json.loads(canonical)
+    if data != canonical:
+        with pytest.raises(BundleError, match="canonical JSON"):
+            read_document(data, "x")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"' + b'\\"' * 32_000,
+        b'{"' + b'\\"' * 32_000 + b"\\",
+        b'{"' + b"x" * 65_000,
+        b'"' * 65_001,
+    ],
+    ids=["escaped quotes", "escape at the end", "no end", "quotes"],
+)
+def test_an_unterminated_string_takes_no_quadratic_time(data: bytes) -> None:
+    started = time.process_time()
+    with pytest.raises(BundleError, match="expected canonical JSON"):
+        read_document(data, "x")
+    assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize("end", [b"", b'"', b'"\\', b'"\\"'])
+def test_nesting_before_an_unterminated_string_is_counted(end: bytes) -> None:
+    with pytest.raises(BundleError, match="at most 12 levels, got 30000"):
+        read_document(b"[" * 30_000 + end, "x")

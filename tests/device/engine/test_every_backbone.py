@@ -1,0 +1,172 @@
+"""Every backbone, flavour and precision through NVIDIA's own parser and builder, without a GPU.
+
+The graphs are those of a kit for TensorRT-RTX, and of one for JetPack 6.2, whose parser leaves the
+boundaries out: that state is made by hand. Small pictures: the networks are the same. Full sizes
+behind the marker ``full``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from tests.support import branch_graphs
+from toolchain.core.errors import ConditionalError, EngineError
+from toolchain.device.boards.target import FLAVOURS, Precision, find
+from toolchain.device.engine import conditionals
+from toolchain.device.engine.build import BuildOptions, build
+from toolchain.device.engine.features import TensorRT
+from toolchain.device.engine.kit import ClassProfile, KitModel, KitSlot
+from toolchain.device.engine.parse import Input, Network, parse, require_slots
+from toolchain.export.emit import calibrate
+from toolchain.export.emit.models import Emitted, Wish, emit, in_memory
+from toolchain.export.graph.halves import make_halves
+from toolchain.export.graph.names import HEAD_SLOTS
+from toolchain.export.graph.split import Split
+from toolchain.training.adapt.attached import attach
+from toolchain.training.adapt.weights import load_backbone
+
+CLASSES = 5
+SMALL = {"resnet20": 16, "resnet26": 32, "resnet50": 64, "mobilenet_v2": 64}
+FULL = {"resnet26": 64, "resnet50": 224, "mobilenet_v2": 224}
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+PROFILE = ClassProfile(1, CLASSES, 64)
+
+
+@dataclass(frozen=True)
+class Made:
+    name: str
+    split: Split
+    slots: dict[str, np.ndarray]
+    ranges: dict[str, float]
+    rates: dict[str, float]
+
+    def emitted(self, target: str, precision: Precision, *flavours: str) -> Emitted:
+        ranges = self.ranges if precision == "int8" else {}
+        return emit(self.split, Wish(find(target), precision, flavours, self.rates, ranges))
+
+    @property
+    def kit_slots(self) -> list[KitSlot]:
+        return [
+            KitSlot(
+                name,
+                (None, *array.shape[1:]) if name in HEAD_SLOTS else array.shape,
+                str(array.dtype),
+            )
+            for name, array in self.slots.items()
+        ]
+
+
+def make(name: str, side: int) -> Made:
+    from safetensors.numpy import load
+
+    seed = 0 if name != "resnet20" else None
+    net = load_backbone(name, untrained_seed=seed)
+    model = attach(net, method="da3", classes=CLASSES, input_shape=(3, side, side))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.domain.parameters():
+            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    halves = make_halves(model)
+    split, slots = in_memory(halves), load(halves.slots)
+    images = np.random.default_rng(0).normal(size=(4, 3, side, side)).astype(np.float32)
+    gated = [name.removesuffix(".gate.bias") for name in slots if name.endswith(".gate.bias")]
+    # One gate is resolved as open and one as closed in the static flavour.
+    rates = dict.fromkeys(gated, 0.5) | {gated[0]: 1.0, gated[-1]: 0.0}
+    return Made(name, split, slots, dict(calibrate.ranges(split, slots, images).amax), rates)
+
+
+@pytest.fixture(
+    scope="module",
+    # Captured once: all tests of a backbone run on one worker.
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in SMALL],
+)
+def made(request: pytest.FixtureRequest) -> Made:
+    return make(request.param, SMALL[request.param])
+
+
+def parsed(rtx: TensorRT, found: Emitted) -> Iterator[tuple[str, KitModel, Network]]:
+    for flavour in found.flavours:
+        for model in flavour.models:
+            network = parse(rtx, found.files[model.file], what=model.file)
+            yield flavour.flavour, model, network
+
+
+def shown(rtx: TensorRT, model: KitModel, network: Network) -> conditionals.Report:
+    report = conditionals.repair(network.definition, rtx)
+    conditionals.require(report, conditionals=model.conditionals, pairs=model.boundaries)
+    return report
+
+
+def checks(precision: Precision) -> BuildOptions:
+    return BuildOptions(precision, PROFILE, cpu_only=True)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_flavour_is_built(rtx: TensorRT, made: Made, precision: Precision) -> None:
+    """Parsed, slots covered, boundaries counted, built to a plan, whose size is told."""
+    found = made.emitted("desktop-rtx1.7", precision, *FLAVOURS)
+    inputs: dict[str, list[dict[str, Input]]] = {}
+    gated = sum(name.endswith(".gate.bias") for name in made.slots)
+    for flavour, model, network in parsed(rtx, found):
+        inputs.setdefault(flavour, []).append(network.interface())
+        report = shown(rtx, model, network)
+        assert report.added == 0, "the current parser makes them itself"
+        if model.role == "whole":
+            resolved = 2 if flavour == "static" else 0
+            assert len(report.conditionals) == gated - resolved
+        built = build(network, checks(precision), free_bytes=1 << 30)
+        assert built.cpu_only
+        assert built.seconds > 0
+        assert len(built.plan) > 1000
+    for flavour in ("swap", "staged"):
+        require_slots(inputs[flavour], made.kit_slots)
+    with pytest.raises(EngineError, match="expected an input, got none"):
+        require_slots(inputs["static"], made.kit_slots)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_jetpack_6_leaves_out_is_put_back(
+    rtx: TensorRT, made: Made, precision: Precision
+) -> None:
+    found = made.emitted("orin-nano-jp6.2", precision, "swap", "static")
+    for _, model, network in parsed(rtx, found):
+        assert branch_graphs.bypass(network.definition) >= model.boundaries
+        with pytest.raises(ConditionalError, match="directly"):
+            conditionals.require(
+                conditionals.examine(network.definition, rtx),
+                conditionals=model.conditionals,
+                pairs=model.boundaries,
+            )
+        assert shown(rtx, model, network).added == model.boundaries
+        assert build(network, checks(precision), free_bytes=1 << 30).plan
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_branches_of_every_conditional_have_one_type(made: Made, precision: Precision) -> None:
+    found = made.emitted("desktop-rtx1.7", precision, "swap")
+    model = onnx.shape_inference.infer_shapes(
+        onnx.load_model_from_string(found.files["swap.onnx"]), strict_mode=True, data_prop=True
+    )
+    seen = 0
+    for node in model.graph.node:
+        if node.op_type == "If":
+            types = [a.g.output[0].type.SerializeToString() for a in node.attribute]
+            assert types[0] == types[1]
+            seen += 1
+    assert seen == sum(name.endswith(".gate.bias") for name in made.slots)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_full_sizes(rtx: TensorRT, name: str, precision: Precision) -> None:
+    found = make(name, FULL[name]).emitted("desktop-rtx1.7", precision, *FLAVOURS)
+    for _, model, network in parsed(rtx, found):
+        shown(rtx, model, network)
+        assert build(network, checks(precision), free_bytes=1 << 30).plan

@@ -1,0 +1,141 @@
+"""The repository: which files a name may reach, and replacing while others ask."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.device.serve.conftest import LIMITS
+from tests.support.asking import call, inference, pictures, until
+from tests.support.exported import Exported
+from toolchain.device.runtime import Runner
+from toolchain.device.serve.app import App
+
+LOAD = "/v2/repository/models/{}/load"
+
+
+@pytest.fixture
+def folder(exported: Exported, tmp_path: Path) -> Path:
+    """A repository below a folder that holds a bundle which it must not reach."""
+    inside = tmp_path / "repository"
+    inside.mkdir()
+    shutil.copy(exported.bundle, inside / "cars.da3b")
+    shutil.copy(exported.bundle, tmp_path / "outside.da3b")
+    return inside
+
+
+@pytest.fixture
+def app(runner: Runner, folder: Path) -> App:
+    return App(runner, LIMITS, repository=folder, loopback=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside",
+        "..%2Foutside",
+        "..",
+        ".",
+        "",
+        "cars\0",
+        "cars.da3b",
+        "outside",
+        "*",
+        "c?rs",
+        "Cars",
+        "/etc/passwd",
+        "~",
+        "cars ",
+        "cafe\u0301",
+        "\u202ecars",
+    ],
+)
+def test_path_traversal_reaches_no_file(app: App, runner: Runner, folder: Path, name: str) -> None:
+    before = dict(runner.domains)
+    found = call(app, "POST", LOAD.format(name), b"{}")
+    assert found.status in (400, 404)
+    assert str(folder.parent) not in found.error
+    assert runner.domains == before
+
+
+def test_a_bundle_is_loaded_under_its_files_name(app: App, runner: Runner) -> None:
+    assert call(app, "POST", LOAD.format("cars")).status == 200
+    assert runner.domains["cars"].name == "cars"
+    found = call(app, "POST", "/v2/repository/index").value
+    assert [(one["name"], one["state"]) for one in found] == [
+        ("cars", "READY"),
+        ("toy_chirps", "READY"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"parameters":{"config":"{}"}}',
+        b'{"parameters":{"file:1/model.onnx":"AAAA"}}',
+        b'{"parameters":[]}',
+        b'{"files":{}}',
+        b"[]",
+        b"not JSON",
+    ],
+)
+def test_nobody_sends_a_model_of_their_own(app: App, runner: Runner, body: bytes) -> None:
+    assert call(app, "POST", LOAD.format("cars"), body).status == 400
+    assert "cars" not in runner.domains
+
+
+def test_an_altered_bundle_is_a_422_that_names_no_path(
+    app: App, runner: Runner, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = bytearray((folder / "cars.da3b").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "cars.da3b").write_bytes(data)
+    found = call(app, "POST", LOAD.format("cars"))
+    assert (found.status, "failed verification" in found.error) == (422, True)
+    assert str(folder) not in found.error
+    assert "cars.da3b" in caplog.text
+    assert "cars" not in runner.domains
+
+
+def test_a_broken_release_leaves_the_loaded_one(app: App, runner: Runner, folder: Path) -> None:
+    call(app, "POST", LOAD.format("cars"))
+    before = runner.domains["cars"]
+    (folder / "cars.da3b").write_bytes(b"not a bundle")
+    assert call(app, "POST", LOAD.format("cars")).status == 422
+    assert runner.domains["cars"] == before
+    assert call(app, "POST", "/v2/models/cars/infer", inference(pictures())).status == 200
+
+
+def test_a_folder_named_as_a_bundle_is_none(app: App, folder: Path) -> None:
+    (folder / "folder.da3b").mkdir()
+    (folder / "-dash.da3b").write_bytes(b"")
+    assert call(app, "POST", LOAD.format("folder")).status == 404
+    names = [one["name"] for one in call(app, "POST", "/v2/repository/index").value]
+    assert names == ["cars", "toy_chirps"]
+
+
+def test_without_a_folder_nothing_is_loaded(runner: Runner) -> None:
+    app = App(runner, LIMITS, repository=None, loopback=True)
+    found = call(app, "POST", LOAD.format("toy_chirps"))
+    assert (found.status, "without" in found.error) == (400, True)
+    assert len(call(app, "POST", "/v2/repository/index").value) == 1
+
+
+def test_unloading(app: App, runner: Runner) -> None:
+    path = "/v2/repository/models/toy_chirps/unload"
+    assert call(app, "POST", path, b'{"parameters":{"force":true}}').status == 400
+    assert call(app, "POST", path, b'{"parameters":{"unload_dependents":false}}').status == 200
+    assert dict(runner.domains) == {}
+    assert call(app, "POST", path).status == 404
+
+
+def test_changes_beyond_their_line_are_a_503(app: App) -> None:
+    path = "/v2/repository/models/toy_chirps/unload"
+    with ThreadPoolExecutor(8) as pool, app.loading.turn():
+        found = [pool.submit(call, app, "POST", path) for _ in range(8)]
+        until(lambda: sum(one.done() for one in found) == 6)
+        assert {one.result().status for one in found if one.done()} == {503}
+    assert sorted(one.result().status for one in found) == [200, 404] + [503] * 6

@@ -1,0 +1,120 @@
+"""Installed domains: what is laid out, loaded without hashing, and tested again where needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+import pytest
+
+from tests.support.altered import ignored_slot, with_graph
+from tests.support.drawn import same, tensor
+from tests.support.exported import Fleet
+from toolchain import bundle
+from toolchain.bundle.release import read_release
+from toolchain.core.errors import BackboneMismatchError, ClosedError, ExistsError, SelftestError
+from toolchain.device.runtime import Runner
+from toolchain.device.store import installed
+from toolchain.device.store.installed import BUNDLE_NAME
+
+
+def test_what_is_read_is_what_the_bundle_gives(fleet: Fleet, folder: Path) -> None:
+    held = bundle.open_bundle(fleet["first"].bundle)
+    wanted = read_release(held)
+    found, tested = installed.read(folder)
+    assert tested == f"onnxruntime {ort.__version__} cpu {wanted.graph('swap-if').digest}"
+    assert found.slots.keys() == wanted.slots.keys()
+    assert all(same(found.slots[name], wanted.slots[name]) for name in wanted.slots)
+    for name in ("name", "version", "digest", "classes", "preprocess", "gates", "fixed"):
+        assert getattr(found, name) == getattr(wanted, name), name
+    assert {n: g.digest for n, g in found.graphs.items()} == {
+        n: g.digest for n, g in wanted.graphs.items()
+    }
+    assert found.graph("swap-if").read() == wanted.graph("swap-if").read()
+    assert len(found.golden()) == len(wanted.golden())
+    assert (folder / BUNDLE_NAME).read_bytes() == fleet["first"].bundle.read_bytes()
+
+
+def test_an_installed_domain_answers_as_its_bundle(
+    runner: Runner, fleet: Fleet, folder: Path
+) -> None:
+    """And without another self-test on the same session."""
+    whole = runner.load(fleet["first"].bundle)
+    kept = runner.load(folder, name="kept")
+    assert kept.release == whole.release
+    assert "selftest" in whole.seconds
+    assert "selftest" not in kept.seconds
+    images = tensor(4)
+    assert same(runner.infer(images, "kept").logits, runner.infer(images, "toy_chirps").logits)
+
+
+def test_installing_neither_loads_nor_keeps_a_session_from_going(
+    runner: Runner, fleet: Fleet, folder: Path
+) -> None:
+    assert runner.domains == {}
+    assert runner.facts.sessions == 1
+    runner.load(fleet["wide"].bundle)
+    assert runner.facts.sessions == 1
+
+
+def test_a_test_counts_for_the_graph_that_it_ran_on(artefact: Path, folder: Path) -> None:
+    """Tested as swap-if; swap-rows and static-if were never run on this device."""
+    choices: list[Any] = [{"form": "rows"}, {"flavour": "static"}]
+    for choice in choices:
+        with Runner(artefact, **choice) as other:
+            assert "selftest" in other.load(folder).seconds
+    with Runner(artefact) as again:
+        assert "selftest" not in again.load(folder).seconds
+
+
+def test_a_test_on_another_domains_graph_is_done_again(
+    runner: Runner, fleet: Fleet, folder: Path
+) -> None:
+    """On a session with more slots, some are filled."""
+    runner.load(fleet["every"].bundle)
+    found = runner.load(folder)
+    assert found.filled
+    assert "selftest" in found.seconds
+
+
+def test_a_test_by_another_onnxruntime_is_done_again(
+    artefact: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "__version__", "0.0.1")
+    with Runner(artefact) as other:
+        assert "selftest" in other.load(folder).seconds
+
+
+def test_a_bundle_of_another_backbone_is_not_installed(
+    runner: Runner, fleet: Fleet, tmp_path: Path
+) -> None:
+    with pytest.raises(BackboneMismatchError):
+        runner.install(fleet["foreign"].bundle, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_bundle_that_fails_its_test_is_not_installed(
+    runner: Runner, fleet: Fleet, tmp_path: Path
+) -> None:
+    path = with_graph(fleet["first"], tmp_path, ignored_slot)
+    with pytest.raises(SelftestError):
+        runner.install(path, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_exists_is_not_overwritten(
+    runner: Runner, fleet: Fleet, folder: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ExistsError):
+        runner.install(fleet["next"].bundle, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_closed_runner_installs_nothing(artefact: Path, fleet: Fleet, tmp_path: Path) -> None:
+    runner = Runner(artefact)
+    runner.close()
+    with pytest.raises(ClosedError):
+        runner.install(fleet["first"].bundle, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

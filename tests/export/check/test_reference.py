@@ -1,0 +1,134 @@
+"""Choosing golden cases: deterministic, every gate in both states, unclear pictures left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support import stripes, toys
+from toolchain.bundle.golden import FORCE
+from toolchain.export.check import reference
+from toolchain.export.check.reference import MARGIN, choose, observe
+from toolchain.pictures.preprocess import normalise
+from toolchain.training.adapt.attached import AttachedModel, weights_digest
+
+PREPROCESS = stripes.RECIPE.preprocess
+SPLIT = stripes.split("test", 60, 1)
+
+
+def model(seed: int = 0, method: str = "da3") -> AttachedModel:
+    """Gates that half of the pictures find open."""
+    found = toys.scrambled(stripes.model(method=method), seed)
+    pixels, _ = SPLIT.batch(range(len(SPLIT)))
+    return toys.balanced(found, torch.from_numpy(normalise(PREPROCESS, pixels)))
+
+
+def biased(amount: float, site: str = "block00") -> AttachedModel:
+    found = model()
+    with torch.no_grad():
+        found.domain.get_parameter(f"{site}.gate.bias").add_(amount)
+    return found
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 50), st.integers(4, 12))
+def test_both_states_of_every_gate_are_covered(seed: int, count: Any) -> None:
+    """Law: every gate is open in a case and closed in another, natural or forced."""
+    chosen = choose(model(seed), SPLIT, PREPROCESS, count=count)
+    states = chosen.golden.states().values()
+    assert all(s.open and s.closed for s in states)
+    assert len(chosen.golden) <= count + 2
+    natural = chosen.golden.take(chosen.golden.natural)
+    assert len(natural) <= count
+    assert (np.abs(natural.gates) >= MARGIN).all()
+    assert (np.abs(chosen.others.gates) >= MARGIN).all()
+
+
+def test_choosing_is_deterministic() -> None:
+    """Law: the same model and data give the same cases, byte for byte."""
+    first, second = (choose(model(), SPLIT, PREPROCESS, count=5) for _ in range(2))
+    assert first.golden.to_bytes() == second.golden.to_bytes()
+    assert first.others.to_bytes() == second.others.to_bytes()
+
+
+def test_enough_other_cases_fill_a_batch() -> None:
+    chosen = choose(model(), SPLIT, PREPROCESS, count=5, batch=16)
+    assert len(chosen.golden.take(chosen.golden.natural)) + len(chosen.others) == 16
+    own = {p.tobytes() for p in chosen.golden.pixels}
+    assert not own & {p.tobytes() for p in chosen.others.pixels}
+
+
+@pytest.mark.parametrize(("amount", "sign"), [(500.0, -1), (-500.0, 1)])
+def test_a_state_that_data_never_reaches_is_forced(amount: Any, sign: Any) -> None:
+    """The gate's bias is shifted in one more case, that gate's alone, and it is marked."""
+    chosen = choose(biased(amount), SPLIT, PREPROCESS, count=5)
+    golden = chosen.golden
+    (row,) = np.flatnonzero(~golden.natural)
+    assert golden.shifts[row].tolist() == [sign * FORCE, 0]
+    states = golden.states()
+    assert states["block00"].forced
+    assert not states["block02"].forced
+    assert all(s.open and s.closed for s in states.values())
+
+
+def test_unclear_pictures_are_left_out_and_counted() -> None:
+    """A picture whose gate stands on its threshold would turn by rounding."""
+    found = model()
+    pixels, _ = SPLIT.batch(range(len(SPLIT)))
+    with torch.no_grad():
+        trace = found.trace(torch.from_numpy(normalise(PREPROCESS, pixels)))
+        found.domain.get_parameter("block00.gate.bias").sub_(trace.gates["block00"][7, 0])
+    chosen = choose(found, SPLIT, PREPROCESS, count=6)
+    assert chosen.ambiguous >= 1
+    kept = {p.tobytes() for g in (chosen.golden, chosen.others) for p in g.pixels}
+    assert pixels[7].tobytes() not in kept
+    assert chosen.searched == len(SPLIT)
+
+
+def test_the_search_is_bounded_by_cost_not_by_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "SEARCH_FLOPS", 1)
+    assert choose(model(), SPLIT, PREPROCESS, count=4).searched == reference.SEARCH_RANGE[0]
+
+
+@pytest.mark.parametrize("method", ["da2", "head"])
+def test_a_domain_without_gates_has_natural_cases_only(method: str) -> None:
+    found = toys.scrambled(stripes.model(method=method))
+    chosen = choose(found, SPLIT, PREPROCESS, count=4)
+    assert chosen.golden.natural.all()
+    assert chosen.golden.gates.shape == (4, 0)
+    assert chosen.golden.probes.shape[1] == len(found.sites)
+    assert chosen.ambiguous == 0
+
+
+def test_observing_changes_nothing_of_the_model() -> None:
+    """Law: the model's tensors are the same before and after, forced or not."""
+    found = model()
+    before = {n: t.clone() for n, t in found.domain.state_dict().items()}
+    digest = weights_digest(found)
+    pixels, _ = SPLIT.batch([0, 1])
+    plain = observe(found, PREPROCESS, pixels)
+    forced = observe(found, PREPROCESS, pixels, np.array([FORCE, -FORCE], np.float32))
+    assert (forced.gates[:, 0] >= 0).all()
+    assert (forced.gates[:, 1] < 0).all()
+    after = found.domain.state_dict()
+    assert all(torch.equal(after[n], t) for n, t in before.items())
+    assert weights_digest(found) == digest
+    assert observe(found, PREPROCESS, pixels).to_bytes() == plain.to_bytes()
+
+
+def test_observations_are_pytorchs_own_answers() -> None:
+    found = model()
+    pixels, _ = SPLIT.batch([3, 4, 5])
+    golden = observe(found, PREPROCESS, pixels)
+    with torch.no_grad():
+        trace = found.trace(torch.from_numpy(normalise(PREPROCESS, pixels)))
+    assert trace.logits is not None
+    assert np.array_equal(golden.logits, trace.logits)
+    assert np.array_equal(golden.gates, torch.cat(list(trace.gates.values()), 1))
+    assert golden.gate_sites == tuple(trace.gates)
+    assert golden.sites == tuple(trace.results)

@@ -1,0 +1,56 @@
+"""Building what a check runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import cases
+from tests.support.cases import FLAVOURS, FORMS
+from toolchain.core.errors import GraphError
+from toolchain.export.check import subjects
+from toolchain.export.graph.link import Linking
+
+IMAGES = cases.CASES["plain"].images(2, seed=6).numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "takes_slots", "batches"),
+    [
+        ("swap-if", True, (1,)),
+        ("swap-rows", True, (1, 16)),
+        ("static-if", False, (1,)),
+        ("static-rows", False, (1, 16)),
+    ],
+)
+def test_a_subject_knows_its_flavour_and_form(name: str, takes_slots: Any, batches: Any) -> None:
+    """A batch-1 graph is looped, so one size tells all; a static one has no slots to force."""
+    made = cases.made("plain")
+    linking = next(n for n in (Linking(a, b) for a in FLAVOURS for b in FORMS) if n.name == name)
+    graph = made.graph(linking)
+    found = subjects.shipped(name, graph, made.folder, made.slots)
+    assert (found.name, found.takes_slots, tuple(found.batches)) == (name, takes_slots, batches)
+    assert found.run.run(IMAGES, made.slots).logits.shape == (2, 5)
+
+
+def test_staged_taps_itself() -> None:
+    made = cases.made("plain")
+    found = subjects.staged(made.split, made.folder)
+    assert found.tapped is not None
+    assert found.tapped() is found.run
+
+
+def test_tapped_twins_are_built_when_asked_for(tmp_path: Path) -> None:
+    """Building fails late on purpose: after a parity failure only."""
+    made = cases.made("plain")
+    build = subjects.tapped(made.split, Linking("swap", "if"), tmp_path, made.slots)
+    with pytest.raises(GraphError, match="swap-if: onnxruntime"):
+        build()
+
+
+def test_a_static_graph_needs_its_slots(tmp_path: Path) -> None:
+    made = cases.made("plain")
+    with pytest.raises(GraphError, match="static-if: onnxruntime"):
+        subjects.shipped("static-if", made.graph(Linking("static", "if")), tmp_path, {})

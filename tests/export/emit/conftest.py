@@ -1,0 +1,14 @@
+"""The plain toy, by whose name the tests that capture are kept on one worker."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support import cases
+from tests.support.cases import Made
+
+
+@pytest.fixture(scope="session")
+def plain() -> Made:
+    """The plain toy with an adaptor at every block."""
+    return cases.made("plain")

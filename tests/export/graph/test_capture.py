@@ -1,0 +1,298 @@
+"""Capturing: one to one with PyTorch, or an error that names what is in the way."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors.numpy import load as load_safetensors
+from torch import Tensor, nn
+
+from tests.support import toys
+from tests.support.cases import FORMS, Made, close, run_exact
+from toolchain.core.errors import AttachError, CaptureError
+from toolchain.device.runtime.ort.backend import Linked
+from toolchain.device.runtime.ort.session import Session
+from toolchain.export.graph import capture as capture_file
+from toolchain.export.graph import store
+from toolchain.export.graph.capture import capture
+from toolchain.export.graph.halves import Halves, make_halves
+from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.names import BACKBONE
+from toolchain.training.adapt.attached import AttachedModel, arrays, attach, domain_state
+
+
+class Branching(toys.Residual):
+    """A Python `if` on a tensor's value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.mean() > 0 else x * 2
+
+
+class Counting(toys.Residual):
+    """A Python int taken from a tensor's value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (
+            super()
+            .forward(x)[:, :, : int(x.abs().max().clamp(2, 3).item())]
+            .repeat(1, 1, 4, 1)[:, :, :8]
+        )
+
+
+class Looping(toys.Residual):
+    """A Python loop over the batch fixes its size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([super(Looping, self).forward(x[i : i + 1])[0] for i in range(len(x))])
+
+
+class Reshaping(toys.Residual):
+    """A batch of one, written as a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).reshape(1, 8, 8, 8)
+
+
+class Untouched(toys.Residual):
+    """Returns its input as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Doubling(toys.Residual):
+    """Returns another dtype than it takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).double()
+
+
+class Undoing(nn.Module):
+    """Takes the dtype back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
+class Flattening(toys.Residual):
+    """Returns another rank than it takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).flatten(2)
+
+
+class Spreading(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, 8, 8, 8)
+
+
+class Steered(toys.Residual):
+    """A block that reads a second value of each sample."""
+
+    def forward(self, x: Tensor, steer: Tensor | None = None) -> Tensor:
+        assert steer is not None
+        return super().forward(x) * steer
+
+
+class SteeredNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = toys.stem(8)
+        self.blocks = nn.ModuleList([toys.Residual(8, 8), Steered(8, 8), Steered(8, 8)])
+        self.fc = nn.Linear(8, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks[0](self.stem(x))
+        steer = torch.sigmoid(x.mean((1, 2, 3), keepdim=True))
+        for block in self.blocks[1:]:
+            x = block(x, steer)
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def net(*blocks: nn.Module, names: list[str] | None = None, **options: Any) -> AttachedModel:
+    backbone = toys.Net(toys.stem(8), list(blocks), 8).eval()
+    found = names or ["blocks.0"]
+    return attach(
+        backbone, classes=3, input_shape=(3, 8, 8), blocks=found, rank=4, pool=2, **options
+    )
+
+
+@cache
+def two_inputs() -> Halves:
+    """Halves of a net with a block that reads a second per-sample value."""
+    return make_halves(
+        attach(SteeredNet().eval(), classes=3, input_shape=(3, 8, 8), rank=4, pool=2)
+    )
+
+
+def test_the_graph_answers_as_pytorch_does(made: Made) -> None:
+    """Law: before any folding, every named cut point is PyTorch's tensor."""
+    images = made.case.images(3, seed=2)
+    found = run_exact(store.from_bytes(made.raw, what="captured"), images)
+    with torch.no_grad():
+        trace = made.model.trace(images)
+    assert close(found["logits"], trace.logits)
+    for kind, values in (
+        ("gate", trace.gates),
+        ("adaptor", trace.corrections),
+        ("out", trace.results),
+    ):
+        for site, value in values.items():
+            if f"{kind}.{site}" in found:
+                assert close(found[f"{kind}.{site}"], value), (kind, site)
+    for cut, (site, value) in zip(made.captured.cuts, trace.outputs.items(), strict=True):
+        assert cut.site == site
+        assert close(found[cut.output], value), site
+
+
+def test_every_tensor_keeps_its_name_and_bytes(made: Made) -> None:
+    """Law: initializers are the state dict's tensors, one to one, never renamed or merged."""
+    held = store.from_bytes(made.raw, what="captured").graph.initializers
+    wanted = arrays(domain_state(made.model))
+    frozen = {BACKBONE + n: t.numpy() for n, t in made.model.backbone.state_dict().items()}
+    for name in held:
+        assert name in wanted or name in frozen or "." not in name, name
+    for name, array in wanted.items():
+        value = held[name].const_value
+        assert value is not None
+        assert np.array_equal(value.numpy(), array), name
+
+
+def test_cuts_tell_what_attach_knows(made: Made) -> None:
+    for cut, (name, site) in zip(made.captured.cuts, made.model.anatomy.named_sites(), strict=True):
+        assert (cut.site, cut.module, cut.layout) == (name, site.name, site.layout)
+        assert (cut.in_shape, cut.out_shape, cut.flops) == (
+            site.in_shape,
+            site.out_shape,
+            site.flops,
+        )
+        assert cut.gateable == site.gateable
+
+
+def test_capture_is_silent_and_leaves_no_trace(capfd: pytest.CaptureFixture[str]) -> None:
+    """No line of the exporter reaches the user; its logger's level stays; eval mode rules."""
+    model = net(toys.Residual(8, 8))
+    model.train()
+    logger = logging.getLogger("torch.onnx")
+    level, hooks = logger.level, sum(len(m._forward_hooks) for m in model.modules())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = capture(model)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+    assert logger.level == level
+    assert hooks == sum(len(m._forward_hooks) for m in model.modules())
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert close(run_exact(found.model, images)["logits"], model.train(False)(images))
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        (Branching, r"Python `if`, loop or int\(\)[\s\S]*torch\.where"),
+        (Counting, r"Python `if`, loop or int\(\)[\s\S]*torch\.where"),
+        (Looping, r"fixes the batch size while it is traced: 'in\.block00'[\s\S]*x\.shape\[0\]"),
+        (Reshaping, r"fixes the batch size: [\s\S]*shape '\[1, 8, 8, 8\]'[\s\S]*x\.shape\[0\]"),
+    ],
+)
+def test_what_the_exporter_would_bake_in_is_refused(block: Any, told: Any) -> None:
+    """A Python decision on a tensor's value, or a fixed batch, never reaches a graph silently."""
+    with pytest.raises(CaptureError, match=told) as caught:
+        capture(net(block(8, 8)))
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("block", "back", "told"),
+    [
+        (Doubling, Undoing, r"block 'blocks\.0' takes torch\.float32 and returns torch\.float64"),
+        (Flattening, Spreading, r"block 'blocks\.0' cannot take an adaptor[\s\S]*same rank"),
+    ],
+)
+def test_branches_that_differ_are_named_before_any_graph_is_made(
+    block: Any, back: Any, told: Any
+) -> None:
+    """A closed gate passes the input on, so a block's dtype and rank must be its input's."""
+    with pytest.raises(AttachError, match=told):
+        net(block(8, 8), back())
+
+
+def test_a_block_that_returns_its_input_links_all_the_same() -> None:
+    """A block switched off in evaluation has no weights of its own; its gate changes nothing."""
+    model = toys.scrambled(net(Untouched(8, 8)))
+    halves = make_halves(model)
+    assert halves.split.cuts[0].input == halves.split.cuts[0].output
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want = model(images)
+    constants = load_safetensors(halves.slots)
+    backbone = load_safetensors(halves.weights)
+    for form in FORMS:
+        graph = store.to_bytes(link(halves.split, Linking("static", form)))
+        session = Session(graph, constants={**constants, **backbone})
+        assert close(Linked(session).run(images.numpy(), {}).logits, want), form
+
+
+def test_an_exporter_that_alters_a_tensor_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sabotage: names and values are compared with PyTorch, whatever exporter there will be."""
+    export = capture_file._export
+
+    def wrong(*args: Any) -> ir.Model:
+        found = export(*args)
+        name = next(n for n in found.graph.initializers if n.endswith("blocks.0.conv2.weight"))
+        value = found.graph.initializers[name]
+        assert value.const_value is not None
+        value.const_value = ir.Tensor(value.const_value.numpy() * np.float32(2), name=name)
+        return found
+
+    monkeypatch.setattr(capture_file, "_export", wrong)
+    with pytest.raises(CaptureError, match=r"'backbone\.blocks\.0\.conv2\.weight' differs"):
+        capture(net(toys.Residual(8, 8)))
+
+
+def test_a_slot_that_changes_nothing_is_named() -> None:
+    """A parameter that no output needs would be a slot that cannot be swapped."""
+    model = net(toys.Residual(8, 8))
+    model.domain["block00"].register_parameter("idle", nn.Parameter(torch.zeros(2)))
+    with pytest.raises(CaptureError, match=r"slot 'block00\.idle' did not reach the graph"):
+        capture(model)
+
+
+class Neighbourly(toys.Residual):
+    """Its answer for a sample depends on the rest of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.mean(0, keepdim=True)
+
+
+class Ticking(toys.Residual):
+    """Its buffer counts forwards, in evaluation too."""
+
+    n: Tensor
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("n", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [(Neighbourly, r"'blocks\.1' answers"), (Ticking, r"'blocks\.1\.n' changes")]
+)
+def test_a_block_with_a_memory_or_with_neighbours_is_refused(
+    kind: type[toys.Residual], words: str
+) -> None:
+    net = toys.Net(nn.Conv2d(3, 8, 3, 2, 1), [toys.Residual(8, 8), kind(8, 8)], 8)
+    with pytest.raises(CaptureError, match=words):
+        capture(attach(net, classes=3, input_shape=(3, 16, 16)))

@@ -1,0 +1,254 @@
+"""From model to halves: the same bytes every time, from the cache or not."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors.numpy import load as safetensors_load
+from torch import nn
+
+from tests.support import cases, toys
+from tests.support.cases import Made
+from toolchain.core import digest
+from toolchain.core.errors import GraphError, SplitError
+from toolchain.export.graph import halves
+from toolchain.export.graph.halves import Halves, interface, make_halves
+from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.split import Split, split
+from toolchain.export.graph.store import to_bytes
+from toolchain.training.adapt.attached import AttachedModel, attach, domain_state
+
+ROOT = Path(__file__).parents[3]
+PROGRAM = """
+from tests.export.graph import cases
+from toolchain import digest
+from toolchain.export.graph.link import Linking
+made = cases.Made(cases.CASES["plain"])
+half = made.halves
+parts = [half.backbone_graph, half.domain_graph, half.weights, half.slots,
+         made.graph(Linking("swap", "if")), made.graph(Linking("static", "rows"))]
+print("\\n".join(digest.sha256(part) for part in parts))
+"""
+
+
+def parts(made: Halves) -> tuple[bytes, ...]:
+    linked = to_bytes(link(made.split, Linking("swap", "rows")))
+    return (made.backbone_graph, made.domain_graph, made.weights, made.slots, linked)
+
+
+def model(classes: int = toys.CLASSES, seed: int = 0, **options: Any) -> AttachedModel:
+    """A single block with its domain scrambled."""
+    attached = attach(
+        toys.backbone("single"), classes=classes, input_shape=(3, 8, 8), rank=4, **options
+    )
+    return toys.scrambled(attached, seed)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Halves]:
+    """A cache folder with one entry, and what was captured for it."""
+    folder = tmp_path_factory.mktemp("cache")
+    return folder, make_halves(model(), cache=folder)
+
+
+def entry(folder: Path) -> Path:
+    (found,) = folder.iterdir()
+    return found
+
+
+@pytest.mark.parametrize("seeds", [("0", "4242")])
+def test_bytes_do_not_depend_on_the_process(seeds: Any, plain: Made) -> None:
+    """Law: the same model gives the same bytes in any process, whatever its hash seed."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in seeds
+    ]
+    outputs = [process.communicate(timeout=300) for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    made = plain.halves
+    here = [
+        made.backbone_graph,
+        made.domain_graph,
+        made.weights,
+        made.slots,
+        plain.graph(Linking("swap", "if")),
+        plain.graph(Linking("static", "rows")),
+    ]
+    assert outputs[0][0].split() == outputs[1][0].split() == [digest.sha256(p) for p in here]
+
+
+def test_a_hit_equals_a_miss_byte_for_byte(cache: tuple[Path, Halves]) -> None:
+    """Law: what the cache gives is what capturing gives."""
+    folder, missed = cache
+    hit = make_halves(model(), cache=folder)
+    assert (missed.cached, hit.cached) == (False, True)
+    assert parts(hit) == parts(missed)
+    assert parts(make_halves(model())) == parts(missed)
+
+
+def test_another_domain_of_the_interface_hits(cache: tuple[Path, Halves]) -> None:
+    """A second domain has other values and classes, and no exporter runs for it."""
+    folder, missed = cache
+    other = model(classes=9, seed=3)
+    hit = make_halves(other, cache=folder)
+    assert hit.cached
+    assert hit.backbone_graph == missed.backbone_graph
+    assert hit.weights == missed.weights
+    assert parts(hit) == parts(make_halves(other))
+
+
+def test_a_hit_needs_no_exporter(
+    cache: tuple[Path, Halves], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(halves, "capture", None)
+    assert make_halves(model(), cache=cache[0]).cached
+
+
+@pytest.mark.parametrize(
+    "name", ["backbone.onnx", "domain.onnx", "weights.safetensors", "index.json"]
+)
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_entry_is_captured_again(
+    cache: tuple[Path, Halves], name: str, damage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry whose bytes are not what its index says is never used; it is made anew."""
+    folder, missed = cache
+    path = entry(folder) / name
+    good = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    elif damage == "truncate":
+        path.write_bytes(good[: len(good) // 2])
+    else:
+        at = len(good) // 2
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+    # Capturing is slow and its result known: hand out what the exporter gave for the same model.
+    structure = (cache[1].split, cache[1].weights)
+    monkeypatch.setattr(halves, "_capture_verified", lambda *_: structure)
+    again = make_halves(model(), cache=folder)
+    assert not again.cached
+    assert path.read_bytes() == good
+    assert parts(again)[0] == parts(missed)[0]
+    assert make_halves(model(), cache=folder).cached
+
+
+def test_halves_that_do_not_recompose_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sabotage: a split that alters the domain by one rounding is found, and the tensor named."""
+
+    def wrong(*args: Any) -> Split:
+        found = split(*args)
+        value = found.domain.graph.initializers["head.bias"]
+        assert value.const_value is not None
+        nudged = np.nextafter(value.const_value.numpy(), np.float32(9))
+        value.const_value = ir.Tensor(nudged, name="head.bias")
+        return found
+
+    monkeypatch.setattr(halves, "split", wrong)
+    with pytest.raises(SplitError, match=r"do not recompose: 'logits' differs"):
+        make_halves(model())
+
+
+def test_an_entry_of_other_slots_is_refused(
+    cache: tuple[Path, Halves], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should two interfaces ever share a digest, their slots do not fit, and that is said."""
+    folder, _ = cache
+    monkeypatch.setattr(halves, "interface", lambda *_: interface(model()))
+    with pytest.raises(SplitError, match=r"structure has the slots[\s\S]*clear the cache"):
+        make_halves(model(norm="batch"), cache=folder)
+
+
+def test_the_interface_is_all_that_shapes_a_split() -> None:
+    """Law: values and classes of a domain leave it alone; method, options, backbone change it."""
+    base = interface(model())
+    assert interface(model(seed=5)) == base
+    assert interface(model(classes=11)) == base
+    other = model()
+    with torch.no_grad():
+        next(other.backbone.parameters()).view(-1)[0] += 1
+    changed = [
+        interface(other),
+        interface(model(pool=1)),
+        interface(model(norm="group")),
+        interface(toys.attached("single", method="da2", rank=4)),
+        interface(toys.attached("single", method="head", rank=4)),
+        interface(toys.attached("one_pixel", rank=4)),
+    ]
+    assert len({base, *changed}) == len(changed) + 1
+
+
+def test_slots_of_a_filled_structure_are_the_models(cache: tuple[Path, Halves]) -> None:
+    folder, _ = cache
+    other = model(seed=8)
+    hit = make_halves(other, cache=folder)
+    want = {n: t.numpy() for n, t in toys_state(other).items()}
+    from safetensors.numpy import load
+
+    got = load(hit.slots)
+    assert set(got) == set(want)
+    assert all(np.array_equal(got[n], want[n]) for n in want)
+
+
+def toys_state(attached: AttachedModel) -> dict[str, torch.Tensor]:
+    return domain_state(attached)
+
+
+def test_cases_of_this_run_were_not_spoiled(plain: Made) -> None:
+    """The shared halves still are what a fresh capture gave: no test wrote into them."""
+    assert cases.made("plain") is plain
+    slots = {n: t.numpy() for n, t in toys_state(plain.model).items()}
+    assert all(np.array_equal(plain.slots[n], a) for n, a in slots.items())
+
+
+def altered(net: nn.Module) -> nn.Module:
+    """The net with every tensor of floats another one."""
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        for tensor in [*twin.parameters(), *twin.buffers()]:
+            if tensor.is_floating_point():
+                tensor.mul_(1.25).add_(0.01)
+    return twin
+
+
+def headed(net: nn.Module, toy: str) -> AttachedModel:
+    return attach(net, method="head", classes=3, input_shape=toys.TOYS[toy].input_shape)
+
+
+@pytest.mark.parametrize("toy", ["inverted", "tokens"])
+def test_a_changed_backbone_has_the_graph_of_the_frozen_one(toy: str) -> None:
+    """Law: whatever values weights have, the graph is the same; turned matrices lie beside it."""
+    net = toys.backbone(toy)
+    base, changed = make_halves(headed(net, toy)), make_halves(headed(altered(net), toy))
+    halves.require_same_graphs(base, changed)
+    old, new = safetensors_load(base.weights), safetensors_load(changed.weights)
+    assert old.keys() == new.keys()
+    assert all(not np.array_equal(old[name], new[name]) for name in old)
+
+
+def test_a_changed_backbone_of_another_structure_is_refused_by_name() -> None:
+    net = toys.backbone("single")
+    base = make_halves(headed(net, "single"))
+    other = altered(net)
+    other.blocks[0].shortcut = nn.Hardtanh()  # type: ignore[index, union-attr]
+    with pytest.raises(GraphError, match="frozen backbone for the changed one") as caught:
+        halves.require_same_graphs(base, make_halves(headed(other, "single")))
+    assert caught.value.fix
+    heads = make_halves(attach(net, method="head", classes=3, input_shape=(3, 8, 8), seed=1))
+    with pytest.raises(GraphError, match="the same slots"):
+        halves.require_same_graphs(base, heads)

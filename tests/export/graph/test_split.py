@@ -1,0 +1,182 @@
+"""Cutting: disjoint, complete, and exactly the captured graph when put together again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from tests.support import cases
+from tests.support.cases import Made, run_exact
+from toolchain.core.errors import SplitError
+from toolchain.export.graph import store
+from toolchain.export.graph.builder import Sketch, input_names
+from toolchain.export.graph.capture import Captured
+from toolchain.export.graph.fold import fold_batchnorm
+from toolchain.export.graph.names import BACKBONE, IMAGE, TARGETS
+from toolchain.export.graph.split import META_CUTS, read_split, recompose, split
+
+
+def folded(made: Made) -> ir.Model:
+    """The captured graph with its BatchNorms folded, from its bytes."""
+    model = store.from_bytes(made.raw, what="captured")
+    fold_batchnorm(model)
+    return model
+
+
+def test_the_halves_recompose_bit_for_bit(made: Made) -> None:
+    """Law: recompose(split(g)) answers as g does, bit for bit, at every cut point."""
+    images = made.case.images(3, seed=9)
+    want = run_exact(folded(made), images)
+    got = run_exact(recompose(made.loaded()), images)
+    shared = set(want) & set(got)
+    assert {"logits", *made.split.gates} <= shared
+    assert {c.result for c in made.split.adapted} <= shared
+    for name in shared:
+        assert np.array_equal(got[name], want[name]), name
+
+
+def test_the_halves_are_disjoint_and_complete(made: Made) -> None:
+    """Law: every captured node and every slot lies in exactly one half."""
+    source = folded(made)
+    plain = [c for c in made.split.cuts if c not in made.split.adapted]
+    backbone, domain = made.split.backbone.graph, made.split.domain.graph
+    assert len(list(backbone)) + len(list(domain)) == len(list(source.graph)) + len(plain)
+    ours = {n for n in backbone.initializers if "." in n}
+    theirs = {n for n in domain.initializers if "." in n}
+    assert not ours & theirs
+    assert all(name.startswith(BACKBONE) for name in ours)
+    assert theirs == set(made.split.slots)
+    assert ours | theirs == {n for n in source.graph.initializers if "." in n}
+
+
+def test_slots_are_those_of_the_domain_whatever_was_folded(made: Made) -> None:
+    """Law: names, shapes, dtypes and bytes of the slots are the state dict's."""
+    from toolchain.training.adapt.attached import arrays, domain_state
+
+    want = arrays(domain_state(made.model))
+    assert tuple(sorted(want)) == made.split.slots
+    got = made.slots
+    for name, array in want.items():
+        assert got[name].dtype == array.dtype
+        assert got[name].shape == array.shape
+        assert got[name].tobytes() == array.tobytes(), name
+    held = made.loaded().domain.graph.initializers
+    for name, array in want.items():
+        value = held[name].const_value
+        assert value is not None
+        assert np.array_equal(value.numpy(), array), name
+
+
+def test_equal_slots_are_never_merged() -> None:
+    """Three adaptors that are all zero stay three: each slot exists once under its own name."""
+    made = cases.made("plain-zero")
+    zeros = [s for s in made.split.slots if s.endswith("adaptor.expand.weight")]
+    assert len(zeros) == 3
+    read = [n for node in made.split.domain.graph for n in input_names(node)]
+    assert all(read.count(name) == 1 for name in zeros)
+    assert not any(made.slots[name].any() for name in zeros)
+
+
+def test_the_backbone_is_one_whatever_the_domain_is() -> None:
+    """Law: one backbone, many domains: its bytes depend on no method, option or class count."""
+    plain = [cases.made(name).halves for name in cases.CASES if name.startswith("plain")]
+    assert len(plain) == 4
+    assert len({half.backbone_graph for half in plain}) == 1
+    assert len({half.weights for half in plain}) == 1
+    for first, second in (("odd", "odd-gateable"), ("tokens", "tokens-da2")):
+        assert cases.made(first).halves.backbone_graph == cases.made(second).halves.backbone_graph
+
+
+def test_opset_and_ir_version_are_the_targets(made: Made) -> None:
+    dialect = TARGETS["onnxruntime"]
+    for half in (made.split.backbone, made.split.domain):
+        assert dict(half.graph.opset_imports) == {"": dialect.opset}
+        assert half.ir_version == dialect.ir_version
+
+
+def test_a_head_alone_reads_the_features_only() -> None:
+    made = cases.made("plain-head")
+    assert made.split.adapted == ()
+    assert made.split.gates == ()
+    assert made.split.slots == ("head.bias", "head.weight")
+
+
+def test_halves_of_different_cuts_are_refused(plain: Made) -> None:
+    other = cases.made("odd").split
+    with pytest.raises(SplitError, match="cut at different places"):
+        read_split(plain.split.backbone, other.domain)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '[{"site": "block00"}]', '[{"in_shape": 3, "out_shape": []}]']
+)
+def test_damaged_metadata_is_refused(plain: Made, text: Any) -> None:
+    backbone = store.from_bytes(plain.halves.backbone_graph, what="backbone")
+    backbone.metadata_props[META_CUTS] = text
+    with pytest.raises(SplitError):
+        read_split(backbone, plain.split.domain)
+
+
+def test_a_foreign_model_has_no_cut_points(plain: Made) -> None:
+    sketch = Sketch("foreign", opset=18)
+    sketch.input(IMAGE, ir.DataType.FLOAT, [1, 3])
+    sketch.node("Identity", [IMAGE], "y")
+    sketch.typed("y", ir.DataType.FLOAT, [1, 3])
+    foreign = sketch.model(["y"], ir_version=10, metadata={})
+    with pytest.raises(SplitError, match=r"foreign.*no cut points[\s\S]*da3-export"):
+        read_split(foreign, plain.split.domain)
+
+
+def test_a_domain_that_reads_backbone_arithmetic_has_no_single_owner(plain: Made) -> None:
+    """Sabotage: a domain node reads a backbone value between the cut points."""
+    captured = _captured(plain)
+    graph = captured.model.graph
+    gate = next(n for n in graph if n.op_type == "MatMul")
+    inner = next(
+        n.outputs[0] for n in graph if n.op_type == "Relu" and not n.outputs[0].is_graph_output()
+    )
+    extra = ir.Node("", "ReduceMean", [inner], [ir.AttrInt64("keepdims", 0)])
+    extra.outputs[0].name = "stolen"
+    graph.insert_before(gate, extra)
+    total = ir.Node("", "Add", [gate.inputs[0], extra.outputs[0]], outputs=[ir.Value(name="both")])
+    graph.insert_before(gate, total)
+    gate.replace_input_with(0, total.outputs[0])
+    with pytest.raises(SplitError, match="both halves need node"):
+        split(captured.model, captured.cuts, captured.slots, captured.opset)
+
+
+def test_a_dead_node_has_no_owner(plain: Made) -> None:
+    captured = _captured(plain)
+    graph = captured.model.graph
+    dead = ir.Node("", "Identity", [graph.inputs[0]], name="dead_node")
+    graph.append(dead)
+    with pytest.raises(SplitError, match="no half needs node 'dead_node'"):
+        split(captured.model, captured.cuts, captured.slots, captured.opset)
+
+
+def test_a_slot_that_nothing_uses_is_named(plain: Made) -> None:
+    captured = _captured(plain)
+    with pytest.raises(SplitError, match=r"block00\.adaptor\.lost"):
+        slots = (*captured.slots, "block00.adaptor.lost")
+        split(captured.model, captured.cuts, slots, captured.opset)
+
+
+def test_cut_points_survive_writing(plain: Made) -> None:
+    """Law: read_split(write(halves)) has the cuts, features and slots of halves."""
+    found = plain.loaded()
+    assert found.cuts == plain.split.cuts
+    assert found.features == plain.split.features
+    assert found.slots == plain.split.slots
+    row = json.loads(plain.split.backbone.metadata_props[META_CUTS])[0]
+    assert row["site"] == "block00"
+    assert row["flops"] == plain.split.cuts[0].flops > 0
+
+
+def _captured(made: Made) -> Captured:
+    """A captured graph that may be spoiled."""
+    return replace(made.captured, model=folded(made))

@@ -1,0 +1,72 @@
+"""From figures to manifests: rounded, complete, the same on two machines that agree."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.exported import Exported
+from toolchain import bundle
+from toolchain.export import manifests
+from toolchain.export.graph.names import TARGETS
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(finite)
+def test_rounding_is_idempotent_and_close(value: Any) -> None:
+    """Law: rounded(rounded(v)) is rounded(v), within six significant digits of v."""
+    once = manifests.rounded(value)
+    assert manifests.rounded(once) == once
+    assert math.isclose(once, value, rel_tol=1e-5) or abs(value) < 1e-300
+
+
+@given(st.floats(0, 1))
+def test_a_rate_is_resolved_only_when_it_is_exact(rate: Any) -> None:
+    """A gate that opened once in a million is not always closed: rounding never makes it so."""
+    assert (manifests.rounded(rate) == 0.0) == (rate == 0.0)
+
+
+def test_the_backbones_manifest_tells_its_graph(exported: Exported) -> None:
+    found = bundle.open_backbone(exported.backbone).manifest
+    cuts = [(b.name, b.shape_in, b.shape_out, b.gateable) for b in found.blocks]
+    assert cuts == [
+        ("block00", (8, 12, 12), (8, 12, 12), True),
+        ("block01", (8, 12, 12), (16, 6, 6), False),
+        ("block02", (16, 6, 6), (16, 6, 6), True),
+    ]
+    assert all(block.flops > 0 for block in found.blocks)
+    assert (found.opset, found.ir_version) == (
+        TARGETS["onnxruntime"].opset,
+        TARGETS["onnxruntime"].ir_version,
+    )
+    assert (found.input.size, found.input.channels) == (12, 3)
+    assert {tap.name for tap in found.taps} == {
+        "in.block00",
+        "block.block00",
+        "block.block01",
+        "block.block02",
+        "features",
+    }
+
+
+def test_the_domains_manifest_carries_parity_and_metrics(exported: Exported) -> None:
+    manifest, report = exported.report.manifest, exported.report.parity
+    for c in report.comparisons:
+        stem = f"{c.flavour}.batch{c.batch}"
+        assert manifest.parity[f"{stem}.max_abs"] == manifests.rounded(c.max_absolute)
+        assert manifest.parity[f"{stem}.top1_mismatches"] == 0
+        assert manifest.parity[f"{stem}.gate_mismatches"] == 0
+    assert manifest.parity["cases"] == report.cases
+    assert manifest.metrics["head_accuracy"] == 0.5
+    assert manifest.selftest.tolerance_relative == report.tolerance
+
+
+def test_rates_stand_where_a_gate_is(exported: Exported) -> None:
+    blocks = {
+        b.name: (b.gateable, b.rate is not None) for b in exported.report.manifest.gates.blocks
+    }
+    assert blocks == {"block00": (True, True), "block01": (False, False), "block02": (True, True)}

@@ -1,0 +1,130 @@
+"""A recipe for a user's own folder: complete, loadable, with what was read in its header."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from toolchain import recipe
+from toolchain.core.errors import DataError, ExistsError, RecipeError, StorageError, UsageError
+from toolchain.recipe import pictures
+from toolchain.training import data
+
+CLASSES = ('Ösel\'s "red" rose', "2nd class", "null", "yes", "- dash: x", "花", "#hash", "a b  c")
+
+
+def fill(root: Path, counts: dict[str, int], size: tuple[int, int] = (40, 30)) -> Path:
+    for place, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            colour = (place * 20, i * 9 % 256, 128)
+            Image.new("RGB", size, colour).save(root / name / f"{i:03d} é.png")
+    return root
+
+
+@pytest.fixture
+def split_root(tmp_path: Path) -> Path:
+    root = tmp_path / "my pictures, ünsorted"
+    fill(root / "train", dict.fromkeys(CLASSES, 3))
+    fill(root / "val", dict.fromkeys(CLASSES, 1), (90, 20))
+    return root
+
+
+def test_odd_names_work_from_folder_to_loaded_data(split_root: Path, tmp_path: Path) -> None:
+    path = recipe.new("Blüten 1", split_root, backbone="resnet20", folder=tmp_path / "recipes")
+    assert path.name == "Blüten 1.yaml"
+    found = recipe.load(recipe.find("Blüten 1", [tmp_path / "recipes"]))
+    assert found.data.root == str(split_root)
+    loaded = data.load(found)
+    assert loaded.classes == tuple(sorted(CLASSES))
+    assert (len(loaded.train), len(loaded.test)) == (24, 8)
+
+
+def test_the_header_states_what_was_read(split_root: Path, tmp_path: Path) -> None:
+    text = recipe.new("own", split_root, backbone="resnet20", folder=tmp_path).read_text("utf-8")
+    for line in (
+        "# Build it:  da3-export --train --domain own",
+        "24 to train, 8 to test (as found in the folders)",
+        "40 to 40 px wide, 30 to 30 px high (24 measured)",
+        "#   classes   8",
+        "#          4  花",
+    ):
+        assert line in text
+
+
+def test_larger_inputs_get_a_border_to_crop(split_root: Path, tmp_path: Path) -> None:
+    path = recipe.new("big", split_root, backbone="resnet50", input_px=224, folder=tmp_path)
+    found = recipe.load(path).preprocess
+    assert (found.size, found.resize) == (224, 256)
+
+
+def test_an_existing_recipe_is_kept(split_root: Path, tmp_path: Path) -> None:
+    path = recipe.new("own", split_root, backbone="resnet20", folder=tmp_path)
+    path.write_text("mine", encoding="utf-8")
+    with pytest.raises(ExistsError):
+        recipe.new("own", split_root, backbone="resnet20", folder=tmp_path)
+    assert path.read_text(encoding="utf-8") == "mine"
+    recipe.new("own", split_root, backbone="resnet20", folder=tmp_path, overwrite=True)
+    assert recipe.load(path).domain == "own"
+
+
+@pytest.mark.parametrize("name", ["", "../own", "a/b", ".hidden", "own.", "x" * 65, "a\nb"])
+def test_a_name_that_cannot_be_a_file_is_refused(name: str, split_root: Path) -> None:
+    with pytest.raises(UsageError, match="expected a name"):
+        recipe.new(name, split_root, backbone="resnet20", folder=split_root)
+
+
+def test_nothing_is_written_for_a_bad_backbone(split_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="backbone"):
+        recipe.new("own", split_root, backbone="no such", folder=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(split_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be made"):
+        recipe.new("own", split_root, backbone="resnet20", folder=tmp_path / "a" / "b")
+
+
+@pytest.mark.parametrize("counts", [{}, {"one": 4}, {"one": 1, "two": 1}, {"one": 0, "two": 0}])
+def test_too_little_is_refused_with_the_layout(counts: dict[str, int], tmp_path: Path) -> None:
+    root = tmp_path / "few"
+    root.mkdir()
+    fill(root, counts)
+    with pytest.raises(DataError, match="expected layout"):
+        recipe.new("own", root, backbone="resnet20", folder=tmp_path)
+
+
+def test_a_damaged_picture_is_named(split_root: Path, tmp_path: Path) -> None:
+    (split_root / "train" / "yes" / "000 é.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="000 é"):
+        recipe.new("own", split_root, backbone="resnet20", folder=tmp_path)
+
+
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(counts=st.lists(st.integers(2, 30), min_size=2, max_size=3))
+def test_law_the_split_by_hash_is_complete_disjoint_and_stable(
+    counts: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Law: every picture is in one part; each class has both; moving the folder changes nothing."""
+    parts = []
+    for _ in range(2):
+        root = tmp_path_factory.mktemp("data")
+        for name, count in enumerate(counts):
+            (root / f"c{name}").mkdir()
+            for i in range(count):
+                (root / f"c{name}" / f"{i}.jpg").touch()
+        found = pictures.scan(root)
+        train, test = ({path.relative_to(root) for path, _ in p} for p in (found.train, found.test))
+        assert not train & test
+        assert len(train) + len(test) == sum(counts)
+        labels = [np.bincount([label for _, label in p]) for p in (found.train, found.test)]
+        assert all(len(one) == len(counts) and one.min() > 0 for one in labels)
+        parts.append((train, test))
+    assert parts[0] == parts[1]

@@ -1,0 +1,133 @@
+"""Bundles whose linked graphs were changed, all digests put right again.
+
+They pass every check of bytes: only the session that is made of them can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+
+from tests.support.damage import repacked
+from tests.support.exported import Exported
+from toolchain import bundle
+
+Edit = Callable[[onnx.GraphProto], None]
+
+
+def with_graph(exported: Exported, folder: Path, edit: Edit, name: str = "swap-if") -> Path:
+    """The bundle with one linked graph edited."""
+    model = onnx.load_from_string(bundle.open_bundle(exported.bundle).blob(f"{name}.onnx"))
+    edit(model.graph)
+    return repacked(exported, folder, {f"{name}.onnx": model.SerializeToString()})
+
+
+def graph_of(other: Exported, name: str = "swap-if") -> bytes:
+    """The linked graph of another bundle."""
+    return bundle.open_bundle(other.bundle).blob(f"{name}.onnx")
+
+
+def rename_image(graph: onnx.GraphProto) -> None:
+    """The picture comes in under another name."""
+    _rename(graph, "image", "picture")
+
+
+def rename_logits(graph: onnx.GraphProto) -> None:
+    """The answer goes out under another name."""
+    _rename(graph, "logits", "answer")
+
+
+def drop_gates(graph: onnx.GraphProto) -> None:
+    """The gates are not told."""
+    keep = [value for value in graph.output if value.name != "gates"]
+    del graph.output[:]
+    graph.output.extend(keep)
+
+
+def fewer_gates(graph: onnx.GraphProto) -> None:
+    """Only the first gate is told."""
+    _first_of(graph, "gates")
+
+
+def fewer_logits(graph: onnx.GraphProto) -> None:
+    """Only the first class is told."""
+    _first_of(graph, "logits")
+
+
+def another_slot(graph: onnx.GraphProto) -> None:
+    """The graph asks for a slot that the domain has not."""
+    graph.input.append(helper.make_tensor_value_info("head.scale", TensorProto.FLOAT, [1]))
+
+
+def narrow_slot(graph: onnx.GraphProto) -> None:
+    """A slot's declared shape is not that of its tensor."""
+    _shape(graph, "block00.adaptor.expand.bias").dim[0].dim_value = 3
+
+
+def other_dtype(graph: onnx.GraphProto) -> None:
+    """A slot is declared as another dtype."""
+    (value,) = [v for v in graph.input if v.name == "block00.adaptor.expand.bias"]
+    value.type.tensor_type.elem_type = TensorProto.DOUBLE
+
+
+def constant_slot(graph: onnx.GraphProto) -> None:
+    """The head's bias is no input but a constant of the graph: no domain could change it."""
+    keep = [value for value in graph.input if value.name != "head.bias"]
+    del graph.input[:]
+    graph.input.extend(keep)
+    graph.initializer.append(helper.make_tensor("head.bias", TensorProto.FLOAT, [8], [9.0] * 8))
+
+
+def ignored_slot(graph: onnx.GraphProto) -> None:
+    """All interfaces are right, but the logits are those of twice the head's weights."""
+    _rename(graph, "logits", "half", outputs=False)
+    graph.node.append(helper.make_node("Add", ["half", "half"], ["logits"]))
+
+
+def endless(graph: onnx.GraphProto) -> None:
+    """The logits go through a loop of 2**62 rounds."""
+    _rename(graph, "logits", "before", outputs=False)
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["still"]),
+            helper.make_node("Tanh", ["carried"], ["next"]),
+        ],
+        "round",
+        [
+            value("round", TensorProto.INT64, []),
+            value("go", TensorProto.BOOL, []),
+            value("carried", TensorProto.FLOAT, [1, None]),
+        ],
+        [value("still", TensorProto.BOOL, []), value("next", TensorProto.FLOAT, [1, None])],
+    )
+    graph.initializer.append(helper.make_tensor("altered.rounds", TensorProto.INT64, [], [2**62]))
+    graph.initializer.append(helper.make_tensor("altered.yes", TensorProto.BOOL, [], [True]))
+    graph.node.append(
+        helper.make_node("Loop", ["altered.rounds", "altered.yes", "before"], ["logits"], body=body)
+    )
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str, *, outputs: bool = True) -> None:
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        node.output[:] = [new if name == old else name for name in node.output]
+    for value in [*graph.input, *(graph.output if outputs else ())]:
+        value.name = new if value.name == old else value.name
+
+
+def _first_of(graph: onnx.GraphProto, name: str) -> None:
+    _rename(graph, name, "whole", outputs=False)
+    graph.initializer.append(helper.make_tensor("altered.zero", TensorProto.INT64, [1], [0]))
+    graph.node.append(helper.make_node("Gather", ["whole", "altered.zero"], [name], axis=1))
+    (output,) = [v for v in graph.output if v.name == name]
+    output.type.tensor_type.shape.dim[1].dim_value = 1
+
+
+def _shape(graph: onnx.GraphProto, name: str) -> onnx.TensorShapeProto:
+    (value,) = [v for v in graph.input if v.name == name]
+    shape: onnx.TensorShapeProto = value.type.tensor_type.shape
+    return shape

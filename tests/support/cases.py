@@ -1,0 +1,223 @@
+"""Captured toys, each made once per run: the ground that graph, runtime and check tests stand on.
+
+Rules of this file: the cases cover every toy, method and option that shapes a graph at least once,
+not every combination. Whoever needs to change a model builds one of their own.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from safetensors.numpy import load as load_safetensors
+from torch import Tensor, nn
+
+from tests.support import toys
+from toolchain.device.runtime.ort.backend import Linked, Runnable
+from toolchain.device.runtime.ort.session import Session
+from toolchain.export.check import subjects
+from toolchain.export.graph import halves as halves_file
+from toolchain.export.graph import store
+from toolchain.export.graph.capture import Captured, capture
+from toolchain.export.graph.halves import Halves, make_halves
+from toolchain.export.graph.link import Flavour, Form, Linking, link
+from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
+from toolchain.export.graph.split import Split, read_split
+from toolchain.training.adapt.attached import AttachedModel, attach
+
+
+class TupleBlock(toys.Residual):
+    """A block that returns its map and something else."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(x), x.mean((2, 3))
+
+
+class TupleNet(nn.Module):
+    """Blocks whose answer is a tuple; only its first entry goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = toys.stem(8)
+        self.blocks = nn.ModuleList([TupleBlock(8, 8), TupleBlock(8, 8)])
+        self.fc = nn.Linear(8, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x, _ = block(x)
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def _tuples() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return TupleNet().eval()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A toy with a domain; ``fresh`` leaves the adaptors at zero and the gates open."""
+
+    toy: str
+    method: str = "da3"
+    classes: int = toys.CLASSES
+    fresh: bool = False
+    build: Callable[[], nn.Module] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (3, 8, 8) if self.build else toys.TOYS[self.toy].input_shape
+
+    def images(self, count: int, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(count, *self.input_shape, generator=generator)
+
+    def model(self) -> AttachedModel:
+        backbone = self.build() if self.build else toys.backbone(self.toy)
+        options = {"rank": 4, "pool": 2, **self.options}
+        model = attach(
+            backbone,
+            method=self.method,
+            classes=self.classes,
+            input_shape=self.input_shape,
+            **options,
+        )
+        if self.fresh:
+            return model
+        return toys.balanced(toys.scrambled(model), self.images(16))
+
+
+CASES = {
+    "plain": Case("plain", options={"placement": "all"}),
+    "plain-da2": Case("plain", "da2", options={"placement": "all", "pool": 0}),
+    "plain-head": Case("plain", "head"),
+    "plain-zero": Case("plain", classes=9, fresh=True, options={"kernel": 3, "placement": "all"}),
+    "preactivation": Case("preactivation", options={"norm": "batch"}),
+    "inverted": Case("inverted", options={"kernel": 3, "placement": "all"}),
+    "odd": Case("odd", options={"placement": "all"}),
+    "odd-gateable": Case("odd", options={"pool": 1}),
+    "one_pixel": Case("one_pixel", options={"norm": "group"}),
+    "single": Case("single", options={"pool": 1}),
+    "grouped": Case("grouped", options={"groups": 4, "pool": 0}),
+    "headless": Case("headless", options={"pool": 4, "norm": "group"}),
+    "channels_last": Case("channels_last"),
+    "tokens": Case("tokens", options={"norm": "batch"}),
+    "tokens-da2": Case("tokens", "da2", options={"attention": "softmax"}),
+    "tuples": Case("tuples", build=_tuples),
+}
+
+
+class Made:
+    """A case, captured and split; ``raw`` is the captured graph before BatchNorm was folded."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.model = case.model()
+        self.captured, self.raw, self.halves = _make(self.model)
+        self._folder = tempfile.TemporaryDirectory(prefix="da3-case-")
+        self.folder = Path(self._folder.name)
+        (self.folder / WEIGHTS_FILE).write_bytes(self.halves.weights)
+        (self.folder / SLOTS_FILE).write_bytes(self.halves.slots)
+
+    @property
+    def split(self) -> Split:
+        return self.halves.split
+
+    @property
+    def slots(self) -> dict[str, np.ndarray[Any, Any]]:
+        return load_safetensors(self.halves.slots)
+
+    def loaded(self) -> Split:
+        """The halves as read back from their bytes, tensors in memory."""
+        backbone = store.from_bytes(self.halves.backbone_graph, what="backbone")
+        domain = store.from_bytes(self.halves.domain_graph, what="domain")
+        store.load_tensors(backbone, WEIGHTS_FILE, self.halves.weights)
+        store.load_tensors(domain, SLOTS_FILE, self.halves.slots)
+        return read_split(backbone, domain)
+
+    def graph(self, linking: Linking) -> bytes:
+        return store.to_bytes(link(self.split, linking))
+
+    def session(self, linking: Linking, *, exact: bool = False) -> Session:
+        constants = self.slots if linking.flavour == "static" else None
+        graph = self.graph(linking)
+        return Session(
+            graph, folder=self.folder, constants=constants, exact=exact, what=linking.name
+        )
+
+    def run(self, linking: Linking) -> Runnable:
+        return Linked(self.session(linking))
+
+    def staged(self) -> Runnable:
+        return subjects.staged(self.split, self.folder).run
+
+    def flavours(self) -> dict[str, Runnable]:
+        """Every flavour in every form, and staged."""
+        linkings = [Linking(flavour, form) for flavour in FLAVOURS for form in FORMS]
+        return {**{n.name: self.run(n) for n in linkings}, "staged": self.staged()}
+
+
+FLAVOURS: tuple[Flavour, ...] = ("swap", "static")
+FORMS: tuple[Form, ...] = ("if", "rows")
+
+
+def _make(model: AttachedModel) -> tuple[Captured, bytes, Halves]:
+    """Make the halves and keep what capture gave on the way (the real one, only watched)."""
+    seen: list[tuple[Captured, bytes]] = []
+
+    def watched(*args: Any, **kwargs: Any) -> Captured:
+        found = capture(*args, **kwargs)
+        seen.append((found, store.to_bytes(found.model)))
+        return found
+
+    with mock.patch.object(halves_file, "capture", watched):
+        made = make_halves(model)
+    ((captured, raw),) = seen
+    return captured, raw, made
+
+
+@cache
+def made(name: str) -> Made:
+    """The case ``name``, captured once per run."""
+    return Made(CASES[name])
+
+
+def run_exact(model: ir.Model, images: Tensor) -> dict[str, np.ndarray[Any, Any]]:
+    """All outputs of a model whose nodes run as they are written."""
+    return Session(store.to_bytes(model), exact=True).run({"image": images.numpy()})
+
+
+def names(model: ir.Model) -> set[str]:
+    """The names of a model's nodes' outputs, branches included."""
+    return {v.name or "" for node in walk(model.graph) for v in node.outputs}
+
+
+def walk(graph: ir.Graph) -> list[ir.Node]:
+    """All nodes of a graph and of the branches in it."""
+    found: list[ir.Node] = []
+    for node in graph:
+        found.append(node)
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                found += walk(attribute.as_graph())
+    return found
+
+
+def close(got: Any, want: Any, relative: float = 1e-4) -> bool:
+    """Whether two arrays agree within the parity tolerance of the wanted range."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.shape == want.shape, (got.shape, want.shape)
+    if not want.size:
+        return True
+    span = float(np.ptp(want)) or 1.0
+    return float(np.abs(got - want).max()) <= relative * span

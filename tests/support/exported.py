@@ -1,0 +1,192 @@
+"""Toy domains from backbone to bundle: what the tests of check, export and runtime start from.
+
+The backbone is the plain toy, registered through the entry-point group as a user's would be; a
+domain's tensors are drawn, not trained, and its gates are open for half of the pictures.
+``variants`` lists domains that differ from the first one in one thing each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toolchain.export.pipeline import ExportReport
+    from toolchain.recipe import Recipe
+    from toolchain.training.adapt.attached import AttachedModel
+    from toolchain.training.data import DomainData
+
+ENTRY = """
+from toolchain.training.adapt.backbones import Backbone
+
+def build():
+    from tests import toys
+    return toys.backbone("plain", 1)
+
+TOY = Backbone(name="toy", title="toy", build=build, input_size=12, classifier="fc",
+               licence="Apache-2.0", source="a test")
+"""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A checkpoint and all that an export of it needs."""
+
+    recipe: Recipe
+    checkpoint: Path
+    model: AttachedModel
+    data: DomainData
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export; ``cache`` holds the captured structure."""
+
+    domain: Domain
+    report: ExportReport
+    cache: Path
+
+    @property
+    def bundle(self) -> Path:
+        return self.report.bundle
+
+    @property
+    def backbone(self) -> Path:
+        return self.report.backbone
+
+
+def register(folder: Path) -> None:
+    """Install the package that publishes the toy, as pip would."""
+    info = folder / "toy_nets-1.0.dist-info"
+    info.mkdir(parents=True)
+    (folder / "toy_nets.py").write_text(ENTRY)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy_nets\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[da3.backbones]\ntoy = toy_nets:TOY\n")
+    sys.path.append(str(folder))
+
+
+def recipe(folder: Path) -> Recipe:
+    """Drawn chirps at 12 px; the weights lie in ``folder``."""
+    from tests.support.stripes import RECIPE
+    from toolchain.recipe import DataSpec
+
+    data = DataSpec("chirps", None, 8, 40, 0)
+    weights, digest = "toy.safetensors", "sha256:" + "0" * 64
+    return dataclasses.replace(
+        RECIPE,
+        domain="toy_chirps",
+        backbone="toy",
+        weights=weights,
+        weights_sha256=digest,
+        data=data,
+        golden=6,
+        folder=folder,
+    )
+
+
+def make_domain(
+    folder: Path,
+    *,
+    name: str = "toy_chirps",
+    method: str = "da3",
+    seed: int = 0,
+    weights: int = 0,
+    always: str = "",
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> Domain:
+    """Write weights and a checkpoint into ``folder``; ``weights`` seeds the backbone.
+
+    ``always``: a block whose gate no picture closes. ``changes``: further fields of the recipe.
+    """
+    from safetensors.torch import save_file
+    from torch import from_numpy
+
+    from tests.support import toys
+    from toolchain.pictures.preprocess import normalise
+    from toolchain.training import build, evaluate, save
+    from toolchain.training.data import load
+
+    chosen = dataclasses.replace(recipe(folder), domain=name, method=method, **changes)
+    data = load(chosen)
+    backbone = toys.backbone("plain", weights)
+    save_file(backbone.state_dict(), folder / "toy.safetensors")
+    pixels, _ = data.test.batch(range(len(data.test)))
+    model = toys.scrambled(build(chosen, classes=len(data.classes), backbone=backbone), seed)
+    toys.balanced(model, from_numpy(normalise(chosen.preprocess, pixels)))
+    if always:
+        model.domain.get_parameter(f"{always}.gate.bias").data.add_(500)
+    found = evaluate(model, data.test, chosen.preprocess)
+    place = folder / f"checkpoint-{name}"
+    save(place, model, chosen, data.classes, found, head_accuracy=0.5)
+    return Domain(chosen, place, model, data)
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """What :func:`make_domain` makes the domains of the tests of the runtime from, by name.
+
+    ``next`` and ``third`` are further releases of the first domain, on its name. The first one's
+    session does not take ``da2``, ``wide``, ``every`` and ``coarse``, nor those that change the
+    backbone (``tuned``, ``masked``, ``normed``, ``beside``), and takes the rest; the slots of
+    ``coarse`` have the shapes of the first one's.
+    """
+    from tests.support.stripes import RECIPE
+    from toolchain.recipe import AdaptorOptions, DataSpec
+
+    seen = {
+        c: {"preprocess": dataclasses.replace(RECIPE.preprocess, colour=c)} for c in ("BGR", "L3")
+    }
+    plain = {"adaptor": AdaptorOptions()}
+    every = AdaptorOptions(placement="all", rank=4, pool=2)
+    beside = AdaptorOptions(rank=4, pool=2)
+    digits = DataSpec("digits", None, 8, 40, 0)
+    return {
+        "first": {},
+        "next": {"seed": 3},
+        "third": {"seed": 4},
+        "da2": {"method": "da2", "seed": 5},
+        "head": {"method": "head", "seed": 6},
+        "digits": {"seed": 7, "changes": {"data": digits}},
+        "wide": {"seed": 8, "changes": {"adaptor": AdaptorOptions(rank=6, pool=2)}},
+        "every": {"seed": 9, "changes": {"adaptor": every}},
+        "coarse": {"seed": 14, "changes": {"adaptor": AdaptorOptions(rank=4, pool=4)}},
+        "bgr": {"seed": 10, "changes": seen["BGR"]},
+        "grey": {"seed": 11, "changes": seen["L3"]},
+        "always": {"seed": 12, "always": "block00"},
+        "foreign": {"seed": 13, "weights": 7},
+        "tuned": {"method": "finetune", "seed": 15, "changes": plain},
+        "masked": {"method": "piggyback", "seed": 16, "changes": plain},
+        "normed": {"method": "bn", "seed": 17, "changes": plain},
+        "beside": {"method": "lite_residual", "seed": 18, "changes": {"adaptor": beside}},
+    }
+
+
+class Fleet:
+    """Domains of :func:`variants`, exported when they are first asked for; nobody changes them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[str, Exported] = {}
+
+    def __getitem__(self, name: str) -> Exported:
+        if name not in self._made:
+            self._made[name] = self._export(name)
+        return self._made[name]
+
+    def _export(self, name: str) -> Exported:
+        from toolchain.export.pipeline import export
+
+        own = self._folder / name
+        own.mkdir()
+        domain = make_domain(own, **{"name": _name(name), **variants()[name]})
+        cache = self._folder / "cache"
+        report = export(domain.recipe, checkpoint=domain.checkpoint, dist=own / "dist", cache=cache)
+        return Exported(domain, report, cache)
+
+
+def _name(name: str) -> str:
+    return "toy_chirps" if name in ("first", "next", "third") else f"toy_{name}"

@@ -1,0 +1,130 @@
+"""The table of backbones, filled by real packages: ours, and small ones in ``tmp_path``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from toolchain.core.errors import Da3Error, UnknownNameError, UsageError
+from toolchain.training.adapt import backbones
+from toolchain.training.adapt.backbones import Backbone
+
+Install = Callable[[str, str, str], None]
+
+OURS = {"resnet20", "resnet26", "resnet50", "mobilenet_v2"}
+
+TINY = """
+from toolchain.training.adapt.backbones import Backbone
+
+def build():
+    from torch import nn
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+
+TINY = Backbone(name="{name}", title="tiny", build=build, input_size=2, classifier="1",
+                licence="Apache-2.0", source="a test")
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Return a function that installs a package as pip would: a module and its .dist-info."""
+
+    def write(package: str, name: str, code: str, target: str = "TINY") -> None:
+        root = tmp_path / f"site_{package}"
+        info = root / f"{package}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (root / f"{package}.py").write_text(code, encoding="utf-8")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[da3.backbones]\n{name} = {package}:{target}\n")
+        monkeypatch.syspath_prepend(str(root))
+
+    yield write
+    for site in tmp_path.glob("site_*"):
+        sys.modules.pop(site.name.removeprefix("site_"), None)
+
+
+def test_our_backbones_are_available_and_consistent() -> None:
+    assert set(backbones.available()) >= OURS
+    assert list(backbones.available()) == sorted(backbones.available())
+    for name in OURS:
+        backbone = backbones.get(name)
+        assert backbone.name == name
+        assert backbone.input_size % 32 == 0
+
+
+def test_a_users_package_registers_the_same_way(install: Install) -> None:
+    install("users_nets", "tiny_net", TINY.format(name="tiny_net"))
+    assert "tiny_net" in backbones.available()
+    backbone = backbones.get("tiny_net")
+    assert backbone.title == "tiny"
+    assert backbone.build().get_submodule(backbone.classifier).out_features == 3
+
+
+def test_unknown_name_lists_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match=r"(?s)'resnet51'.*did you mean resnet50"):
+        backbones.get("resnet51")
+
+
+def test_a_broken_package_fails_only_when_asked_for(install: Install) -> None:
+    install("broken_nets", "broken_net", "raise RuntimeError('no licence key')")
+    assert {"broken_net", "resnet20"} <= set(backbones.available())
+    assert backbones.get("resnet20").name == "resnet20"
+    with pytest.raises(Da3Error, match=r"(?s)broken_nets.*RuntimeError: no licence key"):
+        backbones.get("broken_net")
+
+
+def test_two_packages_with_one_name_are_both_named(install: Install) -> None:
+    install("first_nets", "twin", TINY.format(name="twin"))
+    install("second_nets", "twin", TINY.format(name="twin"))
+    with pytest.raises(Da3Error, match=r"first_nets .*second_nets "):
+        backbones.get("twin")
+    assert backbones.get("resnet20").name == "resnet20"
+
+
+@pytest.mark.parametrize(
+    ("code", "got"),
+    [
+        ("TINY = 3", "got int"),
+        (TINY.format(name="elsewhere"), "got one named 'elsewhere'"),
+        ("", "AttributeError"),
+    ],
+)
+def test_what_is_no_backbone_of_that_name_is_refused(install: Install, code: str, got: str) -> None:
+    install("odd_nets", "odd_net", code)
+    with pytest.raises(Da3Error, match=f"(?s)odd_nets.*{got}"):
+        backbones.get("odd_net")
+
+
+@pytest.mark.parametrize("given", ["weights_file", "weights_sha256", "package"])
+def test_half_a_description_of_shipped_weights_is_refused(given: str) -> None:
+    with pytest.raises(UsageError, match="together"):
+        Backbone(
+            name="x",
+            title="x",
+            build=lambda: pytest.fail("nothing is built"),
+            input_size=8,
+            classifier="fc",
+            licence="Apache-2.0",
+            source="x",
+            **{given: "x"},
+        )
+
+
+def test_looking_backbones_up_imports_no_framework() -> None:
+    code = (
+        "import sys; from toolchain import backbones; "
+        "[backbones.get(name) for name in backbones.available()]; "
+        "print(*{'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert done.stdout.strip() == ""

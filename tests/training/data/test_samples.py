@@ -1,0 +1,137 @@
+"""Samples: the same pictures for the same seed, balanced, and different from class to class."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from toolchain import recipe
+from toolchain.core.digest import sha256
+from toolchain.core.errors import DataError, UnknownNameError
+from toolchain.recipe import Recipe
+from toolchain.recipe.store import packaged
+from toolchain.training import data
+from toolchain.training.data.samples import DRAWN, SIDE, digits, drawn
+from toolchain.training.data.samples.cars import STYLES
+from toolchain.training.data.samples.drawing import Sheet
+
+
+def small(name: str, train: int = 32, test: int = 16, **options: object) -> Recipe:
+    found = recipe.load(packaged() / f"{name}.yaml")
+    spec = dataclasses.replace(found.data, train=train, test=test, **options)  # type: ignore[arg-type]
+    return dataclasses.replace(found, data=spec)
+
+
+@pytest.mark.parametrize("name", [*DRAWN, "digits"])
+def test_a_sample_loads_as_its_recipe_says(name: str) -> None:
+    found = data.load(small(name))
+    assert (len(found.train), len(found.test)) == (32, 16)
+    assert found.train.name == f"{name}/train"
+    pictures, labels = found.train.batch(range(32))
+    assert pictures.shape == (32, SIDE, SIDE, 3)
+    assert pictures.dtype == np.uint8
+    assert labels.dtype == np.int64
+    assert set(labels.tolist()) <= set(range(len(found.classes)))
+    assert len(set(found.classes)) == len(found.classes) >= 6
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_law_a_picture_depends_on_seed_and_index_only(name: str) -> None:
+    """Law: the first n pictures are the same however many follow; another seed changes all."""
+    sample = drawn(name)
+    few, many, other = (
+        sample.draw(count, [seed, 0])[0] for count, seed in ((10, 1), (20, 1), (10, 2))
+    )
+    assert np.array_equal(few, many[:10])
+    assert all(not np.array_equal(a, b) for a, b in zip(few, other, strict=True))
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_classes_take_turns_and_parts_share_no_picture(name: str) -> None:
+    found = data.load(small(name, 40, 40))
+    assert np.bincount(found.train.labels).tolist() == [5] * 8
+    train, test = (
+        {sha256(picture.tobytes()) for picture in split.batch(range(40))[0]}
+        for split in (found.train, found.test)
+    )
+    assert len(train | test) == 80
+
+
+def features(pictures: np.ndarray) -> np.ndarray:
+    """Return responses to 48 random 5 x 5 filters, pooled over a 2 x 2 grid: [N, 385]."""
+    filters = np.random.default_rng(0).normal(size=(75, 48))
+    filters -= filters.mean(axis=0)
+    scaled = pictures / 64.0
+    windows = np.lib.stride_tricks.sliding_window_view(scaled, (5, 5), axis=(1, 2))[:, ::2, ::2]
+    found = np.maximum(windows.reshape(*windows.shape[:3], 75) @ filters, 0.0)
+    cells = found.reshape(len(found), 2, 7, 2, 7, 48)
+    pooled = np.concatenate([cells.mean(axis=(2, 4)), cells.max(axis=(2, 4))], axis=-1)
+    flat = pooled.reshape(len(found), -1)
+    return np.concatenate([flat, np.ones((len(found), 1))], axis=1)
+
+
+@pytest.mark.parametrize("name", ["chirps", "cells"])
+def test_every_kind_can_be_told_from_every_other(name: str) -> None:
+    """A ridge regression on random features beats chance (0.5) clearly for each pair of kinds."""
+    train, test = (drawn(name).draw(count, [5, part]) for part, count in enumerate((960, 320)))
+    inputs = features(train[0])
+    middle, width = inputs.mean(axis=0), inputs.std(axis=0) + 1e-6
+    known, asked = ((features(part[0]) - middle) / width for part in (train, test))
+    gram = known.T @ known + 100.0 * np.eye(known.shape[1])
+    scores = asked @ np.linalg.solve(gram, known.T @ np.eye(8)[train[1]])
+    for one, other in combinations(range(8), 2):
+        rows = np.isin(test[1], (one, other))
+        right = (scores[rows, one] > scores[rows, other]) == (test[1][rows] == one)
+        assert right.mean() > 0.65, (one, other)
+
+
+def test_no_two_body_styles_have_one_silhouette() -> None:
+    """At equal length and without windows, any two outlines differ in a twelfth of their area."""
+    masks = []
+    for style in STYLES:
+        sheet = Sheet(np.full((2, 2, 3), 255.0))
+        length = max(x for x, _ in style.outline)
+        outline = np.array(style.outline) * (0.9 / length, -0.9 / length) + (-0.45, 0.3)
+        sheet.polygon(outline, (0, 0, 0))
+        picture = sheet.finish(np.random.default_rng(0), noise=0.0, light=1.0, blur=0.0)
+        masks.append(picture[..., 0] < 128)
+    for one, other in combinations(range(len(STYLES)), 2):
+        both, either = masks[one] & masks[other], masks[one] | masks[other]
+        assert both.sum() / either.sum() < 11 / 12, (STYLES[one].name, STYLES[other].name)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_pictures_are_neither_dark_nor_blank(name: str) -> None:
+    pictures = drawn(name).draw(64, [3, 0])[0].astype(np.float64)
+    assert (pictures.std(axis=(1, 2, 3)) > 5).all()
+    assert 25 < pictures.mean() < 235
+
+
+def test_digits_are_split_once_and_for_all() -> None:
+    train, test = digits.read("train", 1397), digits.read("test", 400)
+    assert np.bincount(test[1]).tolist() == [40] * 10
+    assert len(train[1]) == 1397
+    first = digits.read("test", 5)
+    assert np.array_equal(first[0], test[0][:5])
+    assert train[0].max() == 255
+
+
+def test_more_digits_than_there_are_is_an_error() -> None:
+    with pytest.raises(DataError, match="at most 400 digits"):
+        data.load(small("digits", 10, 401))
+
+
+def test_pictures_take_the_size_and_colour_of_the_recipe() -> None:
+    found = small("cars", 4, 4)
+    wide = dataclasses.replace(found.preprocess, size=48, resize=64, colour="L3")
+    pictures, _ = data.load(dataclasses.replace(found, preprocess=wide)).test.batch([0, 1])
+    assert pictures.shape == (2, 48, 48, 3)
+    assert np.array_equal(pictures[..., 0], pictures[..., 2])
+
+
+def test_an_unknown_loader_is_named() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean cars"):
+        data.load(small("cars", loader="carz"))

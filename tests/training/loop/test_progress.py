@@ -1,0 +1,70 @@
+"""Progress: a bar on a terminal, lines elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from toolchain.training.loop.progress import Progress, Quiet, Status, Terminal
+
+
+class Screen(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def status(step: int, *, loss: float = 0.5) -> Status:
+    return Status(1 + (step - 1) // 4, 2, step, 8, loss, 0.75, 0.5, 0.6, 65.4)
+
+
+def run(progress: Progress) -> None:
+    for step in range(1, 9):
+        progress.step(status(step))
+        if step % 4 == 0:
+            progress.epoch(status(step))
+    progress.close()
+
+
+def test_a_file_gets_one_line_per_epoch() -> None:
+    stream = io.StringIO()
+    run(Terminal(stream, "cars"))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[0] == (
+        "cars: epoch 1/2  loss 0.500  accuracy 75.0%  gates open 50%  executed 60%  left 1:05"
+    )
+    assert "\r" not in stream.getvalue()
+
+
+def test_a_terminal_gets_a_bar_that_grows_in_place() -> None:
+    stream = Screen()
+    run(Terminal(stream))
+    drawn = stream.getvalue().split("\r")
+    assert drawn[1].startswith("[##------------------]")
+    assert "[####################]" in drawn[-2]
+    assert stream.getvalue().count("\n") == 2
+
+
+def test_a_shorter_line_covers_the_longer_one_before_it() -> None:
+    stream = Screen()
+    progress = Terminal(stream)
+    progress.step(status(1, loss=12345.5))
+    progress.step(status(2))
+    first, second = stream.getvalue().split("\r")[1:]
+    assert len(second) == len(first)
+
+
+def test_closing_in_the_middle_ends_the_line() -> None:
+    stream = Screen()
+    progress = Terminal(stream)
+    progress.step(status(1))
+    progress.close()
+    assert stream.getvalue().endswith("\n")
+
+
+def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    run(Quiet())
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,204 @@
+"""The rules against what autograd keeps: every method, layout and precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.support import toys
+from tests.support.steps import BATCH, measured, step
+from toolchain.core.errors import TrainingError
+from toolchain.training.adapt import sparse
+from toolchain.training.adapt.attached import AttachedModel, attach
+from toolchain.training.adapt.blocks import examine
+from toolchain.training.adapt.methods import REGISTRY, Selection
+from toolchain.training.lean.options import Precision
+from toolchain.training.memory.analytic import analytic, count
+from toolchain.training.memory.measured import stored
+
+LEAN: tuple[bool | Precision, ...] = (True, "half", "int8", False)
+
+
+def model_of(name: str, method: str, lean: bool | Precision) -> AttachedModel:
+    selection: Selection = {}
+    if method == "sparse":
+        net = toys.backbone(name)
+        selection = sparse.by_size(net, examine(net, toys.TOYS[name].input_shape), 4)
+    return toys.attached(name, method=method, lean=lean, selection=selection)
+
+
+@pytest.mark.parametrize("method", REGISTRY)
+@pytest.mark.parametrize("lean", LEAN)
+def test_every_method_keeps_what_the_rules_say(method: str, lean: bool | Precision) -> None:
+    model = model_of("inverted", method, lean)
+    assert analytic(model, BATCH).by_layer == measured(model, "inverted").by_layer
+
+
+@pytest.mark.parametrize("name", toys.TOYS)
+@pytest.mark.parametrize("method", ["da3", "bias", "finetune"])
+def test_every_structure_keeps_what_the_rules_say(name: str, method: str) -> None:
+    model = model_of(name, method, True)
+    assert analytic(model, BATCH).by_layer == measured(model, name).by_layer
+
+
+@settings(max_examples=10, deadline=None)
+@given(rows=st.integers(0, BATCH), lean=st.sampled_from(LEAN))
+def test_rows_that_pass_a_block_by_keep_what_the_rules_say(
+    rows: int, lean: bool | Precision
+) -> None:
+    """Law: equal but for the rows that are probed, of which the rules know the mean."""
+    model = model_of("plain", "da3", lean)
+    told = analytic(model, BATCH, share=rows / BATCH).bytes
+    one = sum(
+        site.out_shape[0] * site.out_shape[1] * site.out_shape[2] * 4 + 8 + 4 + 8
+        for site in model.sites.values()
+    )
+    closed = BATCH - rows
+    assert told - one * (closed > 0) <= measured(model, "plain", rows).bytes <= told + one * closed
+
+
+def test_the_model_stays_as_it_is() -> None:
+    model = toys.attached("plain", lean=True)
+    model.generator = torch.Generator()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    analytic(model, BATCH)
+    assert not model.training
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_maps_under_way_grow_with_the_batch() -> None:
+    model = toys.attached("plain", lean=True)
+    one, many = count(model, 1), count(model, 10)
+    # Frozen kernels do not grow, and a byte of bits may be half full.
+    assert 9 * one.stored.bytes <= many.stored.bytes <= 10 * one.stored.bytes
+    assert one.working < many.working <= 10 * one.working
+
+
+def test_maps_under_way_are_those_that_the_code_holds() -> None:
+    # The stem's norm holds its input and output, 8 channels of 8 x 8 floats each. In the block the
+    # addition's two sides, its sum and the block's input live at once; so does one gradient.
+    model = toys.attached("single", method="bias", lean=True)
+    map_bytes = BATCH * 8 * 8 * 8 * 4
+    found = count(model, BATCH).working
+    assert 4 * map_bytes <= found <= 5 * map_bytes + BATCH * 1024
+
+
+class Odd(nn.Module):
+    """A residual block with activations that have no lean form."""
+
+    def __init__(self, known: bool) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.known = known
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        y = torch.sigmoid(y) if self.known else F.softshrink(y)
+        return x + self.two(y)  # type: ignore[no-any-return]
+
+
+def odd(known: bool) -> AttachedModel:
+    net = toys.Net(toys.stem(8), [Odd(known), Odd(known)], 8)
+    return attach(net.eval(), classes=3, input_shape=(3, 8, 8), lean=True)
+
+
+def test_layers_without_a_lean_form_are_listed_with_their_bytes() -> None:
+    found = analytic(odd(known=True), BATCH)
+    # The first block's input does not require a gradient: nothing is kept there.
+    assert found.stock == {"sigmoid": BATCH * 8 * 8 * 8 * 4}
+    assert found.unknown == ()
+
+
+def test_functions_without_a_rule_keep_all_they_touch() -> None:
+    found = analytic(odd(known=False), BATCH)
+    assert found.stock == {"softshrink": 2 * BATCH * 8 * 8 * 8 * 4}
+    assert found.unknown == ("softshrink",)
+
+
+class Direct(toys.Residual):
+    """A block that calls torch's own norm and pools by a window too large for a byte."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        norm = self.bn1
+        y = torch.batch_norm(
+            y, norm.weight, norm.bias, norm.running_mean, norm.running_var, False, 0.1, 1e-5, False
+        )
+        return x + F.max_pool2d(F.pad(y, (8, 8, 8, 8)), 17, 1)
+
+
+def test_what_runs_stock_is_told_as_stock_whatever_its_name() -> None:
+    net = toys.Net(toys.stem(8), [Direct(8, 8), Direct(8, 8)], 8).eval()
+    model = attach(net, method="bias", classes=3, input_shape=(3, 8, 8), lean=True)
+    images, labels = torch.randn(BATCH, 3, 8, 8), torch.zeros(BATCH, dtype=torch.int64)
+    kept = stored(model.train(), step(model, images, labels), held=(images, labels))
+    found = analytic(model, BATCH)
+    assert found.bytes == kept.bytes
+    assert found.stock["batch_norm"] == 2 * BATCH * 8 * 8 * 8 * 4
+
+
+def test_norms_that_count_batches_are_told_too() -> None:
+    net = toys.backbone("plain")
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    like = model_of("plain", "bn", False)
+    model = attach(net, method="bn", classes=like.classes, input_shape=like.anatomy.input_shape)
+    assert analytic(model, 4) == analytic(like, 4)
+
+
+class Looking(toys.Residual):
+    """A block whose code depends on values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if bool(y.max() > -1e9) else x
+
+
+def test_a_backbone_that_looks_at_values_is_refused() -> None:
+    net = toys.Net(toys.stem(8), [Looking(8, 8), Looking(8, 8)], 8).eval()
+    model = attach(net, classes=3, input_shape=(3, 8, 8), lean=True)
+    with pytest.raises(TrainingError, match="shapes alone"):
+        analytic(model, 2)
+
+
+class Mirrored(nn.Module):
+    """Pads by mirroring, and writes over maps with activations that need them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.blocks = nn.Sequential(*(self.Block() for _ in range(2)))
+        self.fc = nn.Linear(8, 4)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+            self.act = nn.Hardswish(inplace=True)
+            self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+            self.clamp = nn.Hardtanh(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.clamp(self.conv2(self.act(self.conv1(x))))
+            return x + y
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(self.blocks(self.stem(x)).mean((2, 3)))
+        return y
+
+
+@pytest.mark.parametrize("lean", LEAN)
+def test_mirrored_edges_and_maps_written_over_are_counted(lean: bool | Precision) -> None:
+    model = attach(Mirrored(), method="bias", classes=3, input_shape=(3, 12, 12), lean=lean)
+    images, labels = torch.randn(BATCH, 3, 12, 12), torch.zeros(BATCH, dtype=torch.int64)
+    model.train()
+    found = stored(model, step(model, images, labels), held=(images, labels))
+    assert analytic(model, BATCH).bytes == found.bytes

@@ -1,0 +1,192 @@
+"""``da3 build``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.show import layout
+from toolchain.cli.show.domains import FILE
+from toolchain.cli.show.output import emit, json_option, plain
+from toolchain.cli.show.steps import Steps
+from toolchain.device.boards.target import FLAVOURS
+
+if TYPE_CHECKING:
+    from toolchain.device.build import BuildReport, FlavourReport
+
+STORE = Path("build/engines")
+_MIB = 1 << 20
+
+
+@click.command(
+    cls=BoundedCommand,
+    epilog=layout.example(
+        "da3 build dist/kit-resnet20-b28c81f0c664-orin-nano-jp6.2-fp16",
+        "da3 build --check dist/kit-resnet20-b28c81f0c664-orin-nano-jp6.2-fp16",
+    ),
+)
+@click.argument("kit", type=FILE)
+@click.option(
+    "--engines",
+    type=FILE,
+    default=STORE,
+    show_default=True,
+    metavar="DIR",
+    help="Where engines and timings are kept.",
+)
+@click.option("--check", is_flag=True, help="Without a GPU: parse and build, and keep nothing.")
+@click.option(
+    "--module",
+    type=click.Choice(["tensorrt", "tensorrt_rtx"]),
+    help="Which TensorRT.  [default: tensorrt, else tensorrt_rtx]",
+)
+@click.option(
+    "--flavour",
+    "flavours",
+    multiple=True,
+    type=click.Choice(FLAVOURS),
+    help="Of the kit.  [default: all that it holds]",
+)
+@click.option(
+    "--workspace",
+    type=click.IntRange(16, 1 << 20),
+    metavar="MIB",
+    help="Memory for tactics.  [default: from what is free]",
+)
+@click.option(
+    "--level", type=click.IntRange(0, 5), help="Optimisation level.  [default: TensorRT's own]"
+)
+@click.option("--rebuild", is_flag=True, help="Build also what is there already.")
+@json_option
+def build(
+    kit: Path,
+    engines: Path,
+    check: bool,
+    module: str | None,
+    flavours: tuple[str, ...],
+    workspace: int | None,
+    level: int | None,
+    rebuild: bool,
+    as_json: bool,
+) -> None:
+    """Build the engines of a kit on this machine.
+
+    KIT is a folder that da3-export --target wrote. An engine is taken from DIR only if TensorRT,
+    GPU, power mode, options and kit are the same; else what differs is told and it is built. At the
+    end all gates closed are timed against all gates open: an engine whose closed gates do not skip
+    says so from then on.
+    """
+    from toolchain.device import build as pipeline
+
+    wanted = pipeline.Wanted(
+        module, flavours or None, workspace and workspace * _MIB, level, rebuild
+    )
+    with _ended_at_once(), Steps(sys.stderr) as steps:
+        if check:
+            report = pipeline.check(kit, wanted, notify=steps)
+        else:
+            report = pipeline.build(kit, engines, wanted, notify=steps)
+    emit(plain(report), _lines(report), as_json=as_json)
+
+
+@contextmanager
+def _ended_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process also inside TensorRT, which may not return for minutes.
+
+    Nothing is half-written then: engines and timings appear whole, and the next build goes on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # Where it is ignored, as behind `nohup`, it stays so.
+    kept = signal.getsignal(signal.SIGINT)
+    if kept is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, kept)
+
+
+def _lines(report: BuildReport) -> Iterator[str]:
+    done = "checked without a device" if report.device is None else "built"
+    yield layout.title(f"{report.kit.name}: {done}")
+    facts = {
+        "target": f"{report.target}, {report.precision}",
+        "TensorRT": report.tensorrt,
+        "device": report.device or "none: parsed and built, but nothing was run or kept",
+    }
+    yield from layout.pairs(facts)
+    for item in report.flavours:
+        yield ""
+        yield from _flavour(item)
+    slow = [item for item in report.flavours if item.gates == "not skipping"]
+    if slow:
+        yield ""
+        yield from _instead(report)
+
+
+def _flavour(item: FlavourReport) -> Iterator[str]:
+    yield layout.title(item.flavour)
+    yield from layout.pairs(dict(_facts(item)))
+    if item.instead_of is not None and item.instead_of.nearest is not None:
+        yield f"  built anew, as {item.instead_of.nearest.name} differs:"
+        for one in item.instead_of.differences:
+            yield f"    {layout.clean(str(one))}"
+
+
+def _facts(item: FlavourReport) -> Iterator[tuple[str, str]]:
+    if item.engine is not None:
+        yield "engine", f"{item.engine}{'  (was there)' if item.reused else ''}"
+    if item.pieces:
+        size = sum(piece.plan_bytes for piece in item.pieces)
+        seconds = sum(piece.seconds for piece in item.pieces)
+        count = len(item.pieces)
+        yield "plans", f"{count}, {layout.size(size)}, {seconds:.1f} s"
+        gates = sum(piece.conditionals for piece in item.pieces)
+        read = sum(piece.boundaries for piece in item.pieces)
+        added = sum(piece.repaired for piece in item.pieces)
+        yield "conditionals", f"{gates}, {read} boundaries shown, {added} added here"
+        skipped = [one for piece in item.pieces for one in piece.skipped]
+        if skipped:
+            most = layout.size(max(one.requested_bytes for one in skipped))
+            yield "skipped", f"{len(skipped)} tactics for lack of memory, the largest of {most}"
+            yield "", "they may be faster: close other programs and use --rebuild"
+    if item.resumed is not None:
+        yield "resumed", f"the last build was killed at {layout.clean(item.resumed)}"
+    for note in item.notes:
+        yield "note", layout.clean(note)
+    yield "gates", _verdict(item)
+
+
+def _verdict(item: FlavourReport) -> str:
+    found = {name: float(value) for name, value in item.figures.items() if value is not None}
+    if "ms" in found:
+        return f"none to force, {found['ms']:.2f} ms per picture"
+    if not found:
+        return item.gates
+    opened, closed = found["open_ms"], found["closed_ms"]
+    return (
+        f"{item.gates}: open {opened:.2f} ms, closed {closed:.2f} ms; closing saves "
+        f"{layout.percent(1 - closed / opened)}, the gated blocks are "
+        f"{layout.percent(found['share'])} of the FLOPs"
+    )
+
+
+def _instead(report: BuildReport) -> Iterator[str]:
+    """Say what to use where conditionals do not skip."""
+    have = [item.flavour for item in report.flavours]
+    lacking = [name for name in ("staged", "static") if name not in have]
+    yield "Closed gates do not skip here. The host can read the gates instead (staged), or they"
+    yield "can be fixed for one domain (static); what each measured stands above."
+    if lacking:
+        options = " ".join(f"--flavour {name}" for name in ["swap", *lacking])
+        yield f"  da3-export --domain NAME --target {report.target} {options}"

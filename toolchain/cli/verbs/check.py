@@ -1,0 +1,77 @@
+"""``da3 check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.show import layout
+from toolchain.cli.show.domains import FILE
+from toolchain.cli.show.output import emit, json_option, threads_option
+from toolchain.cli.show.parity import parity_document, parity_lines
+
+if TYPE_CHECKING:
+    from toolchain.export.check.bundles import BundleCheck
+
+
+@click.command(
+    cls=BoundedCommand,
+    epilog=layout.example(
+        "da3 check dist/cars.da3b", "da3 check cars.da3b --backbone /srv/backbones"
+    ),
+)
+@click.argument("bundle", type=FILE)
+@click.option(
+    "--backbone",
+    type=FILE,
+    metavar="DIR",
+    help="The backbone, or the folder that holds it.  [default: beside the bundle]",
+)
+@threads_option(None, "Comparisons run at once.  [default: all cores]")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1),
+    metavar="X",
+    help="Largest error allowed, as a share of the logits' range.  [default: the bundle's]",
+)
+@json_option
+def check(
+    bundle: Path, backbone: Path | None, threads: int | None, tolerance: float | None, as_json: bool
+) -> None:
+    """Verify a bundle and run it against its golden data.
+
+    Needs onnxruntime, not PyTorch. Exit code 4: the bundle or its backbone is not what its manifest
+    says. Exit code 3: it is, but it does not answer as PyTorch did.
+    """
+    from toolchain.export.check.bundles import check_bundle
+
+    found = check_bundle(bundle, backbone=backbone, threads=threads, tolerance=tolerance)
+    emit(_document(found), _lines(found), as_json=as_json)
+
+
+def _document(found: BundleCheck) -> dict[str, Any]:
+    return {
+        "bundle": found.bundle,
+        "backbone": found.backbone,
+        "domain": found.domain,
+        "verified": found.verified,
+        "relinked": found.relinked,
+        "not_run": found.not_run,
+        "parity": parity_document(found.report),
+    }
+
+
+def _lines(found: BundleCheck) -> list[str]:
+    lines = [
+        layout.title(f"{found.domain}: verified, and it answers as PyTorch did"),
+        *layout.pairs({"bundle": found.bundle, "backbone": found.backbone}),
+        "",
+        *(f"  verified  {layout.clean(one)}" for one in found.verified),
+    ]
+    if found.relinked:
+        lines.append(f"  relinked  byte for byte from the halves: {', '.join(found.relinked)}")
+    lines += [f"  not run   {layout.clean(one)}" for one in found.not_run]
+    return [*lines, "", *parity_lines(found.report)]

@@ -1,0 +1,326 @@
+"""``da3 export``, which is also the program ``da3-export``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.show import layout
+from toolchain.cli.show.domains import (
+    CHECKPOINTS,
+    FILE,
+    chosen,
+    domain_options,
+    method_option,
+    train_command,
+)
+from toolchain.cli.show.output import emit, json_option, threads_option
+from toolchain.cli.show.parity import parity_document, parity_lines
+from toolchain.cli.show.steps import Steps
+from toolchain.cli.verbs import train as training
+from toolchain.cli.verbs.doctor import complete_target
+from toolchain.core.errors import CheckpointError, UsageError
+from toolchain.device.boards.target import FLAVOURS, Precision, find
+
+if TYPE_CHECKING:
+    from toolchain.bundle import Manifest
+    from toolchain.export.orders import KitReport, Order
+    from toolchain.export.pipeline import ExportReport
+
+
+@click.command(
+    cls=BoundedCommand,
+    epilog=layout.example(
+        "da3 export --domain cars",
+        "da3-export --domain cars --train --dist dist",
+        "da3-export --domain cars --target orin-nano-jp6.2 --precision int8",
+    ),
+)
+@domain_options
+@method_option
+@click.option(
+    "--checkpoint",
+    type=FILE,
+    metavar="DIR",
+    help=f"The trained domain.  [default: {CHECKPOINTS}/NAME]",
+)
+@click.option("--train", is_flag=True, help="Train first if there is no checkpoint.")
+@click.option(
+    "--dist", type=FILE, default=Path("dist"), show_default=True, metavar="DIR", help="Where to."
+)
+@click.option(
+    "--cache",
+    type=FILE,
+    default=Path("build/cache"),
+    show_default=True,
+    metavar="DIR",
+    help="Structures of backbones, reused between exports.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing bundle, and kits that differ.")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete_target,
+    help="Make the kit for this board too, such as orin-nano-jp6.2 (da3 doctor --targets).",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(get_args(Precision)),
+    help="Of the backbone in the kit; several make a kit each.  [default: fp16]",
+)
+@click.option(
+    "--flavour",
+    "flavours",
+    multiple=True,
+    type=click.Choice(FLAVOURS),
+    help="What the kit holds; several are built and compared.  [default: swap]",
+)
+@click.option(
+    "--recalibrate",
+    is_flag=True,
+    help="Widen the int8 ranges of a kit that is there by this domain's pictures.",
+)
+@threads_option(None, "Comparisons run at once.  [default: all cores]")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1),
+    metavar="X",
+    help="Largest error allowed, as a share of the logits' range.  [default: 0.0001]",
+)
+@json_option
+def export(
+    domain: str | None,
+    file: Path | None,
+    method: str | None,
+    checkpoint: Path | None,
+    train: bool,
+    dist: Path,
+    cache: Path,
+    overwrite: bool,
+    targets: tuple[str, ...],
+    precisions: tuple[str, ...],
+    flavours: tuple[str, ...],
+    recalibrate: bool,
+    threads: int | None,
+    tolerance: float | None,
+    as_json: bool,
+) -> None:
+    """Export a trained domain as a checked bundle.
+
+    Splits backbone and domain, links every flavour, compares each with PyTorch, and packs
+    DIST/NAME.da3b; the backbone beside it is written once and reused. Nothing is written when a
+    flavour does not answer as PyTorch does (exit code 3).
+
+    With --target the kit for that board is written too, which da3 build makes an engine from on the
+    board; what its precision costs the domain is measured and stands in the bundle.
+    """
+    orders = _orders(targets, precisions, flavours, recalibrate=recalibrate)
+    recipe = chosen(domain, file, method)
+    folder = checkpoint or CHECKPOINTS / recipe.domain
+    command = train_command(recipe.domain, file, folder, method=method)
+    if not folder.is_dir() and not train:
+        raise CheckpointError(
+            f"expected a trained domain at {folder}, found none", fix=f"{command} (or add --train)"
+        )
+    from toolchain.export.check.parity import TOLERANCE
+    from toolchain.export.pipeline import SUFFIX, refuse_existing
+    from toolchain.export.pipeline import export as run
+
+    if not overwrite:
+        refuse_existing(dist / f"{recipe.domain}{SUFFIX}")
+    trained = not folder.is_dir()
+    if trained:
+        training.run(recipe, folder, command)
+    with Steps(sys.stderr) as steps:
+        report = run(
+            recipe,
+            checkpoint=folder,
+            dist=dist,
+            cache=cache,
+            overwrite=overwrite,
+            threads=threads,
+            tolerance=TOLERANCE if tolerance is None else tolerance,
+            orders=orders,
+            notify=steps,
+        )
+    emit(_document(report, folder, trained=trained), _lines(report), as_json=as_json)
+
+
+def _orders(
+    targets: Sequence[str],
+    precisions: Sequence[str],
+    flavours: Sequence[str],
+    *,
+    recalibrate: bool,
+) -> list[Order]:
+    from toolchain.export.orders import Order
+
+    if not targets and (precisions or flavours or recalibrate):
+        raise UsageError(
+            "expected --target beside --precision, --flavour and --recalibrate, got none",
+            fix="add --target NAME; da3 doctor --targets lists them",
+        )
+    if recalibrate and "int8" not in precisions:
+        raise UsageError(
+            "expected --precision int8 beside --recalibrate, as nothing else is calibrated",
+            fix="add --precision int8",
+        )
+    found = [find(name) for name in targets]
+    wanted = [one for one in get_args(Precision) if one in (precisions or ("fp16",))]
+    chosen_flavours = tuple(one for one in FLAVOURS if one in (flavours or ("swap",)))
+    orders = [
+        Order(target, precision, chosen_flavours, recalibrate and precision == "int8")
+        for target in dict.fromkeys(found)
+        for precision in wanted
+    ]
+    for order in orders:
+        order.require()
+    return orders
+
+
+def _document(report: ExportReport, checkpoint: Path, *, trained: bool) -> dict[str, Any]:
+    manifest = report.manifest
+    return {
+        "domain": report.domain,
+        "checkpoint": {"path": checkpoint, "trained_now": trained},
+        "bundle": {"path": report.bundle, "bytes": report.bundle_bytes},
+        "backbone": {
+            "name": manifest.backbone.name,
+            "path": report.backbone,
+            "bytes": report.backbone_bytes,
+            "reused": report.backbone_reused,
+            "weights_digest": manifest.backbone.weights_digest,
+            "graph_digest": manifest.backbone.graph_digest,
+        },
+        "patch": patch_document(manifest),
+        "structure_cached": report.structure_cached,
+        "parity": parity_document(report.parity),
+        "gate_rates": _rates(report),
+        "executed_share": manifest.gates.executed_share,
+        "accuracy": manifest.metrics.get("accuracy"),
+        "head_accuracy": manifest.metrics.get("head_accuracy"),
+        "golden": {
+            "samples": manifest.selftest.samples,
+            "searched": report.searched,
+            "ambiguous": report.ambiguous,
+        },
+        "kits": [_kit(item) for item in report.kits],
+        "seconds": {name: round(value, 3) for name, value in report.seconds.items()},
+    }
+
+
+def _kit(item: KitReport) -> dict[str, Any]:
+    manifest = item.kit.manifest
+    return {
+        "path": item.kit.path,
+        "state": item.state,
+        "target": manifest.target,
+        "precision": manifest.precision,
+        "flavours": [one.flavour for one in manifest.flavours],
+        "bytes": sum(entry.size for entry in manifest.files),
+        "unopened": item.unopened,
+        "stale": item.stale,
+        "measured": item.plan,
+    }
+
+
+def _kit_lines(report: ExportReport) -> list[str]:
+    rows = []
+    for item in report.kits:
+        plan, held = item.plan, ", ".join(one.flavour for one in item.kit.manifest.flavours)
+        share = layout.percent(plan.accuracy)
+        rows += [
+            f"  {item.kit.path}  ({held}, {item.state})",
+            f"    {plan.precision}: accuracy {share}, same class as fp32 in "
+            f"{layout.percent(plan.agreement)} of {plan.samples} pictures, same gates in "
+            f"{layout.percent(plan.gate_agreement)}",
+        ]
+    notes = {
+        f"  {name}: closed gates compute all the same there; --flavour static saves those that "
+        "never vary"
+        for name in {item.kit.manifest.target for item in report.kits}
+        if find(name).release.boundaries == "missing"
+    }
+    notes |= {
+        f"  {item.kit.path.name} was replaced: build its engines anew"
+        + (f", and export again: {', '.join(item.stale)}" if item.stale else "")
+        for item in report.kits
+        if item.state == "replaced"
+    }
+    title = layout.title("kits: da3 build makes engines from them on the board")
+    return ["", title, *rows, *sorted(notes)]
+
+
+def _rates(report: ExportReport) -> dict[str, float | None]:
+    return {block.name: block.rate for block in report.manifest.gates.blocks}
+
+
+def _lines(report: ExportReport) -> list[str]:
+    manifest = report.manifest
+    kept = "reused" if report.backbone_reused else "written"
+    return [
+        layout.title(f"{report.domain}: exported and checked"),
+        *layout.pairs(
+            {
+                "bundle": f"{report.bundle}  ({layout.size(report.bundle_bytes)})",
+                "backbone": f"{report.backbone}  ({layout.size(report.backbone_bytes)}, {kept})",
+                **patch_line(manifest),
+                **metrics(manifest.metrics, manifest.gates.executed_share),
+                "took": f"{sum(report.seconds.values()):.1f} s",
+            }
+        ),
+        "",
+        *parity_lines(report.parity),
+        "",
+        *layout.gates(_rates(report)),
+        *(_kit_lines(report) if report.kits else []),
+    ]
+
+
+def patch_document(manifest: Manifest) -> dict[str, Any] | None:
+    """Return what a domain changes of its backbone, None for nothing."""
+    if manifest.patch is None:
+        return None
+    return {"kind": manifest.patch.kind, **asdict(manifest.patch), "bytes": _patch_bytes(manifest)}
+
+
+def patch_line(manifest: Manifest) -> dict[str, str]:
+    """Return the same in words, labelled; nothing for a domain on the frozen backbone."""
+    patch, method = manifest.patch, manifest.adaptor.method
+    if patch is None:
+        return {}
+    verb, how = "changes", "the bundle carries them"
+    if patch.kind == "masked":
+        verb, how = "masks", "the bundle carries 1 bit per weight"
+    elif patch.scaled:
+        how += f", {patch.scaled} as one factor per channel"
+    return {
+        "patch": f"{method} {verb} {patch.tensors} of {patch.of} tensors of the backbone: {how} "
+        f"({layout.size(_patch_bytes(manifest))}) and the device keeps a session of its own"
+    }
+
+
+def _patch_bytes(manifest: Manifest) -> int:
+    return sum(entry.size for entry in manifest.files if entry.role == "patch")
+
+
+def metrics(found: Mapping[str, Any], executed_share: float) -> dict[str, str]:
+    """Return what a domain reaches, labelled; ``found`` is a manifest's ``metrics``."""
+    alone, whole = found.get("head_accuracy"), found.get("accuracy")
+    beside = "" if alone is None else f"  (head alone {layout.percent(alone)})"
+    if alone is not None and whole is not None and whole < alone:
+        beside += ": less than the head alone, train longer or with a lower train.lr"
+    return {
+        "accuracy": f"{layout.percent(found.get('accuracy'))}{beside}",
+        "executed": f"{layout.percent(executed_share)} of the backbone's FLOPs",
+    }

@@ -1,0 +1,163 @@
+"""``da3 recipes``: ls, show, check, new."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolchain.cli.boundary import BoundedCommand, BoundedGroup, naming
+from toolchain.cli.show import layout
+from toolchain.cli.show.domains import FILE, complete, complete_backbone
+from toolchain.cli.show.output import emit, json_option
+from toolchain.core.errors import Da3Error, RecipeError
+
+
+@click.group(cls=BoundedGroup, epilog=layout.example("da3 recipes ls"))
+def recipes() -> None:
+    """List, show, check and write recipes."""
+
+
+@recipes.command("ls", cls=BoundedCommand, epilog=layout.example("da3 recipes ls"))
+@json_option
+def ls(as_json: bool) -> None:
+    """List the domains that can be named.
+
+    Those of ./recipes come first, then those that are installed with the toolchain.
+    """
+    from toolchain.recipe import available
+
+    rows = [
+        {
+            "domain": entry.name,
+            "backbone": entry.recipe.backbone if entry.recipe else None,
+            "method": entry.recipe.method if entry.recipe else None,
+            "data": entry.recipe.data.loader if entry.recipe else None,
+            "title": entry.recipe.title if entry.recipe else None,
+            "path": entry.path,
+            "error": entry.error.message if entry.error else None,
+        }
+        for entry in available()
+    ]
+    heads = ("domain", "backbone", "method", "data", "title")
+    table = layout.table(
+        heads,
+        [
+            [row["domain"], "-", "-", "-", f"has faults: da3 recipes check {row['path']}"]
+            if row["error"]
+            else [row[head] for head in heads]
+            for row in rows
+        ],
+        indent=0,
+    )
+    emit({"recipes": rows}, table, as_json=as_json)
+
+
+@recipes.command("show", cls=BoundedCommand, epilog=layout.example("da3 recipes show cars"))
+@click.argument("name", shell_complete=complete)
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Show the recipe of a domain, NAME or a file, as it is written."""
+    from toolchain import recipe
+
+    path = Path(name) if name.endswith((".yaml", ".yml")) else recipe.find(name)
+    found = recipe.load(path)
+    text = path.read_text(encoding="utf-8-sig")
+    emit(
+        {"path": path, "recipe": found},
+        [
+            click.style(f"# {layout.clean(str(path))}", dim=True),
+            layout.clean(text, lines=True).rstrip(),
+        ],
+        as_json=as_json,
+    )
+
+
+@recipes.command(
+    "check", cls=BoundedCommand, epilog=layout.example("da3 recipes check recipes/*.yaml")
+)
+@click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE...")
+@json_option
+@click.pass_context
+def check(context: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
+    """Check recipes: every fault of every FILE, with its key path and the fix."""
+    rows = [_checked(path) for path in files]
+    lines = []
+    for row in rows:
+        mark = click.style("ok", fg="green") if row["ok"] else click.style("faults", fg="red")
+        lines.append(f"{layout.clean(str(row['path']))}: {mark}")
+        for fault in row["faults"]:
+            fix = f" ({fault['fix']})" if fault["fix"] else ""
+            lines.append(layout.clean(f"  {fault['path']}: {fault['message']}{fix}"))
+    emit({"recipes": rows}, lines, as_json=as_json)
+    if not all(row["ok"] for row in rows):
+        context.exit(RecipeError.exit_code)
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    """Return the verdict on one file; a backbone that nobody registers is a fault too."""
+    from toolchain import recipe
+    from toolchain.training.adapt import backbones
+
+    faults = []
+    domain = None
+    try:
+        found = recipe.load(path)
+        domain = found.domain
+        backbones.get(found.backbone)
+    except RecipeError as err:
+        faults = [{"path": f.path, "message": f.message, "fix": f.fix} for f in err.faults]
+    except Da3Error as err:
+        where = "backbone" if domain else "(file)"
+        faults = [{"path": where, "message": err.message, "fix": err.fix}]
+    return {"path": path, "domain": domain, "ok": not faults, "faults": faults}
+
+
+@recipes.command(
+    "new",
+    cls=BoundedCommand,
+    epilog=layout.example("da3 recipes new birds --data ~/pictures/birds --backbone resnet20"),
+)
+@click.argument("name")
+@click.option(
+    "--data",
+    type=FILE,
+    required=True,
+    metavar="DIR",
+    help="Folder of pictures, one folder per class.",
+)
+@click.option(
+    "--backbone",
+    required=True,
+    metavar="NAME",
+    shell_complete=complete_backbone,
+    help="One of `da3 backbones`.",
+)
+@click.option(
+    "--out", type=FILE, default=Path("recipes"), show_default=True, metavar="DIR", help="Where to."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing recipe.")
+@json_option
+def new(name: str, data: Path, backbone: str, out: Path, overwrite: bool, as_json: bool) -> None:
+    """Write a complete recipe NAME for a folder of your own pictures."""
+    from toolchain import recipe
+    from toolchain.training.adapt import backbones
+
+    words = ["da3", "recipes", "new", name, "--data", data, "--backbone", backbone, "--out", out]
+    with naming(shlex.join(map(str, words))):
+        side = backbones.get(backbone).input_size
+        path = recipe.new(
+            name, data, backbone=backbone, input_px=side, folder=out, overwrite=overwrite
+        )
+    found = recipe.load(path)
+    emit(
+        {"path": path, "recipe": found},
+        [
+            f"wrote {layout.clean(str(path))}",
+            "look at title, licence and augment, then:",
+            f"  da3 export --recipe {layout.clean(shlex.quote(str(path)))} --train",
+        ],
+        as_json=as_json,
+    )

@@ -1,0 +1,300 @@
+"""``da3 run``: answer pictures, folders, videos and cameras, or serve domains over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.show import layout
+from toolchain.cli.show.answers import answer_document, answer_lines, place, tell
+from toolchain.cli.show.domains import FILE
+from toolchain.cli.show.output import json_option, threads_option, write_json
+from toolchain.cli.verbs.serving import serve_until_signalled, serving_options
+from toolchain.core.errors import Da3Error, DataError
+
+if TYPE_CHECKING:
+    from toolchain.device.runtime import Frame, Runner
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+FAILED = 1
+TOP = 3
+DIST = Path("dist")
+# What OpenCV and FFmpeg print of a damaged video; the error says it already.
+QUIET = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
+
+
+def _choice(name: str, text: str, *values: str) -> Callable[[CommandT], CommandT]:
+    kind = click.Choice(values)
+    return click.option(name, type=kind, default=values[0], show_default=True, help=text)
+
+
+def _count(name: str, text: str, default: int | None) -> Callable[[CommandT], CommandT]:
+    shown = default is not None
+    return click.option(
+        name, type=click.IntRange(1), default=default, show_default=shown, metavar="N", help=text
+    )
+
+
+def _runner_options(command: CommandT) -> CommandT:
+    """Add what a Runner takes, under its own names."""
+    for option in (
+        _count("--sessions", "Copies of the backbone that may be held.", 1),
+        _choice("--form", "Pictures one by one, or a batch in one call.", "if", "rows"),
+        _choice("--flavour", "Tensors given with each run, or folded in.", "swap", "static"),
+        click.option(
+            "--provider",
+            type=click.Choice(["cpu", "cuda", "tensorrt", "engine"]),
+            help="What computes.  [default: cpu; engine for the folder of an engine]",
+        ),
+        _count("--contexts", "Requests that an engine computes at once.", 1),
+        threads_option(1, "Threads of one operator."),
+    ):
+        command = option(command)
+    return command
+
+
+def _complete_bundle(
+    context: click.Context, _option: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    """Return the bundles in the folder whose name starts with what was typed."""
+    from toolchain.device.store.dist import listed
+
+    folder = Path(context.params.get("dist") or DIST)
+    return [CompletionItem(name) for name in listed(folder) if name.startswith(typed)]
+
+
+@click.command(
+    cls=BoundedCommand,
+    epilog=layout.example(
+        "da3 run --domain cars photo.jpg other.png",
+        "da3 run --domain cars photos/ clip.mp4 --jsonl",
+        "da3 run --domain cars camera:0",
+        "da3 run --serve 8000",
+    ),
+)
+@click.argument("images", nargs=-1, metavar="IMAGE...")
+@click.option(
+    "--domain",
+    "domains",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=_complete_bundle,
+    help="A bundle DIST/NAME.da3b.",
+)
+@click.option(
+    "--bundle",
+    "bundles",
+    multiple=True,
+    type=FILE,
+    metavar="FILE",
+    help="A bundle that lies elsewhere.",
+)
+@click.option(
+    "--dist",
+    type=FILE,
+    default=DIST,
+    show_default=True,
+    metavar="DIR",
+    help="Where --domain and --serve look.",
+)
+@click.option(
+    "--backbone",
+    type=FILE,
+    metavar="DIR",
+    help="The backbone or an engine, or the folder that holds the backbone.  "
+    "[default: beside the bundle]",
+)
+@_runner_options
+@click.option("--no-selftest", is_flag=True, help="Trust that the bundle was tested here before.")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(0, min_open=True),
+    metavar="S",
+    help="Seconds for one picture, or one request.  [default: none; serving: 30]",
+)
+@_count("--top", "Classes shown.", TOP)
+@_count("--every", "Use the first of so many pictures or frames.", 1)
+@_count("--limit", "Stop after so many answers.", None)
+@serving_options
+@json_option
+@click.option("--jsonl", "as_lines", is_flag=True, help="Print one line of JSON per picture.")
+def run(
+    images: Sequence[str],
+    domains: Sequence[str],
+    bundles: Sequence[Path],
+    dist: Path,
+    backbone: Path | None,
+    no_selftest: bool,
+    time_limit: float | None,
+    top: int,
+    every: int,
+    limit: int | None,
+    port: int | None,
+    serving: dict[str, Any],
+    as_json: bool,
+    as_lines: bool,
+    **options: Any,
+) -> int:
+    """Answer pictures with a domain, or serve domains.
+
+    IMAGE is a picture, a folder of pictures, a video file or camera:N. A picture that cannot be
+    used is told on stderr, the others are answered, and the exit code is 1.
+
+    --serve PORT answers the Open Inference Protocol instead, for every bundle in DIST that fits the
+    backbone, or for those that are named. Ctrl-C or SIGTERM lets running requests end.
+    """
+    _require_meaning(
+        images,
+        port,
+        [*domains, *bundles],
+        serving,
+        pictures=_given(
+            {"--top": top != TOP, "--every": every != 1, "--limit": limit, "--jsonl": as_lines}
+        ),
+        unending=as_json and limit is None and any(map(_is_camera, images)),
+        forms=as_json + as_lines,
+    )
+    from PIL.Image import DecompressionBombWarning
+
+    from toolchain.device.runtime import Runner
+    from toolchain.device.store import dist as folder
+
+    # Such a picture is refused, with an error that says more.
+    warnings.simplefilter("ignore", DecompressionBombWarning)
+
+    named = [*(folder.find(dist, name) for name in domains), *bundles]
+    paths = named[:1] or list(folder.bundles(dist).values())
+    with Runner(folder.backbone_of(paths, backbone), **options) as runner:
+        if named:
+            for path in named:
+                # Over the network a domain is called as its file is, and loaded again by that name.
+                name = path.stem if port is not None else None
+                runner.load(path, name=name, selftest=not no_selftest)
+        else:
+            folder.load_fitting(runner, paths, selftest=not no_selftest, refused=_tell_refused)
+        if port is not None:
+            serving = serving | ({} if time_limit is None else {"time_s": time_limit})
+            repository = None if bundles else dist
+            serve_until_signalled(runner, port, repository, serving, as_json=as_json)
+            return 0
+        frames = _frames(runner, images, every=every, time_limit_s=time_limit)
+        with closing(frames):
+            shown = _SHOWN["json" if as_json else "jsonl" if as_lines else "people"]
+            return FAILED if shown(runner, islice(frames, limit), top) else 0
+
+
+def _given(options: Mapping[str, object]) -> list[str]:
+    return [name for name, value in options.items() if value]
+
+
+def _is_camera(source: str) -> bool:
+    from toolchain.device.runtime.stream import is_endless
+
+    return is_endless(source)
+
+
+def _require_meaning(
+    images: Sequence[str],
+    port: int | None,
+    named: Sequence[object],
+    serving: Mapping[str, Any],
+    *,
+    pictures: Sequence[str],
+    unending: bool,
+    forms: int,
+) -> None:
+    """Raise click.UsageError for options that contradict each other."""
+    if port is not None and images:
+        raise click.UsageError("expected IMAGE... or --serve, got both")
+    if port is None and not images:
+        raise click.UsageError("expected IMAGE... or --serve PORT, got neither")
+    if port is None and len(named) != 1:
+        raise click.UsageError(f"expected one --domain or --bundle, got {len(named)}")
+    if port is not None and pictures:
+        raise click.UsageError(f"{', '.join(pictures)}: expected with IMAGE only, got --serve")
+    if port is None and serving:
+        raise click.UsageError(f"{', '.join(serving)}: expected with --serve only")
+    if forms > 1:
+        raise click.UsageError("expected --json or --jsonl, got both")
+    if unending:
+        raise click.UsageError("a camera does not end: expected --limit N or --jsonl, got --json")
+
+
+def _frames(
+    runner: Runner, sources: Sequence[str], *, every: int, time_limit_s: float | None
+) -> Generator[Frame]:
+    """Yield the answers to all sources; one that cannot be used is a frame with its error."""
+    from toolchain.device.runtime.stream import Frame, stream
+
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    for source in sources:
+        try:
+            yield from stream(runner, source, every=every, time_limit_s=time_limit_s)
+        except DataError as err:
+            yield Frame(source, 0, None, None, err)
+
+
+def _tell_refused(path: Path, err: Da3Error) -> None:
+    tell(f"not loaded: {path}", err)
+
+
+def _print_document(runner: Runner, frames: Iterable[Frame], top: int) -> bool:
+    """Print one document; returns whether a frame had an error, as the other two do."""
+    (domain,) = runner.domains.values()
+    pictures = [answer_document(frame, domain, top) for frame in _counted(frames)]
+    write_json(
+        {
+            "domain": domain.name,
+            "release": domain.release,
+            "backbone": runner.facts.backbone.name,
+            "pictures": pictures,
+        }
+    )
+    return any(one["error"] for one in pictures)
+
+
+def _print_lines(runner: Runner, frames: Iterable[Frame], top: int) -> bool:
+    (domain,) = runner.domains.values()
+    failed = False
+    for frame in frames:
+        failed |= frame.error is not None
+        click.echo(json.dumps(answer_document(frame, domain, top), allow_nan=False))
+    return failed
+
+
+def _print_blocks(runner: Runner, frames: Iterable[Frame], top: int) -> bool:
+    (domain,) = runner.domains.values()
+    failed = False
+    for frame in frames:
+        if frame.error is not None:
+            failed = True
+            tell(place(frame), frame.error)
+        if frame.prediction is not None:
+            click.echo("\n".join(answer_lines(frame, frame.prediction, domain, top)))
+    return failed
+
+
+def _counted(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """Count on a terminal's stderr, as nothing is printed before the end."""
+    seen = sys.stderr.isatty()
+    for number, frame in enumerate(frames, 1):
+        if seen:
+            click.echo(f"\r  {number} answered", nl=False, err=True)
+        yield frame
+    if seen:
+        click.echo(err=True)
+
+
+_SHOWN = {"json": _print_document, "jsonl": _print_lines, "people": _print_blocks}

@@ -1,0 +1,116 @@
+"""``da3 run --serve``: its options, and a server that ends in order when a signal comes."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolchain.cli.show.layout import some
+from toolchain.cli.show.output import emit
+
+if TYPE_CHECKING:
+    from toolchain.device.runtime import Runner
+
+_MIB = 1024 * 1024
+
+
+def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--serve``, passed as ``port``, and its options, passed as ``serving``.
+
+    ``serving`` holds those that were given: ``host``, and fields of
+    ``toolchain.device.serve.Limits``.
+    """
+
+    @click.option("--serve", "port", type=click.IntRange(0, 65535), metavar="PORT", help=_PORT)
+    @click.option("--host", metavar="ADDRESS", help="Where to listen.  [default: 127.0.0.1]")
+    @click.option(
+        "--max-body",
+        type=click.IntRange(1, 4096),
+        metavar="MIB",
+        help="Largest request, in MiB.  [default: 64]",
+    )
+    @click.option(
+        "--concurrent",
+        type=click.IntRange(1, 1024),
+        metavar="N",
+        help="Requests that run at once.  [default: 2]",
+    )
+    @click.option(
+        "--waiting",
+        type=click.IntRange(0, 4096),
+        metavar="N",
+        help="Requests in line behind them; further ones get 503.  [default: 16]",
+    )
+    @functools.wraps(command)
+    def collecting(
+        *args: Any,
+        host: str | None,
+        max_body: int | None,
+        concurrent: int | None,
+        waiting: int | None,
+        **rest: Any,
+    ) -> Any:
+        body_bytes = None if max_body is None else max_body * _MIB
+        given = {
+            "host": host,
+            "body_bytes": body_bytes,
+            "concurrent": concurrent,
+            "waiting": waiting,
+        }
+        serving = {name: value for name, value in given.items() if value is not None}
+        return command(*args, serving=serving, **rest)
+
+    return collecting
+
+
+_PORT = "Serve on this port instead; 0 takes a free one."
+
+
+def serve_until_signalled(
+    runner: Runner,
+    port: int,
+    repository: Path | None,
+    serving: Mapping[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """Serve until Ctrl-C or SIGTERM; the address is told on stdout once it answers."""
+    from toolchain.device.serve import Limits, serve
+
+    def tell(url: str) -> None:
+        names = sorted(runner.domains)
+        document = {"url": url, "domains": names, "backbone": runner.facts.backbone.name}
+        emit(document, [f"serving {some(names)} on {url}; Ctrl-C stops"], as_json=as_json)
+
+    limits = Limits(**{name: value for name, value in serving.items() if name != "host"})
+    host = serving.get("host", "127.0.0.1")
+    with _signalled() as stop:
+        serve(
+            runner,
+            host=host,
+            port=port,
+            repository=repository,
+            limits=limits,
+            notify=tell,
+            stop=stop,
+        )
+
+
+@contextmanager
+def _signalled() -> Iterator[threading.Event]:
+    """Yield an event that SIGINT and SIGTERM set instead of ending the process."""
+    stop = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,154 @@
+"""``da3 train``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolchain.cli.boundary import BoundedCommand, naming
+from toolchain.cli.show import layout
+from toolchain.cli.show.domains import (
+    CHECKPOINTS,
+    FILE,
+    chosen,
+    domain_options,
+    method_option,
+    train_command,
+)
+from toolchain.cli.show.output import emit, json_option, threads_option
+
+if TYPE_CHECKING:
+    from toolchain.recipe import Recipe
+    from toolchain.training import TrainReport
+
+
+@click.command(
+    cls=BoundedCommand,
+    epilog=layout.example(
+        "da3 train --domain cars",
+        "da3 train --domain cars --resume",
+        "da3 train --domain cars --method lite_residual --budget 64MB",
+    ),
+)
+@domain_options
+@click.option(
+    "--out", type=FILE, metavar="DIR", help=f"The checkpoint.  [default: {CHECKPOINTS}/NAME]"
+)
+@method_option
+@click.option(
+    "--budget",
+    metavar="SIZE",
+    help="Memory that training may take beside weights and pictures, such as 64MB; refused with a "
+    "suggestion where it cannot hold.",
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
+@threads_option(None, "Threads of PyTorch.  [default: all cores]")
+@json_option
+def train(
+    domain: str | None,
+    file: Path | None,
+    out: Path | None,
+    method: str | None,
+    budget: str | None,
+    resume: bool,
+    overwrite: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Train a domain on its frozen backbone.
+
+    The backbone never changes: a domain is adaptors, gates and head, or what the recipe's method
+    has in their place. What it will take in memory is told before it starts. Ctrl-C stops after the
+    present step and keeps the state; --resume goes on to the same weights as a training that was
+    never stopped.
+    """
+    recipe = chosen(domain, file, method)
+    folder = out or CHECKPOINTS / recipe.domain
+    command = train_command(recipe.domain, file, folder, method=method)
+    report = run(
+        recipe,
+        folder,
+        command,
+        resume=resume,
+        overwrite=overwrite,
+        threads=threads,
+        budget=budget,
+    )
+    emit(_document(report), _lines(report), as_json=as_json)
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    command: str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    budget: str | None = None,
+) -> TrainReport:
+    """Train with a progress bar; ``command`` is what an error tells the user to run again."""
+    import torch
+
+    from toolchain import training
+    from toolchain.training import data
+    from toolchain.training.loop.destination import check_destination
+    from toolchain.training.memory import fit
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    allowed = None if budget is None else fit.parse_size(budget)
+    with naming(command):
+        check_destination(out, resume=resume, overwrite=overwrite)
+        pictures = data.load(recipe)
+        model = training.build(recipe, classes=len(pictures.classes), data=pictures)
+        click.echo(fit.told(model, recipe.train.batch), err=True)
+        return training.train(
+            model,
+            pictures,
+            recipe,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            progress=training.Terminal(sys.stderr, recipe.domain),
+            memory=allowed,
+        )
+
+
+def _document(report: TrainReport) -> dict[str, Any]:
+    info = report.checkpoint.info
+    return {
+        "domain": info.domain,
+        "checkpoint": report.folder,
+        "method": info.method,
+        "backbone": info.backbone.name,
+        "classes": len(info.classes),
+        "accuracy": info.metrics.accuracy,
+        "head_accuracy": info.metrics.head_accuracy,
+        "executed_share": info.metrics.executed_share,
+        "gate_rates": info.metrics.gate_rates,
+        "steps": report.steps,
+        "seconds": round(report.seconds, 3),
+    }
+
+
+def _lines(report: TrainReport) -> list[str]:
+    info = report.checkpoint.info
+    metrics = info.metrics
+    return [
+        layout.title(f"{info.domain}: trained"),
+        *layout.pairs(
+            {
+                "checkpoint": report.folder,
+                "accuracy": layout.percent(metrics.accuracy),
+                "head alone": layout.percent(metrics.head_accuracy),
+                "executed": f"{layout.percent(metrics.executed_share)} of the backbone's FLOPs",
+                "took": f"{report.seconds:.1f} s, {report.steps} steps",
+            }
+        ),
+        *layout.gates(metrics.gate_rates),
+    ]

@@ -1,0 +1,115 @@
+"""Digests: what two tensors, two checkpoints or two documents must share to be the same thing.
+
+Rules of this file: numpy and the standard library only; pure functions of bytes and values, no
+file is opened here. A digest is always written ``sha256:<64 lower-case hex digits>``, so that its
+algorithm travels with it. Arrays are hashed as little-endian C-order bytes, whatever machine or
+memory layout they come from. It does not sign anything: a digest names bytes, it does not vouch
+for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rfc8785
+
+from toolchain.core.errors import Da3Error, WeightsError
+
+Bytes = bytes | bytearray | memoryview
+DIGEST_PATTERN = r"sha256:[0-9a-f]{64}"
+_DIGEST = re.compile(DIGEST_PATTERN)
+_NUMBER_KINDS = "biuf"
+_WORTH_A_THREAD_BYTES = 1 << 20
+
+
+def sha256(data: Bytes) -> str:
+    """Digest of ``data`` as ``sha256:<64 hex>`` (FIPS 180-4)."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+class Aside:
+    """Digests of several parts, computed on another thread while the caller goes on.
+
+    Hashing lets other threads run (hashlib does for more than 2 kB), and whoever asks for the
+    result helps. Little data are hashed only then, as a thread would cost more.
+    """
+
+    def __init__(self, parts: Sequence[Bytes]) -> None:
+        self._parts = parts
+        self._found = [""] * len(parts)
+        # next() on one iterator is atomic, so each place is taken once; the largest come first.
+        self._left = iter(sorted(range(len(parts)), key=lambda place: -len(parts[place])))
+        self._helper = Thread(target=self._work, daemon=True)
+        self._helped = sum(map(len, parts)) >= _WORTH_A_THREAD_BYTES
+        if self._helped:
+            self._helper.start()
+
+    def result(self) -> list[str]:
+        """Return the digest of each part, in order."""
+        self._work()
+        if self._helped:
+            self._helper.join()
+        return self._found
+
+    def _work(self) -> None:
+        for place in self._left:
+            self._found[place] = sha256(self._parts[place])
+
+
+def tensor_digest(array: npt.NDArray[Any]) -> str:
+    """Digest of one array's elements as little-endian C-order bytes.
+
+    Shape and dtype are not part of it; whoever compares tensors compares those beside it, as
+    :func:`weights_digest` does. Raises WeightsError for arrays that do not hold plain numbers.
+    """
+    if array.dtype.kind not in _NUMBER_KINDS:
+        raise WeightsError(
+            f"expected an array of booleans, integers or floats, got dtype {array.dtype}",
+            fix="convert the tensor to a numeric dtype before it is stored",
+        )
+    plain = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+    return sha256(plain.reshape(-1).view(np.uint8).data)
+
+
+def weights_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Digest of a set of named tensors, independent of the order in which they are given.
+
+    It is the sha256 over the RFC 8785 JSON of ``[[name, dtype, shape, tensor digest], ...]``
+    sorted by name (code points), dtype as numpy names it (``float32``), shape as integers.
+    """
+    rows = [
+        [name, array.dtype.name, list(array.shape), tensor_digest(array)]
+        for name, array in sorted(tensors.items())
+    ]
+    return sha256(canonical_json(rows))
+
+
+def canonical_json(value: Any) -> bytes:
+    """``value`` as canonical JSON (RFC 8785): one value, one sequence of bytes.
+
+    Raises Da3Error for what JSON cannot carry exactly: NaN and infinities, integers beyond
+    2**53 - 1, keys that are not strings, lone surrogates, other types.
+    """
+    try:
+        return rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, UnicodeError, RecursionError) as err:
+        raise Da3Error(
+            f"expected a value that JSON can carry exactly, got one that it cannot: {err}",
+            fix="use finite numbers, integers within 2**53 - 1, text, lists and string keys",
+        ) from err
+
+
+def short(digest: str) -> str:
+    """Return the first 12 hex digits of ``digest``, for names and messages; never compare by it."""
+    if not _DIGEST.fullmatch(digest):
+        raise Da3Error(
+            f"expected a digest 'sha256:<64 hex>', got {digest!r}",
+            fix="pass the whole digest as toolchain.core.digest wrote it",
+        )
+    return digest.removeprefix("sha256:")[:12]

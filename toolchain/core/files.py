@@ -1,0 +1,259 @@
+"""Files: the only way in which the toolchain puts bytes on a disk or takes them from it.
+
+Rules of this file: the standard library only; what is written appears under its name whole or not
+at all; a failure leaves nothing behind; an existing destination is an error unless overwriting was
+asked for. Each write is fsynced before the name appears, and the directory after it, so a name
+that survives a power cut has its bytes. A reader states its limit before the first byte is read.
+Parent directories are not made unasked: a mistyped path shall not become a tree.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+
+from toolchain.core.errors import ExistsError, StorageError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+_OCCUPIED = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
+
+
+def write_atomic(path: str | Path, data: bytes, *, overwrite: bool = False) -> None:
+    """Write ``data`` to ``path`` whole or not at all, durably (fsync of file and directory).
+
+    Raises ExistsError if ``path`` exists and ``overwrite`` is false, also when another process
+    creates it meanwhile; StorageError if the file system refuses, with nothing left behind.
+    """
+    path = Path(path)
+    if not overwrite:
+        _refuse_existing(path)
+    partial = _beside(path)
+    try:
+        with _removed_in_the_end(partial):
+            _write_new(partial, data)
+            _publish_file(partial, path, overwrite=overwrite)
+            _fsync_directory(path.parent)
+    except OSError as err:
+        raise _refused("write", path, err, needed_bytes=len(data)) from err
+
+
+@contextmanager
+def atomic_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty directory beside ``path`` that becomes ``path`` when the block succeeds.
+
+    Everything below it is fsynced before the rename; if the block raises, all of it is removed.
+    With ``overwrite`` an existing directory is moved aside first and put back if the rename
+    fails: between the two renames a reader finds no directory, never half of one. Raises
+    ExistsError if ``path`` exists and ``overwrite`` is false, StorageError if the file system
+    refuses, also inside the block.
+    """
+    path = Path(path)
+    if not overwrite:
+        _refuse_existing(path)
+    partial = _beside(path)
+    try:
+        with _removed_in_the_end(partial):
+            partial.mkdir()
+            yield partial
+            _fsync_tree(partial)
+            _publish_directory(partial, path, overwrite=overwrite)
+            _fsync_directory(path.parent)
+    except OSError as err:
+        raise _refused("write", path, err, needed_bytes=None) from err
+
+
+def make_folder(path: Path, *, fix: str) -> None:
+    """Make a folder and its parents, if they are not there. Raises StorageError with ``fix``."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise StorageError(f"cannot make the folder {path}: {err.strerror}", fix=fix) from err
+
+
+def read_limited(path: str | Path, *, limit_bytes: int, what: str) -> bytes:
+    """Return the bytes of the regular file ``path``, at most ``limit_bytes`` of them.
+
+    Raises as :func:`open_limited`, and StorageError for a file that shrinks or grows while it is
+    read.
+    """
+    with _opened(Path(path), limit_bytes, what) as (handle, size):
+        data = os.read(handle, size + 1)
+        # One call reads up to 2 GiB; a larger file, or a signal, needs more of them.
+        while 0 < len(data) <= size and (part := os.read(handle, size + 1 - len(data))):
+            data += part
+    if len(data) != size:
+        raise StorageError(
+            f"{what} {path}: expected {size} bytes, got {len(data)}{'+' * (len(data) > size)}",
+            fix="the file changed while it was read; read it again when its writer is done",
+        )
+    return data
+
+
+@contextmanager
+def open_limited(path: str | Path, *, limit_bytes: int, what: str) -> Iterator[tuple[FileIO, int]]:
+    """Yield the regular file ``path``, open for reading without a buffer, and its size in bytes.
+
+    ``what`` names the file for the reader of a message ("recipe", "bundle"). Raises StorageError
+    for a missing file, a link to nowhere, a directory, device or pipe, a file larger than
+    ``limit_bytes``, and for what the file system refuses inside the block.
+    """
+    with (
+        _opened(Path(path), limit_bytes, what) as (handle, size),
+        FileIO(handle, closefd=False) as file,
+    ):
+        yield file, size
+
+
+@contextmanager
+def _opened(path: Path, limit_bytes: int, what: str) -> Iterator[tuple[int, int]]:
+    """Yield a file's handle and size in bytes."""
+    try:
+        # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            yield handle, _regular_size(handle, path, limit_bytes, what)
+        finally:
+            os.close(handle)
+    except OSError as err:
+        raise _refused(f"read the {what}", path, err, needed_bytes=None) from err
+    except ValueError as err:  # a null in the name
+        raise StorageError(f"cannot read the {what} {path!r}: {err}", fix="check the path") from err
+
+
+def _regular_size(handle: int, path: Path, limit_bytes: int, what: str) -> int:
+    """Size in bytes of an open regular file, or StorageError."""
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
+        raise StorageError(
+            f"{what} {path}: expected a regular file, got {kind}", fix=f"name the {what} itself"
+        )
+    if status.st_size > limit_bytes:
+        raise StorageError(
+            f"{what} {path}: expected at most {limit_bytes} bytes, got {status.st_size}",
+            fix=f"check that this is the {what} that was meant",
+        )
+    return status.st_size
+
+
+def _beside(path: Path) -> Path:
+    """Return a free name in the directory of ``path``, so that a rename never crosses disks."""
+    return path.parent / f".{path.name[:100]}.{secrets.token_hex(6)}.partial"
+
+
+@contextmanager
+def _removed_in_the_end(partial: Path) -> Iterator[None]:
+    """Remove ``partial``, a file, a directory or nothing, before a message counts free bytes."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            partial.unlink()
+
+
+def _refuse_existing(path: Path) -> None:
+    if os.path.lexists(path):
+        raise ExistsError(
+            f"expected no file at {path}, got an existing one",
+            fix="choose another path, remove it, or ask for overwriting",
+        )
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    """Create ``path``, which must not exist, with ``data``, and fsync it."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o666), "wb", buffering=0) as file:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(file.fileno(), rest) :]
+        os.fsync(file.fileno())
+
+
+def _publish_file(partial: Path, path: Path, *, overwrite: bool) -> None:
+    if overwrite:
+        partial.replace(path)
+        return
+    try:
+        # A hard link fails if the name is taken; a rename would silently replace it.
+        os.link(partial, path, follow_symlinks=False)
+    except OSError as err:
+        if err.errno not in _NO_HARD_LINKS:
+            raise
+        # FAT and the like have no hard links: the check narrows the race but cannot close it.
+        _refuse_existing(path)
+        partial.rename(path)
+
+
+def _publish_directory(partial: Path, path: Path, *, overwrite: bool) -> None:
+    if not (overwrite and path.is_dir() and not path.is_symlink()):
+        partial.rename(path)
+        return
+    aside = _beside(path)
+    path.rename(aside)
+    try:
+        partial.rename(path)
+    except OSError:
+        aside.rename(path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _fsync_tree(top: Path) -> None:
+    """Fsync every file and directory below ``top`` and ``top`` itself, children first."""
+    for folder, _, names in os.walk(top, topdown=False):
+        for name in names:
+            child = Path(folder, name)
+            if not child.is_symlink():
+                _fsync_directory(child)
+        _fsync_directory(Path(folder))
+
+
+def _fsync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _refused(verb: str, path: Path, err: OSError, *, needed_bytes: int | None) -> StorageError:
+    """Return the error that says what the file system refused, with sizes where space is short."""
+    reason = err.strerror or str(err)
+    if err.errno in _OCCUPIED and os.path.lexists(path):
+        return ExistsError(
+            f"expected no file at {path}, got an existing one",
+            fix="choose another path, remove it, or ask for overwriting",
+        )
+    if err.errno in _FULL:
+        need = "" if needed_bytes is None else f", {needed_bytes} bytes needed"
+        return StorageError(
+            f"cannot {verb} {path}: {reason}{need}, {_free_bytes(path)} bytes free",
+            fix="free some space or choose another disk",
+        )
+    if err.errno in (errno.EMFILE, errno.ENFILE):
+        return StorageError(
+            f"cannot {verb} {path}: {reason}",
+            fix="raise the limit (ulimit -n), or keep fewer installed domains loaded",
+        )
+    if err.errno == errno.ENOENT and verb == "write" and not path.parent.is_dir():
+        return StorageError(
+            f"cannot {verb} {path}: the directory {path.parent} does not exist",
+            fix=f"make it first: mkdir -p {path.parent}",
+        )
+    return StorageError(f"cannot {verb} {path}: {reason}", fix="check the path and its permissions")
+
+
+def _free_bytes(path: Path) -> int | str:
+    try:
+        return shutil.disk_usage(path.parent).free
+    except OSError:
+        return "unknown"

@@ -1,0 +1,57 @@
+"""How to get TensorRT on a board or a PC: exact commands and documents.
+
+Rules of this file: texts made from values of the table; nothing is looked up and nothing run.
+Sources: packages of JetPack's apt repository (python3-libnvinfer carries the Python module,
+libnvinfer-bin carries trtexec), TensorRT installation guide, PyPI.
+"""
+
+from __future__ import annotations
+
+from toolchain.device.boards.target import Target
+
+PYTORCH = "docs.nvidia.com/deeplearning/frameworks/install-pytorch-jetson-platform"
+_SBSA = "docs.nvidia.com/deeplearning/tensorrt/11.4.1/installing-tensorrt/install-alternative.html"
+RTX = "pip install 'da3-toolchain[tensorrt-rtx]'"
+
+
+def module(target: Target) -> str:
+    """Return how to get the Python module that ``target`` builds and runs engines with."""
+    release = target.release
+    if target.board.name == "desktop":
+        return _wheel(target)
+    if release.scripted:
+        return (
+            f"JetPack {release.jetpack} carries TensorRT {release.tensorrt} for Python "
+            f"{release.python}, on which this toolchain does not run: build by the kit's script"
+        )
+    apt = "sudo apt install python3-libnvinfer"
+    if release.name == "jp7.2.2":
+        return f"TensorRT {release.tensorrt}, the Linux SBSA package ({_SBSA}): {apt}"
+    return (
+        f"JetPack {release.name.removeprefix('jp')} carries TensorRT {release.tensorrt} for Python "
+        f"{release.python}: {apt}"
+    )
+
+
+def trtexec(target: Target) -> str:
+    """Return how to get ``trtexec``, which the kit's script builds with."""
+    if target.board.name == "desktop":
+        return "the tar package of TensorRT (developer.nvidia.com/tensorrt) has it in bin/"
+    return "sudo apt install libnvinfer-bin, which puts it into /usr/src/tensorrt/bin"
+
+
+def environment(folder: str) -> str:
+    """Return how a Python sees a module that the system's packages put into ``folder``."""
+    return (
+        f"the module lies in {folder}, which this Python does not see: make the environment with "
+        "/usr/bin/python3 -m venv --system-site-packages"
+    )
+
+
+def _wheel(target: Target) -> str:
+    release = target.release
+    if release.name.startswith("rtx"):
+        return RTX
+    major = release.cuda.partition(".")[0]
+    numbers = ".".join(release.tensorrt.split(".")[:2])
+    return f"pip install 'tensorrt-cu{major}=={numbers}.*'"

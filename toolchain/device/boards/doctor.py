@@ -1,0 +1,274 @@
+"""What this machine can do of the toolchain, or a named target, and what the rest needs.
+
+Rules of this file: reports from values, :class:`Machine` or :class:`Target`; nothing is probed,
+run or printed. Where something cannot be done, ``fix`` is a command or names a document. That a
+device builds and runs what is said here is shown by building and running, not by this report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from toolchain.device.boards import advice
+from toolchain.device.boards.locate import board_of, here, targets_of, tensorrt_of
+from toolchain.device.boards.machine import Machine
+from toolchain.device.boards.target import Target
+
+ACTS = (
+    "train",
+    "export",
+    "check",
+    "run on onnxruntime",
+    "build an engine",
+    "run an engine",
+    "build by script",
+)
+# What each act imports, and the extra that installs it.
+_NEEDS = {
+    "train": (("torch",), "[export]"),
+    "export": (("torch", "onnx", "onnx_ir", "onnxscript"), "[export]"),
+    "check": (("onnx", "onnx_ir", "onnxruntime"), "[check]"),
+    "run on onnxruntime": (("onnxruntime",), ""),
+}
+# What the export writes where the parser reads at least that (toolchain/export/graph/names.py).
+_OPSET = 18
+
+
+@dataclass(frozen=True, slots=True)
+class Ability:
+    """One act of the toolchain: whether it can be done, with or for want of what, and the fix."""
+
+    act: str
+    able: bool
+    detail: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One fact of the table with its source."""
+
+    name: str
+    value: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """``machine`` is None for a named target; ``target`` is None for a machine that is none.
+
+    ``why_none`` says then why; ``differences`` is what the toolchain does differently there.
+    """
+
+    machine: Machine | None
+    target: str | None
+    why_none: str
+    abilities: tuple[Ability, ...]
+    differences: tuple[str, ...]
+    facts: tuple[Fact, ...]
+
+
+def examine(machine: Machine) -> Report:
+    """Return what ``machine`` can do."""
+    target = here(machine)
+    return Report(
+        machine,
+        target.name if target else None,
+        "" if target else _why_none(machine),
+        tuple(_abilities_here(machine, target)),
+        differences(target) if target else (),
+        facts(target) if target else (),
+    )
+
+
+def describe(target: Target) -> Report:
+    """Return what can be done on ``target``, from the table alone."""
+    return Report(
+        machine=None,
+        target=target.name,
+        why_none="",
+        abilities=tuple(_abilities_there(target)),
+        differences=differences(target),
+        facts=facts(target),
+    )
+
+
+def facts(target: Target) -> tuple[Fact, ...]:
+    """Return what the table says of ``target``, each fact with its source."""
+    board, release = target.board, target.release
+    of_board, of_release = dict(board.sources), dict(release.sources)
+    memory = ", ".join(f"{size}" for size in board.memory_gib) or "the card's"
+    rows = [
+        Fact("board", board.title, board.source),
+        Fact("SM", board.sm, of_board.get("sm", board.source)),
+        Fact("memory, GiB", memory, board.source),
+        Fact("DLA cores", str(board.dla), board.source),
+        Fact("precisions", ", ".join(board.precisions), of_board.get("precisions", board.source)),
+        Fact("JetPack", release.jetpack or "none", release.source),
+        Fact("CUDA", release.cuda, release.source),
+        Fact("TensorRT", release.tensorrt, release.source),
+        Fact("Python", release.python, release.source),
+        Fact("ONNX opset, at most", str(release.opset), of_release["opset"]),
+        Fact("conditional boundaries", release.boundaries, of_release["boundaries"]),
+        Fact("strongly typed", _yes(release.typed), of_release["typed"]),
+        Fact("kernels as tensors", _yes(release.conv_slots), of_release["conv_slots"]),
+        Fact(
+            *("layers held in fp32", _yes(release.layer_precisions)),
+            source=of_release["layer_precisions"],
+        ),
+    ]
+    return tuple(rows if not target.note else [*rows, Fact("note", target.note, release.source)])
+
+
+def differences(target: Target) -> tuple[str, ...]:
+    """Return what the toolchain does for ``target`` and not for every other."""
+    return tuple(_differences(target))
+
+
+def _differences(target: Target) -> Iterator[str]:
+    release = target.release
+    opset = min(_OPSET, release.opset)
+    yield f"ONNX opset {opset}, with the operators that its parser has"
+    if release.boundaries == "repaired":
+        yield (
+            "its parser leaves out the boundaries of conditionals, so that closed gates would "
+            "compute all the same: da3 build puts them in and counts them"
+        )
+    if release.boundaries == "missing":
+        yield (
+            "its parser finds no boundary of a conditional and trtexec can add none: closed gates "
+            "compute all the same; only gates that never vary are saved, by --flavour static"
+        )
+    if not release.conv_slots:
+        yield "convolutions of adaptors are written as MatMul: no slot feeds a convolution"
+    if release.typed:
+        yield "precision stands in the graph: casts for fp16, Q/DQ for int8"
+    elif release.layer_precisions:
+        yield "precision is asked for by builder flags; norms and gates are held in fp32"
+    else:
+        yield (
+            "precision is asked for by builder flags, and its trtexec cannot hold layers in fp32: "
+            "with fp16 TensorRT chooses the faster for each"
+        )
+    if "int8" not in target.board.precisions:
+        yield "int8 is refused: its GPU does not compute in it"
+    if release.scripted:
+        yield f"built by trtexec from the kit's build.sh: its Python is {release.python}"
+    if target.board.name != "desktop":
+        yield "the engine is built on the board itself, nowhere else"
+
+
+def _abilities_there(target: Target) -> Iterator[Ability]:
+    """Yield what can be done on a named target."""
+    release, desktop = target.release, target.board.name == "desktop"
+    made = {
+        "train": "da3 train --domain NAME",
+        "export": f"da3-export --domain NAME --target {target.name}",
+        "check": "da3 check dist/NAME.da3b",
+    }
+    for act, command in made.items():
+        if desktop:
+            extra = _NEEDS[act][1]
+            yield Ability(act, True, f"pip install 'da3-toolchain{extra}': {command}", "")
+        else:
+            yield Ability(act, False, "a workstation's task", f"on a workstation: {command}")
+    if release.scripted:
+        yield from _scripted(target)
+        return
+    yield Ability("run on onnxruntime", True, "pip install da3-toolchain", "")
+    yield Ability("build an engine", True, f"{advice.module(target)}; then da3 build KIT", "")
+    yield Ability("run an engine", True, "da3 run --backbone build/engines/FOLDER", "")
+    yield Ability("build by script", False, "its kit has no script", "da3 build KIT")
+
+
+def _scripted(target: Target) -> Iterator[Ability]:
+    """Yield what a board can do whose Python the toolchain does not run on."""
+    old = f"Python {target.release.python} of its JetPack is too old"
+    newer = "a Python of 3.10 or later beside the system's"
+    yield Ability("run on onnxruntime", False, old, f"{newer}, then pip install da3-toolchain")
+    yield Ability("build an engine", False, old, "sh build.sh, in the folder of the kit")
+    yield Ability(
+        *("run an engine", False, old),
+        fix="trtexec --loadEngine, or the C++ API of TensorRT: the plan is an ordinary one",
+    )
+    yield Ability("build by script", True, advice.trtexec(target), "")
+
+
+def _abilities_here(machine: Machine, target: Target | None) -> Iterator[Ability]:
+    for act, (modules, extra) in _NEEDS.items():
+        yield _packages(machine, act, modules, extra)
+    missing, fix = _engine_needs(machine, target)
+    found = machine.package("tensorrt") or machine.package("tensorrt_rtx")
+    have = f"{found.module} {found.version or 'of unknown version'}" if found else ""
+    for act in ("build an engine", "run an engine"):
+        detail = missing or f"{have} on {machine.gpus[0].name}"
+        if act == "build an engine" and found and found.module == "tensorrt_rtx" and missing:
+            detail += f"; {have} builds without a device, for checks only"
+        yield Ability(act, not missing, detail, fix)
+    if machine.trtexec is None:
+        source = "build it from https://github.com/NVIDIA/TensorRT"
+        how = advice.trtexec(target) if target else source
+        yield Ability("build by script", False, "no trtexec", how)
+    else:
+        gpu = "" if machine.gpus else _no_device(machine)
+        yield Ability("build by script", not gpu, gpu or machine.trtexec, _device_fix(machine, gpu))
+
+
+def _packages(machine: Machine, act: str, modules: Sequence[str], extra: str) -> Ability:
+    missing = [module for module in modules if machine.package(module) is None]
+    if not missing:
+        found = [machine.package(module) for module in modules]
+        have = ", ".join(f"{one.module} {one.version or '?'}" for one in found if one is not None)
+        return Ability(act, True, have, "")
+    fix = f"pip install 'da3-toolchain{extra}'"
+    if machine.board is not None and "torch" in missing:
+        fix = f"on a workstation; for PyTorch on a Jetson see {advice.PYTORCH}"
+    return Ability(act, False, f"no {', '.join(missing)}", fix)
+
+
+def _engine_needs(machine: Machine, target: Target | None) -> tuple[str, str]:
+    """Return what engines lack here and how to get it, both empty if nothing is."""
+    module = machine.package("tensorrt") or machine.package("tensorrt_rtx")
+    if machine.gpus and module is not None:
+        return "", ""
+    if not machine.gpus:
+        fault = _no_device(machine)
+        return fault, _device_fix(machine, fault)
+    if machine.tensorrt_elsewhere:
+        return "no TensorRT in this Python", advice.environment(machine.tensorrt_elsewhere[0])
+    if target is None:
+        return "no TensorRT", advice.RTX if machine.board is None else _why_none(machine)
+    return "no TensorRT", advice.module(target)
+
+
+def _no_device(machine: Machine) -> str:
+    return machine.driver_fault or "no NVIDIA device"
+
+
+def _device_fix(machine: Machine, fault: str) -> str:
+    if not fault:
+        return ""
+    if machine.board is not None and board_of(machine.board) is not None:
+        return "start the container with --runtime nvidia; outside of one, flash its JetPack again"
+    return "a machine with an NVIDIA card and its driver: nvidia-smi must answer"
+
+
+def _why_none(machine: Machine) -> str:
+    """Return why a machine is no target of the table."""
+    if machine.board is None:
+        if machine.gpus:
+            return f"a PC whose TensorRT is not there, or older than every row; {advice.RTX}"
+        return "a machine without an NVIDIA device; name one: da3 doctor --target"
+    board = board_of(machine.board)
+    if board is None:
+        return f"the board {machine.board!r} is not in the table: da3 doctor --targets"
+    rows = ", ".join(
+        f"{row.name} (TensorRT {row.release.tensorrt})" for row in targets_of(board.name)
+    )
+    version, jetpack = tensorrt_of(machine) or "unknown", machine.jetpack or "unknown"
+    return f"expected one of {rows}, got TensorRT {version} with JetPack {jetpack}: update JetPack"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

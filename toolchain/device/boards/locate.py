@@ -1,0 +1,95 @@
+"""Which target a machine is: its board from the device tree, its release from TensorRT.
+
+Rules of this file: pure functions of values that :mod:`toolchain.device.boards.machine` found. A
+TensorRT between two rows belongs to the older, whose limits hold for it as well; one below every
+row of its board belongs to none.
+"""
+
+from __future__ import annotations
+
+import re
+
+from toolchain.device.boards.machine import Machine
+from toolchain.device.boards.target import TARGETS, Board, Target
+
+# Models as device trees write them, the longer names first: "NVIDIA Jetson Orin NX Engineering
+# Reference Developer Kit", "Jetson-AGX" (AGX Xavier with JetPack 4), "quill" (TX2).
+_MODELS = (
+    (r"thor", "thor"),
+    (r"orin nano", "orin-nano"),
+    (r"orin nx", "orin-nx"),
+    (r"agx orin|jetson orin", "orin-agx"),
+    (r"xavier nx", "xavier-nx"),
+    (r"agx xavier|jetson-agx|jetson-xavier", "xavier-agx"),
+    (r"tx2|quill", "tx2"),
+    (r"jetson nano|jetson-nano", "nano"),
+)
+
+
+def board_of(model: str) -> Board | None:
+    """Return the board that a device tree's model names, None for one that is not in the table."""
+    for pattern, name in _MODELS:
+        if re.search(pattern, model.lower()):
+            return next(target.board for target in TARGETS.values() if target.board.name == name)
+    return None
+
+
+def here(machine: Machine) -> Target | None:
+    """Return the target that this machine is, None for a machine that is none.
+
+    A PC with an NVIDIA card is ``desktop``, by the package that is installed, ``tensorrt`` before
+    ``tensorrt_rtx``.
+    """
+    if machine.board is not None:
+        board = board_of(machine.board)
+        return _on_board(machine, board) if board is not None else None
+    if not machine.gpus:
+        return None
+    for module, prefix in (("tensorrt", "trt"), ("tensorrt_rtx", "rtx")):
+        found = machine.package(module)
+        if found is not None and found.version is not None:
+            rows = [t for t in targets_of("desktop") if t.release.name.startswith(prefix)]
+            return _newest(_not_above(rows, found.version), None)
+    return None
+
+
+def tensorrt_of(machine: Machine) -> str | None:
+    """Return the version of TensorRT: that of the module, else that of the library."""
+    module = machine.package("tensorrt")
+    return (module.version if module else None) or machine.tensorrt_library
+
+
+def targets_of(board: str) -> list[Target]:
+    """Return the targets of a board, the oldest release first."""
+    return [target for target in TARGETS.values() if target.board.name == board]
+
+
+def _on_board(machine: Machine, board: Board) -> Target | None:
+    rows, version = targets_of(board.name), tensorrt_of(machine)
+    if version is not None:
+        return _newest(_not_above(rows, version), machine.jetpack)
+    if machine.jetpack is None:
+        return None
+    # Nothing of TensorRT is installed yet: what the JetPack carries is what will be.
+    named = [row for row in rows if _number(row.release.name) <= _number(machine.jetpack)]
+    major = _number(machine.jetpack)[0]
+    return _newest([row for row in named if _number(row.release.name)[0] == major], machine.jetpack)
+
+
+def _not_above(rows: list[Target], version: str) -> list[Target]:
+    """Return the rows of the newest TensorRT that is not above ``version``, first two numbers."""
+    numbers = {_number(row.release.tensorrt)[:2] for row in rows}
+    fitting = [number for number in numbers if number <= _number(version)[:2]]
+    return [row for row in rows if fitting and _number(row.release.tensorrt)[:2] == max(fitting)]
+
+
+def _newest(rows: list[Target], jetpack: str | None) -> Target | None:
+    """Return the row of the newest JetPack, but not of one above ``jetpack`` where there is one."""
+    fitting = [row for row in rows if jetpack and _number(row.release.name) <= _number(jetpack)]
+    return next(reversed(fitting or rows), None)
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """Return the first four numbers in a version or in a release's name, at least two of them."""
+    found = [int(part) for part in re.findall(r"[0-9]{1,9}", version)[:4]]
+    return tuple(found) if len(found) > 1 else (*found, 0, 0)[:2]

@@ -1,0 +1,295 @@
+"""What the machine at hand is: board, JetPack, GPU, TensorRT, and the packages beside it.
+
+Rules of this file: it looks and judges nothing; what is not there is None or empty and never an
+error. Every file is read below a root, at most 64 KiB of it (the package list of dpkg: 16 MiB).
+Packages that are heavy or may crash are asked in a child process and imported nowhere here. What
+follows from the answers is said in :mod:`toolchain.device.boards.doctor`.
+
+Sources: /etc/nv_tegra_release and nvpmodel as in the Jetson Linux Developer Guide; device tree
+specification 0.4, 2.3.2 ``model``; proc(5).
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolchain.core.errors import DeviceError
+from toolchain.device.boards import cuda
+from toolchain.device.boards.cuda import Gpu
+from toolchain.device.boards.cudriver import LIBRARY
+from toolchain.device.boards.reading import first_match, text
+
+# Distributions that carry a module, the ones with the module's own version first.
+_DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-bindings"),
+    "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnx": ("onnx",),
+    "onnx_ir": ("onnx-ir",),
+    "onnxscript": ("onnxscript",),
+    "torch": ("torch",),
+}
+_LIMIT_PACKAGES = 16 * 1024 * 1024
+_CHILD_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A Python module that can be imported here; None is a version that it does not tell."""
+
+    module: str
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What was found; sizes in bytes, versions as they are written.
+
+    ``board`` is the device tree's model. ``tensorrt_library`` is the version in the name of the
+    installed ``libnvinfer``; ``tensorrt_elsewhere`` names folders of the system's Pythons with a
+    TensorRT module that this Python does not see. ``driver_fault`` says why a driver that is there
+    shows no device.
+    """
+
+    system: str
+    architecture: str
+    python: str
+    board: str | None
+    l4t: str | None
+    jetpack: str | None
+    power_mode: str | None
+    gpus: tuple[Gpu, ...]
+    driver_fault: str | None
+    tensorrt_library: str | None
+    tensorrt_elsewhere: tuple[str, ...]
+    trtexec: str | None
+    cuda_toolkit: str | None
+    memory_bytes: int | None
+    free_memory_bytes: int | None
+    free_disk_bytes: int | None
+    packages: tuple[Package, ...]
+    providers: tuple[str, ...]
+
+    def package(self, module: str) -> Package | None:
+        """Return the package that carries ``module``, None if it is not installed."""
+        return next((found for found in self.packages if found.module == module), None)
+
+
+def look(root: Path = Path("/"), driver: str = LIBRARY) -> Machine:
+    """Return what this machine is, its files read below ``root``; it raises nothing.
+
+    ``driver``: name or path of the CUDA driver library.
+    """
+    l4t = _l4t(root)
+    memory = _memory(root)
+    packages = tuple(found for module in _DISTRIBUTIONS if (found := _package(module)) is not None)
+    known = {found.module for found in packages}
+    gpus, fault = _gpus(driver)
+    return Machine(
+        system=platform.system(),
+        architecture=platform.machine(),
+        python=platform.python_version(),
+        board=_board(root),
+        l4t=l4t,
+        jetpack=_jetpack(root, l4t),
+        power_mode=_power_mode(root),
+        gpus=gpus,
+        driver_fault=fault,
+        tensorrt_library=_library(root),
+        tensorrt_elsewhere=() if "tensorrt" in known else _elsewhere(root),
+        trtexec=_program(root, "trtexec", "/usr/src/tensorrt/bin"),
+        cuda_toolkit=_toolkit(root),
+        memory_bytes=memory.get("MemTotal"),
+        free_memory_bytes=memory.get("MemAvailable"),
+        free_disk_bytes=_free_disk(root),
+        packages=packages,
+        providers=_providers() if "onnxruntime" in known else (),
+    )
+
+
+def _board(root: Path) -> str | None:
+    """Return the device tree's model, which ends with a zero byte."""
+    model = text(root / "proc/device-tree/model").replace("\0", "").strip()
+    return model or None
+
+
+def _l4t(root: Path) -> str | None:
+    """Return ``36.4.3`` from ``# R36 (release), REVISION: 4.3, GCID: ...``."""
+    found = re.search(
+        r"^# R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", text(root / "etc/nv_tegra_release")
+    )
+    return f"{found[1]}.{found[2]}" if found else None
+
+
+# Jetson Linux and the JetPack that came with it, developer.nvidia.com/embedded/jetpack-archive;
+# 39.2.2 follows the numbers of the two before it, no document that names it was found.
+_JETPACKS = {
+    "32.6.1": "4.6",
+    **{f"32.7.{patch}": f"4.6.{patch}" for patch in range(1, 7)},
+    "35.1": "5.0.2",
+    "35.2.1": "5.1",
+    "35.3.1": "5.1.1",
+    "35.4.1": "5.1.2",
+    "35.5": "5.1.3",
+    "35.6.0": "5.1.4",
+    "35.6.1": "5.1.5",
+    "35.6.4": "5.1.6",
+    "35.6": "5.1.5",
+    "36.3": "6.0",
+    "36.4.0": "6.1",
+    "36.4.3": "6.2",
+    "36.4": "6.2.1",
+    "36.5": "6.2.2",
+    "38.2": "7.0",
+    "38.4": "7.1",
+    "39.2.0": "7.2",
+    "39.2.1": "7.2.1",
+    "39.2.2": "7.2.2",
+}
+
+
+def _jetpack(root: Path, l4t: str | None) -> str | None:
+    """Return the version of the package nvidia-jetpack, else the one that Jetson Linux came with.
+
+    The package is not installed on every board; Jetson Linux is.
+    """
+    listed = text(root / "var/lib/dpkg/status", _LIMIT_PACKAGES)
+    stanza = re.search(r"^Package: nvidia-jetpack\n((?:.+\n)*)", listed, re.MULTILINE)
+    fields = stanza[1] if stanza else ""
+    version = re.search(r"^Version: (\d+(?:\.\d+)*)", fields, re.MULTILINE)
+    # A package that was removed stays in the list.
+    if version and "Status: install ok installed\n" in fields:
+        return version[1]
+    parts = (l4t or "").split(".")
+    shorter = (".".join(parts[:length]) for length in range(len(parts), 1, -1))
+    return next((_JETPACKS[name] for name in shorter if name in _JETPACKS), None)
+
+
+def _power_mode(root: Path) -> str | None:
+    """Return the name of the power mode: what nvpmodel says, else what it wrote down."""
+    if program := _program(root, "nvpmodel", "/usr/sbin"):
+        asked = re.search(r"NV Power Mode: *(\S+)", _answer([program, "-q"]))
+        if asked:
+            return asked[1]
+    number = re.search(r"pmode: *(\d+)", text(root / "var/lib/nvpmodel/status"))
+    if number is None:
+        return None
+    named = rf"^< *POWER_MODEL +ID=0*{int(number[1])} +NAME=(\S+)"
+    found = re.search(named, text(root / "etc/nvpmodel.conf"), re.MULTILINE)
+    return found[1] if found else f"mode {int(number[1])}"
+
+
+def _gpus(driver: str) -> tuple[tuple[Gpu, ...], str | None]:
+    """Return the devices, and the fault of a driver that cannot be used."""
+    try:
+        return tuple(cuda.gpus(driver)), None
+    except DeviceError as err:
+        return (), err.message
+
+
+def _library(root: Path) -> str | None:
+    """Return the version in the name of libnvinfer: ``10.3.0`` of ``libnvinfer.so.10.3.0``."""
+    folders = (f"usr/lib/{machine}-linux-gnu" for machine in ("aarch64", "x86_64"))
+    return first_match(root, folders, r"libnvinfer\.so\.(\d+\.\d+\.\d+(?:\.\d+)?)")
+
+
+def _elsewhere(root: Path) -> tuple[str, ...]:
+    """Return the system's folders of Python packages that have a TensorRT module."""
+    try:
+        found = sorted((root / "usr/lib").glob("python3*/dist-packages/tensorrt/__init__.py"))
+    except OSError:
+        return ()
+    return tuple(f"/{path.parents[1].relative_to(root)}" for path in found)
+
+
+def _toolkit(root: Path) -> str | None:
+    """Return the CUDA toolkit's version: version.json from 11.1 on, version.txt before."""
+    folder = root / "usr/local/cuda"
+    found = re.search(
+        r'"cuda"\s*:\s*\{[^{}]*"version"\s*:\s*"(\d+[\d.]*)"', text(folder / "version.json")
+    ) or re.search(r"CUDA Version (\d+[\d.]*)", text(folder / "version.txt"))
+    return found[1] if found else None
+
+
+def _memory(root: Path) -> dict[str, int]:
+    """Return the sizes of /proc/meminfo in bytes; it counts in kB of 1024."""
+    lines = re.findall(r"^(\w+): +(\d{1,15}) kB$", text(root / "proc/meminfo"), re.MULTILINE)
+    return {name: int(count) * 1024 for name, count in lines}
+
+
+def _free_disk(root: Path) -> int | None:
+    """Return what is free where the engines will lie: the working directory, if it is there."""
+    try:
+        return shutil.disk_usage(Path.cwd() if root == Path("/") else root).free
+    except OSError:
+        return None
+
+
+def _program(root: Path, name: str, *beside: str) -> str | None:
+    """Return the program ``name`` of the search path, or of the folders ``beside`` it."""
+    places = [*os.environ.get("PATH", os.defpath).split(os.pathsep), *beside]
+    below = [str(root / place.lstrip("/")) for place in places if place.startswith("/")]
+    return shutil.which(name, path=os.pathsep.join(below))
+
+
+def _package(module: str) -> Package | None:
+    """Return the module if this Python finds it, its version from metadata, else by asking it."""
+    # A finder's own method: importlib.util.find_spec would ask modules that are loaded already.
+    spec = importlib.machinery.PathFinder.find_spec(module)
+    # Without an origin it is a folder that happens to have the name.
+    if spec is None or spec.origin is None:
+        return None
+    for name in _DISTRIBUTIONS[module]:
+        try:
+            return Package(module, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    said = _asked(f"import {module}; print({module}.__version__)")
+    return Package(module, said if re.fullmatch(r"[\w.+-]{1,64}", said) else None)
+
+
+def _providers() -> tuple[str, ...]:
+    """Return the execution providers of the installed onnxruntime."""
+    said = _asked("import json, onnxruntime as o; print(json.dumps(o.get_available_providers()))")
+    try:
+        names = json.loads(said)
+    except ValueError:
+        return ()
+    return tuple(filter(lambda name: isinstance(name, str), names if names is not None else ()))
+
+
+def _asked(program: str) -> str:
+    """Return the last line that ``program`` prints in a Python of its own, empty if it fails.
+
+    A child: a binding without its library may end the process that imports it.
+    """
+    # The working directory is no place to import from; PYTHONSAFEPATH needs Python 3.11.
+    apart = "import sys; sys.path[:] = filter(None, sys.path)"
+    lines = _answer([sys.executable, "-c", f"{apart}; {program}"]).splitlines()
+    return lines[-1] if lines else ""
+
+
+def _answer(words: list[str]) -> str:
+    """Return what a program prints, empty if it cannot run, fails or takes too long."""
+    try:
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_CHILD_SECONDS,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.decode(errors="replace")

@@ -1,0 +1,290 @@
+"""The pipeline of ``da3 build``: kit in, engine out, proved to skip; on the board that runs it.
+
+Rules of this file: it calls the rooms in order (kit, key, cache, parse, repair, build, store,
+prove) and holds no logic of theirs. An engine whose key is equal in every part is taken as it is;
+else what differs is told and it is built. ``check`` does the same without a device and keeps
+nothing. Progress is told to a callback, never printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from toolchain.bench.engines import alone_ms, prove
+from toolchain.bundle.manifest import Notes
+from toolchain.core.errors import BundleError, EngineMismatchError
+from toolchain.core.files import make_folder
+from toolchain.device.boards.cuda import Cuda
+from toolchain.device.boards.locate import here
+from toolchain.device.boards.machine import Machine, look
+from toolchain.device.boards.target import Target, find
+from toolchain.device.engine import tactics
+from toolchain.device.engine.build import BuildOptions
+from toolchain.device.engine.cache import (
+    SCHEMA,
+    EngineArtefact,
+    EngineManifest,
+    EnginePlan,
+    EngineStore,
+    Mismatch,
+    open_engine,
+)
+from toolchain.device.engine.features import TensorRT, load
+from toolchain.device.engine.job import Job, Notify, Piece
+from toolchain.device.engine.key import Key, key_of
+from toolchain.device.engine.kit import Kit, KitFlavour, KitModel, open_kit
+from toolchain.device.runtime.trt import engine
+from toolchain.device.runtime.trt.plan import Device
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How to build. ``module``: ``tensorrt`` or ``tensorrt_rtx``, None for what is installed.
+
+    ``flavours``: of the kit, None for all; ``workspace_bytes``: for tactics, None to take it from
+    free memory; ``level``: optimisation level 0 to 5, None for TensorRT's own; ``rebuild``: also
+    what is there already.
+    """
+
+    module: str | None = None
+    flavours: tuple[str, ...] | None = None
+    workspace_bytes: int | None = None
+    level: int | None = None
+    rebuild: bool = False
+
+
+DEFAULT = Wanted()
+# Taken for what is free where the system does not tell.
+_UNKNOWN_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class FlavourReport:
+    """What became of one flavour.
+
+    ``engine``: its folder, None where nothing was kept; ``reused``: it was there; ``instead_of``:
+    the nearest engine that was there and what differs, where it was not taken; ``gates``: the
+    verdict of the proof, ``figures``: what it measured (``open_ms``, ``closed_ms`` and ``share``,
+    or ``ms`` where no gate can be forced); ``resumed``: a killed build's piece.
+    """
+
+    flavour: str
+    engine: Path | None
+    reused: bool
+    instead_of: Mismatch | None
+    pieces: tuple[Piece, ...]
+    gates: str
+    figures: Notes
+    resumed: str | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What was built from a kit, with which TensorRT and on what; ``device`` None for a check."""
+
+    kit: Path
+    target: str
+    precision: str
+    tensorrt: str
+    device: str | None
+    flavours: tuple[FlavourReport, ...]
+
+
+def check(path: Path, wanted: Wanted = DEFAULT, *, notify: Notify = lambda _: None) -> BuildReport:
+    """Parse and build every model of the kit without a device, and keep nothing.
+
+    Shows that the models parse, that every slot is an input, and that every branch has its
+    boundaries; not that they are fast, nor what another TensorRT makes of them. Raises as the
+    rooms do; BuildError where the module needs a device.
+    """
+    kit, trt = open_kit(path), load(wanted.module)
+    _target(kit)
+    free_bytes = look().free_memory_bytes or _UNKNOWN_BYTES
+    found = []
+    for flavour in _chosen(kit, wanted):
+        job = Job(kit, trt, flavour, _options(wanted, kit, cpu_only=True), free_bytes)
+        pieces = tuple(job.piece(model, notify) for model in flavour.models)
+        job.require_slots()
+        found.append(
+            FlavourReport(flavour.flavour, None, False, None, pieces, "unproven", {}, None, ())
+        )
+    return _report(kit, trt, None, found)
+
+
+def build(
+    path: Path,
+    store: Path,
+    wanted: Wanted = DEFAULT,
+    *,
+    device: Device | None = None,
+    machine: Machine | None = None,
+    notify: Notify = lambda _: None,
+) -> BuildReport:
+    """Make the engines of the kit at ``path`` on this machine's GPU and keep them in ``store``.
+
+    Raises EngineError without TensorRT, DeviceError without a GPU, EngineMismatchError for a kit of
+    another target than this machine is, ModelRefusedError, ConditionalError and BuildError, each
+    saying what to do.
+    """
+    kit, machine = open_kit(path), machine or look()
+    _require_target(kit, machine)
+    device = device or engine.open_device(wanted.module)
+    found = [
+        _made(kit, device, machine, flavour, store, wanted, notify)
+        for flavour in _chosen(kit, wanted)
+    ]
+    return _report(kit, device.trt, device.cuda, found)
+
+
+def _report(
+    kit: Kit, trt: TensorRT, cuda: Cuda | None, found: Sequence[FlavourReport]
+) -> BuildReport:
+    manifest = kit.manifest
+    return BuildReport(
+        kit.path,
+        manifest.target,
+        manifest.precision,
+        f"{trt.name} {trt.build}",
+        None if cuda is None else f"{cuda.gpu.name} (SM {cuda.gpu.sm})",
+        tuple(found),
+    )
+
+
+def _chosen(kit: Kit, wanted: Wanted) -> tuple[KitFlavour, ...]:
+    if wanted.flavours is None:
+        return kit.manifest.flavours
+    return tuple(kit.manifest.flavour(name) for name in wanted.flavours)
+
+
+def _require_target(kit: Kit, machine: Machine) -> None:
+    """A kit is written for one release of TensorRT: dialect, repairs and precision follow it."""
+    wanted, found = _target(kit), here(machine)
+    if found is not None and found.release.tensorrt != wanted.release.tensorrt:
+        raise EngineMismatchError(
+            f"{kit.path}: expected this machine to be {wanted.name} (TensorRT "
+            f"{wanted.release.tensorrt}), got {found.name} (TensorRT {found.release.tensorrt})",
+            fix=f"da3-export --domain NAME --target {found.name}",
+        )
+
+
+def _target(kit: Kit) -> Target:
+    """Return the kit's target. Raises UnknownNameError, PrecisionError for one it has not."""
+    target = find(kit.manifest.target)
+    target.require(kit.manifest.precision)  # type: ignore[arg-type]  # one of them, by the schema
+    return target
+
+
+def _options(wanted: Wanted, kit: Kit, *, cpu_only: bool) -> BuildOptions:
+    return BuildOptions(
+        kit.manifest.precision,  # type: ignore[arg-type]  # one of them, by the schema
+        kit.manifest.classes,
+        wanted.workspace_bytes,
+        wanted.level,
+        cpu_only=cpu_only,
+    )
+
+
+def _made(
+    kit: Kit,
+    device: Device,
+    machine: Machine,
+    flavour: KitFlavour,
+    folder: Path,
+    wanted: Wanted,
+    notify: Notify,
+) -> FlavourReport:
+    """Take the engine of a flavour from the store, or build it; then prove that it skips."""
+    store, key = EngineStore(folder), _key(kit, device, machine, flavour, wanted)
+    found = store.find(key)
+    if isinstance(found, Path) and not wanted.rebuild:
+        try:
+            return _reused(open_engine(found), device, flavour, notify)
+        except BundleError as err:
+            notify(f"{err.message}; building it again")
+    other = found if isinstance(found, Mismatch) else None
+    options = _options(wanted, kit, cpu_only=False)
+    job = Job(kit, device.trt, flavour, options, device.cuda.memory()[0])
+    pieces, resumed, notes = _timed(job, kit, flavour, folder, key, notify)
+    job.require_slots()
+    plans = tuple(
+        EnginePlan(model.role, model.site, model.file, model.boundaries) for model in flavour.models
+    )
+    made_by = {"toolchain": version("da3-toolchain"), device.trt.name: device.trt.build}
+    manifest = EngineManifest(SCHEMA, kit.backbone.name, key, plans, (), "unproven", {}, made_by)
+    artefact = store.put(manifest, job.plans, kit, overwrite=True)
+    measured = _proved(artefact, device, notify)
+    return FlavourReport(
+        flavour.flavour, artefact.path, False, other, pieces, *measured, resumed, notes
+    )
+
+
+def _reused(
+    artefact: EngineArtefact, device: Device, flavour: KitFlavour, notify: Notify
+) -> FlavourReport:
+    manifest = artefact.manifest
+    measured = manifest.gates, manifest.figures
+    if not manifest.figures:
+        measured = _proved(artefact, device, notify)
+    return FlavourReport(flavour.flavour, artefact.path, True, None, (), *measured, None, ())
+
+
+def _key(kit: Kit, device: Device, machine: Machine, flavour: KitFlavour, wanted: Wanted) -> Key:
+    level = "default" if wanted.level is None else wanted.level
+    workspace = "free" if wanted.workspace_bytes is None else wanted.workspace_bytes
+    return key_of(
+        device.trt,
+        device.cuda.gpu,
+        kit,
+        flavour=flavour.flavour,
+        options=f"slots as inputs, level {level}, workspace {workspace}",
+        l4t=machine.l4t,
+        power=machine.power_mode,
+    )
+
+
+def _timed(
+    job: Job, kit: Kit, flavour: KitFlavour, folder: Path, key: Key, notify: Notify
+) -> tuple[tuple[Piece, ...], str | None, tuple[str, ...]]:
+    """Build the models of a flavour, keeping timings after each.
+
+    After a build that was killed the kit's segments go first, if it has any: small, one by one.
+    """
+    make_folder(folder, fix="choose another with --engines")
+    kept = tactics.timings(folder, key.device())
+    models = {model.file: model for model in flavour.models}
+    pieces: dict[str, Piece] = {}
+    notes: dict[str, None] = {}
+
+    def build_one(file: str, data: bytes) -> bytes:
+        cache, note = job.open_cache(data)
+        if note:
+            notes[note] = None
+        if file in models:
+            pieces[file] = job.piece(models[file], notify, cache)
+        else:
+            job.warm(segments[file], notify, cache)
+        return tactics.serialise(cache)
+
+    whole = next((model.file for model in flavour.models if model.role == "whole"), None)
+    segments = {m.file: m for m in _segments(kit)} if tactics.interrupted(kept) and whole else {}
+    before = tactics.run(kept, [*segments, *models], build_one)
+    resumed = None if before is None else before.during or "an unknown piece"
+    return tuple(pieces[file] for file in models), resumed, tuple(notes)
+
+
+def _segments(kit: Kit) -> tuple[KitModel, ...]:
+    held = {item.flavour: item.models for item in kit.manifest.flavours}
+    return held.get("staged", ())
+
+
+def _proved(artefact: EngineArtefact, device: Device, notify: Notify) -> tuple[str, Notes]:
+    """Time all gates open against all closed, and write the verdict into the engine."""
+    notify("proving that closed gates skip")
+    proof = prove(artefact, device)
+    if proof is None:
+        return artefact.manifest.gates, {"ms": alone_ms(artefact, device)}
+    return proof.verdict, asdict(proof)

@@ -1,0 +1,212 @@
+"""Conditionals of a parsed network: their layers, and what each branch reads from outside.
+
+Rules of this file: it walks ``INetworkDefinition`` and changes nothing.
+
+A branch is found by two facts. What it computes leads to its side of the conditional's output
+layers. And the parser imports an ``If`` in one go (onnx-tensorrt, importer of ``If``): condition,
+then-branch, else-branch, input layers, output layers, so that what belongs to a branch lies
+between the condition and the outputs, then before else. A constant that one branch made and
+another reads is outside for the other, as the parser's own input layers have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from toolchain.device.engine.features import TensorRT
+
+BRANCHES = ("then", "else")
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """An outer ``tensor`` at input ``slot`` of the layer ``reader``; places are layers' indices.
+
+    ``constant``: its value is known when the engine is built.
+    """
+
+    branch: str
+    reader: int
+    slot: int
+    tensor: Any
+    constant: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Conditional:
+    """One conditional: places of its layers, and the reads of its branches."""
+
+    handle: Any
+    name: str
+    condition: int
+    outputs: tuple[int, ...]
+    bounded: tuple[Read, ...]
+    direct: tuple[Read, ...]
+    left: tuple[str, ...]
+
+
+class Walked:
+    """Layers with their tensors; holds every object, so that one tensor is one Python object."""
+
+    def __init__(self, network: Any, trt: TensorRT) -> None:
+        module, kinds_of = trt.module, trt.module.LayerType
+        kinds = {
+            kinds_of.CONDITION: module.IConditionLayer,
+            kinds_of.CONDITIONAL_INPUT: module.IIfConditionalInputLayer,
+            kinds_of.CONDITIONAL_OUTPUT: module.IIfConditionalOutputLayer,
+        }
+        self.layers = [network.get_layer(place) for place in range(network.num_layers)]
+        self.handles: dict[int, Any] = {}
+        self.kinds: dict[int, Any] = {}
+        for place, layer in enumerate(self.layers):
+            if layer.type in kinds:
+                self.kinds[place] = layer.type
+                # get_layer gives the base class, which hides the conditional.
+                layer.__class__ = kinds[layer.type]
+                self.handles[place] = layer.conditional
+        self.inputs = [
+            [
+                (slot, tensor)
+                for slot in range(layer.num_inputs)
+                if (tensor := layer.get_input(slot)) is not None
+            ]
+            for layer in self.layers
+        ]
+        # All are held while ids are compared: the id of a dropped object is given away again.
+        self.outputs = [
+            [layer.get_output(slot) for slot in range(layer.num_outputs)] for layer in self.layers
+        ]
+        self.producer = {
+            id(tensor): place for place, made in enumerate(self.outputs) for tensor in made
+        }
+        self.constants = {
+            place for place, layer in enumerate(self.layers) if layer.type == kinds_of.CONSTANT
+        }
+
+    def places(self, kind: Any, handle: Any = None) -> list[int]:
+        """Places of the layers of a kind, of one conditional or of all."""
+        return [
+            place
+            for place, found in self.kinds.items()
+            if found == kind and (handle is None or self.handles[place] is handle)
+        ]
+
+    def source(self, tensor: Any) -> int:
+        """Place of the layer that makes ``tensor``, -1 for an input of the network."""
+        return self.producer.get(id(tensor), -1)
+
+    def read(self, branch: str, reader: int, slot: int, tensor: Any) -> Read:
+        """Return one read of an outer tensor."""
+        return Read(branch, reader, slot, tensor, self.source(tensor) in self.constants)
+
+
+def conditionals(walked: Walked, trt: TensorRT) -> list[Conditional]:
+    """Every conditional; one inside another is not decided, nor is the outer one."""
+    kinds = trt.module.LayerType
+    spans = {
+        place: tuple(walked.places(kinds.CONDITIONAL_OUTPUT, walked.handles[place]))
+        for place in walked.places(kinds.CONDITION)
+    }
+    return [_conditional(walked, kinds, place, spans) for place in spans]
+
+
+def _conditional(
+    walked: Walked, kinds: Any, condition: int, spans: Mapping[int, tuple[int, ...]]
+) -> Conditional:
+    handle, outputs = walked.handles[condition], spans[condition]
+    inner = [
+        place
+        for place, ends in spans.items()
+        if place != condition and _crossing((condition, outputs), (place, ends))
+    ]
+    if inner or not outputs:
+        reason = "lies inside another conditional, or holds one" if inner else "has no output"
+        undecided = (f"the conditional {handle.name!r} {reason}",)
+        return Conditional(handle, handle.name, condition, outputs, (), (), undecided)
+    bounds = {
+        id(walked.layers[place].get_output(0)): walked.layers[place].get_input(0)
+        for place in walked.places(kinds.CONDITIONAL_INPUT, handle)
+    }
+    reads, left = _reads(walked, condition, outputs, set(bounds))
+    bounded = tuple(
+        walked.read(read.branch, read.reader, read.slot, bounds[id(read.tensor)])
+        for read in reads
+        if id(read.tensor) in bounds
+    )
+    direct = tuple(read for read in reads if id(read.tensor) not in bounds)
+    told = tuple(f"{handle.name}: {line}" for line in left)
+    return Conditional(handle, handle.name, condition, outputs, bounded, direct, told)
+
+
+def _crossing(one: tuple[int, tuple[int, ...]], other: tuple[int, tuple[int, ...]]) -> bool:
+    """Whether the span of layers of one conditional overlaps the other's."""
+    (start, ends), (low, highs) = one, other
+    return start < max(highs, default=low) and low < max(ends, default=start)
+
+
+def _reads(
+    walked: Walked, condition: int, outputs: tuple[int, ...], bounds: set[int]
+) -> tuple[list[Read], tuple[str, ...]]:
+    """Reads of both branches that leave them, boundaries among these, and what is undecided."""
+    end = min(outputs)
+    cones = [
+        _cone(walked, (condition, end), outputs, slot, bounds) for slot in range(len(BRANCHES))
+    ]
+    # The then-branch was imported first, so a layer that both reach was made there.
+    last = max(cones[0], default=condition)
+    inside = [cones[0], {place for place in cones[1] if place > last}]
+    left = [
+        f"the layer {walked.layers[place].name!r} belongs to both branches"
+        for place in sorted(cones[1] - inside[1])
+        if walked.inputs[place]
+    ]
+    left += _leaks(walked, inside, outputs)
+    reads = [
+        walked.read(branch, place, slot, tensor)
+        for index, branch in enumerate(BRANCHES)
+        for place in sorted(inside[index])
+        for slot, tensor in walked.inputs[place]
+        if walked.source(tensor) not in inside[index]
+    ]
+    reads += [
+        walked.read(branch, place, index, tensor)
+        for place in outputs
+        for index, branch in enumerate(BRANCHES)
+        if walked.source(tensor := walked.inputs[place][index][1]) not in inside[index]
+    ]
+    return reads, tuple(left)
+
+
+def _cone(
+    walked: Walked,
+    span: tuple[int, int],
+    outputs: tuple[int, ...],
+    slot: int,
+    bounds: set[int],
+) -> set[int]:
+    """Layers within ``span`` that lead to input ``slot`` of the output layers."""
+    found: set[int] = set()
+    waiting = [walked.inputs[place][slot][1] for place in outputs]
+    while waiting:
+        tensor = waiting.pop()
+        place = walked.source(tensor)
+        if id(tensor) in bounds or place in found or not span[0] < place < span[1]:
+            continue
+        found.add(place)
+        waiting.extend(other for _, other in walked.inputs[place])
+    return found
+
+
+def _leaks(walked: Walked, inside: list[set[int]], outputs: tuple[int, ...]) -> Iterator[str]:
+    """Layers of a branch that are read elsewhere; constants may be, as the parser keeps them."""
+    owned = inside[0] | inside[1]
+    for place, inputs in enumerate(walked.inputs):
+        if place in owned or place in outputs:
+            continue
+        for _, tensor in inputs:
+            source = walked.source(tensor)
+            if source in owned and walked.inputs[source]:
+                name = walked.layers[source].name
+                yield f"the layer {name!r} is read outside, by {walked.layers[place].name!r}"

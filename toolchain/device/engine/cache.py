@@ -1,0 +1,293 @@
+"""Built engines on disk, each under a key of all that it depends on.
+
+Rules of this file: schema ``da3.engine/1`` and the only code that writes or reads such a folder. An
+engine is taken if every part of its key is equal, and never otherwise; what differs is named, each
+part with both values. Every file is listed with digest and size and checked by hashing before the
+engine is used, because TensorRT runs what a plan says. It builds nothing and asks no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from toolchain.bundle.backbone import BackboneManifest
+from toolchain.bundle.manifest import Notes
+from toolchain.core.canonical import read_document
+from toolchain.core.digest import canonical_json, sha256, short
+from toolchain.core.errors import (
+    BundleError,
+    DataError,
+    EngineError,
+    EngineMismatchError,
+    Fault,
+    StorageError,
+)
+from toolchain.core.fields import ListOf, Nullable, Section, SectionOf, choice, key, whole
+from toolchain.core.files import atomic_directory, read_limited, write_atomic
+from toolchain.core.sealed import file_faults
+from toolchain.core.words import (
+    DIGEST,
+    FILE_NAME,
+    IDENTIFIER,
+    NATURAL,
+    NOTES,
+    TENSOR_NAME,
+    raise_faults,
+    read_record,
+    repeated,
+    to_json,
+)
+from toolchain.device.engine.build import Built
+from toolchain.device.engine.key import Difference, Key, differences
+from toolchain.device.engine.kit import (
+    BACKBONE_NAME,
+    KIT_NAME,
+    LIMIT_BYTES,
+    LIMIT_FILES,
+    ROLES,
+    Kit,
+    KitManifest,
+)
+
+SCHEMA = "da3.engine/1"
+ENGINE_NAME = "engine.json"
+LIMIT_PLAN_BYTES = 16 * 1024**3
+VERDICTS = ("unproven", "skipping", "not skipping")
+_REBUILD = "build it again: da3 build"
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """No engine for a key; the ``nearest`` of the same kit, None if there is none, and why not."""
+
+    nearest: Path | None
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFile(Section):
+    """One file of the engine with its digest and size in bytes."""
+
+    name: str = key(FILE_NAME)
+    digest: str = key(DIGEST)
+    size: int = key(whole(0, LIMIT_PLAN_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlan(Section):
+    """One plan: role and site as in the kit, and the pairs of branch and tensor that were shown."""
+
+    role: str = key(choice(*ROLES))
+    site: str | None = key(Nullable(TENSOR_NAME))
+    file: str = key(FILE_NAME)
+    boundaries: int = key(NATURAL)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineManifest(Section):
+    """What an engine says about itself.
+
+    ``name``: the backbone's; ``built_for``: the key. ``gates``: whether closed gates were shown to
+    skip on this device; ``figures``: what was measured, ``made_by``: with what it was built.
+    """
+
+    schema: str = key(choice(SCHEMA))
+    name: str = key(IDENTIFIER)
+    built_for: Key = key(SectionOf(Key))
+    plans: tuple[EnginePlan, ...] = key(ListOf(SectionOf(EnginePlan), 1, LIMIT_FILES))
+    files: tuple[EngineFile, ...] = key(ListOf(SectionOf(EngineFile), 3, LIMIT_FILES + 2))
+    gates: str = key(choice(*VERDICTS))
+    figures: Notes = key(NOTES)
+    made_by: Notes = key(NOTES)
+
+    def to_json(self) -> bytes:
+        """Return the canonical JSON (RFC 8785)."""
+        return canonical_json(to_json(self))
+
+    @staticmethod
+    def from_json(data: bytes) -> EngineManifest:
+        """Return the manifest in ``data``; raises BundleError with every fault and its key path."""
+        found = read_document(data, ENGINE_NAME, limit_bytes=LIMIT_BYTES)
+        return read_record(EngineManifest, found, ENGINE_NAME)
+
+    def contradictions(self) -> Iterator[Fault]:
+        """Yield the faults between fields that are right one by one."""
+        names = {entry.name: entry.digest for entry in self.files}
+        yield from repeated("files", (entry.name for entry in self.files))
+        listed = {plan.file for plan in self.plans} | {KIT_NAME, BACKBONE_NAME}
+        if set(names) != listed:
+            odd = ", ".join(sorted(set(names) ^ listed)[:5])
+            yield Fault("files", f"expected the plans, {KIT_NAME} and {BACKBONE_NAME}; see {odd}")
+        elif names[KIT_NAME] != self.built_for.kit:
+            yield Fault(
+                "built_for.kit", f"expected the digest of {KIT_NAME}, got {self.built_for.kit}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineArtefact:
+    """An engine whose files were all verified."""
+
+    path: Path
+    manifest: EngineManifest
+    kit: KitManifest
+    backbone: BackboneManifest
+
+    def read(self, plan: EnginePlan) -> bytes:
+        """Return a plan's bytes, hashed as they are read. Raises BundleError, StorageError."""
+        return _read(self.path, self._entry(plan.file))
+
+    def _entry(self, name: str) -> EngineFile:
+        return next(entry for entry in self.manifest.files if entry.name == name)
+
+
+def require(key_here: Key, artefact: EngineArtefact) -> None:
+    """Hold an engine against this machine. Raises EngineMismatchError naming what differs."""
+    if found := differences(key_here, artefact.manifest.built_for):
+        lines = "".join(f"\n  {one}" for one in found)
+        raise EngineMismatchError(
+            f"{artefact.path}: expected an engine for this machine and kit, got another one{lines}",
+            fix=_REBUILD,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStore:
+    """The engines in one folder."""
+
+    folder: Path
+
+    def path(self, name: str, wanted: Key) -> Path:
+        """Return where the engine of a backbone with this key lies, or would."""
+        return self.folder / f"engine-{name}-{wanted.flavour}-{short(wanted.digest())}"
+
+    def find(self, wanted: Key) -> Path | Mismatch:
+        """Return the folder of the engine with exactly this key, or the nearest of its kit.
+
+        Only manifests are read; :func:`open_engine` verifies. Folders that are no engine, or a
+        damaged one, are passed over: they are not used, and building anew replaces them.
+        """
+        found = sorted(self._stored(), key=lambda item: item[0])
+        for path, stored in found:
+            if stored == wanted:
+                return path
+        near = [
+            (len(differing), path, differing)
+            for path, stored in found
+            if stored.kit == wanted.kit and (differing := differences(wanted, stored))
+        ]
+        if not near:
+            return Mismatch(None, ())
+        _, nearest, parts = min(near, key=lambda item: item[:2])
+        return Mismatch(nearest, parts)
+
+    def put(
+        self,
+        manifest: EngineManifest,
+        plans: Mapping[str, Built],
+        kit: Kit,
+        *,
+        overwrite: bool = False,
+    ) -> EngineArtefact:
+        """Store ``plans`` by file name, with the kit's manifests; fills in ``manifest.files``.
+
+        Raises EngineError for a plan that no device chose the tactics of, BundleError for a
+        manifest that breaks the schema, as :func:`toolchain.core.files.atomic_directory` otherwise.
+        """
+        if loose := [name for name, built in plans.items() if built.cpu_only]:
+            raise EngineError(
+                f"expected plans that were built on a device, got {', '.join(loose[:5])} without",
+                fix="build on the board; what a PC builds without a GPU is for checks alone",
+            )
+        contents = {
+            **{name: built.plan for name, built in plans.items()},
+            KIT_NAME: kit.manifest.to_json(),
+            BACKBONE_NAME: kit.backbone.to_json(),
+        }
+        listed = tuple(
+            EngineFile(name, sha256(data), len(data)) for name, data in sorted(contents.items())
+        )
+        text = replace(manifest, files=listed).to_json()
+        full = EngineManifest.from_json(text)
+        path = self.path(full.name, full.built_for)
+        with atomic_directory(path, overwrite=overwrite) as partial:
+            for name, data in {**contents, ENGINE_NAME: text}.items():
+                (partial / name).write_bytes(data)
+        return EngineArtefact(path, full, kit.manifest, kit.backbone)
+
+    def _stored(self) -> Iterator[tuple[Path, Key]]:
+        for path in self.folder.glob("engine-*"):
+            with suppress(BundleError, DataError, StorageError):
+                yield path, _manifest(path).built_for
+
+
+def open_engine(path: Path) -> EngineArtefact:
+    """Return the engine in the folder ``path``, all of it verified by hashing.
+
+    Raises BundleError for a manifest that breaks the schema, and for files that are missing, not
+    listed, links, or not what the manifest says; DataError for a folder that is no engine,
+    StorageError if the file system refuses.
+    """
+    try:
+        manifest = _manifest(path)
+        raise_faults("files", file_faults(path, manifest.files, {ENGINE_NAME}))
+        texts = {entry.name: entry for entry in manifest.files}
+        kit = KitManifest.from_json(_read(path, texts[KIT_NAME]))
+        backbone = BackboneManifest.from_json(_read(path, texts[BACKBONE_NAME]))
+    except BundleError as err:
+        raise BundleError(f"{path}: {err.message}", fix=_REBUILD) from err
+    except OSError as err:
+        raise StorageError(
+            f"cannot read the engine {path}: {err.strerror}", fix="check the path"
+        ) from err
+    return EngineArtefact(path, manifest, kit, backbone)
+
+
+def refuse_kit(path: Path) -> None:
+    """Raise DataError for a kit, which is what an engine is built from and cannot run."""
+    if (path / KIT_NAME).is_file() and not (path / ENGINE_NAME).is_file():
+        raise DataError(
+            f"expected a backbone or an engine, got the kit {path}",
+            fix=f"da3 build {path}, and name the engine that it makes",
+        )
+
+
+def mark(path: Path, gates: str, figures: Notes) -> EngineManifest:
+    """Write down whether closed gates skip, and what was measured; returns the new manifest.
+
+    The plans stay as they are. Raises BundleError for a verdict that there is not.
+    """
+    changed = replace(_manifest(path), gates=gates, figures=figures)
+    text = changed.to_json()
+    full = EngineManifest.from_json(text)
+    write_atomic(path / ENGINE_NAME, text, overwrite=True)
+    return full
+
+
+def _manifest(path: Path) -> EngineManifest:
+    file = path / ENGINE_NAME
+    if not file.exists() and not file.is_symlink():
+        kit = (path / KIT_NAME).is_file()
+        raise DataError(
+            f"expected an engine, a folder with {ENGINE_NAME}, got {'the kit ' * kit}{path}",
+            fix=f"da3 build {path} makes an engine of it" if kit else "da3 build KIT makes one",
+        )
+    if path.is_symlink() or file.is_symlink():
+        raise BundleError(
+            f"{file}: expected a regular file in a directory, got a link", fix=_REBUILD
+        )
+    return EngineManifest.from_json(
+        read_limited(file, limit_bytes=LIMIT_BYTES, what="engine manifest")
+    )
+
+
+def _read(path: Path, entry: EngineFile) -> bytes:
+    data = read_limited(path / entry.name, limit_bytes=entry.size, what="file of the engine")
+    if (found := sha256(data)) != entry.digest:
+        raise BundleError(
+            f"{path / entry.name}: expected {entry.digest}, got {found}", fix=_REBUILD
+        )
+    return data

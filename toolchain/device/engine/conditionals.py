@@ -1,0 +1,147 @@
+"""Conditionals of a parsed network: what each branch reads from outside, and through what.
+
+Rules of this file: layers and tensors of ``INetworkDefinition`` only; it adds conditional input
+layers and rewires their consumers, and changes nothing else. TensorRT skips a branch only if
+whatever the branch reads from outside comes through an input layer of that conditional (TensorRT
+developer guide, "Conditionals"; ``IIfConditional::addInput``). The ONNX parser of 8.6 to 10.5
+leaves most of these layers out, and both branches run (NVIDIA/TensorRT #4402). Where it cannot be
+shown that a network has them all, :func:`require` refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from toolchain.core.errors import ConditionalError
+from toolchain.device.engine.branches import Conditional, Read, Walked, conditionals
+from toolchain.device.engine.features import TensorRT
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor that a branch reads from outside."""
+
+    conditional: str
+    branch: str
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A tensor that a conditional reads from outside, in either branch or in both."""
+
+    conditional: str
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a walk found, and what :func:`repair` did about it.
+
+    ``entries``: read through an input layer of their own conditional, constants apart, as parsers
+    differ in how many of these they share. ``missing``: read directly, constants too. ``left``:
+    what cannot be decided, one sentence each. ``layers``: input layers that are read; branches of
+    one conditional may share them. ``added``: how many of these were added.
+    """
+
+    conditionals: tuple[str, ...]
+    entries: frozenset[Entry]
+    missing: frozenset[Entry]
+    left: tuple[str, ...]
+    layers: int
+    added: int = 0
+
+    @property
+    def pairs(self) -> frozenset[Pair]:
+        """The entries whatever their branch: what the ONNX says that there must be."""
+        return frozenset(Pair(entry.conditional, entry.tensor) for entry in self.entries)
+
+
+def examine(network: Any, trt: TensorRT) -> Report:
+    """Return what each conditional of ``network`` reads, and how. Changes nothing."""
+    walked = Walked(network, trt)
+    return _report(conditionals(walked, trt), _live(walked, trt), added=0)
+
+
+def repair(network: Any, trt: TensorRT) -> Report:
+    """Add the input layers that are missing, one per conditional and outer tensor.
+
+    Every direct reader in both branches is wired to it; a layer for the same tensor that is read
+    already is used. Reads that cannot be decided are left and told. Returns the state afterwards.
+    """
+    walked = Walked(network, trt)
+    added = sum(_repair_one(walked, item) for item in conditionals(walked, trt))
+    again = Walked(network, trt)
+    return _report(conditionals(again, trt), _live(again, trt), added)
+
+
+def require(report: Report, *, conditionals: int, pairs: int) -> None:
+    """Hold a network against its ONNX: ``If`` nodes, and pairs of these and outer tensors.
+
+    Raises ConditionalError for another count, and for whatever is missing or undecided: an engine
+    is not called gated where that cannot be shown.
+    """
+    faults = [
+        f"{entry.tensor!r} enters {entry.conditional}/{entry.branch} directly"
+        for entry in sorted(report.missing, key=lambda e: (e.conditional, e.branch, e.tensor))
+    ]
+    faults += report.left
+    if len(report.conditionals) != conditionals:
+        faults.append(f"expected {conditionals} conditionals, got {len(report.conditionals)}")
+    if len(report.pairs) != pairs:
+        faults.append(f"expected {pairs} outer tensors to be read, got {len(report.pairs)}")
+    if faults:
+        more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise ConditionalError(
+            "expected every branch to read outer tensors through input layers of its conditional:"
+            + "".join(f"\n  {fault}" for fault in faults[:20])
+            + more,
+            fix="closed gates might not skip; build the flavour staged or static instead",
+        )
+
+
+def _live(walked: Walked, trt: TensorRT) -> int:
+    """How many conditional input layers somebody reads."""
+    read = {walked.source(tensor) for inputs in walked.inputs for _, tensor in inputs}
+    return len(read.intersection(walked.places(trt.module.LayerType.CONDITIONAL_INPUT)))
+
+
+def _report(found: Sequence[Conditional], layers: int, added: int) -> Report:
+    return Report(
+        conditionals=tuple(item.name for item in found),
+        entries=frozenset(
+            entry
+            for item in found
+            for entry in _entries(item, [read for read in item.bounded if not read.constant])
+        ),
+        missing=frozenset(entry for item in found for entry in _entries(item, item.direct)),
+        left=tuple(line for item in found for line in item.left),
+        layers=layers,
+        added=added,
+    )
+
+
+def _entries(item: Conditional, reads: Sequence[Read]) -> Iterator[Entry]:
+    return (Entry(item.name, read.branch, read.tensor.name) for read in reads)
+
+
+def _repair_one(walked: Walked, item: Conditional) -> int:
+    """Wire the direct reads of one conditional; returns how many layers that took."""
+    if item.left:
+        return 0
+    made: dict[int, Any] = {id(read.tensor): None for read in item.direct}
+    for read in item.bounded:
+        if id(read.tensor) in made:
+            made[id(read.tensor)] = walked.layers[read.reader].get_input(read.slot)
+    added = 0
+    for read in item.direct:
+        if made[id(read.tensor)] is None:
+            layer = item.handle.add_input(read.tensor)
+            layer.name = f"{read.tensor.name}/into/{item.name}"
+            layer.get_output(0).name = f"{read.tensor.name}/in/{item.name}"
+            made[id(read.tensor)] = layer.get_output(0)
+            added += 1
+        walked.layers[read.reader].set_input(read.slot, made[id(read.tensor)])
+    return added

@@ -1,0 +1,107 @@
+"""One flavour of a kit on its way to plans: parsed, repaired, shown to be gated, built.
+
+Rules of this file: models one after another, each let go before the next, as a small board has not
+the memory for all of them; nothing is stored and nothing runs. In which order models are built, and
+what becomes of the plans, is the caller's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from toolchain.device.engine import conditionals, tactics
+from toolchain.device.engine.build import BuildOptions, Built, build
+from toolchain.device.engine.features import TensorRT
+from toolchain.device.engine.kit import Kit, KitFlavour, KitModel
+from toolchain.device.engine.log import SkippedTactic
+from toolchain.device.engine.parse import Input, Network, new_builder, parse, require_slots
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One plan and what it took.
+
+    ``conditionals`` in its network; ``boundaries``: outer tensors that their branches read through
+    input layers, of which ``repaired`` layers were added after parsing; ``skipped``: tactics that
+    were left out for lack of memory.
+    """
+
+    file: str
+    conditionals: int
+    boundaries: int
+    repaired: int
+    plan_bytes: int
+    seconds: float
+    workspace_bytes: int
+    skipped: tuple[SkippedTactic, ...]
+    warnings: tuple[str, ...]
+
+
+class Job:
+    """Builds the models of ``flavour``; ``free_bytes`` of device memory are there.
+
+    ``plans`` by file name, as they are made.
+    """
+
+    def __init__(
+        self, kit: Kit, trt: TensorRT, flavour: KitFlavour, options: BuildOptions, free_bytes: int
+    ) -> None:
+        self._kit, self._trt, self._flavour = kit, trt, flavour
+        self._options, self._free_bytes = options, free_bytes
+        self._inputs: list[dict[str, Input]] = []
+        self.plans: dict[str, Built] = {}
+
+    def piece(self, model: KitModel, notify: Notify, cache: object | None = None) -> Piece:
+        """Make the plan of a model; raises as the steps do, ConditionalError among them."""
+        notify(f"{self._flavour.flavour}: {model.file}")
+        network = self._parsed(model)
+        self._inputs.append(network.interface())
+        shown = conditionals.repair(network.definition, self._trt)
+        conditionals.require(shown, conditionals=model.conditionals, pairs=model.boundaries)
+        built = self.plans[model.file] = self._built(network, model, cache)
+        return Piece(
+            model.file,
+            len(shown.conditionals),
+            len(shown.pairs),
+            shown.added,
+            len(built.plan),
+            built.seconds,
+            built.workspace_bytes,
+            built.skipped,
+            built.warnings,
+        )
+
+    def warm(self, model: KitModel, notify: Notify, cache: object) -> None:
+        """Build a segment for its timings alone."""
+        notify(f"timing {model.file}")
+        self._built(self._parsed(model), model, cache)
+
+    def open_cache(self, data: bytes) -> tuple[object, str]:
+        """Return TensorRT's timing cache with what was kept, and a note for the reader."""
+        with self._trt.journal.watch() as said:
+            builder = new_builder(self._trt, said)
+        return tactics.open_cache(self._trt, builder, data)
+
+    def require_slots(self) -> None:
+        """Raise EngineError unless the slots, and no other unknowns, are inputs of the models."""
+        static, staged = (self._flavour.flavour == name for name in ("static", "staged"))
+        # A static network has them inside, and its kit lists none.
+        slots = () if static else self._kit.manifest.slots
+        require_slots(self._inputs, slots, whole=not staged)
+
+    def _parsed(self, model: KitModel) -> Network:
+        sites = tuple(block.name for block in self._kit.backbone.blocks)
+        data, layers = self._kit.read(model.file), self._kit.layers()
+        return parse(self._trt, data, sites=sites, layers=layers, what=model.file)
+
+    def _built(self, network: Network, model: KitModel, cache: object | None) -> Built:
+        return build(
+            network,
+            self._options,
+            free_bytes=self._free_bytes,
+            pinned=model.pinned,
+            timing_cache=cache,
+        )

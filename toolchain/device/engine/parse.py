@@ -1,0 +1,252 @@
+"""From ONNX bytes to a TensorRT network, and what the network must take.
+
+Rules of this file: bytes in, network out; no ONNX is read here but by TensorRT's own parser. What
+it refuses is told with node, operator, block and, where it is known, the layer in PyTorch. The
+graph is not mended: a slot that is not where the kit says is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from toolchain.core.errors import BuildError, EngineError, ModelRefusedError
+from toolchain.device.engine.features import TensorRT
+from toolchain.device.engine.kit import KitSlot
+from toolchain.device.engine.log import Said
+from toolchain.device.engine.wire import require_plain
+
+# As the parser names a node in its log: While parsing node number 31 [If -> "out.block02"]:
+_PARSING = re.compile(r'While parsing node number (\d+) \[(\w+) -> "([^"]*)"')
+_NAMED = re.compile(r"Node name: (.+)|^name: \"([^\"]+)\"", re.MULTILINE)
+_UNREADABLE = "MODEL_DESERIALIZE_FAILED"
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """An input of a network: -1 in ``shape`` is open, ``element`` is its DataType's name."""
+
+    shape: tuple[int, ...]
+    element: str
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A parsed network; holds builder and parser, which must outlive it (TensorRT API, OnnxParser).
+
+    ``warnings``: what the parser said beside it.
+    """
+
+    trt: TensorRT
+    builder: Any
+    definition: Any
+    parser: Any
+    warnings: tuple[str, ...] = ()
+
+    def interface(self) -> dict[str, Input]:
+        """Return what the inputs are, to be looked at when the network is gone."""
+        return {
+            name: Input(tuple(tensor.shape), tensor.dtype.name)
+            for name, tensor in self.inputs().items()
+        }
+
+    def inputs(self) -> Mapping[str, Any]:
+        """Return the network's inputs by name."""
+        found = [self.definition.get_input(i) for i in range(self.definition.num_inputs)]
+        return {tensor.name: tensor for tensor in found}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One error of the parser: ``node`` and ``operator`` are "" where it names none."""
+
+    node: str
+    operator: str
+    reason: str
+
+
+def parse(
+    trt: TensorRT,
+    model: bytes,
+    *,
+    sites: Sequence[str] = (),
+    layers: Mapping[str, str] = MappingProxyType({}),
+    what: str = "the model",
+) -> Network:
+    """Return the network of a self-contained ONNX ``model``.
+
+    ``sites``: names of the backbone's blocks, for messages; ``layers``: ONNX node to layer in
+    PyTorch, likewise. Raises ModelRefusedError naming each refused node, BuildError where TensorRT
+    does not start.
+    """
+    require_plain(model, what)
+    with trt.journal.watch() as said:
+        builder = new_builder(trt, said)
+        definition = builder.create_network(_creation_flags(trt))
+        parser = trt.module.OnnxParser(definition, trt.logger)
+        if trt.features.native_norm:
+            # The plug-in that is used otherwise runs in fp32 alone, and not on a DLA.
+            parser.set_flag(trt.module.OnnxParserFlag.NATIVE_INSTANCENORM)
+        if not parser.parse(model):
+            raise _refused(trt, list(_refusals(trt, parser, said)), said, sites, layers, what)
+        if not definition.num_outputs:
+            # protobuf reads nothing, and much that is no model, as a model without a graph.
+            raise _unreadable(trt, what)
+    return Network(trt, builder, definition, parser, tuple(said.warnings))
+
+
+def new_builder(trt: TensorRT, said: Said) -> Any:
+    """Return a builder. Raises BuildError where TensorRT gives none: no driver, no memory."""
+    try:
+        builder = trt.module.Builder(trt.logger)
+    except (TypeError, RuntimeError) as err:  # pybind: the factory returned nothing
+        raise _not_started(trt, said.first or str(err)) from err
+    if builder is None:
+        raise _not_started(trt, said.first)
+    return builder
+
+
+def require_slots(
+    inputs: Sequence[Mapping[str, Input]],
+    slots: Iterable[KitSlot],
+    *,
+    refittable: Collection[str] = (),
+    whole: bool = False,
+) -> None:
+    """Hold the inputs of one flavour's networks together against the kit's slots.
+
+    Each slot must be an input of at least one of them, with the kit's shape (-1 for the class
+    count) and fp32, or be among the ``refittable`` weights. ``whole``: the networks read nothing
+    from each other, so besides the slots there is the picture alone. Raises EngineError with every
+    fault.
+    """
+    slots = tuple(slots)
+    faults = [
+        fault for slot in slots if slot.name not in refittable for fault in _faults(slot, inputs)
+    ]
+    if whole:
+        known = {slot.name for slot in slots} | {"image"}
+        odd = {name for tensors in inputs for name in tensors} - known
+        faults += [f"{name}: expected no such input, which nobody sets" for name in sorted(odd)]
+    if faults:
+        more = f"\n  and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise EngineError(
+            "expected every slot of the kit as an input of the network:"
+            + "".join(f"\n  {fault}" for fault in faults[:_SHOWN])
+            + more,
+            fix="export the kit again for this target",
+        )
+
+
+def _faults(slot: KitSlot, inputs: Sequence[Mapping[str, Input]]) -> Iterator[str]:
+    found = [tensors[slot.name] for tensors in inputs if slot.name in tensors]
+    if not found:
+        yield f"{slot.name}: expected an input, got none"
+    wanted = tuple(-1 if size is None else size for size in slot.shape)
+    for tensor in found:
+        if tensor.shape != wanted:
+            yield f"{slot.name}: expected the shape {wanted}, got {tensor.shape}"
+        if tensor.element != "FLOAT":
+            yield f"{slot.name}: expected float32, got {tensor.element}"
+
+
+def site_of(names: Iterable[str], sites: Sequence[str]) -> str:
+    """Return the block that one of ``names`` belongs to, "" if none does.
+
+    Names in linked graphs are ``in.<site>``, ``gate.<site>``, ``<site>/then/...`` and the like;
+    the longest site wins, as one may begin with another.
+    """
+    ordered = sorted(sites, key=len, reverse=True)
+    for name in names:
+        for site in ordered:
+            if re.search(rf"(?<![\w]){re.escape(site)}(?![\w])", name):
+                return site
+    return ""
+
+
+def _creation_flags(trt: TensorRT) -> int:
+    creation, flags = trt.module.NetworkDefinitionCreationFlag, 0
+    if trt.features.explicit_batch:
+        flags |= 1 << int(creation.EXPLICIT_BATCH)
+    if trt.features.typing != "absent":
+        flags |= 1 << int(creation.STRONGLY_TYPED)
+    return flags
+
+
+def _refusals(trt: TensorRT, parser: Any, said: Said) -> Iterator[Refusal]:
+    """Return the parser's errors; older ones name no node, but their log does."""
+    logged = "\n".join(said.errors)
+    parsing, named = _PARSING.search(logged), _NAMED.search(logged)
+    for place in range(parser.num_errors):
+        error = parser.get_error(place)
+        node = operator = ""
+        if trt.features.error_nodes:
+            node, operator = error.node_name(), error.node_operator()
+        if not node and parsing:
+            # Without a node's name the log has that of its first output.
+            node = (named and (named[1] or named[2])) or parsing[3]
+            operator = operator or parsing[2]
+        if not node and error.node() >= 0:
+            node = f"number {error.node()}"
+        yield Refusal(node, operator, " ".join(error.desc().split()))
+
+
+def _refused(
+    trt: TensorRT,
+    refusals: list[Refusal],
+    said: Said,
+    sites: Sequence[str],
+    layers: Mapping[str, str],
+    what: str,
+) -> ModelRefusedError:
+    if said.memory:
+        return ModelRefusedError(
+            f"{trt.name} {trt.build} ran out of memory while it read {what}: {said.memory[0]}",
+            fix="close other programs, or add a swap file",
+        )
+    lines = [_line(one, said, sites, layers) for one in refusals[:_SHOWN]]
+    if not lines:
+        lines = [said.first or "it gives no reason"]
+    if any(_UNREADABLE in line for line in said.errors):
+        return _unreadable(trt, what)
+    return ModelRefusedError(
+        f"{trt.name} {trt.build} refuses {what}:" + "".join(f"\n  {line}" for line in lines),
+        fix="export for the target that this machine is (da3 doctor names it); a layer that its "
+        "TensorRT lacks must be replaced in the PyTorch model",
+    )
+
+
+def _unreadable(trt: TensorRT, what: str) -> ModelRefusedError:
+    return ModelRefusedError(
+        f"{trt.name} {trt.build} cannot read {what}: expected an ONNX model, got other bytes",
+        fix="copy the kit again, or export it again",
+    )
+
+
+def _line(one: Refusal, said: Said, sites: Sequence[str], layers: Mapping[str, str]) -> str:
+    """Return one refusal with its place: node, operator, block, layer."""
+    # Inside a branch a node's own name may not show the block, but that of its If does.
+    around = [found[3] for line in said.errors if (found := _PARSING.search(line))]
+    site = site_of([one.node, *around], sites)
+    parts = [f"node {one.node!r}" if one.node else "no node is named"]
+    parts += [
+        f"{kind} {name}"
+        for kind, name in (
+            ("operator", one.operator),
+            ("block", site),
+            ("in the PyTorch model", layers.get(one.node, "")),
+        )
+        if name
+    ]
+    return f"{', '.join(parts)}: {one.reason}"
+
+
+def _not_started(trt: TensorRT, reason: str) -> BuildError:
+    return BuildError(
+        f"expected {trt.name} {trt.build} to start a builder, got none: {reason or 'no reason'}",
+        fix="it needs an NVIDIA driver and a free GPU; da3 doctor says what is here",
+    )

@@ -1,0 +1,148 @@
+"""Timings of tactics: kept between builds, and the way on after a build that was killed.
+
+Rules of this file: bytes, files and their order. Building takes minutes on a small board, nearly
+all of it timing tactics, and TensorRT hands its timings out only when a build has ended. So what is
+built in pieces saves them after each piece: a board that ran out of memory or power loses one piece
+at most. A timing cache is good for the same TensorRT build on the same device alone; its file is
+named after the parts of the key that say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolchain.core.canonical import read_document
+from toolchain.core.digest import canonical_json, sha256, short
+from toolchain.core.errors import BundleError, StorageError
+from toolchain.core.files import read_limited, write_atomic
+from toolchain.device.engine.features import TensorRT
+
+LIMIT_BYTES = 512 << 20
+_LIMIT_MARKER_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """The file of one device and TensorRT: ``<12 hex>.timing``, and the marker of a build there."""
+
+    folder: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """Where the cache lies."""
+        return self.folder / f"{self.name}.timing"
+
+    @property
+    def marker(self) -> Path:
+        """There while a build runs; left behind by one that was killed."""
+        return self.folder / f"{self.name}.building"
+
+    def load(self) -> bytes:
+        """Return the kept timings, none if there is no file. Raises StorageError."""
+        if not self.path.exists():
+            return b""
+        return read_limited(self.path, limit_bytes=LIMIT_BYTES, what="timing cache")
+
+    def save(self, data: bytes) -> None:
+        """Keep ``data`` whole or not at all. Raises StorageError."""
+        write_atomic(self.path, data, overwrite=True)
+
+
+def timings(folder: Path, parts: Sequence[tuple[str, str | int | None]]) -> Timings:
+    """Return the file for a device; ``parts`` as :meth:`Key.device`."""
+    return Timings(folder, short(sha256(canonical_json([list(part) for part in parts]))))
+
+
+def open_cache(trt: TensorRT, builder: Any, data: bytes) -> tuple[Any, str]:
+    """Return a timing cache that holds ``data``, and a note for the reader, "" if all is well.
+
+    It is None where the module keeps no timings. TensorRT gives an empty cache for data of another
+    build or device (TensorRT API, ``create_timing_cache``) and says so in its log.
+    """
+    if not trt.features.timing_cache:
+        return None, f"{trt.name} keeps no timings: it measures nothing while it builds"
+    config = builder.create_builder_config()
+    with trt.journal.watch() as said:
+        cache = config.create_timing_cache(data)
+    if cache is None:
+        cache = config.create_timing_cache(b"")
+    told = said.errors or said.warnings
+    return cache, f"the kept timings are not used: {told[0]}" if data and told else ""
+
+
+def serialise(cache: Any) -> bytes:
+    """Return the bytes of a timing cache, none for None."""
+    return b"" if cache is None else bytes(cache.serialize())
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """A build that left its marker: ``during`` is the piece it died in, ``done`` came before."""
+
+    during: str
+    done: tuple[str, ...]
+
+
+def interrupted(timings: Timings) -> Interrupted | None:
+    """Return what a killed build left, None if there is nothing. Raises StorageError.
+
+    A marker that cannot be read is that of a build of which nothing is known.
+    """
+    try:
+        text = read_limited(timings.marker, limit_bytes=_LIMIT_MARKER_BYTES, what="build marker")
+    except StorageError:
+        if timings.marker.exists():
+            raise
+        return None
+    with suppress(BundleError):
+        value = read_document(text, "build marker")
+        during, done = value.get("during"), value.get("done")
+        if isinstance(during, str) and isinstance(done, list) and _words(done):
+            return Interrupted(during, tuple(done))
+    return Interrupted("", ())
+
+
+def order(flavour: str, segments: Sequence[str], whole: str | None) -> tuple[str, ...]:
+    """Return the pieces of a build in order: small ones first, as their timings serve the large.
+
+    ``segments``: models of ``staged``, ``whole``: of ``swap`` or ``static``; either may be lacking
+    in the kit. The whole network computes the segments' layers, so many of its timings are there.
+    """
+    if flavour == "staged" or whole is None:
+        return tuple(segments)
+    return (*segments, whole)
+
+
+def run(
+    timings: Timings, pieces: Sequence[str], build: Callable[[str, bytes], bytes]
+) -> Interrupted | None:
+    """Build every piece, keeping timings after each; returns what an earlier build had left.
+
+    ``build(piece, timings)`` returns the timings afterwards. All pieces are built, also those that
+    were done before: their timings are kept, so they take little. The marker goes when all are
+    done, and if ``build`` raises: only a build that was killed leaves it. Raises StorageError.
+    """
+    before = interrupted(timings)
+    done: list[str] = []
+    try:
+        for piece in pieces:
+            text = canonical_json({"during": piece, "done": done})
+            write_atomic(timings.marker, text, overwrite=True)
+            kept = timings.load()
+            if (now := build(piece, kept)) and now != kept:
+                timings.save(now)
+            done.append(piece)
+    finally:
+        # Where it cannot go, it could not be written either, and that was told.
+        with suppress(OSError):
+            timings.marker.unlink()
+    return before
+
+
+def _words(values: Sequence[object]) -> bool:
+    return all(isinstance(value, str) for value in values)

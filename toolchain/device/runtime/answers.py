@@ -1,0 +1,95 @@
+"""What a runner says: values of a loaded domain, of a batch and of one picture.
+
+Rules of this file: frozen values and the arithmetic between them; nothing runs here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from toolchain.pictures.preprocess import Preprocessing
+
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A loaded domain.
+
+    ``release``: digest of its bundle's manifest. ``gates``: the blocks that have one, in order.
+    ``slots_bytes``: what its tensors occupy. ``session``: number of the session that it runs on;
+    ``filled``: slots of that session which it lacks and which were filled so that they do nothing.
+    ``seconds`` by step: verify, session, selftest; steps that were not needed are left out.
+    """
+
+    name: str
+    version: str
+    release: str
+    classes: tuple[str, ...]
+    preprocess: Preprocessing
+    gates: tuple[str, ...]
+    slots_bytes: int
+    session: int
+    filled: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """The answer to a batch of N pictures.
+
+    ``logits``: float32 ``[N, classes]``; ``gates``: bool ``[N, G]`` in the order of
+    :attr:`Domain.gates`, true where the gate was open and its block computed; ``release`` is the
+    one that answered all of it; ``ms``: wall-clock time of the model, without preprocessing.
+    """
+
+    logits: Floats
+    gates: Bools
+    release: str
+    ms: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """The answer to one picture; ``ms`` is that of its whole batch, without preprocessing."""
+
+    label: str
+    index: int
+    probability: float
+    logits: Floats
+    gates: Mapping[str, bool]
+    domain: str
+    release: str
+    ms: float
+
+
+def probabilities(logits: Floats) -> Floats:
+    """Return the softmax over the last axis, float32 of the same shape."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    powers = np.exp(shifted)
+    total: Floats = powers / powers.sum(axis=-1, keepdims=True)
+    return total
+
+
+def predictions(found: Outcome, domain: Domain) -> tuple[Prediction, ...]:
+    """Return an outcome picture by picture, with class names."""
+    likely = probabilities(found.logits)
+    best = found.logits.argmax(axis=1)
+    return tuple(
+        Prediction(
+            domain.classes[index],
+            int(index),
+            float(likely[row, index]),
+            found.logits[row],
+            dict(zip(domain.gates, map(bool, found.gates[row]), strict=True)),
+            domain.name,
+            found.release,
+            found.ms,
+        )
+        for row, index in enumerate(best)
+    )

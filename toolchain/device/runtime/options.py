@@ -1,0 +1,69 @@
+"""What a runner may be asked for, and what is refused before anything is opened.
+
+Rules of this file: checks of single arguments; every refusal is a UsageError that names the
+argument, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolchain.core.errors import UsageError
+from toolchain.core.words import DOMAIN
+
+# The provider of an engine, which is none of onnxruntime's.
+ENGINE = "engine"
+
+
+def checked_name(name: str) -> str:
+    """Return ``name`` if a domain may be called so."""
+    if not DOMAIN.accepts(name):
+        raise UsageError(
+            f"expected a domain's name, got {name!r:.80}", fix=f"use {DOMAIN.expected}"
+        )
+    return name
+
+
+def require_session(path: Path, provider: str | None) -> None:
+    """Refuse to run a backbone as if it were an engine."""
+    if provider == ENGINE:
+        raise UsageError(
+            f"provider: expected cpu, cuda or tensorrt for the backbone {path}, got {provider!r}",
+            fix="name an engine's folder, which da3 build makes, or leave the provider out",
+        )
+
+
+def require_engines_own(provider: str | None, **given: object) -> None:
+    """Refuse what an engine cannot be asked to be; what it is was decided when it was built."""
+    decided = {"flavour": "swap", "form": "if", "sessions": 1}
+    faults = [
+        f"{name}: expected what the engine was built as, got {value!r}"
+        for name, value in given.items()
+        if value != decided[name]
+    ]
+    if provider not in (None, ENGINE):
+        faults.append(
+            f"provider: expected {ENGINE!r} for the folder of an engine, got {provider!r}"
+        )
+    if faults:
+        raise UsageError(faults[0], fix="leave it out, or name the backbone's folder instead")
+
+
+def require_one_of(known: Sequence[str], **given: str) -> None:
+    """Refuse arguments that are not among ``known``."""
+    for name, value in given.items():
+        if value not in known:
+            raise UsageError(
+                f"{name}: expected one of {', '.join(known)}, got {value!r:.80}",
+                fix=f"set {name}={known[0]!r}",
+            )
+
+
+def require_positive(**limits: int) -> None:
+    """Refuse arguments that are no whole number from 1; a bool is none."""
+    for name, value in limits.items():
+        if type(value) is not int or value < 1:
+            raise UsageError(
+                f"{name}: expected a whole number from 1, got {value!r:.80}", fix=f"set {name}=1"
+            )

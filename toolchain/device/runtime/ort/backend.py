@@ -1,0 +1,106 @@
+"""Run a linked model on batches: one call for both forms.
+
+Rules of this file: ``if`` models answer one sample at a time and are looped; slots are given with
+each run (``swap``) or not at all (``static``). Nothing here knows where a model came from. It is
+also onnxruntime's :class:`~toolchain.device.runtime.backend.Backend`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from toolchain.device.runtime.limit import TimeLimit
+from toolchain.device.runtime.ort.session import Session
+
+Floats = npt.NDArray[np.float32]
+Slots = Mapping[str, npt.NDArray[Any]]
+_ELEMENTS: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype("f4"),
+    "tensor(float16)": np.dtype("f2"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model says of a batch.
+
+    ``logits``: float32 ``[N, classes]``; ``gates``: gate logits ``[N, G]`` (G may be 0), open at
+    zero and above; ``taps``: block results ``[N, ...]`` by name, where the model gives them.
+    """
+
+    logits: Floats
+    gates: Floats
+    taps: Mapping[str, Floats]
+
+
+class Runnable(Protocol):
+    """Anything that answers a batch of normalised pictures: linked or staged."""
+
+    def run(self, images: Floats, slots: Mapping[str, npt.NDArray[Any]]) -> Answer:
+        """Answer ``images``, float32 ``[N, C, H, W]``, with the given slot tensors."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Arrays:
+    """A domain's tensors as onnxruntime reads them: where they are."""
+
+    slots: Slots
+
+
+class Linked:
+    """A linked model in a session; the form is read from the model's own batch dimension."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.what = session.what
+        self.slots = {name: shape for name, shape in session.inputs.items() if name != "image"}
+        self._one_by_one = session.inputs["image"][0] == 1
+
+    def element(self, slot: str) -> np.dtype[Any] | None:
+        """Return the dtype that the model declares for a slot."""
+        return _ELEMENTS.get(self._session.dtypes.get(slot, ""))
+
+    def refusals(self, slots: Slots) -> tuple[str, ...]:  # noqa: ARG002  # Backend's
+        """Return nothing: open dimensions take any size."""
+        return ()
+
+    def bind(self, slots: Slots) -> Arrays:
+        """Return the arrays as they are; nothing is copied."""
+        return Arrays(slots)
+
+    def run_bound(self, images: Floats, binding: Arrays, limit: TimeLimit | None) -> Answer:
+        """Answer a batch with a domain's bound tensors, as :meth:`run`."""
+        return self.run(images, binding.slots, limit)
+
+    def run(
+        self,
+        images: Floats,
+        slots: Mapping[str, npt.NDArray[Any]],
+        limit: TimeLimit | None = None,
+    ) -> Answer:
+        """Answer a batch; a static model ignores ``slots``, a swap model needs every one.
+
+        Raises GraphError and TimeLimitError as
+        :meth:`toolchain.device.runtime.ort.session.Session.run`.
+        """
+        feeds = {name: slots[name] for name in self.slots if name in slots}
+        parts = [images[i : i + 1] for i in range(len(images))] if self._one_by_one else [images]
+        found = [self._session.run({"image": part, **feeds}, limit=limit) for part in parts]
+        if len(found) == 1:
+            return answer(found[0])
+        return answer({name: np.concatenate([f[name] for f in found]) for name in found[0]})
+
+
+def answer(values: Mapping[str, Floats], gates: Sequence[str] = ()) -> Answer:
+    """Sort a model's outputs into an :class:`Answer`; ``gates`` names separate gate outputs."""
+    logits = values["logits"]
+    none = np.zeros((len(logits), 0), np.float32)
+    together = np.concatenate([values[g] for g in gates], axis=1) if gates else none
+    taps = {name: value for name, value in values.items() if name.startswith("out.")}
+    return Answer(logits, values.get("gates", together), taps)

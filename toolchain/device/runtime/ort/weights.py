@@ -1,0 +1,75 @@
+"""The weights that a session of a domain is made from: the backbone's, or those with its patch.
+
+Rules of this file: what a patch makes is held to its digest in memory before a byte of it is
+written; the backbone's own files are never touched. onnxruntime takes large tensors from a file:
+given the file's bytes in memory instead, it reads those inside a conditional from the disk all the
+same, silently (1.31), so the patched file stands in a private folder while a session is made. The
+session holds what it needs of it then.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolchain import bundle
+from toolchain.bundle import BackboneArtefact, Bundle
+from toolchain.bundle.backbone import WEIGHTS_NAME
+from toolchain.core.errors import StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A domain's own tensors of the backbone; ``read`` gives the verified file."""
+
+    about: bundle.Patch
+    read: Callable[[], bytes]
+
+
+def patch_of(held: Bundle) -> Patch | None:
+    """Return the patch that a verified bundle carries, if any."""
+    if held.manifest.patch is None:
+        return None
+    (name,) = held.names("patch")
+    return Patch(held.manifest.patch, lambda: held.blob(name))
+
+
+@contextmanager
+def weights_folder(artefact: BackboneArtefact, patch: Patch | None) -> Iterator[Path]:
+    """Yield the folder whose ``weights.safetensors`` sessions are to be made from.
+
+    Without a patch it is the artefact's; with one it is private and goes with the block. Raises
+    BundleError for a patch that does not fit the backbone, StorageError.
+    """
+    if patch is None:
+        yield artefact.path
+        return
+    weights = bundle.apply_patch(artefact.weights(), patch.about, patch.read())
+    with _private() as folder:
+        try:
+            (folder / WEIGHTS_NAME).write_bytes(weights)
+        except OSError as err:
+            raise _refused(err, len(weights)) from err
+        del weights
+        yield folder
+
+
+@contextmanager
+def _private() -> Iterator[Path]:
+    try:
+        made = tempfile.TemporaryDirectory(prefix="da3-patched-", ignore_cleanup_errors=True)
+    except OSError as err:
+        raise _refused(err, 0) from err
+    with made as name:
+        yield Path(name)
+
+
+def _refused(err: OSError, needed_bytes: int) -> StorageError:
+    return StorageError(
+        f"cannot write the patched weights ({needed_bytes} bytes) into {tempfile.gettempdir()}: "
+        f"{err.strerror}",
+        fix="free some space there, or name another folder in TMPDIR",
+    )

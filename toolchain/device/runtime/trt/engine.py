@@ -1,0 +1,139 @@
+"""A built engine in the place of a backbone artefact: its folder, and the one session on it.
+
+Rules of this file: an engine is one session for good; domains come to it or are refused, and
+nothing is built here. The engine's digest stands for it in self-tests, so that a domain tested on
+one engine is tested again on every other.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from toolchain.bundle.release import Release
+from toolchain.core.digest import canonical_json, sha256
+from toolchain.core.errors import ClosedError, SessionLimitError
+from toolchain.device.boards.cuda import open_cuda
+from toolchain.device.engine.cache import ENGINE_NAME, EngineArtefact, require
+from toolchain.device.engine.features import load
+from toolchain.device.engine.key import Key
+from toolchain.device.runtime.backbone_session import Cost, Engine, Network
+from toolchain.device.runtime.selftest import ALLOWED
+from toolchain.device.runtime.trt.backend import PlanSession
+from toolchain.device.runtime.trt.plan import Device, Plan
+from toolchain.device.runtime.trt.program import program
+
+
+def is_engine(path: Path) -> bool:
+    """Whether ``path`` is the folder of an engine."""
+    return (path / ENGINE_NAME).is_file()
+
+
+def open_device(module: str | None = None) -> Device:
+    """Return the machine's first GPU and its TensorRT.
+
+    Raises EngineError where TensorRT is not installed, DeviceError where there is no GPU.
+    """
+    trt = load(module)
+    return Device(open_cuda(), trt)
+
+
+def make_engine(found: EngineArtefact, device: Device, *, contexts: int = 1) -> Engine:
+    """Deserialise an engine's plans and make ``contexts`` lanes.
+
+    Raises EngineMismatchError that says what differs for an engine of another device or TensorRT,
+    BundleError and EngineError as :class:`toolchain.device.runtime.trt.plan.Plan` and
+    :func:`toolchain.device.runtime.trt.program.program`, DeviceMemoryError.
+    """
+    require(_here(device, found.manifest.built_for), found)
+    started, free = time.perf_counter(), device.cuda.memory()[0]
+    flavour = found.kit.flavour(found.manifest.built_for.flavour)
+    is_static, name = flavour.flavour == "static", found.path.name
+    plans = program(
+        found.manifest.plans,
+        lambda plan: Plan(device, found.read(plan), what=f"{name}/{plan.file}"),
+        () if is_static else found.kit.slots,
+    )
+    gates = found.kit.gates
+    session = PlanSession(device, plans, gates=gates, contexts=contexts, what=name)
+    network = Network(
+        gates,
+        found.kit.options,
+        flavour.release if is_static else None,
+        found.kit.graph,
+        f"engine {_digest(found)}",
+        ALLOWED[found.kit.precision],
+    )
+    taken = max(0, free - device.cuda.memory()[0])
+    return Engine(session, network, number=0, cost=Cost(taken, time.perf_counter() - started))
+
+
+def _here(device: Device, built_for: Key) -> Key:
+    """Return the key with what the device and its TensorRT say themselves in its place.
+
+    Power mode and L4T change how fast an engine is and which driver runs it, not its answers.
+    """
+    gpu = device.cuda.gpu
+    return replace(
+        built_for,
+        module=device.trt.name,
+        tensorrt=device.trt.build,
+        gpu=gpu.name,
+        sm=gpu.sm,
+        multiprocessors=gpu.multiprocessors,
+    )
+
+
+def _digest(found: EngineArtefact) -> str:
+    """Return what identifies the plans and the kit, whatever is measured on them later."""
+    return sha256(canonical_json({entry.name: entry.digest for entry in found.manifest.files}))
+
+
+class OneSession:
+    """Takes the place of :class:`toolchain.device.runtime.sessions.Sessions` for an engine."""
+
+    def __init__(self, engine: Engine, what: str) -> None:
+        self._engine: Engine | None = engine
+        self._what = what
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self._engine is not None)
+
+    @contextmanager
+    def reserved(self, release: Release, leaving: Engine | None) -> Iterator[Engine]:  # noqa: ARG002
+        """Yield the engine. Raises SessionLimitError for a release that does not fit it."""
+        with self._lock:
+            engine = self._engine
+        if engine is None:
+            raise ClosedError("the runner is closed", fix="open another one")
+        if lines := engine.misfits(release):
+            if release.patch is not None:
+                raise SessionLimitError(
+                    f"{release.name} cannot run on the engine {self._what}: {lines[0]}, and an "
+                    "engine holds the backbone as it is",
+                    fix="run it on the backbone's folder (provider cpu or cuda), or train the "
+                    "domain with da3, da2 or head",
+                )
+            more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
+            raise SessionLimitError(
+                f"{release.name} does not fit the engine {self._what} ({lines[0]}{more})",
+                fix="export a kit for it with da3-export --target, and build its engine with "
+                "da3 build",
+            )
+        yield engine
+
+    def require_room(self, release: Release, users: Iterable[Engine]) -> None:
+        """Do nothing: there is one engine whatever is loaded."""
+
+    def trim(self) -> None:
+        """Do nothing: the engine stays."""
+
+    def close(self) -> None:
+        """Let go of the engine; it ends with the last request."""
+        with self._lock:
+            self._engine = None

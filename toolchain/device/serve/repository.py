@@ -1,0 +1,89 @@
+"""The model repository: one folder of bundles, loaded and unloaded over the network.
+
+Rules of this file: a name from outside is looked up among the names in the folder and never joined
+to a path; only ``<name>.da3b`` right in the folder counts. What is loaded is the runner's to say.
+Its caller sees to it that one change happens at a time.
+
+Source: Triton, "Model Repository Extension".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolchain.core.errors import DataError, LoadedError, UnknownNameError, UsageError
+from toolchain.core.words import DOMAIN
+from toolchain.device.serve.domains import version
+from toolchain.device.store.dist import listed
+
+if TYPE_CHECKING:
+    from toolchain.device.runtime import Domain, Runner
+
+
+class Repository:
+    """The bundles in ``folder``; None: nothing can be loaded, only unloaded.
+
+    Raises UsageError for a folder that is none.
+    """
+
+    def __init__(self, runner: Runner, folder: Path | None) -> None:
+        if folder is not None and not folder.is_dir():
+            raise UsageError(f"expected a folder of bundles, got {folder}", fix="make it first")
+        self._runner = runner
+        self._folder = folder
+
+    def index(self, *, ready_only: bool = False) -> list[dict[str, str]]:
+        """Return loaded domains and bundles at hand, by name, as the extension lists them."""
+        loaded = self._runner.domains
+        waiting = [] if ready_only else [name for name in self._bundles() if name not in loaded]
+        entries = [
+            {"name": name, "version": version(domain), "state": "READY", "reason": ""}
+            for name, domain in loaded.items()
+        ]
+        entries += [
+            {"name": name, "version": "", "state": "UNAVAILABLE", "reason": "not loaded"}
+            for name in waiting
+        ]
+        return sorted(entries, key=lambda entry: entry["name"])
+
+    def load(self, name: str, parameters: Mapping[str, Any]) -> Domain:
+        """Load ``<folder>/<name>.da3b``, or replace the domain of that name by it.
+
+        Raises UsageError for a name that no domain may have, without a folder, and for parameters
+        (they would override what was verified); UnknownNameError if there is no such bundle; what
+        the runner raises.
+        """
+        if parameters:
+            raise DataError(f"expected no parameters of load, got {', '.join(parameters)[:200]}")
+        if not DOMAIN.accepts(name):
+            raise UsageError(f"expected a model's name ({DOMAIN.expected}), got {name!r:.80}")
+        if self._folder is None:
+            raise UsageError("expected a server with a repository, got one without")
+        bundles = self._bundles()
+        if name not in bundles:
+            raise UnknownNameError("model", name, bundles)
+        try:
+            if name in self._runner.domains:
+                return self._runner.replace(bundles[name], name=name)
+            return self._runner.load(bundles[name], name=name)
+        except (LoadedError, UnknownNameError) as err:
+            # Somebody else than this server changed the runner between the question and the act.
+            raise LoadedError(f"{name!r} was loaded or unloaded meanwhile") from err
+
+    def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Unload the domain. ``unload_dependents`` changes nothing: no model depends on another.
+
+        Raises UnknownNameError, and DataError for other parameters.
+        """
+        stray = [key for key in parameters if key != "unload_dependents"]
+        if stray:
+            raise DataError(f"expected no such parameters of unload, got {', '.join(stray)[:200]}")
+        if name not in self._runner.domains:
+            raise UnknownNameError("model", name, self._runner.domains)
+        self._runner.unload(name)
+
+    def _bundles(self) -> dict[str, Path]:
+        """Return the bundles in the folder by name."""
+        return {} if self._folder is None else listed(self._folder)

@@ -1,0 +1,101 @@
+"""A folder as ``da3 export`` leaves it: bundles, and the backbones that they need beside them.
+
+Rules of this file: names only; what a bundle or a backbone is worth is verified by who loads it. A
+name from outside is looked up among the files that are there and never joined to a path.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolchain import bundle
+from toolchain.core.errors import (
+    Da3Error,
+    DataError,
+    RunError,
+    StorageError,
+    UnknownNameError,
+    VerificationError,
+)
+from toolchain.core.words import DOMAIN
+from toolchain.device.engine.cache import ENGINE_NAME, refuse_kit
+
+if TYPE_CHECKING:
+    from toolchain.device.runtime.runner import Runner
+
+SUFFIX = ".da3b"
+
+
+def listed(folder: Path) -> dict[str, Path]:
+    """Return the bundles right in ``folder`` by their files' names, sorted; there may be none."""
+    found = sorted(folder.glob(f"*{SUFFIX}"))
+    return {path.stem: path for path in found if DOMAIN.accepts(path.stem) and path.is_file()}
+
+
+def bundles(folder: Path) -> dict[str, Path]:
+    """Return what :func:`listed` does. Raises DataError if there is none."""
+    named = listed(folder)
+    if not named:
+        raise DataError(
+            f"expected bundles (*{SUFFIX}) in {folder}, found none",
+            fix="da3 export --domain NAME, or name their folder",
+        )
+    return named
+
+
+def find(folder: Path, name: str) -> Path:
+    """Return the bundle of the domain ``name``. Raises UnknownNameError, and DataError."""
+    known = bundles(folder)
+    plain = unicodedata.normalize("NFC", name)
+    if plain not in known:
+        raise UnknownNameError("domain", name, known, fix=f"(bundles in {folder})")
+    return known[plain]
+
+
+def backbone_of(paths: Sequence[Path], where: Path | None = None) -> Path:
+    """Return the folder of the backbone that the first readable bundle of ``paths`` needs.
+
+    ``where`` is that folder, the folder of an engine, or holds it; by default it is looked for
+    beside the bundle. Raises what the last one gave if there is none: DataError if the backbone is
+    not there, BundleError and StorageError for a bundle that cannot be read.
+    """
+    for path in paths[:-1]:
+        with suppress(DataError, VerificationError, StorageError):
+            return _backbone_of(path, where)
+    return _backbone_of(paths[-1], where)
+
+
+def load_fitting(
+    runner: Runner,
+    paths: Iterable[Path],
+    *,
+    selftest: bool = True,
+    refused: Callable[[Path, Da3Error], None],
+) -> None:
+    """Load every bundle that the runner takes, under its file's name.
+
+    ``refused`` hears of the others, and why.
+
+    Raises RunError if not one is loaded.
+    """
+    for path in paths:
+        try:
+            runner.load(path, name=path.stem, selftest=selftest)
+        except Da3Error as err:
+            refused(path, err)
+    if not runner.domains:
+        raise RunError("expected a bundle that can be loaded, got none", fix="see why above")
+
+
+def _backbone_of(path: Path, where: Path | None) -> Path:
+    # An engine has the backbone inside; whether it is the bundle's shows when that is loaded.
+    if where is not None and (where / ENGINE_NAME).is_file():
+        return where
+    if where is not None:
+        refuse_kit(where)
+    wanted = bundle.open_bundle(path).manifest.backbone
+    return bundle.find_backbone(wanted, where or path.parent).path

@@ -1,0 +1,289 @@
+"""Installed domains: a bundle that was verified and tested once, laid out to be loaded fast.
+
+Rules of this file: the folder holds the bundle's files as they are and ``installed.json``, which
+says what running needs, whose bundle it was, and what each file was (size, times, inode) right
+after it had been verified and written. Loading looks at those again instead of hashing. That finds
+a file that was edited, exchanged, restored from elsewhere or copied, and not a disk that changes
+bits by itself, nor somebody who may write there and sets the clock back: who fears these loads the
+bundle. The test counts for the onnxruntime, provider and linked graph that it ran on, or for the
+one TensorRT engine, and no other.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from toolchain import bundle
+from toolchain.bundle import BackboneRef, Bundle, Notes, open_bundle
+from toolchain.bundle.golden import golden_of
+from toolchain.bundle.release import Graph, Release, Slots
+from toolchain.bundle.tensors import read_places
+from toolchain.core.digest import sha256
+from toolchain.core.errors import BundleError, Fault
+from toolchain.core.fields import (
+    ListOf,
+    Nullable,
+    Scalar,
+    Section,
+    SectionOf,
+    choice,
+    key,
+    number,
+    printable,
+    read_section,
+    whole,
+)
+from toolchain.core.files import atomic_directory, open_limited, read_limited
+from toolchain.core.words import (
+    BOOLEAN,
+    DIGEST,
+    DOMAIN,
+    IDENTIFIER,
+    NOTES,
+    TENSOR_NAME,
+    TableOf,
+    to_json,
+)
+from toolchain.device.runtime.ort.weights import Patch, patch_of
+from toolchain.pictures.preprocess import Preprocessing
+
+SCHEMA = "da3.installed/1"
+BUNDLE_NAME, RECORD_NAME = "bundle.da3b", "installed.json"
+LIMIT_RECORD_BYTES = 256 * 1024
+LIMIT_BUNDLE_BYTES = 512 * 1024 * 1024
+_FIX = "install it again from its bundle"
+# A slot as the record lists it; it is read thousands of times, so as a plain list.
+_Row = tuple[str, str, tuple[int, ...], int]
+_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("float32", "float16", "float64")}
+
+
+def _is_row(row: object) -> bool:
+    """Whether numpy may be given a row; what it checks itself is left to it."""
+    match row:
+        case [str(), str(), list(), int(offset)]:
+            # numpy takes bytes before the buffer for what they are.
+            return offset >= 0
+    return False
+
+
+_ROW = Scalar("name, dtype, shape and offset", _is_row)
+
+
+@dataclass(frozen=True, slots=True)
+class Place(Section):
+    """Where the slots lie in the bundle's file, in bytes."""
+
+    offset: int = key(whole(0, LIMIT_BUNDLE_BYTES))
+    size: int = key(whole(8, LIMIT_BUNDLE_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting(Section):
+    """The backbone that the domain was verified against."""
+
+    name: str = key(IDENTIFIER)
+    weights_digest: str = key(DIGEST)
+    graph_digest: str = key(DIGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Record(Section):
+    """What running needs of a bundle; ``file`` identifies the bundle's file as it was verified.
+
+    ``arrays``: name, dtype, shape of each slot and the offset of its bytes in ``slots``. ``patch``:
+    what the manifest says of the domain's own tensors of the backbone.
+    """
+
+    schema: str = key(choice(SCHEMA))
+    file: str = key(printable(200))
+    tested_with: str = key(printable(200))
+    name: str = key(DOMAIN)
+    version: str = key(printable(64))
+    release: str = key(DIGEST)
+    backbone: Fitting = key(SectionOf(Fitting))
+    classes: tuple[str, ...] = key(ListOf(printable(200), 1, 4096))
+    preprocess: Preprocessing = key(SectionOf(Preprocessing))
+    gates: tuple[str, ...] = key(ListOf(TENSOR_NAME, 0, 512))
+    fixed: dict[str, bool] = key(TableOf(TENSOR_NAME, BOOLEAN, 0, 512))
+    options: Notes = key(NOTES)
+    slots: Place = key(SectionOf(Place))
+    arrays: tuple[_Row, ...] = key(ListOf(_ROW, 0, 1024))
+    graphs: dict[str, str] = key(TableOf(TENSOR_NAME, DIGEST, 1, 16))
+    tolerance: float = key(number(0, 1))
+    time_limit_s: float = key(number(0.001, 86400))
+    patch: bundle.Patch | None = key(Nullable(SectionOf(bundle.Patch)), default=None)
+
+
+def write(folder: str | Path, held: Bundle, release: Release, tested_on: str) -> None:
+    """Write the verified and tested bundle into the new ``folder``, whole or not at all.
+
+    ``tested_on``: ``tested_with`` of the engine that passed the test. Raises
+    ExistsError and StorageError as :func:`toolchain.core.files.atomic_directory`.
+    """
+    with atomic_directory(folder) as partial:
+        path = partial / BUNDLE_NAME
+        path.write_bytes(held.to_bytes())
+        # Mapped while it runs: nobody shall write into it by accident.
+        path.chmod(0o444)
+        record = _record(held, release, _identity(path.stat()), tested_on)
+        body = json.dumps(to_json(record), ensure_ascii=False).encode()
+        (partial / RECORD_NAME).write_bytes(f"{sha256(body)}\n".encode() + body)
+
+
+def read(folder: str | Path) -> tuple[Release, str]:
+    """Return the release in ``folder`` and what it was tested with.
+
+    The second is :attr:`toolchain.device.runtime.backbone_session.Engine.tested_with`. Raises
+    BundleError for a record that is damaged and a bundle that is not the file that was verified,
+    StorageError where there is none.
+    """
+    folder = Path(folder)
+    record = _read_record(folder / RECORD_NAME)
+    path = folder / BUNDLE_NAME
+    slots = _map_slots(path, record)
+    # Graphs, golden data and the patch are needed seldom, and are verified anew then.
+    release = Release(
+        record.name,
+        record.version,
+        record.release,
+        BackboneRef(**to_json(record.backbone), taps=()),
+        record.classes,
+        record.preprocess,
+        record.gates,
+        record.fixed,
+        record.options,
+        _arrays(path, record, slots),
+        {
+            name: Graph(name, digest, _graph(path, record, name))
+            for name, digest in record.graphs.items()
+        },
+        record.tolerance,
+        record.time_limit_s,
+        lambda: golden_of(_bundle(path, record)),
+        fits_graph=record.tested_with.rpartition(" ")[2],
+        patch=_patch(path, record),
+    )
+    return release, record.tested_with
+
+
+def _graph(path: Path, record: Record, name: str) -> Callable[[], bytes]:
+    return lambda: _bundle(path, record).blob(f"{name}.onnx")
+
+
+def _patch(path: Path, record: Record) -> Patch | None:
+    if record.patch is None:
+        return None
+    return Patch(record.patch, lambda: _patch_bytes(path, record))
+
+
+def _patch_bytes(path: Path, record: Record) -> bytes:
+    found = patch_of(_bundle(path, record))
+    if found is None or found.about != record.patch:
+        raise BundleError(f"{path}: expected the patch that the record tells of", fix=_FIX)
+    return found.read()
+
+
+def _bundle(path: Path, record: Record) -> Bundle:
+    """Return the bundle, verified, if it is still the release that was read before."""
+    held = open_bundle(path)
+    if held.manifest_digest != record.release:
+        raise BundleError(
+            f"{path}: expected the release {record.release}, got {held.manifest_digest}", fix=_FIX
+        )
+    return held
+
+
+def _record(held: Bundle, release: Release, file: str, tested_on: str) -> Record:
+    (slots,) = held.names("slots")
+    own = release.backbone
+    return Record(
+        SCHEMA,
+        file,
+        tested_on,
+        release.name,
+        release.version,
+        release.digest,
+        Fitting(own.name, own.weights_digest, own.graph_digest),
+        release.classes,
+        release.preprocess,
+        release.gates,
+        dict(release.fixed),
+        dict(release.options),
+        Place(*held.place(slots)),
+        tuple(
+            (place.name, release.slots[place.name].dtype.name, place.shape, place.offset)
+            for place in read_places(held.blob(slots))
+        ),
+        {graph.name: graph.digest for graph in release.graphs.values()},
+        release.tolerance,
+        release.time_limit_s,
+        held.manifest.patch,
+    )
+
+
+def _read_record(path: Path) -> Record:
+    data = read_limited(path, limit_bytes=LIMIT_RECORD_BYTES, what="installed domain")
+    digest, _, body = data.partition(b"\n")
+    if sha256(body).encode() != digest:
+        raise BundleError(
+            f"{path}: the record is damaged, its digest is not the one that it begins with",
+            fix=_FIX,
+        )
+    faults: list[Fault] = []
+    try:
+        record = read_section(Record, "", json.loads(body), faults)
+    except (ValueError, RecursionError) as err:
+        raise BundleError(f"{path}: expected JSON, got {err}", fix=_FIX) from err
+    if record is None:
+        raise BundleError(f"{path}: {'; '.join(map(str, faults[:5]))}", fix=_FIX)
+    return record
+
+
+def _map_slots(path: Path, record: Record) -> memoryview:
+    """Return the slots' bytes in memory mapped from the file, if it is the one that was verified.
+
+    Nothing is copied; see docs/decisions/0007-verified-once.md for what that takes and costs.
+    """
+    first, size = record.slots.offset, record.slots.size
+    start = first - first % mmap.ALLOCATIONGRANULARITY
+    with open_limited(path, limit_bytes=LIMIT_BUNDLE_BYTES, what="bundle") as (file, length):
+        found = _identity(os.fstat(file.fileno()))
+        if found != record.file or first + size > length:
+            raise BundleError(
+                f"{path}: expected the file that was verified ({record.file}), got another "
+                f"({found})",
+                fix=_FIX,
+            )
+        end = first + size - start
+        mapped = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ, offset=start)
+    return memoryview(mapped)[first - start :]
+
+
+def _arrays(path: Path, record: Record, slots: memoryview) -> Slots:
+    """Return the slots as views of their bytes; numpy holds each to the bytes that are there."""
+    try:
+        return {
+            name: np.ndarray(shape, _DTYPES[dtype], slots, offset)
+            for name, dtype, shape, offset in record.arrays
+        }
+    except (KeyError, TypeError, ValueError, OverflowError) as err:
+        raise BundleError(
+            f"{path}: expected slots where the record says, got {err}", fix=_FIX
+        ) from err
+
+
+def _identity(status: os.stat_result) -> str:
+    """Return device, inode, size in bytes, and times of the last change of content and of state.
+
+    The second is the system's own: nobody sets it but by setting the clock, so that a file in an
+    inode that was used again, or one whose first time was put back, is another.
+    """
+    times = f"{status.st_mtime_ns}:{status.st_ctime_ns}"
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{times}"

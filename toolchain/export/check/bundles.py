@@ -1,0 +1,144 @@
+"""Check a finished bundle against its own golden data: what a user's CI runs, without torch.
+
+Rules of this file: everything is verified before it runs (archive, manifest, slots, backbone
+digests); the shipped graphs run with onnxruntime alone; with onnx and onnx-ir installed the graphs
+are linked anew from the halves as well, must come out byte for byte, and the staged reference runs
+beside them. What was not run is listed, with the reason.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.numpy import load as load_safetensors
+
+from toolchain import bundle
+from toolchain.bundle import BackboneArtefact, Bundle
+from toolchain.bundle.golden import golden_of
+from toolchain.bundle.manifest import LINKED_ROLES
+from toolchain.bundle.release import preprocessing
+from toolchain.core.errors import BundleError, GraphError
+from toolchain.device.runtime.ort.weights import patch_of, weights_folder
+from toolchain.export.check import parity, subjects
+from toolchain.export.check.parity import ParityReport, Subject
+
+SHIPPED = ("swap-if", "swap-rows", "static-if")
+
+
+@dataclass(frozen=True, slots=True)
+class BundleCheck:
+    """What a check found. ``relinked``: graphs that came out byte for byte when linked anew.
+
+    ``not_run`` lists what was left out and why.
+    """
+
+    bundle: Path
+    backbone: Path
+    domain: str
+    report: ParityReport
+    verified: tuple[str, ...]
+    relinked: tuple[str, ...]
+    not_run: tuple[str, ...]
+
+
+def check_bundle(
+    path: Path,
+    *,
+    backbone: Path | None = None,
+    threads: int | None = None,
+    tolerance: float | None = None,
+) -> BundleCheck:
+    """Verify ``path``, run every flavour over its golden data and compare.
+
+    ``backbone``: the artefact's folder, or a folder that holds it; by default it is looked for
+    beside the bundle. Raises BundleError, BackboneMismatchError, DataError (no backbone found),
+    ParityError.
+    """
+    held = bundle.open_bundle(path)
+    artefact = bundle.find_backbone(held.manifest.backbone, backbone or path.parent)
+    bundle.match(held.manifest.backbone, artefact, held.manifest.domain)
+    _require_graphs(held)
+    golden = golden_of(held)
+    slots = load_safetensors(held.blob(held.names("slots")[0]))
+    # Tapped twins are made after a failure only, so the folder stays until all was compared.
+    with weights_folder(artefact, patch_of(held)) as folder:
+        try:
+            under_test = _subjects(held, artefact, slots, folder)
+        except GraphError as err:
+            # Whatever a graph of a bundle does wrong, the bundle is not what its manifest says.
+            raise BundleError(f"{path}: {err.message}", fix="export the domain again") from err
+        report = parity.compare(
+            golden,
+            under_test.subjects,
+            slots,
+            preprocessing(held),
+            tolerance=held.manifest.selftest.tolerance_relative if tolerance is None else tolerance,
+            threads=threads,
+        ).require()
+    return BundleCheck(
+        path,
+        artefact.path,
+        held.manifest.domain,
+        report,
+        held.checks,
+        under_test.relinked,
+        under_test.not_run,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderTest:
+    """What is compared, which graphs were linked anew, and what was left out."""
+
+    subjects: tuple[Subject, ...]
+    relinked: tuple[str, ...]
+    not_run: tuple[str, ...]
+
+
+def _subjects(
+    held: Bundle, artefact: BackboneArtefact, slots: subjects.Slots, folder: Path
+) -> _UnderTest:
+    """Return what is compared, its sessions made from the weights in ``folder``."""
+    found: list[Subject] = []
+    relinked: tuple[str, ...] = ()
+    not_run: tuple[str, ...] = ()
+    tapped: dict[str, subjects.Builder] = {}
+    if _has_onnx():
+        from toolchain.export.check import relink
+
+        linked = relink.relink(held, artefact)
+        relinked = linked.identical
+        tapped = linked.tapped(folder, slots)
+        found.append(subjects.staged(linked.halves, folder))
+    else:
+        not_run = (
+            "staged, and linking anew from domain.onnx: the packages onnx and onnx-ir are not "
+            "installed (pip install 'da3-toolchain[check]')",
+        )
+    for name in linked_names(held):
+        graph = held.blob(f"{name}.onnx")
+        found.append(subjects.shipped(name, graph, folder, slots, tapped=tapped.get(name)))
+    return _UnderTest(tuple(found), relinked, not_run)
+
+
+def _require_graphs(held: Bundle) -> None:
+    """A bundle without a graph, or with one under another role, would pass by not running it."""
+    wanted = {(name.partition("-")[0], f"{name}.onnx") for name in SHIPPED}
+    found = {(role, name) for role in LINKED_ROLES for name in held.names(role)}
+    if wanted != found:
+        raise BundleError(
+            f"expected the linked graphs {sorted(wanted)} (role, name), got {sorted(found)}",
+            fix="export the domain again",
+        )
+
+
+def linked_names(held: Bundle) -> tuple[str, ...]:
+    """Return the stems of a bundle's linked graphs: ``swap-if``, ..."""
+    names = [n for role in LINKED_ROLES for n in held.names(role)]
+    return tuple(name.removesuffix(".onnx") for name in names)
+
+
+def _has_onnx() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("onnx", "onnx_ir"))

@@ -1,0 +1,141 @@
+"""Take the reference from PyTorch, and choose pictures that bring each gate into both states.
+
+Rules of this file: fp32, eager, evaluation mode, and deterministic: the search looks at a number of
+pictures fixed by the backbone's cost, never at a clock. Pictures with a gate so close to its
+threshold that rounding could turn it are left out and counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from toolchain.bundle.golden import FORCE, PROBES, Golden, probe, shifted
+from toolchain.pictures.preprocess import Preprocessing, normalise
+from toolchain.training.adapt.attached import AttachedModel, Trace, arrays, domain_state
+from toolchain.training.data.splits import Split
+
+SEARCH_FLOPS = 60_000_000_000
+SEARCH_RANGE = (16, 1024)
+MARGIN = 1e-3
+# Pixels of one batch in PyTorch: larger ones fall out of the caches and take twice the time.
+BATCH_PIXELS = 8 * 224 * 224
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Golden cases and how they were found.
+
+    ``golden``: covers both states of every gate. ``others``: further natural pictures that fill a
+    batch. ``searched``: pictures looked at; ``ambiguous``: those left out for a gate too close to
+    its threshold.
+    """
+
+    golden: Golden
+    others: Golden
+    searched: int
+    ambiguous: int
+
+
+def choose(
+    model: AttachedModel, split: Split, preprocess: Preprocessing, *, count: int, batch: int = 16
+) -> Chosen:
+    """Search ``split`` for golden cases: up to ``count`` natural ones, plus up to two forced."""
+    low, high = SEARCH_RANGE
+    searched = min(len(split), max(low, min(high, SEARCH_FLOPS // max(1, model.anatomy.flops))))
+    rows = np.unique(np.linspace(0, len(split) - 1, searched).round().astype(np.int64))
+    pixels, _ = split.batch(rows)
+    seen = observe(model, preprocess, pixels)
+    clear = np.flatnonzero((np.abs(seen.gates) >= MARGIN).all(axis=1))
+    usable = clear if len(clear) else np.arange(len(rows))
+    picked = _cover(seen.gates[usable] >= 0, min(count, len(usable)))
+    rest = [i for i in range(len(usable)) if i not in picked][: max(0, batch - len(picked))]
+    golden = _with_forced(model, preprocess, seen.take(usable[picked]))
+    others = seen.take(usable[np.asarray(rest, np.int64)])
+    return Chosen(golden, others, len(rows), len(rows) - len(clear))
+
+
+def _gates(trace: Trace, batch: int) -> npt.NDArray[np.float32]:
+    if not trace.gates:
+        return np.zeros((batch, 0), np.float32)
+    return torch.cat(list(trace.gates.values()), dim=1).numpy()
+
+
+def _cover(opened: npt.NDArray[np.bool_], count: int) -> list[int]:
+    """Pick rows greedily until every reachable state of every gate is seen; fill up in order."""
+    states = np.concatenate([opened, ~opened], axis=1)
+    wanted = states.any(axis=0)
+    picked: list[int] = []
+    while len(picked) < count:
+        gain = (states & wanted).sum(axis=1)
+        gain[picked] = -1
+        best = int(gain.argmax())
+        if gain[best] < 0:
+            break
+        picked.append(best)
+        wanted &= ~states[best]
+    return picked
+
+
+def _with_forced(model: AttachedModel, preprocess: Preprocessing, natural: Golden) -> Golden:
+    """Add a case that opens every gate never seen open, and one that closes the others."""
+    opened = natural.gates >= 0
+    parts = [natural]
+    for missing, amount in ((~opened.any(axis=0), FORCE), ((opened).all(axis=0), -FORCE)):
+        if missing.any():
+            shift = np.where(missing, np.float32(amount), np.float32(0))
+            parts.append(observe(model, preprocess, natural.pixels[:1], shift))
+    return join(parts)
+
+
+def join(parts: list[Golden]) -> Golden:
+    """Put cases of one model together."""
+    names = ("pixels", "shifts", "logits", "gates", "probes")
+    merged = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
+    return Golden(**merged, gate_sites=parts[0].gate_sites, sites=parts[0].sites)
+
+
+def observe(
+    model: AttachedModel,
+    preprocess: Preprocessing,
+    pixels: npt.NDArray[np.uint8],
+    shift: npt.NDArray[np.float32] | None = None,
+) -> Golden:
+    """Return what PyTorch says of pictures uint8 ``[K, S, S, 3]``, gates shifted by ``[G]``."""
+    # Copies: arrays() shares memory with the parameters that are about to change.
+    before = {name: value.copy() for name, value in arrays(domain_state(model)).items()}
+    gate_sites = tuple(name for name in model.sites if f"{name}.gate.bias" in before)
+    amount = np.zeros(len(gate_sites), np.float32) if shift is None else shift
+    _put(model, shifted(before, gate_sites, amount))
+    size = max(1, BATCH_PIXELS // (pixels.shape[1] * pixels.shape[2]))
+    batches = [pixels[start : start + size] for start in range(0, len(pixels), size)]
+    try:
+        seen = [_run(model, normalise(preprocess, batch)) for batch in batches]
+    finally:
+        _put(model, before)
+    logits, gates, probes = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+    shifts = np.tile(amount, (len(pixels), 1))
+    return Golden(pixels, shifts, logits, gates, probes, gate_sites, tuple(model.sites))
+
+
+@torch.no_grad()
+def _run(
+    model: AttachedModel, images: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], ...]:
+    """Return logits, gate logits and probes of one batch."""
+    model.train(False)
+    trace = model.trace(torch.from_numpy(images))
+    assert trace.logits is not None
+    none = np.zeros((len(images), 0, PROBES), np.float32)
+    blocks = [probe(trace.results[name].numpy()) for name in model.sites]
+    probes = np.stack(blocks, axis=1) if blocks else none
+    return trace.logits.numpy(), _gates(trace, len(images)), probes
+
+
+def _put(model: AttachedModel, slots: dict[str, npt.NDArray[np.float32]]) -> None:
+    model.domain.load_state_dict(
+        {name: torch.from_numpy(value) for name, value in slots.items()}, strict=False
+    )

@@ -1,0 +1,80 @@
+"""Link a bundle's graphs anew from its halves, to show that they are what the halves say.
+
+Rules of this file: needs onnx and onnx-ir, no torch. A graph that does not come out byte for byte
+was altered, or written by another version of the linker; both are told apart from a mere parity
+failure because they are refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from toolchain.bundle import BackboneArtefact, Bundle
+from toolchain.bundle.manifest import LINKED_ROLES
+from toolchain.core.errors import BundleError
+from toolchain.export.check import subjects
+from toolchain.export.graph import store
+from toolchain.export.graph.link import Linking, link, named
+from toolchain.export.graph.names import SLOTS_FILE
+from toolchain.export.graph.split import Split, read_split
+
+
+@dataclass(frozen=True, slots=True)
+class Relinked:
+    """The halves of a bundle and the graphs linked from them that equal the shipped ones."""
+
+    halves: Split
+    linkings: Mapping[str, Linking]
+
+    @property
+    def identical(self) -> tuple[str, ...]:
+        """Names of the graphs that came out byte for byte: all of them."""
+        return tuple(self.linkings)
+
+    def tapped(
+        self, folder: Path, slots: Mapping[str, npt.NDArray[Any]]
+    ) -> dict[str, subjects.Builder]:
+        """Return builders of tapped twins by graph name."""
+        return {
+            name: subjects.tapped(self.halves, linking, folder, slots)
+            for name, linking in self.linkings.items()
+        }
+
+
+def relink(held: Bundle, artefact: BackboneArtefact) -> Relinked:
+    """Link every shipped graph anew. Raises BundleError naming one that differs."""
+    halves = read_halves(held, artefact)
+    rates = {b.name: b.rate for b in held.manifest.gates.blocks if b.rate is not None}
+    linkings = {
+        name.removesuffix(".onnx"): named(name.removesuffix(".onnx"), rates)
+        for role in LINKED_ROLES
+        for name in held.names(role)
+    }
+    for name, linking in linkings.items():
+        if store.to_bytes(link(halves, linking)) != held.blob(f"{name}.onnx"):
+            raise BundleError(
+                f"{name}.onnx is not what linking the bundle's halves gives",
+                fix="export the domain again; or check it with the very toolchain that wrote it "
+                f"({held.manifest.provenance.get('toolchain')})",
+            )
+    return Relinked(halves, linkings)
+
+
+def read_halves(held: Bundle, artefact: BackboneArtefact) -> Split:
+    """Return the split that a bundle and its backbone make."""
+    backbone = store.read_graph(artefact.graph_path)
+    domain = store.from_bytes(held.blob(held.names("domain")[0]), what="domain.onnx")
+    store.load_tensors(domain, SLOTS_FILE, held.blob(held.names("slots")[0]))
+    # The linker keeps references as they are: slots point into the file that the bundle carries.
+    return read_split(backbone, _referenced(domain, held))
+
+
+def _referenced(domain: Any, held: Bundle) -> Any:
+    """Point the checked tensors into the slots file again, so that linking writes references."""
+    data = held.blob(held.names("slots")[0])
+    return store.externalise(domain, store.Packed(SLOTS_FILE, data, store.places(data)))

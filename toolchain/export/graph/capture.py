@@ -1,0 +1,340 @@
+"""Capture an attached model as one ONNX graph without control flow.
+
+Rules of this file: the exporter runs with ``optimize=False``, the only setting that neither
+renames, re-values nor merges initializers; every cut point is a named value; domain tensors are
+kept out of reach of any folding by turning them into graph inputs while it runs. It does not split
+or link, and gates stay dense here (``Where``): the linker adds the control flow.
+
+Initializers are called as in the state dict: the backbone's behind ``backbone.``, the domain's by
+slot name. Cut points are named as in :mod:`toolchain.export.graph.names`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript import optimizer
+from torch import Tensor, nn
+
+from toolchain.core.errors import CaptureError
+from toolchain.export.graph.fold import fix_reshapes
+from toolchain.export.graph.names import (
+    BACKBONE,
+    FEATURES,
+    IMAGE,
+    LOGITS,
+    TARGETS,
+    Cut,
+    Opset,
+)
+from toolchain.training.adapt.attached import AttachedModel, Trace, domain_state
+from toolchain.training.adapt.blocks import Site
+
+MAX_BATCH = 4096
+FOLD_LIMIT_ELEMENTS = 1 << 16
+NEIGHBOUR_TOLERANCE = 1e-3
+"""How far, of its own range, an answer may move when a picture is run alone: rounding only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """One graph, all of whose initializers carry their PyTorch names and values."""
+
+    model: ir.Model
+    opset: Opset
+    cuts: tuple[Cut, ...]
+    slots: tuple[str, ...]
+
+
+def capture(model: AttachedModel, *, target: str = "onnxruntime") -> Captured:
+    """Capture ``model`` in evaluation mode with a dynamic batch.
+
+    Raises CaptureError when the exporter cannot trace it (a Python ``if`` on a tensor is named as
+    such), or when an initializer differs from its PyTorch tensor.
+    """
+    dialect = TARGETS[target]
+    model.train(False)
+    _check_runs_batches(model)
+    notes = _Notes([], [])
+    program = _export(_Recorder(model, notes), model.anatomy.input_shape, dialect)
+    for value, name in zip(program.graph.outputs, notes.names, strict=True):
+        value.name = name
+    _check_free_batch(program)
+    program.ir_version = dialect.ir_version
+    slots = tuple(domain_state(model))
+    _rename_initializers(program)
+    _check_one_to_one(program, model)
+    _clean(program, slots)
+    _check_cuts(program, notes.names)
+    return Captured(program, dialect, tuple(notes.cuts), slots)
+
+
+@dataclass(slots=True)
+class _Notes:
+    """What the traced forward tells about itself; export restores a module's own attributes."""
+
+    names: list[str]
+    cuts: list[Cut]
+
+
+class _Recorder(nn.Module):
+    """Return every cut point as an output, each tensor once, and note the names given."""
+
+    def __init__(self, model: AttachedModel, notes: _Notes) -> None:
+        super().__init__()
+        self.model = model
+        self.notes = notes
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        trace = self.model.trace(image)
+        named = _Names()
+        self.notes.cuts[:] = [
+            _site_cut(name, site, trace, named) for name, site in self.model.anatomy.named_sites()
+        ]
+        named.give(FEATURES, trace.features)
+        named.give(LOGITS, trace.logits)
+        self.notes.names[:] = list(named.tensors)
+        return tuple(named.tensors.values())
+
+
+class _Names:
+    """Tensors by name; a tensor that has a name keeps it."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def give(self, name: str, tensor: Tensor | None) -> str:
+        assert tensor is not None
+        for known, other in self.tensors.items():
+            if other is tensor:
+                return known
+        self.tensors[name] = tensor
+        return name
+
+
+def _site_cut(name: str, site: Site, trace: Trace, named: _Names) -> Cut:
+    """Name one site's tensors; an input that an earlier site returned keeps that name."""
+    source = named.give(f"in.{name}", trace.inputs[name])
+    output = named.give(f"block.{name}", trace.outputs[name])
+    if name in trace.corrections:
+        named.give(f"adaptor.{name}", trace.corrections[name])
+        named.give(f"out.{name}", trace.results[name])
+    if name in trace.gates:
+        named.give(f"gate.{name}", trace.gates[name])
+    return Cut(
+        name, site.name, source, output, site.layout, site.in_shape, site.out_shape, site.flops
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own chatter (stdout, deprecations of its dependencies) out of ours."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+_FIXED_BATCH = "write x.shape[0] or -1 in place of a number, and do not loop over the batch"
+
+
+def _check_runs_batches(model: AttachedModel) -> None:
+    """Run two pictures: the exporter tells little of a module that takes no second.
+
+    The first of them alone must answer alike, and no run may change the backbone.
+    """
+    noise = np.random.default_rng(0).standard_normal((2, *model.anatomy.input_shape))
+    pictures = torch.from_numpy(noise.astype(np.float32))
+    before = {name: t.clone() for name, t in model.backbone.state_dict().items()}
+    try:
+        with torch.no_grad():
+            both = _cut_points(model, pictures)
+    except (RuntimeError, ValueError, IndexError, AssertionError) as err:
+        raise CaptureError(
+            f"the model fixes the batch size: it does not run on two pictures: {_first_line(err)}",
+            fix=_FIXED_BATCH,
+        ) from err
+    _check_unchanged(before, model.backbone)
+    with torch.no_grad():
+        _check_alone(_cut_points(model, pictures[:1]), both)
+
+
+def _cut_points(model: AttachedModel, pictures: Tensor) -> dict[str, Tensor]:
+    """Return what each block and the head answer, in the order of the forward."""
+    trace = model.trace(pictures)
+    assert trace.logits is not None
+    named = {site.name: trace.outputs[name] for name, site in model.anatomy.named_sites()}
+    return {**named, LOGITS: trace.logits}
+
+
+def _check_unchanged(before: dict[str, Tensor], backbone: nn.Module) -> None:
+    for name, tensor in backbone.state_dict().items():
+        if not torch.equal(tensor.nan_to_num(), before[name].nan_to_num()):
+            raise CaptureError(
+                f"backbone tensor {name!r} changes in an evaluation forward, expected a frozen one",
+                fix="write to it in training mode only, or take the counter out",
+            )
+
+
+def _check_alone(alone: dict[str, Tensor], both: dict[str, Tensor]) -> None:
+    for name, one in alone.items():
+        want = both[name][:1]
+        allowed = NEIGHBOUR_TOLERANCE * float(want.abs().max())
+        if one.shape != want.shape or float((one - want).abs().max()) > allowed:
+            raise CaptureError(
+                f"{name!r} answers a picture otherwise alone than beside another one: "
+                "expected an answer for each sample that its neighbours do not change",
+                fix="take no mean, norm or sum over the batch dimension in evaluation",
+            )
+
+
+def _check_free_batch(program: ir.Model) -> None:
+    """The exporter may specialise on the batch of its example without a word."""
+    for value in program.graph.outputs:
+        if value.shape is None or isinstance(value.shape[0], int):
+            raise CaptureError(
+                f"the model fixes the batch size while it is traced: {value.name!r} has the shape "
+                f"{value.shape}, expected a free first dimension",
+                fix=_FIXED_BATCH,
+            )
+
+
+def _export(recorder: _Recorder, shape: tuple[int, ...], dialect: Opset) -> ir.Model:
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    example = torch.zeros(2, *shape)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                recorder,
+                (example,),
+                dynamo=True,
+                optimize=False,
+                opset_version=dialect.opset,
+                input_names=[IMAGE],
+                dynamic_shapes=({0: batch},),
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as err:
+        raise _capture_error(err) from err
+    assert program is not None
+    return program.model
+
+
+def _capture_error(err: Exception) -> CaptureError:
+    causes: list[BaseException] = []
+    cause: BaseException | None = err
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__
+    text = " ".join(str(c) for c in causes)
+    if "data-dependent" in text or "DataDependent" in text or "GuardOn" in text:
+        return CaptureError(
+            "a Python `if`, loop or int() depends on a tensor's value, which no ONNX graph without "
+            f"control flow can hold: {_first_line(causes[-1])}",
+            fix="compute both sides and select with torch.where, or leave the module out of blocks",
+        )
+    if "Constraints violated" in text or "specialized" in text:
+        return CaptureError(
+            f"the model fixes the batch size while it is traced: {_first_line(causes[-1])}",
+            fix=_FIXED_BATCH,
+        )
+    return CaptureError(
+        f"PyTorch's exporter could not capture the model: {_first_line(causes[-1])}",
+        fix="run torch.export.export(model, (x,)) on it alone for the full report",
+    )
+
+
+def _first_line(err: BaseException) -> str:
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return lines[0] if lines else type(err).__name__
+
+
+def _rename_initializers(model: ir.Model) -> None:
+    graph = model.graph
+    for name, value in list(graph.initializers.items()):
+        bare = name.removeprefix("model.").removeprefix("domain.")
+        if bare != name:
+            value.name = bare
+
+
+def _check_one_to_one(program: ir.Model, model: AttachedModel) -> None:
+    """Hold the exporter to its word: each tensor once, under its own name, bit for bit."""
+    held = program.graph.initializers
+    domain = domain_state(model)
+    for name, tensor in {
+        **{BACKBONE + k: v for k, v in model.backbone.state_dict().items()},
+        **domain,
+    }.items():
+        if name not in held:
+            if name in domain:
+                raise CaptureError(
+                    f"slot {name!r} did not reach the graph",
+                    fix="use the adaptor's output; a slot that changes nothing cannot be swapped",
+                )
+            continue  # a backbone tensor that no output needs (the replaced classifier)
+        value = held[name].const_value
+        assert value is not None
+        want = tensor.detach().numpy()
+        got = value.numpy()
+        same = got.dtype == want.dtype and got.shape == want.shape
+        if not (same and np.array_equal(got, want, equal_nan=True)):
+            raise CaptureError(
+                f"initializer {name!r} differs from its PyTorch tensor",
+                fix="pin torch and onnxscript to the versions in constraints.txt",
+            )
+
+
+def _clean(model: ir.Model, slots: tuple[str, ...]) -> None:
+    """Fold the exporter's shape arithmetic and drop dead nodes; slots are out of reach."""
+    graph = model.graph
+    kept = {name: graph.initializers.pop(name) for name in slots}
+    constants = {name: value.const_value for name, value in kept.items()}
+    for value in kept.values():
+        value.const_value = None
+        graph.inputs.append(value)
+    with _quiet():
+        passes.RemoveUnusedNodesPass()(model)
+        optimizer.fold_constants(
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=FOLD_LIMIT_ELEMENTS,
+            output_size_limit=FOLD_LIMIT_ELEMENTS,
+        )
+        fix_reshapes(model)
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        passes.IdentityEliminationPass()(model)
+        passes.RemoveUnusedNodesPass()(model)
+    for name, value in kept.items():
+        graph.inputs.remove(value)
+        value.const_value = constants[name]
+        graph.register_initializer(value)
+    passes.TopologicalSortPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)
+
+
+def _check_cuts(model: ir.Model, names: list[str]) -> None:
+    """Cleaning may not rename, merge or drop an output."""
+    left = [value.name for value in model.graph.outputs]
+    if left != names:
+        lost = sorted(set(names) - {name or "" for name in left})
+        raise CaptureError(
+            f"cut points {lost} were lost while the graph was cleaned",
+            fix="a block that returns its input untouched cannot be cut: leave it out of blocks",
+        )

@@ -1,0 +1,240 @@
+"""From an attached model to its two halves, capturing as little as possible.
+
+Rules of this file: a split's *structure* depends on the backbone, the method and its options, never
+on a domain's values; so it is captured once per such interface and kept in a cache folder under the
+digest of everything that shapes it. A hit needs no exporter: the slots' values are put into the
+cached structure. What is captured is verified before it is cached: BatchNorm folding by running
+both graphs, the split by recomposing it, bit for bit. A cache entry whose bytes are not what its
+name says is captured again.
+
+The cache is an optimisation, never a source of truth: parity is checked after every export.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from toolchain.core import digest
+from toolchain.core.errors import CaptureError, Da3Error, GraphError, SplitError
+from toolchain.core.files import atomic_directory, make_folder, read_limited
+from toolchain.device.runtime.ort.session import Session
+from toolchain.export.graph import store
+from toolchain.export.graph.capture import capture
+from toolchain.export.graph.fold import fold_batchnorm
+from toolchain.export.graph.names import IMAGE, LOGITS, SLOTS_FILE, TARGETS, WEIGHTS_FILE
+from toolchain.export.graph.split import Split, read_split, recompose, split
+from toolchain.training.adapt.attached import AttachedModel, arrays, domain_state, weights_digest
+
+# Raised whenever the captured, folded or split graphs change for the same model.
+STRUCTURE_VERSION = 2
+FOLD_TOLERANCE = 1e-4
+# Another version of these may capture or fold another structure.
+_SHAPING = ("torch", "onnx-ir", "onnxscript")
+MAX_WEIGHTS_BYTES = 8 << 30
+_PARTS = ("backbone.onnx", "domain.onnx", WEIGHTS_FILE)
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """A split ready to be written: graphs that point into two safetensors files.
+
+    ``split`` carries references; ``weights`` and ``slots`` are the files' bytes; ``cached`` tells
+    whether the structure came from the cache.
+    """
+
+    split: Split
+    weights: bytes
+    slots: bytes
+    cached: bool
+
+    @property
+    def backbone_graph(self) -> bytes:
+        """The bytes of ``backbone.onnx``."""
+        return store.to_bytes(self.split.backbone)
+
+    @property
+    def domain_graph(self) -> bytes:
+        """The bytes of ``domain.onnx``."""
+        return store.to_bytes(self.split.domain)
+
+
+def make_halves(
+    model: AttachedModel, *, cache: Path | None = None, target: str = "onnxruntime"
+) -> Halves:
+    """Return the halves of ``model``; with ``cache``, reuse or fill that folder.
+
+    Raises CaptureError, SplitError.
+    """
+    values = arrays(domain_state(model))
+    entry = None if cache is None else cache / f"split-{digest.short(interface(model, target))}"
+    if entry is not None and entry.is_dir():
+        found = _read_entry(entry)
+        if found is not None:
+            return _filled(*found, values, cached=True)
+    structure, weights = _capture_verified(model, target)
+    if entry is not None:
+        _write_entry(entry, structure, weights)
+    return _filled(structure, weights, values, cached=False)
+
+
+def interface(model: AttachedModel, target: str = "onnxruntime") -> str:
+    """Return the digest of all that shapes a split: backbone, method, options, versions."""
+    return digest.sha256(
+        digest.canonical_json(
+            {
+                "weights": weights_digest(model),
+                "method": model.method,
+                "options": asdict(model.options),
+                "sites": [asdict(site) for site in model.anatomy.sites],
+                "head": model.anatomy.head,
+                "input": list(model.anatomy.input_shape),
+                "dialect": asdict(TARGETS[target]),
+                "packages": {name: version(name) for name in _SHAPING},
+                "structure": STRUCTURE_VERSION,
+            }
+        )
+    )
+
+
+def require_same_graphs(base: Halves, changed: Halves) -> None:
+    """Hold the halves of a changed backbone to the base's: only the weights file may differ.
+
+    Raises GraphError naming what else does.
+    """
+    for what, one, other in (
+        ("backbone", base.split.backbone, changed.split.backbone),
+        ("domain", base.split.domain, changed.split.domain),
+    ):
+        if store.to_bytes(one) != store.to_bytes(other):
+            raise GraphError(
+                f"expected the graph of the frozen {what} for the changed one, they differ in "
+                f"{', '.join(_differing(one, other)[:5]) or 'their nodes'}",
+                fix="use a method that leaves these as they are: da3, da2 or head",
+            )
+    if base.slots != changed.slots:
+        raise GraphError(
+            "expected the same slots beside the changed backbone, got others",
+            fix="report this model; a domain has one set of slots",
+        )
+
+
+def _differing(one: ir.Model, other: ir.Model) -> list[str]:
+    """Return the initializers that stand in the graphs themselves and are not the same in both."""
+    sides = [
+        {
+            name: value.const_value.tobytes()
+            for name, value in model.graph.initializers.items()
+            if value.const_value is not None
+            and not isinstance(value.const_value, ir.ExternalTensor)
+        }
+        for model in (one, other)
+    ]
+    first, second = sides
+    return sorted(n for n in first.keys() | second.keys() if first.get(n) != second.get(n))
+
+
+def _capture_verified(model: AttachedModel, target: str) -> tuple[Split, bytes]:
+    captured = capture(model, target=target)
+    picture = _probe(model)
+    before = _run(captured.model, picture)
+    fold_batchnorm(captured.model)
+    after = _run(captured.model, picture)
+    _compare_folded(before, after)
+    halves = split(captured.model, captured.cuts, captured.slots, captured.opset)
+    _compare_recomposed(halves, after, picture)
+    packed = store.pack_tensors(store.external_tensors(halves.backbone), WEIGHTS_FILE)
+    store.externalise(halves.backbone, packed)
+    return halves, packed.data
+
+
+def _probe(model: AttachedModel) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Two fixed noise pictures: enough to exercise every node of a graph without control flow."""
+    generator = np.random.default_rng(0)
+    return generator.normal(size=(2, *model.anatomy.input_shape)).astype(np.float32)
+
+
+def _run(model: ir.Model, picture: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    session = Session(store.to_bytes(model), exact=True, what="captured graph")
+    return session.run({IMAGE: picture})
+
+
+def _compare_folded(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    for name, value in before.items():
+        # A gate's logit is near zero by chance; what counts is its distance from the threshold.
+        least = 1.0 if name.startswith("gate.") else 0.0
+        scale = max(float(np.abs(value).max()), least) or 1.0
+        error = float(np.abs(value - after[name]).max())
+        if not error <= FOLD_TOLERANCE * scale:
+            raise CaptureError(
+                f"folding BatchNorm changed {name!r} by {error:.3g}, expected at most "
+                f"{FOLD_TOLERANCE:g} of its range {scale:.3g}",
+                fix="look for a BatchNorm with a running variance near zero before that block",
+            )
+
+
+def _compare_recomposed(halves: Split, want: Mapping[str, Any], picture: Any) -> None:
+    got = _run(recompose(halves), picture)
+    for name, value in want.items():
+        if name in got and not np.array_equal(got[name], value, equal_nan=True):
+            raise SplitError(
+                f"the halves do not recompose: {name!r} differs from the captured graph",
+                fix="report this model; the split must be exact",
+            )
+
+
+def _filled(
+    structure: Split, weights: bytes, values: Mapping[str, np.ndarray[Any, Any]], *, cached: bool
+) -> Halves:
+    """Put a domain's tensors into a structure: values, and the class count in shapes."""
+    held = structure.domain.graph.initializers
+    if sorted(values) != sorted(structure.slots):
+        raise SplitError(
+            f"the structure has the slots {sorted(structure.slots)}, the domain {sorted(values)}",
+            fix="clear the cache folder and export again",
+        )
+    for name, array in values.items():
+        tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
+        held[name].const_value = tensor
+        held[name].shape = tensor.shape
+    logits = next(v for v in structure.domain.graph.outputs if v.name == LOGITS)
+    assert logits.shape is not None
+    logits.shape = ir.Shape([logits.shape[0], values["head.bias"].shape[0]])
+    packed = store.pack_tensors(dict(values), SLOTS_FILE)
+    store.externalise(structure.domain, packed)
+    return Halves(structure, weights, packed.data, cached)
+
+
+def _write_entry(entry: Path, structure: Split, weights: bytes) -> None:
+    parts = (store.to_bytes(structure.backbone), store.to_bytes(structure.domain), weights)
+    index = {name: digest.sha256(data) for name, data in zip(_PARTS, parts, strict=True)}
+    make_folder(entry.parent, fix="choose another cache folder, or export without one")
+    with atomic_directory(entry, overwrite=True) as folder:
+        for name, data in zip(_PARTS, parts, strict=True):
+            (folder / name).write_bytes(data)
+        (folder / "index.json").write_bytes(digest.canonical_json(index))
+
+
+def _read_entry(entry: Path) -> tuple[Split, bytes] | None:
+    """Read a cache entry; None when it is damaged, so that it is captured again."""
+    try:
+        text = read_limited(entry / "index.json", limit_bytes=1 << 16, what="cache index")
+        index = json.loads(text)
+        parts = {
+            name: read_limited(entry / name, limit_bytes=MAX_WEIGHTS_BYTES, what="cached graph")
+            for name in _PARTS
+        }
+        if any(digest.sha256(data) != index[name] for name, data in parts.items()):
+            return None
+        backbone = store.from_bytes(parts["backbone.onnx"], what="cached backbone")
+        domain = store.from_bytes(parts["domain.onnx"], what="cached domain")
+        return read_split(backbone, domain), parts[WEIGHTS_FILE]
+    except (Da3Error, ValueError, KeyError, TypeError):
+        return None

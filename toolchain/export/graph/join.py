@@ -1,0 +1,60 @@
+"""Draw the join: ``result = source + upsample(correction)`` in the block's layout.
+
+Rules of this file: standard operators; nearest upsampling is a ``Resize`` followed by a plain
+``Add``, the form that onnxruntime keeps in its blocked layout (docs/decisions/0003-forms.md has the
+figures of the forms that lost). A correction of one cell broadcasts and is not resized.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from toolchain.core.errors import LinkError
+from toolchain.export.graph.builder import Sketch
+from toolchain.export.graph.names import Cut
+from toolchain.export.graph.split import Split
+
+_NEAREST = {
+    "mode": "nearest",
+    "coordinate_transformation_mode": "asymmetric",
+    "nearest_mode": "floor",
+}
+
+
+def add_correction(sketch: Sketch, halves: Split, cut: Cut, source: str, result: str) -> str:
+    """Draw the join into ``sketch``; returns ``result``."""
+    name = _upsampled(sketch, cut, coarse_grid(halves, cut), result)
+    if cut.layout == "NHWC":
+        name = sketch.node("Transpose", [name], f"{result}/nhwc", {"perm": [0, 2, 3, 1]})
+    elif cut.layout == "NLC":
+        tokens = sketch.constant(f"{result}/shape", [-1, 1, cut.out_shape[1]], np.int64)
+        name = sketch.node("Reshape", [name, tokens], f"{result}/nlc")
+    return sketch.node("Add", [source, name], result)
+
+
+def _upsampled(sketch: Sketch, cut: Cut, coarse: tuple[int, int], result: str) -> str:
+    sides = _sides(cut)
+    if coarse in ((1, 1), sides):
+        return cut.correction
+    ratios = [1.0, 1.0, sides[0] / coarse[0], sides[1] / coarse[1]]
+    scales = sketch.constant(f"{result}/scales", ratios, np.float32)
+    return sketch.node("Resize", [cut.correction, "", scales], f"{result}/up", _NEAREST)
+
+
+def coarse_grid(halves: Split, cut: Cut) -> tuple[int, int]:
+    """Return the height and width of the adaptor's grid."""
+    value = next(v for v in halves.domain.graph.outputs if v.name == cut.correction)
+    height, width = (None, None) if value.shape is None else value.shape[2:4]
+    if not isinstance(height, int) or not isinstance(width, int):
+        raise LinkError(
+            f"{cut.correction}: expected a fixed coarse grid, got {value.shape}",
+            fix="attach with a fixed input_shape",
+        )
+    return height, width
+
+
+def _sides(cut: Cut) -> tuple[int, int]:
+    if cut.layout == "NLC":
+        return 1, cut.out_shape[0]
+    first = 0 if cut.layout == "NHWC" else 1
+    return cut.out_shape[first], cut.out_shape[first + 1]

@@ -1,0 +1,179 @@
+"""From what an export knows to the manifests that it writes.
+
+Rules of this file: values in, values out; it decides nothing and measures nothing. Figures are
+rounded to six significant digits, so that two machines that agree write the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.metadata import version
+
+import onnx
+import onnxruntime
+
+from toolchain import bundle
+from toolchain.bundle import (
+    Adaptor,
+    BackboneArtefact,
+    BackboneBlock,
+    BackboneInput,
+    BackboneManifest,
+    BackboneRef,
+    GateBlock,
+    Gates,
+    GateStates,
+    Manifest,
+    Patch,
+    Plan,
+    Preprocess,
+    Requires,
+    Selftest,
+    Tap,
+)
+from toolchain.core import digest
+from toolchain.export.check.parity import ParityReport
+from toolchain.export.check.reference import Chosen
+from toolchain.export.graph.halves import Halves
+from toolchain.export.graph.names import TARGETS, Cut
+from toolchain.export.graph.split import Split
+from toolchain.recipe import Recipe
+from toolchain.training.adapt.checkpoint import Checkpoint
+
+DISTRIBUTION = "da3-toolchain"
+TIME_LIMIT_S = 60.0
+OWN_LICENCE = "see the backbone's source"
+
+
+def rounded(value: float) -> float:
+    """Return ``value`` with six significant digits."""
+    return float(f"{value:.6g}")
+
+
+def backbone(kept: Checkpoint, halves: Halves) -> BackboneManifest:
+    """Return the manifest of the backbone artefact; file entries are filled in when written."""
+    info = kept.info.backbone
+    dialect = TARGETS["onnxruntime"]
+    files = tuple(
+        bundle.BackboneFile(name, digest.sha256(data), len(data))
+        for name, data in (
+            ("backbone.onnx", halves.backbone_graph),
+            ("weights.safetensors", halves.weights),
+        )
+    )
+    return BackboneManifest(
+        schema="da3.backbone/1",
+        name=info.name,
+        weights_digest=info.weights_digest,
+        graph_digest=bundle.graph_digest(files[0].digest, files[1].digest),
+        input=BackboneInput(size=info.input_shape[1], channels=info.input_shape[0]),
+        opset=dialect.opset,
+        ir_version=dialect.ir_version,
+        files=files,
+        blocks=tuple(_block(cut) for cut in halves.split.cuts),
+        taps=taps(halves.split),
+        licence=OWN_LICENCE,
+        provenance={"toolchain": version(DISTRIBUTION), "torch": kept.info.versions.torch},
+    )
+
+
+def _block(cut: Cut) -> BackboneBlock:
+    return BackboneBlock(cut.site, cut.in_shape, cut.out_shape, cut.flops, cut.gateable)
+
+
+def taps(halves: Split) -> tuple[Tap, ...]:
+    """Return what a domain may read of the backbone: every graph output, without the batch."""
+    found = []
+    for value in halves.backbone.graph.outputs:
+        assert value.shape is not None
+        shape = tuple(d for d in list(value.shape)[1:] if isinstance(d, int))
+        found.append(Tap(value.name or "", shape, "float32"))
+    return tuple(found)
+
+
+def domain(
+    kept: Checkpoint,
+    recipe: Recipe,
+    halves: Halves,
+    *,
+    artefact: BackboneArtefact,
+    chosen: Chosen,
+    report: ParityReport,
+    plans: tuple[Plan, ...] = (),
+    patch: Patch | None = None,
+) -> Manifest:
+    """Return the manifest of a domain's bundle; files and slots are filled in when packed."""
+    info, metrics = kept.info, kept.info.metrics
+    own = artefact.manifest
+    return Manifest(
+        schema="da3.bundle/1",
+        min_agent="0.1",
+        created=bundle.created_now(),
+        domain=recipe.domain,
+        version=version(DISTRIBUTION),
+        release_counter=0,
+        files=(),
+        backbone=BackboneRef(own.name, own.weights_digest, own.graph_digest, own.taps),
+        adaptor=Adaptor(info.method, asdict(info.options), ()),
+        preprocess=Preprocess(**asdict(info.preprocess)),
+        classes=info.classes,
+        gates=Gates(
+            _gate_blocks(halves.split, metrics.gate_rates), rounded(metrics.executed_share)
+        ),
+        plans=plans,
+        requires=Requires(None, None, None),
+        selftest=_selftest(chosen, report),
+        parity=_parity(report),
+        metrics=_metrics(kept),
+        fallback=None,
+        provenance={
+            "toolchain": version(DISTRIBUTION),
+            "torch": info.versions.torch,
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "recipe_digest": info.recipe_digest,
+        },
+        licence=recipe.licence,
+        patch=patch,
+    )
+
+
+def _gate_blocks(halves: Split, rates: dict[str, float]) -> tuple[GateBlock, ...]:
+    return tuple(
+        GateBlock(
+            cut.site,
+            cut.gateable,
+            cut.flops,
+            rounded(rates[cut.site]) if cut.site in rates else None,
+        )
+        for cut in halves.cuts
+    )
+
+
+def _selftest(chosen: Chosen, report: ParityReport) -> Selftest:
+    states = {
+        site: GateStates(state.open, state.closed, state.forced)
+        for site, state in chosen.golden.states().items()
+    }
+    return Selftest("golden", "golden", len(chosen.golden), report.tolerance, states, TIME_LIMIT_S)
+
+
+def _parity(report: ParityReport) -> dict[str, int | float | str | bool | None]:
+    notes: dict[str, int | float | str | bool | None] = {}
+    for c in report.comparisons:
+        stem = f"{c.flavour}.batch{c.batch}"
+        notes[f"{stem}.max_abs"] = rounded(c.max_absolute)
+        notes[f"{stem}.max_relative"] = rounded(c.max_relative)
+        notes[f"{stem}.top1_mismatches"] = c.top1_mismatches
+        notes[f"{stem}.gate_mismatches"] = c.gate_mismatches
+    return notes | {"cases": report.cases, "forced": report.forced}
+
+
+def _metrics(kept: Checkpoint) -> dict[str, int | float | str | bool | None]:
+    metrics = kept.info.metrics
+    alone = metrics.head_accuracy
+    return {
+        "accuracy": rounded(metrics.accuracy),
+        "head_accuracy": None if alone is None else rounded(alone),
+        "executed_share": rounded(metrics.executed_share),
+    }

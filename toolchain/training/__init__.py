@@ -1,0 +1,64 @@
+"""The PyTorch side: attach a domain to a frozen backbone, train it, keep it.
+
+Rules of this room: only a domain's own tensors ever change; torch is imported when a name that
+needs it is first used, so that data and checkpoints can be read without it. ``blocks`` finds the
+places, ``adaptors`` is what joins there, ``attached`` joins it, ``training`` trains it,
+``checkpoint`` and ``models`` keep and restore it. ONNX is another room's (``graph``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from toolchain.core.lazy import lazily
+from toolchain.recipe import METHODS
+
+if TYPE_CHECKING:
+    from toolchain.training.adapt.attached import (
+        AttachedModel,
+        attach,
+        domain_state,
+        weights_digest,
+    )
+    from toolchain.training.adapt.checkpoint import Checkpoint, read
+    from toolchain.training.adapt.weights import load_backbone
+    from toolchain.training.loop.evaluation import Evaluation, evaluate
+    from toolchain.training.loop.models import build, load_checkpoint, restore, save
+    from toolchain.training.loop.progress import Progress, Quiet, Status, Terminal
+    from toolchain.training.loop.training import TrainReport, train
+
+__all__ = [
+    "METHODS",
+    "AttachedModel",
+    "Checkpoint",
+    "Evaluation",
+    "Progress",
+    "Quiet",
+    "Status",
+    "Terminal",
+    "TrainReport",
+    "attach",
+    "build",
+    "domain_state",
+    "evaluate",
+    "load_backbone",
+    "load_checkpoint",
+    "read",
+    "restore",
+    "save",
+    "train",
+    "weights_digest",
+]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "adapt.attached": ("AttachedModel", "attach", "domain_state", "weights_digest"),
+        "adapt.checkpoint": ("Checkpoint", "read"),
+        "loop.evaluation": ("Evaluation", "evaluate"),
+        "loop.models": ("build", "load_checkpoint", "restore", "save"),
+        "loop.progress": ("Progress", "Quiet", "Status", "Terminal"),
+        "loop.training": ("TrainReport", "train"),
+        "adapt.weights": ("load_backbone",),
+    },
+)

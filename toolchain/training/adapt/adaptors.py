@@ -1,0 +1,250 @@
+"""The domain's modules: additive adaptors, the dynamic gate, and how they join a block.
+
+Rules of this file: plain ``nn.Module`` on maps, per sample, no statistics across the batch unless
+the norm asked for says so; no backbone in sight. It does not find blocks and does not train; how
+rows skip their block in training stands in ``rows``.
+
+Semantics, per sample, everywhere in the project::
+
+    out = (block(x) if gate(x) >= 0 else x) + upsample(adaptor(x))
+
+``adaptor(x)`` is computed on an average-pooled map and returned at that coarse resolution: the
+upsampling belongs to the join, where a linker can fold it into the addition.
+
+The equations are a documented reconstruction: DA3 (Yang, Rakin, Fan, CVPR-W 2022) publishes that
+the adaptor is additive and doubles as the gate, not its layers. The lite residual follows TinyTL
+(Cai et al., NeurIPS 2020, section 3.2): pool, grouped convolution, norm, activation, 1x1
+convolution that starts at zero, nearest upsampling. The gate is a hard sigmoid with Gumbel noise
+and a straight-through gradient (Maddison et al., ICLR 2017; Jang et al., ICLR 2017).
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toolchain.core.errors import AttachError
+from toolchain.recipe import AdaptorOptions
+from toolchain.training.adapt.blocks import Layout, Site
+
+GATE_OPEN_AT_START = 2.0  # logit: nine gates of ten open under the training noise
+
+
+def channels_first(x: Tensor, layout: Layout) -> Tensor:
+    """View a block's map ``[N, H, W, C]`` or ``[N, L, C]`` as ``[N, C, H, W]``."""
+    if layout == "NHWC":
+        return x.permute(0, 3, 1, 2)
+    if layout == "NLC":
+        return x.permute(0, 2, 1).unsqueeze(2)
+    return x
+
+
+def channels_back(x: Tensor, layout: Layout) -> Tensor:
+    """Undo :func:`channels_first`."""
+    if layout == "NHWC":
+        return x.permute(0, 2, 3, 1)
+    if layout == "NLC":
+        return x.squeeze(2).permute(0, 2, 1)
+    return x
+
+
+class Pool(nn.Module):
+    """Average pooling to the adaptor's coarse grid, chosen once from the block's shapes.
+
+    The grid must divide the block's output map, so that nearest upsampling lands on whole cells:
+    the ratio is the largest common divisor not above the one asked for. Where the input is no whole
+    multiple of the output (odd maps under a stride), tokens (no grid) and ratio 0, the map is
+    pooled to one cell.
+    """
+
+    def __init__(self, site: Site, ratio: int) -> None:
+        super().__init__()
+        (self.in_channels, *source), (self.out_channels, *target) = _sizes(site)
+        self.up = self._ratio(target, ratio) if site.layout != "NLC" else 0
+        strides = [a // b for a, b in zip(source, target, strict=True)]
+        whole = all(s * b == a for s, a, b in zip(strides, source, target, strict=True))
+        self.window = tuple(self.up * s for s in strides) if self.up and whole else None
+        if self.window is None:
+            self.up = 0
+
+    @staticmethod
+    def _ratio(target: list[int], asked: int) -> int:
+        common = gcd(*target)
+        return max((d for d in range(1, asked + 1) if common % d == 0), default=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool ``[N, C, H, W]`` to the coarse grid ``[N, C, h, w]``."""
+        if self.window is None:
+            return x.mean((2, 3), keepdim=True)
+        return x if self.window == (1, 1) else F.avg_pool2d(x, self.window)
+
+
+def _sizes(site: Site) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return (channels, height, width) of a site's input and output."""
+    order = {"NCHW": (0, 1, 2), "NHWC": (2, 0, 1)}.get(site.layout)
+    if order is None:
+        (length, c_in), (out_length, c_out) = site.in_shape, site.out_shape
+        return (c_in, 1, length), (c_out, 1, out_length)
+    return (
+        tuple(site.in_shape[i] for i in order),
+        tuple(site.out_shape[i] for i in order),
+    )
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "group":
+        if channels < 2:
+            raise AttachError(
+                "norm='group' needs a rank of at least 2: one value alone has no spread",
+                fix="use norm='none' or a larger rank",
+            )
+        # At least two channels a group: on a 1x1 map a group of one would always be zero.
+        return nn.GroupNorm(max(1, gcd(channels, 8) // 2), channels)
+    return nn.Identity()
+
+
+class Adaptor(nn.Module):
+    """Lite residual on the pooled map: ``[N, C_in, h, w]`` to ``[N, C_out, h, w]``; zero at start.
+
+    Options: ``rank`` (hidden width), ``kernel`` and ``groups`` of the first convolution, ``norm``.
+    """
+
+    def __init__(self, site: Site, pool: Pool, options: AdaptorOptions) -> None:
+        super().__init__()
+        rank = min(options.rank, pool.out_channels)
+        groups = options.groups
+        if pool.in_channels % groups or rank % groups:
+            raise AttachError(
+                f"block {site.name!r}: groups={groups} does not divide its {pool.in_channels} "
+                f"channels and the adaptor's rank {rank}",
+                fix=f"use groups={gcd(pool.in_channels, rank)} or a divisor of it",
+            )
+        self.reduce = nn.Conv2d(
+            pool.in_channels, rank, options.kernel, padding=options.kernel // 2, groups=groups
+        )
+        self.norm = _norm(options.norm, rank)
+        self.expand = nn.Conv2d(rank, pool.out_channels, 1)
+        nn.init.zeros_(self.expand.weight)
+        if self.expand.bias is not None:
+            nn.init.zeros_(self.expand.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Map the pooled map to the additive correction at the coarse resolution."""
+        return self.expand(F.relu(self.norm(self.reduce(pooled))))  # type: ignore[no-any-return]
+
+
+class AttentionAdaptor(Adaptor):
+    """DA2's residual attention adaptor: the lite residual times a per-channel attention.
+
+    The attention reads the pooled map's mean: ``softmax`` spreads a fixed sum over the channels,
+    ``sigmoid`` and ``tanh`` weigh each by itself (DA2, arXiv 2012.01362v1; layers reconstructed).
+    """
+
+    def __init__(self, site: Site, pool: Pool, options: AdaptorOptions) -> None:
+        super().__init__(site, pool, options)
+        self.function = options.attention
+        self.attend = nn.Conv2d(pool.in_channels, pool.out_channels, 1, groups=self._groups(pool))
+
+    @staticmethod
+    def _groups(pool: Pool) -> int:
+        """Sparse attention: a full matrix would outweigh the adaptor it steers."""
+        return gcd(pool.in_channels, pool.out_channels)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Map the pooled map to the attended correction at the coarse resolution."""
+        scores: Tensor = self.attend(pooled.mean((2, 3), keepdim=True))
+        if self.function == "softmax":
+            weights = torch.softmax(scores, dim=1) * scores.shape[1]
+        else:
+            weights = torch.sigmoid(scores) if self.function == "sigmoid" else torch.tanh(scores)
+        return super().forward(pooled) * weights
+
+
+class Gate(nn.Module):
+    """One logit per sample from the adaptor's pooled map ``[N, C, h, w]``; open from zero on."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels, 1))
+        self.bias = nn.Parameter(torch.full((1,), GATE_OPEN_AT_START))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Return the logits ``[N, 1]``."""
+        return pooled.mean((2, 3)) @ self.weight + self.bias
+
+
+def decide(
+    logits: Tensor,
+    *,
+    noise: Tensor | None = None,
+    temperature: float = 1.0,
+    forced: Tensor | None = None,
+) -> Tensor:
+    """Turn gate logits into hard 0/1 decisions ``[N, 1]`` that pass a gradient.
+
+    ``noise``: logistic samples in training, None in evaluation. Forward: 1 where the (noisy) logit
+    is >= 0, or what is ``forced``. Backward, in training: the gradient of
+    ``sigmoid((logit + noise) / temperature)``, the straight-through estimator; in evaluation a
+    decision has no gradient.
+    """
+    shifted = logits if noise is None else logits + noise
+    hard = (shifted >= 0 if forced is None else forced).to(logits.dtype)
+    if noise is None:
+        return hard
+    soft = torch.sigmoid(shifted / temperature)
+    return hard + (soft - soft.detach())  # the bracket is exactly zero: the value stays 0 or 1
+
+
+def logistic_noise(shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    """Draw differences of two Gumbel variables, which are logistic (Maddison et al., section 3)."""
+    uniform = torch.rand(shape, generator=generator).clamp_(1e-6, 1 - 1e-6)
+    return torch.log(uniform) - torch.log1p(-uniform)
+
+
+def upsample(correction: Tensor, height: int, width: int) -> Tensor:
+    """Repeat each coarse cell of ``[N, C, h, w]`` over its window: nearest, whole ratios only."""
+    c, h, w = correction.shape[1:]
+    if (h, w) == (height, width) or (h, w) == (1, 1):
+        return correction  # broadcast does the rest
+    cells = correction[:, :, :, None, :, None].expand(-1, c, h, height // h, w, width // w)
+    return cells.reshape(-1, c, height, width)
+
+
+class BlockDomain(nn.Module):
+    """All that a domain adds to one block: pooling, adaptor and, where the shape allows, a gate."""
+
+    def __init__(
+        self, site: Site, options: AdaptorOptions, *, attention: bool = False, gated: bool = False
+    ) -> None:
+        super().__init__()
+        self.layout = site.layout
+        self.pool = Pool(site, options.pool)
+        kind = AttentionAdaptor if attention else Adaptor
+        self.adaptor = kind(site, self.pool, options)
+        self.gate = Gate(self.pool.in_channels) if gated and site.gateable else None
+
+    def coarse(self, x: Tensor) -> Tensor:
+        """Return a block's map on the adaptor's grid: ``[N, C, h, w]`` whatever the layout."""
+        pooled: Tensor = self.pool(channels_first(x, self.layout))
+        return pooled
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the correction ``[N, C, h, w]`` and the gate's logits ``[N, 1]`` or None."""
+        pooled = self.coarse(x)
+        return self.adaptor(pooled), None if self.gate is None else self.gate(pooled)
+
+    def join(self, x: Tensor, y: Tensor, correction: Tensor, opened: Tensor | None) -> Tensor:
+        """Combine a block's input, output, correction and decision into its adapted output.
+
+        The form that is exported: ``where`` picks, so that a closed gate hides even an infinite
+        block output, and a decision has no gradient. Training joins rows (``rows``).
+        """
+        if opened is not None:
+            y = torch.where(opened.reshape((-1,) + (1,) * (x.dim() - 1)) > 0, y, x)
+        first = channels_first(y, self.layout)
+        return channels_back(first + upsample(correction, *first.shape[2:]), self.layout)

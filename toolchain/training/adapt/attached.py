@@ -1,0 +1,403 @@
+"""Attach a domain to a frozen backbone.
+
+Rules of this file: the backbone's module tree, names and weights stay as they are; adaptors, gates,
+head and what a method has of its own in place of backbone tensors live beside it in
+``AttachedModel.domain`` and act through hooks that exist only while a forward runs. So one backbone
+object serves any number of domains, one forward at a time, and its state-dict keys are those of its
+own checkpoint. In training, rows whose gate is closed skip their block (``gated``), and with
+``lean`` frozen layers keep only what their gradients need (``lean``). Nothing here trains or
+exports.
+
+Law: after ``attach`` and after any training, ``weights_digest(model)`` is unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from toolchain.core import digest
+from toolchain.core.errors import AttachError, Fault, UnknownNameError
+from toolchain.core.fields import read_section, show
+from toolchain.recipe import METHOD_OPTIONS, METHODS, AdaptorOptions
+from toolchain.training.adapt import guards, rows
+from toolchain.training.adapt.adaptors import BlockDomain, decide, logistic_noise
+from toolchain.training.adapt.blocks import Anatomy, Site, examine
+from toolchain.training.adapt.dryrun import block_input, first_tensor, output_tensor
+from toolchain.training.adapt.gated import GatedForward
+from toolchain.training.adapt.methods import REGISTRY, Parts, Selection, Subject
+from toolchain.training.adapt.own import Own
+from toolchain.training.lean.mode import LeanMode
+from toolchain.training.lean.options import Lean, Precision
+
+HEAD = "head"
+OWN = "own"
+
+# oneDNN's convolutions need no reordering there, in either direction; "meta" stands for a CPU.
+_LAST_IS_FASTER = ("cpu", "meta")
+
+
+@dataclass(slots=True)
+class Trace:
+    """What happens at each cut point in one forward, by name; maps are ``[N, ...]``.
+
+    ``inputs``, ``outputs``: each block's input and the frozen block's own output, adapted or not;
+    the rest exists for adapted blocks only. ``corrections``: the
+    adaptor's answer on the coarse grid. ``gates``: logits ``[N, 1]``. ``results``: the adapted
+    output. ``features``: the head's input. ``opened``: the decisions used. Maps (``inputs``,
+    ``outputs``, ``corrections``, ``results``) are left out in training, and where they are not
+    asked for: they would keep every activation alive.
+    """
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    corrections: dict[str, Tensor] = field(default_factory=dict)
+    gates: dict[str, Tensor] = field(default_factory=dict)
+    opened: dict[str, Tensor] = field(default_factory=dict)
+    results: dict[str, Tensor] = field(default_factory=dict)
+    features: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class AttachedModel(nn.Module):
+    """A frozen backbone with one domain: maps ``[N, C, H, W]`` to logits ``[N, classes]``.
+
+    ``sites`` maps the adapted blocks' short names (``block03``) to where they are. In training mode
+    gates are sampled with Gumbel noise from ``generator``, as strong as ``noise_scale`` says; in
+    evaluation they are exact. ``lean`` says what layers keep for the backward pass, None for
+    PyTorch's own way. ``forced`` overrides decisions ``[N, 1]`` by block, for measurements.
+    ``slots_only`` leaves out what the method has of its own in place of backbone tensors.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        anatomy: Anatomy,
+        method: str,
+        classes: int,
+        options: AdaptorOptions,
+        *,
+        lean: Lean | None = None,
+        selection: Selection | None = None,
+        slots_only: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.anatomy = anatomy
+        self.method = method
+        self.classes = classes
+        self.options = options
+        self.selection: Selection = dict(selection or {})
+        self.generator: torch.Generator | None = None
+        self.temperature = 1.0
+        self.noise_scale = 1.0
+        self.forced: Mapping[str, Tensor] = {}
+        self.lean = lean if REGISTRY[method].lean else None
+        parts = REGISTRY[method].parts(Subject(backbone, anatomy, options, self.selection))
+        self.batch_statistics = parts.batch_statistics and not slots_only
+        self.sites: dict[str, Site] = dict(_adapted(anatomy, parts, options))
+        self.domain = nn.ModuleDict(
+            {
+                name: BlockDomain(site, options, attention=parts.attention, gated=parts.gates)
+                for name, site in self.sites.items()
+            }
+        )
+        self.domain[HEAD] = nn.Linear(anatomy.features, classes)
+        if parts.own and not slots_only:
+            guards.refuse_shared(backbone, parts.own)
+            self.domain[OWN] = Own(parts.own)
+        self._whole: set[str] = set()  # gated blocks that take or return more than one map
+        self.train(False)
+
+    @property
+    def own(self) -> Own | None:
+        """What the domain has of its own in place of backbone tensors."""
+        found = self.domain._modules.get(OWN)
+        assert found is None or isinstance(found, Own)
+        return found
+
+    def train(self, mode: bool = True) -> AttachedModel:
+        """Switch the domain's mode; the backbone stays in evaluation, its statistics never move."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits ``[N, classes]`` of normalised pictures ``[N, C, H, W]``."""
+        logits = self.trace(x, maps=False).logits
+        assert logits is not None
+        return logits
+
+    def trace(self, x: Tensor, *, maps: bool = True) -> Trace:
+        """Run once and return every cut point; without ``maps`` what is small alone."""
+        if any(module.training for module in self.backbone.modules()):
+            self.backbone.eval()  # someone switched a part of it: its statistics would move
+        seen = Trace()
+        lean = self.lean if torch.is_grad_enabled() else None
+        own = self.own
+        slices = own.slices(self.backbone) if own is not None and lean is not None else {}
+        mode = nullcontext() if lean is None else LeanMode(lean, slices)
+        with (
+            guards.alone(self.backbone),
+            self._hooked(seen, maps=maps and not self.training),
+            guards.batch_statistics(self.backbone, self.batch_statistics and self.training),
+            mode,
+        ):
+            if lean is not None:
+                x = self.laid_out(x)
+            answer = output_tensor(self._answer(x, parts=lean is None))
+            assert answer is not None
+            if self.anatomy.head is None:
+                seen.features, seen.logits = answer, self.domain[HEAD](answer)
+        if own is not None and isinstance(mode, LeanMode):
+            guards.refuse_unmet(own, self.backbone, mode)
+        return seen
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Return pictures in the layout that lean layers run fastest in."""
+        able = self.anatomy.channels_last and x.dim() == 4
+        last = able and x.device.type in _LAST_IS_FASTER
+        return x.contiguous(memory_format=torch.channels_last) if last else x
+
+    def _answer(self, x: Tensor, *, parts: bool) -> object:
+        """Run the backbone with what the domain has of its own."""
+        if self.own is None:
+            return self.backbone(x)
+        values = self.own.values(self.backbone, parts=parts)
+        # Modules are swapped in place, so one that stands in two places is swapped once: untied.
+        return torch.func.functional_call(self.backbone, values, (x,), tie_weights=False)
+
+    def executed_share(self, trace: Trace) -> Tensor:
+        """Return the share ``[N]`` of the backbone's multiply-adds that open gates execute.
+
+        A block without a gate always runs. The adaptors' own cost is not in it.
+        """
+        total = float(self.anatomy.flops)
+        shares = [
+            (1 - opened.reshape(-1)) * (self.sites[name].flops / total)
+            for name, opened in trace.opened.items()
+        ]
+        if not shares:
+            return torch.ones(1)
+        return 1 - torch.stack(shares).sum(0)
+
+    @contextmanager
+    def _hooked(self, seen: Trace, *, maps: bool) -> Iterator[None]:
+        learns = self.training and torch.is_grad_enabled()
+        with ExitStack() as stack:
+            for name, site in self.anatomy.named_sites():
+                block = self.backbone.get_submodule(site.name)
+                if learns:
+                    stack.enter_context(block.register_forward_pre_hook(guards.refuse_ungraded))
+                if self.training and self._gated(name):
+                    stack.enter_context(guards.replaced(block, self._skipping(name, block, seen)))
+                elif maps or name in self.sites:
+                    hook = self._block_hook(name, seen, maps=maps)
+                    handle = block.register_forward_hook(hook, with_kwargs=True, prepend=True)
+                    stack.enter_context(handle)
+            if self.anatomy.head is not None:
+                classifier = self.backbone.get_submodule(self.anatomy.head)
+                stack.enter_context(classifier.register_forward_hook(self._head_hook(seen)))
+            yield
+
+    def _gated(self, name: str) -> bool:
+        return name in self.sites and self._part(name).gate is not None
+
+    def _part(self, name: str) -> BlockDomain:
+        module = self.domain[name]
+        assert isinstance(module, BlockDomain)
+        return module
+
+    def _block_hook(self, name: str, seen: Trace, *, maps: bool) -> Any:
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            x, y = block_input(args, kwargs), first_tensor(output)
+            assert x is not None
+            assert y is not None
+            if maps:
+                seen.inputs[name], seen.outputs[name] = x, y
+            if name not in self.sites:
+                return None
+            if self.training:
+                result = self._corrected(name, x, y)
+            else:
+                result = self._adapt(name, x, y, seen, maps=maps)
+            return (result, *output[1:]) if isinstance(output, tuple) else result
+
+        return hook
+
+    def _adapt(self, name: str, x: Tensor, y: Tensor, seen: Trace, *, maps: bool) -> Tensor:
+        module = self._part(name)
+        correction, logits = module(x)
+        opened = None
+        if logits is not None:
+            opened = decide(logits, forced=self.forced.get(name))
+            seen.gates[name], seen.opened[name] = logits, opened
+        result = module.join(x, y, correction, opened)
+        if maps:
+            seen.corrections[name], seen.results[name] = correction, result
+        return result
+
+    def _corrected(self, name: str, x: Tensor, y: Tensor) -> Tensor:
+        """Add the correction of an adaptor without a gate."""
+        module = self._part(name)
+        return rows.corrected(y, module(x)[0], module.layout)
+
+    def _skipping(self, name: str, block: nn.Module, seen: Trace) -> GatedForward:
+        """Return a forward of a gated block that runs it for the rows whose gate is open."""
+
+        def choose(logits: Tensor) -> Tensor:
+            noise, forced = self._noise(logits), self.forced.get(name)
+            opened = decide(logits, noise=noise, temperature=self.temperature, forced=forced)
+            seen.gates[name], seen.opened[name] = logits, opened
+            return opened
+
+        kept: Precision = "fp32" if self.lean is None else self.lean.keep
+        part, run = self._part(name), block.forward
+        return GatedForward(name, part, run, choose, kept, self.generator, self._whole)
+
+    def _noise(self, logits: Tensor) -> Tensor:
+        noise = logistic_noise(logits.shape, self.generator)
+        return (self.noise_scale * noise).to(logits.device)
+
+    def _head_hook(self, seen: Trace) -> Any:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
+            pooled = args[0].dim() == 4  # the classifier is a convolution of one pixel
+            seen.features = args[0].flatten(1) if pooled else args[0]
+            seen.logits = self.domain[HEAD](seen.features)
+
+        return hook
+
+
+def _adapted(anatomy: Anatomy, parts: Parts, options: AdaptorOptions) -> Iterator[tuple[str, Site]]:
+    if not parts.adaptors:
+        return
+    for name, site in anatomy.named_sites():
+        if options.placement == "all" or site.gateable:
+            yield name, site
+
+
+def attach(
+    backbone: nn.Module,
+    *,
+    method: str = "da3",
+    classes: int,
+    input_shape: Sequence[int] = (3, 224, 224),
+    blocks: Iterable[str] | None = None,
+    head: str | None = None,
+    options: AdaptorOptions | None = None,
+    seed: int = 0,
+    lean: bool | Precision | Lean = False,
+    selection: Selection | None = None,
+    **overrides: Any,
+) -> AttachedModel:
+    """Join a frozen backbone with a fresh domain; ``method`` is one of ``methods.REGISTRY``.
+
+    ``input_shape`` (channels, height, width) fixes the blocks' shapes. ``blocks`` and ``head`` name
+    modules where the structure does not tell them (``head=""``: the backbone returns features).
+    Single options may be given by keyword: ``attach(net, classes=10, pool=2)``. The domain starts
+    from ``seed``; the global random state is left as it was. The backbone's parameters lose
+    ``requires_grad``; nothing else about it changes.
+
+    ``lean=True``: training keeps only what gradients need, which stay those of the stock layers for
+    the same layout of maps (mobiletl alone masks smooth activations); ``lean="int8"`` or
+    ``"half"``: inputs of trained layers wait in that precision, too (``lean.Lean`` has all
+    choices). ``selection``: what ``sparse`` updates (``sparse.search``).
+    Raises AttachError, UnknownNameError (method, option).
+    """
+    if method not in METHODS:
+        raise UnknownNameError("method", method, METHODS)
+    if type(classes) is not int or classes < 1:
+        raise AttachError(f"expected at least one class, got {show(classes)}", fix="pass classes=N")
+    known = {f.name for f in fields(AdaptorOptions)}
+    for key in overrides:
+        if key not in known:
+            raise UnknownNameError("adaptor option", key, known)
+    chosen = _checked({**asdict(options or AdaptorOptions()), **overrides})
+    guards.refuse_weights(backbone)
+    anatomy = examine(backbone, input_shape, blocks=blocks, head=head)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AttachedModel(
+            backbone,
+            anatomy,
+            method,
+            classes,
+            chosen,
+            lean=_lean(lean, method),
+            selection=selection,
+        )
+    if set(METHOD_OPTIONS[method]) & {"placement"} and not model.sites:
+        raise AttachError(
+            "no block keeps its shape, so none can take an adaptor under placement='gateable'",
+            fix="use placement='all'",
+        )
+    return model
+
+
+def _lean(asked: bool | Precision | Lean, method: str) -> Lean | None:
+    """Return what ``attach(lean=...)`` asks for."""
+    smooth = REGISTRY[method].smooth
+    if isinstance(asked, Lean):
+        return asked
+    if isinstance(asked, bool):
+        return Lean(smooth=smooth) if asked else None
+    if asked not in get_args(Precision):
+        raise AttachError(
+            f"expected lean as True, False or one of {', '.join(get_args(Precision))}, "
+            f"got {show(asked)}",
+            fix="pass lean=True for exact gradients",
+        )
+    return Lean(keep=asked, smooth=smooth)
+
+
+def _checked(values: Mapping[str, Any]) -> AdaptorOptions:
+    """Hold options given in code to the rules of the recipe."""
+    faults: list[Fault] = []
+    chosen = read_section(AdaptorOptions, "", values, faults)
+    if chosen is None:
+        lines = "\n  ".join(str(fault) for fault in faults)
+        raise AttachError(
+            f"expected adaptor options as in a recipe, got\n  {lines}",
+            fix="correct the options named above",
+        )
+    return chosen
+
+
+def backbone_state(backbone: nn.Module, head: str | None) -> dict[str, Tensor]:
+    """Return the tensors that make a backbone what it is.
+
+    The classifier is left out (a domain's head replaces it) and so are BatchNorm's batch counters,
+    which evaluation never reads.
+    """
+    prefix = f"{head}." if head else None
+    return {
+        name: tensor
+        for name, tensor in backbone.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+        and not (prefix is not None and name.startswith(prefix))
+    }
+
+
+def arrays(state: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return a state dict as numpy arrays on the host, same names and dtypes."""
+    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in state.items()}
+
+
+def weights_digest(model: AttachedModel) -> str:
+    """Return the identity of the model's frozen backbone (``sha256:...``)."""
+    return digest.weights_digest(arrays(backbone_state(model.backbone, model.anatomy.head)))
+
+
+def domain_state(model: AttachedModel) -> dict[str, Tensor]:
+    """Return the domain's tensors by slot name, BatchNorm's batch counters left out."""
+    return {
+        name: tensor
+        for name, tensor in model.domain.state_dict().items()
+        if "num_batches_tracked" not in name
+    }

@@ -1,0 +1,123 @@
+"""Which backbones exist: the entry-point group ``da3.backbones``.
+
+Rules of this room: a backbone is a value that a package publishes under a name; ours
+(``da3_models``) is found the same way as a user's. Looking one up imports its package only, never
+torch; the architecture is imported when ``build`` is called. A package that cannot be imported
+takes down no other: it is an error when its backbone is asked for. This room reads no weights (see
+``toolchain.training.adapt.weights``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
+
+from toolchain.core.errors import Da3Error, UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+GROUP = "da3.backbones"
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A frozen vision model that domains are attached to.
+
+    Attributes:
+        name: the entry point's name, for example ``resnet20``.
+        title: one line for a table.
+        build: returns the untrained model, with the class count that ``weights_file`` has.
+        input_size: side of the square input, in pixels; input is float32 [N, 3, size, size].
+        classifier: path of the last linear layer (``fc``), which a domain's head replaces.
+        licence: SPDX expression of architecture and weights.
+        source: where they come from.
+        weights_file: resource inside ``package``; None when no weights are shipped.
+        weights_sha256: digest of that file's bytes, ``sha256:<64 hex>``.
+        package: import package that carries ``weights_file``.
+
+    """
+
+    name: str
+    title: str
+    build: Callable[[], nn.Module]
+    input_size: int
+    classifier: str
+    licence: str
+    source: str
+    weights_file: str | None = None
+    weights_sha256: str | None = None
+    package: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse half a description of shipped weights: they are never loaded unchecked."""
+        parts = (self.weights_file, self.weights_sha256, self.package)
+        if any(parts) and not all(parts):
+            raise UsageError(
+                f"backbone {self.name!r}: expected weights_file, weights_sha256 and package "
+                f"together, got {parts}",
+                fix="give all three, or none when the package ships no weights",
+            )
+
+
+def available() -> tuple[str, ...]:
+    """Return the registered names, sorted; nothing is imported, so broken packages are listed."""
+    return tuple(sorted({entry.name for entry in entry_points(group=GROUP)}))
+
+
+def get(name: str) -> Backbone:
+    """Return the backbone registered as ``name``.
+
+    Raises:
+        UnknownNameError: no package registers it; the nearest names are listed.
+        Da3Error: two packages register it, its package cannot be imported, or what it
+            publishes is no ``Backbone`` of that name.
+
+    """
+    found = _owners(name)
+    if not found:
+        fix = f"a package registers its own through the entry-point group {GROUP!r}"
+        raise UnknownNameError("backbone", name, available(), fix=f"({fix})")
+    if len(found) > 1:
+        raise Da3Error(
+            f"backbone {name!r}: expected one package to register it, "
+            f"got {len(found)}: {', '.join(sorted(found))}",
+            fix="uninstall one of them, or rename its entry point",
+        )
+    ((owner, entry),) = found.items()
+    return _load(owner, entry)
+
+
+def _owners(name: str) -> dict[str, EntryPoint]:
+    """Return the entry points called ``name`` by "package (target)".
+
+    One installation can be seen twice (an editable install beside its own checkout): the same
+    package with the same target counts once.
+    """
+    entries = entry_points(group=GROUP, name=name)
+    return {f"{_package(entry)} ({entry.value})": entry for entry in entries}
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else entry.module
+
+
+def _load(owner: str, entry: EntryPoint) -> Backbone:
+    try:
+        value = entry.load()
+    except Exception as err:  # a stranger's package may raise anything while it is imported
+        raise Da3Error(
+            f"backbone {entry.name!r}: package {owner} cannot be loaded: "
+            f"{type(err).__name__}: {err}",
+            fix="repair or uninstall that package; the other backbones are not affected",
+        ) from err
+    if not isinstance(value, Backbone) or value.name != entry.name:
+        got = f"one named {value.name!r}" if isinstance(value, Backbone) else type(value).__name__
+        raise Da3Error(
+            f"backbone {entry.name!r}: expected package {owner} to publish a Backbone "
+            f"of that name, got {got}",
+            fix="publish a Backbone whose name is the entry point's",
+        )
+    return value

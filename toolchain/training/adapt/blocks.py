@@ -1,0 +1,329 @@
+"""Find the blocks of a backbone: the places where an adaptor joins and a gate may skip.
+
+Rules of this file: it looks at structure only (containers, calls, tensors), never at class names
+and never imports a model zoo; it runs the backbone on one picture and changes nothing in it.
+It does not decide what an adaptor looks like, and it does not attach anything.
+
+A *block* is a module that takes one map and returns one map of the same rank, holds at least two
+weighted layers, and is a child of a ``Sequential`` or ``ModuleList``. A module that only passes on
+what one of its own blocks returned is a container, not a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from toolchain.core.errors import AttachError
+from toolchain.training.adapt.dryrun import Call, dry_run, output_tensor, runs_channels_last
+
+Layout = Literal["NCHW", "NHWC", "NLC"]
+CONTAINERS = (nn.Sequential, nn.ModuleList)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One block of a backbone and what is known of it without running it again.
+
+    ``in_shape`` and ``out_shape`` are without the batch dimension. ``flops`` counts multiply-adds
+    for one sample. ``gateable``: input and output have one shape, so a closed gate can pass the
+    input on.
+    """
+
+    name: str
+    layout: Layout
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    flops: int
+
+    @property
+    def gateable(self) -> bool:
+        """Whether a closed gate can pass the block's input on in place of its output."""
+        return self.in_shape == self.out_shape
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """What dry runs tell of a backbone.
+
+    ``head``: name of the classifier that a domain's head replaces, or None when the backbone
+    returns features. ``features``: width of the head's input. ``flops``: multiply-adds of the whole
+    backbone for one sample, classifier excluded. ``channels_last``: it also runs on pictures whose
+    channels lie last.
+    """
+
+    sites: tuple[Site, ...]
+    head: str | None
+    features: int
+    flops: int
+    input_shape: tuple[int, ...]
+    channels_last: bool
+
+    def named_sites(self) -> Iterator[tuple[str, Site]]:
+        """Yield every block with its short name in slots and cut points: ``block03``."""
+        for index, site in enumerate(self.sites):
+            yield f"block{index:02d}", site
+
+
+def examine(
+    backbone: nn.Module,
+    input_shape: Sequence[int],
+    *,
+    blocks: Iterable[str] | None = None,
+    head: str | None = None,
+) -> Anatomy:
+    """Run ``backbone`` once on zeros ``[1, *input_shape]`` and describe its blocks and classifier.
+
+    ``blocks`` and ``head`` name modules where the structure does not tell; an empty ``head`` says
+    that the backbone returns features. Raises AttachError, saying what would help.
+    """
+    named = None if blocks is None else _named(blocks)
+    calls, output, counter = dry_run(backbone, tuple(input_shape))
+    names = _block_names(backbone, calls) if named is None else named
+    if not names:
+        raise AttachError(
+            f"found no blocks in {type(backbone).__name__}: no module inside a Sequential or "
+            "ModuleList takes and returns one map and holds two weighted layers",
+            fix=f"name them: attach(..., blocks={_suggested(backbone, calls)})",
+        )
+    head = _classifier_name(backbone, calls, output) if head is None else head or None
+    sites = tuple(_site(backbone, name, calls, counter) for name in names)
+    features = _features(backbone, head, calls, output)
+    prefix = f"{type(backbone).__name__}."
+    counts = counter.get_flop_counts()
+    total = sum(counts.get("Global", {}).values())
+    classifier = sum(counts.get(prefix + head, {}).values()) if head else 0
+    # FlopCounterMode counts a multiply-add as two operations; shares do not care, readers do.
+    return Anatomy(
+        sites,
+        head,
+        features,
+        (total - classifier) // 2,
+        tuple(input_shape),
+        runs_channels_last(backbone, tuple(input_shape)),
+    )
+
+
+def _named(blocks: object) -> list[str]:
+    """Return the blocks named by hand: a list of names, none twice or inside another."""
+    given = list(blocks) if isinstance(blocks, Iterable) else [blocks]
+    names = [name for name in given if isinstance(name, str)]
+    if isinstance(blocks, str) or len(names) < len(given):
+        raise AttachError(
+            f"expected blocks as a list of module names, got {blocks!r}",
+            fix="name them: attach(..., blocks=['layer1.0', 'layer1.1'])",
+        )
+    for index, inner in enumerate(names):
+        for other, outer in enumerate(names):
+            if index != other and f"{inner}.".startswith(f"{outer}."):
+                raise AttachError(
+                    f"blocks {outer!r} and {inner!r} overlap; expected each module once and none "
+                    "inside another",
+                    fix="leave one of them out of blocks=[...]",
+                )
+    return names
+
+
+def _weighted(module: nn.Module) -> int:
+    """Count the layers that hold a matrix or a kernel of their own."""
+    return sum(
+        any(p.dim() >= 2 for p in layer.parameters(recurse=False)) for layer in module.modules()
+    )
+
+
+def _is_plain_container(module: nn.Module) -> bool:
+    """Tell whether a module only holds its children or runs them in order: no own forward."""
+    if isinstance(module, nn.Sequential):
+        return type(module).forward is nn.Sequential.forward
+    lists = isinstance(module, nn.ModuleList | nn.ModuleDict)
+    return lists and type(module).forward is nn.Module.forward
+
+
+def _is_map_to_map(call: Call) -> bool:
+    given, returned = call.given, call.returned
+    return (
+        call.count == 1
+        and given is not None
+        and returned is not None
+        and given.dim() == returned.dim()
+        and given.dim() in (3, 4)
+        and given.is_floating_point()
+    )
+
+
+def _block_names(backbone: nn.Module, calls: dict[str, Call]) -> list[str]:
+    modules = dict(backbone.named_modules())
+    candidates = [
+        name
+        for name, module in modules.items()
+        if name
+        and isinstance(modules[name.rpartition(".")[0]], CONTAINERS)
+        and not _is_plain_container(module)
+        and _weighted(module) >= 2
+        and _is_map_to_map(calls[name])
+    ]
+    chosen: list[str] = []
+    for name in candidates:
+        inner = [other for other in candidates if other.startswith(name + ".")]
+        if any(calls[other].returned is calls[name].returned for other in inner):
+            continue  # a container with its own forward: it adds nothing around its last block
+        if not any(name.startswith(taken + ".") for taken in chosen):
+            chosen.append(name)
+    return chosen
+
+
+def _suggested(backbone: nn.Module, calls: dict[str, Call]) -> list[str]:
+    """Return what can be named by hand: modules like blocks that stand elsewhere, else layers."""
+    modules = {n: m for n, m in backbone.named_modules() if n and _is_map_to_map(calls[n])}
+    outer: list[str] = []
+    for least in (2, 1):
+        able = [
+            n for n, m in modules.items() if not _is_plain_container(m) and _weighted(m) >= least
+        ]
+        outer = outer or [n for n in able if not any(n.startswith(o + ".") for o in able)]
+    return outer
+
+
+def _classifier_name(backbone: nn.Module, calls: dict[str, Call], output: object) -> str | None:
+    answer = output_tensor(output)
+    if answer is None:
+        raise AttachError(
+            f"{type(backbone).__name__} returns {type(output).__name__}, expected a tensor",
+            fix="wrap it in a module that returns the logits or the features",
+        )
+    modules = dict(backbone.named_modules())
+    for name, call in calls.items():
+        if isinstance(modules[name], nn.Linear) and call.returned is answer:
+            return name
+        if _is_pixel_layer(modules[name], call) and _is_view(call.returned, answer):
+            return name
+    if answer.dim() == 2 and not _ends_in_scores(backbone, answer):
+        return None
+    raise AttachError(
+        f"found no classifier in {type(backbone).__name__}: no Linear layer returns its answer "
+        f"(shape {list(answer.shape)})",
+        fix="name it: attach(..., head='classifier.1'), or head='' if the answer is features; a "
+        "wrapper that returns pooled features helps where the classifier is no Linear layer",
+    )
+
+
+def _is_pixel_layer(module: nn.Module, call: Call) -> bool:
+    """Tell whether a module is a convolution that acts as a Linear layer on pooled features."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.groups == 1
+        and call.given is not None
+        and call.given.shape[2:] == (1, 1)
+    )
+
+
+def _is_view(tensor: Tensor | None, answer: Tensor) -> bool:
+    """Tell whether the answer is a tensor's values in another shape."""
+    return (
+        tensor is not None
+        and tensor.data_ptr() == answer.data_ptr()
+        and tensor.numel() == answer.numel()
+    )
+
+
+def _ends_in_scores(backbone: nn.Module, answer: Tensor) -> bool:
+    """Tell whether a 2-d answer came from a convolution used as a classifier."""
+    convs = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
+    return bool(convs) and convs[-1].out_channels == answer.shape[1] and convs[-1].bias is not None
+
+
+def _features(backbone: nn.Module, head: str | None, calls: dict[str, Call], output: object) -> int:
+    if head is None:
+        answer = output_tensor(output)
+        assert answer is not None  # _classifier_name raised otherwise
+        return int(answer.shape[-1])
+    module = dict(backbone.named_modules()).get(head)
+    if not isinstance(module, nn.Linear) and not (module and _is_pixel_layer(module, calls[head])):
+        raise AttachError(
+            f"head {head!r} is {type(module).__name__ if module else 'not a module'}, "
+            "expected a Linear layer (or a 1x1 convolution of one pixel)",
+            fix="name the last Linear layer of the backbone",
+        )
+    if calls[head].count != 1:
+        raise AttachError(
+            f"head {head!r} ran {calls[head].count} times in one forward, expected once",
+            fix="name the Linear layer that returns the logits",
+        )
+    given = calls[head].given
+    assert given is not None
+    return int(given.shape[-1] if isinstance(module, nn.Linear) else given.shape[1])
+
+
+def _site(backbone: nn.Module, name: str, calls: dict[str, Call], counter: FlopCounterMode) -> Site:
+    call = calls.get(name)
+    if call is None:
+        known = [n for n, m in backbone.named_children() if n and m is not None]
+        raise AttachError(
+            f"block {name!r} is not a module of {type(backbone).__name__}",
+            fix=f"its parts are {', '.join(known)}",
+        )
+    if not _is_map_to_map(call):
+        raise AttachError(
+            f"block {name!r} cannot take an adaptor: it ran {call.count} times and maps "
+            f"{_shape_text(call.given)} to {_shape_text(call.returned)}; expected one run from one "
+            "map to one map of the same rank (3 or 4 dimensions)",
+            fix="name a block that is run once with one tensor",
+        )
+    assert call.given is not None
+    assert call.returned is not None
+    if call.given.dtype != call.returned.dtype:
+        raise AttachError(
+            f"block {name!r} takes {call.given.dtype} and returns {call.returned.dtype}; a closed "
+            "gate passes the input on, so both must be equal",
+            fix="cast inside the block, or leave it out of blocks=[...]",
+        )
+    _refuse_overwritten(name, call)
+    flops = sum(counter.get_flop_counts().get(f"{type(backbone).__name__}.{name}", {}).values())
+    layout = _layout(backbone.get_submodule(name), name, calls, call.given)
+    return Site(
+        name, layout, tuple(call.given.shape[1:]), tuple(call.returned.shape[1:]), flops // 2
+    )
+
+
+def _refuse_overwritten(name: str, call: Call) -> None:
+    """Refuse a block whose input or output is written to in place: a gate chooses between them."""
+    for what, tensor, version in (
+        ("input", call.given, call.given_version),
+        ("output", call.returned, call.returned_version),
+    ):
+        if tensor is not None and tensor._version != version:
+            raise AttachError(
+                f"the {what} of block {name!r} is overwritten in place, so no gate and no adaptor "
+                "can rely on it",
+                fix="set inplace=False on the activations of the backbone, or name other blocks",
+            )
+
+
+def _shape_text(tensor: Tensor | None) -> str:
+    return "no tensor" if tensor is None else str(list(tensor.shape))
+
+
+def _layout(block: nn.Module, name: str, calls: dict[str, Call], given: Tensor) -> Layout:
+    """Tell where the channels are by what the block's layers were given.
+
+    A convolution has its channels first: it sees the block's map either as it is or turned. A
+    Linear or LayerNorm that is given the block's own shape works on channels that are last.
+    """
+    if given.dim() == 3:
+        return "NLC"
+    for part, layer in block.named_modules():
+        seen = calls[f"{name}.{part}" if part else name].given
+        if seen is None or seen.dim() != 4:
+            continue
+        if isinstance(layer, nn.Conv2d) and seen.shape[2:] == given.shape[2:]:
+            return "NCHW"
+        if isinstance(layer, nn.Conv2d) and seen.shape[2:] == given.shape[1:3]:
+            return "NHWC"
+        if isinstance(layer, nn.Linear | nn.LayerNorm) and seen.shape == given.shape:
+            return "NHWC"
+    return "NCHW"

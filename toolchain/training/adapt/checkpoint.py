@@ -1,0 +1,268 @@
+"""A trained domain on disk: ``adaptor.safetensors`` and ``adaptor.json`` in one folder.
+
+Rules of this file: numpy only, no torch, so that a checkpoint can be looked at anywhere; both files
+appear together or not at all; the JSON binds the tensors by their sha256 and both bind the backbone
+by its ``weights_digest``; everything is checked before it is handed out, and all faults are told at
+once. It does not build models (``models``) and does not keep half-done trainings (``state``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from toolchain.core import digest
+from toolchain.core.errors import CheckpointError, Fault
+from toolchain.core.fields import (
+    ListOf,
+    Nullable,
+    Section,
+    SectionOf,
+    choice,
+    key,
+    number,
+    printable,
+    read_section,
+    show,
+    text,
+    whole,
+)
+from toolchain.core.files import atomic_directory, read_limited
+from toolchain.pictures.preprocess import Preprocessing
+from toolchain.recipe import METHODS, AdaptorOptions
+
+FORMAT = 1
+TENSORS_FILE = "adaptor.safetensors"
+INFO_FILE = "adaptor.json"
+TENSORS_LIMIT_BYTES = 1 << 30
+INFO_LIMIT_BYTES = 1 << 22
+SLOTS_LIMIT = 20_000
+LISTED = 8
+"""How many tensors of one kind of fault are named before the rest is only counted."""
+
+_METADATA_KEY = "da3"
+_DIGEST = text(
+    "sha256: and 64 hexadecimal digits",
+    lambda value: re.fullmatch(digest.DIGEST_PATTERN, value) is not None,
+)
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """The rule for a mapping of names to numbers in [0, 1]."""
+
+    def read(self, path: str, value: object, faults: list[Fault]) -> dict[str, float]:
+        """Return the mapping, its values as floats; faults for what is no rate."""
+        if not isinstance(value, Mapping):
+            faults.append(Fault(path, f"expected names and rates, got {show(value)}"))
+            return {}
+        rule = number(0, 1)
+        return {
+            str(name): rule.read(f"{path}.{name}", rate, faults) for name, rate in value.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """The rule for a mapping of tensor names to rising channel numbers."""
+
+    def read(self, path: str, value: object, faults: list[Fault]) -> dict[str, tuple[int, ...]]:
+        """Return the mapping; faults for what names no channels."""
+        if not isinstance(value, Mapping) or len(value) > SLOTS_LIMIT:
+            faults.append(Fault(path, f"expected names and channels, got {show(value)}"))
+            return {}
+        rule = ListOf(whole(0, 65_535), 1, 65_536)
+        return {str(name): rule.read(f"{path}.{name}", one, faults) for name, one in value.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneInfo(Section):
+    """The backbone that a domain was trained on, and where the domain joins it."""
+
+    name: str = key(printable(200))
+    weights_digest: str = key(_DIGEST)
+    input_shape: tuple[int, int, int] = key(ListOf(whole(1, 65_536), 3, 3))
+    blocks: tuple[str, ...] = key(ListOf(printable(500), 0, 2000))
+    head: str | None = key(Nullable(printable(500)))
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics(Section):
+    """What the domain reaches on its test split; shares and rates in 0..1."""
+
+    accuracy: float = key(number(0, 1))
+    head_accuracy: float | None = key(Nullable(number(0, 1)))
+    executed_share: float = key(number(0, 1))
+    gate_rates: dict[str, float] = key(Rates())
+
+
+@dataclass(frozen=True, slots=True)
+class Versions(Section):
+    """What trained it."""
+
+    toolchain: str = key(printable(100))
+    torch: str = key(printable(100))
+
+
+@dataclass(frozen=True, slots=True)
+class Info(Section):
+    """Everything about a domain but its tensors; the content of ``adaptor.json``."""
+
+    format: int = key(whole(FORMAT, FORMAT))
+    domain: str = key(printable(200))
+    title: str = key(printable(200))
+    licence: str = key(printable(200))
+    method: str = key(choice(*METHODS))
+    options: AdaptorOptions = key(SectionOf(AdaptorOptions))
+    classes: tuple[str, ...] = key(ListOf(printable(500), 1, 100_000))
+    preprocess: Preprocessing = key(SectionOf(Preprocessing))
+    backbone: BackboneInfo = key(SectionOf(BackboneInfo))
+    metrics: Metrics = key(SectionOf(Metrics))
+    recipe_digest: str = key(_DIGEST)
+    seed: int = key(whole(0, 2**31 - 1))
+    versions: Versions = key(SectionOf(Versions))
+    tensors_sha256: str = key(_DIGEST)
+    selection: dict[str, tuple[int, ...]] = key(Channels(), default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A domain as it lies on disk: ``tensors`` are float32 arrays by slot name."""
+
+    info: Info
+    tensors: Tensors
+
+
+def write(folder: Path, info: Info, tensors: Tensors, *, overwrite: bool = False) -> Checkpoint:
+    """Write both files into the new directory ``folder`` and return what was written.
+
+    ``info.tensors_sha256`` is filled in here. Raises CheckpointError for tensors that are not
+    finite float32, ExistsError, StorageError; nothing is left behind then.
+    """
+    faults = list(value_faults(tensors))
+    if faults:
+        raise _unfit(folder, faults, "train again with a lower learning rate")
+    bound = {_METADATA_KEY: _bond(info.backbone.weights_digest)}
+    data = safetensors.save({name: np.ascontiguousarray(t) for name, t in tensors.items()}, bound)
+    document = asdict(info) | {"tensors_sha256": digest.sha256(data)}
+    with atomic_directory(folder, overwrite=overwrite) as partial:
+        (partial / TENSORS_FILE).write_bytes(data)
+        (partial / INFO_FILE).write_bytes(digest.canonical_json(document))
+    return Checkpoint(_info(folder / INFO_FILE, digest.canonical_json(document)), dict(tensors))
+
+
+def read(folder: Path) -> Checkpoint:
+    """Return the checkpoint in ``folder``, checked as far as it goes without its backbone.
+
+    Raises CheckpointError (JSON faults with their key paths, damaged or foreign tensors, values
+    that are not finite float32), StorageError for missing or oversized files.
+    """
+    path = folder / INFO_FILE
+    info = _info(path, read_limited(path, limit_bytes=INFO_LIMIT_BYTES, what="checkpoint"))
+    path = folder / TENSORS_FILE
+    data = read_limited(path, limit_bytes=TENSORS_LIMIT_BYTES, what="checkpoint")
+    if (found := digest.sha256(data)) != info.tensors_sha256:
+        raise CheckpointError(
+            f"{path}: expected {info.tensors_sha256} as {INFO_FILE} says, got {found}",
+            fix="the file is damaged or from another training: train again, or copy both files",
+        )
+    tensors = _parsed(path, data, info.backbone.weights_digest)
+    if faults := list(value_faults(tensors)):
+        raise _unfit(path, faults, "train again; a checkpoint holds finite float32 tensors only")
+    return Checkpoint(info, tensors)
+
+
+def value_faults(tensors: Tensors) -> Iterator[str]:
+    """Yield what keeps tensors from being a domain's, whatever the model."""
+    wrong = [f"{n} ({t.dtype.name})" for n, t in tensors.items() if t.dtype != np.float32]
+    yield from listed("not float32", wrong)
+    holed = [
+        n for n, t in tensors.items() if t.dtype.kind == "f" and not bool(np.isfinite(t).all())
+    ]
+    yield from listed("not finite (NaN or Inf)", holed)
+
+
+def shape_faults(expected: Mapping[str, tuple[int, ...]], tensors: Tensors) -> Iterator[str]:
+    """Yield which slots are missing, extra or of another shape than ``expected``."""
+    yield from listed("missing", [name for name in expected if name not in tensors])
+    yield from listed("extra", [name for name in tensors if name not in expected])
+    wrong = [
+        f"{name} (expected {list(shape)}, got {list(tensors[name].shape)})"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    yield from listed("wrongly shaped", wrong)
+
+
+def listed(kind: str, names: list[str]) -> Iterator[str]:
+    """Yield one line naming the first few of ``names``, or nothing."""
+    if names:
+        rest = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        yield f"{kind}: {', '.join(names[:LISTED])}{rest}"
+
+
+def _unfit(where: Path, faults: list[str], fix: str) -> CheckpointError:
+    lines = "\n  ".join(faults)
+    return CheckpointError(f"{where}: expected a domain's tensors, got\n  {lines}", fix=fix)
+
+
+def _bond(weights_digest: str) -> str:
+    # One key: safetensors writes several in no fixed order, and the same domain is the same bytes.
+    bond = {"format": FORMAT, "backbone_weights_digest": weights_digest}
+    return digest.canonical_json(bond).decode()
+
+
+def _info(path: Path, data: bytes) -> Info:
+    try:
+        value = json.loads(data, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as err:
+        raise CheckpointError(
+            f"{path}: expected JSON, got: {err}", fix="train the domain again"
+        ) from err
+    faults: list[Fault] = []
+    info = read_section(Info, "", value, faults)
+    if info is None:
+        lines = "\n  ".join(str(fault) for fault in faults)
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of format {FORMAT}, got\n  {lines}",
+            fix="train the domain again with this version",
+        )
+    return info
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _parsed(path: Path, data: bytes, weights_digest: str) -> dict[str, npt.NDArray[Any]]:
+    try:
+        tensors = safetensors.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, ValueError, KeyError, TypeError) as err:
+        raise CheckpointError(
+            f"{path}: expected a safetensors file, got: {err}", fix="train the domain again"
+        ) from err
+    if len(tensors) > SLOTS_LIMIT or any(math.prod(t.shape) == 0 for t in tensors.values()):
+        raise CheckpointError(
+            f"{path}: expected 1 to {SLOTS_LIMIT} tensors, none of them empty, got {len(tensors)}",
+            fix="train the domain again",
+        )
+    bond = (header.get("__metadata__") or {}).get(_METADATA_KEY)
+    if bond != _bond(weights_digest):
+        raise CheckpointError(
+            f"{path}: expected the metadata {_bond(weights_digest)}, got {bond}",
+            fix="the two files belong to different trainings: copy both from one",
+        )
+    return tensors

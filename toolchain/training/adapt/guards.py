@@ -1,0 +1,134 @@
+"""What a forward through somebody's backbone asks of it, and puts back.
+
+Rules of this file: each function looks at one thing that would make a domain learn nothing, or
+learn something wrong, and refuses it with the fix; or it changes a backbone for the length of one
+block of code and undoes it, whatever happens there. The domain is joined in ``attached``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolchain.core.errors import AttachError
+from toolchain.training.adapt.own import Own, Partial
+from toolchain.training.lean.mode import LeanMode
+
+_BUSY = "_da3_forward"
+
+
+@contextmanager
+def replaced(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a block run ``forward`` in place of its own inside the block of code."""
+    before = block.__dict__.get("forward")
+    block.forward = forward
+    try:
+        yield
+    finally:
+        del block.forward
+        if before is not None:
+            block.forward = before
+
+
+@contextmanager
+def batch_statistics(backbone: nn.Module, wanted: bool) -> Iterator[None]:
+    """Let BatchNorm layers use and count the batch's statistics inside the block of code."""
+    kind = nn.modules.batchnorm._BatchNorm
+    norms = [m for m in backbone.modules() if isinstance(m, kind)] if wanted else []
+    for norm in norms:
+        norm.training = True
+    try:
+        yield
+    except ValueError as err:
+        if "more than 1 value per channel" not in str(err):
+            raise
+        raise AttachError(
+            f"expected maps with several values per channel for a batch's statistics, got one: "
+            f"{err}",
+            fix="use a larger batch or larger pictures, or a method without them, such as bias",
+        ) from err
+    finally:
+        for norm in norms:
+            norm.training = False
+
+
+@contextmanager
+def alone(backbone: nn.Module) -> Iterator[None]:
+    """Refuse a second forward on one backbone object while one runs: hooks would mix."""
+    own = object()
+    if vars(backbone).setdefault(_BUSY, own) is not own:  # one step for all threads
+        raise AttachError(
+            "expected one forward at a time on a backbone, got one inside or beside another",
+            fix="give each thread a backbone of its own (copy.deepcopy), or run a bundle: Runner "
+            "serves any number of threads",
+        )
+    try:
+        yield
+    finally:
+        del vars(backbone)[_BUSY]
+
+
+def refuse_ungraded(block: nn.Module, _: object) -> None:
+    """Refuse a block that runs without gradients where the forward around it has them.
+
+    Reentrant checkpointing does so and recomputes without the domain, which would not learn.
+    """
+    if not torch.is_grad_enabled():
+        raise AttachError(
+            f"expected {type(block).__name__} to run with gradients, got one that the backbone "
+            "runs without, as checkpointing of activations does",
+            fix="switch checkpointing off in the backbone; attach with lean=True saves more",
+        )
+
+
+def refuse_shared(backbone: nn.Module, own: Mapping[str, object]) -> None:
+    """Refuse to replace a tensor that two modules share, or that no module holds as such."""
+    owners: dict[int, list[str]] = {}
+    for prefix, module in backbone.named_modules():
+        held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for leaf, tensor in held:
+            owners.setdefault(id(tensor), []).append(f"{prefix}.{leaf}" if prefix else leaf)
+    plain = {names[0] for names in owners.values() if len(names) == 1}
+    if wrong := sorted(set(own) - plain):
+        raise AttachError(
+            "expected tensors that one module holds by themselves, got shared or computed ones: "
+            f"{', '.join(wrong[:4])}",
+            fix="give each module a tensor of its own, or use the method da3",
+        )
+
+
+def refuse_unmet(own: Own, backbone: nn.Module, mode: LeanMode) -> None:
+    """Refuse partly trained kernels that no convolution ran with: they would not learn."""
+    unmet = [
+        name
+        for name, version in own.versions()
+        if isinstance(version, Partial) and id(backbone.get_parameter(name)) not in mode.met
+    ]
+    if unmet:
+        raise AttachError(
+            f"expected kernels that a convolution takes as they are, got others: {unmet[0]}",
+            fix="leave them out of the selection, or attach with lean=False",
+        )
+
+
+def refuse_weights(backbone: nn.Module) -> None:
+    """Refuse what no graph of ours can hold; a buffer may be infinite, as masks are."""
+    weights = dict(backbone.named_parameters())
+    for name, tensor in {**weights, **dict(backbone.named_buffers())}.items():
+        if not tensor.is_floating_point() or nn.parameter.is_lazy(tensor):
+            continue
+        if tensor.dtype != torch.float32:
+            raise AttachError(
+                f"backbone tensor {name!r}: expected float32, got {tensor.dtype}",
+                fix="attach to backbone.float()",
+            )
+        broken = ~tensor.isfinite() if name in weights else tensor.isnan()
+        if bool(broken.any()):
+            raise AttachError(
+                f"backbone tensor {name!r}: expected finite values, got NaN or Inf",
+                fix="load the backbone's weights again",
+            )

@@ -1,0 +1,238 @@
+"""What a domain has of its own in place of a backbone's tensors.
+
+Rules of this file: the backbone is never written to. A domain's *version* of a tensor is a module
+that takes the frozen value and returns the one that the forward runs with; it starts at the frozen
+value, so a fresh domain answers as the backbone does. Adapters of convolutions are versions too: a
+1x1 convolution beside or after a convolution is linear in the same input, so it folds into the
+kernel, exactly, and costs nothing when it runs. Which tensors a method takes is told in
+``methods``; a bundle carries what differs (``graph``, ``bundle``).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from toolchain.core.errors import AttachError
+from toolchain.training.lean.conv import Slice
+
+if TYPE_CHECKING:
+    from toolchain.training.adapt.attached import AttachedModel
+
+MASK_AT_START = 1e-2
+MASK_THRESHOLD = 5e-3
+
+
+class Version(nn.Module):
+    """A domain's version of one tensor: ``forward`` maps the frozen value to it, same shape."""
+
+    def __init__(self, base: Tensor) -> None:
+        super().__init__()
+        self.elements = base.numel()
+
+    def forward(self, base: Tensor) -> Tensor:
+        """Return the tensor that takes the place of ``base``."""
+        raise NotImplementedError
+
+    def deployed_bytes(self) -> int:
+        """Return what a bundle stores of it, in bytes: the whole tensor in float32.
+
+        However few numbers made it: adapters and deltas come out folded into the frozen value.
+        """
+        return 4 * self.elements
+
+
+class Replaced(Version):
+    """The tensor itself, learned; as a buffer where it is a statistic."""
+
+    value: Tensor
+
+    def __init__(self, base: Tensor, *, learned: bool = True) -> None:
+        super().__init__(base)
+        value = base.detach().clone()
+        if learned:
+            self.value = nn.Parameter(value)
+        else:
+            self.register_buffer("value", value)
+
+    def forward(self, base: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the domain's own value."""
+        return self.value
+
+
+class _Step(torch.autograd.Function):
+    """1 above the threshold, else 0; the gradient passes as if it were the identity."""
+
+    @staticmethod
+    def forward(ctx: object, scores: Tensor) -> Tensor:  # noqa: ARG004
+        return (scores > MASK_THRESHOLD).to(scores.dtype)
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> Tensor:  # noqa: ARG004
+        return grads[0]
+
+
+class Masked(Version):
+    """Piggyback: a real score per weight, thresholded to a binary mask in the forward.
+
+    Scores start at 1e-2, the threshold is 5e-3, the step's gradient is the identity (Mallya et al.,
+    ECCV 2018, section 3). A bundle stores one bit per weight.
+    """
+
+    def __init__(self, base: Tensor) -> None:
+        super().__init__(base)
+        self.scores = nn.Parameter(torch.full_like(base, MASK_AT_START))
+
+    def forward(self, base: Tensor) -> Tensor:
+        """Return ``base`` with the masked weights at zero."""
+        mask: Tensor = _Step.apply(self.scores)  # type: ignore[no-untyped-call]
+        return base * mask
+
+    def deployed_bytes(self) -> int:
+        """Return one bit per weight, in whole bytes."""
+        return -(-self.elements // 8)
+
+
+class Beside(Version):
+    """Parallel residual adapter: ``conv(x, W) + conv1x1(x, A)``, folded into one kernel.
+
+    ``A`` [O, I / groups] starts at zero and is added at the kernel's centre (Rebuffi et al., CVPR
+    2018, section 3).
+    """
+
+    def __init__(self, base: Tensor) -> None:
+        super().__init__(base)
+        self.adapter = nn.Parameter(torch.zeros_like(base[:, :, 0, 0]))
+
+    def forward(self, base: Tensor) -> Tensor:
+        """Return the kernel [O, I / groups, kH, kW] with the adapter at its centre."""
+        above, left = (base.shape[2] - 1) // 2, (base.shape[3] - 1) // 2
+        edges = (left, base.shape[3] - 1 - left, above, base.shape[2] - 1 - above)
+        return base + nn.functional.pad(self.adapter[:, :, None, None], edges)
+
+
+class After(Version):
+    """Series residual adapter: ``y + conv1x1(y, A)`` of ``y = conv(x, W)``, folded into one kernel.
+
+    ``A`` [groups, O / groups, O / groups] starts at zero (Rebuffi et al., NeurIPS 2017, section 3;
+    before the normalisation, as in their CVPR 2018 form, which is linear and so can be folded).
+    """
+
+    def __init__(self, base: Tensor, groups: int) -> None:
+        super().__init__(base)
+        width = base.shape[0] // groups
+        self.adapter = nn.Parameter(base.new_zeros(groups, width, width))
+
+    def forward(self, base: Tensor) -> Tensor:
+        """Return ``W + A W`` [O, I / groups, kH, kW], group by group."""
+        rows = base.reshape(self.adapter.shape[0], self.adapter.shape[1], -1)
+        return base + torch.bmm(self.adapter, rows).reshape(base.shape)
+
+    def deployed_bytes(self) -> int:
+        """Return that of the kernel, or of a factor per channel where the adapter is just that."""
+        groups, width, _ = self.adapter.shape
+        return 4 * groups if width == 1 else super().deployed_bytes()
+
+
+class Partial(Version):
+    """Sparse update: a kernel of which some input channels are learned.
+
+    ``index`` names the channels; ``delta`` [O, k, kH, kW] (of a depthwise kernel [k, 1, kH, kW])
+    starts at zero and is added there (Lin et al., NeurIPS 2022, section 3.2).
+    """
+
+    index: Tensor
+
+    def __init__(self, base: Tensor, channels: tuple[int, ...], *, depthwise: bool) -> None:
+        super().__init__(base)
+        self.axis = 0 if depthwise else 1
+        known = base.shape[self.axis]
+        if not channels or sorted(set(channels)) != list(channels) or not channels[-1] < known:
+            raise AttachError(
+                f"expected channels in rising order below {known}, got {list(channels)[:8]}",
+                fix="take them from adapt.sparse.search",
+            )
+        self.register_buffer("index", torch.tensor(channels), persistent=False)
+        self.delta = nn.Parameter(torch.zeros_like(base.index_select(self.axis, self.index)))
+
+    def forward(self, base: Tensor) -> Tensor:
+        """Return the kernel with the learned part added."""
+        return base.index_add(self.axis, self.index, self.delta)
+
+
+class Own(nn.Module):
+    """The versions of one domain, in a tree that mirrors the backbone's names.
+
+    So the slots read ``own.layer1.0.conv1.weight.scores``.
+    """
+
+    def __init__(self, versions: Mapping[str, Version]) -> None:
+        super().__init__()
+        for name, version in versions.items():
+            *path, leaf = name.split(".")
+            place: nn.Module = self
+            for part in path:
+                if part not in place._modules:
+                    place.add_module(part, nn.Module())
+                place = place.get_submodule(part)
+            place.add_module(leaf, version)
+        self.names = tuple(versions)
+
+    def versions(self) -> Iterator[tuple[str, Version]]:
+        """Yield each version with the name of the backbone's tensor that it replaces."""
+        for name in self.names:
+            version = self.get_submodule(name)
+            assert isinstance(version, Version)
+            yield name, version
+
+    def values(self, backbone: nn.Module, *, parts: bool = True) -> dict[str, Tensor]:
+        """Return the tensors that replace the backbone's, by name.
+
+        Without ``parts`` partial kernels are left out: a lean convolution adds theirs by itself.
+        """
+        frozen = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+        return {
+            name: version(frozen[name])
+            for name, version in self.versions()
+            if parts or not isinstance(version, Partial)
+        }
+
+    def slices(self, backbone: nn.Module) -> dict[int, Slice]:
+        """Return partial kernels by the identity of the frozen one, for :class:`LeanMode`."""
+        return {
+            id(backbone.get_parameter(name)): Slice(version.delta, version.index)
+            for name, version in self.versions()
+            if isinstance(version, Partial)
+        }
+
+
+def base(model: AttachedModel) -> AttachedModel:
+    """Return the frozen backbone with the slots of ``model`` alone, none of its own tensors."""
+    return _with_slots(model, model.backbone)
+
+
+def patched(model: AttachedModel) -> AttachedModel | None:
+    """Return the model as slots on a changed copy of the backbone; None where nothing is changed.
+
+    The copy holds the domain's versions in place of the frozen tensors, in evaluation mode.
+    """
+    if model.own is None:
+        return None
+    with torch.no_grad():
+        values = {name: value.clone() for name, value in model.own.values(model.backbone).items()}
+    changed = copy.deepcopy(model.backbone)
+    changed.load_state_dict(values, strict=False)
+    return _with_slots(model, changed)
+
+
+def _with_slots(model: AttachedModel, backbone: nn.Module) -> AttachedModel:
+    twin = type(model)(
+        backbone, model.anatomy, model.method, model.classes, model.options, slots_only=True
+    )
+    kept = {k: v for k, v in model.domain.state_dict().items() if not k.startswith("own.")}
+    twin.domain.load_state_dict(kept)
+    return twin

@@ -1,0 +1,245 @@
+"""Backbone weights: from a file, or from the package that ships them, into a module.
+
+Rules of this room: weights are checked before they are used (size, digest, names, shapes, finite
+values), and all faults of a file are told at once; nothing is ever initialised at random unless
+the caller gives a seed and so says that it wants that. Only tensors are read: ``.safetensors``, or
+``.pth`` / ``.pt`` through ``weights_only``, which runs no code from the file. Adaptor checkpoints
+are another subject (``checkpoint``), and freezing belongs to ``attach``.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from toolchain.core import digest, files
+from toolchain.core.errors import UsageError, WeightsError
+from toolchain.training.adapt import backbones
+from toolchain.training.adapt.backbones import Backbone
+
+LIMIT_BYTES = 2 * 1024**3
+LIMIT_TENSORS = 20_000
+LISTED = 8
+"""How many tensors of one kind of fault are named before the rest is only counted."""
+
+_COUNTER = (
+    ".num_batches_tracked"  # BatchNorm's step counter: old checkpoints lack it, eval never reads it
+)
+_WRAPPERS = ("state_dict", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where weights come from, and the digest that they must have."""
+
+    path: Path
+    sha256: str | None
+    backbone: str
+
+
+def load_backbone(
+    name: str,
+    *,
+    weights: Path | None = None,
+    sha256: str | None = None,
+    untrained_seed: int | None = None,
+) -> nn.Module:
+    """Return the backbone ``name`` with its weights, float32, in eval mode.
+
+    Args:
+        name: a registered backbone (``toolchain.training.adapt.backbones.available``).
+        weights: ``.safetensors``, ``.pth`` or ``.pt``; without it the shipped file is used.
+        sha256: digest of the bytes of ``weights``, with or without ``sha256:`` in front.
+        untrained_seed: initialise from this seed instead of reading weights; for
+            benchmarks and tests. The global random state is left as it was.
+
+    The classifier takes the class count of the file (a domain's head replaces it later), so
+    weights trained for another number of classes load unchanged. BatchNorm's
+    ``num_batches_tracked`` may be absent.
+
+    Raises:
+        UnknownNameError: no such backbone.
+        UsageError: options that contradict each other.
+        WeightsError: no weights, a wrong digest, a damaged file, missing, extra or wrongly shaped
+            tensors, NaN or infinite values.
+        StorageError: the file cannot be read.
+
+    """
+    backbone = backbones.get(name)
+    if untrained_seed is not None:
+        if weights is not None or sha256 is not None:
+            raise UsageError(
+                f"backbone {name!r}: expected weights or untrained_seed, got both",
+                fix="leave out one of them",
+            )
+        return _build(backbone, untrained_seed)
+    if weights is not None:
+        return _loaded(backbone, _Source(Path(weights), sha256, name))
+    if sha256 is not None:
+        raise UsageError(
+            f"backbone {name!r}: expected sha256 together with weights, got sha256 alone",
+            fix="name the weights file that this digest belongs to",
+        )
+    return _loaded_shipped(backbone)
+
+
+def _build(backbone: Backbone, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return backbone.build().eval()
+
+
+def _loaded_shipped(backbone: Backbone) -> nn.Module:
+    if backbone.weights_file is None or backbone.package is None:
+        raise WeightsError(
+            f"backbone {backbone.name!r}: expected a weights file, got none; none is shipped",
+            fix="give a .safetensors or .pth file as weights",
+        )
+    resource = resources.files(backbone.package) / backbone.weights_file
+    with resources.as_file(resource) as path:
+        if not path.is_file():
+            raise WeightsError(
+                f"backbone {backbone.name!r}: expected the weights that package "
+                f"{backbone.package!r} ships at {path}, got no such file",
+                fix=f"install {backbone.package} again",
+            )
+        return _loaded(backbone, _Source(path, backbone.weights_sha256, backbone.name))
+
+
+def _loaded(backbone: Backbone, source: _Source) -> nn.Module:
+    tensors = _read(source)
+    # Every value is overwritten below; the seed only keeps the global random state untouched.
+    model = _build(backbone, seed=0)
+    _fit_classifier(model, backbone.classifier, tensors)
+    _check(model.state_dict(), tensors, source)
+    model.load_state_dict(dict(tensors), strict=False)
+    return model
+
+
+def _read(source: _Source) -> Mapping[str, Tensor]:
+    """Return the file's named tensors; size and digest are checked before it is parsed."""
+    what = f"weights of backbone {source.backbone!r}"
+    data = files.read_limited(source.path, limit_bytes=LIMIT_BYTES, what=what)
+    if source.sha256 is not None:
+        expected = "sha256:" + source.sha256.lower().removeprefix("sha256:")
+        if (found := digest.sha256(data)) != expected:
+            raise WeightsError(
+                f"{source.path}: expected {expected}, got {found}",
+                fix="the file is damaged or another one: fetch it again, or correct the digest",
+            )
+    match source.path.suffix:
+        case ".safetensors":
+            return _from_safetensors(data, source)
+        case ".pth" | ".pt":
+            return _from_pickle(data, source)
+        case other:
+            raise WeightsError(
+                f"{source.path}: expected a .safetensors, .pth or .pt file, got {other!r}",
+                fix="save the state dict with safetensors.torch.save_file",
+            )
+
+
+def _from_safetensors(data: bytes, source: _Source) -> Mapping[str, Tensor]:
+    try:
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as err:
+        raise _unreadable(source, err) from err
+
+
+def _from_pickle(data: bytes, source: _Source) -> Mapping[str, Tensor]:
+    try:
+        with warnings.catch_warnings():  # torch warns of raw pickles; they are refused or read
+            warnings.simplefilter("ignore")
+            value: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as err:
+        # PyTorch's own text advises to switch the protection off.
+        raise WeightsError(
+            f"{source.path}: expected a readable {source.path.suffix} file of tensors alone, "
+            "got a damaged one, or one whose pickle asks for code to be run",
+            fix="save model.state_dict() again, best with safetensors.torch.save_file",
+        ) from err
+    except Exception as err:  # a damaged pickle can raise anything, and nothing of it has been used
+        raise _unreadable(source, err) from err
+    for key in _WRAPPERS:
+        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
+            value = value[key]
+    if not isinstance(value, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()
+    ):
+        raise WeightsError(
+            f"{source.path}: expected a state dict (tensor names to tensors), "
+            f"got {type(value).__name__}",
+            fix="save model.state_dict() with torch.save",
+        )
+    return value
+
+
+def _unreadable(source: _Source, err: Exception) -> WeightsError:
+    first_line = (str(err).splitlines() or [""])[0][:200]
+    return WeightsError(
+        f"{source.path}: expected a readable {source.path.suffix} file, "
+        f"got {type(err).__name__}: {first_line}",
+        fix="fetch or save the file again; one that holds more than tensors is refused",
+    )
+
+
+def _fit_classifier(model: nn.Module, path: str, tensors: Mapping[str, Tensor]) -> None:
+    """Give the classifier the file's class count: the head is replaced later, its width is free."""
+    linear, weight = model.get_submodule(path), tensors.get(f"{path}.weight")
+    if not isinstance(linear, nn.Linear) or weight is None or weight.ndim != 2:
+        return
+    classes, features = weight.shape
+    if features == linear.in_features and classes not in (0, linear.out_features):
+        with torch.device("meta"):  # its values come from the file, none is drawn
+            fitted = nn.Linear(features, classes, bias=linear.bias is not None)
+        model.set_submodule(path, fitted.to_empty(device="cpu").eval())
+
+
+def _check(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: _Source) -> None:
+    """Raise one WeightsError that lists everything that keeps ``given`` from being loaded."""
+    if len(given) > LIMIT_TENSORS:
+        raise WeightsError(
+            f"{source.path}: expected at most {LIMIT_TENSORS} tensors, got {len(given)}",
+            fix="check that this file holds one backbone",
+        )
+    faults = {
+        "missing": [n for n in expected if n not in given and not n.endswith(_COUNTER)],
+        "extra": [n for n in given if n not in expected],
+        "wrongly shaped": [
+            f"{name} (expected {list(want.shape)}, got {list(given[name].shape)})"
+            for name, want in expected.items()
+            if name in given and given[name].shape != want.shape
+        ],
+        "of another kind": [
+            f"{name} (expected {want.dtype}, got {given[name].dtype})"
+            for name, want in expected.items()
+            if name in given and given[name].is_floating_point() != want.is_floating_point()
+        ],
+        "not finite (NaN or Inf)": [n for n, t in given.items() if not bool(t.isfinite().all())],
+        "negative variance": [
+            n for n, t in given.items() if n.endswith("running_var") and bool((t < 0).any())
+        ],
+    }
+    lines = [_listed(kind, names) for kind, names in faults.items() if names]
+    if lines:
+        raise WeightsError(
+            f"{source.path}: expected the weights of backbone {source.backbone!r}, "
+            f"got a file that does not fit\n  " + "\n  ".join(lines),
+            fix="use weights of this architecture, or name the backbone that they belong to",
+        )
+
+
+def _listed(kind: str, names: list[str]) -> str:
+    rest = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{kind}: {', '.join(sorted(names)[:LISTED])}{rest}"

@@ -1,0 +1,44 @@
+"""Image folders: one folder per class.
+
+Rules of this file: `toolchain.recipe.pictures` says which pictures there are; here they become
+splits that are decoded when asked for. Classes are ordered by name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from toolchain.core.errors import DataError
+from toolchain.recipe.pictures import scan
+from toolchain.recipe.spec import Recipe
+from toolchain.training.data.splits import DomainData, FileSplit, require_pictures, spread
+
+
+def read(recipe: Recipe, root: Path) -> DomainData:
+    """Return the pictures below ``root`` for ``recipe``.
+
+    ``data.train`` and ``data.test`` limit how many are used, spread over the classes by
+    ``data.seed``. Raises DataError for a missing, empty or hostile folder.
+    """
+    found = scan(root)
+    if found.train and not found.test:
+        raise DataError(
+            f"{root}/test: expected pictures, got none: every class has too few to be split",
+            fix="give at least 2 pictures per class, or a test folder with pictures",
+        )
+    require_pictures(str(root), len(found.train), len(found.test), len(found.classes))
+    train = of_pairs(recipe, "train", found.train, recipe.data.train)
+    test = of_pairs(recipe, "test", found.test, recipe.data.test)
+    return DomainData(train, test, found.classes)
+
+
+def of_pairs(
+    recipe: Recipe, part: str, pairs: tuple[tuple[Path, int], ...], limit: int | None
+) -> FileSplit:
+    """Return the split of these pairs of path and label, at most ``limit`` of them."""
+    labels = np.array([label for _, label in pairs], dtype=np.int64)
+    rows = spread(labels, limit, recipe.data.seed)
+    paths = tuple(pairs[row][0] for row in rows.tolist())
+    return FileSplit(f"{recipe.domain}/{part}", paths, labels[rows], recipe.preprocess)

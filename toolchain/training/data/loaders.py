@@ -1,0 +1,66 @@
+"""Which loader reads which data.
+
+Rules of this file: one branch per loader of `toolchain.recipe.spec`, and every picture in memory
+passes `preprocess.pixels` here, once; pictures in files pass it when they are decoded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from toolchain.core.errors import UnknownNameError
+from toolchain.pictures.preprocess import Pixels, Preprocessing, pixels
+from toolchain.recipe.spec import FOLDER_LOADERS, Recipe
+from toolchain.training.data import decathlon, folder
+from toolchain.training.data.samples import DRAWN, digits, drawn
+from toolchain.training.data.splits import ArraySplit, DomainData
+
+
+def load(recipe: Recipe, *, root: Path | None = None) -> DomainData:
+    """Return the data of ``recipe``; ``root`` replaces its ``data.root``.
+
+    Samples are in memory; folders are listed now and decoded when asked for.
+    Raises DataError for missing, damaged or hostile data, naming the path and the layout.
+    """
+    loader = recipe.data.loader
+    if loader in DRAWN:
+        return _drawn(recipe)
+    if loader == "digits":
+        return _digits(recipe)
+    if loader not in FOLDER_LOADERS:
+        raise UnknownNameError("loader", loader, (*DRAWN, "digits", *FOLDER_LOADERS))
+    place = root or Path(recipe.data.root or "")
+    return folder.read(recipe, place) if loader == "folder" else decathlon.read(recipe, place)
+
+
+def _drawn(recipe: Recipe) -> DomainData:
+    sample = drawn(recipe.data.loader)
+    parts = [
+        _in_memory(recipe, part, *sample.draw(count or 0, [recipe.data.seed, place]))
+        for place, (part, count) in enumerate(_counts(recipe))
+    ]
+    return DomainData(parts[0], parts[1], sample.classes)
+
+
+def _digits(recipe: Recipe) -> DomainData:
+    parts = [
+        _in_memory(recipe, part, *digits.read(part, count or 0)) for part, count in _counts(recipe)
+    ]
+    return DomainData(parts[0], parts[1], digits.CLASSES)
+
+
+def _counts(recipe: Recipe) -> list[tuple[str, int | None]]:
+    return [("train", recipe.data.train), ("test", recipe.data.test)]
+
+
+def _in_memory(
+    recipe: Recipe, part: str, pictures: Pixels, labels: npt.NDArray[np.int64]
+) -> ArraySplit:
+    return ArraySplit(f"{recipe.domain}/{part}", _squares(recipe.preprocess, pictures), labels)
+
+
+def _squares(p: Preprocessing, pictures: Pixels) -> Pixels:
+    return np.stack([pixels(p, picture) for picture in pictures])

@@ -1,0 +1,52 @@
+"""The real handwritten digits that scikit-learn carries.
+
+Rules of this file: 1,797 grey pictures of 8 x 8, from the UCI data set "Optical Recognition of
+Handwritten Digits" (Alpaydin and Kaynak, 1998); the split, 1,397 to train and 400 to test with 40
+of each digit, is fixed. Enlarging to the recipe's size is the preprocessing's work.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from toolchain.core.errors import DataError, MissingPackageError
+from toolchain.pictures.preprocess import Pixels
+
+CLASSES = tuple("0123456789")
+COUNTS = {"train": 1397, "test": 400}
+_SPLIT_SEED = 1998
+
+
+def read(part: str, count: int) -> tuple[Pixels, npt.NDArray[np.int64]]:
+    """Return the first ``count`` digits of ``part``: uint8 [N, 8, 8, 3] and int64 [N].
+
+    Raises DataError for more than there are, MissingPackageError without scikit-learn.
+    """
+    if count > COUNTS[part]:
+        raise DataError(
+            f"expected at most {COUNTS[part]} digits to {part}, got {count}",
+            fix=f"set data.{part}: {COUNTS[part]}",
+        )
+    pictures, labels = _all()
+    rows = _rows(labels)[part][:count]
+    grey = (pictures[rows] * (255.0 / 16.0)).round().astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=3), labels[rows]
+
+
+def _all() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as err:
+        raise MissingPackageError("scikit-learn", "the sample 'digits'", "export") from err
+    found = load_digits()
+    return found.images, found.target.astype(np.int64)
+
+
+def _rows(labels: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
+    """Return the shuffled rows of both parts; the first of each digit are its test pictures."""
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(labels))
+    each = COUNTS["test"] // len(CLASSES)
+    test = np.concatenate([order[labels[order] == digit][:each] for digit in range(10)])
+    held = np.isin(order, test)
+    return {"train": order[~held], "test": order[held]}

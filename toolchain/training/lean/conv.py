@@ -1,0 +1,189 @@
+"""Convolution that keeps its input only for a weight that is trained.
+
+Rules of this file: a frozen convolution keeps its weight, which is shared, and nothing else. The
+input's gradient is the transposed convolution of the output's; given a stand-in for the dropped
+input, ``convolution_backward`` would first copy it to its full size. A trained weight's input is
+kept at ``lean.keep``; at ``fp32`` stock torch does the same. Where only some input channels of a
+weight are trained (:class:`Slice`), only those channels are kept; the sum of weight and delta is
+there for the time of a call, in either direction, so that no second kernel waits between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from toolchain.core.errors import AttachError
+from toolchain.training.lean.function import Gradients, apply, once, records
+from toolchain.training.lean.kept import keep, restore
+from toolchain.training.lean.options import Lean, Precision
+from toolchain.training.lean.windows import Pair, pair
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The trained part of a convolution's weight: a ``delta`` that is added on some input channels.
+
+    ``delta``: trainable, ``[O, k, kh, kw]``; ``index``: int64 ``[k]``, the input channels. For a
+    depthwise convolution ``delta`` is ``[k, 1, kh, kw]`` and ``index`` picks its channels.
+    """
+
+    delta: Tensor
+    index: Tensor
+
+
+def _with_part(weight: Tensor, delta: Tensor | None, index: Tensor | None, groups: int) -> Tensor:
+    """Return the weight that the convolution runs with."""
+    if delta is None or index is None:
+        return weight
+    return weight.index_add(1 if groups == 1 else 0, index, delta)
+
+
+@dataclass(frozen=True, slots=True)
+class _Geometry:
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+    def input_gradient(self, g: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
+        rests = [
+            size[i]
+            - ((g.shape[i - 2] - 1) * self.stride[i] - 2 * self.padding[i])
+            - (self.dilation[i] * (weight.shape[i - 2] - 1) + 1)
+            for i in (0, 1)
+        ]
+        return F.conv_transpose2d(
+            g, weight, None, self.stride, self.padding, rests, self.groups, self.dilation
+        )
+
+    def weight_gradient(self, g: Tensor, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        if g.dim() == 3:  # one map without a batch
+            g, x = g.unsqueeze(0), x.unsqueeze(0)
+        gradients = torch.ops.aten.convolution_backward(
+            g, x, weight.to(g.dtype), None, self.stride, self.padding, self.dilation, False, (0, 0),
+            groups, (False, True, False),
+        )  # fmt: skip
+        gradient: Tensor = gradients[1]
+        return gradient.to(weight.dtype)
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        delta: Tensor | None,
+        index: Tensor | None,
+        geometry: _Geometry,
+        precision: Precision,
+    ) -> Tensor:
+        kept: tuple[Tensor, ...] = ()
+        if ctx.needs_input_grad[1]:
+            kept = keep(x, precision)
+        elif index is not None and ctx.needs_input_grad[3]:
+            kept = keep(x.index_select(-3, index), precision)
+        ctx.save_for_backward(weight, delta, index, *kept)
+        ctx.geometry, ctx.dtype, ctx.size = geometry, x.dtype, x.shape[-2:]
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        whole = _with_part(weight, delta, index, geometry.groups)
+        return F.conv2d(
+            x, whole, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+        )
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, g: Tensor) -> Gradients:
+        weight, delta, index, *kept = ctx.saved_tensors
+        geometry: _Geometry = ctx.geometry
+        needs_x, needs_weight, needs_bias, needs_delta = ctx.needs_input_grad[:4]
+        of_x = of_weight = of_bias = of_delta = None
+        if needs_x:
+            whole = _with_part(weight, delta, index, geometry.groups)
+            of_x = geometry.input_gradient(g, whole.to(g.dtype), ctx.size).to(ctx.dtype)
+        if needs_weight:
+            x = restore(tuple(kept), g.dtype)
+            of_weight = geometry.weight_gradient(g, x, weight, geometry.groups)
+        if needs_bias:
+            of_bias = g.sum((0, 2, 3) if g.dim() == 4 else (1, 2), dtype=ctx.bias_dtype)
+        if needs_delta:
+            x = restore(tuple(kept), g.dtype)
+            depthwise = geometry.groups > 1
+            part = g.index_select(-3, index) if depthwise else g
+            groups = len(index) if depthwise else 1
+            of_delta = geometry.weight_gradient(part, x, delta, groups)
+        return of_x, of_weight, of_bias, of_delta, None, None, None
+
+
+def conv2d(
+    input: Tensor,  # noqa: A002 - torch's name, which callers may use
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    lean: Lean,
+    part: Slice | None = None,
+) -> Tensor:
+    """Convolve ``[N, C, H, W]`` or ``[C, H, W]`` as ``torch.conv2d`` does.
+
+    ``part`` is added to ``weight``, which is frozen, and takes its gradient. Raises AttachError for
+    a part of a grouped convolution that is not depthwise, or whose whole weight is trained as well.
+    """
+    if part is not None:
+        _check(weight, groups)
+    delta, index = (None, None) if part is None else (part.delta, part.index)
+    across, down = pair(dilation), pair(stride)
+    stock = part is None and lean.keep == "fp32" and weight.requires_grad
+    stock = stock or _refused_by_torch(padding, down)
+    if stock or not input.is_floating_point() or not records(input, weight, bias, delta):
+        whole = _with_part(weight, delta, index, groups)
+        return F.conv2d(input, whole, bias, stride, padding, dilation, groups)
+    x, pads = _padded(input, weight, padding, across)
+    geometry = _Geometry(down, pads, across, groups)
+    return apply(_Conv, x, weight, bias, delta, index, geometry, lean.keep)
+
+
+def _check(weight: Tensor, groups: int) -> None:
+    depthwise = weight.shape[1] == 1 and groups == weight.shape[0]
+    if groups != 1 and not depthwise:
+        raise AttachError(
+            f"expected a plain or a depthwise convolution to train some channels of, got {groups} "
+            f"groups for a weight {list(weight.shape)}",
+            fix="train the whole weight, or leave the layer frozen",
+        )
+    if weight.requires_grad:
+        raise AttachError(
+            "expected a frozen weight beside a trained part of it, got one that requires grad",
+            fix="freeze the weight, or train all of it",
+        )
+
+
+def _refused_by_torch(padding: object, stride: Pair) -> bool:
+    """Tell whether a named padding is one that torch does not take; it says so best itself."""
+    return isinstance(padding, str) and (
+        padding not in ("same", "valid") or (padding == "same" and stride != (1, 1))
+    )
+
+
+def _padded(
+    x: Tensor, weight: Tensor, padding: int | Sequence[int] | str, dilation: Pair
+) -> tuple[Tensor, Pair]:
+    """Turn named paddings into numbers; 'same' may need one row or column more behind."""
+    if not isinstance(padding, str):
+        return x, pair(padding)
+    if padding == "valid":
+        return x, (0, 0)
+    height, width = (dilation[i] * (weight.shape[i - 2] - 1) for i in (0, 1))
+    if height % 2 or width % 2:
+        x = F.pad(x, (0, width % 2, 0, height % 2))
+    return x, (height // 2, width // 2)

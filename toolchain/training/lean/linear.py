@@ -1,0 +1,60 @@
+"""Linear layer that keeps its input only for a weight that is trained.
+
+Rules of this file: as in ``conv``. Inputs of any number of dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from toolchain.training.lean.function import Gradients, apply, once, records
+from toolchain.training.lean.kept import keep, restore
+from toolchain.training.lean.options import Lean, Precision
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, precision: Precision
+    ) -> Tensor:
+        kept = keep(x, precision) if ctx.needs_input_grad[1] else ()
+        ctx.save_for_backward(weight, *kept)
+        ctx.dtype, ctx.bias_dtype = x.dtype, None if bias is None else bias.dtype
+        rows = F.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+        # A view could not be changed in place outside; torch's own layer makes this one too.
+        shape = [*x.shape[:-1], weight.shape[0]]
+        return torch.ops.aten._unsafe_view(rows, shape)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, g: Tensor) -> Gradients:
+        weight, *kept = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        of_x = of_weight = of_bias = None
+        rows = g.reshape(-1, g.shape[-1])
+        if needs_x:
+            of_x = (g @ weight.to(g.dtype)).to(ctx.dtype)
+        if needs_weight:
+            x = restore(tuple(kept), g.dtype)
+            of_weight = (rows.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+        if needs_bias:
+            of_bias = rows.sum(0, dtype=ctx.bias_dtype)
+        return of_x, of_weight, of_bias, None
+
+
+def linear(
+    input: Tensor,  # noqa: A002 - torch's name, which callers may use
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    lean: Lean,
+) -> Tensor:
+    """Map ``[..., I]`` to ``[..., O]`` as ``torch.nn.functional.linear`` does."""
+    stock = weight.dim() != 2 or (lean.keep == "fp32" and weight.requires_grad)
+    if stock or not input.is_floating_point() or not records(input, weight, bias):
+        return F.linear(input, weight, bias)
+    return apply(_Linear, input, weight, bias, lean.keep)

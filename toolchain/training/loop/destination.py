@@ -1,0 +1,51 @@
+"""Where a training writes: refused before the first step what would be refused after the last one.
+
+Rules of this file: it looks, makes the parent folder and removes what was asked to be overwritten;
+results themselves are written by ``checkpoint`` and ``state``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from toolchain.core.errors import ExistsError, StorageError
+from toolchain.training.loop.state import state_path
+
+
+def check_destination(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise ExistsError or StorageError where the checkpoint ``out`` could not be written."""
+    with _telling(f"make {out.parent}"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with _telling(f"write in {out.parent}"), tempfile.TemporaryFile(dir=out.parent):
+        pass
+    if resume or overwrite:
+        return
+    if out.exists():
+        raise ExistsError(
+            f"expected no checkpoint at {out}, got an existing one",
+            fix="ask for overwriting, or choose another folder",
+        )
+    if state_path(out).exists():
+        raise ExistsError(
+            f"expected no half-done training, got one at {state_path(out)}",
+            fix="go on with it (resume), or ask for overwriting",
+        )
+
+
+def remove_state(out: Path) -> None:
+    """Remove the half-done training beside ``out``, if there is one; raises StorageError."""
+    path = state_path(out)
+    with _telling(f"remove {path}"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _telling(action: str) -> Iterator[None]:
+    """Raise what the file system refuses inside the block as StorageError."""
+    try:
+        yield
+    except OSError as err:
+        raise StorageError(f"cannot {action}: {err.strerror}", fix="choose another folder") from err

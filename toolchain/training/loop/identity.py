@@ -1,0 +1,65 @@
+"""What a training depends on, as digests and plain documents.
+
+Rules of this file: numpy only; pure functions. Two trainings with the same documents and digests,
+the same torch and the same number of threads end in the same weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from toolchain.core import digest
+from toolchain.recipe import Recipe
+from toolchain.training.data.splits import DomainData, Split
+
+LOOKED_AT = 64
+"""Pictures per split that enter the data's digest: all would mean decoding a whole folder."""
+
+# They change what is written about a domain, never its weights.
+_WORDS = ("title", "licence", "golden")
+
+
+def recipe_document(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as JSON values; the folder that it lay in is left out."""
+    document = dataclasses.asdict(recipe)
+    del document["folder"]
+    return document
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """Return the sha256 of the recipe's canonical JSON (RFC 8785)."""
+    return digest.sha256(digest.canonical_json(recipe_document(recipe)))
+
+
+def training_document(recipe: Recipe) -> dict[str, Any]:
+    """Return what of the recipe a training depends on, flat: ``{"train.lr": 0.003, ...}``."""
+    document = recipe_document(recipe)
+    return dict(_flat({k: v for k, v in document.items() if k not in _WORDS}, ""))
+
+
+def _flat(document: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in document.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+
+
+def data_digest(data: DomainData) -> str:
+    """Return a digest of the class names, all labels, and 64 pictures spread over each split.
+
+    Enough to notice another folder, another limit or a changed preprocessing; not a proof that no
+    other picture changed.
+    """
+    parts = [_split_digest(split) for split in (data.train, data.test)]
+    return digest.sha256(digest.canonical_json([list(data.classes), parts]))
+
+
+def _split_digest(split: Split) -> list[Any]:
+    rows = np.unique(np.linspace(0, len(split) - 1, LOOKED_AT).astype(np.int64))
+    pictures, _ = split.batch(rows)
+    return [len(split), digest.tensor_digest(split.labels), digest.tensor_digest(pictures)]

@@ -1,0 +1,160 @@
+"""A half-done training on disk: what ``resume`` goes on from.
+
+Rules of this file: one safetensors file beside the result's folder, replaced whole; no pickle. It
+holds the domain's tensors, the optimiser's, the number of finished steps and what the training
+depends on. No random state is in it: every draw of a training is a function of (seed, step), so the
+number of steps is the state of all generators.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from toolchain.core import digest
+from toolchain.core.errors import TrainingError
+from toolchain.core.files import read_limited, write_atomic
+from toolchain.training.adapt.attached import AttachedModel, arrays
+
+FORMAT = 1
+LIMIT_BYTES = 4 << 30
+_KEY = "da3"
+_DOMAIN, _OPTIMISER = "domain", "optimiser"
+
+Identity = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """``step`` finished steps of the training that ``identity`` describes.
+
+    ``head_accuracy``: the baseline, found before the first step.
+    """
+
+    step: int
+    identity: Identity
+    head_accuracy: float
+    domain: Mapping[str, Tensor]
+    optimiser: Mapping[str, Tensor]
+
+
+def state_path(folder: Path) -> Path:
+    """Return where the half-done training of the result ``folder`` lies: beside it."""
+    return folder.with_name(f"{folder.name}.training.safetensors")
+
+
+def snapshot(
+    model: AttachedModel,
+    optimiser: torch.optim.Optimizer,
+    *,
+    step: int,
+    identity: Identity,
+    head_accuracy: float,
+) -> State:
+    """Return the present state, sharing memory with the model.
+
+    Raises TrainingError when a tensor is not finite: such a state must not replace a good one.
+    """
+    domain = {name: tensor.detach() for name, tensor in model.domain.state_dict().items()}
+    bad = [name for name, tensor in domain.items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise TrainingError(
+            f"step {step}: expected finite weights, got NaN or Inf in {', '.join(bad[:4])}",
+            fix="lower train.lr in the recipe and train from the start",
+        )
+    return State(step, identity, head_accuracy, domain, dict(_optimiser_tensors(optimiser)))
+
+
+def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for index, entry in optimiser.state_dict()["state"].items():
+        for name, value in entry.items():
+            yield f"{index}.{name}", value
+
+
+def save_state(path: Path, state: State) -> None:
+    """Write ``state`` to ``path``, replacing an older one whole; raises StorageError."""
+    tensors = {
+        f"{room}.{name}": tensor.contiguous()
+        for room, part in ((_DOMAIN, state.domain), (_OPTIMISER, state.optimiser))
+        for name, tensor in part.items()
+    }
+    about = {
+        "format": FORMAT,
+        "step": state.step,
+        "identity": dict(state.identity),
+        "head_accuracy": state.head_accuracy,
+        "tensors": digest.weights_digest(arrays(tensors)),
+    }
+    text = digest.canonical_json(about).decode()
+    write_atomic(path, safetensors.torch.save(tensors, {_KEY: text}), overwrite=True)
+
+
+def load_state(path: Path) -> State:
+    """Return the state in ``path``; raises TrainingError for anything but a whole one."""
+    if not path.exists():
+        raise TrainingError(
+            f"expected a training to resume at {path}, got no such file",
+            fix="train from the start, without resume",
+        )
+    data = read_limited(path, limit_bytes=LIMIT_BYTES, what="training state")
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        about = json.loads(header["__metadata__"][_KEY])
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']}, expected {FORMAT}")
+        if (found := digest.weights_digest(arrays(tensors))) != about["tensors"]:
+            raise ValueError(f"tensors {found}, expected {about['tensors']}")
+        return State(
+            int(about["step"]),
+            dict(about["identity"]),
+            float(about["head_accuracy"]),
+            _part(tensors, _DOMAIN),
+            _part(tensors, _OPTIMISER),
+        )
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as err:
+        raise TrainingError(
+            f"{path}: expected the state of a training, got a damaged or foreign file: {err}",
+            fix="remove it and train from the start",
+        ) from err
+
+
+def _part(tensors: Mapping[str, Tensor], room: str) -> dict[str, Tensor]:
+    prefix = f"{room}."
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def restore_state(state: State, model: AttachedModel, optimiser: torch.optim.Optimizer) -> None:
+    """Put ``state`` into ``model`` and ``optimiser``; raises TrainingError if it does not fit."""
+    try:
+        model.domain.load_state_dict(dict(state.domain))
+    except RuntimeError as err:
+        raise TrainingError(
+            f"the training to resume does not fit the model: {err}",
+            fix="train from the start, without resume",
+        ) from err
+    whole = optimiser.state_dict()
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in state.optimiser.items():
+        index, _, field = name.partition(".")
+        entries.setdefault(int(index), {})[field] = tensor
+    optimiser.load_state_dict({"state": entries, "param_groups": whole["param_groups"]})
+
+
+def differences(
+    then: Identity, now: Identity, words: tuple[str, str] = ("then", "now")
+) -> list[str]:
+    """Return one line for each entry in which two descriptions differ."""
+    return [
+        f"{name}: {then.get(name, 'not there')} {words[0]}, {now.get(name, 'not there')} {words[1]}"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    ]

@@ -1,0 +1,370 @@
+"""Train a domain: adaptors, gates and head on a frozen backbone.
+
+Rules of this file: only ``model.domain`` changes, and the backbone's digest is compared at the end;
+every draw is a function of (seed, step), so an interrupted training that is resumed ends in the
+same bits as one that never stopped (same torch, same number of threads). It never prints: progress
+goes to a ``Progress``. What layers keep for the backward pass is the model's matter (``lean``).
+
+Law: ``train`` interrupted anywhere and resumed equals ``train``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from toolchain.core import digest
+from toolchain.core.errors import StorageError, TrainingError
+from toolchain.pictures.preprocess import normalise
+from toolchain.recipe import Recipe
+from toolchain.training.adapt.attached import HEAD, OWN, AttachedModel, weights_digest
+from toolchain.training.adapt.checkpoint import Checkpoint
+from toolchain.training.adapt.loss import training_loss
+from toolchain.training.adapt.methods import REGISTRY, Selection
+from toolchain.training.data.splits import DomainData
+from toolchain.training.loop import models
+from toolchain.training.loop.augment import Epoch, augmented, draw
+from toolchain.training.loop.baseline import Probe, probe
+from toolchain.training.loop.destination import check_destination, remove_state
+from toolchain.training.loop.evaluation import Evaluation, evaluate
+from toolchain.training.loop.exhausted import exhausted, is_exhaustion
+from toolchain.training.loop.identity import data_digest, training_document
+from toolchain.training.loop.interrupt import interruption
+from toolchain.training.loop.meter import Clock, Meter
+from toolchain.training.loop.progress import Progress, Quiet
+from toolchain.training.loop.schedule import GATE_LR_FACTOR, lr_factor, noise_scale
+from toolchain.training.loop.state import (
+    State,
+    differences,
+    load_state,
+    restore_state,
+    save_state,
+    snapshot,
+    state_path,
+)
+from toolchain.training.memory.fit import within
+
+SAVE_EVERY_S = 300.0
+_GATE_NOISE = 3  # the stream's number, beside those of ``augment``
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """A finished training: the checkpoint in ``folder`` and what it reaches on the test split.
+
+    ``steps`` counts the steps of this call alone, ``seconds`` the wall-clock time.
+    """
+
+    folder: Path
+    checkpoint: Checkpoint
+    evaluation: Evaluation
+    steps: int
+    seconds: float
+
+
+def train(
+    model: AttachedModel,
+    data: DomainData,
+    recipe: Recipe,
+    *,
+    out: Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    save_every_s: float = SAVE_EVERY_S,
+    memory: int | None = None,
+) -> TrainReport:
+    """Train ``model``'s domain as ``recipe.train`` says and write the checkpoint ``out``.
+
+    Loss: cross-entropy plus the budget term (``budget``), minimised by AdamW (Loshchilov and
+    Hutter, ICLR 2019) over one cycle. The state for ``resume`` lies beside ``out``
+    (``state.state_path``), written after every epoch, every ``save_every_s`` seconds and at Ctrl-C
+    or SIGTERM, and is removed at the end. The head starts from the head-only baseline, whose
+    accuracy is noted beside the domain's. A missing parent of ``out`` is made. ``memory``: bytes
+    that the training may take beside frozen weights and pictures (``memory.fit``).
+
+    Raises:
+        MemoryBudgetError: ``memory`` does not hold it; the fix says what it would hold.
+        ExistsError: ``out``, or a training that waits to be resumed, is there, and neither
+            ``resume`` nor ``overwrite`` was asked for.
+        TrainingError: Ctrl-C or SIGTERM (after the step was finished and saved); a loss that is
+            not finite, or memory that ran out (the last good state stays); ``resume`` with another
+            recipe, backbone or data, each difference named, or with nothing to resume; a model
+            whose method, classes or input size are not those of recipe and data.
+
+    """
+    started = time.monotonic()
+    _check_fit(model, data, recipe)
+    if memory is not None:
+        within(model, recipe.train.batch, memory)
+    check_destination(out, resume=resume, overwrite=overwrite)
+    if resume and out.exists() and not state_path(out).exists():
+        raise TrainingError(
+            f"expected a training to resume, got a finished one at {out}",
+            fix="use it as it is, or ask for overwriting to train again",
+        )
+    run = _Run(model, data, recipe, out)
+    if resume:
+        run.resume(load_state(state_path(out)))
+    else:
+        remove_state(out)  # overwriting was asked for
+        with _memory_watched(run):
+            run.start(probe(model, data, recipe.preprocess))
+    first = run.step
+    try:
+        _loop(run, progress or Quiet(), save_every_s)
+    finally:
+        model.generator, model.noise_scale = None, 1.0
+        model.train(False)
+    with _memory_watched(run):
+        found = evaluate(model, data.test, recipe.preprocess)
+    run.check_frozen()
+    checkpoint = models.save(
+        out,
+        model,
+        recipe,
+        data.classes,
+        found,
+        head_accuracy=run.head_accuracy,
+        overwrite=overwrite or resume,
+    )
+    remove_state(out)
+    return TrainReport(out, checkpoint, found, run.step - first, time.monotonic() - started)
+
+
+def _check_fit(model: AttachedModel, data: DomainData, recipe: Recipe) -> None:
+    side = recipe.preprocess.size
+    faults = differences(
+        {"method": model.method, "classes": model.classes, "size": model.anatomy.input_shape[1:]},
+        {"method": recipe.method, "classes": len(data.classes), "size": (side, side)},
+        ("in the model", "wanted"),
+    )
+    if faults:
+        raise TrainingError(
+            f"expected a model for this recipe and data, got another: {'; '.join(faults)}",
+            fix="attach with the recipe's method and size and the data's number of classes",
+        )
+    model.backbone.requires_grad_(False)
+
+
+@dataclass
+class _Run:
+    """One training: what it works on and the number of finished steps.
+
+    ``updating``: the optimiser is at work, so tensors may be of two steps.
+    """
+
+    model: AttachedModel
+    data: DomainData
+    recipe: Recipe
+    out: Path
+    step: int = 0
+    head_accuracy: float = 0.0
+    updating: bool = False
+    identity: dict[str, Any] = field(init=False)
+    optimiser: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Name what the training depends on, so that a resume can compare it."""
+        self.optimiser = _optimiser(self.model.domain, self.recipe)
+        self.identity = training_document(self.recipe) | {
+            "backbone's weights_digest": weights_digest(self.model),
+            "data's digest": data_digest(self.data),
+            "model's method": self.model.method,
+            "model's options": asdict(self.model.options),
+            "model's classes": self.model.classes,
+            "model's selection": _digested(self.model.selection),
+            "model's lean layers": None if self.model.lean is None else asdict(self.model.lean),
+            "torch": torch.__version__,
+        }
+
+    @property
+    def steps_per_epoch(self) -> int:
+        # What is left over is another part in every epoch, and no step has a batch of one.
+        return max(1, len(self.data.train) // self.recipe.train.batch)
+
+    @property
+    def steps(self) -> int:
+        return self.steps_per_epoch * self.recipe.train.epochs
+
+    def start(self, found: Probe) -> None:
+        """Begin with the baseline's head."""
+        state = {"weight": found.weight, "bias": found.bias}
+        self.model.domain[HEAD].load_state_dict(state)
+        self.head_accuracy = found.accuracy
+
+    def resume(self, state: State) -> None:
+        """Go on from ``state``; raises TrainingError naming every difference."""
+        if found := differences(state.identity, self.identity):
+            lines = "\n  ".join(found)
+            raise TrainingError(
+                f"the training to resume at {state_path(self.out)} is another one:\n  {lines}",
+                fix="undo the change, or train from the start and overwrite it",
+            )
+        restore_state(state, self.model, self.optimiser)
+        self.step, self.head_accuracy = state.step, state.head_accuracy
+
+    def save(self) -> None:
+        """Replace the state on disk by the present one."""
+        state = snapshot(
+            self.model,
+            self.optimiser,
+            step=self.step,
+            identity=self.identity,
+            head_accuracy=self.head_accuracy,
+        )
+        save_state(state_path(self.out), state)
+
+    def check_frozen(self) -> None:
+        """Raise TrainingError should the backbone have changed in spite of everything."""
+        before, now = self.identity["backbone's weights_digest"], weights_digest(self.model)
+        if before != now:
+            raise TrainingError(
+                f"the backbone changed while its domain was trained: {before} became {now}",
+                fix="look for a module that writes its own tensors in evaluation mode",
+            )
+
+
+def _digested(selection: Selection) -> str:
+    document = {name: list(channels) for name, channels in selection.items()}
+    return digest.sha256(digest.canonical_json(document))
+
+
+def _optimiser(domain: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW; gates learn faster and, like biases and norms, do not decay.
+
+    What stands in place of backbone tensors learns at the method's own rate.
+    """
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in domain.named_parameters():
+        gate, own = ".gate." in name, name.startswith(f"{OWN}.")
+        factor = GATE_LR_FACTOR if gate else 1.0
+        if own:
+            factor = REGISTRY[recipe.method].lr_factor
+        decays = not gate and parameter.dim() >= 2 and not name.endswith(".scores")
+        decay = recipe.train.weight_decay if decays else 0.0
+        groups.setdefault((factor, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr_factor": factor, "weight_decay": decay}
+            for (factor, decay), parameters in groups.items()
+        ],
+        lr=recipe.train.lr,
+    )
+
+
+def _loop(run: _Run, progress: Progress, save_every_s: float) -> None:
+    epochs = run.recipe.train.epochs
+    clock = Clock(run.step, epochs=epochs, steps_per_epoch=run.steps_per_epoch)
+    saved = time.monotonic()
+    spec, count = run.recipe.train, len(run.data.train)
+    with interruption() as interrupted:
+        try:
+            while run.step < run.steps:
+                epoch, place = divmod(run.step, run.steps_per_epoch)
+                meter = Meter()
+                drawn = draw(spec.seed, epoch, count, spec.augment)
+                for _ in range(place, run.steps_per_epoch):
+                    with _memory_watched(run, saves=True):
+                        _step(run, drawn, meter)
+                    progress.step(clock.status(run.step, meter))
+                    if interrupted:
+                        _stop(run)
+                    if time.monotonic() - saved > save_every_s:
+                        run.save()
+                        saved = time.monotonic()
+                run.save()
+                saved = time.monotonic()
+                progress.epoch(clock.status(run.step, meter))
+        finally:
+            progress.close()
+
+
+def _stop(run: _Run) -> None:
+    run.save()
+    epoch = run.step // run.steps_per_epoch + 1
+    raise TrainingError(
+        f"stopped after step {run.step} of {run.steps} (epoch {epoch} of "
+        f"{run.recipe.train.epochs}); the state lies in {state_path(run.out)}",
+        fix="go on with resume",
+    )
+
+
+def _step(run: _Run, drawn: Epoch, meter: Meter) -> None:
+    """Do one step of the optimiser; ``run.step`` counts it only once it is whole."""
+    model, spec = run.model, run.recipe.train
+    images, labels = _batch(run, drawn)
+    done = run.step / run.steps
+    model.train()
+    model.generator, model.noise_scale = _noise(spec.seed, run.step), noise_scale(done)
+    trace = model.trace(images, maps=False)
+    assert trace.logits is not None
+    share = model.executed_share(trace)
+    weight = spec.budget_weight if trace.opened else 0.0  # nothing to pull at without gates
+    loss = training_loss(trace.logits, labels, share, budget=spec.budget, weight=weight)
+    _check_finite(run, loss)
+    for group in run.optimiser.param_groups:
+        group["lr"] = spec.lr * group["lr_factor"] * lr_factor(done)
+    run.optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    run.updating = True
+    run.optimiser.step()
+    run.updating = False
+    run.step += 1
+    meter.add(loss, labels, share, trace)
+
+
+@contextmanager
+def _memory_watched(run: _Run, *, saves: bool = False) -> Iterator[None]:
+    """Turn memory that ran out into an error that says which state is there to go on from.
+
+    ``saves`` one, if there is memory for that. In the middle of an update some tensors are a step
+    ahead, so what was saved before stays.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as err:
+        if not is_exhaustion(err):
+            raise
+        run.optimiser.zero_grad()
+        if saves and not run.updating:
+            with suppress(MemoryError, RuntimeError, StorageError):
+                run.save()
+        raise exhausted(run.model, run.recipe.train.batch, _left(run)) from err
+
+
+def _left(run: _Run) -> str:
+    kept = state_path(run.out)
+    return f"the last good state is {kept}" if kept.exists() else "no state had been saved yet"
+
+
+def _batch(run: _Run, drawn: Epoch) -> tuple[Tensor, Tensor]:
+    size = run.recipe.train.batch
+    place = run.step % run.steps_per_epoch
+    rows = drawn.order[place * size : (place + 1) * size]
+    pictures, labels = run.data.train.batch(rows)
+    tensors = normalise(run.recipe.preprocess, augmented(pictures, rows, drawn))
+    return torch.from_numpy(tensors), torch.from_numpy(labels)
+
+
+def _noise(seed: int, step: int) -> torch.Generator:
+    word = np.random.SeedSequence([seed, _GATE_NOISE, step]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(word))
+
+
+def _check_finite(run: _Run, loss: Tensor) -> None:
+    if bool(loss.isfinite()):
+        return
+    raise TrainingError(
+        f"step {run.step + 1} of {run.steps}: expected a finite loss, got {loss.item()}; "
+        f"{_left(run)}",
+        fix=f"lower train.lr in the recipe (now {run.recipe.train.lr:g}) and train from the start",
+    )

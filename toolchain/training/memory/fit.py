@@ -1,0 +1,284 @@
+"""What a training needs, and what a memory budget holds.
+
+Rules of this file: answers come from ``analytic`` alone, so they are there before the first step
+and on any machine. A *need* is what comes on top of the frozen weights and the picture batch, which
+are there whatever is trained. It takes everything to be there at once: what is kept, the maps under
+way (``analytic.Count``), parameters, gradients and AdamW's moments; so it is rather too large, but
+for scratch memory of kernels, which it does not know. It never trains and never changes a model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from toolchain.core.errors import AttachError, MemoryBudgetError, TrainingError, UsageError
+from toolchain.recipe import METHOD_OPTIONS, AdaptorOptions
+from toolchain.training.adapt.attached import AttachedModel, domain_state
+from toolchain.training.adapt.methods import REGISTRY, Selection
+from toolchain.training.adapt.sparse import by_size
+from toolchain.training.lean import Lean
+from toolchain.training.lean.options import Precision
+from toolchain.training.memory.analytic import count
+
+LIMIT_BATCH = 65_536
+_SPAN = 8  # of so many pictures bits fill whole bytes
+_FLOAT = 4
+_MOMENTS = 2  # AdamW keeps two floats per trained parameter
+_FOLDED_WITH = {"running_mean": "bias", "running_var": "weight"}
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?i?)b?\s*", re.IGNORECASE | re.ASCII)
+_PRECISIONS: tuple[Precision, ...] = ("fp32", "half", "int8")
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that a training needs beside frozen weights and pictures.
+
+    ``stored`` for the backward pass, ``working`` for maps under way, ``optimiser`` for AdamW's
+    moments, ``gradients`` and ``parameters`` of what is trained; ``trainable`` counts those.
+    ``domain_bytes`` is what a further domain costs in storage and no part of the total.
+    """
+
+    stored: int
+    working: int
+    optimiser: int
+    gradients: int
+    parameters: int
+    trainable: int
+    domain_bytes: int
+
+    @property
+    def total(self) -> int:
+        """All of it at once."""
+        return self.stored + self.working + self.optimiser + self.gradients + self.parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A way to train, the largest ``batch`` that a budget holds with it (0: none), and its need.
+
+    ``need`` is that of ``batch``, or of one picture where none is held.
+    """
+
+    method: str
+    pool: int | None
+    keep: Precision
+    batch: int
+    need: Need
+
+    def __str__(self) -> str:
+        keys = [] if self.pool is None else [f"adaptor.pool: {self.pool}"]
+        if REGISTRY[self.method].lean and self.method != "head":
+            keys.append(f"train.keep: {self.keep}")
+        keys.append(f"train.batch: {max(1, self.batch)}")
+        return f"{self.method} with {', '.join(keys)}"
+
+
+def need(model: AttachedModel, batch: int) -> Need:
+    """Return what a training of ``model``'s domain on ``batch`` pictures a step needs.
+
+    Every gate is taken to be open. Raises TrainingError where that cannot be told (``count``).
+    """
+    found = count(model, batch)
+    trainable = sum(p.numel() for p in model.domain.parameters() if p.requires_grad)
+    return Need(
+        stored=found.stored.bytes,
+        working=found.working,
+        optimiser=_MOMENTS * _FLOAT * trainable,
+        gradients=_FLOAT * trainable,
+        parameters=_FLOAT * trainable,
+        trainable=trainable,
+        domain_bytes=domain_bytes(model),
+    )
+
+
+def domain_bytes(model: AttachedModel) -> int:
+    """Return what a further domain like ``model``'s costs in storage: slots and patch, in bytes.
+
+    Told by rule, without an export (decision 13): a norm is folded into the convolution before it,
+    so its weight is a factor per channel and its bias a bias, and its statistics are part of both.
+    What stands before a norm is not looked up, so it is 4 bytes a channel too much where a kernel
+    or bias of the domain's own is folded with the norm's, and 8 too few for a norm without a
+    convolution before it.
+    """
+    slots = (t for name, t in domain_state(model).items() if not name.startswith("own."))
+    own = dict(model.own.versions()) if model.own is not None else {}
+    stored = sum(v.deployed_bytes() for name, v in own.items() if not _is_folded(name, own))
+    return stored + sum(t.numel() * t.element_size() for t in slots)
+
+
+def _is_folded(name: str, own: Container[str]) -> bool:
+    """Tell whether a statistic is stored with the weight or bias of its norm, or not at all."""
+    norm, _, leaf = name.rpartition(".")
+    return leaf == "num_batches_tracked" or f"{norm}.{_FOLDED_WITH.get(leaf)}" in own
+
+
+def within(model: AttachedModel, batch: int, budget: int) -> Need:
+    """Return :func:`need` where ``budget`` bytes hold it.
+
+    Raises MemoryBudgetError otherwise, with the best training that they hold as the fix.
+    """
+    found = need(model, batch)
+    if found.total <= budget:
+        return found
+    methods = dict.fromkeys((model.method, "da3", "head"))
+    best = fitting(model, budget, batch, methods=methods)[0]
+    best = replace(best, batch=min(batch, best.batch))  # no more than was asked for
+    raise MemoryBudgetError(
+        f"training {model.method} with batch {batch} needs {mib(found.total)} beside the weights, "
+        f"expected at most {mib(budget)}",
+        fix=f"train {best} in the recipe",
+    )
+
+
+def fitting(
+    model: AttachedModel, budget: int, batch: int, *, methods: Iterable[str] = ("da3", "head")
+) -> list[Choice]:
+    """Return the trainings that ``budget`` bytes hold, best first.
+
+    Tried are ``methods`` on the model's backbone, in the order of preference, where they have them
+    with its pool ratio and larger ones and with its precision of kept inputs and smaller ones.
+    First come those that hold ``batch`` pictures, as little changed as possible, then those with
+    the largest batch, the head alone last. Left out are methods that the backbone cannot take, and
+    what holds no more pictures than the same method does less changed.
+    Raises MemoryBudgetError when not even one picture fits, naming the smallest need found.
+    """
+    tried = list(_tried(model, budget, methods))
+    held: list[Choice] = []
+    for choice in tried:
+        if choice.batch > max((c.batch for c in held if c.method == choice.method), default=0):
+            held.append(choice)
+    if not held:
+        least = min(tried, key=lambda choice: choice.need.total)
+        raise MemoryBudgetError(
+            f"expected a training within {mib(budget)} beside the weights, got none: the smallest "
+            f"found, {least}, needs {mib(least.need.total)}",
+            fix=f"give it {mib(least.need.total)}, or smaller pictures or a smaller backbone",
+        )
+    # Sorting is stable: what was tried first stays first among equals.
+    return sorted(held, key=lambda c: (c.method == "head", -min(c.batch, batch)))
+
+
+def _tried(model: AttachedModel, budget: int, methods: Iterable[str]) -> Iterator[Choice]:
+    for method in methods:
+        pools = _pools(model.options) if "pool" in METHOD_OPTIONS[method] else (None,)
+        for keep in _precisions(model, method):
+            for pool in pools:
+                try:
+                    variant = _variant(model, method, pool, keep)
+                except AttachError:
+                    continue
+                yield _choice(variant, pool, keep, budget)
+
+
+def _precisions(model: AttachedModel, method: str) -> tuple[Precision, ...]:
+    """Return the model's precision of kept inputs and smaller ones, where the method has them."""
+    if method == "head" or not REGISTRY[method].lean:
+        return ("fp32",)
+    present = model.lean.keep if model.lean is not None else "fp32"
+    return _PRECISIONS[_PRECISIONS.index(present) :]
+
+
+def _pools(options: AdaptorOptions) -> tuple[int, ...]:
+    """Return the pool ratio, larger ones, and global pooling, the largest of all."""
+    if options.pool == 0:
+        return (0,)
+    return tuple(dict.fromkeys((options.pool, min(64, 2 * options.pool), 0)))
+
+
+def _variant(model: AttachedModel, method: str, pool: int | None, keep: Precision) -> AttachedModel:
+    """Return another way to train on the same backbone."""
+    options = model.options if pool is None else replace(model.options, pool=pool)
+    return AttachedModel(
+        model.backbone,
+        model.anatomy,
+        method,
+        model.classes,
+        options,
+        lean=Lean(keep=keep, smooth=REGISTRY[method].smooth),
+        selection=_selection(model, options) if method == "sparse" else None,
+    )
+
+
+def _selection(model: AttachedModel, options: AdaptorOptions) -> Selection:
+    if model.method == "sparse":
+        return model.selection
+    return by_size(model.backbone, model.anatomy, options.update_kib)
+
+
+def _choice(model: AttachedModel, pool: int | None, keep: Precision, budget: int) -> Choice:
+    straight = _Straight(need(model, _SPAN), need(model, 2 * _SPAN))
+    batch = straight.largest(budget)
+    return Choice(model.method, pool, keep, batch, straight.at(max(1, batch)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Straight:
+    """Needs of any batch from two of them.
+
+    Maps grow with the batch and kernels do not, so all lie on a straight line, but for the bits of
+    a layer, which are kept in whole bytes: that is less than a byte a layer.
+    """
+
+    span: Need
+    twice: Need
+
+    def at(self, batch: int) -> Need:
+        """Return the need of a batch, rounded up."""
+
+        def on_line(span: int, twice: int) -> int:
+            return 2 * span - twice - (span - twice) * batch // _SPAN
+
+        return replace(
+            self.span,
+            stored=on_line(self.span.stored, self.twice.stored),
+            working=on_line(self.span.working, self.twice.working),
+        )
+
+    def largest(self, budget: int) -> int:
+        """Return the largest batch that ``budget`` bytes hold, 0 for none."""
+        free, growth = budget - self.at(0).total, self.twice.total - self.span.total
+        batch = max(0, min(LIMIT_BATCH, free * _SPAN // max(1, growth)))
+        while batch and self.at(batch).total > budget:
+            batch -= 1
+        return batch
+
+
+def line(found: Need, batch: int, method: str) -> str:
+    """Return the one line that tells what a training will need, before it starts."""
+    return (
+        f"{method}, batch {batch}: keeps {mib(found.stored)} for the backward pass, "
+        f"{mib(found.optimiser)} for the optimiser of {found.trainable} parameters; "
+        f"at most {mib(found.total)} beside the weights; the domain takes "
+        f"{mib(found.domain_bytes)} of storage"
+    )
+
+
+def told(model: AttachedModel, batch: int) -> str:
+    """Return :func:`line` for a model, or why it cannot be told before it trains."""
+    try:
+        return line(need(model, batch), batch, model.method)
+    except TrainingError as err:
+        return f"{model.method}, batch {batch}: {err.message}"
+
+
+def mib(count: int) -> str:
+    """Return a number of bytes in MiB, in KiB where that would be less than one."""
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
+
+
+def parse_size(text: str | int) -> int:
+    """Return bytes: ``64MB`` (10^6), ``64MiB`` (2^20), ``1.5GB``, ``65536``.
+
+    Raises UsageError for anything else, or nothing at all.
+    """
+    found = _SIZE.fullmatch(str(text))
+    size = float(found[1]) * _UNITS.get(found[2].lower(), 0) if found else 0
+    if size < 1:
+        raise UsageError(
+            f"expected a size such as 64MB or 64MiB, got {str(text)[:40]!r}",
+            fix="write a number with B, kB, MB, GB, KiB, MiB or GiB",
+        )
+    return int(size)
