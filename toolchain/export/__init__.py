@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING
 from toolchain.core.lazy import lazily
 
 if TYPE_CHECKING:
+    from toolchain.export.graph.halves import make_halves
     from toolchain.export.graph.link import Linking, link
     from toolchain.export.graph.split import split
     from toolchain.export.pipeline import ExportReport, export
 
-__all__ = ["ExportReport", "Linking", "export", "link", "split"]
+__all__ = ["ExportReport", "Linking", "export", "link", "make_halves", "split"]
 
 __getattr__ = lazily(
     __name__,
     {
+        "graph.halves": ("make_halves",),
         "graph.link": ("Linking", "link"),
         "graph.split": ("split",),
         "pipeline": ("ExportReport", "export"),

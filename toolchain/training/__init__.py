@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         domain_state,
         weights_digest,
     )
+    from toolchain.training.adapt.backbones import Backbone
     from toolchain.training.adapt.checkpoint import Checkpoint, read
     from toolchain.training.adapt.weights import load_backbone
     from toolchain.training.loop.evaluation import Evaluation, evaluate
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "AttachedModel",
+    "Backbone",
     "Checkpoint",
     "Evaluation",
     "Progress",
@@ -54,6 +56,7 @@ __getattr__ = lazily(
     __name__,
     {
         "adapt.attached": ("AttachedModel", "attach", "domain_state", "weights_digest"),
+        "adapt.backbones": ("Backbone",),
         "adapt.checkpoint": ("Checkpoint", "read"),
         "loop.evaluation": ("Evaluation", "evaluate"),
         "loop.models": ("build", "load_checkpoint", "restore", "save"),
