@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.exported import Fleet
-from tests.support.simulated.engines import cuda_of, deploy, digest_of, simulated
-from toolchain.bench.engines import measure, prove
+from tests.support.simulated.engines import cuda_of, deploy, simulated
+from toolchain.bench.engines import measure
 from toolchain.core.errors import UsageError
 from toolchain.device.engine.cache import open_engine
 from toolchain.device.runtime.trt.plan import Device
@@ -44,21 +44,6 @@ def test_everything_is_measured(device: Device, fleet: Fleet, tmp_path: Path) ->
     assert found["memory_bytes"]["engine"] > 0
     assert found["memory_bytes"]["domains"] > 0
     assert found["skipping"]["verdict"] in ("skipping", "not skipping")
-
-
-def test_the_verdict_is_written_into_the_engine(
-    device: Device, fleet: Fleet, tmp_path: Path
-) -> None:
-    path = deploy(fleet["first"], tmp_path, device)
-    plans = {name: digest for name, digest in digest_of(path).items() if name != "engine.json"}
-    assert open_engine(path).manifest.gates == "unproven"
-    proof = prove(open_engine(path), device, rounds=2)
-    assert proof is not None
-    written = open_engine(path).manifest
-    assert written.gates == proof.verdict
-    assert written.figures["open_ms"] == proof.open_ms
-    after = {name: digest for name, digest in digest_of(path).items() if name != "engine.json"}
-    assert after == plans
 
 
 def test_one_domain_has_nothing_to_switch_to(device: Device, fleet: Fleet, tmp_path: Path) -> None:

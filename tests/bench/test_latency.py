@@ -10,10 +10,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from toolchain.bench import latency
-from toolchain.bench.latency import break_even, forced
+from toolchain.bench.latency import break_even
 from toolchain.bench.materials import Materials, foreign
 from toolchain.bundle.slots import slot_arrays
 from toolchain.device.runtime.ort.session import Session
+from toolchain.device.runtime.trt.skipping import forced
 
 MS = st.floats(1e-3, 1e3)
 

@@ -1,8 +1,8 @@
 """What an engine does on its device: skipping, swapping, memory, and that swapping leaves it alone.
 
-Rules of this file: everything goes through the runner that applications use, but for the proof of
-skipping, which forces gates and so talks to the backend; that it skips is written into the engine.
-Wall clock, one picture, interleaved. It compares with nothing that is not on the device: PyTorch's
+Rules of this file: everything goes through the runner that applications use, except the proof of
+skipping, which :mod:`~toolchain.device.runtime.trt.proof` runs and writes into the engine. Wall
+clock, one picture, interleaved. It compares with nothing that is not on the device: PyTorch's
 answers are in the bundles' golden data.
 """
 
@@ -22,13 +22,15 @@ from toolchain.bundle.release import read_release
 from toolchain.core.digest import sha256
 from toolchain.core.errors import UsageError
 from toolchain.core.timing import WALL, interleaved
-from toolchain.device.engine.cache import EngineArtefact, mark, open_engine
+from toolchain.device.engine.cache import EngineArtefact, open_engine
 from toolchain.device.runtime import Runner
 from toolchain.device.runtime.limit import TimeLimit
 from toolchain.device.runtime.loading import Bound
 from toolchain.device.runtime.selftest import difference, run_cases
-from toolchain.device.runtime.trt import engine, skipping
+from toolchain.device.runtime.trt import engine
 from toolchain.device.runtime.trt.plan import Device
+from toolchain.device.runtime.trt.proof import prove
+from toolchain.device.runtime.trt.skipping import Skipping
 
 SCHEMA = "da3.bench.engine/1"
 Notify = Callable[[str], None]
@@ -72,51 +74,7 @@ def measure(
     }
 
 
-def prove(
-    artefact: EngineArtefact,
-    device: Device,
-    *,
-    rounds: int = skipping.ROUNDS,
-    notify: Notify = lambda _: None,
-) -> skipping.Skipping | None:
-    """Time all gates closed against all open and write the verdict into the engine.
-
-    None for an engine without gates and for a static one, whose gates nothing forces. Raises as
-    :func:`toolchain.device.runtime.trt.engine.make_engine`.
-    """
-    kit = artefact.kit
-    if artefact.manifest.built_for.flavour == "static" or not kit.gates:
-        return None
-    backend = engine.make_engine(artefact, device).backend
-    proof = skipping.prove(
-        backend,
-        skipping.neutral(backend, kit.classes.best),
-        kit.gates,
-        size=artefact.backbone.input.size,
-        share=skipping.gated_share(artefact.backbone, kit.gates),
-        rounds=rounds,
-        notify=lambda text: notify(f"skipping, {text}"),
-    )
-    mark(artefact.path, proof.verdict, asdict(proof))
-    return proof
-
-
-def alone_ms(artefact: EngineArtefact, device: Device, *, rounds: int = skipping.ROUNDS) -> float:
-    """Return the median milliseconds of a request on an engine whose gates nothing forces.
-
-    Written into the engine beside its verdict, to be held against what others measured.
-    """
-    backend = engine.make_engine(artefact, device).backend
-    side = artefact.backbone.input.size
-    image = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
-    bound = backend.bind(skipping.neutral(backend, artefact.kit.classes.best))
-    calls = {"alone": lambda: backend.run_bound(image, bound, None)}
-    found = interleaved(calls, rounds=rounds, clock=WALL)["alone"].median_ms
-    mark(artefact.path, artefact.manifest.gates, {"ms": found})
-    return found
-
-
-def _derived(proof: skipping.Skipping) -> dict[str, Any]:
+def _derived(proof: Skipping) -> dict[str, Any]:
     return {"saved": proof.saved, "verdict": proof.verdict}
 
 

@@ -8,7 +8,7 @@ and two sessions are held at a time. Batch 1, without preprocessing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.bench.materials import Materials
-from toolchain.bundle.golden import FORCE
 from toolchain.bundle.slots import slot_arrays
 from toolchain.core.timing import Call, Timing, clock_of, interleaved, rebuilt
 from toolchain.device.runtime.ort.session import Session
+from toolchain.device.runtime.trt.skipping import forced
 
 STATES = ("open", "half", "closed")
 BUILDS = 5
@@ -68,17 +68,6 @@ def _together(states: Mapping[str, Timing]) -> dict[str, float | None] | None:
     gain = opened - states["swap, closed"].median_ms
     cost = opened - states["static, open"].median_ms
     return {"gain_ms": gain, "cost_ms": cost, "break_even": break_even(gain, max(0.0, cost))}
-
-
-def forced(slots: Slots, gates: Sequence[str], opened: Collection[str]) -> Slots:
-    """Return the slots with exactly the gates in ``opened`` open, whatever the picture."""
-    biases = {
-        f"{gate}.gate.bias": np.full_like(
-            slots[f"{gate}.gate.bias"], FORCE if gate in opened else -FORCE
-        )
-        for gate in gates
-    }
-    return {**slots, **biases}
 
 
 def _block(skipped: Timing, decided: Timing | None) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from toolchain.bundle.manifest import LINKED_ROLES
 from toolchain.bundle.slots import slot_arrays
 from toolchain.core.errors import BundleError, Fault
 from toolchain.core.fields import read_section
-from toolchain.device.runtime.ort.weights import Patch, patch_of
 from toolchain.pictures.preprocess import Preprocessing
 
 Slots = Mapping[str, npt.NDArray[Any]]
@@ -32,6 +31,14 @@ class Graph:
 
     name: str
     digest: str
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class PatchFile:
+    """A domain's own tensors of the backbone; ``read`` returns the bytes of the verified file."""
+
+    about: bundle.Patch
     read: Callable[[], bytes]
 
 
@@ -62,7 +69,7 @@ class Release:
     golden: Callable[[], Golden]
     # Digest of the linked graph that its slots were seen to fit when it was installed.
     fits_graph: str = ""
-    patch: Patch | None = None
+    patch: PatchFile | None = None
 
     @property
     def weights(self) -> str:
@@ -106,6 +113,14 @@ def read_release(held: Bundle) -> Release:
         lambda: golden_of(held),
         patch=patch_of(held),
     )
+
+
+def patch_of(held: Bundle) -> PatchFile | None:
+    """Return the patch that a verified bundle carries, if any."""
+    if held.manifest.patch is None:
+        return None
+    (name,) = held.names("patch")
+    return PatchFile(held.manifest.patch, lambda: held.blob(name))
 
 
 def preprocessing(held: Bundle) -> Preprocessing:

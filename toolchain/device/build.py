@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from toolchain.bench.engines import alone_ms, prove
 from toolchain.bundle.manifest import Notes
 from toolchain.core.errors import BundleError, EngineMismatchError
 from toolchain.core.files import make_folder
@@ -38,6 +37,7 @@ from toolchain.device.engine.key import Key, key_of
 from toolchain.device.engine.kit import Kit, KitFlavour, KitModel, open_kit
 from toolchain.device.runtime.trt import engine
 from toolchain.device.runtime.trt.plan import Device
+from toolchain.device.runtime.trt.proof import alone_ms, prove
 
 
 @dataclass(frozen=True, slots=True)

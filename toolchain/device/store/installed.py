@@ -23,7 +23,7 @@ import numpy as np
 from toolchain import bundle
 from toolchain.bundle import BackboneRef, Bundle, Notes, open_bundle
 from toolchain.bundle.golden import golden_of
-from toolchain.bundle.release import Graph, Release, Slots
+from toolchain.bundle.release import Graph, PatchFile, Release, Slots, patch_of
 from toolchain.bundle.tensors import read_places
 from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, Fault
@@ -51,7 +51,6 @@ from toolchain.core.words import (
     TableOf,
     to_json,
 )
-from toolchain.device.runtime.ort.weights import Patch, patch_of
 from toolchain.pictures.preprocess import Preprocessing
 
 SCHEMA = "da3.installed/1"
@@ -177,10 +176,10 @@ def _graph(path: Path, record: Record, name: str) -> Callable[[], bytes]:
     return lambda: _bundle(path, record).blob(f"{name}.onnx")
 
 
-def _patch(path: Path, record: Record) -> Patch | None:
+def _patch(path: Path, record: Record) -> PatchFile | None:
     if record.patch is None:
         return None
-    return Patch(record.patch, lambda: _patch_bytes(path, record))
+    return PatchFile(record.patch, lambda: _patch_bytes(path, record))
 
 
 def _patch_bytes(path: Path, record: Record) -> bytes:

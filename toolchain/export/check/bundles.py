@@ -18,9 +18,9 @@ from toolchain import bundle
 from toolchain.bundle import BackboneArtefact, Bundle
 from toolchain.bundle.golden import golden_of
 from toolchain.bundle.manifest import LINKED_ROLES
-from toolchain.bundle.release import preprocessing
+from toolchain.bundle.release import patch_of, preprocessing
 from toolchain.core.errors import BundleError, GraphError
-from toolchain.device.runtime.ort.weights import patch_of, weights_folder
+from toolchain.device.runtime.ort.weights import weights_folder
 from toolchain.export.check import parity, subjects
 from toolchain.export.check.parity import ParityReport, Subject
 

@@ -18,7 +18,7 @@ from toolchain.core.errors import UsageError
 from toolchain.device.runtime.limit import TimeLimit
 from toolchain.device.runtime.ort.backend import Answer, Floats, Linked
 from toolchain.device.runtime.ort.session import Session
-from toolchain.device.runtime.trt.skipping import Skipping, gated_share, neutral, prove
+from toolchain.device.runtime.trt.skipping import Skipping, gated_share, measure_skipping, neutral
 
 
 class Watched(Linked):
@@ -47,7 +47,7 @@ def watched(exported: Exported, release: Release) -> Watched:
 
 def test_all_gates_are_forced_both_ways(watched: Watched, release: Release) -> None:
     size = release.preprocess.size
-    found = prove(watched, release.slots, release.gates, size=size, share=0.5, rounds=2)
+    found = measure_skipping(watched, release.slots, release.gates, size=size, share=0.5, rounds=2)
     assert found.share == 0.5
     assert found.open_ms > 0
     assert found.closed_ms > 0
@@ -61,13 +61,15 @@ def test_an_engine_alone_needs_no_domain(watched: Watched, release: Release) -> 
         name: (3, *array.shape[1:]) if name.startswith("head.") else array.shape
         for name, array in release.slots.items()
     }
-    prove(watched, slots, release.gates, size=release.preprocess.size, share=0.5, rounds=1)
+    measure_skipping(
+        watched, slots, release.gates, size=release.preprocess.size, share=0.5, rounds=1
+    )
     assert len(set(watched.seen)) == 2
 
 
 def test_without_gates_there_is_nothing_to_prove(watched: Watched, release: Release) -> None:
     with pytest.raises(UsageError, match="gates"):
-        prove(watched, release.slots, (), size=12, share=0.5)
+        measure_skipping(watched, release.slots, (), size=12, share=0.5)
 
 
 @given(st.floats(0.01, 1e3), st.floats(0, 1), st.floats(0, 2))
@@ -90,7 +92,7 @@ def test_the_share_is_that_of_the_gated_blocks(exported: Exported, release: Rele
 
 def test_slots_are_left_as_they_are(watched: Watched, release: Release) -> None:
     before: Mapping[str, Any] = {name: array.copy() for name, array in release.slots.items()}
-    prove(
+    measure_skipping(
         watched,
         release.slots,
         release.gates,

@@ -10,35 +10,19 @@ session holds what it needs of it then.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain import bundle
-from toolchain.bundle import BackboneArtefact, Bundle
+from toolchain.bundle import BackboneArtefact
 from toolchain.bundle.backbone import WEIGHTS_NAME
+from toolchain.bundle.release import PatchFile
 from toolchain.core.errors import StorageError
 
 
-@dataclass(frozen=True, slots=True)
-class Patch:
-    """A domain's own tensors of the backbone; ``read`` gives the verified file."""
-
-    about: bundle.Patch
-    read: Callable[[], bytes]
-
-
-def patch_of(held: Bundle) -> Patch | None:
-    """Return the patch that a verified bundle carries, if any."""
-    if held.manifest.patch is None:
-        return None
-    (name,) = held.names("patch")
-    return Patch(held.manifest.patch, lambda: held.blob(name))
-
-
 @contextmanager
-def weights_folder(artefact: BackboneArtefact, patch: Patch | None) -> Iterator[Path]:
+def weights_folder(artefact: BackboneArtefact, patch: PatchFile | None) -> Iterator[Path]:
     """Yield the folder whose ``weights.safetensors`` sessions are to be made from.
 
     Without a patch it is the artefact's; with one it is private and goes with the block. Raises

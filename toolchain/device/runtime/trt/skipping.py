@@ -8,15 +8,15 @@ runs on whatever computes, so the proof itself is proved without a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from toolchain.bench.latency import forced
 from toolchain.bundle import BackboneManifest
+from toolchain.bundle.golden import FORCE
 from toolchain.core.errors import UsageError
 from toolchain.core.timing import WALL, interleaved
 from toolchain.device.runtime.backend import Backend, Binding
@@ -54,7 +54,18 @@ def gated_share(backbone: BackboneManifest, gates: Sequence[str]) -> float:
     return sum(block.flops for block in backbone.blocks if block.name in gates) / (whole or 1)
 
 
-def prove(
+def forced(slots: Slots, gates: Sequence[str], opened: Collection[str]) -> Slots:
+    """Return the slots with exactly the gates in ``opened`` open, whatever the picture."""
+    biases = {
+        f"{gate}.gate.bias": np.full_like(
+            slots[f"{gate}.gate.bias"], FORCE if gate in opened else -FORCE
+        )
+        for gate in gates
+    }
+    return {**slots, **biases}
+
+
+def measure_skipping(
     backend: Backend[Any],
     slots: Slots,
     gates: Sequence[str],

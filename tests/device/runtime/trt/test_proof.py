@@ -1,0 +1,38 @@
+"""The proof that closed gates skip, on a device in memory; no figure is tested."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.exported import Fleet
+from tests.support.simulated.engines import cuda_of, deploy, digest_of, simulated
+from toolchain.device.engine.cache import open_engine
+from toolchain.device.runtime.trt.plan import Device
+from toolchain.device.runtime.trt.proof import prove
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    made = simulated()
+    yield made
+    gc.collect()
+    assert cuda_of(made).open == (0, 0, 0)
+
+
+def test_the_verdict_is_written_into_the_engine(
+    device: Device, fleet: Fleet, tmp_path: Path
+) -> None:
+    path = deploy(fleet["first"], tmp_path, device)
+    plans = {name: digest for name, digest in digest_of(path).items() if name != "engine.json"}
+    assert open_engine(path).manifest.gates == "unproven"
+    proof = prove(open_engine(path), device, rounds=2)
+    assert proof is not None
+    written = open_engine(path).manifest
+    assert written.gates == proof.verdict
+    assert written.figures["open_ms"] == proof.open_ms
+    after = {name: digest for name, digest in digest_of(path).items() if name != "engine.json"}
+    assert after == plans

@@ -1,0 +1,69 @@
+"""Prove on a built engine that closed gates skip, and write the verdict into the engine.
+
+Rules of this file: ``da3 build`` calls it for every engine that it makes. The verdict is a record
+in the engine's folder; no plan changes. :mod:`~toolchain.device.runtime.trt.skipping` says how
+skipping is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numpy as np
+
+from toolchain.core.timing import WALL, interleaved
+from toolchain.device.engine.cache import EngineArtefact, mark
+from toolchain.device.runtime.trt.engine import make_engine
+from toolchain.device.runtime.trt.plan import Device
+from toolchain.device.runtime.trt.skipping import (
+    ROUNDS,
+    Skipping,
+    gated_share,
+    measure_skipping,
+    neutral,
+)
+
+
+def prove(
+    artefact: EngineArtefact,
+    device: Device,
+    *,
+    rounds: int = ROUNDS,
+    notify: Callable[[str], None] = lambda _: None,
+) -> Skipping | None:
+    """Time all gates closed against all open and write the verdict into the engine.
+
+    None for an engine without gates and for a static one, whose gates nothing forces. Raises as
+    :func:`toolchain.device.runtime.trt.engine.make_engine`.
+    """
+    kit = artefact.kit
+    if artefact.manifest.built_for.flavour == "static" or not kit.gates:
+        return None
+    backend = make_engine(artefact, device).backend
+    proof = measure_skipping(
+        backend,
+        neutral(backend, kit.classes.best),
+        kit.gates,
+        size=artefact.backbone.input.size,
+        share=gated_share(artefact.backbone, kit.gates),
+        rounds=rounds,
+        notify=lambda text: notify(f"skipping, {text}"),
+    )
+    mark(artefact.path, proof.verdict, asdict(proof))
+    return proof
+
+
+def alone_ms(artefact: EngineArtefact, device: Device, *, rounds: int = ROUNDS) -> float:
+    """Return the median milliseconds of a request on an engine whose gates nothing forces.
+
+    Written into the engine beside its verdict, to be held against what others measured.
+    """
+    backend = make_engine(artefact, device).backend
+    side = artefact.backbone.input.size
+    image = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
+    bound = backend.bind(neutral(backend, artefact.kit.classes.best))
+    calls = {"alone": lambda: backend.run_bound(image, bound, None)}
+    found = interleaved(calls, rounds=rounds, clock=WALL)["alone"].median_ms
+    mark(artefact.path, artefact.manifest.gates, {"ms": found})
+    return found
