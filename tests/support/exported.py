@@ -25,7 +25,7 @@ ENTRY = """
 from toolchain.training.adapt.backbones import Backbone
 
 def build():
-    from tests import toys
+    from tests.support import toys
     return toys.backbone("plain", 1)
 
 TOY = Backbone(name="toy", title="toy", build=build, input_size=12, classifier="fc",
