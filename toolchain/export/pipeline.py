@@ -51,7 +51,7 @@ from toolchain.export.orders import KitReport, Order, Orders
 from toolchain.export.prepare import Domain
 from toolchain.recipe import Recipe, dump
 from toolchain.training.adapt import checkpoint as checkpoints
-from toolchain.training.adapt import own as own_tensors
+from toolchain.training.adapt import overrides as own_tensors
 from toolchain.training.adapt.attached import AttachedModel
 from toolchain.training.data import DomainData
 from toolchain.training.data import load as load_data

@@ -11,7 +11,7 @@ from torch import Tensor
 from toolchain.training.adapt import rows
 from toolchain.training.adapt.adaptors import channels_back, channels_first, upsample
 from toolchain.training.adapt.blocks import Layout
-from toolchain.training.lean.kept import error_bound
+from toolchain.training.lean.compression import error_bound
 from toolchain.training.lean.options import Precision
 
 laws = settings(max_examples=60, deadline=None)

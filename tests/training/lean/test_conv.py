@@ -23,8 +23,8 @@ from tests.support.lean_parity import (
 )
 from toolchain.core.errors import AttachError
 from toolchain.training.lean import Lean, LeanMode, Slice
+from toolchain.training.lean.compression import keep, restore
 from toolchain.training.lean.conv import conv2d
-from toolchain.training.lean.kept import keep, restore
 from toolchain.training.lean.options import Precision
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tests.support.lean_parity import answers, assert_parity, double, lean_bytes, lean_gradcheck
 from toolchain.training.lean import Lean, LeanMode
-from toolchain.training.lean.kept import keep, restore
+from toolchain.training.lean.compression import keep, restore
 from toolchain.training.lean.options import Precision
 
 

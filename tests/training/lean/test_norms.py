@@ -22,7 +22,7 @@ from tests.support.lean_parity import (
     lean_gradcheck,
 )
 from toolchain.training.lean import Lean, LeanMode
-from toolchain.training.lean.kept import keep, restore
+from toolchain.training.lean.compression import keep, restore
 from toolchain.training.lean.options import Precision
 
 

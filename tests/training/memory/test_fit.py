@@ -18,7 +18,7 @@ from toolchain.core.errors import MemoryBudgetError, UsageError
 from toolchain.export.graph.halves import make_halves
 from toolchain.training.adapt.attached import attach
 from toolchain.training.adapt.methods import REGISTRY, SLOTS_ALONE
-from toolchain.training.adapt.own import patched
+from toolchain.training.adapt.overrides import patched
 from toolchain.training.memory.analytic import analytic
 from toolchain.training.memory.fit import (
     Need,

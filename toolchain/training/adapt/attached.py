@@ -32,7 +32,7 @@ from toolchain.training.adapt.blocks import Anatomy, Site, examine
 from toolchain.training.adapt.dryrun import block_input, first_tensor, output_tensor
 from toolchain.training.adapt.gated import GatedForward
 from toolchain.training.adapt.methods import REGISTRY, Parts, Selection, Subject
-from toolchain.training.adapt.own import Own
+from toolchain.training.adapt.overrides import Own
 from toolchain.training.lean.mode import LeanMode
 from toolchain.training.lean.options import Lean, Precision
 

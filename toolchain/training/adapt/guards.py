@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from toolchain.core.errors import AttachError
-from toolchain.training.adapt.own import Own, Partial
+from toolchain.training.adapt.overrides import Own, Partial
 from toolchain.training.lean.mode import LeanMode
 
 _BUSY = "_da3_forward"

@@ -20,7 +20,7 @@ from torch import nn
 from toolchain.core.errors import AttachError
 from toolchain.recipe import METHOD_OPTIONS, AdaptorOptions
 from toolchain.training.adapt.blocks import Anatomy
-from toolchain.training.adapt.own import After, Beside, Masked, Partial, Replaced, Version
+from toolchain.training.adapt.overrides import After, Beside, Masked, Partial, Replaced, Version
 from toolchain.training.lean.options import Smooth
 
 Selection = Mapping[str, tuple[int, ...]]

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from toolchain.training.adapt.adaptors import channels_back, channels_first
 from toolchain.training.adapt.blocks import Layout
-from toolchain.training.lean.kept import keep, restore
+from toolchain.training.lean.compression import keep, restore
 from toolchain.training.lean.layout import is_last
 from toolchain.training.lean.options import Precision
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toolchain.core.errors import AttachError
+from toolchain.training.lean.compression import keep, restore
 from toolchain.training.lean.function import Gradients, apply, once, records
-from toolchain.training.lean.kept import keep, restore
 from toolchain.training.lean.options import Lean, Precision
 from toolchain.training.lean.windows import Pair, pair
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from toolchain.training.lean.compression import keep, restore
 from toolchain.training.lean.function import Gradients, apply, once, records
-from toolchain.training.lean.kept import keep, restore
 from toolchain.training.lean.options import Lean, Precision
 
 

@@ -27,7 +27,7 @@ from toolchain.training.adapt.adaptors import BlockDomain, decide
 from toolchain.training.adapt.attached import HEAD, AttachedModel, Trace
 from toolchain.training.adapt.dryrun import block_input, first_tensor, output_tensor
 from toolchain.training.adapt.loss import training_loss
-from toolchain.training.adapt.own import Partial
+from toolchain.training.adapt.overrides import Partial
 from toolchain.training.adapt.rows import PROBED
 from toolchain.training.lean import Lean
 from toolchain.training.lean.mode import TABLE as LEAN_TABLE

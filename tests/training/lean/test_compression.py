@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from toolchain.training.lean.kept import error_bound, keep, restore
+from toolchain.training.lean.compression import error_bound, keep, restore
 from toolchain.training.lean.options import Precision
 
 PRECISIONS: list[Precision] = ["fp32", "half", "int8"]

@@ -13,7 +13,15 @@ from tests.support import toys
 from toolchain.core.errors import AttachError
 from toolchain.training.adapt.attached import attach, weights_digest
 from toolchain.training.adapt.methods import REGISTRY
-from toolchain.training.adapt.own import After, Beside, Masked, Partial, Replaced, base, patched
+from toolchain.training.adapt.overrides import (
+    After,
+    Beside,
+    Masked,
+    Partial,
+    Replaced,
+    base,
+    patched,
+)
 
 laws = settings(max_examples=30, deadline=None)
 CHANGING = [name for name in REGISTRY if name not in ("da3", "da2", "head")]
