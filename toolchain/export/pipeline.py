@@ -51,11 +51,11 @@ from toolchain.export.orders import KitReport, Order, Orders
 from toolchain.export.prepare import Domain
 from toolchain.recipe import Recipe, dump
 from toolchain.training.adapt import checkpoint as checkpoints
-from toolchain.training.adapt import overrides as own_tensors
 from toolchain.training.adapt.attached import AttachedModel
+from toolchain.training.adapt.folded import overrides_folded, slots_alone
+from toolchain.training.adapt.restore import restore
 from toolchain.training.data import DomainData
 from toolchain.training.data import load as load_data
-from toolchain.training.loop.models import restore
 
 SUFFIX = ".da3b"
 
@@ -123,7 +123,7 @@ def export(
         refuse_existing(target)
     with clock.step("restore"):
         model, kept = restore(checkpoint, weights=recipe.weights_path)
-        changed = own_tensors.patched(model)
+        changed = overrides_folded(model)
         if changed is not None and orders:
             raise _no_kit(recipe)
     with clock.step("data"):
@@ -211,7 +211,7 @@ def _split(
     """
     if changed is None:
         return make_halves(model, cache=cache), None
-    halves, theirs = make_halves(own_tensors.base(model), cache=cache), make_halves(changed)
+    halves, theirs = make_halves(slots_alone(model), cache=cache), make_halves(changed)
     require_same_graphs(halves, theirs)
     return halves, bundle.make_patch(halves.weights, theirs.weights)
 

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     )
     from toolchain.training.adapt.backbones import Backbone
     from toolchain.training.adapt.checkpoint import Checkpoint, read
+    from toolchain.training.adapt.restore import load_checkpoint, restore
     from toolchain.training.adapt.weights import load_backbone
     from toolchain.training.loop.evaluation import Evaluation, evaluate
-    from toolchain.training.loop.models import build, load_checkpoint, restore, save
+    from toolchain.training.loop.models import build, save
     from toolchain.training.loop.progress import Progress, Quiet, Status, Terminal
     from toolchain.training.loop.training import TrainReport, train
 
@@ -58,10 +59,11 @@ __getattr__ = lazily(
         "adapt.attached": ("AttachedModel", "attach", "domain_state", "weights_digest"),
         "adapt.backbones": ("Backbone",),
         "adapt.checkpoint": ("Checkpoint", "read"),
+        "adapt.restore": ("load_checkpoint", "restore"),
+        "adapt.weights": ("load_backbone",),
         "loop.evaluation": ("Evaluation", "evaluate"),
-        "loop.models": ("build", "load_checkpoint", "restore", "save"),
+        "loop.models": ("build", "save"),
         "loop.progress": ("Progress", "Quiet", "Status", "Terminal"),
         "loop.training": ("TrainReport", "train"),
-        "adapt.weights": ("load_backbone",),
     },
 )

@@ -20,9 +20,10 @@ from toolchain.core import digest
 from toolchain.core.errors import CheckpointError, ExistsError, StorageError
 from toolchain.training.adapt.attached import AttachedModel, domain_state, weights_digest
 from toolchain.training.adapt.checkpoint import INFO_FILE, TENSORS_FILE, Checkpoint, read, write
+from toolchain.training.adapt.restore import load_checkpoint, restore
 from toolchain.training.loop.evaluation import Evaluation
 from toolchain.training.loop.identity import recipe_digest
-from toolchain.training.loop.models import build, load_checkpoint, restore, save
+from toolchain.training.loop.models import build, save
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -13,6 +13,7 @@ from toolchain.core.errors import AttachError
 from toolchain.recipe import METHOD_OPTIONS, METHODS
 from toolchain.training.adapt.attached import AttachedModel, attach, weights_digest
 from toolchain.training.adapt.methods import REGISTRY, page
+from toolchain.training.adapt.restore import restore
 from toolchain.training.adapt.weights import load_backbone
 from toolchain.training.lean.options import Lean
 from toolchain.training.loop import models
@@ -265,7 +266,7 @@ def test_every_method_trains_and_comes_back_from_its_checkpoint(
     report = train(found, data, recipe, out=tmp_path / "out")
     assert report.checkpoint.info.metrics.head_accuracy is not None
     assert report.evaluation.accuracy > 0.4  # of three classes
-    again, _ = models.restore(tmp_path / "out", backbone=toys.backbone("plain"))
+    again, _ = restore(tmp_path / "out", backbone=toys.backbone("plain"))
     assert weights_digest(again) == digest
     images = toys.pictures("plain", 4)
     with torch.no_grad():

@@ -49,7 +49,7 @@ def test_values_and_gradients_are_those_of_the_plain_equation(
     with torch.no_grad():
         change = pooled(block, layout, cells) - pooled(x, layout, cells)[chosen.run]
     weight = torch.full((len(chosen.run),), 2.0, dtype=torch.float64)
-    difference = rows.Difference(decision, change, chosen.run, weight)
+    difference = rows.DecisionGradient(decision, change, chosen.run, weight)
     found = rows.join(block, rest, correction, chosen, layout, difference=difference)
 
     mask = hard.reshape(-1, *[1] * (x.dim() - 1))
@@ -88,7 +88,7 @@ def test_what_waits_in_fewer_bytes_bends_the_gates_gradient_a_little(
             correction,
             chosen,
             "NCHW",
-            difference=rows.Difference(decision, change, chosen.run, torch.ones(4)),
+            difference=rows.DecisionGradient(decision, change, chosen.run, torch.ones(4)),
             kept=precision,
         )
         grads.append(torch.autograd.grad(joined, (correction, decision), upstream))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from toolchain.training.lean.compression import error_bound, keep, restore
+from toolchain.training.lean.compression import compress, decompress, error_bound
 from toolchain.training.lean.options import Precision
 
 PRECISIONS: list[Precision] = ["fp32", "half", "int8"]
@@ -26,7 +26,7 @@ def maps(draw: st.DrawFn) -> Tensor:
 
 
 def largest_error(x: Tensor, precision: Precision) -> Tensor:
-    back = restore(keep(x, precision), x.dtype)
+    back = decompress(compress(x, precision), x.dtype)
     assert back.shape == x.shape
     assert back.dtype == x.dtype
     rows = (back.double() - x.double()).abs().flatten(1)
@@ -50,20 +50,20 @@ def test_the_int8_bound_is_half_a_step_and_tight() -> None:
 def test_bytes_are_those_stated_and_owned() -> None:
     x = torch.randn(4, 3, 5, 5)
     sizes = {
-        precision: [t.untyped_storage().nbytes() for t in keep(x[:2, :, ::2], precision)]
+        precision: [t.untyped_storage().nbytes() for t in compress(x[:2, :, ::2], precision)]
         for precision in PRECISIONS
     }
     assert sizes["half"] == [2 * 3 * 3 * 5 * 2]
     assert sizes["int8"] == [2 * 3 * 3 * 5, 2 * 4, 2 * 4]
-    assert keep(x, "fp32")[0] is x
-    assert keep(x.bfloat16(), "half")[0].dtype == torch.bfloat16
+    assert compress(x, "fp32")[0] is x
+    assert compress(x.bfloat16(), "half")[0].dtype == torch.bfloat16
 
 
 def test_a_sample_does_not_coarsen_its_neighbours() -> None:
     x = torch.randn(3, 50)
     x[1] *= 1e6
-    alone = restore(keep(x[:1], "int8"), x.dtype)
-    assert torch.equal(restore(keep(x, "int8"), x.dtype)[:1], alone)
+    alone = decompress(compress(x[:1], "int8"), x.dtype)
+    assert torch.equal(decompress(compress(x, "int8"), x.dtype)[:1], alone)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -71,7 +71,7 @@ def test_what_is_not_finite_is_not_hidden(bad: float) -> None:
     x = torch.ones(2, 4)
     x[1, 2] = bad
     for precision in PRECISIONS:
-        back = restore(keep(x, precision), x.dtype)
+        back = decompress(compress(x, precision), x.dtype)
         assert torch.equal(back[0], x[0])
         assert not back[1].isfinite().all()
 
@@ -79,4 +79,4 @@ def test_what_is_not_finite_is_not_hidden(bad: float) -> None:
 def test_beyond_float16_the_bound_says_so() -> None:
     x = torch.tensor([[65519.0], [65520.0]])
     assert error_bound(x, "half").isfinite().tolist() == [True, False]
-    assert restore(keep(x, "half"), x.dtype).isfinite().flatten().tolist() == [True, False]
+    assert decompress(compress(x, "half"), x.dtype).isfinite().flatten().tolist() == [True, False]

@@ -23,7 +23,7 @@ from tests.support.lean_parity import (
 )
 from toolchain.core.errors import AttachError
 from toolchain.training.lean import Lean, LeanMode, Slice
-from toolchain.training.lean.compression import keep, restore
+from toolchain.training.lean.compression import compress, decompress
 from toolchain.training.lean.conv import conv2d
 from toolchain.training.lean.options import Precision
 
@@ -81,7 +81,7 @@ def test_gradients_are_stock(
 @pytest.mark.parametrize("precision", ["half", "int8"])
 def test_a_trained_weight_sees_the_restored_map(precision: Precision) -> None:
     x, weight, bias = double(2, 4, 6, 6), double(6, 2, 3, 3), double(6)
-    restored = restore(keep(x.detach(), precision), x.dtype)
+    restored = decompress(compress(x.detach(), precision), x.dtype)
 
     def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.conv2d(x, weight, bias, 2, 1, 1, 2)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tests.support.lean_parity import answers, assert_parity, double, lean_bytes, lean_gradcheck
 from toolchain.training.lean import Lean, LeanMode
-from toolchain.training.lean.compression import keep, restore
+from toolchain.training.lean.compression import compress, decompress
 from toolchain.training.lean.options import Precision
 
 
@@ -34,7 +34,7 @@ def test_gradients_are_stock(
 @pytest.mark.parametrize("precision", ["half", "int8"])
 def test_a_trained_weight_sees_the_restored_map(precision: Precision) -> None:
     x, weight, bias = double(2, 4, 3), double(5, 3), double(5)
-    restored = restore(keep(x.detach(), precision), x.dtype)
+    restored = decompress(compress(x.detach(), precision), x.dtype)
     stock = answers(F.linear, [restored, weight, bias], "contiguous")[1]
     exact = answers(F.linear, [x, weight, bias], "contiguous")[1]
     with LeanMode(Lean(precision)):

@@ -22,7 +22,7 @@ from tests.support.lean_parity import (
     lean_gradcheck,
 )
 from toolchain.training.lean import Lean, LeanMode
-from toolchain.training.lean.compression import keep, restore
+from toolchain.training.lean.compression import compress, decompress
 from toolchain.training.lean.options import Precision
 
 
@@ -83,7 +83,7 @@ def test_other_numbers_of_dimensions(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("precision", ["half", "int8"])
 def test_a_trained_weight_of_batch_norm_sees_the_restored_map(precision: Precision) -> None:
     x, weight, bias = double(3, 4, 5, 5), double(4), double(4)
-    restored = restore(keep(x.detach(), precision), x.dtype)
+    restored = decompress(compress(x.detach(), precision), x.dtype)
     norm = batch_norm(MEAN, VARIANCE)
     stock = answers(norm, [restored, weight, bias], "contiguous")[1]
     exact = answers(norm, [x, weight, bias], "contiguous")[1]

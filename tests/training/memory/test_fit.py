@@ -17,8 +17,8 @@ from toolchain.bundle import make_patch
 from toolchain.core.errors import MemoryBudgetError, UsageError
 from toolchain.export.graph.halves import make_halves
 from toolchain.training.adapt.attached import attach
+from toolchain.training.adapt.folded import overrides_folded
 from toolchain.training.adapt.methods import REGISTRY, SLOTS_ALONE
-from toolchain.training.adapt.overrides import patched
 from toolchain.training.memory.analytic import analytic
 from toolchain.training.memory.fit import (
     Need,
@@ -49,8 +49,8 @@ def test_a_domain_costs_its_slots() -> None:
 
 def test_masks_cost_one_bit_a_weight() -> None:
     model = toys.attached("plain", method="piggyback")
-    assert model.own is not None
-    masks = [-(-version.scores.numel() // 8) for _, version in model.own.versions()]  # type: ignore[operator]
+    assert model.overrides is not None
+    masks = [-(-version.scores.numel() // 8) for _, version in model.overrides.items()]  # type: ignore[operator]
     head = sum(4 * p.numel() for p in model.domain["head"].parameters())
     assert domain_bytes(model) == sum(masks) + head
 
@@ -83,7 +83,7 @@ def frozen() -> bytes:
 def test_what_is_told_is_what_a_bundle_stores(frozen: bytes, method: str) -> None:
     selection = {"blocks.0.conv1.weight": (0, 2)} if method == "sparse" else None
     model = toys.scrambled(toys.attached("plain", method=method, selection=selection))
-    changed = patched(model)
+    changed = overrides_folded(model)
     assert changed is not None
     halves = make_halves(changed)
     patch = make_patch(frozen, halves.weights)

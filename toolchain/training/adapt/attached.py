@@ -31,8 +31,8 @@ from toolchain.training.adapt.adaptors import BlockDomain, decide, logistic_nois
 from toolchain.training.adapt.blocks import Anatomy, Site, examine
 from toolchain.training.adapt.dryrun import block_input, first_tensor, output_tensor
 from toolchain.training.adapt.gated import GatedForward
-from toolchain.training.adapt.methods import REGISTRY, Parts, Selection, Subject
-from toolchain.training.adapt.overrides import Own
+from toolchain.training.adapt.methods import REGISTRY, DomainParts, MethodInput, Selection
+from toolchain.training.adapt.overrides import Overrides
 from toolchain.training.lean.mode import LeanMode
 from toolchain.training.lean.options import Lean, Precision
 
@@ -99,7 +99,7 @@ class AttachedModel(nn.Module):
         self.noise_scale = 1.0
         self.forced: Mapping[str, Tensor] = {}
         self.lean = lean if REGISTRY[method].lean else None
-        parts = REGISTRY[method].parts(Subject(backbone, anatomy, options, self.selection))
+        parts = REGISTRY[method].parts(MethodInput(backbone, anatomy, options, self.selection))
         self.batch_statistics = parts.batch_statistics and not slots_only
         self.sites: dict[str, Site] = dict(_adapted(anatomy, parts, options))
         self.domain = nn.ModuleDict(
@@ -109,17 +109,17 @@ class AttachedModel(nn.Module):
             }
         )
         self.domain[HEAD] = nn.Linear(anatomy.features, classes)
-        if parts.own and not slots_only:
-            guards.refuse_shared(backbone, parts.own)
-            self.domain[OWN] = Own(parts.own)
+        if parts.overrides and not slots_only:
+            guards.refuse_shared(backbone, parts.overrides)
+            self.domain[OWN] = Overrides(parts.overrides)
         self._whole: set[str] = set()  # gated blocks that take or return more than one map
         self.train(False)
 
     @property
-    def own(self) -> Own | None:
+    def overrides(self) -> Overrides | None:
         """What the domain has of its own in place of backbone tensors."""
         found = self.domain._modules.get(OWN)
-        assert found is None or isinstance(found, Own)
+        assert found is None or isinstance(found, Overrides)
         return found
 
     def train(self, mode: bool = True) -> AttachedModel:
@@ -140,7 +140,7 @@ class AttachedModel(nn.Module):
             self.backbone.eval()  # someone switched a part of it: its statistics would move
         seen = Trace()
         lean = self.lean if torch.is_grad_enabled() else None
-        own = self.own
+        own = self.overrides
         slices = own.slices(self.backbone) if own is not None and lean is not None else {}
         mode = nullcontext() if lean is None else LeanMode(lean, slices)
         with (
@@ -167,9 +167,9 @@ class AttachedModel(nn.Module):
 
     def _answer(self, x: Tensor, *, parts: bool) -> object:
         """Run the backbone with what the domain has of its own."""
-        if self.own is None:
+        if self.overrides is None:
             return self.backbone(x)
-        values = self.own.values(self.backbone, parts=parts)
+        values = self.overrides.values(self.backbone, parts=parts)
         # Modules are swapped in place, so one that stands in two places is swapped once: untied.
         return torch.func.functional_call(self.backbone, values, (x,), tie_weights=False)
 
@@ -274,7 +274,9 @@ class AttachedModel(nn.Module):
         return hook
 
 
-def _adapted(anatomy: Anatomy, parts: Parts, options: AdaptorOptions) -> Iterator[tuple[str, Site]]:
+def _adapted(
+    anatomy: Anatomy, parts: DomainParts, options: AdaptorOptions
+) -> Iterator[tuple[str, Site]]:
     if not parts.adaptors:
         return
     for name, site in anatomy.named_sites():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from toolchain.core.errors import AttachError
-from toolchain.training.adapt.dryrun import Call, dry_run, output_tensor, runs_channels_last
+from toolchain.training.adapt.dryrun import ModuleCall, dry_run, output_tensor, runs_channels_last
 
 Layout = Literal["NCHW", "NHWC", "NLC"]
 CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -143,7 +143,7 @@ def _is_plain_container(module: nn.Module) -> bool:
     return lists and type(module).forward is nn.Module.forward
 
 
-def _is_map_to_map(call: Call) -> bool:
+def _is_map_to_map(call: ModuleCall) -> bool:
     given, returned = call.given, call.returned
     return (
         call.count == 1
@@ -155,7 +155,7 @@ def _is_map_to_map(call: Call) -> bool:
     )
 
 
-def _block_names(backbone: nn.Module, calls: dict[str, Call]) -> list[str]:
+def _block_names(backbone: nn.Module, calls: dict[str, ModuleCall]) -> list[str]:
     modules = dict(backbone.named_modules())
     candidates = [
         name
@@ -176,7 +176,7 @@ def _block_names(backbone: nn.Module, calls: dict[str, Call]) -> list[str]:
     return chosen
 
 
-def _suggested(backbone: nn.Module, calls: dict[str, Call]) -> list[str]:
+def _suggested(backbone: nn.Module, calls: dict[str, ModuleCall]) -> list[str]:
     """Return what can be named by hand: modules like blocks that stand elsewhere, else layers."""
     modules = {n: m for n, m in backbone.named_modules() if n and _is_map_to_map(calls[n])}
     outer: list[str] = []
@@ -188,7 +188,9 @@ def _suggested(backbone: nn.Module, calls: dict[str, Call]) -> list[str]:
     return outer
 
 
-def _classifier_name(backbone: nn.Module, calls: dict[str, Call], output: object) -> str | None:
+def _classifier_name(
+    backbone: nn.Module, calls: dict[str, ModuleCall], output: object
+) -> str | None:
     answer = output_tensor(output)
     if answer is None:
         raise AttachError(
@@ -211,7 +213,7 @@ def _classifier_name(backbone: nn.Module, calls: dict[str, Call], output: object
     )
 
 
-def _is_pixel_layer(module: nn.Module, call: Call) -> bool:
+def _is_pixel_layer(module: nn.Module, call: ModuleCall) -> bool:
     """Tell whether a module is a convolution that acts as a Linear layer on pooled features."""
     return (
         isinstance(module, nn.Conv2d)
@@ -237,7 +239,9 @@ def _ends_in_scores(backbone: nn.Module, answer: Tensor) -> bool:
     return bool(convs) and convs[-1].out_channels == answer.shape[1] and convs[-1].bias is not None
 
 
-def _features(backbone: nn.Module, head: str | None, calls: dict[str, Call], output: object) -> int:
+def _features(
+    backbone: nn.Module, head: str | None, calls: dict[str, ModuleCall], output: object
+) -> int:
     if head is None:
         answer = output_tensor(output)
         assert answer is not None  # _classifier_name raised otherwise
@@ -259,7 +263,9 @@ def _features(backbone: nn.Module, head: str | None, calls: dict[str, Call], out
     return int(given.shape[-1] if isinstance(module, nn.Linear) else given.shape[1])
 
 
-def _site(backbone: nn.Module, name: str, calls: dict[str, Call], counter: FlopCounterMode) -> Site:
+def _site(
+    backbone: nn.Module, name: str, calls: dict[str, ModuleCall], counter: FlopCounterMode
+) -> Site:
     call = calls.get(name)
     if call is None:
         known = [n for n, m in backbone.named_children() if n and m is not None]
@@ -290,7 +296,7 @@ def _site(backbone: nn.Module, name: str, calls: dict[str, Call], counter: FlopC
     )
 
 
-def _refuse_overwritten(name: str, call: Call) -> None:
+def _refuse_overwritten(name: str, call: ModuleCall) -> None:
     """Refuse a block whose input or output is written to in place: a gate chooses between them."""
     for what, tensor, version in (
         ("input", call.given, call.given_version),
@@ -308,7 +314,7 @@ def _shape_text(tensor: Tensor | None) -> str:
     return "no tensor" if tensor is None else str(list(tensor.shape))
 
 
-def _layout(block: nn.Module, name: str, calls: dict[str, Call], given: Tensor) -> Layout:
+def _layout(block: nn.Module, name: str, calls: dict[str, ModuleCall], given: Tensor) -> Layout:
     """Tell where the channels are by what the block's layers were given.
 
     A convolution has its channels first: it sees the block's map either as it is or turned. A

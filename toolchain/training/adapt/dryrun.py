@@ -20,7 +20,7 @@ from toolchain.core.errors import AttachError
 
 
 @dataclass(slots=True)
-class Call:
+class ModuleCall:
     """What hooks saw of one module: tensors are kept so that identity can be compared.
 
     ``given_version``, ``returned_version``: PyTorch's count of in-place writes to both tensors when
@@ -92,12 +92,12 @@ def runs_channels_last(backbone: nn.Module, shape: tuple[int, ...]) -> bool:
 
 def dry_run(
     backbone: nn.Module, shape: tuple[int, ...]
-) -> tuple[dict[str, Call], object, FlopCounterMode]:
+) -> tuple[dict[str, ModuleCall], object, FlopCounterMode]:
     """Return the calls by module name, the backbone's answer, and the operations counted.
 
     ``shape`` is without the batch. Raises AttachError when the backbone does not run on it.
     """
-    calls = {name: Call() for name, _ in backbone.named_modules()}
+    calls = {name: ModuleCall() for name, _ in backbone.named_modules()}
 
     def enter(name: str) -> Any:
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:

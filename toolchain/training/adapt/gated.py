@@ -58,7 +58,7 @@ class GatedForward:
             weight[len(chosen.run) :] = ran.weight
         wide = torch.promote_types(ran.y.dtype, ran.rest.dtype)  # autocast narrows what runs
         y, rest = ran.y.to(wide), ran.rest.to(wide)
-        difference = rows.Difference(opened, change, seen, weight)
+        difference = rows.DecisionGradient(opened, change, seen, weight)
         result = rows.join(
             y, rest, correction, chosen, part.layout, difference=difference, kept=self.kept
         )

@@ -7,7 +7,7 @@ block of code and undoes it, whatever happens there. The domain is joined in ``a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from toolchain.core.errors import AttachError
-from toolchain.training.adapt.overrides import Own, Partial
+from toolchain.training.adapt.overrides import Overrides, SparseUpdate
 from toolchain.training.lean.mode import LeanMode
 
 _BUSY = "_da3_forward"
@@ -72,6 +72,23 @@ def alone(backbone: nn.Module) -> Iterator[None]:
         del vars(backbone)[_BUSY]
 
 
+@contextmanager
+def frozen(backbone: nn.Module, trained: Sequence[nn.Parameter] = ()) -> Iterator[None]:
+    """Let only ``trained`` ask for gradients, in evaluation mode; all is put back at the end."""
+    before = {parameter: parameter.requires_grad for parameter in backbone.parameters()}
+    training = {module: module.training for module in backbone.modules()}
+    backbone.eval().requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, asked in before.items():
+            parameter.requires_grad_(asked)
+        for module, mode in training.items():
+            module.training = mode
+
+
 def refuse_ungraded(block: nn.Module, _: object) -> None:
     """Refuse a block that runs without gradients where the forward around it has them.
 
@@ -101,12 +118,12 @@ def refuse_shared(backbone: nn.Module, own: Mapping[str, object]) -> None:
         )
 
 
-def refuse_unmet(own: Own, backbone: nn.Module, mode: LeanMode) -> None:
+def refuse_unmet(own: Overrides, backbone: nn.Module, mode: LeanMode) -> None:
     """Refuse partly trained kernels that no convolution ran with: they would not learn."""
     unmet = [
         name
-        for name, version in own.versions()
-        if isinstance(version, Partial) and id(backbone.get_parameter(name)) not in mode.met
+        for name, version in own.items()
+        if isinstance(version, SparseUpdate) and id(backbone.get_parameter(name)) not in mode.met
     ]
     if unmet:
         raise AttachError(

@@ -20,7 +20,14 @@ from torch import nn
 from toolchain.core.errors import AttachError
 from toolchain.recipe import METHOD_OPTIONS, AdaptorOptions
 from toolchain.training.adapt.blocks import Anatomy
-from toolchain.training.adapt.overrides import After, Beside, Masked, Partial, Replaced, Version
+from toolchain.training.adapt.overrides import (
+    BinaryMask,
+    Override,
+    ParallelAdapter,
+    Replacement,
+    SeriesAdapter,
+    SparseUpdate,
+)
 from toolchain.training.lean.options import Smooth
 
 Selection = Mapping[str, tuple[int, ...]]
@@ -34,7 +41,7 @@ CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class MethodInput:
     """What a method is asked about: a backbone, its anatomy, the options and sparse's selection."""
 
     backbone: nn.Module
@@ -50,7 +57,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class DomainParts:
     """What a domain consists of beside its head.
 
     ``own``: versions by the backbone's tensor names. ``adaptors``: at blocks, with ``attention``
@@ -58,7 +65,7 @@ class Parts:
     domain keeps running ones of its own.
     """
 
-    own: Mapping[str, Version] = field(default_factory=dict)
+    overrides: Mapping[str, Override] = field(default_factory=dict)
     adaptors: bool = False
     attention: bool = False
     gates: bool = False
@@ -74,7 +81,7 @@ class Method:
     """
 
     name: str
-    parts: Callable[[Subject], Parts]
+    parts: Callable[[MethodInput], DomainParts]
     lr_factor: float = 1.0
     lean: bool = True
     smooth: Smooth = "exact"
@@ -85,123 +92,125 @@ class Method:
         return inspect.getdoc(self.parts) or ""
 
 
-def _head(_: Subject) -> Parts:
+def _head(_: MethodInput) -> DomainParts:
     """Train the classifier alone on frozen features: the baseline that costs nothing."""
-    return Parts()
+    return DomainParts()
 
 
-def _da3(_: Subject) -> Parts:
+def _da3(_: MethodInput) -> DomainParts:
     """Learn an additive adaptor and a dynamic gate per block (Yang, Rakin, Fan, CVPR-W 2022).
 
     The adaptor's correction is added to the block's map, so no activation of the backbone is kept
     for it; the gate skips the block for samples that do not need it, in training too. Layers and
     loss are a documented reconstruction (docs/method.md).
     """
-    return Parts(adaptors=True, gates=True)
+    return DomainParts(adaptors=True, gates=True)
 
 
-def _da2(_: Subject) -> Parts:
+def _da2(_: MethodInput) -> DomainParts:
     """Learn residual attention adaptors (DA2, arXiv 2012.01362v1): da3's first form, no gate."""
-    return Parts(adaptors=True, attention=True)
+    return DomainParts(adaptors=True, attention=True)
 
 
-def _finetune(subject: Subject) -> Parts:
+def _finetune(subject: MethodInput) -> DomainParts:
     """Train every tensor, norms with the batch's statistics: the reference for accuracy and cost.
 
     Its layers stay PyTorch's own: a trained convolution needs its input whole, and nothing that is
     kept beside it could be dropped.
     """
-    return Parts(
-        own={**_all(subject, lambda _, __: True), **_statistics(subject)}, batch_statistics=True
+    return DomainParts(
+        overrides={**_all(subject, lambda _, __: True), **_statistics(subject)},
+        batch_statistics=True,
     )
 
 
-def _bn(subject: Subject) -> Parts:
+def _bn(subject: MethodInput) -> DomainParts:
     """Train scale, shift and statistics of the norms (Rebuffi et al., NeurIPS 2017; Bilen 2017).
 
     Multi-domain learning's smallest change of a whole backbone; every norm keeps its input.
     """
-    return Parts(own=_some(_norms(subject), "norm"), batch_statistics=True)
+    return DomainParts(overrides=_some(_norms(subject), "norm"), batch_statistics=True)
 
 
-def _bias(subject: Subject) -> Parts:
+def _bias(subject: MethodInput) -> DomainParts:
     """Train the biases of convolutions, linear layers and norms (TinyTL-B, Cai et al., 2020).
 
     A bias is additive: its gradient needs no activation (NeurIPS 2020, section 3.1).
     """
-    return Parts(own=_some(_all(subject, lambda _, leaf: leaf == "bias"), "bias"))
+    return DomainParts(overrides=_some(_all(subject, lambda _, leaf: leaf == "bias"), "bias"))
 
 
-def _lite_residual(subject: Subject) -> Parts:
+def _lite_residual(subject: MethodInput) -> DomainParts:
     """Train biases and lite residual modules (TinyTL-L+B, Cai et al., NeurIPS 2020, section 3.2).
 
     The lite residual is the same pooled adaptor as da3's, without a gate.
     """
-    return Parts(own=_bias(subject).own, adaptors=True)
+    return DomainParts(overrides=_bias(subject).overrides, adaptors=True)
 
 
-def _series(subject: Subject) -> Parts:
+def _series(subject: MethodInput) -> DomainParts:
     """Put a 1x1 adapter after every spatial convolution (Rebuffi et al., NeurIPS 2017).
 
     With norms of the domain's own. The adapter multiplies activations, so each is kept.
     """
-    own: dict[str, Version] = {
-        f"{name}.weight": After(conv.weight, conv.groups) for name, conv in _spatial(subject)
+    own: dict[str, Override] = {
+        f"{name}.weight": SeriesAdapter(conv.weight, conv.groups)
+        for name, conv in _spatial(subject)
     }
-    return Parts(own={**own, **_norms(subject)}, batch_statistics=True)
+    return DomainParts(overrides={**own, **_norms(subject)}, batch_statistics=True)
 
 
-def _parallel(subject: Subject) -> Parts:
+def _parallel(subject: MethodInput) -> DomainParts:
     """Put a 1x1 adapter beside every spatial convolution (Rebuffi et al., CVPR 2018).
 
     With norms of the domain's own. The adapter multiplies activations, so each is kept.
     """
-    own: dict[str, Version] = {
-        f"{name}.weight": Beside(conv.weight) for name, conv in _spatial(subject)
+    own: dict[str, Override] = {
+        f"{name}.weight": ParallelAdapter(conv.weight) for name, conv in _spatial(subject)
     }
-    return Parts(own={**own, **_norms(subject)}, batch_statistics=True)
+    return DomainParts(overrides={**own, **_norms(subject)}, batch_statistics=True)
 
 
-def _piggyback(subject: Subject) -> Parts:
+def _piggyback(subject: MethodInput) -> DomainParts:
     """Learn one binary mask per frozen weight (Piggyback, Mallya et al., ECCV 2018).
 
     Kernels and matrices are masked, norms and biases stay; a bundle stores one bit per weight.
     """
-    own: dict[str, Version] = {
-        f"{name}.weight": Masked(module.weight)
+    own: dict[str, Override] = {
+        f"{name}.weight": BinaryMask(module.weight)
         for name, module in subject.layers()
         if isinstance(module, (*CONVS, nn.Linear))
     }
-    return Parts(own=_some(own, "weight"))
+    return DomainParts(overrides=_some(own, "weight"))
 
 
-def _sparse(subject: Subject) -> Parts:
+def _sparse(subject: MethodInput) -> DomainParts:
     """Update chosen channels of chosen kernels, and biases from the first of them on.
 
     On-device training under 256 KB (Lin et al., NeurIPS 2022, section 3.2): layers and channels
     are chosen by their measured contribution within ``update_kib`` of kept maps, per picture and
     in float32; the optimiser's state comes on top of that. ``da3 train`` measures and chooses by
-    itself, your own loop calls ``adapt.sparse.search`` and passes ``attach(selection=...)``;
+    itself, your own loop calls ``loop.contribution.search`` and passes ``attach(selection=...)``;
     without one only the last block's biases are trained.
     """
     modules = dict(subject.layers())
-    own: dict[str, Version] = {}
+    own: dict[str, Override] = {}
     for name, channels in subject.selection.items():
         conv = modules.get(name.removesuffix(".weight"))
         if not isinstance(conv, nn.Conv2d) or conv.groups not in (1, conv.in_channels):
             raise AttachError(
                 f"expected kernels of plain or depthwise convolutions to update, got {name!r}",
-                fix="take the selection from adapt.sparse.search",
+                fix="take the selection from loop.contribution.search",
             )
-        own[name] = Partial(conv.weight, tuple(channels), depthwise=conv.groups > 1)
+        own[name] = SparseUpdate(conv.weight, tuple(channels), depthwise=conv.groups > 1)
     first = _first(subject, own)
     biases = _all(subject, lambda _, leaf: leaf == "bias")
     order = list(modules)
     own |= {n: v for n, v in biases.items() if order.index(n.rpartition(".")[0]) >= first}
-    return Parts(own=own)
+    return DomainParts(overrides=own)
 
 
-def _mobiletl(subject: Subject) -> Parts:
+def _mobiletl(subject: MethodInput) -> DomainParts:
     """Train the last blocks, of their norms the shifts alone (MobileTL, Chiang et al., AAAI 2023).
 
     With lean layers, activations other than ReLU's pass their gradient through a binary mask in
@@ -216,23 +225,23 @@ def _mobiletl(subject: Subject) -> Parts:
         if name.startswith(inside)
         and not (name.rpartition(".")[0] in norms and name.endswith(".weight"))
     }
-    return Parts(own=own)
+    return DomainParts(overrides=own)
 
 
-def _all(subject: Subject, wanted: Callable[[nn.Module, str], bool]) -> dict[str, Version]:
+def _all(subject: MethodInput, wanted: Callable[[nn.Module, str], bool]) -> dict[str, Override]:
     """Return learned versions of the parameters whose module and leaf name are ``wanted``."""
     return {
-        f"{name}.{leaf}" if name else leaf: Replaced(parameter)
+        f"{name}.{leaf}" if name else leaf: Replacement(parameter)
         for name, module in subject.layers()
         for leaf, parameter in module.named_parameters(recurse=False)
         if wanted(module, leaf)
     }
 
 
-def _statistics(subject: Subject) -> dict[str, Version]:
+def _statistics(subject: MethodInput) -> dict[str, Override]:
     """Return the running statistics as the domain's own; they are moved, not learned."""
     return {
-        f"{name}.{leaf}": Replaced(buffer, learned=False)
+        f"{name}.{leaf}": Replacement(buffer, learned=False)
         for name, module in subject.layers()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
         for leaf, buffer in module.named_buffers(recurse=False)
@@ -240,12 +249,12 @@ def _statistics(subject: Subject) -> dict[str, Version]:
     }
 
 
-def _norms(subject: Subject) -> dict[str, Version]:
+def _norms(subject: MethodInput) -> dict[str, Override]:
     norms = _all(subject, lambda module, _: isinstance(module, NORMS))
     return {**norms, **_statistics(subject)}
 
 
-def _spatial(subject: Subject) -> list[tuple[str, nn.Conv2d]]:
+def _spatial(subject: MethodInput) -> list[tuple[str, nn.Conv2d]]:
     """Return the convolutions into whose kernel a 1x1 adapter can be folded."""
     found = [
         (name, module)
@@ -269,7 +278,7 @@ def _centred(conv: nn.Conv2d) -> bool:
     )
 
 
-def _first(subject: Subject, own: Mapping[str, Version]) -> int:
+def _first(subject: MethodInput, own: Mapping[str, Override]) -> int:
     """Return the place, in the order of modules, from which on biases are trained."""
     order = [name for name, _ in subject.layers()]
     if not own:
@@ -277,7 +286,7 @@ def _first(subject: Subject, own: Mapping[str, Version]) -> int:
     return min(order.index(name.removesuffix(".weight")) for name in own)
 
 
-def _some(own: dict[str, Version], what: str) -> dict[str, Version]:
+def _some(own: dict[str, Override], what: str) -> dict[str, Override]:
     if not own:
         raise AttachError(
             f"expected a backbone with a {what} to train, got none", fix="use the method da3"

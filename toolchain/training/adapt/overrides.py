@@ -10,9 +10,7 @@ kernel, exactly, and costs nothing when it runs. Which tensors a method takes is
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +18,11 @@ from torch import Tensor, nn
 from toolchain.core.errors import AttachError
 from toolchain.training.lean.conv import Slice
 
-if TYPE_CHECKING:
-    from toolchain.training.adapt.attached import AttachedModel
-
 MASK_AT_START = 1e-2
 MASK_THRESHOLD = 5e-3
 
 
-class Version(nn.Module):
+class Override(nn.Module):
     """A domain's version of one tensor: ``forward`` maps the frozen value to it, same shape."""
 
     def __init__(self, base: Tensor) -> None:
@@ -46,7 +41,7 @@ class Version(nn.Module):
         return 4 * self.elements
 
 
-class Replaced(Version):
+class Replacement(Override):
     """The tensor itself, learned; as a buffer where it is a statistic."""
 
     value: Tensor
@@ -76,7 +71,7 @@ class _Step(torch.autograd.Function):
         return grads[0]
 
 
-class Masked(Version):
+class BinaryMask(Override):
     """Piggyback: a real score per weight, thresholded to a binary mask in the forward.
 
     Scores start at 1e-2, the threshold is 5e-3, the step's gradient is the identity (Mallya et al.,
@@ -97,7 +92,7 @@ class Masked(Version):
         return -(-self.elements // 8)
 
 
-class Beside(Version):
+class ParallelAdapter(Override):
     """Parallel residual adapter: ``conv(x, W) + conv1x1(x, A)``, folded into one kernel.
 
     ``A`` [O, I / groups] starts at zero and is added at the kernel's centre (Rebuffi et al., CVPR
@@ -115,7 +110,7 @@ class Beside(Version):
         return base + nn.functional.pad(self.adapter[:, :, None, None], edges)
 
 
-class After(Version):
+class SeriesAdapter(Override):
     """Series residual adapter: ``y + conv1x1(y, A)`` of ``y = conv(x, W)``, folded into one kernel.
 
     ``A`` [groups, O / groups, O / groups] starts at zero (Rebuffi et al., NeurIPS 2017, section 3;
@@ -138,7 +133,7 @@ class After(Version):
         return 4 * groups if width == 1 else super().deployed_bytes()
 
 
-class Partial(Version):
+class SparseUpdate(Override):
     """Sparse update: a kernel of which some input channels are learned.
 
     ``index`` names the channels; ``delta`` [O, k, kH, kW] (of a depthwise kernel [k, 1, kH, kW])
@@ -154,7 +149,7 @@ class Partial(Version):
         if not channels or sorted(set(channels)) != list(channels) or not channels[-1] < known:
             raise AttachError(
                 f"expected channels in rising order below {known}, got {list(channels)[:8]}",
-                fix="take them from adapt.sparse.search",
+                fix="take them from loop.contribution.search",
             )
         self.register_buffer("index", torch.tensor(channels), persistent=False)
         self.delta = nn.Parameter(torch.zeros_like(base.index_select(self.axis, self.index)))
@@ -164,13 +159,13 @@ class Partial(Version):
         return base.index_add(self.axis, self.index, self.delta)
 
 
-class Own(nn.Module):
+class Overrides(nn.Module):
     """The versions of one domain, in a tree that mirrors the backbone's names.
 
     So the slots read ``own.layer1.0.conv1.weight.scores``.
     """
 
-    def __init__(self, versions: Mapping[str, Version]) -> None:
+    def __init__(self, versions: Mapping[str, Override]) -> None:
         super().__init__()
         for name, version in versions.items():
             *path, leaf = name.split(".")
@@ -182,11 +177,11 @@ class Own(nn.Module):
             place.add_module(leaf, version)
         self.names = tuple(versions)
 
-    def versions(self) -> Iterator[tuple[str, Version]]:
+    def items(self) -> Iterator[tuple[str, Override]]:
         """Yield each version with the name of the backbone's tensor that it replaces."""
         for name in self.names:
             version = self.get_submodule(name)
-            assert isinstance(version, Version)
+            assert isinstance(version, Override)
             yield name, version
 
     def values(self, backbone: nn.Module, *, parts: bool = True) -> dict[str, Tensor]:
@@ -197,42 +192,14 @@ class Own(nn.Module):
         frozen = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
         return {
             name: version(frozen[name])
-            for name, version in self.versions()
-            if parts or not isinstance(version, Partial)
+            for name, version in self.items()
+            if parts or not isinstance(version, SparseUpdate)
         }
 
     def slices(self, backbone: nn.Module) -> dict[int, Slice]:
         """Return partial kernels by the identity of the frozen one, for :class:`LeanMode`."""
         return {
             id(backbone.get_parameter(name)): Slice(version.delta, version.index)
-            for name, version in self.versions()
-            if isinstance(version, Partial)
+            for name, version in self.items()
+            if isinstance(version, SparseUpdate)
         }
-
-
-def base(model: AttachedModel) -> AttachedModel:
-    """Return the frozen backbone with the slots of ``model`` alone, none of its own tensors."""
-    return _with_slots(model, model.backbone)
-
-
-def patched(model: AttachedModel) -> AttachedModel | None:
-    """Return the model as slots on a changed copy of the backbone; None where nothing is changed.
-
-    The copy holds the domain's versions in place of the frozen tensors, in evaluation mode.
-    """
-    if model.own is None:
-        return None
-    with torch.no_grad():
-        values = {name: value.clone() for name, value in model.own.values(model.backbone).items()}
-    changed = copy.deepcopy(model.backbone)
-    changed.load_state_dict(values, strict=False)
-    return _with_slots(model, changed)
-
-
-def _with_slots(model: AttachedModel, backbone: nn.Module) -> AttachedModel:
-    twin = type(model)(
-        backbone, model.anatomy, model.method, model.classes, model.options, slots_only=True
-    )
-    kept = {k: v for k, v in model.domain.state_dict().items() if not k.startswith("own.")}
-    twin.domain.load_state_dict(kept)
-    return twin

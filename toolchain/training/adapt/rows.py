@@ -27,8 +27,8 @@ from torch.nn import functional as F
 
 from toolchain.training.adapt.adaptors import channels_back, channels_first
 from toolchain.training.adapt.blocks import Layout
-from toolchain.training.lean.compression import keep, restore
-from toolchain.training.lean.layout import is_last
+from toolchain.training.lean.compression import compress, decompress
+from toolchain.training.lean.function import is_last
 from toolchain.training.lean.options import Precision
 
 PROBED = 8
@@ -50,7 +50,7 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class DecisionGradient:
     """What a decision's gradient needs: the decision ``[N, 1]`` and what blocks changed.
 
     ``change``: ``pool(block(x)) - pool(x)`` ``[R, C, h, w]`` of the rows ``seen`` (int64 ``[R]``),
@@ -92,7 +92,7 @@ def join(
     rows: Rows,
     layout: Layout,
     *,
-    difference: Difference,
+    difference: DecisionGradient,
     kept: Precision = "fp32",
 ) -> Tensor:
     """Return the whole map: each row from ``run`` or ``rest``, plus the upsampled correction.
@@ -170,7 +170,7 @@ class _Join(torch.autograd.Function):
     ) -> Tensor:
         layout, kept = how
         ctx.layout, ctx.coarse = layout, correction.shape[2:]
-        ctx.save_for_backward(run_rows, rest_rows, seen, weight, *keep(change, kept))
+        ctx.save_for_backward(run_rows, rest_rows, seen, weight, *compress(change, kept))
         if not len(rest_rows):
             y = run
         elif not len(run_rows):
@@ -188,7 +188,7 @@ class _Join(torch.autograd.Function):
         if len(rest_rows):
             run, rest = taken(grad, run_rows), taken(grad, rest_rows)
         decision = grad.new_zeros(grad.shape[0], 1)
-        products = correction.index_select(0, seen) * restore(tuple(change), grad.dtype)
+        products = correction.index_select(0, seen) * decompress(tuple(change), grad.dtype)
         decision[seen] = (products.flatten(1).sum(1) * weight).unsqueeze(1)
         return None, run, rest, correction, decision, None, None, None, None, None
 

@@ -21,8 +21,8 @@ that prepares the update, as in the paper.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,24 +30,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from toolchain.core.errors import TrainingError
-from toolchain.pictures.preprocess import normalise
-from toolchain.recipe import Recipe
-from toolchain.training.adapt.attached import HEAD, AttachedModel
 from toolchain.training.adapt.blocks import Anatomy
 from toolchain.training.adapt.dryrun import block_input
+from toolchain.training.adapt.guards import frozen
 from toolchain.training.adapt.methods import Selection
-from toolchain.training.data.splits import DomainData
 from toolchain.training.lean import Lean, LeanMode
-from toolchain.training.loop.baseline import probe
 from toolchain.training.memory.measured import Ledger
 
 EIGHTHS = (0, 1, 2, 4, 8)
 """The paper's channel ratios: none, 1/8, 1/4, 1/2, all."""
-BATCH = 32
-BATCHES = 16
 KIB = 1024
 
 Worth = npt.NDArray[np.float64]
@@ -69,30 +62,6 @@ class Kernel:
     def counts(self) -> list[int]:
         """Return how many channels each ratio takes, rounded up; equal counts stand once."""
         return sorted({-(-self.channels * part // 8) for part in EIGHTHS})
-
-
-def search(
-    backbone: nn.Module,
-    anatomy: Anatomy,
-    data: DomainData,
-    recipe: Recipe,
-    *,
-    classes: int,
-    batches: int = BATCHES,
-) -> Selection:
-    """Return the input channels to update, rising, by kernel: ``{"layer3.0.conv1.weight": ...}``.
-
-    Contribution is measured on ``batches`` batches of 32 pictures of ``data.train``, drawn by
-    ``recipe.train.seed``, at the head-only baseline; the budget is ``recipe.adaptor.update_kib``.
-    Raises TrainingError when no channel fits (the least that would is named), when none
-    contributes, or when the backbone has no candidate.
-    """
-    kernels = candidates(backbone, anatomy)
-    model = AttachedModel(backbone, anatomy, HEAD, classes, recipe.adaptor, lean=Lean())
-    found = probe(model, data, recipe.preprocess)
-    model.domain[HEAD].load_state_dict({"weight": found.weight, "bias": found.bias})
-    worth = _contributions(model, kernels, _calibration(data, recipe, batches))
-    return choose(kernels, worth, recipe.adaptor.update_kib)
 
 
 def by_size(backbone: nn.Module, anatomy: Anatomy, update_kib: int) -> Selection:
@@ -195,7 +164,7 @@ def candidates(backbone: nn.Module, anatomy: Anatomy) -> list[Kernel]:
 
     image = torch.zeros(1, *anatomy.input_shape, requires_grad=True)
     first = backbone.get_submodule(anatomy.sites[0].name)
-    with ExitStack() as stack, _frozen(backbone):
+    with ExitStack() as stack, frozen(backbone):
         stack.callback(first.register_forward_pre_hook(lambda *_: inside.append(True)).remove)
         for conv in convs:
             stack.callback(conv.register_forward_pre_hook(seen, with_kwargs=True).remove)
@@ -214,58 +183,3 @@ def candidates(backbone: nn.Module, anatomy: Anatomy) -> list[Kernel]:
 def _divisible(conv: nn.Conv2d) -> bool:
     depthwise = conv.groups == conv.in_channels == conv.out_channels
     return (conv.groups == 1 or depthwise) and conv.padding_mode == "zeros"
-
-
-@contextmanager
-def _frozen(backbone: nn.Module, trained: Sequence[nn.Parameter] = ()) -> Iterator[None]:
-    """Let only ``trained`` ask for gradients, in evaluation mode; all is put back at the end."""
-    before = {parameter: parameter.requires_grad for parameter in backbone.parameters()}
-    training = {module: module.training for module in backbone.modules()}
-    backbone.eval().requires_grad_(False)
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter, asked in before.items():
-            parameter.requires_grad_(asked)
-        for module, mode in training.items():
-            module.training = mode
-
-
-def _calibration(data: DomainData, recipe: Recipe, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield at most ``batches`` batches of training pictures, each picture at most once."""
-    order = np.random.default_rng(recipe.train.seed).permutation(len(data.train))
-    for start in range(0, min(len(order), batches * BATCH), BATCH):
-        pictures, labels = data.train.batch(order[start : start + BATCH])
-        yield torch.from_numpy(normalise(recipe.preprocess, pictures)), torch.from_numpy(labels)
-
-
-def _contributions(
-    model: AttachedModel, kernels: Sequence[Kernel], batches: Iterator[tuple[Tensor, Tensor]]
-) -> list[Worth]:
-    """Return by kernel the squared gradients, summed over batches and each channel's weights.
-
-    A gradient is summed up and dropped as soon as it is there, so there is one at a time.
-    """
-    weights = {model.backbone.get_parameter(kernel.name): kernel for kernel in kernels}
-    totals: Mapping[str, Worth] = {kernel.name: np.zeros(kernel.channels) for kernel in kernels}
-
-    def collect(weight: Tensor) -> None:
-        assert isinstance(weight, nn.Parameter)
-        assert weight.grad is not None
-        kernel = weights[weight]
-        # A depthwise kernel [C, 1, kH, kW] has its channels first.
-        depthwise = weight.shape[1] != kernel.channels
-        over = (1, 2, 3) if depthwise else (0, 2, 3)
-        totals[kernel.name][:] += weight.grad.double().square().sum(over).numpy()
-        weight.grad = None
-
-    with ExitStack() as stack, _frozen(model.backbone, tuple(weights)):
-        for weight in weights:
-            hook = weight.register_post_accumulate_grad_hook(collect)  # type: ignore[no-untyped-call]
-            stack.callback(hook.remove)
-        for images, labels in batches:
-            loss = F.cross_entropy(model(images), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-    return [totals[kernel.name] for kernel in kernels]

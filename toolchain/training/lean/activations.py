@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toolchain.training.lean.bits import by_numpy, pack, unpack
-from toolchain.training.lean.function import Gradients, apply, once, records
+from toolchain.training.lean.function import Gradients, apply, once_differentiable, records
 from toolchain.training.lean.options import Lean
 
 _CHUNK = 2**21  # elements; a multiple of eight
@@ -54,7 +54,7 @@ class _Masked(torch.autograd.Function):
         return value(x)
 
     @staticmethod
-    @once
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Gradients:
         (packed,) = ctx.saved_tensors
         ordered = g.permute(ctx.order)

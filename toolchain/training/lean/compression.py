@@ -20,7 +20,7 @@ _LEVELS = 255
 _HALF_OVERFLOW = 65520.0  # the least magnitude that rounds to infinity in float16
 
 
-def keep(x: Tensor, precision: Precision) -> tuple[Tensor, ...]:
+def compress(x: Tensor, precision: Precision) -> tuple[Tensor, ...]:
     """Return what is kept of a map ``[N, ...]``: ``(x,)``, or ``(bytes, offset, step)`` for int8.
 
     ``offset`` and ``step`` are ``[N]`` in the map's dtype, at least float32. All but ``fp32`` own
@@ -33,7 +33,7 @@ def keep(x: Tensor, precision: Precision) -> tuple[Tensor, ...]:
     return (x,)
 
 
-def restore(kept: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+def decompress(kept: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
     """Return a kept map in its shape, in ``dtype``, within :func:`error_bound`."""
     if len(kept) == 1:
         return kept[0].to(dtype)

@@ -19,10 +19,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toolchain.core.errors import AttachError
-from toolchain.training.lean.compression import keep, restore
-from toolchain.training.lean.function import Gradients, apply, once, records
+from toolchain.training.lean.compression import compress, decompress
+from toolchain.training.lean.function import (
+    Gradients,
+    Pair,
+    apply,
+    once_differentiable,
+    pair,
+    records,
+)
 from toolchain.training.lean.options import Lean, Precision
-from toolchain.training.lean.windows import Pair, pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +93,9 @@ class _Conv(torch.autograd.Function):
     ) -> Tensor:
         kept: tuple[Tensor, ...] = ()
         if ctx.needs_input_grad[1]:
-            kept = keep(x, precision)
+            kept = compress(x, precision)
         elif index is not None and ctx.needs_input_grad[3]:
-            kept = keep(x.index_select(-3, index), precision)
+            kept = compress(x.index_select(-3, index), precision)
         ctx.save_for_backward(weight, delta, index, *kept)
         ctx.geometry, ctx.dtype, ctx.size = geometry, x.dtype, x.shape[-2:]
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -99,7 +105,7 @@ class _Conv(torch.autograd.Function):
         )
 
     @staticmethod
-    @once
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Gradients:
         weight, delta, index, *kept = ctx.saved_tensors
         geometry: _Geometry = ctx.geometry
@@ -109,12 +115,12 @@ class _Conv(torch.autograd.Function):
             whole = _with_part(weight, delta, index, geometry.groups)
             of_x = geometry.input_gradient(g, whole.to(g.dtype), ctx.size).to(ctx.dtype)
         if needs_weight:
-            x = restore(tuple(kept), g.dtype)
+            x = decompress(tuple(kept), g.dtype)
             of_weight = geometry.weight_gradient(g, x, weight, geometry.groups)
         if needs_bias:
             of_bias = g.sum((0, 2, 3) if g.dim() == 4 else (1, 2), dtype=ctx.bias_dtype)
         if needs_delta:
-            x = restore(tuple(kept), g.dtype)
+            x = decompress(tuple(kept), g.dtype)
             depthwise = geometry.groups > 1
             part = g.index_select(-3, index) if depthwise else g
             groups = len(index) if depthwise else 1

@@ -5,7 +5,7 @@ Rules of this file: no arithmetic on maps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor
 from toolchain.core.errors import AttachError
 
 Gradients = tuple[Tensor | None, ...]
+Size = int | Sequence[int]
+Pair = tuple[int, int]
 
 
 def records(*tensors: Tensor | None) -> bool:
@@ -22,7 +24,7 @@ def records(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def once(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
+def once_differentiable(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
     """Guard a ``backward(ctx, gradient)``: it can be run, but not differentiated.
 
     A gradient of a gradient needs the maps that were dropped. Autocast is off inside, as it is in
@@ -51,3 +53,27 @@ def apply(function: type[torch.autograd.Function], *inputs: object) -> Tensor:
     """Return ``function.apply(*inputs)``, which torch leaves untyped."""
     result: Tensor = function.apply(*inputs)  # type: ignore[no-untyped-call]
     return result
+
+
+def is_last(x: Tensor) -> bool:
+    """Tell whether a map ``[N, C, H, W]`` has its channels last, and last alone.
+
+    Maps of one pixel or one channel lie both ways; they count as channels first.
+    """
+    return (
+        x.dim() == 4
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def format_of(x: Tensor) -> torch.memory_format:
+    """Return the memory format of a map, contiguous for all but channels last."""
+    return torch.channels_last if is_last(x) else torch.contiguous_format
+
+
+def pair(value: Size) -> Pair:
+    """Return the sizes of both sides."""
+    if isinstance(value, int):
+        return value, value
+    return value[0], value[-1]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from toolchain.training.lean.compression import keep, restore
-from toolchain.training.lean.function import Gradients, apply, once, records
+from toolchain.training.lean.compression import compress, decompress
+from toolchain.training.lean.function import Gradients, apply, once_differentiable, records
 from toolchain.training.lean.options import Lean, Precision
 
 
@@ -21,7 +21,7 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, precision: Precision
     ) -> Tensor:
-        kept = keep(x, precision) if ctx.needs_input_grad[1] else ()
+        kept = compress(x, precision) if ctx.needs_input_grad[1] else ()
         ctx.save_for_backward(weight, *kept)
         ctx.dtype, ctx.bias_dtype = x.dtype, None if bias is None else bias.dtype
         rows = F.linear(x.reshape(-1, x.shape[-1]), weight, bias)
@@ -30,7 +30,7 @@ class _Linear(torch.autograd.Function):
         return torch.ops.aten._unsafe_view(rows, shape)  # type: ignore[no-any-return]
 
     @staticmethod
-    @once
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Gradients:
         weight, *kept = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
@@ -39,7 +39,7 @@ class _Linear(torch.autograd.Function):
         if needs_x:
             of_x = (g @ weight.to(g.dtype)).to(ctx.dtype)
         if needs_weight:
-            x = restore(tuple(kept), g.dtype)
+            x = decompress(tuple(kept), g.dtype)
             of_weight = (rows.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
         if needs_bias:
             of_bias = rows.sum(0, dtype=ctx.bias_dtype)

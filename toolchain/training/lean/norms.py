@@ -16,9 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from toolchain.training.lean.compression import keep, restore
-from toolchain.training.lean.function import Gradients, apply, once, records
-from toolchain.training.lean.layout import format_of
+from toolchain.training.lean.compression import compress, decompress
+from toolchain.training.lean.function import (
+    Gradients,
+    apply,
+    format_of,
+    once_differentiable,
+    records,
+)
 from toolchain.training.lean.options import Lean, Precision
 
 
@@ -34,13 +39,13 @@ class _EvaluatedBatchNorm(torch.autograd.Function):
         eps: float,
         precision: Precision,
     ) -> Tensor:
-        kept = (mean, *keep(x, precision)) if ctx.needs_input_grad[3] else ()
+        kept = (mean, *compress(x, precision)) if ctx.needs_input_grad[3] else ()
         ctx.save_for_backward(variance, weight, *kept)
         ctx.eps, ctx.dtype = eps, x.dtype
         return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod
-    @once
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Gradients:
         variance, weight, *kept = ctx.saved_tensors
         of_x = of_weight = of_bias = None
@@ -52,7 +57,7 @@ class _EvaluatedBatchNorm(torch.autograd.Function):
             of_x = (g * scale.view(column)).to(ctx.dtype)
         if ctx.needs_input_grad[3]:
             mean, *stored = kept
-            centred = restore(tuple(stored), mean.dtype).sub(mean.view(column))
+            centred = decompress(tuple(stored), mean.dtype).sub(mean.view(column))
             of_weight = (centred.mul_(g).sum(across) * inverse).to(weight.dtype)
         if ctx.needs_input_grad[4]:
             of_bias = g.sum(across, dtype=variance.dtype)
@@ -94,20 +99,20 @@ class _GroupNorm(torch.autograd.Function):
     ) -> Tensor:
         kept: tuple[Tensor, ...] = ()
         if ctx.needs_input_grad[0]:
-            kept = (*_group_statistics(x, groups, eps), *keep(x, precision))
+            kept = (*_group_statistics(x, groups, eps), *compress(x, precision))
         ctx.save_for_backward(weight, *kept)
         ctx.groups, ctx.dtype = groups, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         return F.group_norm(x, groups, weight, bias, eps)
 
     @staticmethod
-    @once
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Gradients:
         weight, *saved = ctx.saved_tensors
         of_x = of_bias = None
         if ctx.needs_input_grad[0]:
             mean, inverse, *kept = saved
-            x = restore(tuple(kept), mean.dtype)
+            x = decompress(tuple(kept), mean.dtype)
             layout = _layout(x)
             x = x.contiguous(memory_format=layout)
             n, c, *rest = x.shape
@@ -152,20 +157,20 @@ class _LayerNorm(torch.autograd.Function):
     ) -> Tensor:
         kept: tuple[Tensor, ...] = ()
         if ctx.needs_input_grad[0]:
-            kept = (*_statistics(x, shape, eps), *keep(x, precision))
+            kept = (*_statistics(x, shape, eps), *compress(x, precision))
         ctx.save_for_backward(weight, *kept)
         ctx.shape, ctx.dtype = shape, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         return F.layer_norm(x, shape, weight, bias, eps)
 
     @staticmethod
-    @once
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Gradients:
         weight, *saved = ctx.saved_tensors
         of_x = of_bias = None
         if ctx.needs_input_grad[0]:
             mean, inverse, *kept = saved
-            x = restore(tuple(kept), mean.dtype).contiguous()
+            x = decompress(tuple(kept), mean.dtype).contiguous()
             of_x = torch.ops.aten.native_layer_norm_backward(
                 g.to(x.dtype).contiguous(), x, ctx.shape, mean, inverse, _to(weight, x.dtype),
                 None, (True, False, False),

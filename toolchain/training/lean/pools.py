@@ -17,10 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from toolchain.training.lean.function import Gradients, apply, once, records
-from toolchain.training.lean.layout import format_of
+from toolchain.training.lean.function import (
+    Gradients,
+    Pair,
+    Size,
+    apply,
+    format_of,
+    once_differentiable,
+    pair,
+    records,
+)
 from toolchain.training.lean.options import Lean
-from toolchain.training.lean.windows import Pair, Size, pair
 
 _PLACES = 256  # that fit a byte
 
@@ -106,7 +113,7 @@ class _Averaged(torch.autograd.Function):
         return pool.value(x)
 
     @staticmethod
-    @once
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Gradients:
         return ctx.pool.gradient(g, ctx.source), None
 
@@ -209,7 +216,7 @@ class _Maximised(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Gradients:
         (offsets,) = ctx.saved_tensors
         return ctx.pool.gradient(g, offsets, ctx.source), None

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from toolchain.core import digest
-from toolchain.core.errors import AttachError, CheckpointError
+from toolchain.core.errors import AttachError
 from toolchain.recipe import Recipe
 from toolchain.training.adapt import checkpoint as files
 from toolchain.training.adapt.attached import (
@@ -32,13 +32,12 @@ from toolchain.training.adapt.checkpoint import (
     Info,
     Metrics,
     Versions,
-    shape_faults,
 )
 from toolchain.training.adapt.methods import Selection
-from toolchain.training.adapt.sparse import search
 from toolchain.training.adapt.weights import load_backbone
 from toolchain.training.data.splits import DomainData
 from toolchain.training.lean.options import Precision
+from toolchain.training.loop.contribution import search
 from toolchain.training.loop.evaluation import Evaluation
 from toolchain.training.loop.identity import recipe_digest
 
@@ -136,69 +135,3 @@ def save(
 def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
     channels, height, width = shape
     return channels, height, width
-
-
-def load_checkpoint(folder: Path, model: AttachedModel) -> Checkpoint:
-    """Read ``folder`` into ``model.domain`` and return it; on an error the model is unchanged.
-
-    Raises CheckpointError for another backbone (both digests shown) and for missing, extra, wrongly
-    shaped, wrongly typed or not finite tensors, all of them at once; StorageError.
-    """
-    found = files.read(folder)
-    _check_shape(folder, found.info)
-    _check_backbone(folder, found, weights_digest(model))
-    expected = {name: tuple(tensor.shape) for name, tensor in domain_state(model).items()}
-    if faults := list(shape_faults(expected, found.tensors)):
-        lines = "\n  ".join(faults)
-        raise CheckpointError(
-            f"{folder}: expected the slots of this model, got\n  {lines}",
-            fix="attach with the checkpoint's method, options and number of classes",
-        )
-    state = {name: torch.from_numpy(array.copy()) for name, array in found.tensors.items()}
-    model.domain.load_state_dict(state, strict=False)
-    return found
-
-
-def _check_shape(folder: Path, info: Info) -> None:
-    """Refuse a shape that its own pictures do not have, before anything runs on it."""
-    side = info.preprocess.size
-    if tuple(info.backbone.input_shape) != (3, side, side):
-        raise CheckpointError(
-            f"{folder}: backbone.input_shape: expected [3, {side}, {side}] as preprocess.size "
-            f"says, got {list(info.backbone.input_shape)}",
-            fix="train the domain again; this checkpoint was altered",
-        )
-
-
-def _check_backbone(folder: Path, found: Checkpoint, present: str) -> None:
-    wanted = found.info.backbone
-    if wanted.weights_digest != present:
-        raise CheckpointError(
-            f"{folder}: expected the backbone {wanted.name!r} with {wanted.weights_digest}, "
-            f"got one with {present}",
-            fix="give the backbone weights that the domain was trained on, or train it again",
-        )
-
-
-def restore(
-    folder: Path, *, backbone: nn.Module | None = None, weights: Path | None = None
-) -> tuple[AttachedModel, Checkpoint]:
-    """Return the model that the checkpoint ``folder`` describes, with its domain loaded.
-
-    ``backbone`` is used in place of loading the one named in the checkpoint; ``weights`` are that
-    one's, None for those that it ships. Raises CheckpointError, UnknownNameError, WeightsError,
-    AttachError, StorageError.
-    """
-    info = files.read(folder).info
-    _check_shape(folder, info)
-    model = attach(
-        load_backbone(info.backbone.name, weights=weights) if backbone is None else backbone,
-        method=info.method,
-        classes=len(info.classes),
-        input_shape=info.backbone.input_shape,
-        blocks=info.backbone.blocks,
-        head=info.backbone.head,
-        options=info.options,
-        selection=info.selection,
-    )
-    return model, load_checkpoint(folder, model)

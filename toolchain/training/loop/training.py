@@ -10,11 +10,14 @@ Law: ``train`` interrupted anywhere and resumed equals ``train``.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -37,7 +40,6 @@ from toolchain.training.loop.destination import check_destination, remove_state
 from toolchain.training.loop.evaluation import Evaluation, evaluate
 from toolchain.training.loop.exhausted import exhausted, is_exhaustion
 from toolchain.training.loop.identity import data_digest, training_document
-from toolchain.training.loop.interrupt import interruption
 from toolchain.training.loop.meter import Clock, Meter
 from toolchain.training.loop.progress import Progress, Quiet
 from toolchain.training.loop.schedule import GATE_LR_FACTOR, lr_factor, noise_scale
@@ -53,6 +55,7 @@ from toolchain.training.loop.state import (
 from toolchain.training.memory.fit import within
 
 SAVE_EVERY_S = 300.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GATE_NOISE = 3  # the stream's number, beside those of ``augment``
 
 
@@ -286,6 +289,37 @@ def _loop(run: _Run, progress: Progress, save_every_s: float) -> None:
                 progress.epoch(clock.status(run.step, meter))
         finally:
             progress.close()
+
+
+class Interruption:
+    """Whether the process was asked to stop; true in a condition once it was."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __bool__(self) -> bool:
+        return self._asked
+
+    def ask(self, _signal: int, _frame: FrameType | None) -> None:
+        """Note the first signal; a second one means now."""
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+
+@contextmanager
+def interruption() -> Iterator[Interruption]:
+    """Hold Ctrl-C (SIGINT) and SIGTERM back inside the block; the block looks whether one came."""
+    held = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield held
+        return
+    before = {number: signal.signal(number, held.ask) for number in SIGNALS}
+    try:
+        yield held
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(run: _Run) -> None:

@@ -27,7 +27,7 @@ from toolchain.training.adapt.adaptors import BlockDomain, decide
 from toolchain.training.adapt.attached import HEAD, AttachedModel, Trace
 from toolchain.training.adapt.dryrun import block_input, first_tensor, output_tensor
 from toolchain.training.adapt.loss import training_loss
-from toolchain.training.adapt.overrides import Partial
+from toolchain.training.adapt.overrides import SparseUpdate
 from toolchain.training.adapt.rows import PROBED
 from toolchain.training.lean import Lean
 from toolchain.training.lean.mode import TABLE as LEAN_TABLE
@@ -231,7 +231,7 @@ def _step(model: AttachedModel, mode: _Asked, batch: int, share: float) -> None:
     seen = Trace()
     _arrange(model, mode, seen, share)
     with mode:
-        own, lean = model.own, model.lean
+        own, lean = model.overrides, model.lean
         values: dict[str, Tensor] = {}
         if own is not None:
             # Kernels that are made are kept, and so no maps under way.
@@ -239,7 +239,7 @@ def _step(model: AttachedModel, mode: _Asked, batch: int, share: float) -> None:
                 values = own.values(model.backbone, parts=lean is None)
             if not torch.is_grad_enabled():
                 mode.ledger.ignore(*values.values())
-            mode.parts = _trained_parts(model.backbone, own.versions(), lean)
+            mode.parts = _trained_parts(model.backbone, own.items(), lean)
         answer = output_tensor(torch.func.functional_call(model.backbone, values, (images,)))
         assert answer is not None
         if model.anatomy.head is None:
@@ -257,7 +257,7 @@ def _trained_parts(
     return {
         address(backbone.get_parameter(name)): len(version.index)
         for name, version in versions
-        if isinstance(version, Partial)
+        if isinstance(version, SparseUpdate)
     }
 
 

@@ -104,7 +104,7 @@ def domain_bytes(model: AttachedModel) -> int:
     convolution before it.
     """
     slots = (t for name, t in domain_state(model).items() if not name.startswith("own."))
-    own = dict(model.own.versions()) if model.own is not None else {}
+    own = dict(model.overrides.items()) if model.overrides is not None else {}
     stored = sum(v.deployed_bytes() for name, v in own.items() if not _is_folded(name, own))
     return stored + sum(t.numel() * t.element_size() for t in slots)
 

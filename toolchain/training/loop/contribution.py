@@ -1,0 +1,92 @@
+"""How much each channel of a kernel would contribute to learning: what sparse decides by.
+
+Rules of this file: it measures and hands the choice to ``adapt.sparse``; nothing is trained or
+changed here. The measurement keeps what training the kernels whole would keep, so it is meant for
+the machine that prepares the update, as in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toolchain.pictures.preprocess import normalise
+from toolchain.recipe import Recipe
+from toolchain.training.adapt.attached import HEAD, AttachedModel
+from toolchain.training.adapt.blocks import Anatomy
+from toolchain.training.adapt.guards import frozen
+from toolchain.training.adapt.methods import Selection
+from toolchain.training.adapt.sparse import Kernel, Worth, candidates, choose
+from toolchain.training.data.splits import DomainData
+from toolchain.training.lean import Lean
+from toolchain.training.loop.baseline import probe
+
+BATCH = 32
+BATCHES = 16
+
+
+def search(
+    backbone: nn.Module,
+    anatomy: Anatomy,
+    data: DomainData,
+    recipe: Recipe,
+    *,
+    classes: int,
+    batches: int = BATCHES,
+) -> Selection:
+    """Return the input channels to update, rising, by kernel: ``{"layer3.0.conv1.weight": ...}``.
+
+    Contribution is measured on ``batches`` batches of 32 pictures of ``data.train``, drawn by
+    ``recipe.train.seed``, at the head-only baseline; the budget is ``recipe.adaptor.update_kib``.
+    Raises TrainingError when no channel fits (the least that would is named), when none
+    contributes, or when the backbone has no candidate.
+    """
+    kernels = candidates(backbone, anatomy)
+    model = AttachedModel(backbone, anatomy, HEAD, classes, recipe.adaptor, lean=Lean())
+    found = probe(model, data, recipe.preprocess)
+    model.domain[HEAD].load_state_dict({"weight": found.weight, "bias": found.bias})
+    worth = _contributions(model, kernels, _calibration(data, recipe, batches))
+    return choose(kernels, worth, recipe.adaptor.update_kib)
+
+
+def _calibration(data: DomainData, recipe: Recipe, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield at most ``batches`` batches of training pictures, each picture at most once."""
+    order = np.random.default_rng(recipe.train.seed).permutation(len(data.train))
+    for start in range(0, min(len(order), batches * BATCH), BATCH):
+        pictures, labels = data.train.batch(order[start : start + BATCH])
+        yield torch.from_numpy(normalise(recipe.preprocess, pictures)), torch.from_numpy(labels)
+
+
+def _contributions(
+    model: AttachedModel, kernels: Sequence[Kernel], batches: Iterator[tuple[Tensor, Tensor]]
+) -> list[Worth]:
+    """Return by kernel the squared gradients, summed over batches and each channel's weights.
+
+    A gradient is summed up and dropped as soon as it is there, so there is one at a time.
+    """
+    weights = {model.backbone.get_parameter(kernel.name): kernel for kernel in kernels}
+    totals: Mapping[str, Worth] = {kernel.name: np.zeros(kernel.channels) for kernel in kernels}
+
+    def collect(weight: Tensor) -> None:
+        assert isinstance(weight, nn.Parameter)
+        assert weight.grad is not None
+        kernel = weights[weight]
+        # A depthwise kernel [C, 1, kH, kW] has its channels first.
+        depthwise = weight.shape[1] != kernel.channels
+        over = (1, 2, 3) if depthwise else (0, 2, 3)
+        totals[kernel.name][:] += weight.grad.double().square().sum(over).numpy()
+        weight.grad = None
+
+    with ExitStack() as stack, frozen(model.backbone, tuple(weights)):
+        for weight in weights:
+            hook = weight.register_post_accumulate_grad_hook(collect)  # type: ignore[no-untyped-call]
+            stack.callback(hook.remove)
+        for images, labels in batches:
+            loss = F.cross_entropy(model(images), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+    return [totals[kernel.name] for kernel in kernels]
