@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from toolchain.core.errors import PrecisionError, UnknownNameError
-from toolchain.device.boards import sheet
+from toolchain.device.boards import table
 from toolchain.device.boards.target import TARGETS, Target, find
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "targets.md"
@@ -101,13 +101,13 @@ def test_the_document_is_the_table(request: pytest.FixtureRequest) -> None:
     head, mark, shown = DOCUMENT.read_text(encoding="utf-8").partition(MARK)
     assert mark
     if request.config.getoption("--update-goldens"):
-        DOCUMENT.write_text(head + mark + sheet.markdown(), encoding="utf-8")
+        DOCUMENT.write_text(head + mark + table.markdown(), encoding="utf-8")
         return
-    assert shown == sheet.markdown()
+    assert shown == table.markdown()
 
 
 def test_every_row_is_as_wide_as_its_heads() -> None:
-    assert {len(row) for row in sheet.rows()} == {len(sheet.HEADS)}
-    lines = [line for line in sheet.markdown().splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines} == {len(sheet.HEADS) + 1}
+    assert {len(row) for row in table.rows()} == {len(table.HEADS)}
+    lines = [line for line in table.markdown().splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {len(table.HEADS) + 1}
     assert len(lines) == len(TARGETS) + 2

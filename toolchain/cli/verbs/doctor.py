@@ -65,24 +65,24 @@ def doctor(target: str | None, targets: bool, markdown: bool, as_json: bool) -> 
 
 
 def _list(markdown: bool, as_json: bool) -> None:
-    from toolchain.device.boards import sheet
+    from toolchain.device.boards import table
     from toolchain.device.boards.target import TARGETS
 
-    shown = [sheet.markdown().rstrip()] if markdown else layout.table(*_shown(), indent=0)
+    shown = [table.markdown().rstrip()] if markdown else layout.table(*_shown(), indent=0)
     rows = [{"name": target.name, **plain(target)} for target in TARGETS.values()]
     emit({"targets": rows}, shown, as_json=as_json)
 
 
 def _shown() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return the columns that fit on a terminal; the document and --json have all of them."""
-    from toolchain.device.boards import sheet
+    from toolchain.device.boards import table
 
     kept = [
         place
-        for place, head in enumerate(sheet.HEADS)
+        for place, head in enumerate(table.HEADS)
         if head not in ("memory, GiB", "DLA", "JetPack")
     ]
-    pick = [tuple(row[place] for place in kept) for row in (sheet.HEADS, *sheet.rows())]
+    pick = [tuple(row[place] for place in kept) for row in (table.HEADS, *table.rows())]
     return pick[0], pick[1:]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from toolchain.device.boards import advice
+from toolchain.device.boards import install
 from toolchain.device.boards.locate import board_of, here, targets_of, tensorrt_of
 from toolchain.device.boards.machine import Machine
 from toolchain.device.boards.target import Target
@@ -177,7 +177,7 @@ def _abilities_there(target: Target) -> Iterator[Ability]:
         yield from _scripted(target)
         return
     yield Ability("run on onnxruntime", True, "pip install da3-toolchain", "")
-    yield Ability("build an engine", True, f"{advice.module(target)}; then da3 build KIT", "")
+    yield Ability("build an engine", True, f"{install.module(target)}; then da3 build KIT", "")
     yield Ability("run an engine", True, "da3 run --backbone build/engines/FOLDER", "")
     yield Ability("build by script", False, "its kit has no script", "da3 build KIT")
 
@@ -192,7 +192,7 @@ def _scripted(target: Target) -> Iterator[Ability]:
         *("run an engine", False, old),
         fix="trtexec --loadEngine, or the C++ API of TensorRT: the plan is an ordinary one",
     )
-    yield Ability("build by script", True, advice.trtexec(target), "")
+    yield Ability("build by script", True, install.trtexec(target), "")
 
 
 def _abilities_here(machine: Machine, target: Target | None) -> Iterator[Ability]:
@@ -208,7 +208,7 @@ def _abilities_here(machine: Machine, target: Target | None) -> Iterator[Ability
         yield Ability(act, not missing, detail, fix)
     if machine.trtexec is None:
         source = "build it from https://github.com/NVIDIA/TensorRT"
-        how = advice.trtexec(target) if target else source
+        how = install.trtexec(target) if target else source
         yield Ability("build by script", False, "no trtexec", how)
     else:
         gpu = "" if machine.gpus else _no_device(machine)
@@ -223,7 +223,7 @@ def _packages(machine: Machine, act: str, modules: Sequence[str], extra: str) ->
         return Ability(act, True, have, "")
     fix = f"pip install 'da3-toolchain{extra}'"
     if machine.board is not None and "torch" in missing:
-        fix = f"on a workstation; for PyTorch on a Jetson see {advice.PYTORCH}"
+        fix = f"on a workstation; for PyTorch on a Jetson see {install.PYTORCH}"
     return Ability(act, False, f"no {', '.join(missing)}", fix)
 
 
@@ -236,10 +236,10 @@ def _engine_needs(machine: Machine, target: Target | None) -> tuple[str, str]:
         fault = _no_device(machine)
         return fault, _device_fix(machine, fault)
     if machine.tensorrt_elsewhere:
-        return "no TensorRT in this Python", advice.environment(machine.tensorrt_elsewhere[0])
+        return "no TensorRT in this Python", install.environment(machine.tensorrt_elsewhere[0])
     if target is None:
-        return "no TensorRT", advice.RTX if machine.board is None else _why_none(machine)
-    return "no TensorRT", advice.module(target)
+        return "no TensorRT", install.RTX if machine.board is None else _why_none(machine)
+    return "no TensorRT", install.module(target)
 
 
 def _no_device(machine: Machine) -> str:
@@ -258,7 +258,7 @@ def _why_none(machine: Machine) -> str:
     """Return why a machine is no target of the table."""
     if machine.board is None:
         if machine.gpus:
-            return f"a PC whose TensorRT is not there, or older than every row; {advice.RTX}"
+            return f"a PC whose TensorRT is not there, or older than every row; {install.RTX}"
         return "a machine without an NVIDIA device; name one: da3 doctor --target"
     board = board_of(machine.board)
     if board is None:
