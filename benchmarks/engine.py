@@ -32,11 +32,12 @@ from toolchain.bundle.slots import slot_arrays
 from toolchain.cli.show.domains import chosen
 from toolchain.core.digest import sha256
 from toolchain.core.files import write_atomic
+from toolchain.core.words import PRECISIONS, Precision
 from toolchain.device import build as pipeline
 from toolchain.device.boards.cuda import gpus, open_cuda
 from toolchain.device.boards.locate import here
 from toolchain.device.boards.machine import look
-from toolchain.device.boards.target import FLAVOURS, Precision, Target, find
+from toolchain.device.boards.target import FLAVOURS, Target, find
 from toolchain.device.engine.build import BuildOptions
 from toolchain.device.engine.build import build as build_plan
 from toolchain.device.engine.features import TensorRT, load
@@ -54,7 +55,6 @@ from toolchain.export.pipeline import export
 
 SIDES = {"resnet20": 32, "resnet26": 64, "resnet50": 224, "mobilenet_v2": 224}
 QUICK = {"resnet20": 32}
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 WITHOUT = "desktop-rtx1.7"
 SAMPLES = 8
 NOTHING_RAN = (

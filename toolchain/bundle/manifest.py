@@ -39,6 +39,7 @@ from toolchain.core.words import (
     MEDIA_TYPE,
     NATURAL,
     NOTES,
+    PRECISIONS,
     SHAPE,
     TENSOR_NAME,
     TIME,
@@ -187,7 +188,7 @@ class Plan(Section):
     """
 
     target: str = key(TARGET)
-    precision: str = key(choice("fp32", "fp16", "int8"))
+    precision: str = key(choice(*PRECISIONS))
     model: str = key(DIGEST)
     samples: int = key(NATURAL)
     accuracy: float = key(_SHARE)

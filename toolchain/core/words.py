@@ -14,7 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from toolchain.core.digest import DIGEST_PATTERN
 from toolchain.core.errors import BundleError, Fault
@@ -31,6 +31,10 @@ from toolchain.core.fields import (
 )
 
 RecordT = TypeVar("RecordT", bound=Section)
+
+# What a board may compute in.
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 # Integers beyond this are not exact in every JSON reader (RFC 8785, section 3.2.2.3).
 EXACT = 2**53 - 1

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from toolchain.bundle import BackboneManifest, Plan
 from toolchain.core.errors import BundleError, UsageError
-from toolchain.device.boards.target import FLAVOURS, Precision, Target
+from toolchain.core.words import Precision
+from toolchain.device.boards.target import FLAVOURS, Target
 from toolchain.device.engine.kit import Kit
 from toolchain.export.emit.kits import (
     Source,

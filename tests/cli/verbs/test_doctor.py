@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from toolchain.cli.verbs.doctor import complete_target, doctor
-from toolchain.device.boards import sheet
+from toolchain.device.boards import table
 from toolchain.device.boards.target import TARGETS
 
 
@@ -56,7 +56,7 @@ def test_the_table() -> None:
     said = invoke("--targets")
     assert said.exit_code == 0
     assert [line.split()[0] for line in said.stdout.splitlines()[1:]] == list(TARGETS)
-    assert invoke("--targets", "--markdown").stdout == sheet.markdown()
+    assert invoke("--targets", "--markdown").stdout == table.markdown()
     found = json.loads(invoke("--targets", "--json").stdout)["targets"]
     assert [row["name"] for row in found] == list(TARGETS)
     assert found[0]["release"]["opset"] == 13

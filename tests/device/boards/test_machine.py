@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.boards import DPKG, NVPMODEL, ORIN_MODEL, TEGRA, orin, write
-from toolchain.device.boards.machine import Machine, look
-from toolchain.device.boards.reading import first_match, text
+from toolchain.device.boards.machine import Machine, first_match, look, system_text
 
 NO_DRIVER = "libcuda-that-is-nowhere.so.1"
 
@@ -223,16 +222,16 @@ def test_an_endless_file_is_read_to_its_bound(tmp_path: Path) -> None:
     path = tmp_path / "model"
     with path.open("wb") as file:
         file.truncate(1 << 40)
-    assert len(text(path)) == 64 * 1024
-    assert len(text(path, 10)) == 10
-    assert text(Path("/dev/zero")) == ""
-    assert text(Path("a\0b")) == ""
+    assert len(system_text(path)) == 64 * 1024
+    assert len(system_text(path, 10)) == 10
+    assert system_text(Path("/dev/zero")) == ""
+    assert system_text(Path("a\0b")) == ""
 
 
 def test_files_of_proc_have_no_size_and_are_read() -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("no /proc here")
-    assert "Name:" in text(Path("/proc/self/status"))
+    assert "Name:" in system_text(Path("/proc/self/status"))
 
 
 @given(content=st.binary(max_size=300))

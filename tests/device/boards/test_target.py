@@ -60,7 +60,9 @@ def test_every_fact_has_a_source(target: Target) -> None:
     assert target.board.source
     assert target.release.source
     sources = dict(target.release.sources)
-    assert set(sources) == {"opset", "boundaries", "typed", "conv_slots", "layer_precisions"}
+    assert set(sources) == {
+        *("opset", "kit_opset", "boundaries", "typed", "conv_slots", "layer_precisions")
+    }
     assert all(sources.values())
 
 
@@ -76,10 +78,28 @@ def test_what_follows_from_the_version(target: Target) -> None:
     assert release.scripted == (release.name in ("jp4.6", "jp5.1"))
 
 
-def test_opsets_never_fall() -> None:
-    limits = sorted({(number(t.release.tensorrt), t.release.opset) for t in TENSORRT})
+@pytest.mark.parametrize("field", ["opset", "kit_opset"])
+def test_opsets_never_fall(field: str) -> None:
+    limits = sorted({(number(t.release.tensorrt), getattr(t.release, field)) for t in TENSORRT})
     assert [opset for _, opset in limits] == sorted(opset for _, opset in limits)
-    assert {o for v, o in limits if v[0] == 8} == {13, 16, 17}
+    expected = {13, 17} if field == "opset" else {13, 16, 17}
+    assert {o for v, o in limits if v[0] == 8} == expected
+
+
+def test_a_kit_is_never_above_what_the_documents_name() -> None:
+    assert all(t.release.kit_opset <= t.release.opset for t in EVERY)
+    opsets = {t.release.tensorrt: t.release.opset for t in EVERY}
+    assert opsets == {
+        "8.2.1": 13,
+        "8.5.2": 17,
+        "8.6.2": 17,
+        "10.3": 20,
+        "10.13": 20,
+        "10.16": 24,
+        "11.4": 24,
+        "11.4.1": 24,
+        "1.7": 22,
+    }
 
 
 def test_only_the_oldest_boards_lack_int8() -> None:

@@ -17,7 +17,8 @@ import torch
 
 from tests.support import branch_graphs
 from toolchain.core.errors import ConditionalError, EngineError
-from toolchain.device.boards.target import FLAVOURS, Precision, find
+from toolchain.core.words import Precision
+from toolchain.device.boards.target import FLAVOURS, find
 from toolchain.device.engine import conditionals
 from toolchain.device.engine.build import BuildOptions, build
 from toolchain.device.engine.features import TensorRT

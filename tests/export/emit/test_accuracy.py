@@ -17,7 +17,7 @@ from toolchain import bundle
 from toolchain.bundle.golden import Golden, golden_of
 from toolchain.bundle.release import preprocessing
 from toolchain.core.errors import PrecisionError
-from toolchain.device.boards.target import Precision
+from toolchain.core.words import Precision
 from toolchain.device.runtime.ort.backend import Answer
 from toolchain.device.runtime.selftest import difference
 from toolchain.export.emit.accuracy import (

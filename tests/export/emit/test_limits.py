@@ -11,13 +11,12 @@ import pytest
 from tests.support.cases import made
 from tests.support.small_models import TOYS, draw, linked, text
 from toolchain.core.errors import ModelRefusedError
-from toolchain.device.boards.dialects import PARSERS, SINCE, parser, types
+from toolchain.device.boards.parsers import SINCE, types
 from toolchain.export.emit.dialect import lower
 from toolchain.export.emit.limits import (
     LIMITS,
     refuse_branches,
     refuse_unsupported,
-    version_of,
 )
 from toolchain.export.emit.matmul import through_matmul
 from toolchain.export.graph.link import Linking, link
@@ -154,23 +153,6 @@ def test_every_limit_names_operators_that_are_in_the_tables() -> None:
     assert {operator for limit in LIMITS for operator in limit.operators} <= known
     assert set(SINCE) <= known
     assert all(limit.since < limit.until for limit in LIMITS)
-
-
-def test_generations_are_in_order_and_every_version_has_one() -> None:
-    assert [p.since for p in PARSERS] == sorted(p.since for p in PARSERS)
-    assert [parser(v).opset for v in ((7, 0), (8, 4), (8, 6), (9, 9), (10, 99), (12, 0))] == [
-        13, 13, 17, 17, 20, 25,
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("hostile", ["", "8", "eight.two", "8.²", "-8.2", "8,2"])
-def test_what_is_no_version_is_refused(hostile: str) -> None:
-    with pytest.raises(ModelRefusedError, match="version"):
-        version_of(hostile)
-
-
-def test_rtx_counts_anew() -> None:
-    assert version_of("1.7.1") == version_of("rtx1.7") == (11, 0)
 
 
 BRANCHES = {

@@ -26,7 +26,8 @@ from toolchain.cli.show.steps import Steps
 from toolchain.cli.verbs import train as training
 from toolchain.cli.verbs.doctor import complete_target
 from toolchain.core.errors import CheckpointError, UsageError
-from toolchain.device.boards.target import FLAVOURS, Precision, find
+from toolchain.core.words import Precision
+from toolchain.device.boards.target import FLAVOURS, find
 
 if TYPE_CHECKING:
     from toolchain.bundle import Manifest

@@ -31,8 +31,6 @@ _NEEDS = {
     "check": (("onnx", "onnx_ir", "onnxruntime"), "[check]"),
     "run on onnxruntime": (("onnxruntime",), ""),
 }
-# What the export writes where the parser reads at least that (toolchain/export/graph/names.py).
-_OPSET = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +108,7 @@ def facts(target: Target) -> tuple[Fact, ...]:
         Fact("TensorRT", release.tensorrt, release.source),
         Fact("Python", release.python, release.source),
         Fact("ONNX opset, at most", str(release.opset), of_release["opset"]),
+        Fact("ONNX opset of its kits", str(release.kit_opset), of_release["kit_opset"]),
         Fact("conditional boundaries", release.boundaries, of_release["boundaries"]),
         Fact("strongly typed", _yes(release.typed), of_release["typed"]),
         Fact("kernels as tensors", _yes(release.conv_slots), of_release["conv_slots"]),
@@ -128,8 +127,7 @@ def differences(target: Target) -> tuple[str, ...]:
 
 def _differences(target: Target) -> Iterator[str]:
     release = target.release
-    opset = min(_OPSET, release.opset)
-    yield f"ONNX opset {opset}, with the operators that its parser has"
+    yield f"ONNX opset {release.kit_opset}, with the operators that its parser has"
     if release.boundaries == "repaired":
         yield (
             "its parser leaves out the boundaries of conditionals, so that closed gates would "

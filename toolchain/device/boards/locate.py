@@ -10,28 +10,13 @@ from __future__ import annotations
 import re
 
 from toolchain.device.boards.machine import Machine
-from toolchain.device.boards.target import TARGETS, Board, Target
-
-# Models as device trees write them, the longer names first: "NVIDIA Jetson Orin NX Engineering
-# Reference Developer Kit", "Jetson-AGX" (AGX Xavier with JetPack 4), "quill" (TX2).
-_MODELS = (
-    (r"thor", "thor"),
-    (r"orin nano", "orin-nano"),
-    (r"orin nx", "orin-nx"),
-    (r"agx orin|jetson orin", "orin-agx"),
-    (r"xavier nx", "xavier-nx"),
-    (r"agx xavier|jetson-agx|jetson-xavier", "xavier-agx"),
-    (r"tx2|quill", "tx2"),
-    (r"jetson nano|jetson-nano", "nano"),
-)
+from toolchain.device.boards.target import MODELS, TARGETS, Board, Target
 
 
 def board_of(model: str) -> Board | None:
     """Return the board that a device tree's model names, None for one that is not in the table."""
-    for pattern, name in _MODELS:
-        if re.search(pattern, model.lower()):
-            return next(target.board for target in TARGETS.values() if target.board.name == name)
-    return None
+    matching = (board for pattern, board in MODELS if re.search(pattern, model.lower()))
+    return next(matching, None)
 
 
 def here(machine: Machine) -> Target | None:

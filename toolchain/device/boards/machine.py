@@ -18,9 +18,10 @@ import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from toolchain.core.errors import DeviceError
 from toolchain.device.boards import cuda
 from toolchain.device.boards.cuda import Gpu
 from toolchain.device.boards.cudriver import LIBRARY
-from toolchain.device.boards.reading import first_match, text
+from toolchain.device.boards.target import JETPACK_OF_L4T
 
 # Distributions that carry a module, the ones with the module's own version first.
 _DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
@@ -40,6 +41,7 @@ _DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
     "onnxscript": ("onnxscript",),
     "torch": ("torch",),
 }
+_LIMIT_BYTES = 64 * 1024
 _LIMIT_PACKAGES = 16 * 1024 * 1024
 _CHILD_SECONDS = 60
 
@@ -120,43 +122,17 @@ def look(root: Path = Path("/"), driver: str = LIBRARY) -> Machine:
 
 def _board(root: Path) -> str | None:
     """Return the device tree's model, which ends with a zero byte."""
-    model = text(root / "proc/device-tree/model").replace("\0", "").strip()
+    model = system_text(root / "proc/device-tree/model").replace("\0", "").strip()
     return model or None
 
 
 def _l4t(root: Path) -> str | None:
     """Return ``36.4.3`` from ``# R36 (release), REVISION: 4.3, GCID: ...``."""
     found = re.search(
-        r"^# R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", text(root / "etc/nv_tegra_release")
+        r"^# R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)",
+        system_text(root / "etc/nv_tegra_release"),
     )
     return f"{found[1]}.{found[2]}" if found else None
-
-
-# Jetson Linux and the JetPack that came with it, developer.nvidia.com/embedded/jetpack-archive;
-# 39.2.2 follows the numbers of the two before it, no document that names it was found.
-_JETPACKS = {
-    "32.6.1": "4.6",
-    **{f"32.7.{patch}": f"4.6.{patch}" for patch in range(1, 7)},
-    "35.1": "5.0.2",
-    "35.2.1": "5.1",
-    "35.3.1": "5.1.1",
-    "35.4.1": "5.1.2",
-    "35.5": "5.1.3",
-    "35.6.0": "5.1.4",
-    "35.6.1": "5.1.5",
-    "35.6.4": "5.1.6",
-    "35.6": "5.1.5",
-    "36.3": "6.0",
-    "36.4.0": "6.1",
-    "36.4.3": "6.2",
-    "36.4": "6.2.1",
-    "36.5": "6.2.2",
-    "38.2": "7.0",
-    "38.4": "7.1",
-    "39.2.0": "7.2",
-    "39.2.1": "7.2.1",
-    "39.2.2": "7.2.2",
-}
 
 
 def _jetpack(root: Path, l4t: str | None) -> str | None:
@@ -164,7 +140,7 @@ def _jetpack(root: Path, l4t: str | None) -> str | None:
 
     The package is not installed on every board; Jetson Linux is.
     """
-    listed = text(root / "var/lib/dpkg/status", _LIMIT_PACKAGES)
+    listed = system_text(root / "var/lib/dpkg/status", _LIMIT_PACKAGES)
     stanza = re.search(r"^Package: nvidia-jetpack\n((?:.+\n)*)", listed, re.MULTILINE)
     fields = stanza[1] if stanza else ""
     version = re.search(r"^Version: (\d+(?:\.\d+)*)", fields, re.MULTILINE)
@@ -173,7 +149,7 @@ def _jetpack(root: Path, l4t: str | None) -> str | None:
         return version[1]
     parts = (l4t or "").split(".")
     shorter = (".".join(parts[:length]) for length in range(len(parts), 1, -1))
-    return next((_JETPACKS[name] for name in shorter if name in _JETPACKS), None)
+    return next((JETPACK_OF_L4T[name] for name in shorter if name in JETPACK_OF_L4T), None)
 
 
 def _power_mode(root: Path) -> str | None:
@@ -182,11 +158,11 @@ def _power_mode(root: Path) -> str | None:
         asked = re.search(r"NV Power Mode: *(\S+)", _answer([program, "-q"]))
         if asked:
             return asked[1]
-    number = re.search(r"pmode: *(\d+)", text(root / "var/lib/nvpmodel/status"))
+    number = re.search(r"pmode: *(\d+)", system_text(root / "var/lib/nvpmodel/status"))
     if number is None:
         return None
     named = rf"^< *POWER_MODEL +ID=0*{int(number[1])} +NAME=(\S+)"
-    found = re.search(named, text(root / "etc/nvpmodel.conf"), re.MULTILINE)
+    found = re.search(named, system_text(root / "etc/nvpmodel.conf"), re.MULTILINE)
     return found[1] if found else f"mode {int(number[1])}"
 
 
@@ -217,14 +193,14 @@ def _toolkit(root: Path) -> str | None:
     """Return the CUDA toolkit's version: version.json from 11.1 on, version.txt before."""
     folder = root / "usr/local/cuda"
     found = re.search(
-        r'"cuda"\s*:\s*\{[^{}]*"version"\s*:\s*"(\d+[\d.]*)"', text(folder / "version.json")
-    ) or re.search(r"CUDA Version (\d+[\d.]*)", text(folder / "version.txt"))
+        r'"cuda"\s*:\s*\{[^{}]*"version"\s*:\s*"(\d+[\d.]*)"', system_text(folder / "version.json")
+    ) or re.search(r"CUDA Version (\d+[\d.]*)", system_text(folder / "version.txt"))
     return found[1] if found else None
 
 
 def _memory(root: Path) -> dict[str, int]:
     """Return the sizes of /proc/meminfo in bytes; it counts in kB of 1024."""
-    lines = re.findall(r"^(\w+): +(\d{1,15}) kB$", text(root / "proc/meminfo"), re.MULTILINE)
+    lines = re.findall(r"^(\w+): +(\d{1,15}) kB$", system_text(root / "proc/meminfo"), re.MULTILINE)
     return {name: int(count) * 1024 for name, count in lines}
 
 
@@ -293,3 +269,40 @@ def _answer(words: list[str]) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.decode(errors="replace")
+
+
+def system_text(path: Path, limit_bytes: int = _LIMIT_BYTES) -> str:
+    """Return the first ``limit_bytes`` of the regular file ``path`` as UTF-8, else nothing.
+
+    What is not UTF-8 becomes U+FFFD. Unlike :func:`toolchain.core.files.read_limited` it takes
+    files whose size reads as zero, as those of /proc do, and cuts off what is longer.
+    """
+    try:
+        # Without waiting: a pipe in its place would never be opened for want of a writer.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return ""
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return ""
+        data = b""
+        while len(data) < limit_bytes and (part := os.read(handle, limit_bytes - len(data))):
+            data += part
+    except OSError:
+        return ""
+    finally:
+        os.close(handle)
+    return data.decode(errors="replace")
+
+
+def first_match(root: Path, folders: Iterable[str], pattern: str) -> str | None:
+    """Return group 1 of the first file name in ``folders`` below ``root`` that is ``pattern``."""
+    for folder in folders:
+        try:
+            names = sorted(entry.name for entry in os.scandir(root / folder))
+        except OSError:
+            continue
+        for name in names:
+            if match := re.fullmatch(pattern, name):
+                return match[1]
+    return None

@@ -1,22 +1,23 @@
 """The boards that kits are made for, and what the TensorRT on each can do.
 
-Rules of this file: values and a lookup, each fact with its source; nothing is probed here. What the
-machine at hand is says :mod:`toolchain.device.boards.machine`, what an installed TensorRT module
-offers is found by looking at it (:mod:`toolchain.device.engine.features`), never by its version.
-Where no document was found for a version, its source names the nearest earlier one that was.
+Rules of this file: values and a lookup, each fact with its source; nothing is looked at here.
+:mod:`toolchain.device.boards.machine` says what the machine at hand is.
+:mod:`toolchain.device.engine.features` finds out what an installed TensorRT module offers by its
+names, never by its version. A new board with a TensorRT that is known is one row of ``_JETSONS``;
+a new TensorRT is a row of :mod:`toolchain.device.boards.parsers` and a release here. Where no
+document was found for a version, its source names the nearest earlier one that was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 from toolchain.core.errors import PrecisionError, UnknownNameError
+from toolchain.core.words import PRECISIONS, Precision
 from toolchain.device.boards import parsers
-from toolchain.device.boards.parsers import Boundaries, Parser, Sources
+from toolchain.device.boards.parsers import Boundaries, Sources
 
-Precision = Literal["fp32", "fp16", "int8"]
 # Ways to run on a target, the usual one first.
 FLAVOURS = ("swap", "staged", "static")
 # The lowest Python that the toolchain runs on.
@@ -27,14 +28,11 @@ LOWEST_PYTHON = (3, 10)
 class Release:
     """TensorRT as one JetPack, or a desktop package, carries it.
 
-    ``opset``: highest ONNX opset that its parser reads in full. ``boundaries``: whether its parser
-    makes the conditional input layers itself, they are repaired, or are missing for good, as
-    nothing there can add them. ``typed``: precision stands in the graph (strongly typed networks);
-    otherwise builder flags are needed as well. ``conv_slots``:
-    convolutions may have a tensor as kernel. ``python``: of its bindings; below 3.10 an engine is
-    built by ``trtexec`` from the script of the kit. ``layer_precisions``: its ``trtexec`` can hold
-    single layers at a precision. ``source``: the document of versions; ``sources``: of every other
-    field by its name. ``jetpack`` is empty for a package on a PC.
+    ``opset`` to ``conv_slots`` and ``layer_precisions``: as those of
+    :class:`toolchain.device.boards.parsers.Parser`, by the version of TensorRT. ``python``: of its
+    bindings; below 3.10 an engine is built by ``trtexec`` from the script of the kit. ``source``:
+    the document of versions; ``sources``: of every other field by its name. ``jetpack`` is empty
+    for a package on a PC.
     """
 
     name: str
@@ -43,6 +41,7 @@ class Release:
     tensorrt: str
     python: str
     opset: int
+    kit_opset: int
     boundaries: Boundaries
     typed: bool
     conv_slots: bool
@@ -61,7 +60,7 @@ class Board:
     """A module: compute capability, DLA cores, and the precisions that its GPU computes in.
 
     ``memory_gib``: sizes it is sold with; none for a card in a PC. ``sources`` as in
-    :class:`Release`. The toolchain uses no DLA; the number is told because people ask for it.
+    :class:`Release`. The toolchain uses no DLA; the table has the number because people ask for it.
     """
 
     name: str
@@ -80,7 +79,7 @@ class Target:
 
     board: Board
     release: Release
-    note: str = field(default="")
+    note: str = ""
 
     @property
     def name(self) -> str:
@@ -98,51 +97,309 @@ class Target:
             )
 
 
-_ALL: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-_HALF: tuple[Precision, ...] = ("fp32", "fp16")
-_MODULES = "developer.nvidia.com/embedded/jetson-modules"
+# -- releases of TensorRT -------------------------------------------------------------------------
+
+
+def _release(
+    name: str, *, tensorrt: str, cuda: str, python: str, source: str, jetpack: str = ""
+) -> Release:
+    """Return the row of a release; what its parser does follows from the version of TensorRT."""
+    row = parsers.parser(tensorrt)
+    return Release(
+        name=name,
+        jetpack=jetpack,
+        cuda=cuda,
+        tensorrt=tensorrt,
+        python=python,
+        opset=row.opset,
+        kit_opset=row.kit_opset,
+        boundaries=row.boundaries,
+        typed=row.typed,
+        conv_slots=row.conv_slots,
+        source=source,
+        layer_precisions=row.layer_precisions,
+        sources=row.sources,
+    )
+
+
+_JETPACK = "developer.nvidia.com/embedded/jetpack-sdk-"
+_NOTES7 = "developer.nvidia.com/embedded/jetpack/downloads"
+_MIGRATION = "docs.nvidia.com/deeplearning/tensorrt/11.4.1/api/migration"
+_JP46 = _release(
+    "jp4.6",
+    jetpack="4.6.1 to 4.6.6",
+    cuda="10.2",
+    tensorrt="8.2.1",
+    python="3.6",
+    source=f"JetPack 4.6.1, {_JETPACK}461; 4.6 itself carries TensorRT 8.0.1",
+)
+_JP51 = _release(
+    "jp5.1",
+    jetpack="5.1 to 5.1.6",
+    cuda="11.4",
+    tensorrt="8.5.2",
+    python="3.8",
+    source=f"JetPack 5.1, {_JETPACK}51",
+)
+_JP60 = _release(
+    "jp6.0",
+    jetpack="6.0",
+    cuda="12.2",
+    tensorrt="8.6.2",
+    python="3.10",
+    source=f"JetPack 6.0, {_JETPACK}60",
+)
+_JP61 = _release(
+    "jp6.1",
+    jetpack="6.1",
+    cuda="12.6",
+    tensorrt="10.3",
+    python="3.10",
+    source=f"JetPack 6.1, {_JETPACK}61",
+)
+_JP62 = _release(
+    "jp6.2",
+    jetpack="6.2 to 6.2.2",
+    cuda="12.6",
+    tensorrt="10.3",
+    python="3.10",
+    source=f"JetPack 6.2, {_JETPACK}62",
+)
+_JP70 = _release(
+    "jp7.0",
+    jetpack="7.0",
+    cuda="13.0",
+    tensorrt="10.13",
+    python="3.12",
+    source=f"JetPack 7.0, {_NOTES7}",
+)
+_JP71 = _release(
+    "jp7.1",
+    jetpack="7.1",
+    cuda="13.0",
+    tensorrt="10.13",
+    python="3.12",
+    source=f"JetPack 7.1, {_NOTES7}",
+)
+_JP72 = _release(
+    "jp7.2",
+    jetpack="7.2, 7.2.1",
+    cuda="13.2",
+    tensorrt="10.16",
+    python="3.12",
+    source=f"JetPack 7.2, {_NOTES7}",
+)
+_JP722 = _release(
+    "jp7.2.2",
+    jetpack="7.2.2 or later",
+    cuda="13.x",
+    tensorrt="11.4.1",
+    python="3.12",
+    source=f"Migrating TensorRT from 10.x to 11.x on Jetson, {_MIGRATION}/"
+    "tensorrt-10x-to-11x-jetson.html; the Linux SBSA package",
+)
+# Jetson Linux (L4T) and the JetPack that came with it, developer.nvidia.com/embedded/
+# jetpack-archive; 39.2.2 follows the numbers of the two before it, no document that names it was
+# found.
+JETPACK_OF_L4T: Mapping[str, str] = {
+    "32.6.1": "4.6",
+    **{f"32.7.{patch}": f"4.6.{patch}" for patch in range(1, 7)},
+    "35.1": "5.0.2",
+    "35.2.1": "5.1",
+    "35.3.1": "5.1.1",
+    "35.4.1": "5.1.2",
+    "35.5": "5.1.3",
+    "35.6.0": "5.1.4",
+    "35.6.1": "5.1.5",
+    "35.6.4": "5.1.6",
+    "35.6": "5.1.5",
+    "36.3": "6.0",
+    "36.4.0": "6.1",
+    "36.4.3": "6.2",
+    "36.4": "6.2.1",
+    "36.5": "6.2.2",
+    "38.2": "7.0",
+    "38.4": "7.1",
+    "39.2.0": "7.2",
+    "39.2.1": "7.2.1",
+    "39.2.2": "7.2.2",
+}
+
+# -- boards ---------------------------------------------------------------------------------------
+
 _MATRIX = "docs.nvidia.com/deeplearning/tensorrt/archives/tensorrt-{}/support-matrix"
+_M82 = f"TensorRT 8.2.5 support matrix, hardware and precision: no INT8; {_MATRIX.format('825')}"
+_M85 = f"TensorRT 8.5.3 support matrix, hardware and precision; {_MATRIX.format('853')}"
+_M10 = f"TensorRT 10.1.0 support matrix, hardware and precision; {_MATRIX.format('1010')}"
+_M13 = "TensorRT 10.13 support matrix, docs.nvidia.com/deeplearning/tensorrt/10.13.3"
+_HALF: tuple[Precision, ...] = ("fp32", "fp16")
+_ORIN = (_JP60, _JP61, _JP62, _JP72, _JP722)
+_UNNAMED = (
+    "the document of TensorRT 11.4.1 names Jetson AGX Orin and Jetson Thor; this module has the "
+    "GPU of the former and is not named"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A board, the pattern of its device tree's model in small letters, and its releases.
+
+    ``notes``: what holds for one of its releases alone, by the release's name.
+    """
+
+    board: Board
+    model: str
+    releases: tuple[Release, ...]
+    notes: Mapping[str, str]
 
 
 def _jetson(
     name: str,
     title: str,
+    *,
+    model: str,
     sm: str,
     dla: int,
     memory_gib: tuple[int, ...],
-    precisions: tuple[Precision, ...],
     matrix: str,
+    releases: tuple[Release, ...],
+    precisions: tuple[Precision, ...] = PRECISIONS,
     detail: str = "",
-) -> Board:
-    """Return the row of a module; ``matrix`` names the document of its precisions."""
-    sources = (("sm", "developer.nvidia.com/cuda-gpus"), ("precisions", matrix))
-    source = f"{title} module, {_MODULES}" + (f"; {detail}" if detail else "")
-    return Board(name, title, sm, dla, memory_gib, precisions, source, sources)
+    unnamed: str = "",
+) -> _Row:
+    """Return the row of a module.
+
+    ``matrix``: the document of its precisions; ``detail``: what its source says beside the
+    numbers; ``unnamed``: a release whose document does not name this module.
+    """
+    source = f"{title} module, developer.nvidia.com/embedded/jetson-modules"
+    board = Board(
+        name=name,
+        title=title,
+        sm=sm,
+        dla=dla,
+        memory_gib=memory_gib,
+        precisions=precisions,
+        source=source + (f"; {detail}" if detail else ""),
+        sources=(("sm", "developer.nvidia.com/cuda-gpus"), ("precisions", matrix)),
+    )
+    return _Row(board, model, releases, {unnamed: _UNNAMED} if unnamed else {})
 
 
-_M82 = f"TensorRT 8.2.5 support matrix, hardware and precision: no INT8; {_MATRIX.format('825')}"
-_M85 = f"TensorRT 8.5.3 support matrix, hardware and precision; {_MATRIX.format('853')}"
-_M10 = f"TensorRT 10.1.0 support matrix, hardware and precision; {_MATRIX.format('1010')}"
-_M13 = "TensorRT 10.13 support matrix, docs.nvidia.com/deeplearning/tensorrt/10.13.3"
-_NANO = _jetson("nano", "Jetson Nano", "5.3", 0, (2, 4), _HALF, _M82)
-_TX2 = _jetson("tx2", "Jetson TX2", "6.2", 0, (4, 8), _HALF, _M82)
-_XAVIER_NX = _jetson("xavier-nx", "Jetson Xavier NX", "7.2", 2, (8, 16), _ALL, _M85)
-_XAVIER_AGX = _jetson("xavier-agx", "Jetson AGX Xavier", "7.2", 2, (16, 32, 64), _ALL, _M85)
-_ORIN_NANO = _jetson("orin-nano", "Jetson Orin Nano", "8.7", 0, (4, 8), _ALL, _M10)
-_ORIN_NX = _jetson(
-    *("orin-nx", "Jetson Orin NX", "8.7", 2, (8, 16), _ALL, _M10),
-    detail="the module of 8 GB has one DLA core",
+# From the oldest on. The first row whose ``model`` lies in a device tree's is the board: "NVIDIA
+# Jetson Orin NX Engineering Reference Developer Kit", "Jetson-AGX" (AGX Xavier with JetPack 4),
+# "quill" (TX2).
+_JETSONS = (
+    _jetson(
+        "nano",
+        "Jetson Nano",
+        model=r"jetson[ -]nano",
+        sm="5.3",
+        dla=0,
+        memory_gib=(2, 4),
+        precisions=_HALF,
+        matrix=_M82,
+        releases=(_JP46,),
+    ),
+    _jetson(
+        "tx2",
+        "Jetson TX2",
+        model=r"tx2|quill",
+        sm="6.2",
+        dla=0,
+        memory_gib=(4, 8),
+        precisions=_HALF,
+        matrix=_M82,
+        releases=(_JP46,),
+    ),
+    _jetson(
+        "xavier-nx",
+        "Jetson Xavier NX",
+        model=r"xavier nx",
+        sm="7.2",
+        dla=2,
+        memory_gib=(8, 16),
+        matrix=_M85,
+        releases=(_JP51,),
+    ),
+    _jetson(
+        "xavier-agx",
+        "Jetson AGX Xavier",
+        model=r"agx xavier|jetson-agx(?! orin| thor)|jetson-xavier",
+        sm="7.2",
+        dla=2,
+        memory_gib=(16, 32, 64),
+        matrix=_M85,
+        releases=(_JP51,),
+    ),
+    _jetson(
+        "orin-nano",
+        "Jetson Orin Nano",
+        model=r"orin nano",
+        sm="8.7",
+        dla=0,
+        memory_gib=(4, 8),
+        matrix=_M10,
+        releases=_ORIN,
+        unnamed="jp7.2.2",
+    ),
+    _jetson(
+        "orin-nx",
+        "Jetson Orin NX",
+        model=r"orin nx",
+        sm="8.7",
+        dla=2,
+        memory_gib=(8, 16),
+        matrix=_M10,
+        releases=_ORIN,
+        detail="the module of 8 GB has one DLA core",
+        unnamed="jp7.2.2",
+    ),
+    _jetson(
+        "orin-agx",
+        "Jetson AGX Orin",
+        # Behind the other Orins, whose names "jetson orin" begins as well.
+        model=r"agx orin|jetson orin",
+        sm="8.7",
+        dla=2,
+        memory_gib=(32, 64),
+        matrix=_M10,
+        releases=_ORIN,
+    ),
+    _jetson(
+        "thor",
+        "Jetson Thor",
+        model=r"thor",
+        sm="11.0",
+        dla=0,
+        memory_gib=(64, 128),
+        matrix=_M13,
+        releases=(_JP70, _JP71, _JP72, _JP722),
+    ),
 )
-_ORIN_AGX = _jetson("orin-agx", "Jetson AGX Orin", "8.7", 2, (32, 64), _ALL, _M10)
-_THOR = _jetson("thor", "Jetson Thor", "11.0", 0, (64, 128), _ALL, _M13)
+# By board, in the order in which they are tried.
+MODELS: tuple[tuple[str, Board], ...] = tuple((row.model, row.board) for row in _JETSONS)
+
+# -- cards in a PC --------------------------------------------------------------------------------
+
 _RTX_MATRIX = "docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix-1"
 _CARD = Board(
-    *("desktop", "NVIDIA card in a PC", "7.5 or later", 0, (), _ALL),
+    name="desktop",
+    title="NVIDIA card in a PC",
+    sm="7.5 or later",
+    dla=0,
+    memory_gib=(),
+    precisions=PRECISIONS,
     source="the card says the rest; TensorRT 10.15.1 support matrix, docs.nvidia.com/"
     "deeplearning/tensorrt/latest/getting-started/support-matrix-10/10.15.1.html",
 )
 _RTX_CARD = Board(
-    *("desktop", "NVIDIA RTX card in a PC", "7.5, 8.6, 8.9, 12.x", 0, (), _ALL),
+    name="desktop",
+    title="NVIDIA RTX card in a PC",
+    sm="7.5, 8.6, 8.9, 12.x",
+    dla=0,
+    memory_gib=(),
+    precisions=PRECISIONS,
     source=f"TensorRT for RTX 1.5 support matrix, {_RTX_MATRIX}/1.5.html",
     sources=(
         (
@@ -152,88 +409,33 @@ _RTX_CARD = Board(
         ),
     ),
 )
-
-
-def _release(
-    name: str, jetpack: str, cuda: str, tensorrt: str, python: str, parser: Parser, source: str
-) -> Release:
-    """Return the row of a release; what its parser does is the parser's."""
-    return Release(
-        *(name, jetpack, cuda, tensorrt, python),
-        *(parser.opset, parser.boundaries, parser.typed, parser.conv_slots, source),
-        layer_precisions=parser.layer_precisions,
-        sources=parser.sources,
-    )
-
-
-_JETPACK = "developer.nvidia.com/embedded/jetpack-sdk-"
-_NOTES7 = "developer.nvidia.com/embedded/jetpack/downloads"
-_MIGRATION = "docs.nvidia.com/deeplearning/tensorrt/11.4.1/api/migration"
-_JP46 = _release(
-    *("jp4.6", "4.6.1 to 4.6.6", "10.2", "8.2.1", "3.6", parsers.V8_2),
-    f"JetPack 4.6.1, {_JETPACK}461; 4.6 itself carries TensorRT 8.0.1",
-)
-_JP51 = _release(
-    *("jp5.1", "5.1 to 5.1.6", "11.4", "8.5.2", "3.8", parsers.V8_5), f"JetPack 5.1, {_JETPACK}51"
-)
-_JP60 = _release(
-    "jp6.0", "6.0", "12.2", "8.6.2", "3.10", parsers.V8_6, f"JetPack 6.0, {_JETPACK}60"
-)
-_JP61 = _release(
-    "jp6.1", "6.1", "12.6", "10.3", "3.10", parsers.V10_3, f"JetPack 6.1, {_JETPACK}61"
-)
-_JP62 = _release(
-    *("jp6.2", "6.2 to 6.2.2", "12.6", "10.3", "3.10", parsers.V10_3), f"JetPack 6.2, {_JETPACK}62"
-)
-_JP70 = _release("jp7.0", "7.0", "13.0", "10.13", "3.12", parsers.V10_13, f"JetPack 7.0, {_NOTES7}")
-_JP71 = _release("jp7.1", "7.1", "13.0", "10.13", "3.12", parsers.V10_13, f"JetPack 7.1, {_NOTES7}")
-_JP72 = _release(
-    *("jp7.2", "7.2, 7.2.1", "13.2", "10.16", "3.12", parsers.V10_16), f"JetPack 7.2, {_NOTES7}"
-)
-_JP722 = _release(
-    *("jp7.2.2", "7.2.2 or later", "13.x", "11.4.1", "3.12", parsers.V11_4),
-    f"Migrating TensorRT from 10.x to 11.x on Jetson, {_MIGRATION}/"
-    "tensorrt-10x-to-11x-jetson.html; the Linux SBSA package",
-)
 _WHEELS = "pypi.nvidia.com and README.md of NVIDIA/TensorRT, release/"
-_DESKTOP = (
-    (_CARD, _release("trt10.3", "", "12.5", "10.3", "3.10", parsers.V10_3, _WHEELS + "10.3")),
-    (_CARD, _release("trt10.13", "", "12.9", "10.13", "3.10", parsers.V10_13, _WHEELS + "10.13")),
-    (_CARD, _release("trt10.16", "", "13.2", "10.16", "3.10", parsers.V10_16, _WHEELS + "10.16")),
-    (
-        _CARD,
-        _release("trt11.4", "", "13.x", "11.4", "3.10", parsers.V11_4, "pypi.org/project/tensorrt"),
-    ),
-    (
-        _RTX_CARD,
-        _release(
-            "rtx1.7", "", "13.x", "1.7", "3.10", parsers.RTX_1_7, "pypi.org/project/tensorrt-rtx"
-        ),
-    ),
-)
-_UNNAMED = (
-    "the document of TensorRT 11.4.1 names Jetson AGX Orin and Jetson Thor; this module has the "
-    "GPU of the former and is not named"
+
+
+def _package(name: str, tensorrt: str, cuda: str, source: str) -> Release:
+    """Return the row of a Python package on a PC."""
+    return _release(name, tensorrt=tensorrt, cuda=cuda, python="3.10", source=source)
+
+
+_CARDS = (
+    (_CARD, _package("trt10.3", "10.3", "12.5", _WHEELS + "10.3")),
+    (_CARD, _package("trt10.13", "10.13", "12.9", _WHEELS + "10.13")),
+    (_CARD, _package("trt10.16", "10.16", "13.2", _WHEELS + "10.16")),
+    (_CARD, _package("trt11.4", "11.4", "13.x", "pypi.org/project/tensorrt")),
+    (_RTX_CARD, _package("rtx1.7", "1.7", "13.x", "pypi.org/project/tensorrt-rtx")),
 )
 
 
-def _rows() -> Iterator[Target]:
+def _targets() -> Iterator[Target]:
     """Yield every target, boards from the oldest on."""
-    for board in (_NANO, _TX2):
-        yield Target(board, _JP46)
-    for board in (_XAVIER_NX, _XAVIER_AGX):
-        yield Target(board, _JP51)
-    for board in (_ORIN_NANO, _ORIN_NX, _ORIN_AGX):
-        for release in (_JP60, _JP61, _JP62, _JP72):
-            yield Target(board, release)
-        yield Target(board, _JP722, "" if board is _ORIN_AGX else _UNNAMED)
-    for release in (_JP70, _JP71, _JP72, _JP722):
-        yield Target(_THOR, release)
-    for board, release in _DESKTOP:
+    for row in _JETSONS:
+        for release in row.releases:
+            yield Target(row.board, release, row.notes.get(release.name, ""))
+    for board, release in _CARDS:
         yield Target(board, release)
 
 
-TARGETS: Mapping[str, Target] = {target.name: target for target in _rows()}
+TARGETS: Mapping[str, Target] = {target.name: target for target in _targets()}
 
 
 def find(name: str) -> Target:

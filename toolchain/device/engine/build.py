@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from toolchain.core.errors import BuildError, PrecisionError
-from toolchain.device.boards.target import Precision
+from toolchain.core.words import Precision
 from toolchain.device.engine.features import TensorRT
 from toolchain.device.engine.kit import ClassProfile
 from toolchain.device.engine.log import Said, SkippedTactic

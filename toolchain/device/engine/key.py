@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 from toolchain.core.digest import canonical_json, sha256
 from toolchain.core.fields import Nullable, Section, choice, key, printable
-from toolchain.core.words import DIGEST, NATURAL, VERSION, WORD
+from toolchain.core.words import DIGEST, NATURAL, PRECISIONS, VERSION, WORD
 from toolchain.device.boards.cuda import Gpu
 from toolchain.device.boards.target import FLAVOURS
 from toolchain.device.engine.features import TensorRT
@@ -40,7 +40,7 @@ class Key(Section):
     l4t: str | None = key(Nullable(_LINE))
     power: str | None = key(Nullable(_LINE))
     options: str = key(_LINE)
-    precision: str = key(choice("fp32", "fp16", "int8"))
+    precision: str = key(choice(*PRECISIONS))
     shapes: str = key(_LINE)
     kit: str = key(DIGEST)
     weights: str = key(DIGEST)

@@ -36,6 +36,7 @@ from toolchain.core.words import (
     FILE_NAME,
     NATURAL,
     NOTES,
+    PRECISIONS,
     TENSOR_NAME,
     raise_faults,
     read_record,
@@ -148,7 +149,7 @@ class KitManifest(Section):
 
     schema: str = key(choice(SCHEMA))
     target: str = key(TARGET)
-    precision: str = key(choice("fp32", "fp16", "int8"))
+    precision: str = key(choice(*PRECISIONS))
     opset: int = key(whole(1, 100))
     graph: str = key(DIGEST)
     gates: tuple[str, ...] = key(ListOf(TENSOR_NAME, 0, 512))

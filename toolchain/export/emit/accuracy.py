@@ -29,7 +29,7 @@ import onnx_ir as ir
 
 from toolchain.bundle.golden import Golden
 from toolchain.core.errors import PrecisionError
-from toolchain.device.boards.target import Precision
+from toolchain.core.words import Precision
 from toolchain.device.runtime.ort.backend import Answer, Floats, Linked
 from toolchain.device.runtime.ort.session import Session
 from toolchain.device.runtime.selftest import Allowance, run_cases

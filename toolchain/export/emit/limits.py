@@ -1,6 +1,6 @@
 """Refuse on the workstation what a target's ONNX parser would refuse on the board.
 
-Rules of this file: the tables are :mod:`toolchain.device.boards.dialects`'; here is how a node is
+Rules of this file: the tables are :mod:`toolchain.device.boards.parsers`'; here is how a node is
 held to them. All faults are told at once, each with node, module, limit, source, and what to do. It
 changes no model; a model that passes may still be refused by a parser for what no table says.
 """
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from toolchain.core.errors import ModelRefusedError
-from toolchain.device.boards import dialects
-from toolchain.device.boards.dialects import LATEST, Version
+from toolchain.device.boards import parsers
+from toolchain.device.boards.parsers import LATEST, Parser, Version
 from toolchain.export.emit import lowering
 from toolchain.export.emit.rewrite import (
     branches,
@@ -51,34 +51,17 @@ class Limit:
     source: str = ""
 
 
-def version_of(tensorrt: str) -> Version:
-    """Return (major, minor) of a TensorRT version such as ``8.6.2``.
-
-    TensorRT for RTX counts anew from 1.0 (NVIDIA, TensorRT-RTX documentation) and is held to the
-    newest tables. Raises ModelRefusedError for what is no version.
-    """
-    parts = tensorrt.removeprefix("rtx").split(".")
-    if len(parts) < 2 or not all(part.isascii() and part.isdigit() for part in parts[:2]):
-        raise ModelRefusedError(
-            f"expected a TensorRT version such as 8.6, got {tensorrt!r}",
-            fix="name a target of the table: da3 doctor --targets",
-        )
-    major, minor = int(parts[0]), int(parts[1])
-    return (major, minor) if major >= 2 else dialects.PARSERS[-1].since
-
-
 def refuse_unsupported(model: ir.Model, tensorrt: str) -> None:
     """Hold every node to the limits of the parser in TensorRT ``tensorrt`` (``"10.3"``).
 
     Raises ModelRefusedError that lists every breach.
     """
-    version = version_of(tensorrt)
-    known = dialects.parser(version)
+    version, row = parsers.version_of(tensorrt), parsers.parser(tensorrt)
     typed = infer(copied(model))
-    faults = list(_opset_faults(typed, known))
+    faults = list(_opset_faults(typed, row))
     for node in nodes(typed):
         faults += _node_faults(node, version)
-    _refuse(faults, f"TensorRT {tensorrt} cannot read it ({known.source})")
+    _refuse(faults, f"TensorRT {tensorrt} cannot read it ({dict(row.sources)['opset']})")
 
 
 def refuse_branches(model: ir.Model) -> None:
@@ -102,20 +85,20 @@ def _refuse(faults: Sequence[Fault], what: str) -> None:
     raise ModelRefusedError(f"{what}: {count}\n  {lines}", fix="; ".join(ways))
 
 
-def _opset_faults(model: ir.Model, known: dialects.Parser) -> Iterator[Fault]:
+def _opset_faults(model: ir.Model, row: Parser) -> Iterator[Fault]:
     opset = model.graph.opset_imports.get("", 0)
-    if opset > known.opset:
-        text = f"the model: expected opset {known.opset} at most, got {opset}"
-        yield text, f"lower it to opset {known.opset}"
+    if opset > row.opset:
+        text = f"the model: expected opset {row.opset} at most, got {opset}"
+        yield text, f"lower it to opset {row.opset}"
 
 
 def _node_faults(node: ir.Node, version: Version) -> Iterator[Fault]:
-    table, operator = dialects.types(version), node.op_type
+    table, operator = parsers.types(version), node.op_type
     newer = "choose a target with a newer TensorRT, or replace it in the backbone"
-    since = dialects.SINCE.get(operator, (8, 2))
+    since = parsers.SINCE.get(operator, (8, 2))
     if operator not in table or version < since or node.domain not in ("", "ai.onnx"):
         least = f"TensorRT {since[0]}.{since[1]} on" if version < since else "no TensorRT's list"
-        yield f"{where(node)}: read from {least}", dialects.INSTEAD.get(operator, newer)
+        yield f"{where(node)}: read from {least}", parsers.INSTEAD.get(operator, newer)
         return
     yield from _type_faults(node, table[operator], version)
     for limit in LIMITS:
@@ -205,9 +188,9 @@ def _resize(node: ir.Node) -> bool:
     said = node.attributes.get_string
     policy = said("keep_aspect_ratio_policy", "stretch")
     return (
-        said("mode", "nearest") not in dialects.RESIZE_MODES
-        or said("coordinate_transformation_mode", "half_pixel") not in dialects.RESIZE_COORDINATES
-        or said("nearest_mode", "round_prefer_floor") not in dialects.RESIZE_NEAREST
+        said("mode", "nearest") not in parsers.RESIZE_MODES
+        or said("coordinate_transformation_mode", "half_pixel") not in parsers.RESIZE_COORDINATES
+        or said("nearest_mode", "round_prefer_floor") not in parsers.RESIZE_NEAREST
         or bool(node.attributes.get_int("antialias", 0))
         or policy != "stretch"
     )

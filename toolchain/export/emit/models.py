@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from toolchain.core.errors import PrecisionError
-from toolchain.device.boards.target import Precision, Target
+from toolchain.core.words import Precision
+from toolchain.device.boards.target import Target
 from toolchain.device.engine.kit import KitFlavour, KitModel
 from toolchain.export.emit.boundaries import expected_boundaries, name_boundaries
 from toolchain.export.emit.dialect import lower
@@ -28,7 +29,7 @@ from toolchain.export.emit.rewrite import conditionals, fix_batch, layer_of, nod
 from toolchain.export.graph import store
 from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.link import Linking, link
-from toolchain.export.graph.names import SLOTS_FILE, TARGETS, WEIGHTS_FILE
+from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.export.graph.split import Split, read_split
 from toolchain.export.graph.stage import stage
 
@@ -71,8 +72,8 @@ class Wish:
 
     @property
     def opset(self) -> int:
-        """The opset of the models: the linker's, or the highest that the target reads."""
-        return min(self.target.release.opset, TARGETS["onnxruntime"].opset)
+        """The opset of the models: the linker's, or the highest that the target reads in full."""
+        return self.target.release.kit_opset
 
     @property
     def in_graph(self) -> Precision:
