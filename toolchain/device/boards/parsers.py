@@ -31,11 +31,11 @@ class Parser:
 
     ``since``: the first version (major, minor) that the row holds for. ``opset``: the highest that
     its documents name. ``kit_opset``: what a kit for it is written in, all of whose operators it
-    reads; at most what the export writes. ``boundaries``: whether the parser makes the conditional input layers
-    itself, whether they are repaired after parsing, or are missing for good. ``typed``: networks
-    are strongly typed, so precision stands in the graph. ``conv_slots``: a convolution may have a
-    run-time tensor as its kernel. ``layer_precisions``: its ``trtexec`` can hold single layers at a
-    precision. ``sources``: where each of these is written, by field.
+    reads; at most what the export writes. ``boundaries``: whether the parser makes the conditional
+    input layers itself, whether they are repaired after parsing, or are missing for good.
+    ``typed``: networks are strongly typed, so precision stands in the graph. ``conv_slots``: a
+    convolution may have a run-time tensor as its kernel. ``layer_precisions``: its ``trtexec`` can
+    hold single layers at a precision. ``sources``: where each of these is written, by field.
     """
 
     since: Version
