@@ -29,7 +29,7 @@ from toolchain import bundle
 from toolchain.bench import domains, engines, machine
 from toolchain.bench.materials import Materials
 from toolchain.bundle.slots import slot_arrays
-from toolchain.cli.show.domains import chosen
+from toolchain.cli.options import chosen
 from toolchain.core.digest import sha256
 from toolchain.core.files import write_atomic
 from toolchain.core.words import PRECISIONS, Precision

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.options import FILE, complete_backbone, input_option
 from toolchain.cli.show import layout
-from toolchain.cli.show.domains import FILE, complete_backbone, input_option
 from toolchain.cli.show.output import plain, threads_option, write_json
 from toolchain.core.files import write_atomic
 

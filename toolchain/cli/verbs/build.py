@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import click
 
 from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.options import FILE
 from toolchain.cli.show import layout
-from toolchain.cli.show.domains import FILE
 from toolchain.cli.show.output import emit, json_option, plain
-from toolchain.cli.show.steps import Steps
+from toolchain.cli.show.progress import Steps
 from toolchain.device.boards.target import FLAVOURS
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.options import FILE
 from toolchain.cli.show import layout
-from toolchain.cli.show.domains import FILE
 from toolchain.cli.show.output import emit, json_option, threads_option
 from toolchain.cli.show.parity import parity_document, parity_lines
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from toolchain.cli.boundary import BoundedCommand
-from toolchain.cli.show import layout
-from toolchain.cli.show.domains import (
+from toolchain.cli.options import (
     CHECKPOINTS,
     FILE,
     chosen,
@@ -20,9 +19,10 @@ from toolchain.cli.show.domains import (
     method_option,
     train_command,
 )
+from toolchain.cli.show import layout
 from toolchain.cli.show.output import emit, json_option, threads_option
 from toolchain.cli.show.parity import parity_document, parity_lines
-from toolchain.cli.show.steps import Steps
+from toolchain.cli.show.progress import Steps
 from toolchain.cli.verbs import train as training
 from toolchain.cli.verbs.doctor import complete_target
 from toolchain.core.errors import CheckpointError, UsageError

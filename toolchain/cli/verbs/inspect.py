@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.options import FILE
 from toolchain.cli.show import layout
-from toolchain.cli.show.domains import FILE
 from toolchain.cli.show.output import emit, json_option
 
 

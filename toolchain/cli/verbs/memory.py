@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.options import FILE, complete_backbone, input_option
 from toolchain.cli.show import layout
-from toolchain.cli.show.domains import FILE, complete_backbone, input_option
 from toolchain.cli.show.output import plain, threads_option
 from toolchain.cli.verbs.bench import STDOUT, teller, write
 from toolchain.core.files import write_atomic

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from toolchain.cli.boundary import BoundedCommand, BoundedGroup, naming
+from toolchain.cli.options import FILE, complete, complete_backbone
 from toolchain.cli.show import layout
-from toolchain.cli.show.domains import FILE, complete, complete_backbone
 from toolchain.cli.show.output import emit, json_option
 from toolchain.core.errors import Da3Error, RecipeError
 

@@ -16,11 +16,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.options import FILE
+from toolchain.cli.serving import serve_until_signalled, serving_options
 from toolchain.cli.show import layout
 from toolchain.cli.show.answers import answer_document, answer_lines, place, tell
-from toolchain.cli.show.domains import FILE
 from toolchain.cli.show.output import json_option, threads_option, write_json
-from toolchain.cli.verbs.serving import serve_until_signalled, serving_options
 from toolchain.core.errors import Da3Error, DataError
 
 if TYPE_CHECKING:

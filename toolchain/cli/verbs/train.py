@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolchain.cli.boundary import BoundedCommand, naming
-from toolchain.cli.show import layout
-from toolchain.cli.show.domains import (
+from toolchain.cli.options import (
     CHECKPOINTS,
     FILE,
     chosen,
@@ -18,6 +17,7 @@ from toolchain.cli.show.domains import (
     method_option,
     train_command,
 )
+from toolchain.cli.show import layout
 from toolchain.cli.show.output import emit, json_option, threads_option
 
 if TYPE_CHECKING:
