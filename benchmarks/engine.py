@@ -25,11 +25,10 @@ import numpy as np
 import onnx_ir as ir
 
 from benchmarks import refit, results
-from toolchain import bundle
+from toolchain import bundle, recipe
 from toolchain.bench import domains, engines, machine
 from toolchain.bench.materials import Materials
 from toolchain.bundle.slots import slot_arrays
-from toolchain.cli.options import chosen
 from toolchain.core.digest import sha256
 from toolchain.core.files import write_atomic
 from toolchain.core.words import PRECISIONS, Precision
@@ -151,7 +150,7 @@ def _accuracy(folder: Path, trained: Path) -> Iterator[dict[str, Any]]:
         _tell(f"accuracy of {checkpoint.name}")
         orders = [Order(find(WITHOUT), precision, ("swap",)) for precision in PRECISIONS]
         report = export(
-            chosen(checkpoint.name, None),
+            recipe.load(recipe.find(checkpoint.name)),
             checkpoint=checkpoint,
             dist=folder / "dist" / checkpoint.name,
             orders=orders,

@@ -8,10 +8,9 @@ Targets are written beside the figures and never enforced.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import click
 from benchmarks import plot, results, samples, second, speed
 from benchmarks.forms import STATES, Bench, Case
 from toolchain.bench import machine
+from toolchain.cli.show.progress import telling
 from toolchain.core.files import write_atomic
 from toolchain.core.timing import CLOCK
 from toolchain.training.adapt.weights import load_backbone
@@ -53,11 +53,11 @@ QUICK = Rounds(one=5, many=2, lost=3, small=5, second=1)
 
 def measure_speed(case: Case, rounds: Mapping[str, int], cache: Path) -> dict[str, Any]:
     """Return the timings of one backbone: groups of :mod:`benchmarks.speed` by name."""
+    groups = {}
     with Bench(case, cache=cache) as bench:
-        groups = {
-            name: GROUPS[name](bench, count, _teller(f"{case.name} {name}"))
-            for name, count in rounds.items()
-        }
+        for name, count in rounds.items():
+            with telling(f"{case.name} {name}") as tell:
+                groups[name] = GROUPS[name](bench, count, tell)
         floors = {state: bench.floor(state) for state in STATES}
     timings = {
         name: {contender: asdict(timing) for contender, timing in group.items()}
@@ -76,8 +76,10 @@ def measure(rounds: Rounds, domains: Path, *, training: bool) -> dict[str, Any]:
         resnet50 = measure_speed(RESNET50, large, cache)
         resnet20 = measure_speed(RESNET20, small, cache)
         setup = second.Setup(runs=rounds.second)
-        other = second.measure(Path(folder) / "second", setup, notify=_teller("second domain"))
-    reached = samples.read(domains, training=training, notify=_teller("samples"))
+        with telling("second domain") as tell:
+            other = second.measure(Path(folder) / "second", setup, notify=tell)
+    with telling("samples") as tell:
+        reached = samples.read(domains, training=training, notify=tell)
     ratios = {f"{state}_ratio": resnet50["one"][f"if {state}"]["ratio"] for state in STATES}
     return {
         **ratios,
@@ -93,16 +95,6 @@ def measure(rounds: Rounds, domains: Path, *, training: bool) -> dict[str, Any]:
         "second": other,
         "took_s": time.monotonic() - started,
     }
-
-
-def _teller(group: str) -> Callable[[str], None]:
-    """Return a callback that tells of progress on stderr, on a terminal in one line."""
-    start, end = ("\r\x1b[K", "") if sys.stderr.isatty() else ("", "\n")
-
-    def tell(text: str) -> None:
-        print(f"{start}{group}: {text}", end=end, file=sys.stderr, flush=True)
-
-    return tell
 
 
 @click.command()

@@ -22,7 +22,7 @@ import torch
 from benchmarks import results
 from toolchain.bench import footprint, trainingplot
 from toolchain.cli.show.output import plain
-from toolchain.cli.verbs.bench import teller
+from toolchain.cli.show.progress import telling
 from toolchain.core.files import write_atomic
 
 SIDES = {"resnet50": 224, "mobilenet_v2": 224, "resnet26": 64}
@@ -33,11 +33,12 @@ CUDA = "cuda"
 
 def measure(setup: footprint.Setup) -> dict[str, Any]:
     """Return the document of one backbone, with its ``cuda`` part where there is a GPU."""
-    found = footprint.measure(setup, notify=teller())
-    if torch.cuda.is_available():
-        found[CUDA] = footprint.measure(replace(setup, device=CUDA), notify=teller())
-        found[CUDA]["gpu"] = torch.cuda.get_device_name()
-    return found
+    with telling() as tell:
+        document = footprint.measure(setup, notify=tell)
+        if torch.cuda.is_available():
+            document[CUDA] = footprint.measure(replace(setup, device=CUDA), notify=tell)
+            document[CUDA]["gpu"] = torch.cuda.get_device_name()
+    return document
 
 
 def joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

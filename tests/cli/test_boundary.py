@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.support.toy_export import invoke, write_recipe
-from toolchain.cli.boundary import BoundedCommand, naming
-from toolchain.cli.show.output import json_option
+from toolchain.cli.boundary import BoundedCommand, command_in_fix
+from toolchain.cli.options import json_option
 from toolchain.core import errors
 from toolchain.core.errors import Da3Error, Fault
 
@@ -126,10 +126,10 @@ def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_naming_completes_a_fix_by_the_command() -> None:
-    with pytest.raises(errors.TrainingError) as caught, naming("da3 train --domain x"):
+    with pytest.raises(errors.TrainingError) as caught, command_in_fix("da3 train --domain x"):
         raise errors.TrainingError("stopped", fix="go on with resume")
     assert caught.value.fix == "go on with resume: da3 train --domain x --resume"
-    with pytest.raises(errors.TrainingError) as caught, naming("da3 train --domain x"):
+    with pytest.raises(errors.TrainingError) as caught, command_in_fix("da3 train --domain x"):
         raise errors.TrainingError("no", fix="train from the start, without resume")
     assert caught.value.fix == "train from the start, without resume"
 

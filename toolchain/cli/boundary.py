@@ -65,7 +65,7 @@ class BoundedGroup(_Boundary, click.Group):
 
 
 @contextmanager
-def naming(command: str) -> Iterator[None]:
+def command_in_fix(command: str) -> Iterator[None]:
     """Complete the fix of an error that asks for resuming or overwriting by ``command``."""
     try:
         yield

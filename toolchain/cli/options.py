@@ -1,8 +1,11 @@
-"""Naming a domain on the command line: ``--domain NAME`` or ``--recipe FILE``."""
+"""Options that several verbs take, their completion, and the recipe that they name.
+
+Rules of this file: an option is spelt and explained once, here, when a second verb takes it. What
+one verb alone takes stands in that verb's file.
+"""
 
 from __future__ import annotations
 
-import shlex
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +14,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from toolchain.cli.show.output import STDOUT
+
 if TYPE_CHECKING:
     from toolchain.recipe import Recipe
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
-CHECKPOINTS = Path("build/domains")
 FILE = click.Path(path_type=Path)
 
 
-def complete(_context: click.Context, _option: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Return the domains whose name starts with what was typed, each with its title."""
+def complete_domain(
+    _context: click.Context, _option: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    """Return the domains whose name starts with ``typed``, each with its title."""
     from toolchain.recipe import available
 
     return [
@@ -33,10 +39,32 @@ def complete(_context: click.Context, _option: click.Parameter, typed: str) -> l
 def complete_backbone(
     _context: click.Context, _option: click.Parameter, typed: str
 ) -> list[CompletionItem]:
-    """Return the backbones whose name starts with what was typed."""
+    """Return the backbones whose name starts with ``typed``."""
     from toolchain.training.adapt.backbones import available
 
     return [CompletionItem(name) for name in available() if name.startswith(typed)]
+
+
+def complete_method(
+    _context: click.Context, _option: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    """Return the methods whose name starts with ``typed``."""
+    from toolchain.recipe import METHODS
+
+    return [CompletionItem(name) for name in METHODS if name.startswith(typed)]
+
+
+def complete_target(
+    _context: click.Context, _option: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    """Return the targets whose name starts with ``typed``, each with its board."""
+    from toolchain.device.boards.target import TARGETS
+
+    return [
+        CompletionItem(target.name, help=target.board.title)
+        for target in TARGETS.values()
+        if target.name.startswith(typed)
+    ]
 
 
 input_option = click.option(
@@ -46,6 +74,38 @@ input_option = click.option(
     metavar="PX",
     help="Side of the square input.  [default: the backbone's]",
 )
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+json_file_option = click.option(
+    "--json", "json_path", type=FILE, metavar="FILE", help="Write it all; - is stdout."
+)
+method_option = click.option(
+    "--method",
+    metavar="NAME",
+    shell_complete=complete_method,
+    help="A method of docs/methods.md, in place of the recipe's.",
+)
+
+
+def threads_option(default: int | None, what: str) -> Callable[[CommandT], CommandT]:
+    """Return the decorator that adds ``--threads``; ``what`` is its help text."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(1, 1024),
+        default=default,
+        show_default=default is not None,
+        metavar="N",
+        help=what,
+    )
+
+
+def tolerance_option(default: str) -> Callable[[CommandT], CommandT]:
+    """Return the decorator that adds ``--tolerance``; ``default`` is a word of its help text."""
+    return click.option(
+        "--tolerance",
+        type=click.FloatRange(0, 1),
+        metavar="X",
+        help=f"Largest error allowed, as a share of the logits' range.  [default: {default}]",
+    )
 
 
 def domain_options(command: CommandT) -> CommandT:
@@ -56,58 +116,38 @@ def domain_options(command: CommandT) -> CommandT:
     name = click.option(
         "--domain",
         metavar="NAME",
-        shell_complete=complete,
+        shell_complete=complete_domain,
         help="A domain of `da3 recipes ls`.",
     )
     return name(file(command))
 
 
-def complete_method(
-    _context: click.Context, _option: click.Parameter, typed: str
-) -> list[CompletionItem]:
-    """Return the methods whose name starts with what was typed."""
-    from toolchain.recipe import METHODS
-
-    return [CompletionItem(name) for name in METHODS if name.startswith(typed)]
-
-
-method_option = click.option(
-    "--method",
-    metavar="NAME",
-    shell_complete=complete_method,
-    help="A method of docs/methods.md, in place of the recipe's.",
-)
-
-
-def chosen(domain: str | None, file: Path | None, method: str | None = None) -> Recipe:
-    """Return the recipe that was named, by another ``method`` if one is given.
+def named_recipe(domain: str | None, file: Path | None, method: str | None) -> Recipe:
+    """Return the recipe that the options name, with ``method`` in place of its own if there is one.
 
     Raises click.UsageError, RecipeError, UnknownNameError.
     """
-    found = _found(domain, file)
-    return found if method is None else found.by(method)
+    recipe = _recipe(domain, file)
+    return recipe if method is None else recipe.by(method)
 
 
-def _found(domain: str | None, file: Path | None) -> Recipe:
+def _recipe(domain: str | None, file: Path | None) -> Recipe:
     from toolchain import recipe
 
     if file is not None:
-        found = recipe.load(file)
-        if domain is not None and unicodedata.normalize("NFC", domain) != found.domain:
+        loaded = recipe.load(file)
+        if domain is not None and unicodedata.normalize("NFC", domain) != loaded.domain:
             raise click.UsageError(
-                f"expected one domain, got --domain {domain} and the recipe of {found.domain}"
+                f"expected one domain, got --domain {domain} and the recipe of {loaded.domain}"
             )
-        return found
+        return loaded
     if domain is None:
         raise click.UsageError("expected --domain NAME or --recipe FILE, got neither")
     return recipe.load(recipe.find(domain))
 
 
-def train_command(domain: str, file: Path | None, out: Path, *, method: str | None = None) -> str:
-    """Return the command that trains ``domain`` into ``out``, by another method if one is named."""
-    named = f"--domain {shlex.quote(domain)}"
-    if file is not None:
-        named = f"--recipe {shlex.quote(str(file))}"
-    place = "" if out == CHECKPOINTS / domain else f" --out {shlex.quote(str(out))}"
-    other = "" if method is None else f" --method {method}"
-    return f"da3 train {named}{other}{place}"
+def require_folders(*files: Path | None) -> None:
+    """Raise click.UsageError for a file that is to be written where no folder is."""
+    for file in files:
+        if file is not None and file != STDOUT and not file.parent.is_dir():
+            raise click.UsageError(f"{file}: expected a folder that exists, got {file.parent}")

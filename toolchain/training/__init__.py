@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from toolchain.training.adapt.weights import load_backbone
     from toolchain.training.loop.evaluation import Evaluation, evaluate
     from toolchain.training.loop.models import build, save
-    from toolchain.training.loop.progress import Progress, Quiet, Status, Terminal
+    from toolchain.training.loop.progress import Progress, Quiet, Status
     from toolchain.training.loop.training import TrainReport, train
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "Progress",
     "Quiet",
     "Status",
-    "Terminal",
     "TrainReport",
     "attach",
     "build",
@@ -63,7 +62,7 @@ __getattr__ = lazily(
         "adapt.weights": ("load_backbone",),
         "loop.evaluation": ("Evaluation", "evaluate"),
         "loop.models": ("build", "save"),
-        "loop.progress": ("Progress", "Quiet", "Status", "Terminal"),
+        "loop.progress": ("Progress", "Quiet", "Status"),
         "loop.training": ("TrainReport", "train"),
     },
 )

@@ -1,12 +1,11 @@
-"""Progress: a bar on a terminal, lines elsewhere, nothing when quiet."""
+"""Progress: drawn in place on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
 import io
 
-import pytest
-
-from toolchain.training.loop.progress import Progress, Quiet, Status, Terminal
+from toolchain.cli.show.progress import Bar
+from toolchain.training.loop.progress import Progress, Status
 
 
 class Screen(io.StringIO):
@@ -30,7 +29,7 @@ def run(progress: Progress) -> None:
 
 def test_a_file_gets_one_line_per_epoch() -> None:
     stream = io.StringIO()
-    run(Terminal(stream, "cars"))
+    run(Bar(stream, "cars"))
     lines = stream.getvalue().splitlines()
     assert len(lines) == 2
     assert lines[0] == (
@@ -41,7 +40,7 @@ def test_a_file_gets_one_line_per_epoch() -> None:
 
 def test_a_terminal_gets_a_bar_that_grows_in_place() -> None:
     stream = Screen()
-    run(Terminal(stream))
+    run(Bar(stream))
     drawn = stream.getvalue().split("\r")
     assert drawn[1].startswith("[##------------------]")
     assert "[####################]" in drawn[-2]
@@ -50,7 +49,7 @@ def test_a_terminal_gets_a_bar_that_grows_in_place() -> None:
 
 def test_a_shorter_line_covers_the_longer_one_before_it() -> None:
     stream = Screen()
-    progress = Terminal(stream)
+    progress = Bar(stream)
     progress.step(status(1, loss=12345.5))
     progress.step(status(2))
     first, second = stream.getvalue().split("\r")[1:]
@@ -59,12 +58,7 @@ def test_a_shorter_line_covers_the_longer_one_before_it() -> None:
 
 def test_closing_in_the_middle_ends_the_line() -> None:
     stream = Screen()
-    progress = Terminal(stream)
+    progress = Bar(stream)
     progress.step(status(1))
     progress.close()
     assert stream.getvalue().endswith("\n")
-
-
-def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
-    run(Quiet())
-    assert capsys.readouterr() == ("", "")

@@ -8,7 +8,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from toolchain.cli.verbs.doctor import complete_target, doctor
+from toolchain.cli.options import complete_target
+from toolchain.cli.verbs.doctor import doctor
 from toolchain.device.boards import table
 from toolchain.device.boards.target import TARGETS
 

@@ -10,7 +10,7 @@ import pytest
 from tests.support.exported import Fleet
 from tests.support.toy_export import Run, invoke, write_recipe
 from toolchain import bundle
-from toolchain.cli.verbs.export import patch_document
+from toolchain.cli.show.domain import patch_document
 from toolchain.inspect.files import tensors
 
 

@@ -18,8 +18,8 @@ from toolchain.bundle import (
     artefact_name,
 )
 from toolchain.cli.show import engines, layout
+from toolchain.cli.show.domain import gate_rates, metrics, patch_line
 from toolchain.cli.show.graphs import graph, tensors, training
-from toolchain.cli.verbs.export import metrics, patch_line
 from toolchain.inspect import (
     BackboneFacts,
     Block,
@@ -151,7 +151,7 @@ def _bundle(facts: BundleFacts) -> list[str]:
         "",
         *_slots(facts.blocks),
         "",
-        *layout.gates({block.name: block.rate for block in m.gates.blocks}),
+        *layout.gates(gate_rates(m)),
         "",
         *engines.plans(m.plans),
         *_selftest(m),
@@ -173,7 +173,7 @@ def _brief(facts: BundleFacts) -> list[str]:
             }
         ),
         "",
-        *layout.gates({block.name: block.rate for block in m.gates.blocks}),
+        *layout.gates(gate_rates(m)),
         "",
         *_parity(m),
     ]

@@ -1,39 +1,23 @@
-"""Results on stdout: for people, or one JSON document.
+"""Results on stdout: lines for people, or one JSON document.
 
-Rules of this file: a command makes both from the same values; scripts rely on the JSON, so its keys
-are only ever added.
+Rules of this file: a verb makes both from the same values. Scripts rely on the JSON, so keys are
+only ever added.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import PurePath
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
+from typing import Any
 
 import click
 
 from toolchain.cli.show.layout import clean
+from toolchain.core.files import write_atomic
 
-CommandT = TypeVar("CommandT", bound=Callable[..., Any])
-
-
-def json_option(command: CommandT) -> CommandT:
-    """Add ``--json``, passed as ``as_json``."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
-
-
-def threads_option(default: int | None, what: str) -> Callable[[CommandT], CommandT]:
-    """Return the decorator that adds ``--threads``."""
-    return click.option(
-        "--threads",
-        type=click.IntRange(1, 1024),
-        default=default,
-        show_default=default is not None,
-        metavar="N",
-        help=what,
-    )
+STDOUT = Path("-")
 
 
 def emit(document: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
@@ -42,6 +26,20 @@ def emit(document: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) ->
         write_json(document)
     else:
         click.echo("\n".join(lines))
+
+
+def write(document: Mapping[str, Any], lines: Iterable[str], json_path: Path | None) -> None:
+    """Print ``lines`` and write ``document`` to ``json_path``.
+
+    Where ``json_path`` is ``STDOUT``, the document is printed in place of the lines.
+    """
+    if json_path == STDOUT:
+        write_json(document)
+        return
+    click.echo("\n".join(lines))
+    if json_path is not None:
+        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+        write_atomic(json_path, text.encode(), overwrite=True)
 
 
 def write_json(document: Mapping[str, Any]) -> None:

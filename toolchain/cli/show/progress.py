@@ -1,11 +1,25 @@
-"""Steps of a long command, shown on stderr as they begin."""
+"""Progress of a long command on stderr.
+
+Rules of this file: the library calls back and never draws. Only :class:`Line` moves the cursor;
+everything else here draws through it. On a terminal a line is drawn again in its place. Elsewhere,
+as in a log file, only lines that stay are written.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
-WORDS = {
+from toolchain.cli.show import layout
+
+if TYPE_CHECKING:
+    from toolchain.training.loop.progress import Status
+
+ItemT = TypeVar("ItemT")
+_STEP_WORDS = {
     "restore": "restore backbone and checkpoint",
     "split": "split into backbone and domain",
     "data": "read the data",
@@ -16,16 +30,81 @@ WORDS = {
 }
 
 
-class Steps:
-    """A callback for steps; one line each, with the seconds that it took once it is over.
-
-    A context, so that the line of a step that fails says so.
-    """
+class Line:
+    """The last line of ``stream``: a terminal's can be drawn again, any other stream's cannot."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self._line = ""
-        self._since = 0.0
+        self.live = stream.isatty()
+        self._columns = 0
+
+    def draw(self, text: str) -> None:
+        """Show ``text`` in place of the text before it, on a terminal only."""
+        if self.live:
+            self._write(text)
+            self._columns = len(text)
+
+    def keep(self, text: str) -> None:
+        """Show ``text`` in place of the text before it, and leave it there as a line of its own."""
+        self._write(text, "\n")
+        self._columns = 0
+
+    def end(self) -> None:
+        """Leave the text that was drawn last as a line of its own."""
+        if self._columns:
+            self.stream.write("\n")
+            self.stream.flush()
+            self._columns = 0
+
+    def _write(self, text: str, end: str = "") -> None:
+        # Spaces cover the rest of a longer text before it.
+        start = "\r" if self.live else ""
+        self.stream.write(f"{start}{text.ljust(self._columns)}{end}")
+        self.stream.flush()
+
+
+class Bar:
+    """A training's ``Progress``: a bar that grows on a terminal, and one line for each epoch."""
+
+    def __init__(self, stream: TextIO, label: str = "") -> None:
+        self._line = Line(stream)
+        self._label = f"{label}: " if label else ""
+
+    def step(self, status: Status) -> None:
+        """Draw the bar again."""
+        bar = layout.bar(status.step / status.steps)
+        self._line.draw(f"{self._label}[{bar}] {describe(status)}")
+
+    def epoch(self, status: Status) -> None:
+        """Write a line that stays."""
+        self._line.keep(f"{self._label}{describe(status)}")
+
+    def close(self) -> None:
+        """Leave the cursor at the start of a line."""
+        self._line.end()
+
+
+def describe(status: Status) -> str:
+    """Return a status of a training as one line for people."""
+    minutes, seconds = divmod(round(status.remaining_s), 60)
+    return (
+        f"epoch {status.epoch}/{status.epochs}  loss {status.loss:.3f}  "
+        f"accuracy {status.accuracy:.1%}  gates open {status.open_share:.0%}  "
+        f"executed {status.executed_share:.0%}  left {minutes}:{seconds:02d}"
+    )
+
+
+class Steps:
+    """The steps of a pipeline: one line for each, with the seconds that it took.
+
+    The library calls it as each step begins. It is a context manager, so that the line of a step
+    that fails says so.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._line = Line(stream)
+        self._step = ""
+        self._started = 0.0
 
     def __enter__(self) -> Steps:
         return self
@@ -34,19 +113,39 @@ class Steps:
         self._end("" if kind is None else "  failed")
 
     def __call__(self, step: str) -> None:
-        """Hear that ``step`` begins, which ends the one before."""
+        """Show that ``step`` begins; the step before it has ended."""
         self._end()
-        self._line, self._since = WORDS.get(step, step), time.monotonic()
-        if self.stream.isatty():
-            self._write(f"  {self._line} ...")
+        self._step, self._started = _STEP_WORDS.get(step, step), time.monotonic()
+        self._line.draw(f"  {self._step} ...")
 
     def _end(self, mark: str = "") -> None:
-        if not self._line:
-            return
-        start = "\r" if self.stream.isatty() else ""
-        self._write(f"{start}  {self._line:<34} {time.monotonic() - self._since:6.1f} s{mark}\n")
-        self._line = ""
+        if self._step:
+            seconds = time.monotonic() - self._started
+            self._line.keep(f"  {self._step:<34} {seconds:6.1f} s{mark}")
+            self._step = ""
 
-    def _write(self, text: str) -> None:
-        self.stream.write(text)
-        self.stream.flush()
+
+@contextmanager
+def telling(label: str = "") -> Iterator[Callable[[str], None]]:
+    """Yield a callback that shows a text on stderr, after ``label``.
+
+    A terminal shows all texts in one line; any other stream gets a line for each.
+    """
+    line = Line(sys.stderr)
+    show = line.draw if line.live else line.keep
+    start = f"{label}: " if label else ""
+    try:
+        yield lambda text: show(layout.clean(start + text))
+    finally:
+        line.end()
+
+
+def counted(items: Iterable[ItemT], word: str) -> Iterator[ItemT]:
+    """Yield ``items`` and show on stderr how many there were; ``word`` follows the number."""
+    line = Line(sys.stderr)
+    try:
+        for number, item in enumerate(items, 1):
+            line.draw(f"  {number} {word}")
+            yield item
+    finally:
+        line.end()

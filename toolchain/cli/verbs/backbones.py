@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.options import json_option
 from toolchain.cli.show import layout
-from toolchain.cli.show.output import emit, json_option
+from toolchain.cli.show.output import emit
 from toolchain.core.errors import Da3Error
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from toolchain.cli.boundary import BoundedCommand
-from toolchain.cli.options import FILE, complete_backbone, input_option
+from toolchain.cli.options import (
+    FILE,
+    complete_backbone,
+    input_option,
+    json_file_option,
+    require_folders,
+    threads_option,
+)
 from toolchain.cli.show import layout
-from toolchain.cli.show.output import plain, threads_option, write_json
+from toolchain.cli.show.output import plain, write
+from toolchain.cli.show.progress import telling
 from toolchain.core.files import write_atomic
-
-STDOUT = Path("-")
 
 
 @click.command(
@@ -64,7 +68,7 @@ STDOUT = Path("-")
 )
 @click.option("--quick", is_flag=True, help="Few rounds: to see that it runs.")
 @click.option("--work", type=FILE, metavar="DIR", help="Keep what is made, and reuse it.")
-@click.option("--json", "json_path", type=FILE, metavar="FILE", help="Write it all; - is stdout.")
+@json_file_option
 @click.option("--html", "html_path", type=FILE, metavar="FILE", help="Write one page with plots.")
 def bench(
     backbone: str | None,
@@ -84,77 +88,60 @@ def bench(
     Everything that is compared runs interleaved in one run of some five minutes (ResNet-50, two
     cores). Targets stand beside figures and are never enforced.
     """
-    for path in (html_path, json_path):
-        if path is not None and path != STDOUT and not path.parent.is_dir():
-            raise click.UsageError(f"{path}: expected a folder that exists, got {path.parent}")
+    require_folders(html_path, json_path)
     if engine is not None:
         if backbone or parts or html_path or work:
             raise click.UsageError("expected --bundle, --quick and --json alone beside --engine")
-        measure_engine(engine, bundles, quick=quick, json_path=json_path)
+        _measure_engine(engine, bundles, quick=quick, json_path=json_path)
         return
     from toolchain.bench import report, run
 
     if html_path is not None:
         report.require_plots()
-    found = run.measure(
-        run.Setup(
-            backbone=None if bundles else backbone,
-            side=side,
-            domains=domains,
-            bundles=bundles,
-            artefact=Path(backbone) if bundles and backbone else None,
-            threads=threads,
-            parts=run.PARTS if parts is None else tuple(parts.split(",")),
-            rounds=run.QUICK if quick else run.Rounds(),
-            work=work,
-        ),
-        notify=teller(),
+    setup = run.Setup(
+        backbone=None if bundles else backbone,
+        side=side,
+        domains=domains,
+        bundles=bundles,
+        artefact=Path(backbone) if bundles and backbone else None,
+        threads=threads,
+        parts=run.PARTS if parts is None else tuple(parts.split(",")),
+        rounds=run.QUICK if quick else run.Rounds(),
+        work=work,
     )
-    document = plain(found)
+    with telling() as tell:
+        document = plain(run.measure(setup, notify=tell))
     write(document, _lines(document), json_path)
     if html_path is not None:
         write_atomic(html_path, report.page(document).encode(), overwrite=True)
 
 
-def write(document: Mapping[str, Any], lines: Iterable[str], json_path: Path | None) -> None:
-    """Print the lines, or the document where stdout shall have it, and write it to its file."""
-    if json_path == STDOUT:
-        write_json(document)
-    else:
-        click.echo("\n".join(lines))
-    if json_path is not None and json_path != STDOUT:
-        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-        write_atomic(json_path, text.encode(), overwrite=True)
-
-
-def measure_engine(
+def _measure_engine(
     engine: Path, bundles: tuple[Path, ...], *, quick: bool, json_path: Path | None
 ) -> None:
-    """Measure an engine and print what was found."""
     from toolchain.bench import engines
 
-    found = engines.measure(engine, bundles, rounds=5 if quick else 40, notify=teller())
-    document = plain(found)
+    with telling() as tell:
+        figures = engines.measure(engine, bundles, rounds=5 if quick else 40, notify=tell)
+    document = plain(figures)
     write(document, _engine_lines(document), json_path)
 
 
-def _engine_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    if sys.stderr.isatty():
-        click.echo(err=True)
-    built = found["built_for"]
-    yield layout.title(f"{found['engine']}: {built['precision']} on {built['gpu']}")
-    proof = found["skipping"]
+def _engine_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    built = document["built_for"]
+    yield layout.title(f"{document['engine']}: {built['precision']} on {built['gpu']}")
+    proof = document["skipping"]
     if proof is not None:
         gates = (
             f"{proof['verdict']}: open {proof['open_ms']:.2f} ms, closed "
             f"{proof['closed_ms']:.2f} ms, saved {layout.percent(proof['saved'])} of "
             f"{layout.percent(proof['share'])} that could be"
         )
-    memory = found["memory_bytes"]
+    memory = document["memory_bytes"]
     yield from layout.pairs(
         {
             "gates": "none that can be forced" if proof is None else gates,
-            "plans": "unchanged" if found["unchanged"] else "changed by loading domains",
+            "plans": "unchanged" if document["unchanged"] else "changed by loading domains",
             "memory": f"{layout.size(memory['engine'])}, all domains "
             f"{layout.size(memory['domains'])}",
         }
@@ -169,42 +156,30 @@ def _engine_lines(found: Mapping[str, Any]) -> Iterator[str]:
                 f"{1e3 * one['swap_s']:.2f}",
                 layout.size(one["slots_bytes"]),
             )
-            for name, one in found["domains"].items()
+            for name, one in document["domains"].items()
         ],
         right="123",
     )
-    if found["switch"] is not None:
-        timing = found["switch"]["switching"]
+    if document["switch"] is not None:
+        timing = document["switch"]["switching"]
         yield f"  switching between domains costs {timing['difference_ms'] / 4:+.3f} ms a request"
 
 
-def teller() -> Callable[[str], None]:
-    """Return a callback that tells of progress on stderr, on a terminal in one line."""
-    start, end = ("\r\x1b[K", "") if sys.stderr.isatty() else ("", "\n")
-
-    def tell(text: str) -> None:
-        click.echo(f"{start}{layout.clean(text)}{end}", err=True, nl=False)
-
-    return tell
-
-
-def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     from toolchain.bench.tables import tables
 
-    if sys.stderr.isatty():
-        click.echo(err=True)
-    settings = found["settings"]
+    settings = document["settings"]
     yield layout.title(
         f"{settings['backbone']} at {settings['side']} px, {settings['domains']} domains, "
         f"{settings['threads']} thread{'s' * (settings['threads'] > 1)}"
         + (", few rounds: the figures mean nothing" if settings["quick"] else "")
     )
-    for table in tables(found):
+    for table in tables(document):
         yield ""
         yield layout.title(table.title)
         right = "" if table.text else "".join(map(str, range(1, len(table.heads))))
         yield from layout.table(table.heads, table.rows, right=right)
-    if found["not_measured"]:
+    if document["not_measured"]:
         yield ""
         yield layout.title("Not measured")
-        yield from layout.pairs(found["not_measured"])
+        yield from layout.pairs(document["not_measured"])

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import click
 
 from toolchain.cli.boundary import BoundedCommand
-from toolchain.cli.options import FILE
+from toolchain.cli.options import FILE, json_option
 from toolchain.cli.show import layout
-from toolchain.cli.show.output import emit, json_option, plain
+from toolchain.cli.show.output import emit, plain
 from toolchain.cli.show.progress import Steps
 from toolchain.device.boards.target import FLAVOURS
 

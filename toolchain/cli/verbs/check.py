@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolchain.cli.boundary import BoundedCommand
-from toolchain.cli.options import FILE
+from toolchain.cli.options import FILE, json_option, threads_option, tolerance_option
 from toolchain.cli.show import layout
-from toolchain.cli.show.output import emit, json_option, threads_option
+from toolchain.cli.show.output import emit
 from toolchain.cli.show.parity import parity_document, parity_lines
 
 if TYPE_CHECKING:
@@ -31,12 +31,7 @@ if TYPE_CHECKING:
     help="The backbone, or the folder that holds it.  [default: beside the bundle]",
 )
 @threads_option(None, "Comparisons run at once.  [default: all cores]")
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(0, 1),
-    metavar="X",
-    help="Largest error allowed, as a share of the logits' range.  [default: the bundle's]",
-)
+@tolerance_option("the bundle's")
 @json_option
 def check(
     bundle: Path, backbone: Path | None, threads: int | None, tolerance: float | None, as_json: bool

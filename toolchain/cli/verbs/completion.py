@@ -6,8 +6,9 @@ import click
 from click.shell_completion import get_completion_class
 
 from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.options import json_option
 from toolchain.cli.show import layout
-from toolchain.cli.show.output import emit, json_option
+from toolchain.cli.show.output import emit
 
 
 @click.command(

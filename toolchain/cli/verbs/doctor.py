@@ -6,28 +6,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import CompletionItem
 
 from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.options import complete_target, json_option
 from toolchain.cli.show import layout
-from toolchain.cli.show.output import emit, json_option, plain
+from toolchain.cli.show.output import emit, plain
 
 if TYPE_CHECKING:
     from toolchain.device.boards.doctor import Report
     from toolchain.device.boards.machine import Machine
-
-
-def complete_target(
-    _context: click.Context, _option: click.Parameter, typed: str
-) -> list[CompletionItem]:
-    """Return the targets whose name starts with what was typed, each with its board."""
-    from toolchain.device.boards.target import TARGETS
-
-    return [
-        CompletionItem(target.name, help=target.board.title)
-        for target in TARGETS.values()
-        if target.name.startswith(typed)
-    ]
 
 
 @click.command(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -12,25 +11,26 @@ import click
 
 from toolchain.cli.boundary import BoundedCommand
 from toolchain.cli.options import (
-    CHECKPOINTS,
     FILE,
-    chosen,
+    complete_target,
     domain_options,
+    json_option,
     method_option,
-    train_command,
+    named_recipe,
+    threads_option,
+    tolerance_option,
 )
+from toolchain.cli.show import domain as domains
 from toolchain.cli.show import layout
-from toolchain.cli.show.output import emit, json_option, threads_option
+from toolchain.cli.show.output import emit
 from toolchain.cli.show.parity import parity_document, parity_lines
 from toolchain.cli.show.progress import Steps
-from toolchain.cli.verbs import train as training
-from toolchain.cli.verbs.doctor import complete_target
+from toolchain.cli.training import CHECKPOINTS, train_command, train_shown
 from toolchain.core.errors import CheckpointError, UsageError
 from toolchain.core.words import Precision
 from toolchain.device.boards.target import FLAVOURS, find
 
 if TYPE_CHECKING:
-    from toolchain.bundle import Manifest
     from toolchain.export.orders import KitReport, Order
     from toolchain.export.pipeline import ExportReport
 
@@ -92,12 +92,7 @@ if TYPE_CHECKING:
     help="Widen the int8 ranges of a kit that is there by this domain's pictures.",
 )
 @threads_option(None, "Comparisons run at once.  [default: all cores]")
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(0, 1),
-    metavar="X",
-    help="Largest error allowed, as a share of the logits' range.  [default: 0.0001]",
-)
+@tolerance_option("0.0001")
 @json_option
 def export(
     domain: str | None,
@@ -126,7 +121,7 @@ def export(
     board; what its precision costs the domain is measured and stands in the bundle.
     """
     orders = _orders(targets, precisions, flavours, recalibrate=recalibrate)
-    recipe = chosen(domain, file, method)
+    recipe = named_recipe(domain, file, method)
     folder = checkpoint or CHECKPOINTS / recipe.domain
     command = train_command(recipe.domain, file, folder, method=method)
     if not folder.is_dir() and not train:
@@ -141,7 +136,7 @@ def export(
         refuse_existing(dist / f"{recipe.domain}{SUFFIX}")
     trained = not folder.is_dir()
     if trained:
-        training.run(recipe, folder, command)
+        train_shown(recipe, folder, command)
     with Steps(sys.stderr) as steps:
         report = run(
             recipe,
@@ -203,10 +198,10 @@ def _document(report: ExportReport, checkpoint: Path, *, trained: bool) -> dict[
             "weights_digest": manifest.backbone.weights_digest,
             "graph_digest": manifest.backbone.graph_digest,
         },
-        "patch": patch_document(manifest),
+        "patch": domains.patch_document(manifest),
         "structure_cached": report.structure_cached,
         "parity": parity_document(report.parity),
-        "gate_rates": _rates(report),
+        "gate_rates": domains.gate_rates(manifest),
         "executed_share": manifest.gates.executed_share,
         "accuracy": manifest.metrics.get("accuracy"),
         "head_accuracy": manifest.metrics.get("head_accuracy"),
@@ -262,10 +257,6 @@ def _kit_lines(report: ExportReport) -> list[str]:
     return ["", title, *rows, *sorted(notes)]
 
 
-def _rates(report: ExportReport) -> dict[str, float | None]:
-    return {block.name: block.rate for block in report.manifest.gates.blocks}
-
-
 def _lines(report: ExportReport) -> list[str]:
     manifest = report.manifest
     kept = "reused" if report.backbone_reused else "written"
@@ -275,53 +266,14 @@ def _lines(report: ExportReport) -> list[str]:
             {
                 "bundle": f"{report.bundle}  ({layout.size(report.bundle_bytes)})",
                 "backbone": f"{report.backbone}  ({layout.size(report.backbone_bytes)}, {kept})",
-                **patch_line(manifest),
-                **metrics(manifest.metrics, manifest.gates.executed_share),
+                **domains.patch_line(manifest),
+                **domains.metrics(manifest.metrics, manifest.gates.executed_share),
                 "took": f"{sum(report.seconds.values()):.1f} s",
             }
         ),
         "",
         *parity_lines(report.parity),
         "",
-        *layout.gates(_rates(report)),
+        *layout.gates(domains.gate_rates(manifest)),
         *(_kit_lines(report) if report.kits else []),
     ]
-
-
-def patch_document(manifest: Manifest) -> dict[str, Any] | None:
-    """Return what a domain changes of its backbone, None for nothing."""
-    if manifest.patch is None:
-        return None
-    return {"kind": manifest.patch.kind, **asdict(manifest.patch), "bytes": _patch_bytes(manifest)}
-
-
-def patch_line(manifest: Manifest) -> dict[str, str]:
-    """Return the same in words, labelled; nothing for a domain on the frozen backbone."""
-    patch, method = manifest.patch, manifest.adaptor.method
-    if patch is None:
-        return {}
-    verb, how = "changes", "the bundle carries them"
-    if patch.kind == "masked":
-        verb, how = "masks", "the bundle carries 1 bit per weight"
-    elif patch.scaled:
-        how += f", {patch.scaled} as one factor per channel"
-    return {
-        "patch": f"{method} {verb} {patch.tensors} of {patch.of} tensors of the backbone: {how} "
-        f"({layout.size(_patch_bytes(manifest))}) and the device keeps a session of its own"
-    }
-
-
-def _patch_bytes(manifest: Manifest) -> int:
-    return sum(entry.size for entry in manifest.files if entry.role == "patch")
-
-
-def metrics(found: Mapping[str, Any], executed_share: float) -> dict[str, str]:
-    """Return what a domain reaches, labelled; ``found`` is a manifest's ``metrics``."""
-    alone, whole = found.get("head_accuracy"), found.get("accuracy")
-    beside = "" if alone is None else f"  (head alone {layout.percent(alone)})"
-    if alone is not None and whole is not None and whole < alone:
-        beside += ": less than the head alone, train longer or with a lower train.lr"
-    return {
-        "accuracy": f"{layout.percent(found.get('accuracy'))}{beside}",
-        "executed": f"{layout.percent(executed_share)} of the backbone's FLOPs",
-    }

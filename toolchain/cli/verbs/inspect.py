@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from toolchain.cli.boundary import BoundedCommand
-from toolchain.cli.options import FILE
+from toolchain.cli.options import FILE, json_option
 from toolchain.cli.show import layout
-from toolchain.cli.show.output import emit, json_option
+from toolchain.cli.show.output import emit
 
 
 @click.command(

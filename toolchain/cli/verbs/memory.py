@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,17 @@ from typing import Any
 import click
 
 from toolchain.cli.boundary import BoundedCommand
-from toolchain.cli.options import FILE, complete_backbone, input_option
+from toolchain.cli.options import (
+    FILE,
+    complete_backbone,
+    input_option,
+    json_file_option,
+    require_folders,
+    threads_option,
+)
 from toolchain.cli.show import layout
-from toolchain.cli.show.output import plain, threads_option
-from toolchain.cli.verbs.bench import STDOUT, teller, write
+from toolchain.cli.show.output import plain, write
+from toolchain.cli.show.progress import telling
 from toolchain.core.files import write_atomic
 
 
@@ -70,7 +76,7 @@ from toolchain.core.files import write_atomic
     help="Where to train; auto: an NVIDIA GPU if PyTorch finds one.",
 )
 @threads_option(1, "Threads of PyTorch.")
-@click.option("--json", "json_path", type=FILE, metavar="FILE", help="Write it all; - is stdout.")
+@json_file_option
 @click.option("--plot", "plot_path", type=FILE, metavar="FILE", help="Draw it: .svg or .png.")
 def memory(
     backbone: str,
@@ -91,9 +97,7 @@ def memory(
     beside the same method on PyTorch's own layers (stock). Methods are those of `da3 train`; da3
     comes in all precisions of kept inputs.
     """
-    for path in (json_path, plot_path):
-        if path is not None and path != STDOUT and not path.parent.is_dir():
-            raise click.UsageError(f"{path}: expected a folder that exists, got {path.parent}")
+    require_folders(json_path, plot_path)
     if budget is not None and plot_path is not None:
         raise click.UsageError("expected --budget or --plot, got both")
     from toolchain.bench import footprint, trainingplot
@@ -109,25 +113,26 @@ def memory(
         device=footprint.found_device(device),
     )
     if budget is not None:
-        held = plain(footprint.fits(setup, parse_size(budget)))
-        write(held, _answer(held), json_path)
+        document = plain(footprint.fits(setup, parse_size(budget)))
+        write(document, _budget_lines(document), json_path)
         return
     if plot_path is not None:
         trainingplot.require(plot_path)
-    found = plain(footprint.measure(setup, notify=teller()))
-    write(found, _lines(found, backbone), json_path)
+    with telling() as tell:
+        document = plain(footprint.measure(setup, notify=tell))
+    write(document, _lines(document, backbone), json_path)
     if plot_path is not None:
-        drawn = trainingplot.draw(found, backbone, plot_path.suffix)
+        drawn = trainingplot.draw(document, backbone, plot_path.suffix)
         write_atomic(plot_path, drawn, overwrite=True)
 
 
-def _answer(held: Mapping[str, Any]) -> Iterator[str]:
-    best = held["choices"][0]
+def _budget_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    best = document["choices"][0]
+    budget, weights = layout.size(document["budget"]), layout.size(document["weights_bytes"])
     yield layout.title(
-        f"{held['backbone']} at {held['input']} px: {layout.size(held['budget'])} beside "
-        f"{layout.size(held['weights_bytes'])} of weights"
+        f"{document['backbone']} at {document['input']} px: {budget} beside {weights} of weights"
     )
-    verdict = "it fits" if best["batch"] >= held["batch"] else "it fits with a smaller batch"
+    verdict = "it fits" if best["batch"] >= document["batch"] else "it fits with a smaller batch"
     yield from layout.pairs({verdict: f"{best['text']}: {layout.size(best['needed'])}"})
     yield ""
     yield from layout.table(
@@ -142,17 +147,15 @@ def _answer(held: Mapping[str, Any]) -> Iterator[str]:
                     layout.size(one["need"]["stored"]),
                     layout.size(one["needed"]),
                 )
-                for one in held["choices"]
+                for one in document["choices"]
             ]
         ),
         right="1345",
     )
 
 
-def _lines(found: Mapping[str, Any], backbone: str) -> Iterator[str]:
-    if sys.stderr.isatty():
-        click.echo(err=True)
-    rows, run = found[backbone], found["conditions"]["runs"][backbone]
+def _lines(document: Mapping[str, Any], backbone: str) -> Iterator[str]:
+    rows, run = document[backbone], document["conditions"]["runs"][backbone]
     yield layout.title(f"{backbone} at {run['input']} px, batch {run['batch']}")
     timed = bool(run["rounds"])
     heads = ("method", "trained", "kept", "by rule", "stock", "peak", "optimiser", "domain")
@@ -189,7 +192,7 @@ def _lines(found: Mapping[str, Any], backbone: str) -> Iterator[str]:
         for name, row in rows.items()
         if row["stock_layers"]
     }
-    about = {"kept": found["conditions"]["how_kept"], "peak": found["conditions"]["how_peak"]}
+    about = {"kept": document["conditions"]["how_kept"], "peak": document["conditions"]["how_peak"]}
     if timed:
         about["step"] = (
             "time against fine-tuning, all gates open; at budget: gates closed at random until "

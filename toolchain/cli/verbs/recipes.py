@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from toolchain.cli.boundary import BoundedCommand, BoundedGroup, naming
-from toolchain.cli.options import FILE, complete, complete_backbone
+from toolchain.cli.boundary import BoundedCommand, BoundedGroup, command_in_fix
+from toolchain.cli.options import FILE, complete_backbone, complete_domain, json_option
 from toolchain.cli.show import layout
-from toolchain.cli.show.output import emit, json_option
+from toolchain.cli.show.output import emit
 from toolchain.core.errors import Da3Error, RecipeError
 
 
@@ -56,7 +56,7 @@ def ls(as_json: bool) -> None:
 
 
 @recipes.command("show", cls=BoundedCommand, epilog=layout.example("da3 recipes show cars"))
-@click.argument("name", shell_complete=complete)
+@click.argument("name", shell_complete=complete_domain)
 @json_option
 def show(name: str, as_json: bool) -> None:
     """Show the recipe of a domain, NAME or a file, as it is written."""
@@ -146,7 +146,7 @@ def new(name: str, data: Path, backbone: str, out: Path, overwrite: bool, as_jso
     from toolchain.training.adapt import backbones
 
     words = ["da3", "recipes", "new", name, "--data", data, "--backbone", backbone, "--out", out]
-    with naming(shlex.join(map(str, words))):
+    with command_in_fix(shlex.join(map(str, words))):
         side = backbones.get(backbone).input_size
         path = recipe.new(
             name, data, backbone=backbone, input_px=side, folder=out, overwrite=overwrite

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from toolchain.cli.boundary import BoundedCommand
-from toolchain.cli.options import FILE
+from toolchain.cli.options import FILE, CommandT, json_option, threads_option
 from toolchain.cli.serving import serve_until_signalled, serving_options
 from toolchain.cli.show import layout
-from toolchain.cli.show.answers import answer_document, answer_lines, place, tell
-from toolchain.cli.show.output import json_option, threads_option, write_json
+from toolchain.cli.show.answers import PRINTERS, complain_of
 from toolchain.core.errors import Da3Error, DataError
 
 if TYPE_CHECKING:
     from toolchain.device.runtime import Frame, Runner
 
-CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 FAILED = 1
 TOP = 3
 DIST = Path("dist")
-# What OpenCV and FFmpeg print of a damaged video; the error says it already.
+# OpenCV and FFmpeg print about a damaged video; the error says it already.
 QUIET = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
 
 
@@ -176,22 +172,20 @@ def run(
     named = [*(folder.find(dist, name) for name in domains), *bundles]
     paths = named[:1] or list(folder.bundles(dist).values())
     with Runner(folder.backbone_of(paths, backbone), **options) as runner:
-        if named:
-            for path in named:
-                # Over the network a domain is called as its file is, and loaded again by that name.
-                name = path.stem if port is not None else None
-                runner.load(path, name=name, selftest=not no_selftest)
-        else:
+        if not named:
             folder.load_fitting(runner, paths, selftest=not no_selftest, refused=_tell_refused)
+        for path in named:
+            # Over the network a domain is called as its file is, and loaded again by that name.
+            name = path.stem if port is not None else None
+            runner.load(path, name=name, selftest=not no_selftest)
         if port is not None:
             serving = serving | ({} if time_limit is None else {"time_s": time_limit})
             repository = None if bundles else dist
             serve_until_signalled(runner, port, repository, serving, as_json=as_json)
             return 0
-        frames = _frames(runner, images, every=every, time_limit_s=time_limit)
-        with closing(frames):
-            shown = _SHOWN["json" if as_json else "jsonl" if as_lines else "people"]
-            return FAILED if shown(runner, islice(frames, limit), top) else 0
+        with closing(_frames(runner, images, every=every, time_limit_s=time_limit)) as frames:
+            show = PRINTERS["json" if as_json else "jsonl" if as_lines else "people"]
+            return FAILED if show(runner, islice(frames, limit), top) else 0
 
 
 def _given(options: Mapping[str, object]) -> list[str]:
@@ -247,54 +241,4 @@ def _frames(
 
 
 def _tell_refused(path: Path, err: Da3Error) -> None:
-    tell(f"not loaded: {path}", err)
-
-
-def _print_document(runner: Runner, frames: Iterable[Frame], top: int) -> bool:
-    """Print one document; returns whether a frame had an error, as the other two do."""
-    (domain,) = runner.domains.values()
-    pictures = [answer_document(frame, domain, top) for frame in _counted(frames)]
-    write_json(
-        {
-            "domain": domain.name,
-            "release": domain.release,
-            "backbone": runner.facts.backbone.name,
-            "pictures": pictures,
-        }
-    )
-    return any(one["error"] for one in pictures)
-
-
-def _print_lines(runner: Runner, frames: Iterable[Frame], top: int) -> bool:
-    (domain,) = runner.domains.values()
-    failed = False
-    for frame in frames:
-        failed |= frame.error is not None
-        click.echo(json.dumps(answer_document(frame, domain, top), allow_nan=False))
-    return failed
-
-
-def _print_blocks(runner: Runner, frames: Iterable[Frame], top: int) -> bool:
-    (domain,) = runner.domains.values()
-    failed = False
-    for frame in frames:
-        if frame.error is not None:
-            failed = True
-            tell(place(frame), frame.error)
-        if frame.prediction is not None:
-            click.echo("\n".join(answer_lines(frame, frame.prediction, domain, top)))
-    return failed
-
-
-def _counted(frames: Iterable[Frame]) -> Iterator[Frame]:
-    """Count on a terminal's stderr, as nothing is printed before the end."""
-    seen = sys.stderr.isatty()
-    for number, frame in enumerate(frames, 1):
-        if seen:
-            click.echo(f"\r  {number} answered", nl=False, err=True)
-        yield frame
-    if seen:
-        click.echo(err=True)
-
-
-_SHOWN = {"json": _print_document, "jsonl": _print_lines, "people": _print_blocks}
+    complain_of(f"not loaded: {path}", err)

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolchain.cli.boundary import BoundedCommand, naming
+from toolchain.cli.boundary import BoundedCommand
 from toolchain.cli.options import (
-    CHECKPOINTS,
     FILE,
-    chosen,
     domain_options,
+    json_option,
     method_option,
-    train_command,
+    named_recipe,
+    threads_option,
 )
 from toolchain.cli.show import layout
-from toolchain.cli.show.output import emit, json_option, threads_option
+from toolchain.cli.show.output import emit
+from toolchain.cli.training import CHECKPOINTS, train_command, train_shown
 
 if TYPE_CHECKING:
-    from toolchain.recipe import Recipe
     from toolchain.training import TrainReport
 
 
@@ -66,57 +65,21 @@ def train(
     present step and keeps the state; --resume goes on to the same weights as a training that was
     never stopped.
     """
-    recipe = chosen(domain, file, method)
+    from toolchain.training.memory.fit import parse_size
+
+    recipe = named_recipe(domain, file, method)
     folder = out or CHECKPOINTS / recipe.domain
     command = train_command(recipe.domain, file, folder, method=method)
-    report = run(
+    report = train_shown(
         recipe,
         folder,
         command,
         resume=resume,
         overwrite=overwrite,
         threads=threads,
-        budget=budget,
+        memory=None if budget is None else parse_size(budget),
     )
     emit(_document(report), _lines(report), as_json=as_json)
-
-
-def run(
-    recipe: Recipe,
-    out: Path,
-    command: str,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    threads: int | None = None,
-    budget: str | None = None,
-) -> TrainReport:
-    """Train with a progress bar; ``command`` is what an error tells the user to run again."""
-    import torch
-
-    from toolchain import training
-    from toolchain.training import data
-    from toolchain.training.loop.destination import check_destination
-    from toolchain.training.memory import fit
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    allowed = None if budget is None else fit.parse_size(budget)
-    with naming(command):
-        check_destination(out, resume=resume, overwrite=overwrite)
-        pictures = data.load(recipe)
-        model = training.build(recipe, classes=len(pictures.classes), data=pictures)
-        click.echo(fit.told(model, recipe.train.batch), err=True)
-        return training.train(
-            model,
-            pictures,
-            recipe,
-            out=out,
-            resume=resume,
-            overwrite=overwrite,
-            progress=training.Terminal(sys.stderr, recipe.domain),
-            memory=allowed,
-        )
 
 
 def _document(report: TrainReport) -> dict[str, Any]:

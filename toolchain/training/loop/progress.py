@@ -1,15 +1,13 @@
 """Telling how training goes.
 
-Rules of this file: training reports to a ``Progress`` and never prints; ``Quiet`` drops everything,
-``Terminal`` writes to the stream that it is given and nowhere else. No torch.
+Rules of this file: training reports to a ``Progress`` and never prints. The command line has one
+that draws (``cli/show/progress.py``). No torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TextIO
-
-BAR_WIDTH = 20
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,50 +53,3 @@ class Quiet:
 
     def close(self) -> None:
         """Do nothing."""
-
-
-class Terminal:
-    """A bar that redraws itself on a terminal; one line per epoch on anything else."""
-
-    def __init__(self, stream: TextIO, label: str = "") -> None:
-        self.stream = stream
-        self.label = f"{label}: " if label else ""
-        self.live = stream.isatty()
-        self._drawn = 0
-
-    def step(self, status: Status) -> None:
-        """Redraw the bar, on a terminal only."""
-        if self.live:
-            done = BAR_WIDTH * status.step // status.steps
-            bar = "#" * done + "-" * (BAR_WIDTH - done)
-            self._draw(f"{self.label}[{bar}] {describe(status)}")
-
-    def epoch(self, status: Status) -> None:
-        """Leave one line that stays."""
-        self._draw(f"{self.label}{describe(status)}")
-        self._end_line()
-
-    def close(self) -> None:
-        """Leave the cursor on a line of its own."""
-        if self._drawn:
-            self._end_line()
-
-    def _draw(self, line: str) -> None:
-        self.stream.write(("\r" if self.live else "") + line.ljust(self._drawn))
-        self.stream.flush()
-        self._drawn = len(line)
-
-    def _end_line(self) -> None:
-        self.stream.write("\n")
-        self.stream.flush()
-        self._drawn = 0
-
-
-def describe(status: Status) -> str:
-    """Return a status as one line for people."""
-    minutes, seconds = divmod(round(status.remaining_s), 60)
-    return (
-        f"epoch {status.epoch}/{status.epochs}  loss {status.loss:.3f}  "
-        f"accuracy {status.accuracy:.1%}  gates open {status.open_share:.0%}  "
-        f"executed {status.executed_share:.0%}  left {minutes}:{seconds:02d}"
-    )

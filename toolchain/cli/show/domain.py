@@ -1,0 +1,56 @@
+"""What a domain reaches and what it changes; shared by ``export`` and ``inspect``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from toolchain.cli.show import layout
+
+if TYPE_CHECKING:
+    from toolchain.bundle import Manifest
+
+
+def patch_document(manifest: Manifest) -> dict[str, Any] | None:
+    """Return what a domain changes of its backbone, None for nothing."""
+    if manifest.patch is None:
+        return None
+    return {"kind": manifest.patch.kind, **asdict(manifest.patch), "bytes": _patch_bytes(manifest)}
+
+
+def patch_line(manifest: Manifest) -> dict[str, str]:
+    """Return the same in words, labelled; nothing for a domain on the frozen backbone."""
+    patch, method = manifest.patch, manifest.adaptor.method
+    if patch is None:
+        return {}
+    verb, how = "changes", "the bundle carries them"
+    if patch.kind == "masked":
+        verb, how = "masks", "the bundle carries 1 bit per weight"
+    elif patch.scaled:
+        how += f", {patch.scaled} as one factor per channel"
+    return {
+        "patch": f"{method} {verb} {patch.tensors} of {patch.of} tensors of the backbone: {how} "
+        f"({layout.size(_patch_bytes(manifest))}) and the device keeps a session of its own"
+    }
+
+
+def _patch_bytes(manifest: Manifest) -> int:
+    return sum(entry.size for entry in manifest.files if entry.role == "patch")
+
+
+def metrics(measured: Mapping[str, Any], executed_share: float) -> dict[str, str]:
+    """Return what a domain reaches, labelled; ``measured`` is a manifest's ``metrics``."""
+    alone, whole = measured.get("head_accuracy"), measured.get("accuracy")
+    beside = "" if alone is None else f"  (head alone {layout.percent(alone)})"
+    if alone is not None and whole is not None and whole < alone:
+        beside += ": less than the head alone, train longer or with a lower train.lr"
+    return {
+        "accuracy": f"{layout.percent(whole)}{beside}",
+        "executed": f"{layout.percent(executed_share)} of the backbone's FLOPs",
+    }
+
+
+def gate_rates(manifest: Manifest) -> dict[str, float | None]:
+    """Return how often the gate of each block is open; None for a block without a gate."""
+    return {block.name: block.rate for block in manifest.gates.blocks}

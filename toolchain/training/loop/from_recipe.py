@@ -1,0 +1,56 @@
+"""From a recipe to a finished training, in one call.
+
+Rules of this file: it calls the parts in order and decides nothing. What can be refused without
+work is refused first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from toolchain.recipe import Recipe
+from toolchain.training import data
+from toolchain.training.loop.destination import check_destination
+from toolchain.training.loop.models import build
+from toolchain.training.loop.progress import Progress
+from toolchain.training.loop.training import TrainReport, train
+from toolchain.training.memory import fit
+
+
+def train_recipe(
+    recipe: Recipe,
+    *,
+    out: Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    notify: Callable[[str], None] = lambda _: None,
+    threads: int | None = None,
+    memory: int | None = None,
+) -> TrainReport:
+    """Load the recipe's pictures, build its model and train it into the checkpoint ``out``.
+
+    ``notify`` gets one line before the first step: what the training will take in memory.
+    ``threads``: PyTorch's threads from then on, for the whole process. ``memory``: bytes, as
+    ``resume``, ``overwrite`` and ``progress`` as in :func:`train`. Raises as :func:`train`,
+    :func:`build` and the loader of the pictures.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    check_destination(out, resume=resume, overwrite=overwrite)
+    pictures = data.load(recipe)
+    model = build(recipe, classes=len(pictures.classes), data=pictures)
+    notify(fit.told(model, recipe.train.batch))
+    return train(
+        model,
+        pictures,
+        recipe,
+        out=out,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
+        memory=memory,
+    )
