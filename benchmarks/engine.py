@@ -28,6 +28,7 @@ from benchmarks import refit, results
 from toolchain import bundle, recipe
 from toolchain.bench import domains, engines, machine
 from toolchain.bench.materials import Materials
+from toolchain.bundle.linkage import FLAVOURS, Linkage
 from toolchain.bundle.slots import slot_arrays
 from toolchain.core.digest import sha256
 from toolchain.core.files import write_atomic
@@ -36,7 +37,7 @@ from toolchain.device import build as pipeline
 from toolchain.device.boards.cuda import gpus, open_cuda
 from toolchain.device.boards.locate import here
 from toolchain.device.boards.machine import look
-from toolchain.device.boards.target import FLAVOURS, Target, find
+from toolchain.device.boards.target import Target, find
 from toolchain.device.engine.build import BuildOptions
 from toolchain.device.engine.build import build as build_plan
 from toolchain.device.engine.features import TensorRT, load
@@ -46,7 +47,7 @@ from toolchain.export.emit import calibrate
 from toolchain.export.emit.kits import Source, write_kits
 from toolchain.export.emit.models import Wish, emit
 from toolchain.export.graph import store
-from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.export.graph.split import Split, read_split
 from toolchain.export.orders import Order
@@ -211,7 +212,7 @@ def _ran(
 def _refit(name: str, one: Subject) -> dict[str, Any]:
     """Hold slots as inputs against slots as weights that can be refitted one by one."""
     trt = load()
-    model = store.to_bytes(link(one.split, Linking("static", "if")))
+    model = store.to_bytes(link(one.split, Linkage("static", "if")))
     network = parse(trt, model, what="slots as weights")
     coverage = refit.mark(network, one.slots)
     found = {

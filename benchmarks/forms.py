@@ -21,11 +21,12 @@ from safetensors.numpy import load as load_safetensors
 from torch import nn
 
 from benchmarks.joins import Change
+from toolchain.bundle.linkage import Form, Linkage
 from toolchain.device.runtime.ort.backend import Linked
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
 from toolchain.export.graph.halves import Halves, make_halves
-from toolchain.export.graph.link import Form, Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.names import IMAGE, SLOTS_FILE, WEIGHTS_FILE
 from toolchain.export.graph.split import recompose
 from toolchain.training.adapt.attached import AttachedModel, attach
@@ -88,18 +89,18 @@ class Bench(AbstractContextManager["Bench"]):
         """Return the frozen backbone with a head and nothing else, as fast as the runtime can."""
         halves = make_halves(self._attached("head"), cache=self.cache)
         folder = self._written(halves, "head")
-        graph = link(halves.split, Linking("static", form))
+        graph = link(halves.split, Linkage("static", form))
         return self._linked(graph, folder, load_safetensors(halves.slots))
 
     def swap(self, form: Form) -> Linked:
         """Return the swap model; its state is in the slots given with each run."""
-        return self._linked(link(self.halves.split, Linking("swap", form)), self.folder)
+        return self._linked(link(self.halves.split, Linkage("swap", form)), self.folder)
 
     def static(self, state: str) -> Linked:
         """Return the static model with every gate resolved as ``state`` says."""
         sites = [gate.removesuffix(".gate.bias") for gate in self.gates]
         rates = {s: float(o) for s, o in zip(sites, self._opened(state), strict=True)}
-        graph = link(self.halves.split, Linking("static", "if", rates=rates))
+        graph = link(self.halves.split, Linkage("static", "if"), rates=rates)
         return self._linked(graph, self.folder, self.slots)
 
     def naive(self) -> Session:
@@ -110,7 +111,9 @@ class Bench(AbstractContextManager["Bench"]):
 
     def rejected(self, change: Change) -> Linked:
         """Return the swap model of form ``if`` in a form that lost."""
-        model = change(ir.to_proto(link(self.halves.split, Linking())), self.halves.split.adapted)
+        model = change(
+            ir.to_proto(link(self.halves.split, Linkage("swap", "if"))), self.halves.split.adapted
+        )
         return Linked(Session(model.SerializeToString(), folder=self.folder, what="rejected form"))
 
     def floor(self, state: str) -> float:

@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 from tests.support.exported import Domain, Exported, Fleet, make_domain
 from tests.support.toy_export import invoke
 from toolchain import bundle
+from toolchain.bundle.linkage import SHIPPED, Linkage
 from toolchain.core import digest
 from toolchain.core.errors import (
     BackboneMismatchError,
@@ -31,9 +32,9 @@ from toolchain.core.errors import (
 )
 from toolchain.device.boards.target import find
 from toolchain.export import pipeline
-from toolchain.export.check.bundles import SHIPPED, check_bundle
+from toolchain.export.check.bundles import check_bundle
 from toolchain.export.graph import store
-from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.split import Split
 from toolchain.export.orders import Order
 from toolchain.export.pipeline import export, refuse_existing
@@ -68,7 +69,7 @@ def test_the_report_tells_what_was_made(exported: Exported) -> None:
     assert list(report.seconds) == steps
     held = bundle.open_bundle(report.bundle)
     assert held.manifest == report.manifest
-    graphs = {f"{name}.onnx" for name in SHIPPED}
+    graphs = {linkage.file for linkage in SHIPPED}
     rest = {
         "domain.onnx",
         "slots.safetensors",
@@ -138,8 +139,8 @@ def test_a_parity_failure_leaves_nothing(
 ) -> None:
     """Sabotage: a linker that draws a wrong head is caught, and nothing appears."""
 
-    def wrong(halves: Split, linking: Linking) -> ir.Model:
-        model = link(halves, linking)
+    def wrong(halves: Split, linkage: Linkage, **options: Any) -> ir.Model:
+        model = link(halves, linkage, **options)
         head = next(n for n in model.graph if n.op_type == "Gemm")
         head.attributes["alpha"] = ir.AttrFloat32("alpha", 0.9)
         return model

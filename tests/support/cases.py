@@ -21,6 +21,7 @@ from safetensors.numpy import load as load_safetensors
 from torch import Tensor, nn
 
 from tests.support import toys
+from toolchain.bundle.linkage import LINKAGES, STAGED, Linkage
 from toolchain.device.runtime.ort.backend import Linked, Runnable
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.check import subjects
@@ -28,7 +29,7 @@ from toolchain.export.graph import halves as halves_file
 from toolchain.export.graph import store
 from toolchain.export.graph.capture import Captured, capture
 from toolchain.export.graph.halves import Halves, make_halves
-from toolchain.export.graph.link import Flavour, Form, Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.export.graph.split import Split, read_split
 from toolchain.training.adapt.attached import AttachedModel, attach
@@ -145,30 +146,27 @@ class Made:
         store.load_tensors(domain, SLOTS_FILE, self.halves.slots)
         return read_split(backbone, domain)
 
-    def graph(self, linking: Linking) -> bytes:
-        return store.to_bytes(link(self.split, linking))
+    def graph(self, linkage: Linkage, **options: Any) -> bytes:
+        """The linked graph; ``options``: rates and taps, as :func:`link` takes them."""
+        return store.to_bytes(link(self.split, linkage, **options))
 
-    def session(self, linking: Linking, *, exact: bool = False) -> Session:
-        constants = self.slots if linking.flavour == "static" else None
-        graph = self.graph(linking)
+    def session(self, linkage: Linkage, *, exact: bool = False, **options: Any) -> Session:
+        constants = self.slots if linkage.folds_domain else None
+        graph = self.graph(linkage, **options)
         return Session(
-            graph, folder=self.folder, constants=constants, exact=exact, what=linking.name
+            graph, folder=self.folder, constants=constants, exact=exact, what=linkage.stem
         )
 
-    def run(self, linking: Linking) -> Runnable:
-        return Linked(self.session(linking))
+    def run(self, linkage: Linkage, **options: Any) -> Runnable:
+        return Linked(self.session(linkage, **options))
 
     def staged(self) -> Runnable:
         return subjects.staged(self.split, self.folder).run
 
     def flavours(self) -> dict[str, Runnable]:
         """Every flavour in every form, and staged."""
-        linkings = [Linking(flavour, form) for flavour in FLAVOURS for form in FORMS]
-        return {**{n.name: self.run(n) for n in linkings}, "staged": self.staged()}
-
-
-FLAVOURS: tuple[Flavour, ...] = ("swap", "static")
-FORMS: tuple[Form, ...] = ("if", "rows")
+        graphs = [linkage for linkage in LINKAGES if not linkage.is_segmented]
+        return {**{one.stem: self.run(one) for one in graphs}, STAGED.stem: self.staged()}
 
 
 def _make(model: AttachedModel) -> tuple[Captured, bytes, Halves]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,15 @@ def repacked(
     folder: Path,
     files: Mapping[str, bytes | None] | None = None,
     change: Callable[[Manifest], Manifest] = lambda m: m,
+    roles: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
-    """The bundle with other files (None leaves one out) and manifest, beside its backbone."""
+    """The bundle with other files (None leaves one out) and manifest, beside its backbone.
+
+    ``roles`` of files by name, for those that are new or shall have another role.
+    """
     held = bundle.open_bundle(exported.bundle)
     new = {entry.name: held.blob(entry.name) for entry in held.manifest.files}
-    roles = {entry.name: entry.role for entry in held.manifest.files}
+    roles = {**{entry.name: entry.role for entry in held.manifest.files}, **roles}
     new.update(files or {})  # type: ignore[arg-type]
     payloads = [Payload(roles[n], n, data) for n, data in new.items() if data is not None]
     path = folder / exported.bundle.name

@@ -11,9 +11,10 @@ import onnx
 import onnx_ir as ir
 
 from tests.support.cases import Made
+from toolchain.bundle.linkage import Flavour, Linkage
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
-from toolchain.export.graph.link import Flavour, Linking, link
+from toolchain.export.graph.link import link
 
 Array = npt.NDArray[Any]
 # Captured toys that hold every operator and layout of linked graphs between them.
@@ -22,7 +23,7 @@ TOYS = ("plain", "inverted", "one_pixel", "preactivation", "channels_last", "tok
 
 def linked(made: Made, flavour: Flavour = "swap") -> ir.Model:
     """The linked graph of a captured toy with its tensors inside."""
-    return link(made.loaded(), Linking(flavour, "if"))
+    return link(made.loaded(), Linkage(flavour, "if"))
 
 
 def feeds(made: Made, seed: int = 0, *, slots: bool = True) -> dict[str, Array]:

@@ -29,18 +29,17 @@ from tests.zoo.prepare import (
     tensor,
 )
 from toolchain.bundle.golden import FORCE, Golden, shifted
+from toolchain.bundle.linkage import LINKAGES, STATIC_ROWS, Linkage
 from toolchain.core.errors import Da3Error
 from toolchain.export.check import subjects
 from toolchain.export.check.parity import Subject, compare
 from toolchain.export.check.reference import choose, join, observe
 from toolchain.export.graph import store
 from toolchain.export.graph.halves import Halves, make_halves
-from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.training.adapt.attached import AttachedModel, attach, weights_digest
 from toolchain.training.data.splits import ArraySplit
-
-LINKINGS = (("swap", "if"), ("swap", "rows"), ("static", "if"), ("static", "rows"))
 
 
 @dataclass(slots=True)
@@ -140,8 +139,9 @@ def _check(
     (folder / SLOTS_FILE).write_bytes(halves.slots)
     slots = load_safetensors(halves.slots)
     found = [
-        _subject(halves, Linking(flavour, form), folder, slots)  # type: ignore[arg-type]
-        for flavour, form in LINKINGS
+        _subject(halves, linkage, {}, folder, slots)
+        for linkage in LINKAGES
+        if not linkage.is_segmented
     ]
     found.append(subjects.staged(halves.split, folder))
     found = [_sized(subject, entry.batch) for subject in found]
@@ -157,14 +157,18 @@ def _sized(subject: Subject, batch: int) -> Subject:
 
 
 def _subject(
-    halves: Halves, linking: Linking, folder: Path, slots: dict[str, np.ndarray]
+    halves: Halves,
+    linkage: Linkage,
+    rates: dict[str, float],
+    folder: Path,
+    slots: dict[str, np.ndarray],
 ) -> Subject:
-    graph = store.to_bytes(link(halves.split, linking))
-    path = folder / f"{linking.name}.onnx"
+    graph = store.to_bytes(link(halves.split, linkage, rates=rates))
+    path = folder / linkage.file
     path.write_bytes(graph)
     store.check(path)
-    twin = subjects.tapped(halves.split, linking, folder, slots)
-    return subjects.shipped(linking.name, graph, folder, slots, tapped=twin)
+    twin = subjects.tapped(halves.split, linkage, rates, folder, slots)
+    return subjects.shipped(linkage, graph, folder, slots, tapped=twin)
 
 
 def _resolved(halves: Halves, model: AttachedModel, entry: Entry, folder: Path) -> float:
@@ -179,7 +183,6 @@ def _resolved(halves: Halves, model: AttachedModel, entry: Entry, folder: Path) 
     cases = replace(cases, shifts=np.zeros_like(cases.shifts))  # the shift is in the slots
     rates = dict(zip(gated, opened.astype(float), strict=True))
     slots = shifted(load_safetensors(halves.slots), gated, shift)
-    linking = Linking("static", "rows", rates=rates)
-    subject = _sized(_subject(halves, linking, folder, slots), entry.batch)
+    subject = _sized(_subject(halves, STATIC_ROWS, rates, folder, slots), entry.batch)
     report = compare(cases, [subject], slots, how).require()
     return max(c.max_relative for c in report.comparisons)

@@ -23,14 +23,14 @@ from toolchain import bundle
 from toolchain.bench import graphs
 from toolchain.bench.materials import Materials, read_index, write_index
 from toolchain.bundle import BackboneArtefact, Payload
+from toolchain.bundle.linkage import SHIPPED, STATIC_IF, SWAP_IF
 from toolchain.core.files import write_atomic
 from toolchain.export import manifests
 from toolchain.export.check import parity, subjects
-from toolchain.export.check.bundles import SHIPPED
 from toolchain.export.check.reference import Chosen, choose
 from toolchain.export.graph import store
 from toolchain.export.graph.halves import Halves, make_halves
-from toolchain.export.graph.link import Linking, link, named
+from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE
 from toolchain.recipe import AdaptorOptions, DataSpec, Preprocessing, Recipe, TrainSpec, dump
 from toolchain.training.adapt import backbones
@@ -79,7 +79,7 @@ def make(work: Path, plan: Plan, *, notify: Notify = lambda _: None) -> Material
         made = _Maker(work, plan, model, index).made()
     plain = make_halves(_attached(plan, "head"), cache=work / "cache")
     drawn = graphs.statics(made.halves, list(made.rates))
-    drawn["plain"] = store.to_bytes(link(plain.split, Linking("static", "if")))
+    drawn["plain"] = store.to_bytes(link(plain.split, STATIC_IF))
     names = [_name(index) for index in range(plan.domains)]
     materials = Materials(
         made.artefact.path,
@@ -117,9 +117,9 @@ class _Maker:
         halves = make_halves(self.model, cache=self.work / "cache")
         kept = self._checkpoint(rates)
         chosen = choose(self.model, self._pictures(), self.recipe.preprocess, count=PICTURES)
-        linked = {name: store.to_bytes(link(halves.split, named(name, rates))) for name in SHIPPED}
+        linked = {one.stem: store.to_bytes(link(halves.split, one, rates=rates)) for one in SHIPPED}
         artefact = self._artefact(kept, halves)
-        report = self._compared(halves, linked["swap-if"], artefact, chosen)
+        report = self._compared(halves, linked[SWAP_IF.stem], artefact, chosen)
         manifest = manifests.domain(
             kept, self.recipe, halves, artefact=artefact, chosen=chosen, report=report
         )
@@ -137,7 +137,7 @@ class _Maker:
             Payload("recipe", "recipe.yaml", dump(self.recipe).encode()),
             Payload("training", "training.json", (self._folder / INFO_FILE).read_bytes()),
         ]
-        return files + [Payload(n.partition("-")[0], f"{n}.onnx", d) for n, d in linked.items()]
+        return files + [Payload(one.role, one.file, linked[one.stem]) for one in SHIPPED]
 
     def _checkpoint(self, rates: Mapping[str, float]) -> Checkpoint:
         """Write the drawn values as training would; its figures are none."""
@@ -166,7 +166,7 @@ class _Maker:
         self, halves: Halves, graph: bytes, artefact: BackboneArtefact, chosen: Chosen
     ) -> parity.ParityReport:
         slots = load_safetensors(halves.slots)
-        subject = subjects.shipped("swap-if", graph, artefact.path, slots)
+        subject = subjects.shipped(SWAP_IF, graph, artefact.path, slots)
         return parity.compare(
             chosen.golden, [subject], slots, self.recipe.preprocess, threads=1
         ).require()

@@ -15,9 +15,10 @@ import onnx
 import onnx_ir as ir
 from onnx import GraphProto, ModelProto, TensorProto
 
+from toolchain.bundle.linkage import STATIC_IF
 from toolchain.export.graph import store
 from toolchain.export.graph.halves import Halves
-from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
 
 OPEN, CLOSED = 1.0, 0.0
@@ -52,13 +53,13 @@ def statics(halves: Halves, gates: Sequence[str]) -> dict[str, bytes]:
     single = {f"open {gate}": {gate: OPEN} for gate in gates}
     rates: dict[str, Mapping[str, float]] = {"decided": {}, **states, **single}
     return {
-        name: store.to_bytes(link(halves.split, Linking("static", "if", rates=chosen)))
+        name: store.to_bytes(link(halves.split, STATIC_IF, rates=chosen))
         for name, chosen in rates.items()
     }
 
 
 def _proto(halves: Halves) -> ModelProto:
-    return ir.to_proto(link(halves.split, Linking("static", "if")))
+    return ir.to_proto(link(halves.split, STATIC_IF))
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.bench.materials import Materials
+from toolchain.bundle.linkage import SWAP_IF
 from toolchain.bundle.slots import slot_arrays
 from toolchain.core.timing import Call, Timing, clock_of, interleaved, rebuilt
 from toolchain.device.runtime.ort.session import Session
@@ -99,7 +100,7 @@ class _Models:
         side = held.manifest.preprocess.size
         self.image = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
         self.swap = Session(
-            held.blob("swap-if.onnx"), folder=materials.backbone, threads=threads, what="swap-if"
+            held.blob(SWAP_IF.file), folder=materials.backbone, threads=threads, what=SWAP_IF.stem
         )
 
     def time(self, calls: Mapping[str, Call], rounds: int, notify: Notify) -> dict[str, Timing]:

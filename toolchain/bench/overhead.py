@@ -14,6 +14,7 @@ from typing import Any
 
 from toolchain.bench.contenders import FOLDER, Contenders, bare, options_of
 from toolchain.bench.materials import Materials
+from toolchain.bundle.linkage import SWAP_IF
 from toolchain.bundle.slots import slot_arrays
 from toolchain.core.timing import Call, clock_of, rebuilt
 
@@ -29,7 +30,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return the timings ``bare`` and ``runner``, and ``slots``, how many tensors a request has."""
     held = materials.open()
-    graph, slots = held.blob("swap-if.onnx"), slot_arrays(held.blob(held.names("slots")[0]))
+    graph, slots = held.blob(SWAP_IF.file), slot_arrays(held.blob(held.names("slots")[0]))
     with ExitStack() as stack:
 
         def build() -> dict[str, Call]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from toolchain.bundle.linkage import LINKED_ROLES
 from toolchain.core.canonical import read_document
 from toolchain.core.digest import canonical_json
 from toolchain.core.errors import Fault
@@ -57,7 +58,6 @@ MIN_AGENT = "0.1"
 EPOCH = "1970-01-01T00:00:00Z"
 LIMIT_FILES = 256
 MANIFEST_NAME = "manifest.json"
-LINKED_ROLES = ("swap", "static")
 ROLES = ("recipe", "domain", "slots", *LINKED_ROLES, "golden", "training", "patch")
 
 Scalar = bool | int | float | str | None

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from toolchain import bundle
 from toolchain.bundle import Adaptor, BackboneRef, Bundle, Notes, Scalar
 from toolchain.bundle.golden import Golden, golden_of
-from toolchain.bundle.manifest import LINKED_ROLES
+from toolchain.bundle.linkage import LINKED_ROLES, Linkage, linkage_of
 from toolchain.bundle.slots import slot_arrays
 from toolchain.core.errors import BundleError, Fault
 from toolchain.core.fields import read_section
@@ -32,6 +32,16 @@ class Graph:
     name: str
     digest: str
     read: Callable[[], bytes]
+
+    @property
+    def linkage(self) -> Linkage:
+        """What the graph is. Raises BundleError for one that this version does not know."""
+        if (linkage := linkage_of(self.name)) is None:
+            raise BundleError(
+                f"{self.name}.onnx: expected a linked graph that this version knows",
+                fix="run the domain with the toolchain that exported it",
+            )
+        return linkage
 
 
 @dataclass(frozen=True, slots=True)

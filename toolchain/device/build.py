@@ -277,8 +277,8 @@ def _timed(
 
 
 def _segments(kit: Kit) -> tuple[KitModel, ...]:
-    held = {item.flavour: item.models for item in kit.manifest.flavours}
-    return held.get("staged", ())
+    chains = (item.models for item in kit.manifest.flavours if item.linkage.is_segmented)
+    return next(chains, ())
 
 
 def _proved(artefact: EngineArtefact, device: Device, notify: Notify) -> tuple[str, Notes]:

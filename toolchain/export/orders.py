@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.bundle import BackboneManifest, Plan
+from toolchain.bundle.linkage import FLAVOURS, STAGED, kit_linkage
 from toolchain.core.errors import BundleError, UsageError
 from toolchain.core.words import Precision
-from toolchain.device.boards.target import FLAVOURS, Target
+from toolchain.device.boards.target import Target
 from toolchain.device.engine.kit import Kit
 from toolchain.export.emit.kits import (
     Source,
@@ -54,7 +55,9 @@ class Order:
                 f"expected --recalibrate with int8 alone, got it with {self.precision}",
                 fix="leave it out, or export int8 in a run of its own",
             )
-        if self.target.release.scripted and set(self.flavours) - {"static"} == {"staged"}:
+        linkages = map(kit_linkage, self.flavours)
+        shared = {one for one in linkages if not one.folds_domain}
+        if self.target.release.scripted and shared == {STAGED}:
             raise UsageError(
                 f"{self.target.name}: expected the flavour swap beside staged, got staged without "
                 "it: its board builds by a script, and nothing there runs segments",

@@ -26,6 +26,7 @@ from toolchain.bundle import (
     Plan,
 )
 from toolchain.bundle.golden import Golden
+from toolchain.bundle.linkage import SHIPPED, SWAP_IF
 from toolchain.bundle.patch import PATCH_NAME
 from toolchain.core import digest
 from toolchain.core.errors import (
@@ -38,14 +39,13 @@ from toolchain.core.errors import (
 from toolchain.core.files import make_folder, write_atomic
 from toolchain.export import manifests
 from toolchain.export.check import parity, subjects
-from toolchain.export.check.bundles import SHIPPED
 from toolchain.export.check.parity import ParityReport, Subject
 from toolchain.export.check.reference import Chosen, choose, join
 from toolchain.export.emit.kits import Source
 from toolchain.export.emit.models import in_memory
 from toolchain.export.graph import store
 from toolchain.export.graph.halves import Halves, make_halves, require_same_graphs
-from toolchain.export.graph.link import Linking, link, named
+from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.export.orders import KitReport, Order, Orders
 from toolchain.export.prepare import Domain
@@ -138,7 +138,7 @@ def export(
             weights = halves.weights if patch is None else patch.weights
             graphs = _link(halves, weights, kept, Path(folder))
         with clock.step("check"):
-            linked = _Linked(halves, graphs, _linkings(kept), Path(folder))
+            linked = _Linked(halves, graphs, _rates(kept), Path(folder))
             cases = join([chosen.golden, chosen.others])
             report = _check(linked, cases, recipe, threads=threads, tolerance=tolerance)
     own = manifests.backbone(kept, halves)
@@ -251,10 +251,6 @@ def _rates(kept: checkpoints.Checkpoint) -> dict[str, float]:
     return {site: manifests.rounded(rate) for site, rate in kept.info.metrics.gate_rates.items()}
 
 
-def _linkings(kept: checkpoints.Checkpoint) -> list[Linking]:
-    return [named(name, _rates(kept)) for name in SHIPPED]
-
-
 def _kept_plans(path: Path, halves: Halves, plans: tuple[Plan, ...]) -> tuple[Plan, ...]:
     """Return what the bundle that is replaced says of other kits, if its tensors are the same."""
     try:
@@ -280,7 +276,7 @@ def _source(
     graphs: dict[str, bytes],
 ) -> Source:
     slots = load_safetensors(halves.slots)
-    return Source(manifest, release, own, slots, digest.sha256(graphs["swap-if"]))
+    return Source(manifest, release, own, slots, digest.sha256(graphs[SWAP_IF.stem]))
 
 
 def _release(draft: Manifest, payloads: list[Payload]) -> str:
@@ -299,7 +295,7 @@ def _link(
     write_atomic(folder / WEIGHTS_FILE, weights)
     write_atomic(folder / SLOTS_FILE, halves.slots)
     graphs = {
-        linking.name: store.to_bytes(link(halves.split, linking)) for linking in _linkings(kept)
+        one.stem: store.to_bytes(link(halves.split, one, rates=_rates(kept))) for one in SHIPPED
     }
     for stem, data in {
         "backbone": halves.backbone_graph,
@@ -318,7 +314,7 @@ class _Linked:
 
     halves: Halves
     graphs: dict[str, bytes]
-    linkings: list[Linking]
+    rates: dict[str, float]
     folder: Path
 
 
@@ -329,13 +325,13 @@ def _check(
     slots = load_safetensors(halves.slots)
     found: list[Subject] = [
         subjects.shipped(
-            linking.name,
-            linked.graphs[linking.name],
+            one,
+            linked.graphs[one.stem],
             folder,
             slots,
-            tapped=subjects.tapped(halves.split, linking, folder, slots),
+            tapped=subjects.tapped(halves.split, one, linked.rates, folder, slots),
         )
-        for linking in linked.linkings
+        for one in SHIPPED
     ]
     found.append(subjects.staged(halves.split, folder))
     return parity.compare(
@@ -378,6 +374,4 @@ def _payloads(
         Payload("recipe", "recipe.yaml", dump(recipe).encode()),
         Payload("training", "training.json", (folder / checkpoints.INFO_FILE).read_bytes()),
     ]
-    return files + [
-        Payload(name.partition("-")[0], f"{name}.onnx", data) for name, data in graphs.items()
-    ]
+    return files + [Payload(one.role, one.file, graphs[one.stem]) for one in SHIPPED]

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.bundle import Plan
+from toolchain.bundle.linkage import SWAP_IF
 from toolchain.core.digest import sha256
 from toolchain.export.emit import accuracy, calibrate
 from toolchain.export.emit.models import Emitted, Wish, emit
 from toolchain.export.graph import store
-from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.split import Split
 from toolchain.pictures.preprocess import Preprocessing, normalise
 from toolchain.training.data import DomainData
@@ -87,7 +88,7 @@ def measured(
     PrecisionError where it costs more than it may.
     """
     images, labels = _pictures(domain.data.test, domain.preprocess, TEST_SAMPLES)
-    plain = store.to_bytes(link(domain.split, Linking("swap", "if")))
+    plain = store.to_bytes(link(domain.split, SWAP_IF))
     wanted = accuracy.answers(plain, domain.slots, images)
     got = wanted if emulated == plain else accuracy.answers(emulated, domain.slots, images)
     found = accuracy.measure(got, wanted, labels)

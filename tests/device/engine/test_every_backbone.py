@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from tests.support import branch_graphs
+from toolchain.bundle.linkage import FLAVOURS
 from toolchain.core.errors import ConditionalError, EngineError
 from toolchain.core.words import Precision
-from toolchain.device.boards.target import FLAVOURS, find
+from toolchain.device.boards.target import find
 from toolchain.device.engine import conditionals
 from toolchain.device.engine.build import BuildOptions, build
 from toolchain.device.engine.features import TensorRT

@@ -20,6 +20,7 @@ from tests.support.damage import repacked, with_slots, with_weights
 from tests.support.exported import Exported, Fleet, make_domain
 from toolchain import bundle
 from toolchain.bundle.golden import read_golden
+from toolchain.bundle.linkage import SHIPPED, STATIC_ROWS
 from toolchain.bundle.release import preprocessing
 from toolchain.core.errors import (
     BackboneMismatchError,
@@ -28,8 +29,10 @@ from toolchain.core.errors import (
     ParityError,
     VerificationError,
 )
-from toolchain.export.check import bundles, parity, subjects
+from toolchain.export.check import bundles, parity, relink, subjects
 from toolchain.export.check.bundles import check_bundle
+from toolchain.export.graph import store
+from toolchain.export.graph.link import link
 
 ROOT = Path(__file__).parents[3]
 # Refuses packages as if they were not installed, then checks and tells what was imported.
@@ -47,6 +50,8 @@ class Absent(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 from toolchain.export.check.bundles import check_bundle
+from toolchain.export.graph import store
+from toolchain.export.graph.link import link
 found = check_bundle(Path(sys.argv[1]), backbone=Path(sys.argv[2]))
 print(json.dumps({
     "flavours": sorted({c.flavour for c in found.report.comparisons}),
@@ -314,6 +319,76 @@ def test_a_bundle_without_a_graph_is_refused(
         check_bundle(repacked(exported, tmp_path, {left_out: None}))
 
 
+def without(*stems: str) -> Callable[[Any], Any]:
+    """A manifest as an export would write it that never compared these graphs."""
+    return lambda manifest: replace(
+        manifest,
+        parity={k: v for k, v in manifest.parity.items() if k.partition(".")[0] not in stems},
+    )
+
+
+@pytest.mark.parametrize("onnx", [True, False])
+def test_a_bundle_that_ships_fewer_graphs_is_checked_for_those(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onnx: Any
+) -> None:
+    """What a bundle says it holds counts, not what today's export ships."""
+    monkeypatch.setattr(bundles, "_has_onnx", lambda: onnx)
+    path = repacked(exported, tmp_path, {"static-if.onnx": None}, without("static-if"))
+    found = check_bundle(path)
+    assert found.report.passed
+    assert found.relinked == (("swap-if", "swap-rows") if onnx else ())
+    flavours = {c.flavour for c in found.report.comparisons}
+    assert flavours - {"staged"} == {"swap-if", "swap-rows"}
+
+
+def test_a_bundle_that_ships_more_graphs_is_checked_for_all(
+    exported: Exported, tmp_path: Path
+) -> None:
+    """Today's export does not ship static-rows; a bundle that has it is held to it."""
+    held = bundle.open_bundle(exported.bundle)
+    halves = relink.read_halves(held, bundle.open_backbone(exported.backbone))
+    rates = {b.name: b.rate for b in held.manifest.gates.blocks if b.rate is not None}
+    graph = store.to_bytes(link(halves, STATIC_ROWS, rates=rates))
+    roles = {"static-rows.onnx": "static"}
+    found = check_bundle(repacked(exported, tmp_path, {"static-rows.onnx": graph}, roles=roles))
+    assert found.relinked == ("swap-if", "swap-rows", "static-if", "static-rows")
+    compared = {(c.flavour, c.batch) for c in found.report.comparisons}
+    assert {("static-rows", 1), ("static-rows", 16)} <= compared
+    damaged = {"static-rows.onnx": held.blob("static-if.onnx")}
+    with pytest.raises(BundleError, match=r"static-rows\.onnx is not what linking"):
+        check_bundle(repacked(exported, tmp_path, damaged, roles=roles))
+
+
+def test_a_bundle_without_any_linked_graph_is_refused(exported: Exported, tmp_path: Path) -> None:
+    stems = [linkage.stem for linkage in SHIPPED]
+    path = repacked(exported, tmp_path, {f"{stem}.onnx": None for stem in stems}, without(*stems))
+    with pytest.raises(BundleError, match="expected at least one linked graph, got none"):
+        check_bundle(path)
+
+
+@pytest.mark.parametrize("onnx", [True, False])
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [("mask-if.onnx", "swap"), ("swap-all.onnx", "swap"), ("swap-if.onnx", "static")],
+)
+def test_an_unknown_linked_graph_is_a_clear_error(
+    exported: Exported,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    onnx: Any,
+    name: str,
+    role: str,
+) -> None:
+    """A later version's graph, or a known one under another role, is never passed unseen."""
+    monkeypatch.setattr(bundles, "_has_onnx", lambda: onnx)
+    graph = bundle.open_bundle(exported.bundle).blob("swap-if.onnx")
+    path = repacked(exported, tmp_path, {name: graph}, roles={name: role})
+    with pytest.raises(BundleError, match="expected linked graphs among") as caught:
+        check_bundle(path)
+    assert repr((role, name)) in str(caught.value)
+    assert "the toolchain that wrote the bundle" in caught.value.fix
+
+
 @pytest.mark.parametrize(
     ("name", "source"),
     [("swap-if.onnx", "swap-rows.onnx"), ("swap-rows.onnx", "swap-if.onnx")],
@@ -368,7 +443,7 @@ def test_a_domain_that_changes_the_backbone_is_checked_on_its_own_weights(
     """Linked anew from the frozen backbone's graph, byte for byte, and run with the patch."""
     found = check_bundle(fleet[name].bundle)
     assert found.report.passed
-    assert set(found.relinked) == set(bundles.SHIPPED)
+    assert set(found.relinked) == {linkage.stem for linkage in SHIPPED}
     assert found.backbone == fleet[name].backbone
     assert any(line.startswith("patch: ") for line in found.verified)
 

@@ -1,4 +1,4 @@
-"""Linking anew from a bundle's own halves."""
+"""Linkage anew from a bundle's own halves."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 from tests.support.damage import repacked
 from tests.support.exported import Exported
 from toolchain import bundle
+from toolchain.bundle.linkage import STATIC_IF
 from toolchain.core.errors import BundleError
 from toolchain.export.check import relink
 from toolchain.export.graph import store
-from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.link import link
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +32,16 @@ def test_every_shipped_graph_comes_out_byte_for_byte(
     halves = relink.read_halves(held, artefact)
     found = relink.relink(held, artefact)
     assert found.identical == ("swap-if", "swap-rows", "static-if")
-    for name, linking in found.linkings.items():
-        assert store.to_bytes(link(halves, linking)) == held.blob(f"{name}.onnx")
+    for linkage in found.linkages:
+        graph = store.to_bytes(link(halves, linkage, rates=found.rates))
+        assert graph == held.blob(linkage.file)
 
 
 def test_a_graph_of_another_linking_is_refused(
     exported: Exported, opened: tuple[bundle.Bundle, bundle.BackboneArtefact], tmp_path: Path
 ) -> None:
     held, artefact = opened
-    other = link(
-        relink.read_halves(held, artefact), Linking("static", "if", rates={"block00": 0.0})
-    )
+    other = link(relink.read_halves(held, artefact), STATIC_IF, rates={"block00": 0.0})
     path = repacked(exported, tmp_path, {"static-if.onnx": store.to_bytes(other)})
     with pytest.raises(BundleError, match=r"static-if\.onnx is not what linking .* gives"):
         relink.relink(bundle.open_bundle(path), artefact)

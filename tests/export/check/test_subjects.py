@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from tests.support import cases
-from tests.support.cases import FLAVOURS, FORMS
+from toolchain.bundle.linkage import STATIC_IF, SWAP_IF, linkage_of
 from toolchain.core.errors import GraphError
 from toolchain.export.check import subjects
-from toolchain.export.graph.link import Linking
 
 IMAGES = cases.CASES["plain"].images(2, seed=6).numpy()
 
@@ -28,9 +27,10 @@ IMAGES = cases.CASES["plain"].images(2, seed=6).numpy()
 def test_a_subject_knows_its_flavour_and_form(name: str, takes_slots: Any, batches: Any) -> None:
     """A batch-1 graph is looped, so one size tells all; a static one has no slots to force."""
     made = cases.made("plain")
-    linking = next(n for n in (Linking(a, b) for a in FLAVOURS for b in FORMS) if n.name == name)
-    graph = made.graph(linking)
-    found = subjects.shipped(name, graph, made.folder, made.slots)
+    linkage = linkage_of(name)
+    assert linkage is not None
+    graph = made.graph(linkage)
+    found = subjects.shipped(linkage, graph, made.folder, made.slots)
     assert (found.name, found.takes_slots, tuple(found.batches)) == (name, takes_slots, batches)
     assert found.run.run(IMAGES, made.slots).logits.shape == (2, 5)
 
@@ -45,7 +45,7 @@ def test_staged_taps_itself() -> None:
 def test_tapped_twins_are_built_when_asked_for(tmp_path: Path) -> None:
     """Building fails late on purpose: after a parity failure only."""
     made = cases.made("plain")
-    build = subjects.tapped(made.split, Linking("swap", "if"), tmp_path, made.slots)
+    build = subjects.tapped(made.split, SWAP_IF, {}, tmp_path, made.slots)
     with pytest.raises(GraphError, match="swap-if: onnxruntime"):
         build()
 
@@ -53,4 +53,4 @@ def test_tapped_twins_are_built_when_asked_for(tmp_path: Path) -> None:
 def test_a_static_graph_needs_its_slots(tmp_path: Path) -> None:
     made = cases.made("plain")
     with pytest.raises(GraphError, match="static-if: onnxruntime"):
-        subjects.shipped("static-if", made.graph(Linking("static", "if")), tmp_path, {})
+        subjects.shipped(STATIC_IF, made.graph(STATIC_IF), tmp_path, {})

@@ -15,6 +15,7 @@ from safetensors.numpy import load as load_safetensors
 from tests.support.exported import Exported
 from toolchain import bundle
 from toolchain.bundle.golden import Golden, golden_of
+from toolchain.bundle.linkage import Linkage
 from toolchain.bundle.release import preprocessing
 from toolchain.core.errors import PrecisionError
 from toolchain.core.words import Precision
@@ -32,7 +33,7 @@ from toolchain.export.emit.calibrate import ranges
 from toolchain.export.emit.fp16 import to_fp16
 from toolchain.export.emit.int8 import to_int8
 from toolchain.export.graph import store
-from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.export.graph.split import Split, read_split
 from toolchain.pictures.preprocess import normalise
@@ -87,7 +88,7 @@ def test_the_graph_of_the_bundle_answers_its_golden_data(held: Held) -> None:
 def test_each_precision_keeps_to_its_allowance_in_both_states_of_every_gate(held: Held) -> None:
     states = held.golden.states().values()
     assert all(state.open and state.closed for state in states)
-    plain = link(held.halves, Linking("swap", "if"))
+    plain = link(held.halves, Linkage("swap", "if"))
     amax = ranges(held.halves, held.slots, held.pictures()).amax
     made = {"fp32": plain, "fp16": to_fp16(plain), "int8": to_int8(plain, amax)}
     pixels, labels = held.test.batch(range(len(held.test)))
@@ -107,7 +108,7 @@ def test_each_precision_keeps_to_its_allowance_in_both_states_of_every_gate(held
 
 
 def test_another_domains_tensors_do_not_pass_for_it(held: Held) -> None:
-    plain = link(held.halves, Linking("swap", "if"))
+    plain = link(held.halves, Linkage("swap", "if"))
     slots = {k: v + np.float32(0.5) for k, v in held.slots.items()}
     found = measure_golden(plain, slots, held.golden, held.preprocess)
     with pytest.raises(PrecisionError, match="toy: expected int8 within"):

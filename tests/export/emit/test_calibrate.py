@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support.cases import CASES, made
 from tests.support.small_models import linked
+from toolchain.bundle.linkage import SWAP_IF
 from toolchain.core.errors import PrecisionError
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.emit import calibrate
@@ -20,7 +21,7 @@ from toolchain.export.emit.calibrate import BINS, Method, Ranges, joined, ranges
 from toolchain.export.emit.int8 import LEVELS, frozen
 from toolchain.export.emit.owners import walk
 from toolchain.export.graph import store
-from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.split import recompose
 
 METHODS: tuple[Method, ...] = ("max", "percentile", "mse")
@@ -84,8 +85,7 @@ def test_a_range_is_the_largest_magnitude_that_was_seen() -> None:
     amax = found("plain", "max").amax
     assert amax["image"] == pytest.approx(np.abs(images).max(), rel=1e-3)
     guards = calibrate._guards(halves)
-    linking = Linking("swap", "if", taps=True)
-    session = Session(store.to_bytes(link(halves, linking)))
+    session = Session(store.to_bytes(link(halves, SWAP_IF, taps=True)))
     runs = [
         session.run({"image": images[i : i + 1], **made("plain").slots}) for i in range(len(images))
     ]

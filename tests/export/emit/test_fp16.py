@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as arrays
 from tests.support.cases import CASES, Made, close, made
 from tests.support.parsing import parse
 from tests.support.small_models import checked, draw, linked, run, text
+from toolchain.bundle.linkage import Flavour, Linkage
 from toolchain.core.errors import PrecisionError
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.emit.accuracy import ALLOWED, answers, measure
@@ -23,7 +24,7 @@ from toolchain.export.emit.int8 import frozen
 from toolchain.export.emit.owners import is_domain, walk
 from toolchain.export.emit.rewrite import branches, fix_batch
 from toolchain.export.graph import store
-from toolchain.export.graph.link import Flavour, Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.stage import stage
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
@@ -307,4 +308,4 @@ def test_nvidias_builder_takes_every_typed_segment(name: str) -> None:
 
 def test_the_graph_that_was_linked_with_references_is_refused() -> None:
     with pytest.raises(PrecisionError, match="got a reference"):
-        to_fp16(link(made("plain").split, Linking("swap", "if")))
+        to_fp16(link(made("plain").split, Linkage("swap", "if")))

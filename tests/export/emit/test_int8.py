@@ -18,6 +18,7 @@ from tests.export.emit.test_fp16 import segments
 from tests.support.cases import CASES, made
 from tests.support.parsing import parse
 from tests.support.small_models import checked, draw, feeds, linked, operators, run, text
+from toolchain.bundle.linkage import Flavour
 from toolchain.core.errors import PrecisionError
 from toolchain.export.emit.accuracy import ALLOWED, answers, measure
 from toolchain.export.emit.calibrate import Ranges, ranges
@@ -25,7 +26,6 @@ from toolchain.export.emit.int8 import LEVELS, channel_scales, frozen, to_int8
 from toolchain.export.emit.owners import is_domain, walk
 from toolchain.export.emit.rewrite import fix_batch
 from toolchain.export.graph import store
-from toolchain.export.graph.link import Flavour
 
 FLAVOURS: tuple[Flavour, ...] = ("swap", "static")
 HEAD = '<ir_version: 10, opset_import: ["": 18]>'

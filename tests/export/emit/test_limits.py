@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.cases import made
 from tests.support.small_models import TOYS, draw, linked, text
+from toolchain.bundle.linkage import Linkage
 from toolchain.core.errors import ModelRefusedError
 from toolchain.device.boards.parsers import SINCE, types
 from toolchain.export.emit.dialect import lower
@@ -19,7 +20,7 @@ from toolchain.export.emit.limits import (
     refuse_unsupported,
 )
 from toolchain.export.emit.matmul import through_matmul
-from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.link import link
 
 # Captured once: these tests stay beside the others that capture.
 pytestmark = pytest.mark.usefixtures("plain")
@@ -54,7 +55,7 @@ def test_a_slot_in_a_convolution_is_refused_up_to_10_3_with_its_module_and_the_w
 
 
 def test_rows_are_refused_where_the_parser_has_no_nonzero() -> None:
-    model = lower(link(made("plain").loaded(), Linking("static", "rows")), 13)
+    model = lower(link(made("plain").loaded(), Linkage("static", "rows")), 13)
     with pytest.raises(ModelRefusedError, match=r"NonZero") as caught:
         refuse_unsupported(model, "8.2")
     assert "form 'if'" in caught.value.fix

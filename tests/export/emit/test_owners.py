@@ -7,9 +7,10 @@ import pytest
 
 from tests.support.cases import CASES, made
 from tests.support.small_models import linked, text
+from toolchain.bundle.linkage import Flavour, Linkage
 from toolchain.core.errors import ModelRefusedError, PrecisionError
 from toolchain.export.emit.owners import is_domain, loaded, stated, walk
-from toolchain.export.graph.link import Flavour, Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.stage import stage
 
 FLAVOURS: tuple[Flavour, ...] = ("swap", "static")
@@ -47,7 +48,7 @@ def test_the_given_model_is_left_alone() -> None:
 
 
 def test_references_into_files_are_refused_by_name() -> None:
-    model = link(made("plain").split, Linking("swap", "if"))
+    model = link(made("plain").split, Linkage("swap", "if"))
     with pytest.raises(PrecisionError, match=r"backbone\.stem.*got a reference"):
         loaded(model)
     with pytest.raises(PrecisionError, match="load_tensors"):

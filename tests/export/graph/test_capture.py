@@ -15,7 +15,8 @@ from safetensors.numpy import load as load_safetensors
 from torch import Tensor, nn
 
 from tests.support import toys
-from tests.support.cases import FORMS, Made, close, run_exact
+from tests.support.cases import Made, close, run_exact
+from toolchain.bundle.linkage import FORMS, Linkage
 from toolchain.core.errors import AttachError, CaptureError
 from toolchain.device.runtime.ort.backend import Linked
 from toolchain.device.runtime.ort.session import Session
@@ -23,7 +24,7 @@ from toolchain.export.graph import capture as capture_file
 from toolchain.export.graph import store
 from toolchain.export.graph.capture import capture
 from toolchain.export.graph.halves import Halves, make_halves
-from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.names import BACKBONE
 from toolchain.training.adapt.attached import AttachedModel, arrays, attach, domain_state
 
@@ -236,7 +237,7 @@ def test_a_block_that_returns_its_input_links_all_the_same() -> None:
     constants = load_safetensors(halves.slots)
     backbone = load_safetensors(halves.weights)
     for form in FORMS:
-        graph = store.to_bytes(link(halves.split, Linking("static", form)))
+        graph = store.to_bytes(link(halves.split, Linkage("static", form)))
         session = Session(graph, constants={**constants, **backbone})
         assert close(Linked(session).run(images.numpy(), {}).logits, want), form
 

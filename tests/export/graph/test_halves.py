@@ -18,30 +18,31 @@ from torch import nn
 
 from tests.support import cases, toys
 from tests.support.cases import Made
+from toolchain.bundle.linkage import Linkage
 from toolchain.core import digest
 from toolchain.core.errors import GraphError, SplitError
 from toolchain.export.graph import halves
 from toolchain.export.graph.halves import Halves, interface, make_halves
-from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.split import Split, split
 from toolchain.export.graph.store import to_bytes
 from toolchain.training.adapt.attached import AttachedModel, attach, domain_state
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
-from tests.export.graph import cases
-from toolchain import digest
-from toolchain.export.graph.link import Linking
+from tests.support import cases
+from toolchain.bundle.linkage import STATIC_ROWS, SWAP_IF
+from toolchain.core import digest
 made = cases.Made(cases.CASES["plain"])
 half = made.halves
 parts = [half.backbone_graph, half.domain_graph, half.weights, half.slots,
-         made.graph(Linking("swap", "if")), made.graph(Linking("static", "rows"))]
+         made.graph(SWAP_IF), made.graph(STATIC_ROWS)]
 print("\\n".join(digest.sha256(part) for part in parts))
 """
 
 
 def parts(made: Halves) -> tuple[bytes, ...]:
-    linked = to_bytes(link(made.split, Linking("swap", "rows")))
+    linked = to_bytes(link(made.split, Linkage("swap", "rows")))
     return (made.backbone_graph, made.domain_graph, made.weights, made.slots, linked)
 
 
@@ -87,8 +88,8 @@ def test_bytes_do_not_depend_on_the_process(seeds: Any, plain: Made) -> None:
         made.domain_graph,
         made.weights,
         made.slots,
-        plain.graph(Linking("swap", "if")),
-        plain.graph(Linking("static", "rows")),
+        plain.graph(Linkage("swap", "if")),
+        plain.graph(Linkage("static", "rows")),
     ]
     assert outputs[0][0].split() == outputs[1][0].split() == [digest.sha256(p) for p in here]
 

@@ -13,13 +13,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.cases import FLAVOURS, FORMS, Made, close, walk
+from tests.support.cases import Made, close, walk
 from toolchain.bundle.golden import shifted
+from toolchain.bundle.linkage import FORMS, LINKAGES, STATIC_IF, Form, Linkage
 from toolchain.core.errors import GraphError, LinkError
 from toolchain.device.runtime.ort.backend import Answer, Linked, Runnable
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
-from toolchain.export.graph.link import Form, Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.names import (
     BACKBONE,
     CLASSES,
@@ -30,7 +31,7 @@ from toolchain.export.graph.names import (
     WEIGHTS_FILE,
 )
 
-LINKINGS = [Linking(flavour, form) for flavour in FLAVOURS for form in FORMS]
+GRAPHS = [linkage for linkage in LINKAGES if not linkage.is_segmented]
 CLEAR = 1e-3
 """A gate's logit nearer to its threshold may turn by rounding alone."""
 
@@ -82,7 +83,7 @@ def mixed(answer: Answer) -> bool:
 @pytest.fixture(scope="module")
 def runs(plain: Made) -> dict[str, Runnable]:
     """The flavours that take slots, as sessions that live for the module."""
-    found: dict[str, Runnable] = {form: plain.run(Linking("swap", form)) for form in FORMS}
+    found: dict[str, Runnable] = {form: plain.run(Linkage("swap", form)) for form in FORMS}
     return found | {"staged": plain.staged()}
 
 
@@ -162,20 +163,20 @@ def test_a_closed_gate_hides_an_infinite_block(plain: Made) -> None:
         folder = plain.folder / f"wild-{form}"
         folder.mkdir(exist_ok=True)
         (folder / WEIGHTS_FILE).write_bytes(packed.data)
-        model = Linked(Session(plain.graph(Linking("swap", form)), folder=folder))
+        model = Linked(Session(plain.graph(Linkage("swap", form)), folder=folder))
         got = model.run(images.numpy(), slots)
         assert close(got.logits, want.logits), form
 
 
-@pytest.mark.parametrize("linking", LINKINGS, ids=lambda n: n.name)
+@pytest.mark.parametrize("linkage", GRAPHS, ids=lambda one: one.stem)
 def test_onnx_checker_passes_and_dialect_is_the_targets(
-    made: Made, linking: Any, tmp_path: Path
+    made: Made, linkage: Any, tmp_path: Path
 ) -> None:
     """Every graph that is written passes the full check at the stated opset and IR version."""
     (tmp_path / WEIGHTS_FILE).write_bytes(made.halves.weights)
     (tmp_path / SLOTS_FILE).write_bytes(made.halves.slots)
-    model = link(made.split, linking)
-    path = tmp_path / f"{linking.name}.onnx"
+    model = link(made.split, linkage)
+    path = tmp_path / f"{linkage.stem}.onnx"
     path.write_bytes(store.to_bytes(model))
     store.check(path)
     dialect = TARGETS["onnxruntime"]
@@ -190,7 +191,7 @@ def test_a_swap_models_inputs_are_the_picture_and_the_slots(made: Made) -> None:
     The head's class count alone is open, so that domains of any count share a graph.
     """
     for form in FORMS:
-        graph = link(made.split, Linking("swap", form)).graph
+        graph = link(made.split, Linkage("swap", form)).graph
         inputs = {v.name: v for v in graph.inputs}
         assert set(inputs) == {IMAGE, *made.split.slots}
         assert not set(graph.initializers) & set(made.split.slots)
@@ -202,7 +203,7 @@ def test_a_swap_models_inputs_are_the_picture_and_the_slots(made: Made) -> None:
 
 def test_a_static_model_takes_only_the_picture(made: Made) -> None:
     for form in FORMS:
-        graph = link(made.split, Linking("static", form)).graph
+        graph = link(made.split, Linkage("static", form)).graph
         assert [v.name for v in graph.inputs] == [IMAGE]
         assert set(made.split.slots) <= set(graph.initializers)
 
@@ -210,7 +211,7 @@ def test_a_static_model_takes_only_the_picture(made: Made) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_each_gate_is_one_if_and_its_weights_lie_inside(made: Made, form: Form) -> None:
     """If count == gate count; a gated block's weights are in its branch and not around it."""
-    model = link(made.split, Linking("swap", form))
+    model = link(made.split, Linkage("swap", form))
     ifs = [node for node in walk(model.graph) if node.op_type == "If"]
     assert len(ifs) == len(made.split.gates)
     outside = {n for n in model.graph.initializers if n.startswith(BACKBONE)}
@@ -225,7 +226,7 @@ def test_each_gate_is_one_if_and_its_weights_lie_inside(made: Made, form: Form) 
 
 
 def test_rows_gather_and_scatter_once_per_gate(made: Made) -> None:
-    found = walk(link(made.split, Linking("swap", "rows")).graph)
+    found = walk(link(made.split, Linkage("swap", "rows")).graph)
     kinds = [node.op_type for node in found]
     gates = len(made.split.gates)
     assert kinds.count("NonZero") == kinds.count("ScatterND") == gates
@@ -236,8 +237,8 @@ def test_rows_gather_and_scatter_once_per_gate(made: Made) -> None:
 def test_static_resolves_gates_that_never_change(plain: Made, form: Form, rate: Any) -> None:
     """A gate whose rate is 0 or 1 leaves no control flow, and the answer is that state's."""
     sites = [name.removeprefix("gate.") for name in plain.split.gates]
-    linking = Linking("static", form, rates=dict.fromkeys(sites, rate))
-    model = link(plain.split, linking)
+    linkage, rates = Linkage("static", form), dict.fromkeys(sites, rate)
+    model = link(plain.split, linkage, rates=rates)
     assert not {"If", "NonZero", "ScatterND"} & {n.op_type for n in walk(model.graph)}
     weights = {n for n in model.graph.initializers if n.startswith("backbone.blocks.0.")}
     assert bool(weights) is (rate == 1.0)
@@ -245,27 +246,27 @@ def test_static_resolves_gates_that_never_change(plain: Made, form: Form, rate: 
     slots = shifted(plain.slots, sites, force)
     images = plain.case.images(4, seed=7)
     want = eager(plain, images, slots)
-    got = plain.run(linking).run(images.numpy(), {})
+    got = plain.run(linkage, rates=rates).run(images.numpy(), {})
     assert close(got.logits, want.logits)
 
 
 def test_static_keeps_gates_between_the_rates(plain: Made) -> None:
-    linking = Linking("static", "if", rates={"block00": 1.0, "block02": 0.999})
-    ifs = [n.name for n in walk(link(plain.split, linking).graph) if n.op_type == "If"]
+    model = link(plain.split, STATIC_IF, rates={"block00": 1.0, "block02": 0.999})
+    ifs = [n.name for n in walk(model.graph) if n.op_type == "If"]
     assert ifs == ["out.block02"]
 
 
 def test_swap_never_resolves_a_gate(plain: Made) -> None:
     """Another domain may open what this one keeps closed: rates are static's only."""
     rates = dict.fromkeys(("block00", "block02"), 0.0)
-    assert plain.graph(Linking("swap", rates=rates)) == plain.graph(Linking("swap"))
+    assert plain.graph(Linkage("swap"), rates=rates) == plain.graph(Linkage("swap"))
 
 
 def test_taps_give_every_blocks_result(plain: Made) -> None:
     images = plain.case.images(3, seed=4)
     want = eager(plain, images)
     for form in FORMS:
-        got = plain.run(Linking("swap", form, taps=True)).run(images.numpy(), plain.slots)
+        got = plain.run(Linkage("swap", form), taps=True).run(images.numpy(), plain.slots)
         assert set(got.taps) == set(want.taps) == {"out.block00", "out.block01", "out.block02"}
         assert all(close(got.taps[name], want.taps[name]) for name in want.taps), form
 
@@ -277,14 +278,14 @@ def test_one_swap_graph_serves_another_domain(plain: Made) -> None:
     images = plain.case.images(3, seed=5)
     want = eager(plain, images, other)
     for form in FORMS:
-        got = plain.run(Linking("swap", form)).run(images.numpy(), other)
+        got = plain.run(Linkage("swap", form)).run(images.numpy(), other)
         assert close(got.logits, want.logits), form
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_missing_or_misshapen_slot_is_refused(plain: Made, form: Form) -> None:
     """A swap model never runs on a part of a domain."""
-    model = plain.run(Linking("swap", form))
+    model = plain.run(Linkage("swap", form))
     images = plain.case.images(1).numpy()
     name = "block00.adaptor.reduce.weight"
     without = {n: a for n, a in plain.slots.items() if n != name}
@@ -303,13 +304,13 @@ def test_a_missing_or_misshapen_slot_is_refused(plain: Made, form: Form) -> None
 
 def test_linking_is_deterministic(plain: Made) -> None:
     """Law: the same halves and linking give the same bytes, from memory or read back."""
-    for linking in LINKINGS:
-        assert plain.graph(linking) == plain.graph(linking)
+    for linkage in GRAPHS:
+        assert plain.graph(linkage) == plain.graph(linkage)
         backbone = store.from_bytes(plain.halves.backbone_graph, what="backbone")
         domain = store.from_bytes(plain.halves.domain_graph, what="domain")
         from toolchain.export.graph.split import read_split
 
-        assert store.to_bytes(link(read_split(backbone, domain), linking)) == plain.graph(linking)
+        assert store.to_bytes(link(read_split(backbone, domain), linkage)) == plain.graph(linkage)
 
 
 def test_a_block_that_reads_a_second_value_has_no_rows_form() -> None:
@@ -318,5 +319,5 @@ def test_a_block_that_reads_a_second_value_has_no_rows_form() -> None:
 
     halves = two_inputs()
     with pytest.raises(LinkError, match=r"block 'blocks\.1' reads '[^']+' besides its input"):
-        link(halves.split, Linking("swap", "rows"))
-    link(halves.split, Linking("swap", "if"))
+        link(halves.split, Linkage("swap", "rows"))
+    link(halves.split, Linkage("swap", "if"))

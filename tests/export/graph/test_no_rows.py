@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tests.support import toys
 from tests.support.cases import Case, Made, close
 from toolchain.bundle.golden import FORCE, shifted
-from toolchain.export.graph.link import Linking
+from toolchain.bundle.linkage import Linkage
 
 
 class Normed(nn.Module):
@@ -83,7 +83,7 @@ def test_rows_answers_a_batch_whose_gates_are_all_closed(name: str) -> None:
 
     made = built(name)
     images = made.case.images(3)
-    model = made.run(Linking("swap", "rows"))
+    model = made.run(Linkage("swap", "rows"))
     sites = tuple(made.model.sites)
     for amount in (-FORCE, 0.0, FORCE):
         slots = shifted(made.slots, sites, np.full(len(sites), amount, np.float32))

@@ -15,10 +15,11 @@ from safetensors.numpy import load as safetensors_load
 
 from tests.support import cases
 from tests.support.cases import Made
+from toolchain.bundle.linkage import Linkage
 from toolchain.core.errors import GraphError, StorageError
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
-from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
 
 tensors = st.dictionaries(
@@ -74,7 +75,7 @@ def test_every_named_tensor_lies_beside_the_graph(made: Made) -> None:
 
 
 def test_references_are_found_inside_branches(plain: Made) -> None:
-    model = link(plain.split, Linking("static", "if"))
+    model = link(plain.split, Linkage("static", "if"))
     found = {t.name: str(t.location) for t in store.references(model)}
     wanted = set(plain.split.slots) | {
         n for n in plain.split.backbone.graph.initializers if "." in n

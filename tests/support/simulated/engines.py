@@ -19,6 +19,7 @@ from tests.support.exported import Exported
 from tests.support.simulated import tensorrt
 from tests.support.simulated.cuda import SimulatedCuda
 from toolchain import bundle
+from toolchain.bundle.linkage import Linkage
 from toolchain.bundle.release import read_release
 from toolchain.core.digest import sha256
 from toolchain.core.errors import Da3Error
@@ -41,7 +42,7 @@ from toolchain.device.runtime.trt.plan import Device
 from toolchain.export.emit.fp16 import to_fp16
 from toolchain.export.emit.rewrite import fix_batch
 from toolchain.export.graph import store
-from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.names import HEAD_SLOTS, SLOTS_FILE, WEIGHTS_FILE
 from toolchain.export.graph.split import Split, read_split
 from toolchain.export.graph.stage import stage
@@ -115,7 +116,7 @@ def segments(
     """The models of a flavour; ``flags``: sides tell ``open.<site>`` beside the logits."""
     split = halves(path, backbone)
     if flavour != "staged":
-        linked = link(split, Linking("static" if flavour == "static" else "swap", "if"))
+        linked = link(split, Linkage("static" if flavour == "static" else "swap", "if"))
         return (Segment("whole", None, _bytes(linked, precision)),)
     staged = stage(split)
     found = []

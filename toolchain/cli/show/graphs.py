@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from toolchain.bundle.linkage import linkage_of
 from toolchain.cli.show import layout
 from toolchain.inspect import GraphFacts, TensorsFacts, TrainingFacts
 
@@ -45,8 +46,9 @@ def tensors(facts: TensorsFacts) -> list[str]:
 
 def graph(facts: GraphFacts) -> list[str]:
     """Return the lines for an ONNX model; the slots among its inputs are only counted."""
-    swap = facts.role.startswith("swap")
-    inputs = [port for port in facts.inputs if not (swap and "." in port.name)]
+    linkage = linkage_of(facts.role)
+    takes_slots = linkage is not None and not linkage.folds_domain
+    inputs = [port for port in facts.inputs if not (takes_slots and "." in port.name)]
     slots = len(facts.inputs) - len(inputs)
     rows = [
         (word, port.name, port.dtype, layout.shape(port.shape))

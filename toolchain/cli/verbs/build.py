@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from toolchain.bundle.linkage import FLAVOURS
 from toolchain.cli.boundary import BoundedCommand
 from toolchain.cli.options import FILE, json_option
 from toolchain.cli.show import layout
 from toolchain.cli.show.output import emit, plain
 from toolchain.cli.show.progress import Steps
-from toolchain.device.boards.target import FLAVOURS
 
 if TYPE_CHECKING:
     from toolchain.device.build import BuildReport, FlavourReport

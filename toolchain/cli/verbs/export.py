@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from toolchain.bundle.linkage import FLAVOURS
 from toolchain.cli.boundary import BoundedCommand
 from toolchain.cli.options import (
     FILE,
@@ -28,7 +29,7 @@ from toolchain.cli.show.progress import Steps
 from toolchain.cli.training import CHECKPOINTS, train_command, train_shown
 from toolchain.core.errors import CheckpointError, UsageError
 from toolchain.core.words import Precision
-from toolchain.device.boards.target import FLAVOURS, find
+from toolchain.device.boards.target import find
 
 if TYPE_CHECKING:
     from toolchain.export.orders import KitReport, Order

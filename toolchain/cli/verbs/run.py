@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from toolchain.bundle.linkage import FORMS, LINKED_ROLES
 from toolchain.cli.boundary import BoundedCommand
 from toolchain.cli.options import FILE, CommandT, json_option, threads_option
 from toolchain.cli.serving import serve_until_signalled, serving_options
@@ -46,8 +47,8 @@ def _runner_options(command: CommandT) -> CommandT:
     """Add what a Runner takes, under its own names."""
     for option in (
         _count("--sessions", "Copies of the backbone that may be held.", 1),
-        _choice("--form", "Pictures one by one, or a batch in one call.", "if", "rows"),
-        _choice("--flavour", "Tensors given with each run, or folded in.", "swap", "static"),
+        _choice("--form", "Pictures one by one, or a batch in one call.", *FORMS),
+        _choice("--flavour", "Tensors given with each run, or folded in.", *LINKED_ROLES),
         click.option(
             "--provider",
             type=click.Choice(["cpu", "cuda", "tensorrt", "engine"]),

@@ -18,8 +18,6 @@ from toolchain.core.words import PRECISIONS, Precision
 from toolchain.device.boards import parsers
 from toolchain.device.boards.parsers import Boundaries, Sources
 
-# Ways to run on a target, the usual one first.
-FLAVOURS = ("swap", "staged", "static")
 # The lowest Python that the toolchain runs on.
 LOWEST_PYTHON = (3, 10)
 

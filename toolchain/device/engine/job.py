@@ -87,10 +87,10 @@ class Job:
 
     def require_slots(self) -> None:
         """Raise EngineError unless the slots, and no other unknowns, are inputs of the models."""
-        static, staged = (self._flavour.flavour == name for name in ("static", "staged"))
-        # A static network has them inside, and its kit lists none.
-        slots = () if static else self._kit.manifest.slots
-        require_slots(self._inputs, slots, whole=not staged)
+        linkage = self._flavour.linkage
+        # A network that folds the domain has them inside, and its kit lists none.
+        slots = () if linkage.folds_domain else self._kit.manifest.slots
+        require_slots(self._inputs, slots, whole=not linkage.is_segmented)
 
     def _parsed(self, model: KitModel) -> Network:
         sites = tuple(block.name for block in self._kit.backbone.blocks)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from toolchain.bundle.linkage import FLAVOURS
 from toolchain.core.digest import canonical_json, sha256
 from toolchain.core.fields import Nullable, Section, choice, key, printable
 from toolchain.core.words import DIGEST, NATURAL, PRECISIONS, VERSION, WORD
 from toolchain.device.boards.cuda import Gpu
-from toolchain.device.boards.target import FLAVOURS
 from toolchain.device.engine.features import TensorRT
 from toolchain.device.engine.kit import Kit
 

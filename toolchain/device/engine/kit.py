@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.bundle.backbone import BackboneManifest
+from toolchain.bundle.linkage import FLAVOURS, Linkage, kit_linkage
 from toolchain.bundle.manifest import TARGET, Notes
 from toolchain.core.canonical import read_document
 from toolchain.core.digest import canonical_json, sha256, short
@@ -43,7 +44,6 @@ from toolchain.core.words import (
     repeated,
     to_json,
 )
-from toolchain.device.boards.target import FLAVOURS
 
 SCHEMA = "da3.kit/1"
 KIT_NAME, BACKBONE_NAME, LAYERS_NAME = "kit.json", "backbone.json", "layers.json"
@@ -104,15 +104,21 @@ class KitFlavour(Section):
     release: str | None = key(Nullable(DIGEST))
     models: tuple[KitModel, ...] = key(ListOf(SectionOf(KitModel), 1, LIMIT_FILES))
 
+    @property
+    def linkage(self) -> Linkage:
+        """What its models are."""
+        return kit_linkage(self.flavour)
+
     def contradictions(self) -> Iterator[Fault]:
         """Yield a fault unless a domain is named for ``static``, and there alone."""
         named = self.domain is not None, self.release is not None
-        if named != (self.flavour == "static",) * 2:
+        segmented = self.linkage.is_segmented
+        if named != (self.linkage.folds_domain,) * 2:
             yield Fault("domain", "expected a domain and its release for static, and there alone")
         roles = [model.role for model in self.models]
-        if self.flavour != "staged" and roles != ["whole"]:
+        if not segmented and roles != ["whole"]:
             yield Fault("models", f"expected one whole model, got {', '.join(roles[:5])}")
-        if self.flavour == "staged" and (roles[-1] != "tail" or {"whole", "tail"} & {*roles[:-1]}):
+        if segmented and (roles[-1] != "tail" or {"whole", "tail"} & {*roles[:-1]}):
             yield Fault("models", "expected segments and, at the end, one tail")
         yield from repeated("models", (model.file for model in self.models))
         for model in self.models:

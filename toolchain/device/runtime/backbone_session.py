@@ -250,7 +250,7 @@ def make_engine(
     looked at again once the session holds it. Raises as
     :func:`toolchain.device.runtime.ort.weights.weights_folder` for a release with a patch.
     """
-    static = graph.name.startswith("static")
+    static = graph.linkage.folds_domain
     before, started = _resident_bytes(), time.perf_counter()
     try:
         with weights_folder(backbone.artefact, release.patch) as folder:

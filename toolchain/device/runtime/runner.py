@@ -22,12 +22,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy.typing as npt
 
 from toolchain import bundle
 from toolchain.bundle import BackboneManifest
+from toolchain.bundle.linkage import FORMS, LINKED_ROLES, Flavour, Form, Linkage
 from toolchain.bundle.release import read_release
 from toolchain.core.errors import ClosedError, LoadedError, UnknownNameError, UsageError
 from toolchain.device.engine.cache import open_engine, refuse_kit
@@ -52,8 +53,6 @@ from toolchain.device.store import installed
 from toolchain.pictures import request
 from toolchain.pictures.request import Picture
 
-Flavour = Literal["swap", "static"]
-Form = Literal["if", "rows"]
 MAX_BATCH = 64
 # More than any board has; onnxruntime starts them all, which takes minutes for very many.
 MAX_THREADS = 128
@@ -116,8 +115,8 @@ class Runner:
                 f"threads: expected at most {MAX_THREADS}, got {threads}",
                 fix="as many as there are cores is the most that helps",
             )
-        require_one_of(get_args(Flavour), flavour=flavour)
-        require_one_of(get_args(Form), form=form)
+        require_one_of(LINKED_ROLES, flavour=flavour)
+        require_one_of(FORMS, form=form)
         self._session_limit, self._max_batch = sessions, max_batch
         self._threads, self._form = threads, form
         # Exchanged as a whole under the lock, read without it.
@@ -137,9 +136,13 @@ class Runner:
         verified = open_verified(path)
         self._artefact = verified.artefact
         self._provider, self._flavour, self._precision = provider, str(flavour), "fp32"
+        linkage = Linkage(flavour, self._form)
+        if not linkage.is_shipped:
+            # A static domain answers pictures one by one, whatever the form.
+            linkage = Linkage(flavour, "if")
         self._sessions: Sessions | OneSession = Sessions(
             verified,
-            graph="static-if" if flavour == "static" else f"swap-{self._form}",
+            graph=linkage.stem,
             threads=self._threads,
             provider=provider,
             limit=self._session_limit,

@@ -17,14 +17,12 @@ from safetensors.numpy import load as load_safetensors
 from toolchain import bundle
 from toolchain.bundle import BackboneArtefact, Bundle
 from toolchain.bundle.golden import golden_of
-from toolchain.bundle.manifest import LINKED_ROLES
+from toolchain.bundle.linkage import LINKAGES
 from toolchain.bundle.release import patch_of, preprocessing
 from toolchain.core.errors import BundleError, GraphError
 from toolchain.device.runtime.ort.weights import weights_folder
 from toolchain.export.check import parity, subjects
 from toolchain.export.check.parity import ParityReport, Subject
-
-SHIPPED = ("swap-if", "swap-rows", "static-if")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ def check_bundle(
     held = bundle.open_bundle(path)
     artefact = bundle.find_backbone(held.manifest.backbone, backbone or path.parent)
     bundle.match(held.manifest.backbone, artefact, held.manifest.domain)
-    _require_graphs(held)
+    _require_compared(held)
     golden = golden_of(held)
     slots = load_safetensors(held.blob(held.names("slots")[0]))
     # Tapped twins are made after a failure only, so the folder stays until all was compared.
@@ -117,27 +115,29 @@ def _subjects(
             "staged, and linking anew from domain.onnx: the packages onnx and onnx-ir are not "
             "installed (pip install 'da3-toolchain[check]')",
         )
-    for name in linked_names(held):
-        graph = held.blob(f"{name}.onnx")
-        found.append(subjects.shipped(name, graph, folder, slots, tapped=tapped.get(name)))
+    for linkage in subjects.linkages_of(held):
+        graph = held.blob(linkage.file)
+        found.append(
+            subjects.shipped(linkage, graph, folder, slots, tapped=tapped.get(linkage.stem))
+        )
     return _UnderTest(tuple(found), relinked, not_run)
 
 
-def _require_graphs(held: Bundle) -> None:
-    """A bundle without a graph, or with one under another role, would pass by not running it."""
-    wanted = {(name.partition("-")[0], f"{name}.onnx") for name in SHIPPED}
-    found = {(role, name) for role in LINKED_ROLES for name in held.names(role)}
-    if wanted != found:
+def _require_compared(held: Bundle) -> None:
+    """Refuse a bundle that lacks a graph which its own parity figures name.
+
+    A graph that is not there cannot fail. How many there are is the export's choice, which changes
+    from version to version; the figures tell which graphs the export compared with PyTorch.
+    """
+    stems = {key.partition(".")[0] for key in held.manifest.parity}
+    compared = [one for one in LINKAGES if one.stem in stems and not one.is_segmented]
+    listed = subjects.linkages_of(held)
+    if not {*compared} <= {*listed}:
         raise BundleError(
-            f"expected the linked graphs {sorted(wanted)} (role, name), got {sorted(found)}",
+            f"expected the linked graphs {[one.stem for one in compared]}, which the manifest has "
+            f"parity figures of, got {[one.stem for one in listed]}",
             fix="export the domain again",
         )
-
-
-def linked_names(held: Bundle) -> tuple[str, ...]:
-    """Return the stems of a bundle's linked graphs: ``swap-if``, ..."""
-    names = [n for role in LINKED_ROLES for n in held.names(role)]
-    return tuple(name.removesuffix(".onnx") for name in names)
 
 
 def _has_onnx() -> bool:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy.typing as npt
 
 from toolchain.bundle import BackboneArtefact, Bundle
-from toolchain.bundle.manifest import LINKED_ROLES
+from toolchain.bundle.linkage import Linkage
 from toolchain.core.errors import BundleError
 from toolchain.export.check import subjects
 from toolchain.export.graph import store
-from toolchain.export.graph.link import Linking, link, named
+from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE
 from toolchain.export.graph.split import Split, read_split
 
@@ -29,20 +29,21 @@ class Relinked:
     """The halves of a bundle and the graphs linked from them that equal the shipped ones."""
 
     halves: Split
-    linkings: Mapping[str, Linking]
+    linkages: tuple[Linkage, ...]
+    rates: Mapping[str, float]
 
     @property
     def identical(self) -> tuple[str, ...]:
         """Names of the graphs that came out byte for byte: all of them."""
-        return tuple(self.linkings)
+        return tuple(one.stem for one in self.linkages)
 
     def tapped(
         self, folder: Path, slots: Mapping[str, npt.NDArray[Any]]
     ) -> dict[str, subjects.Builder]:
         """Return builders of tapped twins by graph name."""
         return {
-            name: subjects.tapped(self.halves, linking, folder, slots)
-            for name, linking in self.linkings.items()
+            one.stem: subjects.tapped(self.halves, one, self.rates, folder, slots)
+            for one in self.linkages
         }
 
 
@@ -50,19 +51,15 @@ def relink(held: Bundle, artefact: BackboneArtefact) -> Relinked:
     """Link every shipped graph anew. Raises BundleError naming one that differs."""
     halves = read_halves(held, artefact)
     rates = {b.name: b.rate for b in held.manifest.gates.blocks if b.rate is not None}
-    linkings = {
-        name.removesuffix(".onnx"): named(name.removesuffix(".onnx"), rates)
-        for role in LINKED_ROLES
-        for name in held.names(role)
-    }
-    for name, linking in linkings.items():
-        if store.to_bytes(link(halves, linking)) != held.blob(f"{name}.onnx"):
+    linkages = subjects.linkages_of(held)
+    for one in linkages:
+        if store.to_bytes(link(halves, one, rates=rates)) != held.blob(one.file):
             raise BundleError(
-                f"{name}.onnx is not what linking the bundle's halves gives",
+                f"{one.file} is not what linking the bundle's halves gives",
                 fix="export the domain again; or check it with the very toolchain that wrote it "
                 f"({held.manifest.provenance.get('toolchain')})",
             )
-    return Relinked(halves, linkings)
+    return Relinked(halves, linkages, rates)
 
 
 def read_halves(held: Bundle, artefact: BackboneArtefact) -> Split:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from toolchain.core.errors import GraphError
+from toolchain.bundle import Bundle
+from toolchain.bundle.linkage import LINKAGES, LINKED_ROLES, STAGED, Linkage
+from toolchain.core.errors import BundleError, GraphError
 from toolchain.device.runtime.ort.backend import Linked, Runnable
 from toolchain.device.runtime.ort.session import Session, fits
 from toolchain.device.runtime.ort.staged import Segments, StagedRunner
@@ -22,56 +24,78 @@ from toolchain.export.check.parity import BATCHES, Subject
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from toolchain.export.graph.link import Linking
     from toolchain.export.graph.split import Split
+
+_EXPORT_AGAIN = "export the domain again"
 
 Builder = Callable[[], Runnable]
 Slots = Mapping[str, npt.NDArray[Any]]
 
 
 def shipped(
-    name: str,
+    linkage: Linkage,
     graph: bytes,
     folder: Path,
     slots: Slots,
     *,
     tapped: Builder | None = None,
 ) -> Subject:
-    """Return a linked graph as a subject; ``name`` is its stem: ``swap-if``, ``static-rows``."""
-    static = name.startswith("static")
-    session = Session(graph, folder=folder, constants=slots if static else None, what=name)
-    _check_interface(name, session, slots, static=static)
+    """Return a linked graph as a subject. Raises GraphError where it is not of ``linkage``."""
+    name, folds = linkage.stem, linkage.folds_domain
+    session = Session(graph, folder=folder, constants=slots if folds else None, what=name)
+    _check_interface(linkage, session, slots)
     # A batch-1 graph is looped whatever the batch: one size tells all.
-    batches = BATCHES[:1] if name.endswith("-if") else BATCHES
-    return Subject(name, Linked(session), tapped, takes_slots=not static, batches=batches)
+    batches = BATCHES[:1] if linkage.takes_one_picture else BATCHES
+    return Subject(name, Linked(session), tapped, takes_slots=not folds, batches=batches)
 
 
-def _check_interface(name: str, session: Session, slots: Slots, *, static: bool) -> None:
+def _check_interface(linkage: Linkage, session: Session, slots: Slots) -> None:
     """Hold a graph to its name: batch, inputs and outputs. Raises GraphError."""
-    wanted = {} if static else {slot: tuple(array.shape) for slot, array in slots.items()}
+    name = linkage.stem
+    shapes = {slot: tuple(array.shape) for slot, array in slots.items()}
+    wanted = {} if linkage.folds_domain else shapes
     found = {k: v for k, v in session.inputs.items() if k != "image"}
     odd = sorted(k for k in wanted.keys() | found.keys() if not fits(found.get(k), wanted.get(k)))
     if odd:
         raise GraphError(f"{name}: expected image and the slots as inputs, they differ in {odd}")
     batch = session.inputs.get("image", (None,))[0]
-    if name.endswith("-if") != (batch == 1):
+    if linkage.takes_one_picture != (batch == 1):
         raise GraphError(f"{name}: expected the batch of its form, got {batch!r}")
     if not {"logits"} <= set(session.outputs) <= {"logits", "gates"}:
         raise GraphError(f"{name}: expected the outputs logits and gates, got {session.outputs}")
 
 
-def tapped(halves: Split, linking: Linking, folder: Path, slots: Slots) -> Builder:
+def linkages_of(held: Bundle) -> tuple[Linkage, ...]:
+    """Return what linked graphs a bundle lists, in the order of :data:`LINKAGES`.
+
+    Raises BundleError for none at all, and for a graph under a name or role that this version does
+    not know: nobody could say how to run it, and leaving it out would pass it unseen.
+    """
+    listed = {(role, name) for role in LINKED_ROLES for name in held.names(role)}
+    if not listed:
+        raise BundleError("expected at least one linked graph, got none", fix=_EXPORT_AGAIN)
+    known = {(one.role, one.file): one for one in LINKAGES if not one.is_segmented}
+    if unknown := sorted(listed - known.keys()):
+        raise BundleError(
+            f"expected linked graphs among {sorted(known)} (role, name), got {unknown}",
+            fix="use the toolchain that wrote the bundle "
+            f"({held.manifest.provenance.get('toolchain')}), or export the domain again",
+        )
+    return tuple(one for place, one in known.items() if place in listed)
+
+
+def tapped(
+    halves: Split, linkage: Linkage, rates: Mapping[str, float], folder: Path, slots: Slots
+) -> Builder:
     """Return a builder of the twin that also gives every block's output."""
 
     def build() -> Runnable:
-        from dataclasses import replace
-
         from toolchain.export.graph.link import link
         from toolchain.export.graph.store import to_bytes
 
-        graph = to_bytes(link(halves, replace(linking, taps=True)))
-        constants = slots if linking.flavour == "static" else None
-        return Linked(Session(graph, folder=folder, constants=constants, what=linking.name))
+        graph = to_bytes(link(halves, linkage, rates=rates, taps=True))
+        constants = slots if linkage.folds_domain else None
+        return Linked(Session(graph, folder=folder, constants=constants, what=linkage.stem))
 
     return build
 
@@ -97,4 +121,4 @@ def staged(halves: Split, folder: Path) -> Subject:
         for site in segments.stages
     ]
     runner = StagedRunner(sites, session(segments.tail))
-    return Subject("staged", runner, lambda: runner)
+    return Subject(STAGED.stem, runner, lambda: runner)

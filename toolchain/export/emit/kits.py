@@ -134,11 +134,11 @@ def stale(folder: Path, kit: Kit, own: str) -> tuple[str, ...]:
 def _split(found: Emitted, domain: str, release: str) -> tuple[tuple[KitFlavour, ...], ...]:
     """Return the flavours of the backbone's kit and those of the domain's own, if any."""
     flavours = found.flavours
-    shared = tuple(item for item in flavours if item.flavour != "static")
+    shared = tuple(item for item in flavours if not item.linkage.folds_domain)
     own = tuple(
         replace(item, domain=domain, release=release)
         for item in flavours
-        if item.flavour == "static"
+        if item.linkage.folds_domain
     )
     return tuple(item for item in (shared, own) if item)
 
@@ -150,8 +150,7 @@ def _name(found: Emitted, backbone: BackboneManifest, flavours: tuple[KitFlavour
 
 def _manifest(found: Emitted, source: Source, flavours: tuple[KitFlavour, ...]) -> KitManifest:
     classes = len(source.manifest.classes)
-    static = flavours[0].flavour == "static"
-    slots = {} if static else source.slots
+    slots = {} if flavours[0].linkage.folds_domain else source.slots
     return KitManifest(
         schema=SCHEMA,
         target=found.wish.target.name,

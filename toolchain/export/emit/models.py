@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from toolchain.bundle.linkage import SWAP_IF, kit_linkage
 from toolchain.core.errors import PrecisionError
 from toolchain.core.words import Precision
 from toolchain.device.boards.target import Target
@@ -28,7 +29,7 @@ from toolchain.export.emit.owners import is_domain
 from toolchain.export.emit.rewrite import conditionals, fix_batch, layer_of, nodes
 from toolchain.export.graph import store
 from toolchain.export.graph.halves import Halves
-from toolchain.export.graph.link import Linking, link
+from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.export.graph.split import Split, read_split
 from toolchain.export.graph.stage import stage
@@ -122,13 +123,14 @@ def emit(split: Split, wish: Wish) -> Emitted:
     made = _Made(wish)
     flavours = []
     for flavour in wish.flavours:
-        models = made.staged(split) if flavour == "staged" else (made.whole(split, flavour),)
+        segmented = kit_linkage(flavour).is_segmented
+        models = made.staged(split) if segmented else (made.whole(split, flavour),)
         flavours.append(KitFlavour(flavour, None, None, models))
-    emulated = store.to_bytes(_precise(link(split, Linking("swap", "if")), wish, wish.precision))
+    emulated = store.to_bytes(_precise(link(split, SWAP_IF), wish, wish.precision))
     beside = _Made(wish)
-    if "swap" not in wish.flavours:
-        beside.whole(split, "swap")
-    whole = (made.files | beside.files)[_file("swap")]
+    if SWAP_IF.flavour not in wish.flavours:
+        beside.whole(split, SWAP_IF.flavour)
+    whole = (made.files | beside.files)[_file(SWAP_IF.flavour)]
     return Emitted(wish, tuple(flavours), made.files, made.layers, whole, emulated)
 
 
@@ -146,9 +148,8 @@ class _Made:
 
     def whole(self, split: Split, flavour: str) -> KitModel:
         """Make one network of everything."""
-        static = Linking("static", "if", rates=self.wish.rates)
-        linking = static if flavour == "static" else Linking("swap", "if")
-        return self._written(link(split, linking), "whole", None, _file(flavour))
+        model = link(split, kit_linkage(flavour), rates=self.wish.rates)
+        return self._written(model, "whole", None, _file(flavour))
 
     def staged(self, split: Split) -> tuple[KitModel, ...]:
         """Make a network of each segment, in running order."""

@@ -15,18 +15,18 @@ Two forms of one semantics (see :mod:`toolchain.training.adapt.adaptors`):
 
 Flavours: ``swap`` (slots are pure run-time inputs: a missing or misshapen one is refused by the
 runtime itself) and ``static`` (slots are constants; gates whose calibrated rate is 0 or 1 are
-resolved).
+resolved). :mod:`toolchain.bundle.linkage` lists every pair of flavour and form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
 
+from toolchain.bundle.linkage import Linkage
 from toolchain.core.errors import LinkError
 from toolchain.export.graph.builder import Sketch, input_names, value_name
 from toolchain.export.graph.join import add_correction
@@ -42,51 +42,42 @@ from toolchain.export.graph.names import (
 from toolchain.export.graph.parts import Parts
 from toolchain.export.graph.split import META_ROLE, Split
 
-Flavour = Literal["swap", "static"]
-Form = Literal["if", "rows"]
+NO_RATES: Mapping[str, float] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Linking:
-    """What a linked model shall be.
+def link(
+    halves: Split,
+    linkage: Linkage,
+    *,
+    rates: Mapping[str, float] = NO_RATES,
+    taps: bool = False,
+) -> ir.Model:
+    """Return the linked model.
 
-    ``rates``: calibrated open rate per site (0 to 1), used by ``static`` to resolve gates.
-    ``taps``: give every ``out.s`` too, for finding the first tensor that diverges.
+    ``rates``: calibrated open rate per site (0 to 1); a graph that folds the domain resolves gates
+    by them. ``taps``: give every ``out.s`` too, for finding the first tensor that diverges.
+
+    Raises LinkError naming the block that cannot be linked.
     """
-
-    flavour: Flavour = "swap"
-    form: Form = "if"
-    rates: Mapping[str, float] = field(default_factory=dict)
-    taps: bool = False
-
-    @property
-    def name(self) -> str:
-        """File stem of the linked graph: ``swap-if``."""
-        return f"{self.flavour}-{self.form}"
-
-
-def named(name: str, rates: Mapping[str, float]) -> Linking:
-    """Return the linking whose graphs are called ``name`` (``swap-if``). Raises LinkError."""
-    for flavour in get_args(Flavour):
-        for form in get_args(Form):
-            linking = Linking(flavour, form, rates=rates)
-            if linking.name == name:
-                return linking
-    raise LinkError(f"no linked graph is called {name!r}", fix="such as swap-if or static-rows")
-
-
-def link(halves: Split, linking: Linking) -> ir.Model:
-    """Return the linked model. Raises LinkError naming the block that cannot be linked."""
-    return _Linker(halves, linking).model()
+    if linkage.is_segmented:
+        raise LinkError(
+            f"{linkage.stem} is a chain of segments and not one graph",
+            fix="use toolchain.export.graph.stage.stage",
+        )
+    return _Linker(halves, linkage, rates, taps=taps).model()
 
 
 class _Linker:
-    def __init__(self, halves: Split, linking: Linking) -> None:
+    def __init__(
+        self, halves: Split, linkage: Linkage, rates: Mapping[str, float], *, taps: bool
+    ) -> None:
         self.halves = halves
-        self.linking = linking
-        self.batch: int | str = 1 if linking.form == "if" else BATCH
+        self.linkage = linkage
+        self.rates = rates
+        self.taps = taps
+        self.batch: int | str = 1 if linkage.takes_one_picture else BATCH
         self.parts = Parts(halves)
-        self.sketch = Sketch(linking.name, opset=halves.backbone.graph.opset_imports[""])
+        self.sketch = Sketch(linkage.stem, opset=halves.backbone.graph.opset_imports[""])
         self.gates: list[str] = []
 
     def model(self) -> ir.Model:
@@ -112,10 +103,10 @@ class _Linker:
         for slot in self.halves.slots:
             tensor = self.parts.constant(slot)
             assert tensor is not None
-            if self.linking.flavour == "swap":
-                self.sketch.input(slot, tensor.dtype, self._slot_shape(slot, tensor))
-            else:
+            if self.linkage.folds_domain:
                 self.sketch.initializer(slot, tensor)
+            else:
+                self.sketch.input(slot, tensor.dtype, self._slot_shape(slot, tensor))
 
     def _slot_shape(self, slot: str, tensor: ir.TensorProtocol) -> list[int | str]:
         """Leave the class count open, so that domains of any count share a graph and a session."""
@@ -128,7 +119,7 @@ class _Linker:
         if self.gates:
             sketch.node("Concat", self.gates, GATES, {"axis": 1})
             outputs.append(sketch.typed(GATES, floats, [self.batch, len(self.gates)]))
-        if self.linking.taps:
+        if self.taps:
             outputs += [
                 sketch.typed(cut.result, floats, [self.batch, *cut.out_shape])
                 for cut in self.halves.adapted
@@ -136,11 +127,11 @@ class _Linker:
         return sketch.model(
             outputs,
             ir_version=self.halves.backbone.ir_version,
-            metadata={META_ROLE: self.linking.name},
+            metadata={META_ROLE: self.linkage.stem},
         )
 
     def _classes(self) -> int | str:
-        if self.linking.flavour == "swap":
+        if not self.linkage.folds_domain:
             return CLASSES
         logits = next(v for v in self.halves.domain.graph.outputs if v.name == LOGITS)
         assert logits.shape is not None
@@ -160,7 +151,7 @@ class _Linker:
             add_correction(sketch, self.halves, cut, cut.output, cut.result)
         elif state is False:
             add_correction(sketch, self.halves, cut, cut.input, cut.result)
-        elif self.linking.form == "if":
+        elif self.linkage.form == "if":
             self._conditional(cut, block)
         else:
             self._rows(cut, block)
@@ -171,9 +162,9 @@ class _Linker:
             return True
         if cut.input == cut.output:  # the block does nothing: both states are one
             return False
-        if self.linking.flavour != "static":
+        if not self.linkage.folds_domain:
             return None
-        return {0.0: False, 1.0: True}.get(self.linking.rates.get(cut.site, 0.5))
+        return {0.0: False, 1.0: True}.get(self.rates.get(cut.site, 0.5))
 
     def _open(self, cut: Cut) -> str:
         zero = self.sketch.constant("zero", 0.0, np.float32)

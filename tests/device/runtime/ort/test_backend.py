@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from tests.support import cases
-from tests.support.cases import FORMS, close
+from tests.support.cases import close
+from toolchain.bundle.linkage import FORMS, Form, Linkage
 from toolchain.device.runtime.ort.backend import answer
-from toolchain.export.graph.link import Form, Linking
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_any_batch_is_answered_in_order(form: Form, batch: Any) -> None:
     made = cases.made("plain")
-    model = made.run(Linking("swap", form))
+    model = made.run(Linkage("swap", form))
     images = made.case.images(7, seed=4).numpy()
     found = model.run(images[:batch], made.slots)
     alone = [model.run(images[i : i + 1], made.slots) for i in range(batch)]
@@ -28,7 +28,7 @@ def test_any_batch_is_answered_in_order(form: Form, batch: Any) -> None:
 
 def test_a_static_model_ignores_slots() -> None:
     made = cases.made("plain")
-    model = made.run(Linking("static", "if"))
+    model = made.run(Linkage("static", "if"))
     images = made.case.images(2).numpy()
     other = {name: array + 1 for name, array in made.slots.items()}
     assert np.array_equal(model.run(images, {}).logits, model.run(images, other).logits)
@@ -37,7 +37,7 @@ def test_a_static_model_ignores_slots() -> None:
 def test_tensors_of_other_domains_are_not_passed_on() -> None:
     """Extra entries of a slots mapping are no inputs of the model and do no harm."""
     made = cases.made("plain")
-    model = made.run(Linking("swap", "rows"))
+    model = made.run(Linkage("swap", "rows"))
     images = made.case.images(2).numpy()
     more = {**made.slots, "block09.adaptor.reduce.weight": np.ones(3, np.float32)}
     assert np.array_equal(model.run(images, more).logits, model.run(images, made.slots).logits)
@@ -45,7 +45,7 @@ def test_tensors_of_other_domains_are_not_passed_on() -> None:
 
 def test_a_model_without_gates_answers_with_none() -> None:
     made = cases.made("plain-da2")
-    found = made.run(Linking("swap", "rows")).run(made.case.images(3).numpy(), made.slots)
+    found = made.run(Linkage("swap", "rows")).run(made.case.images(3).numpy(), made.slots)
     assert found.gates.shape == (3, 0)
 
 

@@ -10,10 +10,10 @@ import onnx_ir as ir
 import pytest
 
 from tests.support import cases
+from toolchain.bundle.linkage import Linkage
 from toolchain.core.errors import GraphError
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph.builder import Sketch
-from toolchain.export.graph.link import Linking
 from toolchain.export.graph.names import WEIGHTS_FILE
 from toolchain.export.graph.store import pack_tensors, to_bytes
 
@@ -117,13 +117,13 @@ def test_weights_never_come_from_outside_the_folder(tmp_path: Path, place: Any) 
 
 @pytest.fixture(scope="module")
 def plain_graph() -> bytes:
-    return cases.made("plain").graph(Linking("swap", "if"))
+    return cases.made("plain").graph(Linkage("swap", "if"))
 
 
 def test_constants_live_as_long_as_the_session() -> None:
     """onnxruntime keeps pointers into constants: the session must keep the arrays."""
     made = cases.made("plain")
-    session = made.session(Linking("static", "rows"))
+    session = made.session(Linkage("static", "rows"))
     images = made.case.images(2).numpy()
     first = session.run({"image": images})["logits"]
     rubbish = [np.random.default_rng(i).normal(size=1000) for i in range(200)]

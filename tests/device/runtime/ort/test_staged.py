@@ -10,10 +10,10 @@ import pytest
 from tests.support import cases
 from tests.support.cases import close
 from toolchain.bundle.golden import shifted
+from toolchain.bundle.linkage import Linkage
 from toolchain.device.runtime.ort.session import Session
 from toolchain.device.runtime.ort.staged import StagedRunner
 from toolchain.export.check import subjects
-from toolchain.export.graph.link import Linking
 
 
 class Counting(Session):
@@ -63,6 +63,6 @@ def test_taps_are_those_of_the_linked_model() -> None:
     made = cases.made("plain")
     images = made.case.images(3).numpy()
     staged = made.staged().run(images, made.slots)
-    linked = made.run(Linking("swap", "rows", taps=True)).run(images, made.slots)
+    linked = made.run(Linkage("swap", "rows"), taps=True).run(images, made.slots)
     assert set(staged.taps) == set(linked.taps)
     assert all(close(staged.taps[name], linked.taps[name]) for name in staged.taps)

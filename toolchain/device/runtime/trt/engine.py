@@ -52,7 +52,7 @@ def make_engine(found: EngineArtefact, device: Device, *, contexts: int = 1) -> 
     require(_here(device, found.manifest.built_for), found)
     started, free = time.perf_counter(), device.cuda.memory()[0]
     flavour = found.kit.flavour(found.manifest.built_for.flavour)
-    is_static, name = flavour.flavour == "static", found.path.name
+    is_static, name = flavour.linkage.folds_domain, found.path.name
     plans = program(
         found.manifest.plans,
         lambda plan: Plan(device, found.read(plan), what=f"{name}/{plan.file}"),

@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from toolchain.bundle.linkage import kit_linkage
 from toolchain.core.timing import WALL, interleaved
 from toolchain.device.engine.cache import EngineArtefact, mark
 from toolchain.device.runtime.trt.engine import make_engine
@@ -38,7 +39,7 @@ def prove(
     :func:`toolchain.device.runtime.trt.engine.make_engine`.
     """
     kit = artefact.kit
-    if artefact.manifest.built_for.flavour == "static" or not kit.gates:
+    if kit_linkage(artefact.manifest.built_for.flavour).folds_domain or not kit.gates:
         return None
     backend = make_engine(artefact, device).backend
     proof = measure_skipping(
