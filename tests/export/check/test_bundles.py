@@ -50,8 +50,6 @@ class Absent(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 from toolchain.export.check.bundles import check_bundle
-from toolchain.export.graph import store
-from toolchain.export.graph.link import link
 found = check_bundle(Path(sys.argv[1]), backbone=Path(sys.argv[2]))
 print(json.dumps({
     "flavours": sorted({c.flavour for c in found.report.comparisons}),
