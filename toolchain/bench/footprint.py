@@ -22,10 +22,11 @@ from toolchain.bench import machine
 from toolchain.core.errors import AttachError, UnknownNameError, UsageError
 from toolchain.core.timing import WALL, Timing, clock_of, interleaved
 from toolchain.recipe import AdaptorOptions, TrainSpec
-from toolchain.training.adapt import backbones, sparse
+from toolchain.training.adapt import backbones
 from toolchain.training.adapt.attached import AttachedModel, attach
 from toolchain.training.adapt.loss import training_loss
-from toolchain.training.adapt.methods import REGISTRY, Selection
+from toolchain.training.adapt.methods import REGISTRY
+from toolchain.training.adapt.overrides import Selection
 from toolchain.training.lean.options import Precision
 from toolchain.training.memory.analytic import analytic
 from toolchain.training.memory.fit import domain_bytes, fitting, need
@@ -229,9 +230,9 @@ class Bench:
         shape = (3, self.side, self.side)
         selection: Selection = {}
         backbone = self.backbone.cpu()
-        if row.method == "sparse":
+        if (by_size := REGISTRY[row.method].by_size) is not None:
             anatomy = attach(backbone, method="head", classes=CLASSES, input_shape=shape).anatomy
-            selection = sparse.by_size(backbone, anatomy, AdaptorOptions().update_kib)
+            selection = by_size(backbone, anatomy, AdaptorOptions())
         model = attach(
             backbone,
             method=row.method,

@@ -17,7 +17,7 @@ from toolchain.core.errors import TrainingError
 from toolchain.training.adapt import sparse
 from toolchain.training.adapt.attached import AttachedModel, attach
 from toolchain.training.adapt.blocks import Anatomy, examine
-from toolchain.training.adapt.sparse import Kernel, Worth, choose
+from toolchain.training.adapt.sparse import Contribution, Kernel, choose
 
 
 class Keyword(toys.Residual):
@@ -38,7 +38,7 @@ CLASSES = len(stripes.CLASSES)
 
 
 @st.composite
-def instances(draw: st.DrawFn) -> tuple[list[Kernel], list[Worth]]:
+def instances(draw: st.DrawFn) -> tuple[list[Kernel], list[Contribution]]:
     """Up to three kernels whose later ones need no longer tail, with whole worths above zero."""
     count = draw(st.integers(1, 3))
     tails = sorted(draw(st.lists(st.integers(0, 4000), min_size=count, max_size=count)))[::-1]
@@ -64,14 +64,14 @@ def least(kernels: Sequence[Kernel]) -> int:
 
 
 def value(
-    chosen: Mapping[str, Sequence[int]], kernels: Sequence[Kernel], worth: list[Worth]
+    chosen: Mapping[str, Sequence[int]], kernels: Sequence[Kernel], worth: list[Contribution]
 ) -> float:
     return sum(
         float(w[list(chosen.get(k.name, ()))].sum()) for k, w in zip(kernels, worth, strict=True)
     )
 
 
-def brute_force(kernels: Sequence[Kernel], worth: list[Worth], budget: int) -> float:
+def brute_force(kernels: Sequence[Kernel], worth: list[Contribution], budget: int) -> float:
     best = 0.0
     for counts in itertools.product(*(kernel.counts() for kernel in kernels)):
         if not any(counts):
@@ -86,7 +86,7 @@ def brute_force(kernels: Sequence[Kernel], worth: list[Worth], budget: int) -> f
 
 @given(instance=instances(), spare=st.integers(0, 30))
 def test_the_choice_is_the_best_that_the_budget_holds(
-    instance: tuple[list[Kernel], list[Worth]], spare: int
+    instance: tuple[list[Kernel], list[Contribution]], spare: int
 ) -> None:
     kernels, worth = instance
     budget = least(kernels) + spare
@@ -96,7 +96,7 @@ def test_the_choice_is_the_best_that_the_budget_holds(
 
 @given(instance=instances(), spare=st.integers(0, 30))
 def test_the_choice_is_never_above_the_budget(
-    instance: tuple[list[Kernel], list[Worth]], spare: int
+    instance: tuple[list[Kernel], list[Contribution]], spare: int
 ) -> None:
     """Law: bytes of the kept channels and of the tail fit, and channels rise within the kernel."""
     kernels, worth = instance
@@ -114,7 +114,7 @@ def test_the_choice_is_never_above_the_budget(
 
 @given(instance=instances(), spare=st.integers(0, 20), more=st.integers(0, 20))
 def test_more_budget_is_never_worse(
-    instance: tuple[list[Kernel], list[Worth]], spare: int, more: int
+    instance: tuple[list[Kernel], list[Contribution]], spare: int, more: int
 ) -> None:
     kernels, worth = instance
     budget = least(kernels) + spare
@@ -124,7 +124,7 @@ def test_more_budget_is_never_worse(
 
 @given(instance=instances())
 def test_a_budget_too_small_names_the_one_that_would_do(
-    instance: tuple[list[Kernel], list[Worth]],
+    instance: tuple[list[Kernel], list[Contribution]],
 ) -> None:
     kernels, worth = instance
     enough = least(kernels)

@@ -15,15 +15,12 @@ from toolchain.training.adapt.blocks import Anatomy, examine
 from toolchain.training.loop import contribution
 
 SHAPE = (3, stripes.SIDE, stripes.SIDE)
-CLASSES = len(stripes.CLASSES)
 
 
 def search(backbone: nn.Module, anatomy: Anatomy, update_kib: int) -> Mapping[str, tuple[int, ...]]:
     options = dataclasses.replace(stripes.RECIPE.adaptor, update_kib=update_kib)
     recipe = stripes.recipe(adaptor=options)
-    return contribution.search(
-        backbone, anatomy, stripes.data(), recipe, classes=CLASSES, batches=2
-    )
+    return contribution.search(backbone, anatomy, stripes.data(), recipe, batches=2)
 
 
 def test_the_search_finds_the_one_channel_that_matters() -> None:

@@ -15,7 +15,8 @@ from toolchain.core.errors import TrainingError
 from toolchain.training.adapt import sparse
 from toolchain.training.adapt.attached import AttachedModel, attach
 from toolchain.training.adapt.blocks import examine
-from toolchain.training.adapt.methods import REGISTRY, Selection
+from toolchain.training.adapt.methods import REGISTRY
+from toolchain.training.adapt.overrides import Selection
 from toolchain.training.lean.options import Precision
 from toolchain.training.memory.analytic import analytic, count
 from toolchain.training.memory.measured import stored

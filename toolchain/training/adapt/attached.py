@@ -31,8 +31,8 @@ from toolchain.training.adapt.adaptors import BlockDomain, decide, logistic_nois
 from toolchain.training.adapt.blocks import Anatomy, Site, examine
 from toolchain.training.adapt.dryrun import block_input, first_tensor, output_tensor
 from toolchain.training.adapt.gated import GatedForward
-from toolchain.training.adapt.methods import REGISTRY, DomainParts, MethodInput, Selection
-from toolchain.training.adapt.overrides import Overrides
+from toolchain.training.adapt.methods import REGISTRY, DomainParts, MethodInputs
+from toolchain.training.adapt.overrides import Overrides, Selection
 from toolchain.training.lean.mode import LeanMode
 from toolchain.training.lean.options import Lean, Precision
 
@@ -99,7 +99,7 @@ class AttachedModel(nn.Module):
         self.noise_scale = 1.0
         self.forced: Mapping[str, Tensor] = {}
         self.lean = lean if REGISTRY[method].lean else None
-        parts = REGISTRY[method].parts(MethodInput(backbone, anatomy, options, self.selection))
+        parts = REGISTRY[method].parts(MethodInputs(backbone, anatomy, options, self.selection))
         self.batch_statistics = parts.batch_statistics and not slots_only
         self.sites: dict[str, Site] = dict(_adapted(anatomy, parts, options))
         self.domain = nn.ModuleDict(
@@ -151,7 +151,7 @@ class AttachedModel(nn.Module):
         ):
             if lean is not None:
                 x = self.laid_out(x)
-            answer = output_tensor(self._answer(x, parts=lean is None))
+            answer = output_tensor(self._answer(x, sparse=lean is None))
             assert answer is not None
             if self.anatomy.head is None:
                 seen.features, seen.logits = answer, self.domain[HEAD](answer)
@@ -165,11 +165,11 @@ class AttachedModel(nn.Module):
         last = able and x.device.type in _LAST_IS_FASTER
         return x.contiguous(memory_format=torch.channels_last) if last else x
 
-    def _answer(self, x: Tensor, *, parts: bool) -> object:
+    def _answer(self, x: Tensor, *, sparse: bool) -> object:
         """Run the backbone with what the domain has of its own."""
         if self.overrides is None:
             return self.backbone(x)
-        values = self.overrides.values(self.backbone, parts=parts)
+        values = self.overrides.values(self.backbone, sparse=sparse)
         # Modules are swapped in place, so one that stands in two places is swapped once: untied.
         return torch.func.functional_call(self.backbone, values, (x,), tie_weights=False)
 

@@ -1,11 +1,11 @@
-"""What a domain has of its own in place of a backbone's tensors.
+"""What a domain has of its own in place of the backbone's tensors.
 
-Rules of this file: the backbone is never written to. A domain's *version* of a tensor is a module
-that takes the frozen value and returns the one that the forward runs with; it starts at the frozen
-value, so a fresh domain answers as the backbone does. Adapters of convolutions are versions too: a
-1x1 convolution beside or after a convolution is linear in the same input, so it folds into the
-kernel, exactly, and costs nothing when it runs. Which tensors a method takes is told in
-``methods``; a bundle carries what differs (``graph``, ``bundle``).
+Rules of this file: nothing here writes to the backbone. An *override* is a module that takes one
+frozen tensor and returns the tensor that the forward uses in its place. It starts at the frozen
+value, so a fresh domain answers as the backbone does. Residual adapters of convolutions are
+overrides too: a 1x1 convolution beside or after a convolution is linear in the same input, so it
+folds into the kernel exactly and costs nothing at run time. ``methods`` says which tensors a method
+overrides. A bundle stores the tensors that differ as a patch (``bundle``).
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from toolchain.training.lean.conv import Slice
 MASK_AT_START = 1e-2
 MASK_THRESHOLD = 5e-3
 
+Selection = Mapping[str, tuple[int, ...]]
+"""The input channels that a sparse update learns, by the kernel's name."""
+
 
 class Override(nn.Module):
-    """A domain's version of one tensor: ``forward`` maps the frozen value to it, same shape."""
+    """A domain's own form of one tensor: ``forward`` maps the frozen value to it, same shape."""
 
     def __init__(self, base: Tensor) -> None:
         super().__init__()
@@ -36,13 +39,14 @@ class Override(nn.Module):
     def deployed_bytes(self) -> int:
         """Return what a bundle stores of it, in bytes: the whole tensor in float32.
 
-        However few numbers made it: adapters and deltas come out folded into the frozen value.
+        The number of trained parameters does not matter: export folds adapters and deltas into the
+        frozen value and writes the sum.
         """
         return 4 * self.elements
 
 
 class Replacement(Override):
-    """The tensor itself, learned; as a buffer where it is a statistic."""
+    """The tensor itself, learned. A statistic is a buffer: it is moved, not learned."""
 
     value: Tensor
 
@@ -60,7 +64,7 @@ class Replacement(Override):
 
 
 class _Step(torch.autograd.Function):
-    """1 above the threshold, else 0; the gradient passes as if it were the identity."""
+    """1 above the threshold, else 0. The gradient passes as if this were the identity."""
 
     @staticmethod
     def forward(ctx: object, scores: Tensor) -> Tensor:  # noqa: ARG004
@@ -72,10 +76,10 @@ class _Step(torch.autograd.Function):
 
 
 class BinaryMask(Override):
-    """Piggyback: a real score per weight, thresholded to a binary mask in the forward.
+    """Piggyback: one real score per weight; the forward thresholds it to a binary mask.
 
-    Scores start at 1e-2, the threshold is 5e-3, the step's gradient is the identity (Mallya et al.,
-    ECCV 2018, section 3). A bundle stores one bit per weight.
+    Scores start at 1e-2, the threshold is 5e-3, and the step's gradient is the identity (Mallya et
+    al., ECCV 2018, section 3). A bundle stores one bit per weight.
     """
 
     def __init__(self, base: Tensor) -> None:
@@ -113,8 +117,8 @@ class ParallelAdapter(Override):
 class SeriesAdapter(Override):
     """Series residual adapter: ``y + conv1x1(y, A)`` of ``y = conv(x, W)``, folded into one kernel.
 
-    ``A`` [groups, O / groups, O / groups] starts at zero (Rebuffi et al., NeurIPS 2017, section 3;
-    before the normalisation, as in their CVPR 2018 form, which is linear and so can be folded).
+    ``A`` [groups, O / groups, O / groups] starts at zero (Rebuffi et al., NeurIPS 2017, section 3).
+    It stands before the norm, as in their CVPR 2018 form: there it is linear, so it can be folded.
     """
 
     def __init__(self, base: Tensor, groups: int) -> None:
@@ -128,16 +132,16 @@ class SeriesAdapter(Override):
         return base + torch.bmm(self.adapter, rows).reshape(base.shape)
 
     def deployed_bytes(self) -> int:
-        """Return that of the kernel, or of a factor per channel where the adapter is just that."""
+        """Return the bytes of the kernel, or of one factor per channel after a depthwise one."""
         groups, width, _ = self.adapter.shape
         return 4 * groups if width == 1 else super().deployed_bytes()
 
 
 class SparseUpdate(Override):
-    """Sparse update: a kernel of which some input channels are learned.
+    """A kernel of which only some input channels are learned.
 
-    ``index`` names the channels; ``delta`` [O, k, kH, kW] (of a depthwise kernel [k, 1, kH, kW])
-    starts at zero and is added there (Lin et al., NeurIPS 2022, section 3.2).
+    ``index`` names the channels. ``delta`` [O, k, kH, kW], of a depthwise kernel [k, 1, kH, kW],
+    starts at zero and is added on those channels (Lin et al., NeurIPS 2022, section 3.2).
     """
 
     index: Tensor
@@ -145,61 +149,63 @@ class SparseUpdate(Override):
     def __init__(self, base: Tensor, channels: tuple[int, ...], *, depthwise: bool) -> None:
         super().__init__(base)
         self.axis = 0 if depthwise else 1
-        known = base.shape[self.axis]
-        if not channels or sorted(set(channels)) != list(channels) or not channels[-1] < known:
+        count = base.shape[self.axis]
+        if not channels or sorted(set(channels)) != list(channels) or not channels[-1] < count:
             raise AttachError(
-                f"expected channels in rising order below {known}, got {list(channels)[:8]}",
+                f"expected channels in rising order below {count}, got {list(channels)[:8]}",
                 fix="take them from loop.contribution.search",
             )
+        # The checkpoint's JSON holds the selection, so the index is no slot.
         self.register_buffer("index", torch.tensor(channels), persistent=False)
         self.delta = nn.Parameter(torch.zeros_like(base.index_select(self.axis, self.index)))
 
     def forward(self, base: Tensor) -> Tensor:
-        """Return the kernel with the learned part added."""
+        """Return the kernel with the learned channels' delta added."""
         return base.index_add(self.axis, self.index, self.delta)
 
 
 class Overrides(nn.Module):
-    """The versions of one domain, in a tree that mirrors the backbone's names.
+    """All overrides of one domain, in a module tree that mirrors the backbone's names.
 
-    So the slots read ``own.layer1.0.conv1.weight.scores``.
+    So a slot reads ``own.layer1.0.conv1.weight.scores``.
     """
 
-    def __init__(self, versions: Mapping[str, Override]) -> None:
+    def __init__(self, overrides: Mapping[str, Override]) -> None:
         super().__init__()
-        for name, version in versions.items():
+        for name, override in overrides.items():
             *path, leaf = name.split(".")
-            place: nn.Module = self
+            parent: nn.Module = self
             for part in path:
-                if part not in place._modules:
-                    place.add_module(part, nn.Module())
-                place = place.get_submodule(part)
-            place.add_module(leaf, version)
-        self.names = tuple(versions)
+                # get_submodule would raise for a missing child, so look before.
+                if part not in parent._modules:
+                    parent.add_module(part, nn.Module())
+                parent = parent.get_submodule(part)
+            parent.add_module(leaf, override)
+        self.names = tuple(overrides)
 
     def items(self) -> Iterator[tuple[str, Override]]:
-        """Yield each version with the name of the backbone's tensor that it replaces."""
+        """Yield each override with the name of the backbone's tensor that it replaces."""
         for name in self.names:
-            version = self.get_submodule(name)
-            assert isinstance(version, Override)
-            yield name, version
+            override = self.get_submodule(name)
+            assert isinstance(override, Override)
+            yield name, override
 
-    def values(self, backbone: nn.Module, *, parts: bool = True) -> dict[str, Tensor]:
+    def values(self, backbone: nn.Module, *, sparse: bool = True) -> dict[str, Tensor]:
         """Return the tensors that replace the backbone's, by name.
 
-        Without ``parts`` partial kernels are left out: a lean convolution adds theirs by itself.
+        ``sparse=False`` leaves out sparse updates: a lean convolution adds their deltas itself.
         """
         frozen = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
         return {
-            name: version(frozen[name])
-            for name, version in self.items()
-            if parts or not isinstance(version, SparseUpdate)
+            name: override(frozen[name])
+            for name, override in self.items()
+            if sparse or not isinstance(override, SparseUpdate)
         }
 
     def slices(self, backbone: nn.Module) -> dict[int, Slice]:
-        """Return partial kernels by the identity of the frozen one, for :class:`LeanMode`."""
+        """Return the sparse updates for :class:`LeanMode`, by the ``id`` of the frozen kernel."""
         return {
-            id(backbone.get_parameter(name)): Slice(version.delta, version.index)
-            for name, version in self.items()
-            if isinstance(version, SparseUpdate)
+            id(backbone.get_parameter(name)): Slice(override.delta, override.index)
+            for name, override in self.items()
+            if isinstance(override, SparseUpdate)
         }

@@ -1,8 +1,8 @@
 """How much each channel of a kernel would contribute to learning: what sparse decides by.
 
-Rules of this file: it measures and hands the choice to ``adapt.sparse``; nothing is trained or
-changed here. The measurement keeps what training the kernels whole would keep, so it is meant for
-the machine that prepares the update, as in the paper.
+Rules of this file: it measures, and ``adapt.sparse`` chooses; nothing is trained or changed here.
+A measurement keeps as much as training the kernels whole would keep. It is meant for the machine
+that prepares the update, as in the paper (Lin et al., NeurIPS 2022, section 3.2), not for a device.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from toolchain.recipe import Recipe
 from toolchain.training.adapt.attached import HEAD, AttachedModel
 from toolchain.training.adapt.blocks import Anatomy
 from toolchain.training.adapt.guards import frozen
-from toolchain.training.adapt.methods import Selection
-from toolchain.training.adapt.sparse import Kernel, Worth, candidates, choose
+from toolchain.training.adapt.overrides import Selection
+from toolchain.training.adapt.sparse import Contribution, Kernel, candidates, choose
 from toolchain.training.data.splits import DomainData
 from toolchain.training.lean import Lean
 from toolchain.training.loop.baseline import probe
@@ -36,22 +36,23 @@ def search(
     data: DomainData,
     recipe: Recipe,
     *,
-    classes: int,
     batches: int = BATCHES,
 ) -> Selection:
     """Return the input channels to update, rising, by kernel: ``{"layer3.0.conv1.weight": ...}``.
 
-    Contribution is measured on ``batches`` batches of 32 pictures of ``data.train``, drawn by
-    ``recipe.train.seed``, at the head-only baseline; the budget is ``recipe.adaptor.update_kib``.
-    Raises TrainingError when no channel fits (the least that would is named), when none
-    contributes, or when the backbone has no candidate.
+    It measures contribution on ``batches`` batches of 32 pictures of ``data.train``, drawn by
+    ``recipe.train.seed``, with the head of the head-only baseline. The budget is
+    ``recipe.adaptor.update_kib``. Raises TrainingError when no channel fits (the message names the
+    least budget that would), when none contributes, or when the backbone has no candidate.
     """
     kernels = candidates(backbone, anatomy)
+    classes = len(data.classes)
     model = AttachedModel(backbone, anatomy, HEAD, classes, recipe.adaptor, lean=Lean())
-    found = probe(model, data, recipe.preprocess)
-    model.domain[HEAD].load_state_dict({"weight": found.weight, "bias": found.bias})
-    worth = _contributions(model, kernels, _calibration(data, recipe, batches))
-    return choose(kernels, worth, recipe.adaptor.update_kib)
+    # With a random head the gradients would say how to mend the head, not what the kernels lack.
+    baseline = probe(model, data, recipe.preprocess)
+    model.domain[HEAD].load_state_dict({"weight": baseline.weight, "bias": baseline.bias})
+    contributions = _contributions(model, kernels, _calibration(data, recipe, batches))
+    return choose(kernels, contributions, recipe.adaptor.update_kib)
 
 
 def _calibration(data: DomainData, recipe: Recipe, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -64,13 +65,13 @@ def _calibration(data: DomainData, recipe: Recipe, batches: int) -> Iterator[tup
 
 def _contributions(
     model: AttachedModel, kernels: Sequence[Kernel], batches: Iterator[tuple[Tensor, Tensor]]
-) -> list[Worth]:
+) -> list[Contribution]:
     """Return by kernel the squared gradients, summed over batches and each channel's weights.
 
-    A gradient is summed up and dropped as soon as it is there, so there is one at a time.
+    A hook adds each gradient to its sum and drops it, so only one is in memory at a time.
     """
     weights = {model.backbone.get_parameter(kernel.name): kernel for kernel in kernels}
-    totals: Mapping[str, Worth] = {kernel.name: np.zeros(kernel.channels) for kernel in kernels}
+    totals: Mapping[str, Contribution] = {k.name: np.zeros(k.channels) for k in kernels}
 
     def collect(weight: Tensor) -> None:
         assert isinstance(weight, nn.Parameter)
@@ -78,8 +79,8 @@ def _contributions(
         kernel = weights[weight]
         # A depthwise kernel [C, 1, kH, kW] has its channels first.
         depthwise = weight.shape[1] != kernel.channels
-        over = (1, 2, 3) if depthwise else (0, 2, 3)
-        totals[kernel.name][:] += weight.grad.double().square().sum(over).numpy()
+        other_axes = (1, 2, 3) if depthwise else (0, 2, 3)
+        totals[kernel.name][:] += weight.grad.double().square().sum(other_axes).numpy()
         weight.grad = None
 
     with ExitStack() as stack, frozen(model.backbone, tuple(weights)):

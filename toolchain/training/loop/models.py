@@ -1,12 +1,12 @@
-"""From a recipe or a checkpoint to an attached model, and from a model to a checkpoint.
+"""From a recipe to an attached model, and from a trained model to a checkpoint.
 
 Rules of this file: it joins what ``weights``, ``attach`` and ``checkpoint`` do and holds no logic
-of its own; a checkpoint meets only the backbone that it was trained on.
+of its own. From a checkpoint back to a model: ``adapt.restore``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
@@ -25,7 +25,7 @@ from toolchain.training.adapt.attached import (
     domain_state,
     weights_digest,
 )
-from toolchain.training.adapt.blocks import examine
+from toolchain.training.adapt.blocks import Anatomy, examine
 from toolchain.training.adapt.checkpoint import (
     BackboneInfo,
     Checkpoint,
@@ -33,7 +33,7 @@ from toolchain.training.adapt.checkpoint import (
     Metrics,
     Versions,
 )
-from toolchain.training.adapt.methods import Selection
+from toolchain.training.adapt.overrides import Selection
 from toolchain.training.adapt.weights import load_backbone
 from toolchain.training.data.splits import DomainData
 from toolchain.training.lean.options import Precision
@@ -43,6 +43,11 @@ from toolchain.training.loop.identity import recipe_digest
 
 DISTRIBUTION = "da3-toolchain"
 
+Search = Callable[[nn.Module, Anatomy, DomainData, Recipe], Selection]
+
+SEARCHES: Mapping[str, Search] = {"sparse": search}
+"""By method: how it finds, on the domain's pictures, what it is to update."""
+
 
 def build(
     recipe: Recipe,
@@ -51,21 +56,18 @@ def build(
     backbone: nn.Module | None = None,
     data: DomainData | None = None,
 ) -> AttachedModel:
-    """Return the recipe's backbone with a fresh domain for ``classes`` classes, lean.
+    """Return the recipe's backbone with a fresh domain for ``classes`` classes, with lean layers.
 
     ``backbone`` is used in place of loading ``recipe.backbone``. The domain starts from
-    ``recipe.train.seed``. ``sparse`` measures on ``data.train`` what it is to update. Raises
-    UnknownNameError, WeightsError, AttachError, TrainingError (nothing fits sparse's budget).
+    ``recipe.train.seed``. The method ``sparse`` measures on ``data.train`` what it is to update.
+    Raises UnknownNameError, WeightsError, AttachError, TrainingError (nothing fits sparse's
+    budget).
     """
     if backbone is None:
         backbone = load_backbone(
             recipe.backbone, weights=recipe.weights_path, sha256=recipe.weights_sha256
         )
     side = recipe.preprocess.size
-    selection: Selection = {}
-    if recipe.method == "sparse":
-        selection = _searched(backbone, data, recipe, classes)
-    keep = recipe.train.keep
     return attach(
         backbone,
         method=recipe.method,
@@ -73,22 +75,23 @@ def build(
         input_shape=(3, side, side),
         options=recipe.adaptor,
         seed=recipe.train.seed,
-        lean=cast("Precision", keep),
-        selection=selection,
+        lean=cast("Precision", recipe.train.keep),
+        selection=_searched(backbone, data, recipe),
     )
 
 
-def _searched(
-    backbone: nn.Module, data: DomainData | None, recipe: Recipe, classes: int
-) -> Selection:
+def _searched(backbone: nn.Module, data: DomainData | None, recipe: Recipe) -> Selection:
+    """Return what the method's search finds; nothing for a method without one."""
+    if recipe.method not in SEARCHES:
+        return {}
     if data is None:
         raise AttachError(
-            "expected pictures to measure what sparse is to update, got none",
-            fix="pass data=adapt.data.load(recipe)",
+            f"expected pictures to measure what {recipe.method} is to update, got none",
+            fix="pass data=training.data.load(recipe)",
         )
     side = recipe.preprocess.size
     anatomy = examine(backbone, (3, side, side))
-    return search(backbone, anatomy, data, recipe, classes=classes)
+    return SEARCHES[recipe.method](backbone, anatomy, data, recipe)
 
 
 def save(
@@ -96,7 +99,7 @@ def save(
     model: AttachedModel,
     recipe: Recipe,
     classes: Sequence[str],
-    found: Evaluation,
+    evaluation: Evaluation,
     *,
     head_accuracy: float | None = None,
     overwrite: bool = False,
@@ -106,6 +109,7 @@ def save(
     Raises CheckpointError for NaN or Inf, ExistsError, StorageError; nothing is left behind then.
     """
     anatomy = model.anatomy
+    channels, height, width = anatomy.input_shape
     info = Info(
         format=files.FORMAT,
         domain=recipe.domain,
@@ -116,22 +120,22 @@ def save(
         classes=tuple(classes),
         preprocess=recipe.preprocess,
         backbone=BackboneInfo(
-            recipe.backbone,
-            weights_digest(model),
-            _three(anatomy.input_shape),
-            tuple(site.name for site in anatomy.sites),
-            anatomy.head,
+            name=recipe.backbone,
+            weights_digest=weights_digest(model),
+            input_shape=(channels, height, width),
+            blocks=tuple(site.name for site in anatomy.sites),
+            head=anatomy.head,
         ),
-        metrics=Metrics(found.accuracy, head_accuracy, found.executed_share, found.gate_rates),
+        metrics=Metrics(
+            accuracy=evaluation.accuracy,
+            head_accuracy=head_accuracy,
+            executed_share=evaluation.executed_share,
+            gate_rates=evaluation.gate_rates,
+        ),
         recipe_digest=recipe_digest(recipe),
         seed=recipe.train.seed,
         selection=dict(model.selection),
-        versions=Versions(version(DISTRIBUTION), torch.__version__),
+        versions=Versions(toolchain=version(DISTRIBUTION), torch=torch.__version__),
         tensors_sha256=digest.sha256(b""),  # filled in by write
     )
     return files.write(folder, info, arrays(domain_state(model)), overwrite=overwrite)
-
-
-def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    channels, height, width = shape
-    return channels, height, width

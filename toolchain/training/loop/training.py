@@ -31,7 +31,8 @@ from toolchain.recipe import Recipe
 from toolchain.training.adapt.attached import HEAD, OWN, AttachedModel, weights_digest
 from toolchain.training.adapt.checkpoint import Checkpoint
 from toolchain.training.adapt.loss import training_loss
-from toolchain.training.adapt.methods import REGISTRY, Selection
+from toolchain.training.adapt.methods import REGISTRY
+from toolchain.training.adapt.overrides import Selection
 from toolchain.training.data.splits import DomainData
 from toolchain.training.loop import models
 from toolchain.training.loop.augment import Epoch, augmented, draw

@@ -236,7 +236,7 @@ def _step(model: AttachedModel, mode: _Asked, batch: int, share: float) -> None:
         if own is not None:
             # Kernels that are made are kept, and so no maps under way.
             with nullcontext() if torch.is_grad_enabled() else mode.silent():
-                values = own.values(model.backbone, parts=lean is None)
+                values = own.values(model.backbone, sparse=lean is None)
             if not torch.is_grad_enabled():
                 mode.ledger.ignore(*values.values())
             mode.parts = _trained_parts(model.backbone, own.items(), lean)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from toolchain.core.errors import AttachError, MemoryBudgetError, TrainingError, UsageError
 from toolchain.recipe import METHOD_OPTIONS, AdaptorOptions
 from toolchain.training.adapt.attached import AttachedModel, domain_state
-from toolchain.training.adapt.methods import REGISTRY, Selection
-from toolchain.training.adapt.sparse import by_size
+from toolchain.training.adapt.methods import REGISTRY
+from toolchain.training.adapt.overrides import Selection
 from toolchain.training.lean import Lean
 from toolchain.training.lean.options import Precision
 from toolchain.training.memory.analytic import count
@@ -198,14 +198,15 @@ def _variant(model: AttachedModel, method: str, pool: int | None, keep: Precisio
         model.classes,
         options,
         lean=Lean(keep=keep, smooth=REGISTRY[method].smooth),
-        selection=_selection(model, options) if method == "sparse" else None,
+        selection=_selection(model, method, options),
     )
 
 
-def _selection(model: AttachedModel, options: AdaptorOptions) -> Selection:
-    if model.method == "sparse":
+def _selection(model: AttachedModel, method: str, options: AdaptorOptions) -> Selection:
+    by_size = REGISTRY[method].by_size
+    if method == model.method or by_size is None:
         return model.selection
-    return by_size(model.backbone, model.anatomy, options.update_kib)
+    return by_size(model.backbone, model.anatomy, options)
 
 
 def _choice(model: AttachedModel, pool: int | None, keep: Precision, budget: int) -> Choice:
