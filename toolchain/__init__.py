@@ -1,9 +1,9 @@
 """DA3 toolchain: split a frozen vision backbone from its domains, and link them again.
 
-One frozen backbone serves many domains; per domain a small adaptor, a gate per block and a head are
-trained (``adapt``), split from the backbone and linked again in ONNX (``graph``), compared with
-PyTorch (``check``) and packed (``bundle``). ``export`` does all of it, ``cli`` is the ``da3``
-command. Importing this package imports none of its rooms.
+One frozen backbone serves many domains. For each domain ``training`` trains a small adaptor, a gate
+for each block and a head. ``export`` splits these from the backbone, links them again in ONNX,
+compares the result with PyTorch and packs it as a ``bundle``. ``device`` runs bundles. ``cli`` is
+the ``da3`` command. Importing this package imports none of its rooms.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["DISTRIBUTION"]
 
 
 def __getattr__(name: str) -> str:
-    """Return ``__version__`` from the installed distribution, looked up when asked for."""
+    """Return ``__version__`` of the installed distribution; it is looked up on use."""
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib.metadata import version

@@ -1,10 +1,12 @@
 """The command line: ``da3`` and ``da3-export``.
 
-Rules of this room: it parses, calls and prints, and decides nothing; everything that it calls is in
-the library, with the same names. Results go to stdout, progress and errors to stderr; with
-``--json`` stdout is one JSON document, also for an error. The library is imported inside the
-commands, so that help and completion answer at once. Exit codes: 0 done, 1 error, 2 usage,
+Rules of this room: it parses, calls and prints, and decides nothing. Everything that it calls is in
+the library, with the same names. Results go to stdout, progress and errors to stderr. With
+``--json`` stdout is one JSON document, for an error too. A verb imports the library inside its
+function, so that help and completion answer at once. Exit codes: 0 done, 1 error, 2 usage,
 3 parity failed, 4 verification failed, 130 interrupted.
+
+A new verb is a file in ``verbs`` and a line in ``app``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The root command and its verbs."""
+"""The root command and the list of its verbs."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The one error boundary: what the library raises becomes a message and an exit code.
 
-Rules of this file: every command runs inside ``_Boundary.main``, and nothing else in the room
-ends the process for an error. A message goes to stderr as ``error:`` and ``fix:``; with ``--json``
-it is a document on stdout instead. A closed stream drops what is written to it, a full one is an
-error like any other. A traceback is shown only when DA3_TRACEBACK is set.
+Rules of this file: every command runs inside ``_Boundary.main``. Nothing else in the room ends the
+process for an error. A message goes to stderr as ``error:`` and ``fix:``; with ``--json`` it is a
+document on stdout instead. A closed stream drops what is written to it; a full one is an error like
+any other. A traceback is shown only where DA3_TRACEBACK is set.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ _EXTRAS = {
     "onnx": "check",
     "onnx_ir": "check",
 }
-# What a fix of the library asks for, and the flag of the command that does it.
+# A word in a fix of the library, and the flag of the command that does it.
 _FLAGS = (("go on with", "--resume"), ("overwrit", "--overwrite"))
 
 
 class _Boundary:
-    """Mixed into click's commands: ``main`` ends the process in every case."""
+    """Mixed into click's commands, so that ``main`` ends the process in every case."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command and exit with its code; see :meth:`click.Command.main`."""
-        given = args[0] if args else extra.get("args")
-        as_json = "--json" in (sys.argv[1:] if given is None else given)
+        words = args[0] if args else extra.get("args")
+        as_json = "--json" in (sys.argv[1:] if words is None else words)
         colour = False if os.environ.get("NO_COLOR") else None
         _open_closed_streams()
-        _tolerate_any_name()
+        _escape_what_is_not_encodable()
         try:
             options = {**extra, "standalone_mode": False, "color": colour}
             code = super().main(*args, **options)  # type: ignore[misc]
-        # This is where every error ends: what is unknown is told as such and leaves with 1.
+        # Every error ends here; one that is not the library's is an internal error, exit code 1.
         except Exception as err:
-            code = _tell(_known(err), as_json, colour)
+            code = _report(_known(err), as_json, colour)
         except KeyboardInterrupt:
-            code = _tell(click.Abort(), as_json, colour)
-        _drop_what_is_refused()
+            code = _report(click.Abort(), as_json, colour)
+        _drop_unwritten()
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -66,7 +66,7 @@ class BoundedGroup(_Boundary, click.Group):
 
 @contextmanager
 def command_in_fix(command: str) -> Iterator[None]:
-    """Complete the fix of an error that asks for resuming or overwriting by ``command``."""
+    """Add ``command`` with its flag to a fix that asks for resuming or overwriting."""
     try:
         yield
     except Da3Error as err:
@@ -77,14 +77,14 @@ def command_in_fix(command: str) -> Iterator[None]:
 
 
 def _open_closed_streams() -> None:
-    """Stand in for a stream that the caller closed (``2>&-``), which Python leaves as None."""
+    """Open the null device for a stream that is closed (``2>&-``), where Python has None."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
-def _drop_what_is_refused() -> None:
-    """Empty the buffer that a stream did not take, which would be told once more at exit."""
+def _drop_unwritten() -> None:
+    """Drop the buffer of a stream that takes nothing; else Python complains at exit once more."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -92,79 +92,81 @@ def _drop_what_is_refused() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _tolerate_any_name() -> None:
-    """Show what a terminal's encoding lacks as an escape instead of failing."""
+def _escape_what_is_not_encodable() -> None:
+    """Escape a character that a stream's encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _known(err: Exception) -> Exception:
-    """Return a missing package of ours and a full stream as the library's errors."""
+    """Return the library's error for a missing package of an extra, and for a full stream."""
     name = (getattr(err, "name", None) or "").partition(".")[0]
     if isinstance(err, ModuleNotFoundError) and name in _EXTRAS:
-        found: Exception = MissingPackageError(name, "this command", _EXTRAS[name])
-        return found.with_traceback(err.__traceback__)
-    # The library's own files carry their names; an error without one is a stream's.
+        missing = MissingPackageError(name, "this command", _EXTRAS[name])
+        return missing.with_traceback(err.__traceback__)
+    # An error of the library's own files carries a file name. One without is a stream's.
     if isinstance(err, OSError) and err.errno in _NO_ROOM and err.filename is None:
-        found = StorageError(
+        full = StorageError(
             f"cannot write the output: {err.strerror}",
             fix="make room where stdout or stderr goes, or send it elsewhere",
         )
-        return found.with_traceback(err.__traceback__)
+        return full.with_traceback(err.__traceback__)
     return err
 
 
-def _tell(err: Exception, as_json: bool, colour: bool | None) -> int:
+def _report(err: Exception, as_json: bool, colour: bool | None) -> int:
     """Report ``err`` and return the exit code."""
     if os.environ.get("DA3_TRACEBACK"):
         traceback.print_exception(err, file=sys.stderr)
-    told = _document(err)
+    document = _document(err)
     try:
-        _print(err, told, as_json, colour)
+        _print(err, document, as_json, colour)
     except BrokenPipeError:
         pass  # nobody reads
     except OSError:
-        # stdout takes no document; when stderr takes no line either, the exit code is all there is.
+        # stdout takes no document. If stderr takes no line either, only the exit code is left.
         with suppress(OSError):
-            _print(err, told, as_json=False, colour=colour)
-    return int(told["exit_code"])
+            _print(err, document, as_json=False, colour=colour)
+    return int(document["exit_code"])
 
 
-def _print(err: Exception, told: dict[str, Any], as_json: bool, colour: bool | None) -> None:
+def _print(err: Exception, document: dict[str, Any], as_json: bool, colour: bool | None) -> None:
     if as_json:
-        write_json({"error": told})
+        write_json({"error": document})
         return
     if isinstance(err, click.exceptions.NoArgsIsHelpError):
         err.show()
         return
     if isinstance(err, click.UsageError) and err.ctx is not None:
         click.echo(err.ctx.get_usage(), err=True, color=colour)
-    complain(told["message"], told["fix"], colour=colour)
+    complain(document["message"], document["fix"], colour=colour)
 
 
 def _document(err: Exception) -> dict[str, Any]:
-    """Return type, message, fix and exit code of an error, and a recipe's faults."""
+    """Return type, message, fix and exit code of an error, and the faults of a recipe."""
     match err:
         case RecipeError():
             faults = [{"path": f.path, "message": f.message, "fix": f.fix} for f in err.faults]
-            return {**_of_ours(err), "faults": faults}
+            return {**_library_fields(err), "faults": faults}
         case Da3Error():
-            return _of_ours(err)
+            return _library_fields(err)
         case click.Abort():
-            return _told("Interrupted", "interrupted; no file was left half-written", INTERRUPTED)
+            return _fields("Interrupted", "interrupted; no file was left half-written", INTERRUPTED)
         case click.UsageError(ctx=click.Context(command_path=path)):
-            return _told(type(err).__name__, err.format_message(), err.exit_code, f"{path} --help")
+            return _fields(
+                type(err).__name__, err.format_message(), err.exit_code, f"{path} --help"
+            )
         case click.ClickException():
-            return _told(type(err).__name__, err.format_message(), err.exit_code)
+            return _fields(type(err).__name__, err.format_message(), err.exit_code)
     message = f"internal error: {type(err).__name__}: {err}"
     fix = "run again with DA3_TRACEBACK=1 for the traceback, and report it"
-    return _told("InternalError", message, 1, fix)
+    return _fields("InternalError", message, 1, fix)
 
 
-def _of_ours(err: Da3Error) -> dict[str, Any]:
-    return _told(type(err).__name__, err.message, err.exit_code, err.fix)
+def _library_fields(err: Da3Error) -> dict[str, Any]:
+    return _fields(type(err).__name__, err.message, err.exit_code, err.fix)
 
 
-def _told(kind: str, message: str, code: int, fix: str = "") -> dict[str, Any]:
+def _fields(kind: str, message: str, code: int, fix: str = "") -> dict[str, Any]:
     return {"type": kind, "message": message, "fix": fix, "exit_code": code}

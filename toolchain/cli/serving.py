@@ -1,4 +1,4 @@
-"""``da3 run --serve``: its options, and a server that ends in order when a signal comes."""
+"""``da3 run --serve``: its options, and a server that a signal ends in order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MIB = 1024 * 1024
 def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--serve``, passed as ``port``, and its options, passed as ``serving``.
 
-    ``serving`` holds those that were given: ``host``, and fields of
+    ``serving`` holds only the options that the user set: ``host``, and fields of
     ``toolchain.device.serve.Limits``.
     """
 
@@ -46,7 +46,7 @@ def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--waiting",
         type=click.IntRange(0, 4096),
         metavar="N",
-        help="Requests in line behind them; further ones get 503.  [default: 16]",
+        help="Requests that wait behind them; further ones get 503.  [default: 16]",
     )
     @functools.wraps(command)
     def collecting(
@@ -57,14 +57,13 @@ def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
         waiting: int | None,
         **rest: Any,
     ) -> Any:
-        body_bytes = None if max_body is None else max_body * _MIB
-        given = {
+        values = {
             "host": host,
-            "body_bytes": body_bytes,
+            "body_bytes": None if max_body is None else max_body * _MIB,
             "concurrent": concurrent,
             "waiting": waiting,
         }
-        serving = {name: value for name, value in given.items() if value is not None}
+        serving = {name: value for name, value in values.items() if value is not None}
         return command(*args, serving=serving, **rest)
 
     return collecting
@@ -81,7 +80,7 @@ def serve_until_signalled(
     *,
     as_json: bool,
 ) -> None:
-    """Serve until Ctrl-C or SIGTERM; the address is told on stdout once it answers."""
+    """Serve until Ctrl-C or SIGTERM; print the address on stdout as soon as it answers."""
     from toolchain.device.serve import Limits, serve
 
     def tell(url: str) -> None:
@@ -108,9 +107,9 @@ def _signalled() -> Iterator[threading.Event]:
     """Yield an event that SIGINT and SIGTERM set instead of ending the process."""
     stop = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
+    handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -40,9 +40,9 @@ def train_shown(
     threads: int | None = None,
     memory: int | None = None,
 ) -> TrainReport:
-    """Train and show it on stderr; ``command`` is what the fix of an error names.
+    """Train and show progress on stderr; the fix of an error names ``command``.
 
-    The rest is :func:`toolchain.training.loop.from_recipe.train_recipe`'s.
+    The rest is as in :func:`toolchain.training.loop.from_recipe.train_recipe`.
     """
     from toolchain.training.loop.from_recipe import train_recipe
 

@@ -68,9 +68,9 @@ def engine(facts: EngineFacts) -> list[str]:
     ]
 
 
-def plans(found: Sequence[Plan]) -> list[str]:
-    """Return the lines for what each precision costs a domain, none without plans."""
-    if not found:
+def plans(entries: Sequence[Plan]) -> list[str]:
+    """Return the lines for what each precision costs a domain; none without plans."""
+    if not entries:
         return []
     rows = [
         (
@@ -81,7 +81,7 @@ def plans(found: Sequence[Plan]) -> list[str]:
             layout.percent(plan.gate_agreement),
             str(plan.samples),
         )
-        for plan in found
+        for plan in entries
     ]
     heads = ("target", "precision", "accuracy", "same class", "same gates", "samples")
     return [*layout.table(heads, rows, right="2345"), ""]

@@ -1,6 +1,6 @@
-"""What ``da3 inspect`` shows people, one view per kind of file.
+"""What ``da3 inspect`` shows people: one view for each kind of file.
 
-Rules of this file: values in, lines out; a view fits on a screen, ``--json`` has the rest.
+Rules of this file: values in, lines out. A view fits on a screen; ``--json`` has the rest.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from toolchain.pictures.preprocess import Preprocessing
 from toolchain.recipe import METHOD_OPTIONS
 
 
-def view(found: Inspection, *, brief: bool = False) -> list[str]:
-    """Return the lines for what was found; ``brief`` leaves a bundle's inside out."""
-    facts = found.facts
+def view(inspection: Inspection, *, brief: bool = False) -> list[str]:
+    """Return the lines for a file; ``brief`` leaves out what is inside a bundle."""
+    facts = inspection.facts
     match facts:
         case RecipeFacts():
             body = _recipe(facts)
@@ -62,10 +62,10 @@ def view(found: Inspection, *, brief: bool = False) -> list[str]:
             body = engines.kit(facts)
         case EngineFacts():
             body = engines.engine(facts)
-    return [layout.title(f"{found.path}: {_what(found.kind, facts)}"), *body]
+    return [layout.title(f"{inspection.path}: {_kind(inspection.kind, facts)}"), *body]
 
 
-def _what(kind: str, facts: object) -> str:
+def _kind(kind: str, facts: object) -> str:
     if isinstance(facts, GraphFacts):
         return f"ONNX, {facts.role}" if facts.role else "ONNX, not written by this toolchain"
     words = {
@@ -81,22 +81,22 @@ def _what(kind: str, facts: object) -> str:
 
 
 def _recipe(facts: RecipeFacts) -> list[str]:
-    found = facts.recipe
-    data, train = found.data, found.train
-    options = {name: getattr(found.adaptor, name) for name in METHOD_OPTIONS[found.method]}
+    recipe = facts.recipe
+    data, train = recipe.data, recipe.train
+    options = {name: getattr(recipe.adaptor, name) for name in METHOD_OPTIONS[recipe.method]}
     return layout.pairs(
         {
-            "domain": f"{found.domain}  ({found.title})",
-            "backbone": f"{found.backbone}, weights {found.weights or 'as shipped'}",
-            "method": f"{found.method}  {layout.listed(options)}".rstrip(),
+            "domain": f"{recipe.domain}  ({recipe.title})",
+            "backbone": f"{recipe.backbone}, weights {recipe.weights or 'as shipped'}",
+            "method": f"{recipe.method}  {layout.listed(options)}".rstrip(),
             "data": f"{data.loader} {data.root or ''}".rstrip()
             + f", train {data.train or 'all'}, test {data.test or 'all'}, seed {data.seed}",
-            "input": _preprocess(found.preprocess),
+            "input": _preprocess(recipe.preprocess),
             "training": f"{train.epochs} epochs of batches of {train.batch}, lr {train.lr:g}, "
             f"budget {train.budget:g} (weight {train.budget_weight:g}), "
             f"augment {', '.join(train.augment) or 'nothing'}, seed {train.seed}",
-            "golden": f"{found.golden} samples",
-            "licence": found.licence,
+            "golden": f"{recipe.golden} samples",
+            "licence": recipe.licence,
         }
     )
 
@@ -137,7 +137,7 @@ def _bundle(facts: BundleFacts) -> list[str]:
                 "backbone": m.backbone.name,
                 "  weights": m.backbone.weights_digest,
                 "  graph": m.backbone.graph_digest,
-                "method": f"{m.adaptor.method}  {layout.listed(_used(m))}".rstrip(),
+                "method": f"{m.adaptor.method}  {layout.listed(_options(m))}".rstrip(),
                 **patch_line(m),
                 "classes": f"{len(m.classes)}: {layout.some(m.classes)}",
                 "input": _preprocess(m.preprocess),
@@ -179,8 +179,8 @@ def _brief(facts: BundleFacts) -> list[str]:
     ]
 
 
-def _used(m: Manifest) -> dict[str, object]:
-    """Return the options that the method has; those of a method from elsewhere are all shown."""
+def _options(m: Manifest) -> dict[str, object]:
+    """Return the options that the method has; of a method that nobody here knows, all."""
     names = METHOD_OPTIONS.get(m.adaptor.method, tuple(m.adaptor.options))
     return {name: value for name, value in m.adaptor.options.items() if name in names}
 
@@ -246,12 +246,12 @@ def _files(
 def _slots(blocks: Iterable[Block]) -> list[str]:
     rows = [
         (
-            one.name,
-            one.tensors,
-            one.elements,
-            layout.listed(one.parts) if len(one.parts) > 1 else "",
+            block.name,
+            block.tensors,
+            block.elements,
+            layout.listed(block.parts) if len(block.parts) > 1 else "",
         )
-        for one in blocks
+        for block in blocks
     ]
     return layout.table(("slots of", "tensors", "elements", ""), layout.shortened(rows), right="12")
 
@@ -272,7 +272,7 @@ def _states(states: Mapping[str, GateStates]) -> list[str]:
 
 
 def _parity(m: Manifest) -> list[str]:
-    """Return the table of the notes ``<flavour>.batch<N>.<measure>``."""
+    """Return the table of a manifest's notes ``<flavour>.batch<N>.<measure>``."""
     rows: dict[str, dict[str, object]] = {}
     for key, value in m.parity.items():
         stem, _, measure = key.rpartition(".")

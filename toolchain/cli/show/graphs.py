@@ -1,4 +1,7 @@
-"""What ``da3 inspect`` shows of graphs and plain tensors; the other kinds are in ``views``."""
+"""What ``da3 inspect`` shows of graphs, plain tensors and half-done trainings.
+
+Rules of this file: as :mod:`toolchain.cli.show.files`.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ def tensors(facts: TensorsFacts) -> list[str]:
 
 
 def graph(facts: GraphFacts) -> list[str]:
-    """Return the lines for an ONNX model; the slots among its inputs are only counted."""
+    """Return the lines for an ONNX model. Slots among its inputs are counted and not listed."""
     linkage = linkage_of(facts.role)
     takes_slots = linkage is not None and not linkage.folds_domain
     inputs = [port for port in facts.inputs if not (takes_slots and "." in port.name)]
@@ -55,7 +58,7 @@ def graph(facts: GraphFacts) -> list[str]:
         for word, ports in (("input", inputs), ("output", facts.outputs))
         for port in ports
     ]
-    held = {
+    properties = {
         "size": layout.size(facts.size_bytes),
         "written by": facts.producer or "not stated",
         "dialect": f"IR version {facts.ir_version}, {layout.listed(facts.opsets)}",
@@ -63,18 +66,18 @@ def graph(facts: GraphFacts) -> list[str]:
         "nodes": f"{facts.nodes}, and {facts.branch_nodes} in {facts.branches} branches",
         "tensors": f"{facts.inline_tensors} inside ({layout.size(facts.inline_bytes)})",
         **{
-            f"  {one.location}": f"{one.tensors} ({layout.size(one.size_bytes)})"
-            for one in facts.external
+            f"  {file.location}": f"{file.tensors} ({layout.size(file.size_bytes)})"
+            for file in facts.external
         },
     }
     if not slots:
-        del held["slots"]
+        del properties["slots"]
     names = sorted({*facts.operators, *facts.branch_operators})
     operators = [
         (name, facts.operators.get(name, 0), facts.branch_operators.get(name, 0)) for name in names
     ]
     return [
-        *layout.pairs(held),
+        *layout.pairs(properties),
         "",
         *layout.table(("", "name", "dtype", "shape"), layout.shortened(rows)),
         "",

@@ -1,7 +1,8 @@
 """Text for people: tables, labelled values, bars, sizes.
 
-Rules of this file: pure functions of values, nothing is printed; what comes from a file is shown
-without its control characters, so that no name can move the cursor; colour is click's to drop.
+Rules of this file: functions are pure, and nothing is printed. Text that comes from a file is shown
+without its control characters, so that no name can move the cursor. Where a stream takes no colour,
+click drops it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def clean(text: str, *, lines: bool = False) -> str:
-    """Return ``text`` with everything unprintable escaped; ``lines`` keeps line breaks."""
+    """Return ``text`` with each unprintable character escaped; ``lines`` keeps line breaks."""
     return "".join(
         c if c.isprintable() or (lines and c == "\n") else c.encode("unicode_escape").decode()
         for c in text
@@ -36,10 +37,10 @@ def title(text: str) -> str:
 
 
 def pairs(values: Mapping[str, object], indent: int = 2) -> list[str]:
-    """Return one line per labelled value, the values below each other."""
-    wide = max(map(width, map(clean, values)), default=0)
+    """Return one line for each labelled value; the values stand below each other."""
+    columns = max(map(width, map(clean, values)), default=0)
     return [
-        f"{' ' * indent}{label}{' ' * (wide - width(label))}  {clean(str(value))}"
+        f"{' ' * indent}{label}{' ' * (columns - width(label))}  {clean(str(value))}"
         for label, value in ((clean(name), value) for name, value in values.items())
     ]
 
@@ -47,7 +48,7 @@ def pairs(values: Mapping[str, object], indent: int = 2) -> list[str]:
 def table(
     heads: Sequence[str], rows: Iterable[Sequence[object]], *, right: str = "", indent: int = 2
 ) -> list[str]:
-    """Return a table; ``right`` names the heads (by position, as digits) that align right."""
+    """Return a table; ``right`` has the positions, as digits, of the columns that align right."""
     cells = [[clean(str(value)) for value in row] for row in rows]
     wide = [max(map(width, column)) for column in zip(heads, *cells, strict=True)]
     lines = [_row(row, wide, right, indent) for row in [list(heads), *cells]]
@@ -69,7 +70,7 @@ def bar(share: float) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Return a share as a percentage with one decimal, a dash for None."""
+    """Return a share as a percentage with one decimal; None is a dash."""
     return "-" if share is None else f"{share:.1%}"
 
 
@@ -87,7 +88,7 @@ def shape(dims: Iterable[object]) -> str:
 
 
 def some(names: Sequence[str], count: int = 12) -> str:
-    """Return the first few of ``names``, and how many follow."""
+    """Return the first ``count`` of ``names``, and how many follow."""
     rest = f", and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + rest
 
@@ -98,7 +99,7 @@ def listed(values: Mapping[str, object]) -> str:
 
 
 def shortened(rows: Sequence[Sequence[object]]) -> list[Sequence[object]]:
-    """Return the rows that fit on a screen, and one that counts the others."""
+    """Return the rows that fit on a screen, and a row that counts the others."""
     if len(rows) <= SHOWN_ROWS:
         return list(rows)
     more = (f"and {len(rows) - SHOWN_ROWS} more: --json", *[""] * (len(rows[0]) - 1))
@@ -106,7 +107,7 @@ def shortened(rows: Sequence[Sequence[object]]) -> list[Sequence[object]]:
 
 
 def gates(rates: Mapping[str, float | None]) -> list[str]:
-    """Return one line per block: a bar for how often its gate is open."""
+    """Return one line for each block: a bar for how often its gate is open."""
     if not rates:
         return ["  no gates"]
     rows = [
@@ -117,5 +118,6 @@ def gates(rates: Mapping[str, float | None]) -> list[str]:
 
 
 def example(*commands: str) -> str:
-    """Return the part of a help text that shows ``commands``; click leaves its lines alone."""
+    """Return the part of a help text that shows ``commands``."""
+    # click wraps a paragraph anew, but for one that begins with \b.
     return "\b\nExample:\n" + "\n".join(f"  {command}" for command in commands)

@@ -18,16 +18,16 @@ def parity_lines(report: ParityReport) -> list[str]:
     """Return the table, one row per flavour and batch size."""
     rows = [
         (
-            found.flavour,
-            found.batch,
-            found.cases,
-            f"{found.max_absolute:.2e}",
-            f"{found.max_relative:.1e}",
-            found.top1_mismatches,
-            found.gate_mismatches,
-            "ok" if found.passed else f"FAILED {found.first}",
+            row.flavour,
+            row.batch,
+            row.cases,
+            f"{row.max_absolute:.2e}",
+            f"{row.max_relative:.1e}",
+            row.top1_mismatches,
+            row.gate_mismatches,
+            "ok" if row.passed else f"FAILED {row.first}",
         )
-        for found in report.comparisons
+        for row in report.comparisons
     ]
     forced = f", {report.forced} of them with forced gates" if report.forced else ""
     return [

@@ -38,19 +38,18 @@ def backbones(as_json: bool) -> None:
 
 
 def _described(name: str) -> dict[str, Any]:
-    """Return the row of a backbone; one whose package cannot be loaded has an ``error``."""
+    """Return the row of a backbone. If its package cannot be loaded, the row has an ``error``."""
     from toolchain.training.adapt.backbones import get
 
     keys = ("title", "input_size", "licence", "source", "weights_sha256")
     try:
-        found = get(name)
+        backbone = get(name)
     except Da3Error as err:
-        nothing = dict.fromkeys(keys)
-        return {"name": name, **nothing, "weights_shipped": False, "error": err.message}
-    values = {key: getattr(found, key) for key in keys}
+        return {"name": name, **dict.fromkeys(keys), "weights_shipped": False, "error": err.message}
+    values = {key: getattr(backbone, key) for key in keys}
     return {
         "name": name,
         **values,
-        "weights_shipped": found.weights_file is not None,
+        "weights_shipped": backbone.weights_file is not None,
         "error": None,
     }

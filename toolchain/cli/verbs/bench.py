@@ -35,7 +35,7 @@ from toolchain.core.files import write_atomic
     "--backbone",
     metavar="NAME",
     shell_complete=complete_backbone,
-    help="A backbone of `da3 backbones ls`; domains are drawn for it. With --bundle: its folder.",
+    help="A backbone of `da3 backbones`; domains are made for it. With --bundle: its folder.",
 )
 @input_option
 @click.option(
@@ -44,7 +44,7 @@ from toolchain.core.files import write_atomic
     default=10,
     show_default=True,
     metavar="N",
-    help="How many domains to draw.",
+    help="How many domains to make.",
 )
 @click.option(
     "--bundle",
@@ -52,7 +52,7 @@ from toolchain.core.files import write_atomic
     type=FILE,
     multiple=True,
     metavar="FILE",
-    help="Measure bundles that exist, without PyTorch; at least two.",
+    help="Measure these bundles, at least two, without PyTorch.",
 )
 @click.option(
     "--engine",
@@ -64,9 +64,9 @@ from toolchain.core.files import write_atomic
 @click.option(
     "--parts",
     metavar="LIST",
-    help="Only these, with commas: latency, swap, switch, memory, load, overhead.",
+    help="Only these, with commas between: latency, swap, switch, memory, load, overhead.",
 )
-@click.option("--quick", is_flag=True, help="Few rounds: to see that it runs.")
+@click.option("--quick", is_flag=True, help="Few rounds, to see that it runs.")
 @click.option("--work", type=FILE, metavar="DIR", help="Keep what is made, and reuse it.")
 @json_file_option
 @click.option("--html", "html_path", type=FILE, metavar="FILE", help="Write one page with plots.")
@@ -85,8 +85,9 @@ def bench(
 ) -> None:
     """Measure latency, swapping, memory and throughput on this machine.
 
-    Everything that is compared runs interleaved in one run of some five minutes (ResNet-50, two
-    cores). Targets stand beside figures and are never enforced.
+    Whatever is compared takes turns in one run, so that both sides see the same machine. A run
+    takes some five minutes (ResNet-50, two cores). Targets stand beside the figures; nothing
+    enforces them.
     """
     require_folders(html_path, json_path)
     if engine is not None:
@@ -152,11 +153,11 @@ def _engine_lines(document: Mapping[str, Any]) -> Iterator[str]:
         [
             (
                 name.partition(" ")[2],
-                f"{one['latency']['median_ms']:.2f}",
-                f"{1e3 * one['swap_s']:.2f}",
-                layout.size(one["slots_bytes"]),
+                f"{row['latency']['median_ms']:.2f}",
+                f"{1e3 * row['swap_s']:.2f}",
+                layout.size(row["slots_bytes"]),
             )
-            for name, one in document["domains"].items()
+            for name, row in document["domains"].items()
         ],
         right="123",
     )

@@ -53,7 +53,7 @@ _MIB = 1 << 20
     "flavours",
     multiple=True,
     type=click.Choice(FLAVOURS),
-    help="Of the kit.  [default: all that it holds]",
+    help="Build this flavour of the kit.  [default: all that it holds]",
 )
 @click.option(
     "--workspace",
@@ -64,7 +64,7 @@ _MIB = 1 << 20
 @click.option(
     "--level", type=click.IntRange(0, 5), help="Optimisation level.  [default: TensorRT's own]"
 )
-@click.option("--rebuild", is_flag=True, help="Build also what is there already.")
+@click.option("--rebuild", is_flag=True, help="Build also the engines that are there already.")
 @json_option
 def build(
     kit: Path,
@@ -79,41 +79,42 @@ def build(
 ) -> None:
     """Build the engines of a kit on this machine.
 
-    KIT is a folder that da3-export --target wrote. An engine is taken from DIR only if TensorRT,
-    GPU, power mode, options and kit are the same; else what differs is told and it is built. At the
-    end all gates closed are timed against all gates open: an engine whose closed gates do not skip
-    says so from then on.
+    KIT is a folder that da3-export --target wrote. The command takes an engine from DIR only if
+    TensorRT, GPU, power mode, options and kit are the same. Otherwise it names what differs and
+    builds the engine. At the end it times all gates closed against all gates open. An engine whose
+    closed gates do not skip says so from then on.
     """
     from toolchain.device import build as pipeline
 
-    wanted = pipeline.Wanted(
+    choices = pipeline.Wanted(
         module, flavours or None, workspace and workspace * _MIB, level, rebuild
     )
     with _ended_at_once(), Steps(sys.stderr) as steps:
         if check:
-            report = pipeline.check(kit, wanted, notify=steps)
+            report = pipeline.check(kit, choices, notify=steps)
         else:
-            report = pipeline.build(kit, engines, wanted, notify=steps)
+            report = pipeline.build(kit, engines, choices, notify=steps)
     emit(plain(report), _lines(report), as_json=as_json)
 
 
 @contextmanager
 def _ended_at_once() -> Iterator[None]:
-    """Let Ctrl-C end the process also inside TensorRT, which may not return for minutes.
+    """Let Ctrl-C end the process inside TensorRT too, which may not return for minutes.
 
-    Nothing is half-written then: engines and timings appear whole, and the next build goes on.
+    Nothing is left half-written: engines and timings appear whole, and the next build goes on from
+    them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # Where it is ignored, as behind `nohup`, it stays so.
-    kept = signal.getsignal(signal.SIGINT)
-    if kept is not signal.SIG_IGN:
+    # A shell's `nohup` and background jobs ignore the signal. That stays so.
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, kept)
+        signal.signal(signal.SIGINT, handler)
 
 
 def _lines(report: BuildReport) -> Iterator[str]:
@@ -128,8 +129,7 @@ def _lines(report: BuildReport) -> Iterator[str]:
     for item in report.flavours:
         yield ""
         yield from _flavour(item)
-    slow = [item for item in report.flavours if item.gates == "not skipping"]
-    if slow:
+    if any(item.gates == "not skipping" for item in report.flavours):
         yield ""
         yield from _instead(report)
 
@@ -139,8 +139,8 @@ def _flavour(item: FlavourReport) -> Iterator[str]:
     yield from layout.pairs(dict(_facts(item)))
     if item.instead_of is not None and item.instead_of.nearest is not None:
         yield f"  built anew, as {item.instead_of.nearest.name} differs:"
-        for one in item.instead_of.differences:
-            yield f"    {layout.clean(str(one))}"
+        for difference in item.instead_of.differences:
+            yield f"    {layout.clean(str(difference))}"
 
 
 def _facts(item: FlavourReport) -> Iterator[tuple[str, str]]:
@@ -155,9 +155,9 @@ def _facts(item: FlavourReport) -> Iterator[tuple[str, str]]:
         read = sum(piece.boundaries for piece in item.pieces)
         added = sum(piece.repaired for piece in item.pieces)
         yield "conditionals", f"{gates}, {read} boundaries shown, {added} added here"
-        skipped = [one for piece in item.pieces for one in piece.skipped]
+        skipped = [tactic for piece in item.pieces for tactic in piece.skipped]
         if skipped:
-            most = layout.size(max(one.requested_bytes for one in skipped))
+            most = layout.size(max(tactic.requested_bytes for tactic in skipped))
             yield "skipped", f"{len(skipped)} tactics for lack of memory, the largest of {most}"
             yield "", "they may be faster: close other programs and use --rebuild"
     if item.resumed is not None:
@@ -168,25 +168,25 @@ def _facts(item: FlavourReport) -> Iterator[tuple[str, str]]:
 
 
 def _verdict(item: FlavourReport) -> str:
-    found = {name: float(value) for name, value in item.figures.items() if value is not None}
-    if "ms" in found:
-        return f"none to force, {found['ms']:.2f} ms per picture"
-    if not found:
+    figures = {name: float(value) for name, value in item.figures.items() if value is not None}
+    if "ms" in figures:
+        return f"none to force, {figures['ms']:.2f} ms per picture"
+    if not figures:
         return item.gates
-    opened, closed = found["open_ms"], found["closed_ms"]
+    opened, closed = figures["open_ms"], figures["closed_ms"]
     return (
         f"{item.gates}: open {opened:.2f} ms, closed {closed:.2f} ms; closing saves "
         f"{layout.percent(1 - closed / opened)}, the gated blocks are "
-        f"{layout.percent(found['share'])} of the FLOPs"
+        f"{layout.percent(figures['share'])} of the FLOPs"
     )
 
 
 def _instead(report: BuildReport) -> Iterator[str]:
     """Say what to use where conditionals do not skip."""
-    have = [item.flavour for item in report.flavours]
-    lacking = [name for name in ("staged", "static") if name not in have]
+    built = {item.flavour for item in report.flavours}
+    missing = [name for name in ("staged", "static") if name not in built]
     yield "Closed gates do not skip here. The host can read the gates instead (staged), or they"
     yield "can be fixed for one domain (static); what each measured stands above."
-    if lacking:
-        options = " ".join(f"--flavour {name}" for name in ["swap", *lacking])
+    if missing:
+        options = " ".join(f"--flavour {name}" for name in ["swap", *missing])
         yield f"  da3-export --domain NAME --target {report.target} {options}"

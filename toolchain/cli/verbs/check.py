@@ -38,35 +38,35 @@ def check(
 ) -> None:
     """Verify a bundle and run it against its golden data.
 
-    Needs onnxruntime, not PyTorch. Exit code 4: the bundle or its backbone is not what its manifest
-    says. Exit code 3: it is, but it does not answer as PyTorch did.
+    This needs onnxruntime, but not PyTorch. Exit code 4: the bundle or its backbone is not what
+    its manifest says. Exit code 3: it is, but it does not answer as PyTorch did.
     """
     from toolchain.export.check.bundles import check_bundle
 
-    found = check_bundle(bundle, backbone=backbone, threads=threads, tolerance=tolerance)
-    emit(_document(found), _lines(found), as_json=as_json)
+    result = check_bundle(bundle, backbone=backbone, threads=threads, tolerance=tolerance)
+    emit(_document(result), _lines(result), as_json=as_json)
 
 
-def _document(found: BundleCheck) -> dict[str, Any]:
+def _document(result: BundleCheck) -> dict[str, Any]:
     return {
-        "bundle": found.bundle,
-        "backbone": found.backbone,
-        "domain": found.domain,
-        "verified": found.verified,
-        "relinked": found.relinked,
-        "not_run": found.not_run,
-        "parity": parity_document(found.report),
+        "bundle": result.bundle,
+        "backbone": result.backbone,
+        "domain": result.domain,
+        "verified": result.verified,
+        "relinked": result.relinked,
+        "not_run": result.not_run,
+        "parity": parity_document(result.report),
     }
 
 
-def _lines(found: BundleCheck) -> list[str]:
+def _lines(result: BundleCheck) -> list[str]:
     lines = [
-        layout.title(f"{found.domain}: verified, and it answers as PyTorch did"),
-        *layout.pairs({"bundle": found.bundle, "backbone": found.backbone}),
+        layout.title(f"{result.domain}: verified, and it answers as PyTorch did"),
+        *layout.pairs({"bundle": result.bundle, "backbone": result.backbone}),
         "",
-        *(f"  verified  {layout.clean(one)}" for one in found.verified),
+        *(f"  verified  {layout.clean(name)}" for name in result.verified),
     ]
-    if found.relinked:
-        lines.append(f"  relinked  byte for byte from the halves: {', '.join(found.relinked)}")
-    lines += [f"  not run   {layout.clean(one)}" for one in found.not_run]
-    return [*lines, "", *parity_lines(found.report)]
+    if result.relinked:
+        lines.append(f"  relinked  byte for byte from the halves: {', '.join(result.relinked)}")
+    lines += [f"  not run   {layout.clean(name)}" for name in result.not_run]
+    return [*lines, "", *parity_lines(result.report)]

@@ -32,9 +32,9 @@ from toolchain.cli.show.output import emit
 def completion(context: click.Context, shell: str, program: str, as_json: bool) -> None:
     """Print the completion script of a shell: domain names, options, files."""
     writer = get_completion_class(shell)
-    assert writer is not None  # the choice holds click's own shells
+    assert writer is not None  # the shells of the choice are click's own
     variable = f"_{program.upper().replace('-', '_')}_COMPLETE"
-    made = writer(context.find_root().command, {}, program, variable)
-    # Not .source(): bash's runs a bash to look at its version; the text is the same.
-    script = made.source_template % made.source_vars()
+    completion_class = writer(context.find_root().command, {}, program, variable)
+    # For bash, .source() starts a bash to read its version. The text is the same without it.
+    script = completion_class.source_template % completion_class.source_vars()
     emit({"shell": shell, "program": program, "script": script}, [script], as_json=as_json)

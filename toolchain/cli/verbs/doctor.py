@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "--target",
     metavar="NAME",
     shell_complete=complete_target,
-    help="Say it of a board of the table instead of this machine.",
+    help="Say it of this board instead of this machine.",
 )
 @click.option("--targets", is_flag=True, help="List the table of boards and JetPacks.")
 @click.option("--markdown", is_flag=True, help="With --targets: as Markdown, with every source.")
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 def doctor(target: str | None, targets: bool, markdown: bool, as_json: bool) -> None:
     """Say what this machine can do, and what the rest needs.
 
-    Training, export, checks, running on onnxruntime, building and running TensorRT engines: each
-    with what it has, or the command or document that gets it.
+    It looks at training, export, checks, running on onnxruntime, and building and running TensorRT
+    engines. For each it names what is there, or the command or document that gets it.
     """
     if targets and target is not None:
         raise click.UsageError("expected one of --target and --targets, got both")
@@ -61,15 +61,15 @@ def _list(markdown: bool, as_json: bool) -> None:
 
 
 def _shown() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return the columns that fit on a terminal; the document and --json have all of them."""
+    """Return the columns that fit on a terminal; docs/targets.md and --json have all of them."""
     from toolchain.device.boards import table
 
-    kept = [
+    places = [
         place
         for place, head in enumerate(table.HEADS)
         if head not in ("memory, GiB", "DLA", "JetPack")
     ]
-    pick = [tuple(row[place] for place in kept) for row in (table.HEADS, *table.rows())]
+    pick = [tuple(row[place] for place in places) for row in (table.HEADS, *table.rows())]
     return pick[0], pick[1:]
 
 
@@ -108,7 +108,7 @@ def _lines(report: Report) -> Iterator[str]:
 
 
 def _sources(report: Report) -> Iterator[str]:
-    """Yield each source once, after the facts that it stands for."""
+    """Yield each source once, after the names of its facts."""
     named: dict[str, list[str]] = {}
     for fact in report.facts:
         named.setdefault(fact.source, []).append(fact.name)
@@ -116,7 +116,7 @@ def _sources(report: Report) -> Iterator[str]:
 
 
 def _described(machine: Machine) -> Iterator[tuple[str, object]]:
-    """Yield the labelled values of a machine that are there."""
+    """Yield each value that the machine has, with its label."""
     yield "system", f"{machine.system} {machine.architecture}, Python {machine.python}"
     for label, value in (
         ("board", machine.board),
@@ -141,7 +141,7 @@ def _described(machine: Machine) -> Iterator[tuple[str, object]]:
         yield "memory", f"{free} free of {total}"
     if machine.free_disk_bytes is not None:
         yield "disk", f"{layout.size(machine.free_disk_bytes)} free"
-    found = {one.module: one.version or "?" for one in machine.packages}
-    yield "packages", layout.listed(found) or "none"
+    versions = {package.module: package.version or "?" for package in machine.packages}
+    yield "packages", layout.listed(versions) or "none"
     if machine.providers:
         yield "providers", ", ".join(machine.providers)

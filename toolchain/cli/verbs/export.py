@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     default=Path("build/cache"),
     show_default=True,
     metavar="DIR",
-    help="Structures of backbones, reused between exports.",
+    help="Structures of backbones, which exports reuse.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle, and kits that differ.")
 @click.option(
@@ -78,19 +78,19 @@ if TYPE_CHECKING:
     "precisions",
     multiple=True,
     type=click.Choice(get_args(Precision)),
-    help="Of the backbone in the kit; several make a kit each.  [default: fp16]",
+    help="Precision of the backbone in the kit; each makes a kit of its own.  [default: fp16]",
 )
 @click.option(
     "--flavour",
     "flavours",
     multiple=True,
     type=click.Choice(FLAVOURS),
-    help="What the kit holds; several are built and compared.  [default: swap]",
+    help="A flavour that the kit holds; da3 build compares several.  [default: swap]",
 )
 @click.option(
     "--recalibrate",
     is_flag=True,
-    help="Widen the int8 ranges of a kit that is there by this domain's pictures.",
+    help="Widen the int8 ranges of an existing kit by this domain's pictures.",
 )
 @threads_option(None, "Comparisons run at once.  [default: all cores]")
 @tolerance_option("0.0001")
@@ -114,12 +114,12 @@ def export(
 ) -> None:
     """Export a trained domain as a checked bundle.
 
-    Splits backbone and domain, links every flavour, compares each with PyTorch, and packs
-    DIST/NAME.da3b; the backbone beside it is written once and reused. Nothing is written when a
-    flavour does not answer as PyTorch does (exit code 3).
+    It splits backbone and domain, links every flavour, compares each with PyTorch, and packs
+    DIST/NAME.da3b. The backbone beside it is written once and reused. If a flavour does not answer
+    as PyTorch does, nothing is written (exit code 3).
 
-    With --target the kit for that board is written too, which da3 build makes an engine from on the
-    board; what its precision costs the domain is measured and stands in the bundle.
+    With --target it writes the kit for that board too. On the board, da3 build makes an engine from
+    it. The export measures what the kit's precision costs the domain; the bundle says it.
     """
     orders = _orders(targets, precisions, flavours, recalibrate=recalibrate)
     recipe = named_recipe(domain, file, method)
@@ -172,13 +172,13 @@ def _orders(
             "expected --precision int8 beside --recalibrate, as nothing else is calibrated",
             fix="add --precision int8",
         )
-    found = [find(name) for name in targets]
-    wanted = [one for one in get_args(Precision) if one in (precisions or ("fp16",))]
-    chosen_flavours = tuple(one for one in FLAVOURS if one in (flavours or ("swap",)))
+    boards = dict.fromkeys(find(name) for name in targets)
+    in_order = [name for name in get_args(Precision) if name in (precisions or ("fp16",))]
+    held = tuple(name for name in FLAVOURS if name in (flavours or ("swap",)))
     orders = [
-        Order(target, precision, chosen_flavours, recalibrate and precision == "int8")
-        for target in dict.fromkeys(found)
-        for precision in wanted
+        Order(target, precision, held, recalibrate and precision == "int8")
+        for target in boards
+        for precision in in_order
     ]
     for order in orders:
         order.require()
@@ -223,7 +223,7 @@ def _kit(item: KitReport) -> dict[str, Any]:
         "state": item.state,
         "target": manifest.target,
         "precision": manifest.precision,
-        "flavours": [one.flavour for one in manifest.flavours],
+        "flavours": [entry.flavour for entry in manifest.flavours],
         "bytes": sum(entry.size for entry in manifest.files),
         "unopened": item.unopened,
         "stale": item.stale,
@@ -234,11 +234,11 @@ def _kit(item: KitReport) -> dict[str, Any]:
 def _kit_lines(report: ExportReport) -> list[str]:
     rows = []
     for item in report.kits:
-        plan, held = item.plan, ", ".join(one.flavour for one in item.kit.manifest.flavours)
-        share = layout.percent(plan.accuracy)
+        plan, accuracy = item.plan, layout.percent(item.plan.accuracy)
+        flavours = ", ".join(entry.flavour for entry in item.kit.manifest.flavours)
         rows += [
-            f"  {item.kit.path}  ({held}, {item.state})",
-            f"    {plan.precision}: accuracy {share}, same class as fp32 in "
+            f"  {item.kit.path}  ({flavours}, {item.state})",
+            f"    {plan.precision}: accuracy {accuracy}, same class as fp32 in "
             f"{layout.percent(plan.agreement)} of {plan.samples} pictures, same gates in "
             f"{layout.percent(plan.gate_agreement)}",
         ]
@@ -260,13 +260,13 @@ def _kit_lines(report: ExportReport) -> list[str]:
 
 def _lines(report: ExportReport) -> list[str]:
     manifest = report.manifest
-    kept = "reused" if report.backbone_reused else "written"
+    state = "reused" if report.backbone_reused else "written"
     return [
         layout.title(f"{report.domain}: exported and checked"),
         *layout.pairs(
             {
                 "bundle": f"{report.bundle}  ({layout.size(report.bundle_bytes)})",
-                "backbone": f"{report.backbone}  ({layout.size(report.backbone_bytes)}, {kept})",
+                "backbone": f"{report.backbone}  ({layout.size(report.backbone_bytes)}, {state})",
                 **domains.patch_line(manifest),
                 **domains.metrics(manifest.metrics, manifest.gates.executed_share),
                 "took": f"{sum(report.seconds.values()):.1f} s",

@@ -22,12 +22,13 @@ from toolchain.cli.show.output import emit
 def inspect(path: Path, brief: bool, as_json: bool) -> None:
     """Show any file or folder that the toolchain writes.
 
-    A recipe, a checkpoint, an ONNX file, a bundle, a backbone, golden data, any safetensors file:
-    recognised by its content, and verified as it is read. --json shows everything.
+    That is a recipe, a checkpoint, an ONNX file, a bundle, a backbone, a kit, an engine, golden
+    data, or any safetensors file. Its content tells which. It is verified as it is read. --json
+    shows everything.
     """
     from toolchain.cli.show.files import view
     from toolchain.inspect import inspect as look
 
-    found = look(path)
-    document = {"kind": found.kind, "path": found.path, "facts": found.facts}
-    emit(document, view(found, brief=brief), as_json=as_json)
+    inspection = look(path)
+    document = {"kind": inspection.kind, "path": inspection.path, "facts": inspection.facts}
+    emit(document, view(inspection, brief=brief), as_json=as_json)

@@ -36,7 +36,7 @@ from toolchain.core.files import write_atomic
     required=True,
     metavar="NAME",
     shell_complete=complete_backbone,
-    help="A backbone of `da3 backbones ls`.",
+    help="A backbone of `da3 backbones`.",
 )
 @input_option
 @click.option(
@@ -52,12 +52,12 @@ from toolchain.core.files import write_atomic
     default="all",
     show_default=True,
     metavar="LIST",
-    help="Only these, with commas; fine-tuning is always measured.",
+    help="Only these, with commas between; fine-tuning is always measured.",
 )
 @click.option(
     "--budget",
     metavar="SIZE",
-    help="Do not measure, but tell what this much memory beside the weights holds: 64MB, 64MiB.",
+    help="Measure nothing; tell what fits into this much memory beside the weights: 64MB, 64MiB.",
 )
 @click.option(
     "--steps",
@@ -67,7 +67,7 @@ from toolchain.core.files import write_atomic
     metavar="N",
     help="Rounds in which each method's step is timed.",
 )
-@click.option("--no-time", is_flag=True, help="Count memory alone.")
+@click.option("--no-time", is_flag=True, help="Count memory, and time nothing.")
 @click.option(
     "--device",
     type=click.Choice(("auto", "cpu", "cuda")),
@@ -93,9 +93,9 @@ def memory(
 ) -> None:
     """Tell what training keeps in memory, method by method.
 
-    What is kept for the backward pass is counted on real allocations and told by rule as well, each
-    beside the same method on PyTorch's own layers (stock). Methods are those of `da3 train`; da3
-    comes in all precisions of kept inputs.
+    What a method keeps for the backward pass is counted on real allocations, and by rule as well.
+    Beside both stands the same method on PyTorch's own layers (stock). The methods are those of
+    `da3 train`; da3 comes in each precision of kept inputs.
     """
     require_folders(json_path, plot_path)
     if budget is not None and plot_path is not None:
@@ -140,14 +140,14 @@ def _budget_lines(document: Mapping[str, Any]) -> Iterator[str]:
         layout.shortened(
             [
                 (
-                    one["method"],
-                    "-" if one["pool"] is None else one["pool"] or "global",
-                    one["keep"],
-                    one["batch"],
-                    layout.size(one["need"]["stored"]),
-                    layout.size(one["needed"]),
+                    choice["method"],
+                    "-" if choice["pool"] is None else choice["pool"] or "global",
+                    choice["keep"],
+                    choice["batch"],
+                    layout.size(choice["need"]["stored"]),
+                    layout.size(choice["needed"]),
                 )
-                for one in document["choices"]
+                for choice in document["choices"]
             ]
         ),
         right="1345",

@@ -25,7 +25,7 @@ def recipes() -> None:
 def ls(as_json: bool) -> None:
     """List the domains that can be named.
 
-    Those of ./recipes come first, then those that are installed with the toolchain.
+    The domains of ./recipes come first, then those that are installed with the toolchain.
     """
     from toolchain.recipe import available
 
@@ -59,14 +59,14 @@ def ls(as_json: bool) -> None:
 @click.argument("name", shell_complete=complete_domain)
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Show the recipe of a domain, NAME or a file, as it is written."""
+    """Show a recipe as it is written. NAME is a domain or a file."""
     from toolchain import recipe
 
     path = Path(name) if name.endswith((".yaml", ".yml")) else recipe.find(name)
-    found = recipe.load(path)
+    loaded = recipe.load(path)
     text = path.read_text(encoding="utf-8-sig")
     emit(
-        {"path": path, "recipe": found},
+        {"path": path, "recipe": loaded},
         [
             click.style(f"# {layout.clean(str(path))}", dim=True),
             layout.clean(text, lines=True).rstrip(),
@@ -82,7 +82,7 @@ def show(name: str, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def check(context: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
-    """Check recipes: every fault of every FILE, with its key path and the fix."""
+    """Check recipes: show each fault of each FILE, with its key path and the fix."""
     rows = [_checked(path) for path in files]
     lines = []
     for row in rows:
@@ -97,16 +97,16 @@ def check(context: click.Context, files: tuple[Path, ...], as_json: bool) -> Non
 
 
 def _checked(path: Path) -> dict[str, Any]:
-    """Return the verdict on one file; a backbone that nobody registers is a fault too."""
+    """Return the verdict on one file. A backbone that no package registers is a fault too."""
     from toolchain import recipe
     from toolchain.training.adapt import backbones
 
     faults = []
     domain = None
     try:
-        found = recipe.load(path)
-        domain = found.domain
-        backbones.get(found.backbone)
+        loaded = recipe.load(path)
+        domain = loaded.domain
+        backbones.get(loaded.backbone)
     except RecipeError as err:
         faults = [{"path": f.path, "message": f.message, "fix": f.fix} for f in err.faults]
     except Da3Error as err:
@@ -151,9 +151,8 @@ def new(name: str, data: Path, backbone: str, out: Path, overwrite: bool, as_jso
         path = recipe.new(
             name, data, backbone=backbone, input_px=side, folder=out, overwrite=overwrite
         )
-    found = recipe.load(path)
     emit(
-        {"path": path, "recipe": found},
+        {"path": path, "recipe": recipe.load(path)},
         [
             f"wrote {layout.clean(str(path))}",
             "look at title, licence and augment, then:",

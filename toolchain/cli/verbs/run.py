@@ -44,11 +44,11 @@ def _count(name: str, text: str, default: int | None) -> Callable[[CommandT], Co
 
 
 def _runner_options(command: CommandT) -> CommandT:
-    """Add what a Runner takes, under its own names."""
+    """Add the arguments of a Runner, under its own names."""
     for option in (
         _count("--sessions", "Copies of the backbone that may be held.", 1),
         _choice("--form", "Pictures one by one, or a batch in one call.", *FORMS),
-        _choice("--flavour", "Tensors given with each run, or folded in.", *LINKED_ROLES),
+        _choice("--flavour", "Tensors go in with each run, or are folded in.", *LINKED_ROLES),
         click.option(
             "--provider",
             type=click.Choice(["cpu", "cuda", "tensorrt", "engine"]),
@@ -121,8 +121,8 @@ def _complete_bundle(
     help="Seconds for one picture, or one request.  [default: none; serving: 30]",
 )
 @_count("--top", "Classes shown.", TOP)
-@_count("--every", "Use the first of so many pictures or frames.", 1)
-@_count("--limit", "Stop after so many answers.", None)
+@_count("--every", "Use the first of every N pictures or frames.", 1)
+@_count("--limit", "Stop after N answers.", None)
 @serving_options
 @json_option
 @click.option("--jsonl", "as_lines", is_flag=True, help="Print one line of JSON per picture.")
@@ -145,8 +145,8 @@ def run(
 ) -> int:
     """Answer pictures with a domain, or serve domains.
 
-    IMAGE is a picture, a folder of pictures, a video file or camera:N. A picture that cannot be
-    used is told on stderr, the others are answered, and the exit code is 1.
+    IMAGE is a picture, a folder of pictures, a video file or camera:N. If a picture cannot be used,
+    stderr says why, the others are answered, and the exit code is 1.
 
     --serve PORT answers the Open Inference Protocol instead, for every bundle in DIST that fits the
     backbone, or for those that are named. Ctrl-C or SIGTERM lets running requests end.
@@ -156,7 +156,7 @@ def run(
         port,
         [*domains, *bundles],
         serving,
-        pictures=_given(
+        pictures=_used(
             {"--top": top != TOP, "--every": every != 1, "--limit": limit, "--jsonl": as_lines}
         ),
         unending=as_json and limit is None and any(map(_is_camera, images)),
@@ -167,7 +167,7 @@ def run(
     from toolchain.device.runtime import Runner
     from toolchain.device.store import dist as folder
 
-    # Such a picture is refused, with an error that says more.
+    # The runner refuses such a picture with an error that says more.
     warnings.simplefilter("ignore", DecompressionBombWarning)
 
     named = [*(folder.find(dist, name) for name in domains), *bundles]
@@ -189,7 +189,7 @@ def run(
             return FAILED if show(runner, islice(frames, limit), top) else 0
 
 
-def _given(options: Mapping[str, object]) -> list[str]:
+def _used(options: Mapping[str, object]) -> list[str]:
     return [name for name, value in options.items() if value]
 
 
@@ -229,7 +229,7 @@ def _require_meaning(
 def _frames(
     runner: Runner, sources: Sequence[str], *, every: int, time_limit_s: float | None
 ) -> Generator[Frame]:
-    """Yield the answers to all sources; one that cannot be used is a frame with its error."""
+    """Yield the answers to all sources. A source that cannot be used is a frame with its error."""
     from toolchain.device.runtime.stream import Frame, stream
 
     for name, value in QUIET.items():

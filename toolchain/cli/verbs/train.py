@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 @click.option(
     "--budget",
     metavar="SIZE",
-    help="Memory that training may take beside weights and pictures, such as 64MB; refused with a "
-    "suggestion where it cannot hold.",
+    help="Memory that training may take beside weights and pictures, such as 64MB. If that is too "
+    "little, the error suggests what fits.",
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
@@ -60,10 +60,10 @@ def train(
 ) -> None:
     """Train a domain on its frozen backbone.
 
-    The backbone never changes: a domain is adaptors, gates and head, or what the recipe's method
-    has in their place. What it will take in memory is told before it starts. Ctrl-C stops after the
-    present step and keeps the state; --resume goes on to the same weights as a training that was
-    never stopped.
+    The backbone never changes. A domain is adaptors, gates and head, or what the recipe's method
+    has in their place. Before it starts, the command says how much memory the training will take.
+    Ctrl-C stops after the present step and keeps the state. --resume goes on from there, and ends
+    with the same weights as a training that was never stopped.
     """
     from toolchain.training.memory.fit import parse_size
 
