@@ -26,7 +26,8 @@ from toolchain.bundle import (
     open_backbone,
     write_backbone,
 )
-from toolchain.core.digest import canonical_json, sha256
+from toolchain.core.canonical import canonical_json
+from toolchain.core.digest import sha256
 from toolchain.core.errors import (
     BackboneMismatchError,
     BundleError,

@@ -32,8 +32,8 @@ from toolchain.bundle.manifest import (
     Tap,
 )
 from toolchain.core import canonical
-from toolchain.core.fields import ListOf, Nullable, Section, SectionOf, rules
-from toolchain.core.words import NOTE, NOTES, TableOf
+from toolchain.core.fields import ListOf, Nullable, Section, SectionOf, TableOf, rules
+from toolchain.core.words import NOTE, NOTES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bundle-format.md"
 RECORDS: list[type[Section]] = [

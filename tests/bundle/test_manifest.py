@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.samples import MANIFEST
-from toolchain.bundle import FileEntry, Manifest, Preprocess, Scalar, Slot, read_bundle
-from toolchain.core.digest import canonical_json, sha256
+from toolchain.bundle import FileEntry, Manifest, Note, Preprocess, Slot, read_bundle
+from toolchain.core.canonical import canonical_json
+from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, Da3Error
 from toolchain.core.words import DOMAIN, EXACT
 from toolchain.pictures.preprocess import Preprocessing
@@ -26,7 +27,7 @@ FILES = (
 WHOLE = dataclasses.replace(MANIFEST, files=FILES)
 
 NOTE_KEYS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,20}", fullmatch=True)
-NOTES: st.SearchStrategy[dict[str, Scalar]] = st.dictionaries(
+NOTES: st.SearchStrategy[dict[str, Note]] = st.dictionaries(
     NOTE_KEYS,
     st.none()
     | st.booleans()
@@ -40,7 +41,7 @@ LABELS = st.text(min_size=1, max_size=30).filter(lambda t: t.isprintable() and t
 
 @given(NOTES, st.lists(LABELS, min_size=1, max_size=5, unique=True), st.integers(0, EXACT))
 def test_a_manifest_survives_its_text(
-    notes: dict[str, Scalar], classes: list[str], counter: int
+    notes: dict[str, Note], classes: list[str], counter: int
 ) -> None:
     """Law: from_json(to_json(m)) == m, and the text is a fixed point."""
     manifest = dataclasses.replace(

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from toolchain.core.canonical import read_document
-from toolchain.core.digest import canonical_json
+from toolchain.core.canonical import canonical_json, read_document
 from toolchain.core.errors import BundleError, Da3Error
 
 VALUES = st.recursive(

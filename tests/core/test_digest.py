@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from toolchain.core.digest import canonical_json, sha256, short, tensor_digest, weights_digest
+from toolchain.core.canonical import canonical_json
+from toolchain.core.digest import sha256, short, tensor_digest, weights_digest
 from toolchain.core.errors import Da3Error, WeightsError
 
 Array = npt.NDArray[np.generic]

@@ -3,34 +3,92 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolchain.core.sealed import file_digest, file_faults
+from toolchain.core.errors import BundleError, ExistsError, StorageError
+from toolchain.core.fields import ListOf, SectionOf, choice, key
+from toolchain.core.sealed import (
+    SealedFile,
+    SealedKind,
+    SealedManifest,
+    file_digest,
+    file_faults,
+    listing,
+)
 
 
-@dataclass(frozen=True)
-class Entry:
-    name: str
-    digest: str
-    size: int
+@dataclass(frozen=True, slots=True)
+class ToyManifest(SealedManifest):
+    FILE = "toy.json"
+
+    schema: str = key(choice("toy/1"))
+    files: tuple[SealedFile, ...] = key(ListOf(SectionOf(SealedFile), 1, 9))
 
 
-def folder(path: Path) -> list[Entry]:
+TOY = SealedKind("toy", "toy.json", ToyManifest, "make it again", beside=("notes",))
+CONTENTS = {"run.sh": b"exit", "data": b"12345", "notes": b"free"}
+LISTED = {name: CONTENTS[name] for name in ("run.sh", "data")}
+
+
+def toy(path: Path) -> ToyManifest:
+    manifest = ToyManifest("toy/1", listing(SealedFile, LISTED))
+    TOY.write(path, manifest, CONTENTS)
+    return manifest
+
+
+def test_what_is_written_is_opened_and_read(tmp_path: Path) -> None:
+    """Law: a folder that was written opens to its manifest, and gives back the bytes."""
+    manifest = toy(tmp_path / "toy")
+    digest = "sha256:" + hashlib.sha256(manifest.to_json()).hexdigest()
+    assert TOY.open(tmp_path / "toy") == (manifest, digest)
+    assert [entry.name for entry in manifest.files] == ["data", "run.sh"]
+    assert {e.name: TOY.read(tmp_path / "toy", e) for e in manifest.files} == LISTED
+    assert [(tmp_path / "toy" / n).stat().st_mode & 0o100 for n in ("run.sh", "data")] == [0o100, 0]
+    with pytest.raises(ExistsError):
+        toy(tmp_path / "toy")
+
+
+@pytest.mark.parametrize("data", [b"1234", b"123456", b"12340"])
+def test_another_file_is_not_opened_and_not_read(tmp_path: Path, data: bytes) -> None:
+    manifest = toy(tmp_path / "toy")
+    (tmp_path / "toy" / "data").write_bytes(data)
+    with pytest.raises(BundleError, match=r"toy: files: 1 fault\n  data: expected") as caught:
+        TOY.open(tmp_path / "toy")
+    assert caught.value.fix == "make it again"
+    with pytest.raises((BundleError, StorageError), match="data: expected"):
+        TOY.read(tmp_path / "toy", manifest.entry("data"))
+
+
+def test_a_size_that_is_not_the_files(tmp_path: Path) -> None:
+    manifest = toy(tmp_path / "toy")
+    with pytest.raises(BundleError, match="data: expected 6 bytes, got 5"):
+        TOY.read(tmp_path / "toy", replace(manifest.entry("data"), size=6))
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b'{"files":[],"schema":"toy/1"}'])
+def test_a_manifest_that_breaks_its_schema(tmp_path: Path, text: bytes) -> None:
+    toy(tmp_path / "toy")
+    (tmp_path / "toy" / "toy.json").write_bytes(text)
+    with pytest.raises(BundleError, match=r"toy\.json"):
+        TOY.open(tmp_path / "toy")
+
+
+def folder(path: Path) -> list[SealedFile]:
     found = []
     for name in ("a", "b"):
         data = name.encode() * 9
         (path / name).write_bytes(data)
-        found.append(Entry(name, "sha256:" + hashlib.sha256(data).hexdigest(), len(data)))
+        found.append(SealedFile(name, "sha256:" + hashlib.sha256(data).hexdigest(), len(data)))
     (path / "manifest").write_text("{}")
     return found
 
 
-def faults(path: Path, entries: list[Entry]) -> dict[str, str]:
+def faults(path: Path, entries: list[SealedFile]) -> dict[str, str]:
     return {fault.path: fault.message for fault in file_faults(path, entries, {"manifest"})}
 
 

@@ -16,7 +16,7 @@ from tests.support import boards
 from tests.support.kitted import Kitted
 from tests.support.simulated import builder
 from tests.support.simulated.engines import real
-from toolchain.core.digest import canonical_json
+from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import (
     BundleError,
     ConditionalError,

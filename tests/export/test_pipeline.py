@@ -22,6 +22,7 @@ from tests.support.toy_export import invoke
 from toolchain import bundle
 from toolchain.bundle.linkage import SHIPPED, Linkage
 from toolchain.core import digest
+from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import (
     BackboneMismatchError,
     CheckpointError,
@@ -171,7 +172,7 @@ def edited(domain: Domain, folder: Path, edit: Any) -> Path:
     path.write_bytes(save(tensors, header["__metadata__"]))
     info = json.loads((place / checkpoints.INFO_FILE).read_bytes())
     info["tensors_sha256"] = digest.sha256(path.read_bytes())
-    (place / checkpoints.INFO_FILE).write_bytes(digest.canonical_json(info))
+    (place / checkpoints.INFO_FILE).write_bytes(canonical_json(info))
     return place
 
 
@@ -323,7 +324,7 @@ def test_a_gate_that_never_closes_is_forced_and_resolved(
     place = edited(exported.domain, tmp_path, edit)
     info = json.loads((place / checkpoints.INFO_FILE).read_bytes())
     info["metrics"]["gate_rates"]["block00"] = 1.0
-    (place / checkpoints.INFO_FILE).write_bytes(digest.canonical_json(info))
+    (place / checkpoints.INFO_FILE).write_bytes(canonical_json(info))
     report = run(exported, tmp_path / "dist", checkpoint=place)
     assert report.parity.forced == 1
     assert report.manifest.selftest.gate_states["block00"].forced

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from toolchain.bundle.archive import read_archive, write_archive
-from toolchain.core.digest import canonical_json, sha256
+from toolchain.core.canonical import canonical_json
+from toolchain.core.digest import sha256
 
 Make = Callable[[bytes], bytes]
 Edit = Callable[[dict[str, Any]], Any]

@@ -29,7 +29,8 @@ from toolchain.bundle import (
     read_bundle,
 )
 from toolchain.bundle.archive import read_archive, write_archive
-from toolchain.core.digest import canonical_json, sha256
+from toolchain.core.canonical import canonical_json
+from toolchain.core.digest import sha256
 
 ZERO = "sha256:" + "0" * 64
 TAPS = (Tap("block01.input", (16, 32, 32), "float32"), Tap("pool.output", (64,), "float32"))

@@ -28,12 +28,10 @@ from toolchain.bundle.manifest import (
     Gates,
     GateStates,
     Manifest,
-    Notes,
     Patch,
     Plan,
     Preprocess,
     Requires,
-    Scalar,
     Selftest,
     Slot,
     Tap,
@@ -51,6 +49,7 @@ from toolchain.bundle.package import (
 )
 from toolchain.bundle.patch import Patched, apply_patch, make_patch
 from toolchain.bundle.slots import check_slots, slot_table
+from toolchain.core.words import Note, Notes
 
 __all__ = [
     "Adaptor",
@@ -66,6 +65,7 @@ __all__ = [
     "GateStates",
     "Gates",
     "Manifest",
+    "Note",
     "Notes",
     "Patch",
     "Patched",
@@ -74,7 +74,6 @@ __all__ = [
     "Preprocess",
     "Report",
     "Requires",
-    "Scalar",
     "Selftest",
     "Slot",
     "Tap",

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from toolchain.bundle.manifest import LIMIT_FILES
-from toolchain.core.canonical import read_document
-from toolchain.core.digest import Aside, canonical_json, sha256
+from toolchain.core.canonical import canonical_json, read_document
+from toolchain.core.digest import BackgroundDigests, sha256
 from toolchain.core.errors import BundleError
 
 LIMIT_BYTES = 512 * 1024 * 1024
@@ -75,7 +75,7 @@ class Archive:
     @contextmanager
     def hashing(self) -> Iterator[None]:
         """Hash every blob while the block runs; BundleError at its end for one that is another."""
-        digests = Aside(list(self.blobs.values()))
+        digests = BackgroundDigests(list(self.blobs.values()))
         yield
         for name, found in zip(self.blobs, digests.result(), strict=True):
             if name != found:

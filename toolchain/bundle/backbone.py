@@ -15,26 +15,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from toolchain.bundle.manifest import MANIFEST_NAME, BackboneRef, Notes, Tap
-from toolchain.core.canonical import LIMIT_BYTES, read_document
-from toolchain.core.digest import canonical_json, sha256, short
-from toolchain.core.errors import BackboneMismatchError, BundleError, DataError, Fault, StorageError
+from toolchain.bundle.manifest import MANIFEST_NAME, BackboneRef, Tap
+from toolchain.core.canonical import LIMIT_BYTES, canonical_json
+from toolchain.core.digest import sha256, short
+from toolchain.core.errors import BackboneMismatchError, DataError, Fault, first_few
 from toolchain.core.fields import ListOf, Section, SectionOf, choice, key, printable, whole
-from toolchain.core.files import atomic_directory, read_limited
-from toolchain.core.sealed import file_faults
+from toolchain.core.files import read_limited
+from toolchain.core.sealed import SealedFile, SealedKind, SealedManifest, listing
 from toolchain.core.words import (
     BOOLEAN,
     DIGEST,
-    FILE_NAME,
     IDENTIFIER,
     NATURAL,
     NOTES,
     SHAPE,
     TENSOR_NAME,
+    Notes,
     raise_faults,
-    read_record,
     repeated,
-    to_json,
 )
 
 BACKBONE_SCHEMA = "da3.backbone/1"
@@ -45,11 +43,9 @@ LIMIT_FILE_BYTES = 8 * 1024**3
 
 
 @dataclass(frozen=True, slots=True)
-class BackboneFile(Section):
+class BackboneFile(SealedFile):
     """One file of the artefact with its digest and size in bytes."""
 
-    name: str = key(FILE_NAME)
-    digest: str = key(DIGEST)
     size: int = key(whole(0, LIMIT_FILE_BYTES))
 
 
@@ -73,8 +69,10 @@ class BackboneBlock(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class BackboneManifest(Section):
+class BackboneManifest(SealedManifest):
     """What a backbone artefact says about itself."""
+
+    FILE = f"backbone {MANIFEST_NAME}"
 
     schema: str = key(choice(BACKBONE_SCHEMA))
     name: str = key(IDENTIFIER)
@@ -89,26 +87,25 @@ class BackboneManifest(Section):
     licence: str = key(printable(200))
     provenance: Notes = key(NOTES)
 
-    def to_json(self) -> bytes:
-        """Return the canonical JSON (RFC 8785)."""
-        return canonical_json(to_json(self))
-
-    @staticmethod
-    def from_json(data: bytes) -> BackboneManifest:
-        """Return the manifest in ``data``; raises BundleError with every fault and its key path."""
-        what = f"backbone {MANIFEST_NAME}"
-        return read_record(BackboneManifest, read_document(data, what), what)
-
     def contradictions(self) -> Iterator[Fault]:
         """Yield the faults between fields that are right one by one."""
         files = {entry.name: entry.digest for entry in self.files}
         if list(files) != [GRAPH_NAME, WEIGHTS_NAME]:
             got = ", ".join(files)
             yield Fault("files", f"expected {GRAPH_NAME} and {WEIGHTS_NAME}, got {got}")
-        elif self.graph_digest != (found := graph_digest(*files.values())):
-            yield Fault("graph_digest", f"expected {self.graph_digest}, the files give {found}")
+        elif self.graph_digest != (actual := graph_digest(*files.values())):
+            yield Fault("graph_digest", f"expected {self.graph_digest}, the files give {actual}")
         yield from repeated("blocks", (block.name for block in self.blocks))
         yield from repeated("taps", (tap.name for tap in self.taps))
+
+
+ARTEFACT = SealedKind(
+    what="backbone",
+    manifest_name=MANIFEST_NAME,
+    manifest=BackboneManifest,
+    fix="export the backbone again",
+    beside=(SUMS_NAME,),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +127,7 @@ class BackboneArtefact:
 
     def weights(self) -> bytes:
         """Return the weights file's bytes, verified. Raises BundleError, StorageError."""
-        (entry,) = (one for one in self.manifest.files if one.name == WEIGHTS_NAME)
-        data = read_limited(self.weights_path, limit_bytes=entry.size, what="backbone weights")
-        if (found := sha256(data)) != entry.digest:
-            raise BundleError(
-                f"{self.weights_path}: expected {entry.digest}, got {found}",
-                fix="export the backbone again",
-            )
-        return data
+        return ARTEFACT.read(self.path, self.manifest.entry(WEIGHTS_NAME))
 
 
 def artefact_name(name: str, weights_digest: str) -> str:
@@ -184,16 +174,13 @@ def write_backbone(
     :func:`toolchain.core.files.atomic_directory`.
     """
     contents = {GRAPH_NAME: graph, WEIGHTS_NAME: weights}
-    files = tuple(BackboneFile(name, sha256(data), len(data)) for name, data in contents.items())
-    whole = graph_digest(files[0].digest, files[1].digest)
-    full = replace(manifest, files=files, graph_digest=whole)
-    text = full.to_json()
+    files = listing(BackboneFile, contents)
+    both = graph_digest(files[0].digest, files[1].digest)
+    text = replace(manifest, files=files, graph_digest=both).to_json()
     full = BackboneManifest.from_json(text)
     path = Path(folder) / artefact_name(full.name, full.weights_digest)
-    with atomic_directory(path, overwrite=overwrite) as partial:
-        sums = _sums(full, text)
-        for name, data in {**contents, MANIFEST_NAME: text, SUMS_NAME: sums}.items():
-            (partial / name).write_bytes(data)
+    sums = _sums(full, sha256(text))
+    ARTEFACT.write(path, full, {**contents, SUMS_NAME: sums}, overwrite=overwrite)
     return BackboneArtefact(path, full)
 
 
@@ -205,18 +192,11 @@ def open_backbone(path: str | Path) -> BackboneArtefact:
     no such directory or the file system refuses.
     """
     path = Path(path)
-    try:
+    with ARTEFACT.reading(path):
         raise_faults("files", _text_faults(path))
-        data = read_limited(path / MANIFEST_NAME, limit_bytes=LIMIT_BYTES, what="backbone manifest")
-        manifest = BackboneManifest.from_json(data)
-        raise_faults("files", _file_faults(path, manifest, _sums(manifest, data)))
-    except BundleError as err:
-        raise BundleError(f"{path}: {err.message}", fix="export the backbone again") from err
-    except OSError as err:
-        raise StorageError(
-            f"cannot read the backbone {path}: {err.strerror}",
-            fix="check the path and its permissions",
-        ) from err
+    manifest, digest = ARTEFACT.open(path)
+    with ARTEFACT.reading(path):
+        raise_faults("files", _sums_faults(path, _sums(manifest, digest)))
     return BackboneArtefact(path, manifest)
 
 
@@ -225,32 +205,31 @@ def match(wanted: BackboneRef, artefact: BackboneArtefact, domain: str) -> None:
 
     Raises BackboneMismatchError that shows what each side has.
     """
-    found = artefact.manifest
+    actual = artefact.manifest
     sides = {
-        "weights_digest": (wanted.weights_digest, found.weights_digest),
-        "graph_digest": (wanted.graph_digest, found.graph_digest),
+        "weights_digest": (wanted.weights_digest, actual.weights_digest),
+        "graph_digest": (wanted.graph_digest, actual.graph_digest),
     }
     lines = [
         f"\n  {key}: the bundle expects {want}\n  {' ' * len(key)}  the backbone has   {got}"
         for key, (want, got) in sides.items()
         if want != got
     ]
-    lacking = [tap.name for tap in wanted.taps if tap not in found.taps]
+    lacking = [tap.name for tap in wanted.taps if tap not in actual.taps]
     if lacking:
-        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-        lines.append(f"\n  the backbone lacks the taps {', '.join(lacking[:3])}{more}")
+        lines.append(f"\n  the backbone lacks the taps {first_few(lacking, 3)}")
     if lines:
         raise BackboneMismatchError(
             f"{artefact.path}: expected the backbone {wanted.name!r} of the bundle for "
-            f"{domain!r}, got another one ({found.name!r}){''.join(lines)}",
+            f"{domain!r}, got another one ({actual.name!r}){''.join(lines)}",
             fix=f"use {artefact_name(wanted.name, wanted.weights_digest)}, "
             "or export the domain for this backbone",
         )
 
 
-def _sums(manifest: BackboneManifest, text: bytes) -> bytes:
-    """Return the SHA256SUMS of the other files; ``text`` is the manifest's."""
-    digests = {entry.name: entry.digest for entry in manifest.files} | {MANIFEST_NAME: sha256(text)}
+def _sums(manifest: BackboneManifest, digest: str) -> bytes:
+    """Return the SHA256SUMS of the other files; ``digest`` is that of the manifest's bytes."""
+    digests = {entry.name: entry.digest for entry in manifest.files} | {MANIFEST_NAME: digest}
     lines = (f"{digests[name].removeprefix('sha256:')}  {name}\n" for name in sorted(digests))
     return "".join(lines).encode()
 
@@ -265,9 +244,7 @@ def _text_faults(path: Path) -> Iterator[Fault]:
             yield Fault(name, f"expected at most {LIMIT_BYTES} bytes, got {size}")
 
 
-def _file_faults(path: Path, manifest: BackboneManifest, sums: bytes) -> Iterator[Fault]:
-    """Faults of the directory and of its checksums."""
-    found_sums = read_limited(path / SUMS_NAME, limit_bytes=LIMIT_BYTES, what="backbone checksums")
-    if found_sums != sums:
-        yield Fault(SUMS_NAME, f"expected the checksums of the files here, got {found_sums!r:.100}")
-    yield from file_faults(path, manifest.files, {MANIFEST_NAME, SUMS_NAME})
+def _sums_faults(path: Path, sums: bytes) -> Iterator[Fault]:
+    text = read_limited(path / SUMS_NAME, limit_bytes=LIMIT_BYTES, what="backbone checksums")
+    if text != sums:
+        yield Fault(SUMS_NAME, f"expected the checksums of the files here, got {text!r:.100}")

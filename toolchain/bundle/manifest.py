@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from toolchain.bundle.linkage import LINKED_ROLES
-from toolchain.core.canonical import read_document
-from toolchain.core.digest import canonical_json
+from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import Fault
 from toolchain.core.fields import (
     ListOf,
     Nullable,
     Section,
     SectionOf,
+    TableOf,
     choice,
     key,
     number,
@@ -42,13 +42,13 @@ from toolchain.core.words import (
     NOTES,
     PRECISIONS,
     SHAPE,
+    TARGET,
     TENSOR_NAME,
     TIME,
     VERSION,
     WORD,
-    TableOf,
-    matching,
-    read_record,
+    Document,
+    Notes,
     repeated,
     to_json,
 )
@@ -60,12 +60,9 @@ LIMIT_FILES = 256
 MANIFEST_NAME = "manifest.json"
 ROLES = ("recipe", "domain", "slots", *LINKED_ROLES, "golden", "training", "patch")
 
-Scalar = bool | int | float | str | None
-Notes = Mapping[str, Scalar]
 _SHARE = number(0, 1)
 _POSITIVE = number(0, 1e12, above=True)
 _ROLE = choice(*ROLES)
-TARGET = matching(r"[a-z0-9][a-z0-9.-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +227,13 @@ class Patch(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest(Section):
+class Manifest(Document):
     """Everything that a bundle says about itself. Build one, then :func:`toolchain.bundle.pack`.
 
     ``patch`` is None for a domain on the backbone as it is, and then has no key in the document.
     """
+
+    FILE = MANIFEST_NAME
 
     schema: str = key(choice(SCHEMA))
     min_agent: str = key(AGENT)
@@ -264,11 +263,6 @@ class Manifest(Section):
         if self.patch is None:
             del document["patch"]
         return canonical_json(document)
-
-    @staticmethod
-    def from_json(data: bytes) -> Manifest:
-        """Return the manifest in ``data``; raises BundleError with every fault and its key path."""
-        return read_record(Manifest, read_document(data, MANIFEST_NAME), MANIFEST_NAME)
 
     def contradictions(self) -> Iterator[Fault]:
         """Yield the faults between fields that are right one by one."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy.typing as npt
 
 from toolchain import bundle
-from toolchain.bundle import Adaptor, BackboneRef, Bundle, Notes, Scalar
+from toolchain.bundle import Adaptor, BackboneRef, Bundle, Note, Notes
 from toolchain.bundle.golden import Golden, golden_of
 from toolchain.bundle.linkage import LINKED_ROLES, Linkage, linkage_of
 from toolchain.bundle.slots import slot_arrays
@@ -147,7 +147,7 @@ def preprocessing(held: Bundle) -> Preprocessing:
     return found
 
 
-def shared_options(adaptor: Adaptor) -> dict[str, Scalar]:
+def shared_options(adaptor: Adaptor) -> dict[str, Note]:
     """Return the options that two domains must share to run on one graph."""
     if not any(".adaptor." in slot.name for slot in adaptor.slots):
         return {}

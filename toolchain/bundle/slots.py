@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from toolchain.bundle.manifest import Slot
 from toolchain.bundle.tensors import Place, read_places
-from toolchain.core.digest import Aside
+from toolchain.core.digest import BackgroundDigests
 from toolchain.core.errors import BundleError, Fault
 from toolchain.core.words import raise_faults
 
@@ -45,7 +45,7 @@ def slot_table(data: bytes, what: str = "slots.safetensors") -> tuple[Slot, ...]
             f"{what}: expected a safetensors file, got {err}", fix="export the domain again"
         ) from err
     faults: list[Fault] = []
-    digests = Aside([place.data for place in places])
+    digests = BackgroundDigests([place.data for place in places])
     slots = [_slot(place, faults) for place in places]
     raise_faults(what, faults)
     return tuple(

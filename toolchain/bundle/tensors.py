@@ -8,12 +8,11 @@ dtype, shape and offsets, then the tensors' bytes without holes or overlap.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from math import prod
 from typing import Any, NamedTuple
 
-from toolchain.core.canonical import unique_table
+from toolchain.core.canonical import parse_json
 
 LIMIT_HEADER_BYTES = 1 << 20
 METADATA = "__metadata__"
@@ -56,10 +55,7 @@ def read_places(data: bytes | memoryview) -> list[Place]:
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > min(len(data) - 8, LIMIT_HEADER_BYTES):
         raise ValueError(f"a header of {size} bytes in a file of {len(data)}")
-    try:
-        header = json.loads(bytes(data[8 : 8 + size]), object_pairs_hook=unique_table)
-    except RecursionError as err:
-        raise ValueError("a header nested without end") from err
+    header = parse_json(bytes(data[8 : 8 + size]))
     if not isinstance(header, dict):
         raise ValueError("a header that is no object")  # noqa: TRY004  # of a file, not of a call
     header.pop(METADATA, None)

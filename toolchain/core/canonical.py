@@ -1,9 +1,9 @@
-"""Documents: bytes that are JSON in exactly one way, read with limits.
+"""JSON in one form: a value has one sequence of bytes, and bytes in another form are refused.
 
-Rules of this file: pure functions of bytes, nothing is opened here. A document is accepted only if
-it is the RFC 8785 form of what it says, so two different files never mean the same, and whatever
-JSON parsers disagree about (duplicate keys, NaN, ``1.0``, escapes, white space, byte order marks)
-is an error. What the values mean is decided in :mod:`toolchain.bundle.fields`.
+Rules of this file: pure functions of bytes and values; it opens no file. A document counts only if
+it is the RFC 8785 form of its value. So two different files never mean the same, and everything
+that JSON parsers disagree about (duplicate keys, NaN, ``1.0``, escapes, white space, byte order
+marks) is an error. What the values mean is decided in :mod:`toolchain.core.words`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from toolchain.core.digest import canonical_json
+import rfc8785
+
 from toolchain.core.errors import BundleError, Da3Error
 
 LIMIT_BYTES = 64 * 1024
@@ -23,7 +24,37 @@ LIMIT_DEPTH = 12
 _STRING = re.compile(rb'"(?:[^"\\]|\\.?)*"?', re.DOTALL)
 _SPACE = re.compile(rb"\s")
 _BRACKET = re.compile(rb"[\[\]{}]")
+# Doubles hold every integer of this many digits exactly (RFC 8785, appendix B).
+_EXACT_DIGITS = 15
 _REMAKE = "take the file from its source again; edit nothing by hand"
+
+
+def canonical_json(value: Any) -> bytes:
+    """``value`` as canonical JSON (RFC 8785): one value, one sequence of bytes.
+
+    Raises Da3Error for what JSON cannot carry exactly: NaN and infinities, integers beyond
+    2**53 - 1, keys that are not strings, lone surrogates, other types.
+    """
+    try:
+        return rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, UnicodeError, RecursionError) as err:
+        raise Da3Error(
+            f"expected a value that JSON can carry exactly, got one that it cannot: {err}",
+            fix="use finite numbers, integers within 2**53 - 1, text, lists and string keys",
+        ) from err
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Return the value of a JSON text in any form, UTF-8 if it is bytes.
+
+    Raises ValueError for what is not JSON, a key that stands twice in one object, NaN and
+    infinities, and for nesting that is too deep for the parser.
+    """
+    text = data if isinstance(data, str) else data.decode("utf-8")
+    try:
+        return json.loads(text, object_pairs_hook=_unique_table, parse_constant=_no_constant)
+    except RecursionError as err:
+        raise ValueError("a deep nesting") from err
 
 
 def read_document(data: bytes, what: str, *, limit_bytes: int = LIMIT_BYTES) -> dict[str, Any]:
@@ -36,55 +67,57 @@ def read_document(data: bytes, what: str, *, limit_bytes: int = LIMIT_BYTES) -> 
     if len(data) > limit_bytes:
         _fail(f"{what}: expected at most {limit_bytes} bytes, got {len(data)}")
     outside = _STRING.sub(b"", data)
+    # The depth is counted before parsing: nested text can exhaust a parser's stack.
     if (depth := _depth(outside)) > LIMIT_DEPTH:
         _fail(f"{what}: expected nesting of at most {LIMIT_DEPTH} levels, got {depth}")
-    # What holds no escape and no white space can only be off in its keys and numbers.
-    seen = _Seen(plain=data.isascii() and b"\\" not in data and not _SPACE.search(outside))
+    # Without escapes and white space only keys and numbers can break the form.
+    form = _Form(canonical=data.isascii() and b"\\" not in data and not _SPACE.search(outside))
     try:
         value = json.loads(
             data.decode("utf-8"),
-            object_pairs_hook=seen.table,
-            parse_float=seen.real,
-            parse_int=seen.whole,
+            object_pairs_hook=form.table,
+            parse_float=form.real,
+            parse_int=form.whole,
             parse_constant=_no_constant,
         )
-        canonical = data if seen.plain else canonical_json(value)
+        canonical = data if form.canonical else canonical_json(value)
     except (ValueError, Da3Error) as err:
         reason = err.message if isinstance(err, Da3Error) else str(err)
         raise BundleError(f"{what}: expected canonical JSON, got {reason}", fix=_REMAKE) from err
     if not isinstance(value, dict):
         _fail(f"{what}: expected a JSON object, got {type(value).__name__}")
     if canonical != data:
-        _fail(f"{what}: expected canonical JSON (RFC 8785), {_difference(canonical, data)}")
+        _fail(f"{what}: expected canonical JSON (RFC 8785), {_first_difference(canonical, data)}")
     return value
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What a parser met: ``plain`` stays true while each part is canonical by itself.
+class _Form:
+    """Watches a parser at work: ``canonical`` stays true while every part is in canonical form.
 
-    Writing a manifest anew takes longer than all the rest of reading it, so it is done only where
-    this does not show that the same bytes would come out.
+    To write a manifest again takes longer than all other steps of reading it. So the reader writes
+    it again only where this watch cannot show that the same bytes would come out.
     """
 
-    plain: bool
+    canonical: bool
 
     def table(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """Take an object; its keys must be in order (RFC 8785, section 3.2.3)."""
-        table = unique_table(pairs)
+        table = _unique_table(pairs)
         keys = list(table)
-        self.plain = self.plain and keys == sorted(keys)
+        # Python sorts by code point, RFC 8785 by UTF-16 unit; in ASCII the two are one order.
+        self.canonical = self.canonical and keys == sorted(keys)
         return table
 
     def real(self, text: str) -> float:
         """Take a number with a fraction or exponent (RFC 8785, section 3.2.2.3)."""
         value = float(text)
-        self.plain = self.plain and canonical_json(value) == text.encode()
+        self.canonical = self.canonical and canonical_json(value) == text.encode()
         return value
 
     def whole(self, text: str) -> int:
         """Take an integer; those beyond 15 digits may not be exact (RFC 8785, appendix B)."""
-        self.plain = self.plain and text != "-0" and len(text) <= 15
+        self.canonical = self.canonical and text != "-0" and len(text) <= _EXACT_DIGITS
         return int(text)
 
 
@@ -93,7 +126,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _depth(outside: bytes) -> int:
-    """Deepest nesting outside strings, found before a parser can be driven into recursion."""
+    """Return the deepest nesting of brackets; ``outside`` is the text without its strings."""
     deepest = level = 0
     for bracket in _BRACKET.findall(outside):
         level += 1 if bracket in b"[{" else -1
@@ -101,7 +134,7 @@ def _depth(outside: bytes) -> int:
     return deepest
 
 
-def unique_table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return ``pairs`` as a dict; raises ValueError for a key that stands there twice."""
     table: dict[str, Any] = {}
     for key, value in pairs:
@@ -115,8 +148,8 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"the number {name}")
 
 
-def _difference(canonical: bytes, data: bytes) -> str:
-    """Where the two forms part, for the reader of a message."""
+def _first_difference(canonical: bytes, data: bytes) -> str:
+    """Return words that say from which byte on ``data`` leaves the canonical form."""
     same = next(
         (at for at, (a, b) in enumerate(zip(canonical, data, strict=False)) if a != b),
         min(len(canonical), len(data)),

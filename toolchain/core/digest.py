@@ -1,10 +1,9 @@
 """Digests: what two tensors, two checkpoints or two documents must share to be the same thing.
 
-Rules of this file: numpy and the standard library only; pure functions of bytes and values, no
-file is opened here. A digest is always written ``sha256:<64 lower-case hex digits>``, so that its
-algorithm travels with it. Arrays are hashed as little-endian C-order bytes, whatever machine or
-memory layout they come from. It does not sign anything: a digest names bytes, it does not vouch
-for them.
+Rules of this file: numpy and the standard library only; pure functions of bytes and values; it
+opens no file. A digest is always written ``sha256:<64 lower-case hex digits>``, so that it names
+its algorithm. An array is hashed as little-endian C-order bytes, whatever machine or memory layout
+it comes from. Nothing here is signed: a digest names bytes, it does not vouch for them.
 """
 
 from __future__ import annotations
@@ -17,14 +16,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import rfc8785
 
+from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import Da3Error, WeightsError
 
 Bytes = bytes | bytearray | memoryview
 DIGEST_PATTERN = r"sha256:[0-9a-f]{64}"
 _DIGEST = re.compile(DIGEST_PATTERN)
 _NUMBER_KINDS = "biuf"
+# To start a thread costs as much as hashing about this many bytes.
 _WORTH_A_THREAD_BYTES = 1 << 20
 
 
@@ -33,33 +33,35 @@ def sha256(data: Bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-class Aside:
-    """Digests of several parts, computed on another thread while the caller goes on.
+class BackgroundDigests:
+    """Digests of several parts; another thread computes them while the caller goes on.
 
-    Hashing lets other threads run (hashlib does for more than 2 kB), and whoever asks for the
-    result helps. Little data are hashed only then, as a thread would cost more.
+    The two run at once because hashlib releases the interpreter's lock for more than 2 kB. Who
+    asks for the result helps to finish it. Few bytes are hashed only then: a thread would cost
+    more.
     """
 
     def __init__(self, parts: Sequence[Bytes]) -> None:
         self._parts = parts
-        self._found = [""] * len(parts)
-        # next() on one iterator is atomic, so each place is taken once; the largest come first.
-        self._left = iter(sorted(range(len(parts)), key=lambda place: -len(parts[place])))
-        self._helper = Thread(target=self._work, daemon=True)
-        self._helped = sum(map(len, parts)) >= _WORTH_A_THREAD_BYTES
-        if self._helped:
-            self._helper.start()
+        self._digests = [""] * len(parts)
+        # next() on one iterator is atomic, so the two threads never take the same part. The
+        # largest parts come first, so that neither waits long for the other at the end.
+        self._waiting = iter(sorted(range(len(parts)), key=lambda place: -len(parts[place])))
+        self._thread: Thread | None = None
+        if sum(map(len, parts)) >= _WORTH_A_THREAD_BYTES:
+            self._thread = Thread(target=self._work, daemon=True)
+            self._thread.start()
 
     def result(self) -> list[str]:
         """Return the digest of each part, in order."""
         self._work()
-        if self._helped:
-            self._helper.join()
-        return self._found
+        if self._thread is not None:
+            self._thread.join()
+        return self._digests
 
     def _work(self) -> None:
-        for place in self._left:
-            self._found[place] = sha256(self._parts[place])
+        for place in self._waiting:
+            self._digests[place] = sha256(self._parts[place])
 
 
 def tensor_digest(array: npt.NDArray[Any]) -> str:
@@ -88,21 +90,6 @@ def weights_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
         for name, array in sorted(tensors.items())
     ]
     return sha256(canonical_json(rows))
-
-
-def canonical_json(value: Any) -> bytes:
-    """``value`` as canonical JSON (RFC 8785): one value, one sequence of bytes.
-
-    Raises Da3Error for what JSON cannot carry exactly: NaN and infinities, integers beyond
-    2**53 - 1, keys that are not strings, lone surrogates, other types.
-    """
-    try:
-        return rfc8785.dumps(value)
-    except (rfc8785.CanonicalizationError, UnicodeError, RecursionError) as err:
-        raise Da3Error(
-            f"expected a value that JSON can carry exactly, got one that it cannot: {err}",
-            fix="use finite numbers, integers within 2**53 - 1, text, lists and string keys",
-        ) from err
 
 
 def short(digest: str) -> str:

@@ -52,6 +52,15 @@ from difflib import get_close_matches
 from typing import ClassVar
 
 
+def first_few(items: Sequence[str], limit: int, between: str = ", ") -> str:
+    """Return the first ``limit`` of ``items`` joined by ``between``; the rest is counted.
+
+    ``first_few(["a", "b", "c"], 2)`` is ``a, b, and 1 more``.
+    """
+    more = len(items) - limit
+    return between.join([*items[:limit], *([f"and {more} more"] if more > 0 else [])])
+
+
 class Da3Error(Exception):
     """Root of the tree. ``message`` states the fault, ``fix`` what the reader can do about it."""
 
@@ -77,8 +86,7 @@ class UnknownNameError(UsageError):
         # A name from outside may be as long as it likes; comparing it would take as long.
         name = name if len(name) <= 80 else name[:77] + "..."
         near = get_close_matches(name, self.known, n=3, cutoff=0.4)
-        more = f" and {len(self.known) - 20} more" if len(self.known) > 20 else ""
-        listed = f"known: {', '.join(self.known[:20])}{more}" if self.known else "none is there"
+        listed = f"known: {first_few(self.known, 20)}" if self.known else "none is there"
         hint = f"did you mean {', '.join(near)}?" if near else listed
         super().__init__(f"unknown {kind} {name!r}", fix=f"{hint}; {fix}" if fix else hint)
 

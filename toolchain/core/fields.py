@@ -9,6 +9,7 @@ nothing is converted silently: the only conversions are whole number -> float an
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
@@ -103,6 +104,12 @@ def text(expected: str, accepts: Callable[[str], bool], fix: str = "") -> Scalar
     return Scalar(expected, lambda value: isinstance(value, str) and accepts(value), fix=fix)
 
 
+def matching(pattern: str, expected: str = "") -> Scalar:
+    """Return the rule for a string that matches ``pattern`` as a whole."""
+    compiled = re.compile(pattern)
+    return text(expected or f"`{pattern}`", lambda value: compiled.fullmatch(value) is not None)
+
+
 def printable(limit: int) -> Scalar:
     """Return the rule for one line of 1 to ``limit`` printable characters, not only spaces."""
 
@@ -185,6 +192,30 @@ class ListOf:
         if isinstance(self.item, Scalar) and self.item.takes(value):
             return tuple(map(self.item.convert, value))
         return tuple(self.item.read(f"{path}[{i}]", one, faults) for i, one in enumerate(value))
+
+
+@dataclass(frozen=True, slots=True)
+class TableOf:
+    """A rule for a table of ``low`` to ``high`` entries; becomes a read-only mapping."""
+
+    name: Scalar
+    item: Rule
+    low: int
+    high: int
+
+    def read(self, path: str, value: object, faults: list[Fault]) -> Any:
+        """Return the mapping, or None with one fault per bad key or item (``path.key``)."""
+        if not isinstance(value, Mapping) or not self.low <= len(value) <= self.high:
+            got = f"{len(value)} entries" if isinstance(value, Mapping) else show(value)
+            faults.append(
+                Fault(path, f"expected a table of {self.low} to {self.high} entries, got {got}")
+            )
+            return None
+        for name in value:
+            self.name.read(f"{path} (key)", name, faults)
+        return MappingProxyType(
+            {name: self.item.read(f"{path}.{name:.60}", one, faults) for name, one in value.items()}
+        )
 
 
 @dataclass(frozen=True, slots=True)

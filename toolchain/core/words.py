@@ -1,9 +1,10 @@
-"""Rules: the vocabulary of the manifests, and records read from and written to JSON.
+"""The words of manifests: what a name, a digest, a shape or a note looks like, and whole records.
 
-Rules of this file: a record is a :class:`toolchain.core.fields.Section`; what a digest, a name, a
-shape or a note may look like is said here once, for bundle and backbone alike. Types, ranges,
-patterns, unknown and missing keys are found together and raised as one BundleError. It does not
-know the records, nor where their bytes come from.
+Rules of this file: each rule is said here once, for recipes, checkpoints, bundles, backbones, kits
+and engines alike. A record is a :class:`toolchain.core.fields.Section`; a :class:`Document` is a
+record that fills a file as canonical JSON. Wrong types, ranges, patterns, unknown and missing keys
+are found together and raised as one error. It does not know the records, nor where their bytes come
+from.
 """
 
 from __future__ import annotations
@@ -13,24 +14,27 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from types import MappingProxyType
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
+from toolchain.core.canonical import LIMIT_BYTES, canonical_json, read_document
 from toolchain.core.digest import DIGEST_PATTERN
-from toolchain.core.errors import BundleError, Fault
+from toolchain.core.errors import BundleError, Da3Error, Fault, first_few
 from toolchain.core.fields import (
     ListOf,
-    Rule,
     Scalar,
     Section,
+    TableOf,
     choice,
+    matching,
     read_section,
-    show,
     text,
     whole,
 )
 
 RecordT = TypeVar("RecordT", bound=Section)
+DocumentT = TypeVar("DocumentT", bound="Document")
+Note = bool | int | float | str | None
+Notes = Mapping[str, Note]
 
 # What a board may compute in.
 Precision = Literal["fp32", "fp16", "int8"]
@@ -39,12 +43,17 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 # Integers beyond this are not exact in every JSON reader (RFC 8785, section 3.2.2.3).
 EXACT = 2**53 - 1
 _SHOWN_FAULTS = 30
+_EXPORT_AGAIN = "export it again with this version of the toolchain"
 
 
-def matching(pattern: str, says: str = "") -> Scalar:
-    """Return the rule for a string that matches ``pattern`` as a whole."""
-    compiled = re.compile(pattern)
-    return text(says or f"`{pattern}`", lambda value: compiled.fullmatch(value) is not None)
+def is_domain_name(value: str) -> bool:
+    """Return whether ``value`` can name a domain: letters of any script, digits, ``_ - .``, space.
+
+    It is also a file's stem, so it is in Unicode's NFC form, starts with a letter or digit, does
+    not end in a space or dot, and has at most 64 characters.
+    """
+    plain = re.fullmatch(r"[^\W_](?:[\w .-]{0,62}[\w-])?", value) is not None
+    return plain and unicodedata.is_normalized("NFC", value)
 
 
 def _is_note(value: object) -> bool:
@@ -56,44 +65,16 @@ def _is_note(value: object) -> bool:
     return value is None
 
 
-def _is_domain(value: str) -> bool:
-    plain = re.fullmatch(r"[^\W_](?:[\w .-]{0,62}[\w-])?", value) is not None
-    return plain and unicodedata.is_normalized("NFC", value)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TableOf:
-    """A rule for a table of ``low`` to ``high`` entries; becomes a read-only mapping."""
-
-    name: Scalar
-    item: Rule
-    low: int
-    high: int
-
-    def read(self, path: str, value: object, faults: list[Fault]) -> Any:
-        """Return the mapping, or None with one fault per bad key or item (``path.key``)."""
-        if not isinstance(value, Mapping) or not self.low <= len(value) <= self.high:
-            got = f"{len(value)} entries" if isinstance(value, Mapping) else show(value)
-            faults.append(
-                Fault(path, f"expected a table of {self.low} to {self.high} entries, got {got}")
-            )
-            return None
-        for name in value:
-            self.name.read(f"{path} (key)", name, faults)
-        return MappingProxyType(
-            {name: self.item.read(f"{path}.{name:.60}", one, faults) for name, one in value.items()}
-        )
-
-
 DIGEST = matching(DIGEST_PATTERN, "`sha256:` and 64 lower-case hex digits")
 FILE_NAME = matching(r"[a-z0-9][a-z0-9._-]{0,63}")
 TENSOR_NAME = matching(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,199}")
 WORD = matching(r"[a-z0-9][a-z0-9_-]{0,63}")
 IDENTIFIER = matching(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+TARGET = matching(r"[a-z0-9][a-z0-9.-]{0,63}")
 DOMAIN = text(
     "1 to 64 letters, digits, `_`, `-`, `.` or spaces of any script in Unicode's NFC form, "
     "starting with a letter or digit, not ending in a space or dot",
-    _is_domain,
+    is_domain_name,
 )
 VERSION = matching(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,63}")
 AGENT = matching(r"[0-9]{1,5}(\.[0-9]{1,5}){1,2}")
@@ -111,31 +92,60 @@ NOTE = Scalar(
 NOTES = TableOf(matching(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,95}"), NOTE, 0, 256)
 
 
-def read_record(kind: type[RecordT], value: object, what: str) -> RecordT:
+class Document(Section):
+    """A record that fills a file, as canonical JSON of at most ``LIMIT_BYTES``.
+
+    ``FILE`` is what messages call it. Law: ``from_json(record.to_json())`` equals ``record``.
+    """
+
+    __slots__ = ()
+    FILE: ClassVar[str]
+    LIMIT_BYTES: ClassVar[int] = LIMIT_BYTES
+
+    def to_json(self) -> bytes:
+        """Return the canonical JSON (RFC 8785)."""
+        return canonical_json(to_json(self))
+
+    @classmethod
+    def from_json(cls: type[DocumentT], data: bytes) -> DocumentT:
+        """Return the record in ``data``; raises BundleError with every fault and its key path."""
+        document = read_document(data, cls.FILE, limit_bytes=cls.LIMIT_BYTES)
+        return read_record(cls, document, cls.FILE)
+
+
+def read_record(
+    kind: type[RecordT],
+    value: object,
+    what: str,
+    *,
+    error: type[Da3Error] = BundleError,
+    fix: str = _EXPORT_AGAIN,
+) -> RecordT:
     """Return the record of ``kind`` that the JSON value ``value`` holds.
 
-    Raises BundleError naming every fault with its key path (``files[2].digest``); ``what`` names
+    Raises ``error`` naming every fault with its key path (``files[2].digest``); ``what`` names
     the document.
     """
     faults: list[Fault] = []
     record = read_section(kind, "", value, faults)
-    raise_faults(what, faults)
+    raise_faults(what, faults, error=error, fix=fix)
     assert record is not None  # without faults there is a record
     return record
 
 
-def raise_faults(what: str, faults: Iterable[Fault]) -> None:
-    """Raise BundleError for ``faults``, if there are any; the first thirty are listed."""
-    found = list(faults)
-    if not found:
-        return
-    lines = "".join(f"\n  {fault}" for fault in found[:_SHOWN_FAULTS])
-    more = f"\n  and {len(found) - _SHOWN_FAULTS} more" if len(found) > _SHOWN_FAULTS else ""
-    plural = "fault" if len(found) == 1 else "faults"
-    raise BundleError(
-        f"{what}: {len(found)} {plural}{lines}{more}",
-        fix="export it again with this version of the toolchain",
-    )
+def raise_faults(
+    what: str,
+    faults: Iterable[Fault],
+    *,
+    error: type[Da3Error] = BundleError,
+    fix: str = _EXPORT_AGAIN,
+) -> None:
+    """Raise ``error`` for ``faults``, if there are any; the first thirty are listed."""
+    lines = [str(fault) for fault in faults]
+    if lines:
+        plural = "fault" if len(lines) == 1 else "faults"
+        shown = first_few(lines, _SHOWN_FAULTS, "\n  ")
+        raise error(f"{what}: {len(lines)} {plural}\n  {shown}", fix=fix)
 
 
 def to_json(value: Any) -> Any:

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from toolchain.bundle.manifest import Notes
 from toolchain.core.errors import BundleError, EngineMismatchError
 from toolchain.core.files import make_folder
+from toolchain.core.words import Notes
 from toolchain.device.boards.cuda import Cuda
 from toolchain.device.boards.locate import here
 from toolchain.device.boards.machine import Machine, look

@@ -31,7 +31,8 @@ from toolchain.bundle import (
     Selftest,
     Tap,
 )
-from toolchain.core import digest
+from toolchain.bundle.backbone import GRAPH_NAME, WEIGHTS_NAME
+from toolchain.core.sealed import listing
 from toolchain.export.check.parity import ParityReport
 from toolchain.export.check.reference import Chosen
 from toolchain.export.graph.halves import Halves
@@ -54,13 +55,8 @@ def backbone(kept: Checkpoint, halves: Halves) -> BackboneManifest:
     """Return the manifest of the backbone artefact; file entries are filled in when written."""
     info = kept.info.backbone
     dialect = TARGETS["onnxruntime"]
-    files = tuple(
-        bundle.BackboneFile(name, digest.sha256(data), len(data))
-        for name, data in (
-            ("backbone.onnx", halves.backbone_graph),
-            ("weights.safetensors", halves.weights),
-        )
-    )
+    contents = {GRAPH_NAME: halves.backbone_graph, WEIGHTS_NAME: halves.weights}
+    files = listing(bundle.BackboneFile, contents)
     return BackboneManifest(
         schema="da3.backbone/1",
         name=info.name,

@@ -19,7 +19,8 @@ from tests.support.kitted import Kitted
 from tests.support.simulated.engines import deploy, simulated
 from tests.support.toy_export import Run
 from toolchain.cli import root
-from toolchain.core.digest import canonical_json, sha256
+from toolchain.core.canonical import canonical_json
+from toolchain.core.digest import sha256
 from toolchain.device.boards.cuda import gpus
 
 # Ctrl-C may be ignored where the tests run, and a child inherits that.

@@ -13,7 +13,8 @@ import pytest
 
 from tests.device.engine.test_key import ORIN, TRT
 from tests.support import small_kits
-from toolchain.core.digest import canonical_json, sha256
+from toolchain.core.canonical import canonical_json
+from toolchain.core.digest import sha256
 from toolchain.core.errors import (
     BundleError,
     Da3Error,

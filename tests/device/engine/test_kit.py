@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support import small_kits
-from toolchain.core.digest import canonical_json
+from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import BundleError, DataError, ExistsError, StorageError
 from toolchain.device.engine.kit import KIT_NAME, ClassProfile, kit_name, open_kit
 

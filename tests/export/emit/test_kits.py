@@ -12,7 +12,8 @@ import pytest
 from tests.support.exported import Fleet
 from tests.support.kitted import ORDERS, Kitted
 from toolchain import bundle
-from toolchain.core.digest import canonical_json, sha256
+from toolchain.core.canonical import canonical_json
+from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, ExistsError, PrecisionError, StorageError, UsageError
 from toolchain.device.boards.target import find
 from toolchain.device.engine.kit import KIT_NAME, open_kit

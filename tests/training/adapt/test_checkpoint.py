@@ -17,6 +17,7 @@ from safetensors import numpy as safetensors
 
 from tests.support import stripes, toys
 from toolchain.core import digest
+from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import CheckpointError, ExistsError, StorageError
 from toolchain.training.adapt.attached import AttachedModel, domain_state, weights_digest
 from toolchain.training.adapt.checkpoint import INFO_FILE, TENSORS_FILE, Checkpoint, read, write
@@ -58,7 +59,7 @@ def rewrite(
     arrays = dict(read(folder).tensors)
     if tensors is not None:
         arrays = tensors(arrays)
-    text = digest.canonical_json(
+    text = canonical_json(
         {"format": 1, "backbone_weights_digest": document["backbone"]["weights_digest"]}
     ).decode()
     data = safetensors.save(arrays, {"da3": text} if bond else None)

@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolchain.bundle.backbone import BackboneManifest
-from toolchain.bundle.manifest import Notes
-from toolchain.core.canonical import read_document
-from toolchain.core.digest import canonical_json, sha256, short
+from toolchain.core.digest import short
 from toolchain.core.errors import (
     BundleError,
     DataError,
@@ -26,19 +24,16 @@ from toolchain.core.errors import (
     StorageError,
 )
 from toolchain.core.fields import ListOf, Nullable, Section, SectionOf, choice, key, whole
-from toolchain.core.files import atomic_directory, read_limited, write_atomic
-from toolchain.core.sealed import file_faults
+from toolchain.core.files import write_atomic
+from toolchain.core.sealed import SealedFile, SealedKind, SealedManifest, listing
 from toolchain.core.words import (
-    DIGEST,
     FILE_NAME,
     IDENTIFIER,
     NATURAL,
     NOTES,
     TENSOR_NAME,
-    raise_faults,
-    read_record,
+    Notes,
     repeated,
-    to_json,
 )
 from toolchain.device.engine.build import Built
 from toolchain.device.engine.key import Difference, Key, differences
@@ -68,11 +63,9 @@ class Mismatch:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineFile(Section):
+class EngineFile(SealedFile):
     """One file of the engine with its digest and size in bytes."""
 
-    name: str = key(FILE_NAME)
-    digest: str = key(DIGEST)
     size: int = key(whole(0, LIMIT_PLAN_BYTES))
 
 
@@ -87,12 +80,15 @@ class EnginePlan(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class EngineManifest(Section):
+class EngineManifest(SealedManifest):
     """What an engine says about itself.
 
     ``name``: the backbone's; ``built_for``: the key. ``gates``: whether closed gates were shown to
     skip on this device; ``figures``: what was measured, ``made_by``: with what it was built.
     """
+
+    FILE = ENGINE_NAME
+    LIMIT_BYTES = LIMIT_BYTES
 
     schema: str = key(choice(SCHEMA))
     name: str = key(IDENTIFIER)
@@ -102,16 +98,6 @@ class EngineManifest(Section):
     gates: str = key(choice(*VERDICTS))
     figures: Notes = key(NOTES)
     made_by: Notes = key(NOTES)
-
-    def to_json(self) -> bytes:
-        """Return the canonical JSON (RFC 8785)."""
-        return canonical_json(to_json(self))
-
-    @staticmethod
-    def from_json(data: bytes) -> EngineManifest:
-        """Return the manifest in ``data``; raises BundleError with every fault and its key path."""
-        found = read_document(data, ENGINE_NAME, limit_bytes=LIMIT_BYTES)
-        return read_record(EngineManifest, found, ENGINE_NAME)
 
     def contradictions(self) -> Iterator[Fault]:
         """Yield the faults between fields that are right one by one."""
@@ -127,6 +113,9 @@ class EngineManifest(Section):
             )
 
 
+ENGINE = SealedKind(what="engine", manifest_name=ENGINE_NAME, manifest=EngineManifest, fix=_REBUILD)
+
+
 @dataclass(frozen=True, slots=True)
 class EngineArtefact:
     """An engine whose files were all verified."""
@@ -138,10 +127,7 @@ class EngineArtefact:
 
     def read(self, plan: EnginePlan) -> bytes:
         """Return a plan's bytes, hashed as they are read. Raises BundleError, StorageError."""
-        return _read(self.path, self._entry(plan.file))
-
-    def _entry(self, name: str) -> EngineFile:
-        return next(entry for entry in self.manifest.files if entry.name == name)
+        return ENGINE.read(self.path, self.manifest.entry(plan.file))
 
 
 def require(key_here: Key, artefact: EngineArtefact) -> None:
@@ -207,15 +193,10 @@ class EngineStore:
             KIT_NAME: kit.manifest.to_json(),
             BACKBONE_NAME: kit.backbone.to_json(),
         }
-        listed = tuple(
-            EngineFile(name, sha256(data), len(data)) for name, data in sorted(contents.items())
-        )
-        text = replace(manifest, files=listed).to_json()
+        text = replace(manifest, files=listing(EngineFile, contents)).to_json()
         full = EngineManifest.from_json(text)
         path = self.path(full.name, full.built_for)
-        with atomic_directory(path, overwrite=overwrite) as partial:
-            for name, data in {**contents, ENGINE_NAME: text}.items():
-                (partial / name).write_bytes(data)
+        ENGINE.write(path, full, contents, overwrite=overwrite)
         return EngineArtefact(path, full, kit.manifest, kit.backbone)
 
     def _stored(self) -> Iterator[tuple[Path, Key]]:
@@ -231,18 +212,11 @@ def open_engine(path: Path) -> EngineArtefact:
     listed, links, or not what the manifest says; DataError for a folder that is no engine,
     StorageError if the file system refuses.
     """
-    try:
-        manifest = _manifest(path)
-        raise_faults("files", file_faults(path, manifest.files, {ENGINE_NAME}))
-        texts = {entry.name: entry for entry in manifest.files}
-        kit = KitManifest.from_json(_read(path, texts[KIT_NAME]))
-        backbone = BackboneManifest.from_json(_read(path, texts[BACKBONE_NAME]))
-    except BundleError as err:
-        raise BundleError(f"{path}: {err.message}", fix=_REBUILD) from err
-    except OSError as err:
-        raise StorageError(
-            f"cannot read the engine {path}: {err.strerror}", fix="check the path"
-        ) from err
+    _require_engine(path)
+    manifest, _ = ENGINE.open(path)
+    with ENGINE.reading(path):
+        kit = KitManifest.from_json(ENGINE.read(path, manifest.entry(KIT_NAME)))
+        backbone = BackboneManifest.from_json(ENGINE.read(path, manifest.entry(BACKBONE_NAME)))
     return EngineArtefact(path, manifest, kit, backbone)
 
 
@@ -268,6 +242,13 @@ def mark(path: Path, gates: str, figures: Notes) -> EngineManifest:
 
 
 def _manifest(path: Path) -> EngineManifest:
+    _require_engine(path)
+    manifest, _ = ENGINE.read_manifest(path)
+    return manifest
+
+
+def _require_engine(path: Path) -> None:
+    """Raise DataError for a folder that is no engine, BundleError for a link to one."""
     file = path / ENGINE_NAME
     if not file.exists() and not file.is_symlink():
         kit = (path / KIT_NAME).is_file()
@@ -279,15 +260,3 @@ def _manifest(path: Path) -> EngineManifest:
         raise BundleError(
             f"{file}: expected a regular file in a directory, got a link", fix=_REBUILD
         )
-    return EngineManifest.from_json(
-        read_limited(file, limit_bytes=LIMIT_BYTES, what="engine manifest")
-    )
-
-
-def _read(path: Path, entry: EngineFile) -> bytes:
-    data = read_limited(path / entry.name, limit_bytes=entry.size, what="file of the engine")
-    if (found := sha256(data)) != entry.digest:
-        raise BundleError(
-            f"{path / entry.name}: expected {entry.digest}, got {found}", fix=_REBUILD
-        )
-    return data

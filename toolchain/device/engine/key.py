@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from toolchain.bundle.linkage import FLAVOURS
-from toolchain.core.digest import canonical_json, sha256
+from toolchain.core.canonical import canonical_json
+from toolchain.core.digest import sha256
 from toolchain.core.fields import Nullable, Section, choice, key, printable
 from toolchain.core.words import DIGEST, NATURAL, PRECISIONS, VERSION, WORD
 from toolchain.device.boards.cuda import Gpu

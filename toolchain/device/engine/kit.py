@@ -11,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from toolchain.bundle.backbone import BackboneManifest
 from toolchain.bundle.linkage import FLAVOURS, Linkage, kit_linkage
-from toolchain.bundle.manifest import TARGET, Notes
 from toolchain.core.canonical import read_document
-from toolchain.core.digest import canonical_json, sha256, short
-from toolchain.core.errors import BundleError, DataError, Fault, StorageError
+from toolchain.core.digest import sha256, short
+from toolchain.core.errors import DataError, Fault
 from toolchain.core.fields import (
     ListOf,
     Nullable,
@@ -29,8 +27,7 @@ from toolchain.core.fields import (
     printable,
     whole,
 )
-from toolchain.core.files import atomic_directory, read_limited
-from toolchain.core.sealed import file_faults
+from toolchain.core.sealed import SealedFile, SealedKind, SealedManifest, listing
 from toolchain.core.words import (
     DIGEST,
     DOMAIN,
@@ -38,11 +35,11 @@ from toolchain.core.words import (
     NATURAL,
     NOTES,
     PRECISIONS,
+    TARGET,
     TENSOR_NAME,
+    Notes,
     raise_faults,
-    read_record,
     repeated,
-    to_json,
 )
 
 SCHEMA = "da3.kit/1"
@@ -56,11 +53,9 @@ ROLES = ("whole", "side", "opened", "closed", "tail")
 
 
 @dataclass(frozen=True, slots=True)
-class KitFile(Section):
+class KitFile(SealedFile):
     """One file of the kit with its digest and size in bytes."""
 
-    name: str = key(FILE_NAME)
-    digest: str = key(DIGEST)
     size: int = key(whole(0, LIMIT_MODEL_BYTES))
 
 
@@ -145,13 +140,16 @@ class ClassProfile(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class KitManifest(Section):
+class KitManifest(SealedManifest):
     """What a kit says about itself.
 
     ``graph``: digest of the linked graph ``swap-if`` that it was made from; ``gates``: gated blocks
     in the order of the output ``gates``; ``options``: those of the adaptors that slot shapes do not
     show; ``slots`` sorted by name.
     """
+
+    FILE = KIT_NAME
+    LIMIT_BYTES = LIMIT_BYTES
 
     schema: str = key(choice(SCHEMA))
     target: str = key(TARGET)
@@ -165,15 +163,6 @@ class KitManifest(Section):
     flavours: tuple[KitFlavour, ...] = key(ListOf(SectionOf(KitFlavour), 1, 3))
     files: tuple[KitFile, ...] = key(ListOf(SectionOf(KitFile), 1, LIMIT_FILES))
     made_by: Notes = key(NOTES)
-
-    def to_json(self) -> bytes:
-        """Return the canonical JSON (RFC 8785)."""
-        return canonical_json(to_json(self))
-
-    @staticmethod
-    def from_json(data: bytes) -> KitManifest:
-        """Return the manifest in ``data``; raises BundleError with every fault and its key path."""
-        return read_record(KitManifest, _document(data), KIT_NAME)
 
     def contradictions(self) -> Iterator[Fault]:
         """Yield the faults between fields that are right one by one."""
@@ -206,6 +195,14 @@ class KitManifest(Section):
         )
 
 
+KIT = SealedKind(
+    what="kit",
+    manifest_name=KIT_NAME,
+    manifest=KitManifest,
+    fix="copy the kit again, or export it again with --overwrite",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Kit:
     """A kit whose manifest was read; files are checked as they are read."""
@@ -217,8 +214,7 @@ class Kit:
 
     def read(self, name: str) -> bytes:
         """Return a listed file. Raises BundleError unless its bytes are those that were listed."""
-        entry = next(item for item in self.manifest.files if item.name == name)
-        return _checked(self.path, entry)
+        return KIT.read(self.path, self.manifest.entry(name))
 
     def layers(self) -> dict[str, str]:
         """Return which layer of the PyTorch model a node comes from, for messages.
@@ -254,18 +250,11 @@ def write_kit(
     Scripts (``*.sh``) become executable. Raises as :func:`toolchain.core.files.atomic_directory`.
     """
     contents = {**files, BACKBONE_NAME: backbone.to_json()}
-    listed = tuple(
-        KitFile(name, sha256(data), len(data)) for name, data in sorted(contents.items())
-    )
-    text = replace(manifest, files=listed).to_json()
+    text = replace(manifest, files=listing(KitFile, contents)).to_json()
     full = KitManifest.from_json(text)
     own = next((item.domain for item in full.flavours if item.domain), "")
     path = folder / kit_name(backbone, full.target, full.precision, own)
-    with atomic_directory(path, overwrite=overwrite) as partial:
-        for name, data in {**contents, KIT_NAME: text}.items():
-            (partial / name).write_bytes(data)
-            if name.endswith(".sh"):
-                (partial / name).chmod(0o755)
+    KIT.write(path, full, contents, overwrite=overwrite)
     return Kit(path, full, sha256(text), backbone)
 
 
@@ -280,22 +269,11 @@ def open_kit(path: Path) -> Kit:
             f"expected a kit, a folder with {KIT_NAME}, got {path}",
             fix="da3-export --domain NAME --target BOARD writes one beside the bundle",
         )
-    text = read_limited(path / KIT_NAME, limit_bytes=LIMIT_BYTES, what="kit manifest")
-    try:
-        manifest = KitManifest.from_json(text)
-        raise_faults("files", file_faults(path, manifest.files, {KIT_NAME}))
-        entry = next(item for item in manifest.files if item.name == BACKBONE_NAME)
-        backbone = BackboneManifest.from_json(_checked(path, entry))
+    manifest, digest = KIT.open(path)
+    with KIT.reading(path):
+        backbone = BackboneManifest.from_json(KIT.read(path, manifest.entry(BACKBONE_NAME)))
         raise_faults("kit", _backbone_faults(manifest, backbone))
-    except BundleError as err:
-        raise BundleError(
-            f"{path}: {err.message}", fix="copy the kit again, or export it again with --overwrite"
-        ) from err
-    except OSError as err:
-        raise StorageError(
-            f"cannot read the kit {path}: {err.strerror}", fix="check the path and its permissions"
-        ) from err
-    return Kit(path, manifest, sha256(text), backbone)
+    return Kit(path, manifest, digest, backbone)
 
 
 def _backbone_faults(manifest: KitManifest, backbone: BackboneManifest) -> Iterator[Fault]:
@@ -304,17 +282,3 @@ def _backbone_faults(manifest: KitManifest, backbone: BackboneManifest) -> Itera
     sites = {model.site for item in manifest.flavours for model in item.models if model.site}
     for name in sorted((sites | set(manifest.gates)) - blocks):
         yield Fault("sites", f"expected a block of {backbone.name}, got {name!r}")
-
-
-def _document(data: bytes) -> dict[str, Any]:
-    return read_document(data, KIT_NAME, limit_bytes=LIMIT_BYTES)
-
-
-def _checked(path: Path, entry: KitFile) -> bytes:
-    data = read_limited(path / entry.name, limit_bytes=entry.size, what="file of the kit")
-    if (found := sha256(data)) != entry.digest:
-        raise BundleError(
-            f"{path / entry.name}: expected {entry.digest}, got {found}",
-            fix="copy the kit again, or export it again",
-        )
-    return data

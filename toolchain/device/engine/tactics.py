@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolchain.core.canonical import read_document
-from toolchain.core.digest import canonical_json, sha256, short
+from toolchain.core.canonical import canonical_json, read_document
+from toolchain.core.digest import sha256, short
 from toolchain.core.errors import BundleError, StorageError
 from toolchain.core.files import read_limited, write_atomic
 from toolchain.device.engine.features import TensorRT

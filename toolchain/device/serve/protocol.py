@@ -17,9 +17,9 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from reprlib import repr as short
-from typing import Any, NoReturn
+from typing import Any
 
-from toolchain.core.canonical import unique_table
+from toolchain.core.canonical import parse_json
 from toolchain.core.errors import DataError
 from toolchain.device.serve.limits import Limits
 from toolchain.device.serve.tensors import (
@@ -126,11 +126,7 @@ def read_json(data: bytes, limit_bytes: int) -> dict[str, Any]:
             fix="send tensors as binary data",
         )
     try:
-        value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=unique_table, parse_constant=_no_constant
-        )
-    except RecursionError as err:
-        raise DataError("expected JSON of a few levels, got a deep nesting") from err
+        value = parse_json(data)
     except ValueError as err:
         raise DataError(f"expected JSON, got {str(err)[:200]}") from err
     if not isinstance(value, dict):
@@ -259,7 +255,3 @@ def _timeout(value: Any) -> float | None:
     if type(value) is not int or not 0 < value < 2**63:
         raise DataError(f"timeout: expected whole microseconds, got {short(value)}")
     return value / 1e6
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"the number {name}")

@@ -33,6 +33,7 @@ from toolchain.core.fields import (
     Scalar,
     Section,
     SectionOf,
+    TableOf,
     choice,
     key,
     number,
@@ -48,7 +49,6 @@ from toolchain.core.words import (
     IDENTIFIER,
     NOTES,
     TENSOR_NAME,
-    TableOf,
     to_json,
 )
 from toolchain.pictures.preprocess import Preprocessing

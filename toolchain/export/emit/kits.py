@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from toolchain.bundle import BackboneManifest, Manifest, open_bundle
 from toolchain.bundle.release import shared_options
-from toolchain.core.canonical import read_document
-from toolchain.core.digest import canonical_json, sha256
+from toolchain.core.canonical import canonical_json, read_document
+from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, Da3Error, ExistsError
 from toolchain.device.engine.kit import (
     LAYERS_NAME,

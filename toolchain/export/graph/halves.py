@@ -12,8 +12,7 @@ The cache is an optimisation, never a source of truth: parity is checked after e
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +22,11 @@ import numpy as np
 import onnx_ir as ir
 
 from toolchain.core import digest
-from toolchain.core.errors import CaptureError, Da3Error, GraphError, SplitError
-from toolchain.core.files import atomic_directory, make_folder, read_limited
+from toolchain.core.canonical import canonical_json
+from toolchain.core.errors import CaptureError, Da3Error, Fault, GraphError, SplitError
+from toolchain.core.fields import ListOf, SectionOf, choice, key, whole
+from toolchain.core.files import make_folder
+from toolchain.core.sealed import SealedFile, SealedKind, SealedManifest, listing
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
 from toolchain.export.graph.capture import capture
@@ -39,7 +41,38 @@ FOLD_TOLERANCE = 1e-4
 # Another version of these may capture or fold another structure.
 _SHAPING = ("torch", "onnx-ir", "onnxscript")
 MAX_WEIGHTS_BYTES = 8 << 30
-_PARTS = ("backbone.onnx", "domain.onnx", WEIGHTS_FILE)
+_BACKBONE, _DOMAIN = "backbone.onnx", "domain.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class CachedFile(SealedFile):
+    """One file of a cache entry with its digest and size in bytes."""
+
+    size: int = key(whole(0, MAX_WEIGHTS_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class CacheIndex(SealedManifest):
+    """The manifest of a cache entry: the two graphs and the weights."""
+
+    FILE = "index.json"
+
+    schema: str = key(choice("da3.split/1"))
+    files: tuple[CachedFile, ...] = key(ListOf(SectionOf(CachedFile), 3, 3))
+
+    def contradictions(self) -> Iterator[Fault]:
+        """Yield a fault unless the three files are those of a split."""
+        names = [entry.name for entry in self.files]
+        if names != [_BACKBONE, _DOMAIN, WEIGHTS_FILE]:
+            yield Fault("files", f"expected the files of a split, got {', '.join(names)}")
+
+
+_ENTRY = SealedKind(
+    what="cached split",
+    manifest_name="index.json",
+    manifest=CacheIndex,
+    fix="clear the cache folder and export again",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +121,7 @@ def make_halves(
 def interface(model: AttachedModel, target: str = "onnxruntime") -> str:
     """Return the digest of all that shapes a split: backbone, method, options, versions."""
     return digest.sha256(
-        digest.canonical_json(
+        canonical_json(
             {
                 "weights": weights_digest(model),
                 "method": model.method,
@@ -213,28 +246,23 @@ def _filled(
 
 
 def _write_entry(entry: Path, structure: Split, weights: bytes) -> None:
-    parts = (store.to_bytes(structure.backbone), store.to_bytes(structure.domain), weights)
-    index = {name: digest.sha256(data) for name, data in zip(_PARTS, parts, strict=True)}
+    contents = {
+        _BACKBONE: store.to_bytes(structure.backbone),
+        _DOMAIN: store.to_bytes(structure.domain),
+        WEIGHTS_FILE: weights,
+    }
     make_folder(entry.parent, fix="choose another cache folder, or export without one")
-    with atomic_directory(entry, overwrite=True) as folder:
-        for name, data in zip(_PARTS, parts, strict=True):
-            (folder / name).write_bytes(data)
-        (folder / "index.json").write_bytes(digest.canonical_json(index))
+    index = CacheIndex(schema="da3.split/1", files=listing(CachedFile, contents))
+    _ENTRY.write(entry, index, contents, overwrite=True)
 
 
 def _read_entry(entry: Path) -> tuple[Split, bytes] | None:
     """Read a cache entry; None when it is damaged, so that it is captured again."""
     try:
-        text = read_limited(entry / "index.json", limit_bytes=1 << 16, what="cache index")
-        index = json.loads(text)
-        parts = {
-            name: read_limited(entry / name, limit_bytes=MAX_WEIGHTS_BYTES, what="cached graph")
-            for name in _PARTS
-        }
-        if any(digest.sha256(data) != index[name] for name, data in parts.items()):
-            return None
-        backbone = store.from_bytes(parts["backbone.onnx"], what="cached backbone")
-        domain = store.from_bytes(parts["domain.onnx"], what="cached domain")
+        index, _ = _ENTRY.read_manifest(entry)
+        parts = {file.name: _ENTRY.read(entry, file) for file in index.files}
+        backbone = store.from_bytes(parts[_BACKBONE], what="cached backbone")
+        domain = store.from_bytes(parts[_DOMAIN], what="cached domain")
         return read_split(backbone, domain), parts[WEIGHTS_FILE]
     except (Da3Error, ValueError, KeyError, TypeError):
         return None

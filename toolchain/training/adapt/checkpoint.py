@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from toolchain.core import digest
+from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import CheckpointError, Fault
 from toolchain.core.fields import (
     ListOf,
@@ -159,8 +160,8 @@ def write(folder: Path, info: Info, tensors: Tensors, *, overwrite: bool = False
     document = asdict(info) | {"tensors_sha256": digest.sha256(data)}
     with atomic_directory(folder, overwrite=overwrite) as partial:
         (partial / TENSORS_FILE).write_bytes(data)
-        (partial / INFO_FILE).write_bytes(digest.canonical_json(document))
-    return Checkpoint(_info(folder / INFO_FILE, digest.canonical_json(document)), dict(tensors))
+        (partial / INFO_FILE).write_bytes(canonical_json(document))
+    return Checkpoint(_info(folder / INFO_FILE, canonical_json(document)), dict(tensors))
 
 
 def read(folder: Path) -> Checkpoint:
@@ -221,7 +222,7 @@ def _unfit(where: Path, faults: list[str], fix: str) -> CheckpointError:
 def _bond(weights_digest: str) -> str:
     # One key: safetensors writes several in no fixed order, and the same domain is the same bytes.
     bond = {"format": FORMAT, "backbone_weights_digest": weights_digest}
-    return digest.canonical_json(bond).decode()
+    return canonical_json(bond).decode()
 
 
 def _info(path: Path, data: bytes) -> Info:

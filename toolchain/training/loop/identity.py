@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from toolchain.core import digest
+from toolchain.core.canonical import canonical_json
 from toolchain.recipe import Recipe
 from toolchain.training.data.splits import DomainData, Split
 
@@ -32,7 +33,7 @@ def recipe_document(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_digest(recipe: Recipe) -> str:
     """Return the sha256 of the recipe's canonical JSON (RFC 8785)."""
-    return digest.sha256(digest.canonical_json(recipe_document(recipe)))
+    return digest.sha256(canonical_json(recipe_document(recipe)))
 
 
 def training_document(recipe: Recipe) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def data_digest(data: DomainData) -> str:
     other picture changed.
     """
     parts = [_split_digest(split) for split in (data.train, data.test)]
-    return digest.sha256(digest.canonical_json([list(data.classes), parts]))
+    return digest.sha256(canonical_json([list(data.classes), parts]))
 
 
 def _split_digest(split: Split) -> list[Any]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from toolchain.core import digest
+from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import TrainingError
 from toolchain.core.files import read_limited, write_atomic
 from toolchain.training.adapt.attached import AttachedModel, arrays
@@ -93,7 +94,7 @@ def save_state(path: Path, state: State) -> None:
         "head_accuracy": state.head_accuracy,
         "tensors": digest.weights_digest(arrays(tensors)),
     }
-    text = digest.canonical_json(about).decode()
+    text = canonical_json(about).decode()
     write_atomic(path, safetensors.torch.save(tensors, {_KEY: text}), overwrite=True)
 
 

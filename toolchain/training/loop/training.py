@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.core import digest
+from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import StorageError, TrainingError
 from toolchain.pictures.preprocess import normalise
 from toolchain.recipe import Recipe
@@ -239,7 +240,7 @@ class _Run:
 
 def _digested(selection: Selection) -> str:
     document = {name: list(channels) for name, channels in selection.items()}
-    return digest.sha256(digest.canonical_json(document))
+    return digest.sha256(canonical_json(document))
 
 
 def _optimiser(domain: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

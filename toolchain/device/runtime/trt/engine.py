@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from toolchain.bundle.release import Release
-from toolchain.core.digest import canonical_json, sha256
+from toolchain.core.canonical import canonical_json
+from toolchain.core.digest import sha256
 from toolchain.core.errors import ClosedError, SessionLimitError
 from toolchain.device.boards.cuda import open_cuda
 from toolchain.device.engine.cache import ENGINE_NAME, EngineArtefact, require
