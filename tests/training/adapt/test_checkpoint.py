@@ -114,7 +114,8 @@ def test_batch_norms_counters_are_no_slots(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_read_without_torch(folder: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from toolchain.training.adapt.checkpoint import read;"
+        "import sys; from pathlib import Path;"
+        "from toolchain.training.adapt.checkpoint import read;"
         f"read(Path({str(folder)!r}));"
         "sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
     )
