@@ -10,7 +10,7 @@ import pytest
 
 from toolchain.bench.contenders import OTHERS, OURS, Contenders, Kind, bare, options_of
 from toolchain.bench.materials import Materials, foreign
-from toolchain.device.runtime import Outcome
+from toolchain.device import Outcome
 
 
 @pytest.fixture(scope="module")

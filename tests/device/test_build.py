@@ -24,12 +24,12 @@ from toolchain.core.errors import (
     EngineMismatchError,
     ModelRefusedError,
 )
+from toolchain.device import Runner
 from toolchain.device.boards.machine import Machine
 from toolchain.device.build import FlavourReport, Wanted, build, check
 from toolchain.device.engine import tactics
 from toolchain.device.engine.cache import open_engine
 from toolchain.device.engine.kit import KIT_NAME, Kit
-from toolchain.device.runtime import Runner
 from toolchain.device.runtime.trt.plan import Device
 
 SWAP = Wanted(module="tensorrt_rtx", flavours=("swap",))

@@ -23,7 +23,7 @@ import onnxruntime as ort
 
 from toolchain.bench.materials import Materials
 from toolchain.bundle.slots import slot_arrays
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 
 Kind = Literal["bundle", "installed", "whole", "shared", "shared, extended"]
 OURS: tuple[Kind, ...] = ("bundle", "installed")

@@ -22,8 +22,8 @@ from toolchain.bundle.release import read_release
 from toolchain.core.digest import sha256
 from toolchain.core.errors import UsageError
 from toolchain.core.timing import WALL, interleaved
+from toolchain.device import Runner
 from toolchain.device.engine.cache import EngineArtefact, open_engine
-from toolchain.device.runtime import Runner
 from toolchain.device.runtime.limit import TimeLimit
 from toolchain.device.runtime.loading import Bound
 from toolchain.device.runtime.selftest import difference, run_cases
@@ -52,7 +52,7 @@ def measure(
     ``parity`` with PyTorch over the golden data in both states of every gate (by bundle: cases,
     ``error`` over the logits' range where gates agree, cases with another class and gate),
     ``memory_bytes`` of the device, and ``unchanged``: whether the plans' bytes are those before.
-    Raises UsageError without bundles, and as :class:`toolchain.device.runtime.Runner`.
+    Raises UsageError without bundles, and as :class:`toolchain.device.Runner`.
     """
     if not bundles:
         raise UsageError("expected a bundle to run, got none", fix="name one with --bundle")

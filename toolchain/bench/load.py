@@ -22,7 +22,7 @@ from toolchain.bench.materials import Materials, from_json
 from toolchain.bench.memory import resident_bytes
 from toolchain.bench.traffic import Traffic, known_answers
 from toolchain.core.errors import RunError
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 
 ORDER = (False, True, True, False)
 Notify = Callable[[str], None]

@@ -18,7 +18,7 @@ import numpy as np
 
 from toolchain.bench.contenders import Floats
 from toolchain.core.errors import UsageError
-from toolchain.device.runtime import Outcome, Runner
+from toolchain.device import Outcome, Runner
 
 # Of the logits' range. Two releases must differ by far more, or a mixture could not be seen.
 TOLERANCE = 1e-4

@@ -16,7 +16,7 @@ from toolchain.cli.show.layout import some
 from toolchain.cli.show.output import emit
 
 if TYPE_CHECKING:
-    from toolchain.device.runtime import Runner
+    from toolchain.device import Runner
 
 _MIB = 1024 * 1024
 

@@ -20,7 +20,7 @@ from tests.support.drawn import pixels
 from tests.support.exported import Exported, Fleet
 from tests.support.videos import noise, write
 from toolchain.cli.verbs.run import run
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 
 NAME = "toy_chirps"
 KEYS = {"source", "index", "at_s", "label", "probability", "top", "gates", "ms", "error"}

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.device.runtime.conftest import ALL
+from tests.device.conftest import ALL
 from tests.support.drawn import pixels, same, tensor
 from tests.support.exported import Fleet
 from toolchain.core.errors import (
@@ -25,7 +25,7 @@ from toolchain.core.errors import (
     UnknownNameError,
     UsageError,
 )
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 from toolchain.device.runtime.answers import probabilities
 from toolchain.pictures import preprocess
 

@@ -28,7 +28,7 @@ from toolchain.core.errors import (
     SelftestError,
     StorageError,
 )
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 from toolchain.export.graph.names import SLOTS_FILE
 
 GOLDEN = "golden.safetensors"

@@ -37,9 +37,9 @@ from toolchain.core.errors import (
     TimeLimitError,
     UsageError,
 )
+from toolchain.device import Runner
 from toolchain.device.boards.cuda import gpus
 from toolchain.device.engine.kit import ClassProfile
-from toolchain.device.runtime import Runner
 from toolchain.device.runtime.trt.backend import PlanSession
 from toolchain.device.runtime.trt.buffers import DeviceSlots
 from toolchain.device.runtime.trt.plan import Device

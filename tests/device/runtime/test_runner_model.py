@@ -21,7 +21,7 @@ from tests.support.damage import with_slots
 from tests.support.drawn import tensor
 from tests.support.exported import Fleet
 from toolchain.core.errors import LoadedError, SelftestError, UnknownNameError, UsageError
-from toolchain.device.runtime import Outcome, Runner
+from toolchain.device import Outcome, Runner
 
 NAMES = st.sampled_from(["red", "green", "blue"])
 # They need three sessions in the worst order: first's, head's and wide's.

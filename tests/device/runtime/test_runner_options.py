@@ -12,7 +12,7 @@ import pytest
 from tests.support.drawn import pixels, tensor
 from tests.support.exported import Fleet
 from toolchain.core.errors import ClosedError, ProviderError, UnknownNameError, UsageError
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 from toolchain.device.runtime.ort.session import PROVIDERS
 
 

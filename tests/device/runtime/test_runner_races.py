@@ -17,7 +17,7 @@ from toolchain.core.errors import (
     SessionLimitError,
     UnknownNameError,
 )
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 
 IMAGES = tensor(3, 42)
 REFUSALS = (LoadedError, UnknownNameError, SessionLimitError)

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.device.runtime.conftest import ALL
+from tests.device.conftest import ALL
 from tests.support.drawn import pixels, same, tensor
 from tests.support.exported import Fleet
 from toolchain.core.errors import SessionLimitError
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 
 LAWS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 

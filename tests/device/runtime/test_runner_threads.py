@@ -25,7 +25,7 @@ import pytest
 from tests.support.drawn import pixels, same, tensor
 from tests.support.exported import Fleet
 from toolchain.core.errors import ClosedError, LoadedError, SessionLimitError, UnknownNameError
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 
 # By the name that they are loaded under; ``digits`` has another class count than those it replaces.
 RELEASES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,8 +24,8 @@ from toolchain.core.errors import (
     UnknownNameError,
     UsageError,
 )
-from toolchain.device.runtime import Frame, Runner
-from toolchain.device.runtime.stream import is_endless, stream
+from toolchain.device import Frame, Runner
+from toolchain.device.runtime.stream import stream
 from toolchain.pictures import video
 
 COUNT = 5
@@ -122,36 +121,6 @@ def test_a_link_out_of_the_folder_is_not_followed(first: Runner, tmp_path: Path)
     assert "links out of the folder" in str(frames[1].error)
 
 
-def test_folders_nested_without_end_are_refused(first: Runner, tmp_path: Path) -> None:
-    deep = tmp_path.joinpath(*"abcdefghijklmnopqrstuvw")
-    deep.mkdir(parents=True)
-    picture(tmp_path / "a.png")
-    with pytest.raises(DataError, match="nest too deeply"):
-        next(stream(first, tmp_path))
-
-
-def test_more_pictures_than_a_list_may_hold_are_refused(
-    first: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("toolchain.device.runtime.stream.MAX_PICTURES", COUNT - 1)
-    with pytest.raises(DataError, match=f"at most {COUNT - 1} pictures"):
-        next(stream(first, folder))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_listed(first: Runner, tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir(mode=0)
-    with pytest.raises(DataError, match="cannot be listed"):
-        next(stream(first, tmp_path))
-
-
-def test_an_empty_folder_and_a_missing_one(first: Runner, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected pictures"):
-        next(stream(first, tmp_path))
-    with pytest.raises(DataError, match="no such picture, folder or video"):
-        next(stream(first, tmp_path / "missing"))
-
-
 # -- single pictures and videos ----------------------------------------------------------------
 
 
@@ -245,13 +214,6 @@ def test_counts_below_one_are_refused_at_once(first: Runner, folder: Path) -> No
 def test_a_camera_that_is_no_number_is_refused_at_once(first: Runner, source: str | int) -> None:
     with pytest.raises(UsageError, match="expected a camera's number"):
         stream(first, source)
-
-
-def test_no_such_camera_is_told_by_its_name(first: Runner) -> None:
-    for source in (9999, "camera:9999"):
-        assert is_endless(source)
-        with pytest.raises(DataError, match="camera:9999"):
-            next(stream(first, source))
 
 
 def test_pixels_are_handed_over_as_rgb(first: Runner, tmp_path: Path) -> None:

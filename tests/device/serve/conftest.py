@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.exported import Exported, make_domain
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 from toolchain.device.serve import Limits, Server
 from toolchain.device.serve.app import App
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.device.serve.conftest import LIMITS
 from tests.support.asking import JSON, call, inference, pictures
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 from toolchain.device.serve.app import App
 
 MODEL = "/v2/models/toy_chirps"

@@ -12,7 +12,7 @@ import pytest
 from tests.support.asking import pictures
 from tests.support.exported import Exported
 from toolchain.core.errors import TimeLimitError
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 from toolchain.device.serve.domains import config, predict, version
 from toolchain.device.serve.faults import RefusedError
 from toolchain.device.serve.protocol import Request

@@ -11,7 +11,7 @@ import pytest
 from tests.device.serve.conftest import LIMITS
 from tests.support.asking import call, inference, pictures, until
 from tests.support.exported import Exported
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 from toolchain.device.serve.app import App
 
 LOAD = "/v2/repository/models/{}/load"

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.asking import Answer, ask, inference, opened, pictures, until
 from toolchain.core.errors import MissingPackageError, RunError, UsageError
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 from toolchain.device.serve import Limits, Server, serve
 
 INFER = "/v2/models/toy_chirps/infer"

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.asking import ask, inference, opened, pictures, rest
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 from toolchain.device.serve import Limits, Server
 
 HOST = b"Host: localhost\r\n"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.support.asking import pictures
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 from toolchain.device.serve import Server
 
 triton = pytest.importorskip("tritonclient.http")

@@ -1,4 +1,4 @@
-"""A folder of bundles: found by name, their backbone beside them, those that fit loaded."""
+"""A folder of bundles: found by name, and their backbone beside them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.exported import Fleet
-from toolchain.core.errors import (
-    BackboneMismatchError,
-    BundleError,
-    DataError,
-    LoadedError,
-    RunError,
-    SessionLimitError,
-    UnknownNameError,
-)
-from toolchain.device.runtime import Runner
+from toolchain.core.errors import BundleError, DataError, UnknownNameError
 from toolchain.device.store import dist
-
-NAME = "toy_chirps"
 
 
 def test_bundles_are_found_by_name_and_nothing_else_is(fleet: Fleet, tmp_path: Path) -> None:
@@ -65,27 +54,3 @@ def test_a_damaged_bundle_does_not_hide_the_backbone_of_the_next(
     assert dist.backbone_of([damaged, fleet["first"].bundle]) == artefact
     with pytest.raises(BundleError):
         dist.backbone_of([damaged])
-
-
-def test_bundles_that_fit_are_loaded_and_the_others_told(
-    runner: Runner, fleet: Fleet, tmp_path: Path
-) -> None:
-    damaged = tmp_path / "damaged.da3b"
-    damaged.write_bytes(b"no bundle")
-    paths = [fleet[name].bundle for name in ("first", "foreign", "wide", "next")]
-    told: dict[Path, Exception] = {}
-    dist.load_fitting(runner, [damaged, *paths], refused=told.__setitem__)
-    assert list(runner.domains) == [NAME]
-    assert {path: type(err) for path, err in told.items()} == {
-        damaged: BundleError,
-        paths[1]: BackboneMismatchError,
-        paths[2]: SessionLimitError,
-        paths[3]: LoadedError,
-    }
-
-
-def test_not_one_bundle_that_fits_is_an_error(runner: Runner, fleet: Fleet) -> None:
-    told: dict[Path, Exception] = {}
-    with pytest.raises(RunError, match="expected a bundle that can be loaded"):
-        dist.load_fitting(runner, [fleet["foreign"].bundle], refused=told.__setitem__)
-    assert len(told) == 1

@@ -14,7 +14,7 @@ from tests.support.exported import Fleet
 from toolchain import bundle
 from toolchain.bundle.release import read_release
 from toolchain.core.errors import BackboneMismatchError, ClosedError, ExistsError, SelftestError
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 from toolchain.device.store import installed
 from toolchain.device.store.installed import BUNDLE_NAME
 

@@ -17,7 +17,7 @@ from tests.support.drawn import same, tensor
 from tests.support.exported import Fleet
 from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, Da3Error, StorageError
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 from toolchain.device.store import installed
 from toolchain.device.store.installed import BUNDLE_NAME, RECORD_NAME
 

@@ -18,7 +18,7 @@ from toolchain.cli.show.progress import counted
 
 if TYPE_CHECKING:
     from toolchain.core.errors import Da3Error
-    from toolchain.device.runtime import Domain, Frame, Prediction, Runner
+    from toolchain.device import Domain, Frame, Prediction, Runner
 
     Printer = Callable[[Runner, Iterable[Frame], int], bool]
 

@@ -22,7 +22,7 @@ from toolchain.cli.show.answers import PRINTERS, complain_of
 from toolchain.core.errors import Da3Error, DataError
 
 if TYPE_CHECKING:
-    from toolchain.device.runtime import Frame, Runner
+    from toolchain.device import Frame, Runner
 
 FAILED = 1
 TOP = 3
@@ -164,7 +164,7 @@ def run(
     )
     from PIL.Image import DecompressionBombWarning
 
-    from toolchain.device.runtime import Runner
+    from toolchain.device.runtime.runner import Runner, load_fitting
     from toolchain.device.store import dist as folder
 
     # The runner refuses such a picture with an error that says more.
@@ -174,7 +174,7 @@ def run(
     paths = named[:1] or list(folder.bundles(dist).values())
     with Runner(folder.backbone_of(paths, backbone), **options) as runner:
         if not named:
-            folder.load_fitting(runner, paths, selftest=not no_selftest, refused=_tell_refused)
+            load_fitting(runner, paths, selftest=not no_selftest, refused=_tell_refused)
         for path in named:
             # Over the network a domain is called as its file is, and loaded again by that name.
             name = path.stem if port is not None else None
@@ -194,7 +194,7 @@ def _used(options: Mapping[str, object]) -> list[str]:
 
 
 def _is_camera(source: str) -> bool:
-    from toolchain.device.runtime.stream import is_endless
+    from toolchain.pictures.sources import is_endless
 
     return is_endless(source)
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -30,7 +30,14 @@ from toolchain import bundle
 from toolchain.bundle import BackboneManifest
 from toolchain.bundle.linkage import FORMS, LINKED_ROLES, Flavour, Form, Linkage
 from toolchain.bundle.release import read_release
-from toolchain.core.errors import ClosedError, LoadedError, UnknownNameError, UsageError
+from toolchain.core.errors import (
+    ClosedError,
+    Da3Error,
+    LoadedError,
+    RunError,
+    UnknownNameError,
+    UsageError,
+)
 from toolchain.device.engine.cache import open_engine, refuse_kit
 from toolchain.device.runtime.answers import Domain, Outcome, Prediction, predictions
 from toolchain.device.runtime.backbone_session import open_verified
@@ -360,3 +367,25 @@ class Runner:
         """Exchange the table and let go of sessions that nothing uses any more."""
         self._table = MappingProxyType(table)
         self._sessions.trim()
+
+
+def load_fitting(
+    runner: Runner,
+    paths: Iterable[Path],
+    *,
+    selftest: bool = True,
+    refused: Callable[[Path, Da3Error], None],
+) -> None:
+    """Load every bundle that the runner takes, under its file's name.
+
+    ``refused`` hears of the others, and why.
+
+    Raises RunError if not one is loaded.
+    """
+    for path in paths:
+        try:
+            runner.load(path, name=path.stem, selftest=selftest)
+        except Da3Error as err:
+            refused(path, err)
+    if not runner.domains:
+        raise RunError("expected a bundle that can be loaded, got none", fix="see why above")

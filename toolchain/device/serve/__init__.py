@@ -3,7 +3,7 @@
 Rules of this room: a model of the protocol is a domain that a runner has loaded. The protocol is
 ours and knows no sockets (``tensors``, ``protocol``), the sockets are waitress's and know no
 protocol (``sockets``), ``app`` stands between them. Nothing here computes; a
-:class:`~toolchain.device.runtime.Runner` does. No answer shows a path of the server's machine.
+:class:`~toolchain.device.Runner` does. No answer shows a path of the server's machine.
 """
 
 from toolchain.device.serve.limits import Limits

@@ -36,7 +36,8 @@ from toolchain.device.serve.repository import Repository
 from toolchain.device.serve.statistics import Statistics
 
 if TYPE_CHECKING:
-    from toolchain.device.runtime import Domain, Runner
+    from toolchain.device.runtime.answers import Domain
+    from toolchain.device.runtime.runner import Runner
 
 EXTENSIONS = (
     "binary_tensor_data",

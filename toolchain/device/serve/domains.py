@@ -20,7 +20,8 @@ from toolchain.device.serve.protocol import Request, Response, Wanted
 from toolchain.device.serve.tensors import Array, Tensor, texts
 
 if TYPE_CHECKING:
-    from toolchain.device.runtime import Domain, Outcome, Runner
+    from toolchain.device.runtime.answers import Domain, Outcome
+    from toolchain.device.runtime.runner import Runner
 
 PLATFORM = "da3_onnxruntime"
 _TRIES = 3

@@ -19,7 +19,8 @@ from toolchain.device.serve.domains import version
 from toolchain.device.store.dist import listed
 
 if TYPE_CHECKING:
-    from toolchain.device.runtime import Domain, Runner
+    from toolchain.device.runtime.answers import Domain
+    from toolchain.device.runtime.runner import Runner
 
 
 class Repository:

@@ -21,7 +21,7 @@ from toolchain.device.serve.app import App
 from toolchain.device.serve.limits import Limits
 
 if TYPE_CHECKING:
-    from toolchain.device.runtime import Runner
+    from toolchain.device.runtime.runner import Runner
     from toolchain.device.serve.sockets import Sockets
 
 

@@ -7,25 +7,19 @@ name from outside is looked up among the files that are there and never joined t
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from toolchain import bundle
 from toolchain.core.errors import (
-    Da3Error,
     DataError,
-    RunError,
     StorageError,
     UnknownNameError,
     VerificationError,
 )
 from toolchain.core.words import DOMAIN
 from toolchain.device.engine.cache import ENGINE_NAME, refuse_kit
-
-if TYPE_CHECKING:
-    from toolchain.device.runtime.runner import Runner
 
 SUFFIX = ".da3b"
 
@@ -67,28 +61,6 @@ def backbone_of(paths: Sequence[Path], where: Path | None = None) -> Path:
         with suppress(DataError, VerificationError, StorageError):
             return _backbone_of(path, where)
     return _backbone_of(paths[-1], where)
-
-
-def load_fitting(
-    runner: Runner,
-    paths: Iterable[Path],
-    *,
-    selftest: bool = True,
-    refused: Callable[[Path, Da3Error], None],
-) -> None:
-    """Load every bundle that the runner takes, under its file's name.
-
-    ``refused`` hears of the others, and why.
-
-    Raises RunError if not one is loaded.
-    """
-    for path in paths:
-        try:
-            runner.load(path, name=path.stem, selftest=selftest)
-        except Da3Error as err:
-            refused(path, err)
-    if not runner.domains:
-        raise RunError("expected a bundle that can be loaded, got none", fix="see why above")
 
 
 def _backbone_of(path: Path, where: Path | None) -> Path:

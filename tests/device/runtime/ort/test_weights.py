@@ -22,7 +22,7 @@ from toolchain.bundle.patch import PATCH_NAME
 from toolchain.bundle.release import patch_of
 from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, SelftestError, SessionLimitError, StorageError
-from toolchain.device.runtime import Runner
+from toolchain.device import Runner
 from toolchain.device.runtime.ort.weights import weights_folder
 from toolchain.device.store.installed import BUNDLE_NAME, RECORD_NAME
 

@@ -1,4 +1,4 @@
-"""What the tests of the runtime share: the toys' backbone and a runner on it."""
+"""What the tests of the device share: the toys' backbone and a runner on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.exported import Fleet
-from toolchain.device.runtime import Runner
+from toolchain.device.runtime.runner import Runner
 from toolchain.device.store.installed import BUNDLE_NAME
 
 ALL = ("first", "digits", "head", "da2", "wide", "every", "bgr", "grey", "always")

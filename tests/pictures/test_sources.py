@@ -1,0 +1,66 @@
+"""Sources of pictures: folders, files and cameras that cannot be used as a whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.support.drawn import pixels
+from toolchain.core.errors import DataError
+from toolchain.pictures.sources import is_endless, shots
+
+COUNT = 5
+
+
+def picture(path: Path) -> Path:
+    Image.fromarray(pixels(1)[0]).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of ``COUNT`` pictures, two of them in a folder inside."""
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "b.png", "c.png", "sub/a.png", "sub/b.png"):
+        picture(tmp_path / name)
+    return tmp_path
+
+
+def test_folders_nested_without_end_are_refused(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*"abcdefghijklmnopqrstuvw")
+    deep.mkdir(parents=True)
+    picture(tmp_path / "a.png")
+    with pytest.raises(DataError, match="nest too deeply"):
+        next(shots(tmp_path, 1))
+
+
+def test_more_pictures_than_a_list_may_hold_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolchain.pictures.sources.MAX_PICTURES", COUNT - 1)
+    with pytest.raises(DataError, match=f"at most {COUNT - 1} pictures"):
+        next(shots(folder, 1))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_listed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir(mode=0)
+    with pytest.raises(DataError, match="cannot be listed"):
+        next(shots(tmp_path, 1))
+
+
+def test_an_empty_folder_and_a_missing_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected pictures"):
+        next(shots(tmp_path, 1))
+    with pytest.raises(DataError, match="no such picture, folder or video"):
+        next(shots(tmp_path / "missing", 1))
+
+
+def test_no_such_camera_is_told_by_its_name() -> None:
+    for source in (9999, "camera:9999"):
+        assert is_endless(source)
+        with pytest.raises(DataError, match="camera:9999"):
+            next(shots(source, 1))
