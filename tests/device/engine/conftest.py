@@ -7,7 +7,6 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.support import branch_graphs
 from tests.support.exported import Exported
 from toolchain.device.engine.features import TensorRT, load
 
@@ -25,6 +24,8 @@ def rtx() -> TensorRT:
 @pytest.fixture(scope="session")
 def graph(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     """Bytes of a shipped graph of the toy domain with all weights inside, by name."""
+    from tests.support import branch_graphs  # imports onnx, which other tests here go without
+
     made: dict[str, bytes] = {}
 
     def one(name: str) -> bytes:
