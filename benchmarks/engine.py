@@ -44,13 +44,12 @@ from toolchain.device.engine.features import TensorRT, load
 from toolchain.device.engine.kit import ClassProfile, Kit
 from toolchain.device.engine.parse import Network, parse
 from toolchain.export.emit import calibrate
-from toolchain.export.emit.kits import Source, write_kits
-from toolchain.export.emit.models import Wish, emit
+from toolchain.export.emit.kits import KitSource, write_kits
+from toolchain.export.emit.models import KitOrder, emit
 from toolchain.export.graph import store
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.export.graph.split import Split, read_split
-from toolchain.export.orders import Order
 from toolchain.export.pipeline import export
 
 SIDES = {"resnet20": 32, "resnet26": 64, "resnet50": 224, "mobilenet_v2": 224}
@@ -78,15 +77,16 @@ class Subject:
         held = self.materials.open()
         artefact = bundle.open_backbone(self.materials.backbone)
         ranges = self._ranges() if precision == "int8" else {}
-        wish = Wish(target, precision, FLAVOURS, _rates(held), ranges)
-        source = Source(
-            held.manifest,
-            held.manifest_digest,
-            artefact.manifest,
-            self.slots,
-            sha256(held.blob("swap-if.onnx")),
+        order = KitOrder(target, precision, FLAVOURS)
+        source = KitSource(
+            manifest=held.manifest,
+            backbone=artefact.manifest,
+            slots=self.slots,
+            graph=sha256(held.blob("swap-if.onnx")),
         )
-        return [kit for kit, _ in write_kits(emit(self.split, wish), source, folder)]
+        models = emit(self.split, order, rates=_rates(held), ranges=ranges)
+        kits = write_kits(models, source, folder, release=held.manifest_digest)
+        return [kit for kit, _ in kits]
 
     def _ranges(self) -> dict[str, float]:
         shape = (SAMPLES, 3, self.side, self.side)
@@ -149,7 +149,7 @@ def _accuracy(folder: Path, trained: Path) -> Iterator[dict[str, Any]]:
     """Export every sample domain that is trained and tell what each precision costs it."""
     for checkpoint in sorted(path for path in trained.glob("*") if path.is_dir()):
         _tell(f"accuracy of {checkpoint.name}")
-        orders = [Order(find(WITHOUT), precision, ("swap",)) for precision in PRECISIONS]
+        orders = [KitOrder(find(WITHOUT), precision, ("swap",)) for precision in PRECISIONS]
         report = export(
             recipe.load(recipe.find(checkpoint.name)),
             checkpoint=checkpoint,

@@ -37,7 +37,7 @@ from toolchain.export.check.bundles import check_bundle
 from toolchain.export.graph import store
 from toolchain.export.graph.link import link
 from toolchain.export.graph.split import Split
-from toolchain.export.orders import Order
+from toolchain.export.emit.models import KitOrder
 from toolchain.export.pipeline import export, refuse_existing
 from toolchain.recipe import dump
 from toolchain.training.adapt import checkpoint as checkpoints
@@ -398,7 +398,7 @@ def test_no_kit_is_made_for_a_domain_that_changes_the_backbone(
 ) -> None:
     """Engines share the frozen backbone; it is said before anything is captured."""
     domain, told = fleet["tuned"].domain, list[str]()
-    order = Order(find("orin-nano-jp6.2"), "fp16", ("swap",), recalibrate=False)
+    order = KitOrder(find("orin-nano-jp6.2"), "fp16", ("swap",), recalibrate=False)
     with pytest.raises(UsageError, match="engines share the frozen one") as caught:
         export(
             domain.recipe,

@@ -11,7 +11,7 @@ from tests.support.exported import Exported
 
 if TYPE_CHECKING:
     from toolchain.device.engine.kit import Kit
-    from toolchain.export.orders import Order
+    from toolchain.export.emit.models import KitOrder
     from toolchain.export.pipeline import ExportReport
 
 ALL = ("swap", "staged", "static")
@@ -27,12 +27,12 @@ ORDERS = {
 }
 
 
-def orders() -> list[Order]:
+def orders() -> list[KitOrder]:
     from toolchain.device.boards.target import find
-    from toolchain.export.orders import Order
+    from toolchain.export.emit.models import KitOrder
 
     return [
-        Order(find(target), precision, flavours)  # type: ignore[arg-type]
+        KitOrder(find(target), precision, flavours)  # type: ignore[arg-type]
         for target, precision, flavours in ORDERS.values()
     ]
 

@@ -41,14 +41,14 @@ from toolchain.export import manifests
 from toolchain.export.check import parity, subjects
 from toolchain.export.check.parity import ParityReport, Subject
 from toolchain.export.check.reference import Chosen, choose, join
-from toolchain.export.emit.kits import Source
-from toolchain.export.emit.models import in_memory
+from toolchain.export.emit.kits import KitSource
+from toolchain.export.emit.models import KitOrder, in_memory
 from toolchain.export.graph import store
 from toolchain.export.graph.halves import Halves, make_halves, require_same_graphs
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
-from toolchain.export.orders import KitReport, Order, Orders
-from toolchain.export.prepare import Domain
+from toolchain.export.orders import KitReport, Orders
+from toolchain.export.prepare import KitDomain
 from toolchain.recipe import Recipe, dump
 from toolchain.training.adapt import checkpoint as checkpoints
 from toolchain.training.adapt.attached import AttachedModel
@@ -103,7 +103,7 @@ def export(
     overwrite: bool = False,
     threads: int | None = None,
     tolerance: float = parity.TOLERANCE,
-    orders: Sequence[Order] = (),
+    orders: Sequence[KitOrder] = (),
     notify: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:
     """Export the trained domain in ``checkpoint`` to ``dist/<domain>.da3b``, checked.
@@ -152,10 +152,10 @@ def export(
         report=report,
         patch=None if patch is None else patch.about,
     )
-    ordered = Orders(orders, own, _rates(kept), dist, overwrite=overwrite)
+    ordered = Orders(orders, _rates(kept), dist, overwrite=overwrite)
     if orders:
-        source = _source(draft, "", own, halves, graphs)
-        plans = ordered.prepare(_domain(recipe, halves, data), source, clock.step)
+        graph = digest.sha256(graphs[SWAP_IF.stem])
+        plans = ordered.prepare(_kit_domain(recipe, draft, own, halves, graph, data), clock.step)
         draft = replace(draft, plans=plans)
     if patch is None:
         draft = replace(draft, plans=draft.plans + _kept_plans(target, halves, draft.plans))
@@ -166,8 +166,7 @@ def export(
         if patch is not None:
             payloads.append(Payload("patch", PATCH_NAME, patch.data))
         # The bundle comes last: whoever finds it finds what it tells of.
-        release = _release(draft, payloads) if orders else ""
-        kits = ordered.write(_source(draft, release, own, halves, graphs))
+        kits = ordered.write(_release(draft, payloads) if orders else "")
         manifest = bundle.pack(target, draft, payloads, overwrite=overwrite)
     return ExportReport(
         recipe.domain,
@@ -263,20 +262,21 @@ def _kept_plans(path: Path, halves: Halves, plans: tuple[Plan, ...]) -> tuple[Pl
     return tuple(plan for plan in before.plans if (plan.target, plan.precision) not in anew)
 
 
-def _domain(recipe: Recipe, halves: Halves, data: DomainData) -> Domain:
-    slots = load_safetensors(halves.slots)
-    return Domain(recipe.domain, in_memory(halves), slots, data, recipe.preprocess)
-
-
-def _source(
+def _kit_domain(
+    recipe: Recipe,
     manifest: Manifest,
-    release: str,
     own: BackboneManifest,
     halves: Halves,
-    graphs: dict[str, bytes],
-) -> Source:
-    slots = load_safetensors(halves.slots)
-    return Source(manifest, release, own, slots, digest.sha256(graphs[SWAP_IF.stem]))
+    graph: str,
+    data: DomainData,
+) -> KitDomain:
+    """Return the domain as kits are made for it; ``graph``: digest of ``swap-if``."""
+    source = KitSource(
+        manifest=manifest, backbone=own, slots=load_safetensors(halves.slots), graph=graph
+    )
+    return KitDomain(
+        source=source, split=in_memory(halves), data=data, preprocess=recipe.preprocess
+    )
 
 
 def _release(draft: Manifest, payloads: list[Payload]) -> str:

@@ -8,8 +8,7 @@ made anew in silence: engines were built from it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,8 @@ from toolchain.bundle import Plan
 from toolchain.bundle.linkage import SWAP_IF
 from toolchain.core.digest import sha256
 from toolchain.export.emit import accuracy, calibrate
-from toolchain.export.emit.models import Emitted, Wish, emit
+from toolchain.export.emit.kits import KitSource
+from toolchain.export.emit.models import KitModels, KitOrder, Ranges, emit
 from toolchain.export.graph import store
 from toolchain.export.graph.link import link
 from toolchain.export.graph.split import Split
@@ -32,77 +32,87 @@ _WIDEN = (
     "the kit's ranges are other domains': --recalibrate widens them by this one's pictures (build "
     "its engines anew); or choose fp16"
 )
-Slots = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Domain:
-    """A domain as this room needs it: tensors in memory, pictures, and how they are prepared."""
+class KitDomain:
+    """A domain as kits are made for it: where they come from, its split, and its pictures.
 
-    name: str
+    ``split`` holds its tensors in memory; ``preprocess`` makes the model's input of a picture.
+    """
+
+    source: KitSource
     split: Split
-    slots: Slots
     data: DomainData
     preprocess: Preprocessing
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedKit:
     """Models for a target, what they cost in accuracy, and sites whose gate no sample opened."""
 
-    emitted: Emitted
+    source: KitSource
+    models: KitModels
     plan: Plan
     unopened: tuple[str, ...]
 
 
-def prepare(domain: Domain, wish: Wish, *, recalibrate: bool = False) -> Prepared:
-    """Return the models that were wished for, and what their precision costs the domain.
+def prepare(
+    domain: KitDomain, order: KitOrder, *, rates: Mapping[str, float], ranges: Ranges
+) -> PreparedKit:
+    """Return the models that were ordered, and what their precision costs the domain.
 
-    For int8 they are calibrated with the training pictures, unless ``wish.ranges`` has ranges;
-    with ``recalibrate`` these are widened where the domain needs it. Raises PrecisionError where
-    the precision costs more than :data:`toolchain.export.emit.accuracy.ALLOWED`, and as
+    ``rates``: calibrated open rate per site; ``ranges``: those of the kit that is there, if any.
+    For int8 the models are calibrated with the training pictures unless there are ranges, which
+    ``order.recalibrate`` widens where the domain needs it. Raises PrecisionError where the
+    precision costs more than :data:`toolchain.export.emit.accuracy.ALLOWED`, and as
     :func:`toolchain.export.emit.models.emit`.
     """
+    order.target.require(order.precision)
+    int8 = order.precision == "int8"
+    calibrated = int8 and (order.recalibrate or not ranges)
     unopened: tuple[str, ...] = ()
-    given = wish
-    wish.target.require(wish.precision)
-    if wish.precision == "int8" and (recalibrate or not wish.ranges):
+    others = int8 and not calibrated
+    if calibrated:
         images, _ = _pictures(domain.data.train, domain.preprocess, CALIBRATION_SAMPLES)
-        found = calibrate.ranges(domain.split, domain.slots, images)
-        if wish.ranges:
-            found = calibrate.joined([calibrate.Ranges(wish.ranges, ()), found])
-        wish, unopened = replace(wish, ranges=found.amax), found.unopened
-    emitted = emit(domain.split, wish)
-    kept = wish.precision == "int8" and not recalibrate and bool(given.ranges)
-    plan = measured(domain, wish, emitted.whole, emitted.emulated, kept=kept)
-    return Prepared(emitted, plan, unopened)
+        own = calibrate.ranges(domain.split, domain.source.slots, images)
+        if ranges:
+            own = calibrate.joined([calibrate.Ranges(ranges, ()), own])
+        ranges, unopened = own.amax, own.unopened
+    models = emit(domain.split, order, rates=rates, ranges=ranges)
+    return PreparedKit(
+        source=domain.source,
+        models=models,
+        plan=measured(domain, models, others=others),
+        unopened=unopened,
+    )
 
 
-def measured(
-    domain: Domain, wish: Wish, whole: bytes, emulated: bytes, *, kept: bool = False
-) -> Plan:
+def measured(domain: KitDomain, models: KitModels, *, others: bool = False) -> Plan:
     """Return what the precision costs the domain on its test pictures, as the bundle tells it.
 
-    ``whole``: the kit's ``swap`` model; ``emulated``: what runs in its place, the same bytes where
-    the precision stands in the graph; ``kept``: ranges were those of other domains. Raises
-    PrecisionError where it costs more than it may.
+    ``others``: the ranges were those of other domains. Raises PrecisionError where it costs more
+    than it may.
     """
     images, labels = _pictures(domain.data.test, domain.preprocess, TEST_SAMPLES)
+    slots, order = domain.source.slots, models.order
     plain = store.to_bytes(link(domain.split, SWAP_IF))
-    wanted = accuracy.answers(plain, domain.slots, images)
-    got = wanted if emulated == plain else accuracy.answers(emulated, domain.slots, images)
-    found = accuracy.measure(got, wanted, labels)
-    what = f"{domain.name} on {wish.target.name}"
-    accuracy.require(wish.precision, found, what, fix=_WIDEN if kept else "")
+    reference = accuracy.answers(plain, slots, images)
+    # fp32 changes nothing: the same bytes give the same answers.
+    same = models.emulated == plain
+    got = reference if same else accuracy.answers(models.emulated, slots, images)
+    cost = accuracy.measure(got, reference, labels)
+    what = f"{domain.source.manifest.domain} on {order.target.name}"
+    accuracy.require(order.precision, cost, what, fix=_WIDEN if others else "")
     return Plan(
-        target=wish.target.name,
-        precision=wish.precision,
-        model=sha256(whole),
-        samples=found.cases,
-        accuracy=_rounded(found.top1 or 0.0),
-        agreement=_rounded(1 - found.classes_share),
-        gate_agreement=_rounded(1 - found.gates_share),
-        max_relative=_rounded(max(found.error, found.flipped_error)),
+        target=order.target.name,
+        precision=order.precision,
+        model=sha256(models.whole),
+        samples=cost.cases,
+        accuracy=_rounded(cost.top1 or 0.0),
+        agreement=_rounded(1 - cost.classes_share),
+        gate_agreement=_rounded(1 - cost.gates_share),
+        max_relative=_rounded(max(cost.error, cost.flipped_error)),
     )
 
 

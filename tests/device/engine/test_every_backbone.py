@@ -26,7 +26,7 @@ from toolchain.device.engine.features import TensorRT
 from toolchain.device.engine.kit import ClassProfile, KitModel, KitSlot
 from toolchain.device.engine.parse import Input, Network, parse, require_slots
 from toolchain.export.emit import calibrate
-from toolchain.export.emit.models import Emitted, Wish, emit, in_memory
+from toolchain.export.emit.models import KitModels, KitOrder, emit, in_memory
 from toolchain.export.graph.halves import make_halves
 from toolchain.export.graph.names import HEAD_SLOTS
 from toolchain.export.graph.split import Split
@@ -48,9 +48,10 @@ class Made:
     ranges: dict[str, float]
     rates: dict[str, float]
 
-    def emitted(self, target: str, precision: Precision, *flavours: str) -> Emitted:
+    def emitted(self, target: str, precision: Precision, *flavours: str) -> KitModels:
         ranges = self.ranges if precision == "int8" else {}
-        return emit(self.split, Wish(find(target), precision, flavours, self.rates, ranges))
+        order = KitOrder(find(target), precision, flavours)
+        return emit(self.split, order, rates=self.rates, ranges=ranges)
 
     @property
     def kit_slots(self) -> list[KitSlot]:
@@ -92,7 +93,7 @@ def made(request: pytest.FixtureRequest) -> Made:
     return make(request.param, SMALL[request.param])
 
 
-def parsed(rtx: TensorRT, found: Emitted) -> Iterator[tuple[str, KitModel, Network]]:
+def parsed(rtx: TensorRT, found: KitModels) -> Iterator[tuple[str, KitModel, Network]]:
     for flavour in found.flavours:
         for model in flavour.models:
             network = parse(rtx, found.files[model.file], what=model.file)

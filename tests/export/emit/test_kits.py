@@ -18,11 +18,11 @@ from toolchain.core.errors import BundleError, ExistsError, PrecisionError, Stor
 from toolchain.device.boards.target import find
 from toolchain.device.engine.kit import KIT_NAME, open_kit
 from toolchain.export.emit.kits import kept_ranges
-from toolchain.export.orders import Order
+from toolchain.export.emit.models import KitOrder
 from toolchain.export.pipeline import ExportReport, export
 
 
-def again(kitted: Kitted, dist: Path, *orders: Order, overwrite: bool = True) -> ExportReport:
+def again(kitted: Kitted, dist: Path, *orders: KitOrder, overwrite: bool = True) -> ExportReport:
     domain = kitted.exported.domain
     return export(
         domain.recipe,
@@ -34,9 +34,9 @@ def again(kitted: Kitted, dist: Path, *orders: Order, overwrite: bool = True) ->
     )
 
 
-def order(key: str) -> Order:
+def order(key: str) -> KitOrder:
     target, precision, flavours = ORDERS[key]
-    return Order(find(target), precision, flavours)  # type: ignore[arg-type]
+    return KitOrder(find(target), precision, flavours)  # type: ignore[arg-type]
 
 
 def test_the_bundle_says_what_each_precision_costs(kitted: Kitted) -> None:
@@ -260,13 +260,13 @@ def test_overwriting_replaces_a_kit_that_differs(
 
 def test_segments_alone_are_refused_where_nothing_runs_them(kitted: Kitted, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="add --flavour swap"):
-        again(kitted, tmp_path, Order(find("nano-jp4.6"), "fp32", ("staged",)))
+        again(kitted, tmp_path, KitOrder(find("nano-jp4.6"), "fp32", ("staged",)))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_precision_that_the_board_lacks(kitted: Kitted, tmp_path: Path) -> None:
     with pytest.raises(PrecisionError, match="Nano"):
-        again(kitted, tmp_path, Order(find("nano-jp4.6"), "int8", ("swap",)))
+        again(kitted, tmp_path, KitOrder(find("nano-jp4.6"), "int8", ("swap",)))
     assert not list(tmp_path.glob("*.da3b"))
 
 

@@ -32,7 +32,8 @@ from toolchain.core.words import Precision
 from toolchain.device.boards.target import find
 
 if TYPE_CHECKING:
-    from toolchain.export.orders import KitReport, Order
+    from toolchain.export.emit.models import KitOrder
+    from toolchain.export.orders import KitReport
     from toolchain.export.pipeline import ExportReport
 
 
@@ -159,8 +160,8 @@ def _orders(
     flavours: Sequence[str],
     *,
     recalibrate: bool,
-) -> list[Order]:
-    from toolchain.export.orders import Order
+) -> list[KitOrder]:
+    from toolchain.export.emit.models import KitOrder
 
     if not targets and (precisions or flavours or recalibrate):
         raise UsageError(
@@ -176,7 +177,12 @@ def _orders(
     in_order = [name for name in get_args(Precision) if name in (precisions or ("fp16",))]
     held = tuple(name for name in FLAVOURS if name in (flavours or ("swap",)))
     orders = [
-        Order(target, precision, held, recalibrate and precision == "int8")
+        KitOrder(
+            target=target,
+            precision=precision,
+            flavours=held,
+            recalibrate=recalibrate and precision == "int8",
+        )
         for target in boards
         for precision in in_order
     ]

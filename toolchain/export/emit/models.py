@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.bundle.linkage import SWAP_IF, kit_linkage
-from toolchain.core.errors import PrecisionError
+from toolchain.bundle.linkage import STAGED, SWAP_IF, kit_linkage
+from toolchain.core.errors import UsageError
 from toolchain.core.words import Precision
 from toolchain.device.boards.target import Target
 from toolchain.device.engine.kit import KitFlavour, KitModel
@@ -48,33 +48,42 @@ _ZERO = np.zeros((), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What to make for a split.
+class KitOrder:
+    """A kit to make: for which target, in which precision, and with which flavours.
 
-    ``flavours``: of ``swap``, ``staged`` and ``static``. ``rates``: calibrated open rate per site,
-    for ``static``. ``ranges``: largest magnitude per activation, for int8.
+    ``flavours``: of ``swap``, ``staged`` and ``static``. ``recalibrate``: widen the int8 ranges of
+    a kit that is there, where this domain needs it.
     """
 
     target: Target
     precision: Precision
     flavours: tuple[str, ...]
-    rates: Mapping[str, float]
-    ranges: Ranges
+    recalibrate: bool = False
 
     def require(self) -> None:
-        """Raise PrecisionError if the board's GPU does not compute in the precision."""
-        board = self.target.board
-        if self.precision not in board.precisions:
-            raise PrecisionError(
-                f"{self.target.name}: expected one of {', '.join(board.precisions)}, which "
-                f"{board.title} computes in, got {self.precision}",
-                fix=f"--precision {board.precisions[-1]}",
+        """Refuse what can be known from the order alone.
+
+        Raises PrecisionError for a precision that the board lacks, UsageError for segments without
+        the whole network where only a script builds: nothing there could run them.
+        """
+        self.target.require(self.precision)
+        if self.recalibrate and self.precision != "int8":
+            raise UsageError(
+                f"expected --recalibrate with int8 alone, got it with {self.precision}",
+                fix="leave it out, or export int8 in a run of its own",
+            )
+        shared = {one for one in map(kit_linkage, self.flavours) if not one.folds_domain}
+        if self.target.release.scripted and shared == {STAGED}:
+            raise UsageError(
+                f"{self.target.name}: expected the flavour swap beside staged, got staged without "
+                "it: its board builds by a script, and nothing there runs segments",
+                fix="add --flavour swap",
             )
 
     @property
-    def opset(self) -> int:
-        """The opset of the models: the linker's, or the highest that the target reads in full."""
-        return self.target.release.kit_opset
+    def title(self) -> str:
+        """What progress calls it."""
+        return f"{self.target.name} {self.precision}"
 
     @property
     def in_graph(self) -> Precision:
@@ -88,15 +97,17 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Emitted:
-    """The flavours of a kit, as they were wished for, and the bytes of their files by name.
+class KitModels:
+    """The models that an order asks for, and the bytes of their files by name.
 
-    ``layers``: where in the PyTorch model a node comes from. ``whole``: the ``swap`` model, made in
-    any case; ``emulated``: the same graph before dialect and form, with the precision in it even
-    where the kit leaves that to the builder's flags: what onnxruntime tells the accuracy of.
+    ``ranges``: largest magnitude per activation that int8 was scaled with. ``layers``: where in the
+    PyTorch model a node comes from. ``whole``: the ``swap`` model, made in any case; ``emulated``:
+    the same graph before dialect and form, with the precision in it even where the kit leaves that
+    to the builder's flags. onnxruntime tells the accuracy of it.
     """
 
-    wish: Wish
+    order: KitOrder
+    ranges: Ranges
     flavours: tuple[KitFlavour, ...]
     files: Mapping[str, bytes]
     layers: Mapping[str, str]
@@ -113,87 +124,103 @@ def in_memory(halves: Halves) -> Split:
     return read_split(backbone, domain)
 
 
-def emit(split: Split, wish: Wish) -> Emitted:
-    """Return the models of every flavour that was wished for.
+def emit(split: Split, order: KitOrder, *, rates: Mapping[str, float], ranges: Ranges) -> KitModels:
+    """Return the models of every flavour of ``order``.
 
-    ``split`` holds its tensors in memory. Raises PrecisionError, ModelRefusedError and LinkError,
-    each naming the node or tensor.
+    ``split`` holds its tensors in memory. ``rates``: calibrated open rate per site, for ``static``;
+    ``ranges``: largest magnitude per activation, for int8. Raises PrecisionError,
+    ModelRefusedError and LinkError, each naming the node or tensor.
     """
-    wish.require()
-    made = _Made(wish)
+    order.target.require(order.precision)
+    passes = _Passes(order, ranges)
     flavours = []
-    for flavour in wish.flavours:
-        segmented = kit_linkage(flavour).is_segmented
-        models = made.staged(split) if segmented else (made.whole(split, flavour),)
-        flavours.append(KitFlavour(flavour, None, None, models))
-    emulated = store.to_bytes(_precise(link(split, SWAP_IF), wish, wish.precision))
-    beside = _Made(wish)
-    if SWAP_IF.flavour not in wish.flavours:
-        beside.whole(split, SWAP_IF.flavour)
-    whole = (made.files | beside.files)[_file(SWAP_IF.flavour)]
-    return Emitted(wish, tuple(flavours), made.files, made.layers, whole, emulated)
+    for flavour in order.flavours:
+        linkage = kit_linkage(flavour)
+        if linkage.is_segmented:
+            models = passes.staged(split)
+        else:
+            models = (passes.whole(link(split, linkage, rates=rates), flavour),)
+        flavours.append(KitFlavour(flavour=flavour, domain=None, release=None, models=models))
+    # The accuracy is that of the swap model, so it is made even where the kit will not have it.
+    beside = passes
+    if SWAP_IF.flavour not in order.flavours:
+        beside = _Passes(order, ranges)
+        beside.whole(link(split, SWAP_IF), SWAP_IF.flavour)
+    return KitModels(
+        order=order,
+        ranges=ranges,
+        flavours=tuple(flavours),
+        files=passes.files,
+        layers=passes.layers,
+        whole=beside.files[_file(SWAP_IF.flavour)],
+        emulated=store.to_bytes(_precise(link(split, SWAP_IF), order.precision, ranges)),
+    )
 
 
 def _file(flavour: str) -> str:
     return f"{flavour}.onnx"
 
 
-class _Made:
-    """Models as they are made: their bytes by file, and which layer a node comes from."""
+class _Passes:
+    """Runs a target's passes over models; keeps their bytes by file, and their nodes' layers."""
 
-    def __init__(self, wish: Wish) -> None:
-        self.wish = wish
+    def __init__(self, order: KitOrder, ranges: Ranges) -> None:
+        self._order, self._ranges = order, ranges
         self.files: dict[str, bytes] = {}
         self.layers: dict[str, str] = {}
 
-    def whole(self, split: Split, flavour: str) -> KitModel:
+    def whole(self, model: ir.Model, flavour: str) -> KitModel:
         """Make one network of everything."""
-        model = link(split, kit_linkage(flavour), rates=self.wish.rates)
         return self._written(model, "whole", None, _file(flavour))
 
     def staged(self, split: Split) -> tuple[KitModel, ...]:
         """Make a network of each segment, in running order."""
         staged = stage(split)
-        found = []
+        models = []
         for item in staged.stages:
             site = item.cut.site
             segments = {"side": item.side, "opened": item.opened, "closed": item.closed}
-            for role, model in segments.items():
-                if model is not None:
-                    shown = _with_flag(model, item.cut.gate) if role == "side" else model
-                    found.append(self._written(shown, role, site, f"{site}.{role}.onnx"))
-        found.append(self._written(staged.tail, "tail", None, "tail.onnx"))
-        return tuple(found)
+            for role, segment in segments.items():
+                if segment is not None:
+                    model = _with_flag(segment, item.cut.gate) if role == "side" else segment
+                    models.append(self._written(model, role, site, f"{site}.{role}.onnx"))
+        models.append(self._written(staged.tail, "tail", None, "tail.onnx"))
+        return tuple(models)
 
     def _written(self, model: ir.Model, role: str, site: str | None, file: str) -> KitModel:
-        """Run the target's passes and keep the bytes."""
-        wish = self.wish
-        model = _precise(fix_batch(model, 1), wish, wish.in_graph)
-        model = lower(model, wish.opset)
-        if not wish.target.release.conv_slots:
+        """Run the passes and keep the bytes."""
+        order, release = self._order, self._order.target.release
+        model = _precise(fix_batch(model, 1), order.in_graph, self._ranges)
+        model = lower(model, release.kit_opset)
+        if not release.conv_slots:
             model = through_matmul(model)
         refuse_branches(model)
-        refuse_unsupported(model, wish.target.release.tensorrt)
+        refuse_unsupported(model, release.tensorrt)
         model = name_boundaries(model)
         self.files[file] = store.to_bytes(model)
         self.layers |= {
             node.name: layer for node in nodes(model) if node.name and (layer := layer_of(node))
         }
-        pinned = _pinned(model) if wish.in_graph != wish.precision else ()
-        branching = len(conditionals(model))
-        return KitModel(role, site, file, branching, expected_boundaries(model), pinned)
+        return KitModel(
+            role=role,
+            site=site,
+            file=file,
+            conditionals=len(conditionals(model)),
+            boundaries=expected_boundaries(model),
+            pinned=_pinned(model) if order.in_graph != order.precision else (),
+        )
 
 
-def _precise(model: ir.Model, wish: Wish, precision: Precision) -> ir.Model:
+def _precise(model: ir.Model, precision: Precision, ranges: Ranges) -> ir.Model:
     if precision == "fp16":
         return to_fp16(model)
-    return to_int8(model, wish.ranges) if precision == "int8" else model
+    return to_int8(model, ranges) if precision == "int8" else model
 
 
 def _pinned(model: ir.Model) -> tuple[str, ...]:
     """Names of the nodes that stay fp32: the domain's, and norms."""
-    found = (node for node in nodes(model) if is_domain(node) or node.op_type in _NORMS)
-    return tuple(dict.fromkeys(node.name for node in found if node.name))
+    wide = (node for node in nodes(model) if is_domain(node) or node.op_type in _NORMS)
+    return tuple(dict.fromkeys(node.name for node in wide if node.name))
 
 
 def _with_flag(model: ir.Model, gate: str) -> ir.Model:
