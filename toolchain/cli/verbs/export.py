@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,7 +28,7 @@ from toolchain.cli.show.parity import parity_document, parity_lines
 from toolchain.cli.show.progress import Steps
 from toolchain.cli.training import CHECKPOINTS, train_command, train_shown
 from toolchain.core.errors import CheckpointError, UsageError
-from toolchain.core.words import Precision
+from toolchain.core.words import PRECISIONS
 from toolchain.device.boards.target import find
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     "--precision",
     "precisions",
     multiple=True,
-    type=click.Choice(get_args(Precision)),
+    type=click.Choice(PRECISIONS),
     help="Precision of the backbone in the kit; each makes a kit of its own.  [default: fp16]",
 )
 @click.option(
@@ -174,7 +174,7 @@ def _orders(
             fix="add --precision int8",
         )
     boards = dict.fromkeys(find(name) for name in targets)
-    in_order = [name for name in get_args(Precision) if name in (precisions or ("fp16",))]
+    in_order = [name for name in PRECISIONS if name in (precisions or ("fp16",))]
     held = tuple(name for name in FLAVOURS if name in (flavours or ("swap",)))
     orders = [
         KitOrder(
