@@ -1,9 +1,9 @@
-"""The models that a linker needs of a domain whose backbone is not quite the frozen one.
+"""The two models that export links a patch from.
 
-Rules of this file: a linker takes two models that differ only in the backbone's tensors, and both
-hold the domain's slots alone. One has the frozen backbone. The other has a copy in which the
-domain's overrides already stand in place of the frozen tensors. Nothing here is trained, and the
-model that came in stays as it is.
+Rules of this file: export needs two models that differ only in the backbone's tensors and hold the
+domain's slots alone. One has the frozen backbone. The other has a copy of it, with the domain's
+overrides in place of the frozen tensors. Nothing here is trained, and the model that came in stays
+as it is.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from toolchain.training.adapt.attached import AttachedModel
 
 
 def slots_alone(model: AttachedModel) -> AttachedModel:
-    """Return the frozen backbone with the slots of ``model`` alone, none of its own tensors."""
+    """Return the frozen backbone with the slots of ``model`` alone, without its overrides."""
     return _with_slots(model, model.backbone)
 
 
 def overrides_folded(model: AttachedModel) -> AttachedModel | None:
     """Return the model as slots on a changed copy of the backbone; None where nothing is changed.
 
-    The copy holds the domain's versions in place of the frozen tensors, in evaluation mode.
+    The copy holds the domain's tensors in place of the frozen ones, in evaluation mode.
     """
     if model.overrides is None:
         return None
     with torch.no_grad():
-        values = {
-            name: value.clone() for name, value in model.overrides.values(model.backbone).items()
-        }
+        overridden = model.overrides.values(model.backbone).items()
+        values = {name: value.clone() for name, value in overridden}
     changed = copy.deepcopy(model.backbone)
     changed.load_state_dict(values, strict=False)
     return _with_slots(model, changed)
@@ -41,6 +40,6 @@ def _with_slots(model: AttachedModel, backbone: nn.Module) -> AttachedModel:
     twin = type(model)(
         backbone, model.anatomy, model.method, model.classes, model.options, slots_only=True
     )
-    kept = {k: v for k, v in model.domain.state_dict().items() if not k.startswith("own.")}
-    twin.domain.load_state_dict(kept)
+    state = model.domain.state_dict()
+    twin.domain.load_state_dict({k: v for k, v in state.items() if not k.startswith("own.")})
     return twin

@@ -1,8 +1,9 @@
-"""What a forward through somebody's backbone asks of it, and puts back.
+"""What a forward needs of somebody else's backbone: checks, and changes that are undone.
 
-Rules of this file: each function looks at one thing that would make a domain learn nothing, or
-learn something wrong, and refuses it with the fix; or it changes a backbone for the length of one
-block of code and undoes it, whatever happens there. The domain is joined in ``attached``.
+Rules of this file: there are two kinds of functions. A ``refuse_...`` looks at one thing that would
+make a domain learn nothing, or learn something wrong, and raises with the fix. A context manager
+changes a backbone for one block of code and undoes the change, whatever happens there.
+``attached`` joins the domain.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _BUSY = "_da3_forward"
 @contextmanager
 def replaced(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Let a block run ``forward`` in place of its own inside the block of code."""
+    # The instance may have a forward of its own already, set by another library.
     before = block.__dict__.get("forward")
     block.forward = forward
     try:
@@ -35,10 +37,10 @@ def replaced(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def batch_statistics(backbone: nn.Module, wanted: bool) -> Iterator[None]:
+def batch_statistics(backbone: nn.Module, active: bool) -> Iterator[None]:
     """Let BatchNorm layers use and count the batch's statistics inside the block of code."""
     kind = nn.modules.batchnorm._BatchNorm
-    norms = [m for m in backbone.modules() if isinstance(m, kind)] if wanted else []
+    norms = [m for m in backbone.modules() if isinstance(m, kind)] if active else []
     for norm in norms:
         norm.training = True
     try:
@@ -59,8 +61,8 @@ def batch_statistics(backbone: nn.Module, wanted: bool) -> Iterator[None]:
 @contextmanager
 def alone(backbone: nn.Module) -> Iterator[None]:
     """Refuse a second forward on one backbone object while one runs: hooks would mix."""
-    own = object()
-    if vars(backbone).setdefault(_BUSY, own) is not own:  # one step for all threads
+    ticket = object()
+    if vars(backbone).setdefault(_BUSY, ticket) is not ticket:  # atomic: one step for all threads
         raise AttachError(
             "expected one forward at a time on a backbone, got one inside or beside another",
             fix="give each thread a backbone of its own (copy.deepcopy), or run a bundle: Runner "
@@ -74,25 +76,25 @@ def alone(backbone: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(backbone: nn.Module, trained: Sequence[nn.Parameter] = ()) -> Iterator[None]:
-    """Let only ``trained`` ask for gradients, in evaluation mode; all is put back at the end."""
-    before = {parameter: parameter.requires_grad for parameter in backbone.parameters()}
-    training = {module: module.training for module in backbone.modules()}
+    """Let only ``trained`` require gradients, in evaluation mode, inside the block of code."""
+    required = {parameter: parameter.requires_grad for parameter in backbone.parameters()}
+    modes = {module: module.training for module in backbone.modules()}
     backbone.eval().requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
     try:
         yield
     finally:
-        for parameter, asked in before.items():
-            parameter.requires_grad_(asked)
-        for module, mode in training.items():
+        for parameter, require in required.items():
+            parameter.requires_grad_(require)
+        for module, mode in modes.items():
             module.training = mode
 
 
 def refuse_ungraded(block: nn.Module, _: object) -> None:
-    """Refuse a block that runs without gradients where the forward around it has them.
+    """Refuse a block that runs without gradients while the forward around it has them.
 
-    Reentrant checkpointing does so and recomputes without the domain, which would not learn.
+    Reentrant checkpointing does so. It recomputes without the domain, which then would not learn.
     """
     if not torch.is_grad_enabled():
         raise AttachError(
@@ -102,15 +104,15 @@ def refuse_ungraded(block: nn.Module, _: object) -> None:
         )
 
 
-def refuse_shared(backbone: nn.Module, own: Mapping[str, object]) -> None:
+def refuse_shared(backbone: nn.Module, overrides: Mapping[str, object]) -> None:
     """Refuse to replace a tensor that two modules share, or that no module holds as such."""
     owners: dict[int, list[str]] = {}
     for prefix, module in backbone.named_modules():
-        held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        for leaf, tensor in held:
+        tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for leaf, tensor in tensors:
             owners.setdefault(id(tensor), []).append(f"{prefix}.{leaf}" if prefix else leaf)
-    plain = {names[0] for names in owners.values() if len(names) == 1}
-    if wrong := sorted(set(own) - plain):
+    unshared = {names[0] for names in owners.values() if len(names) == 1}
+    if wrong := sorted(set(overrides) - unshared):
         raise AttachError(
             "expected tensors that one module holds by themselves, got shared or computed ones: "
             f"{', '.join(wrong[:4])}",
@@ -118,12 +120,12 @@ def refuse_shared(backbone: nn.Module, own: Mapping[str, object]) -> None:
         )
 
 
-def refuse_unmet(own: Overrides, backbone: nn.Module, mode: LeanMode) -> None:
+def refuse_unmet(overrides: Overrides, backbone: nn.Module, mode: LeanMode) -> None:
     """Refuse partly trained kernels that no convolution ran with: they would not learn."""
     unmet = [
         name
-        for name, version in own.items()
-        if isinstance(version, SparseUpdate) and id(backbone.get_parameter(name)) not in mode.met
+        for name, override in overrides.items()
+        if isinstance(override, SparseUpdate) and id(backbone.get_parameter(name)) not in mode.met
     ]
     if unmet:
         raise AttachError(
@@ -133,7 +135,7 @@ def refuse_unmet(own: Overrides, backbone: nn.Module, mode: LeanMode) -> None:
 
 
 def refuse_weights(backbone: nn.Module) -> None:
-    """Refuse what no graph of ours can hold; a buffer may be infinite, as masks are."""
+    """Refuse tensors that no exported graph can hold; a buffer may be infinite, as masks are."""
     weights = dict(backbone.named_parameters())
     for name, tensor in {**weights, **dict(backbone.named_buffers())}.items():
         if not tensor.is_floating_point() or nn.parameter.is_lazy(tensor):

@@ -1,6 +1,6 @@
 """From a checkpoint to an attached model.
 
-Rules of this file: a checkpoint meets only the backbone that it was trained on; a model either
+Rules of this file: a checkpoint meets only the backbone that it was trained on. A model either
 takes all of a checkpoint's tensors or stays as it was. It writes no checkpoint (``loop.models``).
 """
 
@@ -24,19 +24,19 @@ def load_checkpoint(folder: Path, model: AttachedModel) -> Checkpoint:
     Raises CheckpointError for another backbone (both digests shown) and for missing, extra, wrongly
     shaped, wrongly typed or not finite tensors, all of them at once; StorageError.
     """
-    found = files.read(folder)
-    _check_shape(folder, found.info)
-    _check_backbone(folder, found, weights_digest(model))
+    checkpoint = files.read(folder)
+    _check_shape(folder, checkpoint.info)
+    _check_backbone(folder, checkpoint.info, weights_digest(model))
     expected = {name: tuple(tensor.shape) for name, tensor in domain_state(model).items()}
-    if faults := list(shape_faults(expected, found.tensors)):
+    if faults := list(shape_faults(expected, checkpoint.tensors)):
         lines = "\n  ".join(faults)
         raise CheckpointError(
             f"{folder}: expected the slots of this model, got\n  {lines}",
             fix="attach with the checkpoint's method, options and number of classes",
         )
-    state = {name: torch.from_numpy(array.copy()) for name, array in found.tensors.items()}
+    state = {name: torch.from_numpy(array.copy()) for name, array in checkpoint.tensors.items()}
     model.domain.load_state_dict(state, strict=False)
-    return found
+    return checkpoint
 
 
 def _check_shape(folder: Path, info: Info) -> None:
@@ -50,12 +50,11 @@ def _check_shape(folder: Path, info: Info) -> None:
         )
 
 
-def _check_backbone(folder: Path, found: Checkpoint, present: str) -> None:
-    wanted = found.info.backbone
-    if wanted.weights_digest != present:
+def _check_backbone(folder: Path, info: Info, digest: str) -> None:
+    if info.backbone.weights_digest != digest:
         raise CheckpointError(
-            f"{folder}: expected the backbone {wanted.name!r} with {wanted.weights_digest}, "
-            f"got one with {present}",
+            f"{folder}: expected the backbone {info.backbone.name!r} with "
+            f"{info.backbone.weights_digest}, got one with {digest}",
             fix="give the backbone weights that the domain was trained on, or train it again",
         )
 
@@ -65,9 +64,9 @@ def restore(
 ) -> tuple[AttachedModel, Checkpoint]:
     """Return the model that the checkpoint ``folder`` describes, with its domain loaded.
 
-    ``backbone`` is used in place of loading the one named in the checkpoint; ``weights`` are that
-    one's, None for those that it ships. Raises CheckpointError, UnknownNameError, WeightsError,
-    AttachError, StorageError.
+    ``backbone`` is used in place of loading the one that the checkpoint names. ``weights`` is that
+    one's file, None for the weights that it ships. Raises CheckpointError, UnknownNameError,
+    WeightsError, AttachError, StorageError.
     """
     info = files.read(folder).info
     _check_shape(folder, info)

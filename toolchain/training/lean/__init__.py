@@ -1,11 +1,12 @@
 """Lean layers: the gradients of the stock layers from fewer kept bytes.
 
-Rules of this folder: a layer's values are those of torch, bit for bit, and its gradients are equal
-up to rounding wherever nothing is quantised (``options`` says what may be); what a layer keeps for
-its backward pass goes through ``save_for_backward``, so that every counter sees it and a later
-change in place is found. The module tree, the weights and the hooks are not touched: ``mode``
-replaces torch's functions while a forward runs. It does not choose what is trained and does not
-count memory.
+Rules of this room: a layer's values are those of torch, bit for bit. Its gradients are equal up to
+rounding wherever nothing is quantised (``options`` says what may be). What a layer keeps for its
+backward pass goes through ``save_for_backward``, so every counter sees it and torch finds a later
+change in place. ``mode`` replaces torch's functions while a forward runs; it touches neither the
+module tree nor weights nor hooks. The room does not choose what is trained.
+
+To add a lean activation: its function in ``activations`` and its row in ``mode.TABLE``.
 
 Why: PyTorch keeps a full map per convolution, norm and activation even where no weight is trained
 (pytorch #133566). TinyTL's rule (Cai et al., NeurIPS 2020, section 3.1): a layer needs its input

@@ -1,16 +1,12 @@
 """Piecewise linear activations from one bit per element, and smooth ones if asked.
 
-Rules of this file: a bit says whether the element's gradient passes; borders and NaN are decided as
+Rules of this file: a bit says whether the element's gradient passes. Borders and NaN are decided as
 stock torch decides them. Bits lie in the storage order of the map, so that channels-last maps need
 no copy. Smooth activations need their whole input: with ``smooth="exact"`` stock torch runs.
 
-On the CPU a map goes through in chunks that stay in the cache; smaller ones pay for more calls, and
-``torch.where`` needs several times as long.
-Multiplying by the mask would be as fast but turns a masked infinite gradient into NaN; stock's own
-kernel on a mask of zeros and ones does not.
-
-Where a map is NaN, stock hardtanh passes the gradient in the last few elements of a map and blocks
-it elsewhere, as its vector and its scalar code differ (torch 2.13); here it always passes.
+One difference to stock: where a map is NaN, stock hardtanh passes the gradient in the last few
+elements of a map and blocks it elsewhere, because its vector code and its scalar code differ (torch
+2.13). Here the gradient always passes.
 """
 
 from __future__ import annotations
@@ -26,7 +22,9 @@ from toolchain.training.lean.bits import by_numpy, pack, unpack
 from toolchain.training.lean.function import Gradients, apply, once_differentiable, records
 from toolchain.training.lean.options import Lean
 
-_CHUNK = 2**21  # elements; a multiple of eight
+# Elements, a multiple of eight. On the CPU a map goes through in chunks that stay in the cache;
+# smaller chunks pay for more calls.
+_CHUNK = 2**21
 
 Value = Callable[[Tensor], Tensor]
 Test = Callable[[Any], Any]  # of a tensor or a numpy array alike: operators alone
@@ -34,10 +32,10 @@ Order = tuple[int, ...]
 
 
 class _Masked(torch.autograd.Function):
-    """``value(x)``, whose gradient passes but where ``holds(x)``.
+    """``value(x)``, whose gradient passes except where ``holds(x)``.
 
-    There ``slope`` scales it, and None blocks it.
-    ``inplace`` says that ``value`` changes ``x`` and returns it.
+    There ``slope`` scales the gradient; None blocks it. ``inplace``: ``value`` changes ``x`` itself
+    and returns it.
     """
 
     @staticmethod
@@ -68,6 +66,8 @@ class _Masked(torch.autograd.Function):
 
 def _gradient(g: Tensor, mask: Tensor, slope: float | None) -> Tensor:
     """Apply stock's own kernel: the mask's ones pass, its zeros are at the threshold."""
+    # Multiplying by the mask would be as fast, but turns a masked infinite gradient into NaN.
+    # torch.where needs several times as long.
     if slope is None:
         return torch.ops.aten.threshold_backward(g, mask, 0)  # type: ignore[no-any-return]
     return torch.ops.aten.leaky_relu_backward(g, mask, slope, False)  # type: ignore[no-any-return]
@@ -86,7 +86,8 @@ def _gradient_in_chunks(packed: Tensor, g: Tensor, result: Tensor, slope: float 
 
 
 def _pack(x: Tensor, holds: Test) -> Tensor:
-    """Pack where the gradient passes; inverting bytes costs an eighth of inverting a mask."""
+    """Pack where the gradient passes."""
+    # holds() says where it does not; inverting packed bytes costs an eighth of inverting a mask.
     if not by_numpy(x) or not x.is_contiguous():
         return pack(holds(x)).bitwise_not()
     flat = x.view(-1)
@@ -100,13 +101,13 @@ def _pack(x: Tensor, holds: Test) -> Tensor:
 
 
 def _storage_order(x: Tensor) -> Order:
-    """Return the dimensions as they lie in storage, outermost first; as named if not dense."""
-    named = tuple(range(x.dim()))
+    """Return the dimensions as they lie in storage, outermost first; as they are if not dense."""
+    unchanged = tuple(range(x.dim()))
     if x.is_contiguous():
-        return named
+        return unchanged
     strides = x.stride()
-    order = tuple(sorted(named, key=lambda d: -strides[d]))
-    return order if x.permute(order).is_contiguous() else named
+    order = tuple(sorted(unchanged, key=lambda d: -strides[d]))
+    return order if x.permute(order).is_contiguous() else unchanged
 
 
 def _inverse(order: Order) -> Order:
@@ -122,6 +123,7 @@ def _masked(
 
 
 def _not_above_zero(x: Any) -> Any:
+    """What stock's leaky ReLU scales: NaN counts as negative."""
     return ~(x > 0)
 
 
@@ -184,7 +186,7 @@ def leaky_relu(
 ) -> Tensor:
     """Scale what is negative, as ``torch.nn.functional.leaky_relu`` does, on any shape.
 
-    In place stock torch refuses a negative slope in the backward pass, and runs here for it.
+    Stock torch refuses a negative slope in place in the backward pass; for that case stock runs.
     """
 
     def value(x: Tensor) -> Tensor:
@@ -206,7 +208,7 @@ def leaky_relu_(
 
 
 def _smooth(x: Tensor, value: Value, inplace: bool, lean: Lean) -> Tensor:
-    """MobileTL (Chiang et al., AAAI 2023): the derivative is 1 where x > 0, else 0."""
+    """Run stock, or pass the gradient as MobileTL does: 1 where x > 0, else 0 (AAAI 2023)."""
     return value(x) if lean.smooth == "exact" else _masked(x, value, inplace, _not_above_zero)
 
 

@@ -3,9 +3,9 @@
 Rules of this file: element ``i`` of the flattened mask is bit ``i % 8`` of byte ``i // 8``, on
 every device and both paths; the last byte is padded with zeros. No layers here.
 
-On the CPU numpy packs and unpacks several times faster than torch arithmetic. Elsewhere, and under
-a compiler, eight bytes at a time are multiplied in 64-bit words (after Warren, Hacker's
-Delight), which assumes a little-endian machine, as CUDA's hosts are.
+On the CPU numpy packs and unpacks several times faster than torch arithmetic. On other devices, and
+under a compiler, a multiplication of 64-bit words moves eight bytes at a time (after Warren,
+Hacker's Delight). That assumes a little-endian machine, as CUDA's hosts are.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ def pack(mask: Tensor) -> Tensor:
     if by_numpy(flat):
         # A clone, since torch's memory counters do not see what numpy allocates.
         return torch.from_numpy(np.packbits(flat.numpy(), bitorder="little")).clone()
+    # Eight bools are eight bytes of 0 or 1, and so one word; the product collects their low bits in
+    # its top byte.
     words = F.pad(flat, (0, -flat.numel() % 8)).view(torch.int64)
     return (((words * _GATHER) >> 56) & 0xFF).to(torch.uint8)
 
@@ -43,5 +45,6 @@ def unpack(packed: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     if by_numpy(packed):
         bits = np.unpackbits(packed.numpy(), count=count, bitorder="little")
         return torch.from_numpy(bits).to(dtype).view(shape)
+    # Each byte stands eight times in its word, and each copy keeps one bit.
     words = (packed.to(torch.int64) * _SPREAD) & _SELECT
     return words.view(torch.uint8)[:count].ne(0).to(dtype).view(shape)

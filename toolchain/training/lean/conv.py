@@ -1,11 +1,10 @@
 """Convolution that keeps its input only for a weight that is trained.
 
 Rules of this file: a frozen convolution keeps its weight, which is shared, and nothing else. The
-input's gradient is the transposed convolution of the output's; given a stand-in for the dropped
-input, ``convolution_backward`` would first copy it to its full size. A trained weight's input is
-kept at ``lean.keep``; at ``fp32`` stock torch does the same. Where only some input channels of a
-weight are trained (:class:`Slice`), only those channels are kept; the sum of weight and delta is
-there for the time of a call, in either direction, so that no second kernel waits between them.
+input's gradient is the transposed convolution of the output's gradient. A trained weight keeps its
+input at ``lean.keep``; at ``fp32`` stock torch does the same. Where only some input channels of a
+weight are trained (:class:`Slice`), it keeps only those channels. The sum of weight and delta
+exists during a call only, forward or backward, so that no second kernel waits between them.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ from toolchain.training.lean.options import Lean, Precision
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The trained part of a convolution's weight: a ``delta`` that is added on some input channels.
+    """The trained part of a convolution's weight: a ``delta`` on some input channels.
 
-    ``delta``: trainable, ``[O, k, kh, kw]``; ``index``: int64 ``[k]``, the input channels. For a
+    ``delta``: trainable, ``[O, k, kh, kw]``. ``index``: int64 ``[k]``, the input channels. For a
     depthwise convolution ``delta`` is ``[k, 1, kh, kw]`` and ``index`` picks its channels.
     """
 
@@ -43,7 +42,7 @@ class Slice:
     index: Tensor
 
 
-def _with_part(weight: Tensor, delta: Tensor | None, index: Tensor | None, groups: int) -> Tensor:
+def _summed(weight: Tensor, delta: Tensor | None, index: Tensor | None, groups: int) -> Tensor:
     """Return the weight that the convolution runs with."""
     if delta is None or index is None:
         return weight
@@ -52,12 +51,17 @@ def _with_part(weight: Tensor, delta: Tensor | None, index: Tensor | None, group
 
 @dataclass(frozen=True, slots=True)
 class _Geometry:
+    """How a convolution's windows move, and its gradients."""
+
     stride: Pair
     padding: Pair
     dilation: Pair
     groups: int
 
     def input_gradient(self, g: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
+        # aten's convolution_backward wants the input even for this gradient. Given a stand-in of
+        # one element it would first copy it to full size; the transposed convolution needs none.
+        # A stride may leave input rows and columns that no window reached: they belong to the size.
         rests = [
             size[i]
             - ((g.shape[i - 2] - 1) * self.stride[i] - 2 * self.padding[i])
@@ -91,15 +95,16 @@ class _Conv(torch.autograd.Function):
         geometry: _Geometry,
         precision: Precision,
     ) -> Tensor:
-        kept: tuple[Tensor, ...] = ()
+        # The positions are those of the arguments: 1 is the weight, 3 the delta.
+        saved: tuple[Tensor, ...] = ()
         if ctx.needs_input_grad[1]:
-            kept = compress(x, precision)
+            saved = compress(x, precision)
         elif index is not None and ctx.needs_input_grad[3]:
-            kept = compress(x.index_select(-3, index), precision)
-        ctx.save_for_backward(weight, delta, index, *kept)
+            saved = compress(x.index_select(-3, index), precision)
+        ctx.save_for_backward(weight, delta, index, *saved)
         ctx.geometry, ctx.dtype, ctx.size = geometry, x.dtype, x.shape[-2:]
         ctx.bias_dtype = None if bias is None else bias.dtype
-        whole = _with_part(weight, delta, index, geometry.groups)
+        whole = _summed(weight, delta, index, geometry.groups)
         return F.conv2d(
             x, whole, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
         )
@@ -107,25 +112,27 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Gradients:
-        weight, delta, index, *kept = ctx.saved_tensors
+        weight, delta, index, *saved = ctx.saved_tensors
         geometry: _Geometry = ctx.geometry
         needs_x, needs_weight, needs_bias, needs_delta = ctx.needs_input_grad[:4]
-        of_x = of_weight = of_bias = of_delta = None
+        grad_x = grad_weight = grad_bias = grad_delta = None
         if needs_x:
-            whole = _with_part(weight, delta, index, geometry.groups)
-            of_x = geometry.input_gradient(g, whole.to(g.dtype), ctx.size).to(ctx.dtype)
+            whole = _summed(weight, delta, index, geometry.groups)
+            grad_x = geometry.input_gradient(g, whole.to(g.dtype), ctx.size).to(ctx.dtype)
         if needs_weight:
-            x = decompress(tuple(kept), g.dtype)
-            of_weight = geometry.weight_gradient(g, x, weight, geometry.groups)
+            x = decompress(tuple(saved), g.dtype)
+            grad_weight = geometry.weight_gradient(g, x, weight, geometry.groups)
         if needs_bias:
-            of_bias = g.sum((0, 2, 3) if g.dim() == 4 else (1, 2), dtype=ctx.bias_dtype)
+            grad_bias = g.sum((0, 2, 3) if g.dim() == 4 else (1, 2), dtype=ctx.bias_dtype)
         if needs_delta:
-            x = decompress(tuple(kept), g.dtype)
+            x = decompress(tuple(saved), g.dtype)
+            # Of a depthwise convolution an output channel sees its own input channel alone, so the
+            # chosen ones are a smaller depthwise convolution.
             depthwise = geometry.groups > 1
             part = g.index_select(-3, index) if depthwise else g
             groups = len(index) if depthwise else 1
-            of_delta = geometry.weight_gradient(part, x, delta, groups)
-        return of_x, of_weight, of_bias, of_delta, None, None, None
+            grad_delta = geometry.weight_gradient(part, x, delta, groups)
+        return grad_x, grad_weight, grad_bias, grad_delta, None, None, None
 
 
 def conv2d(
@@ -142,24 +149,25 @@ def conv2d(
 ) -> Tensor:
     """Convolve ``[N, C, H, W]`` or ``[C, H, W]`` as ``torch.conv2d`` does.
 
-    ``part`` is added to ``weight``, which is frozen, and takes its gradient. Raises AttachError for
-    a part of a grouped convolution that is not depthwise, or whose whole weight is trained as well.
+    ``part`` is added to the frozen ``weight`` and takes the gradient. Raises AttachError for a part
+    of a grouped convolution that is not depthwise, or whose whole weight is trained as well.
     """
     if part is not None:
-        _check(weight, groups)
+        _check_part(weight, groups)
     delta, index = (None, None) if part is None else (part.delta, part.index)
     across, down = pair(dilation), pair(stride)
+    # At fp32 a trained weight keeps the input as stock torch does: nothing to gain.
     stock = part is None and lean.keep == "fp32" and weight.requires_grad
     stock = stock or _refused_by_torch(padding, down)
     if stock or not input.is_floating_point() or not records(input, weight, bias, delta):
-        whole = _with_part(weight, delta, index, groups)
+        whole = _summed(weight, delta, index, groups)
         return F.conv2d(input, whole, bias, stride, padding, dilation, groups)
     x, pads = _padded(input, weight, padding, across)
     geometry = _Geometry(down, pads, across, groups)
     return apply(_Conv, x, weight, bias, delta, index, geometry, lean.keep)
 
 
-def _check(weight: Tensor, groups: int) -> None:
+def _check_part(weight: Tensor, groups: int) -> None:
     depthwise = weight.shape[1] == 1 and groups == weight.shape[0]
     if groups != 1 and not depthwise:
         raise AttachError(
@@ -175,7 +183,7 @@ def _check(weight: Tensor, groups: int) -> None:
 
 
 def _refused_by_torch(padding: object, stride: Pair) -> bool:
-    """Tell whether a named padding is one that torch does not take; it says so best itself."""
+    """Tell whether torch refuses a named padding; its own error says it best."""
     return isinstance(padding, str) and (
         padding not in ("same", "valid") or (padding == "same" and stride != (1, 1))
     )
@@ -184,7 +192,7 @@ def _refused_by_torch(padding: object, stride: Pair) -> bool:
 def _padded(
     x: Tensor, weight: Tensor, padding: int | Sequence[int] | str, dilation: Pair
 ) -> tuple[Tensor, Pair]:
-    """Turn named paddings into numbers; 'same' may need one row or column more behind."""
+    """Turn named paddings into numbers; 'same' may need one row or column more at the end."""
     if not isinstance(padding, str):
         return x, pair(padding)
     if padding == "valid":

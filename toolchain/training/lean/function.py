@@ -1,6 +1,6 @@
-"""What every lean function shares: when it applies, and its one backward pass.
+"""What every lean function shares: when it applies, its one backward pass, how maps lie in memory.
 
-Rules of this file: no arithmetic on maps.
+Rules of this file: no arithmetic on maps; it looks at strides and moves nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from toolchain.core.errors import AttachError
 
 Gradients = tuple[Tensor | None, ...]
 Size = int | Sequence[int]
+"""A window's size as torch takes it: one number for both sides, or two."""
 Pair = tuple[int, int]
 
 
@@ -27,9 +28,8 @@ def records(*tensors: Tensor | None) -> bool:
 def once_differentiable(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
     """Guard a ``backward(ctx, gradient)``: it can be run, but not differentiated.
 
-    A gradient of a gradient needs the maps that were dropped. Autocast is off inside, as it is in
-    stock backward formulas, so that the gradient's own dtype decides. Raises AttachError under
-    ``create_graph=True``.
+    A gradient of a gradient needs the maps that lean layers dropped. Raises AttachError under
+    ``create_graph=True``. (torch's decorator of this name raises later, and without a fix.)
     """
 
     @wraps(backward)
@@ -41,8 +41,9 @@ def once_differentiable(backward: Callable[..., Gradients]) -> Callable[..., Gra
                 "(create_graph=True), which needs the maps that they drop",
                 fix="attach with lean=False",
             )
-        if gradient.is_meta:  # which autocast does not know
+        if gradient.is_meta:  # autocast does not know the meta device
             return backward(ctx, gradient)
+        # Stock backward formulas run without autocast: the gradient's own dtype decides.
         with torch.autocast(gradient.device.type, enabled=False):
             return backward(ctx, gradient)
 
@@ -68,7 +69,7 @@ def is_last(x: Tensor) -> bool:
 
 
 def format_of(x: Tensor) -> torch.memory_format:
-    """Return the memory format of a map, contiguous for all but channels last."""
+    """Return the memory format of a map: channels last, or contiguous for every other map."""
     return torch.channels_last if is_last(x) else torch.contiguous_format
 
 

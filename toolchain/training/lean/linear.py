@@ -1,6 +1,6 @@
 """Linear layer that keeps its input only for a weight that is trained.
 
-Rules of this file: as in ``conv``. Inputs of any number of dimensions.
+Rules of this file: as in ``conv``. Inputs may have any number of dimensions.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, precision: Precision
     ) -> Tensor:
-        kept = compress(x, precision) if ctx.needs_input_grad[1] else ()
-        ctx.save_for_backward(weight, *kept)
+        # Only the weight's gradient reads the input.
+        saved = compress(x, precision) if ctx.needs_input_grad[1] else ()
+        ctx.save_for_backward(weight, *saved)
         ctx.dtype, ctx.bias_dtype = x.dtype, None if bias is None else bias.dtype
         rows = F.linear(x.reshape(-1, x.shape[-1]), weight, bias)
         # A view could not be changed in place outside; torch's own layer makes this one too.
@@ -32,18 +33,18 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Gradients:
-        weight, *kept = ctx.saved_tensors
+        weight, *saved = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        of_x = of_weight = of_bias = None
+        grad_x = grad_weight = grad_bias = None
         rows = g.reshape(-1, g.shape[-1])
         if needs_x:
-            of_x = (g @ weight.to(g.dtype)).to(ctx.dtype)
+            grad_x = (g @ weight.to(g.dtype)).to(ctx.dtype)
         if needs_weight:
-            x = decompress(tuple(kept), g.dtype)
-            of_weight = (rows.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+            x = decompress(tuple(saved), g.dtype)
+            grad_weight = (rows.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
         if needs_bias:
-            of_bias = rows.sum(0, dtype=ctx.bias_dtype)
-        return of_x, of_weight, of_bias, None
+            grad_bias = rows.sum(0, dtype=ctx.bias_dtype)
+        return grad_x, grad_weight, grad_bias, None
 
 
 def linear(
@@ -54,6 +55,7 @@ def linear(
     lean: Lean,
 ) -> Tensor:
     """Map ``[..., I]`` to ``[..., O]`` as ``torch.nn.functional.linear`` does."""
+    # At fp32 a trained weight keeps the input as stock torch does: nothing to gain.
     stock = weight.dim() != 2 or (lean.keep == "fp32" and weight.requires_grad)
     if stock or not input.is_floating_point() or not records(input, weight, bias):
         return F.linear(input, weight, bias)

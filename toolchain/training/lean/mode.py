@@ -1,14 +1,14 @@
 """The switch: torch's functions become lean ones while a forward runs.
 
-Rules of this file: ``TABLE`` is all that is replaced, by torch function; every other function runs
-stock, and so does a function of the table when autograd does not record it. Modules and functional
-calls are covered alike; hooks, names and state dicts are not touched. A composite function that
-torch itself hands over whole (``multi_head_attention_forward``) runs stock inside as well.
+Rules of this file: ``TABLE`` lists all that is replaced, by torch function. Every other function
+runs stock, and so does a function of the table when autograd does not record it. The mode covers
+modules and functional calls alike, and touches no hooks, names or state dicts. A composite function
+that torch hands over whole (``multi_head_attention_forward``) runs stock inside as well.
 Activation checkpointing recomputes in the backward pass: enter the mode inside the checkpointed
-function, or torch finds other kept tensors and refuses.
+function, or torch finds other saved tensors and refuses.
 
 ``torch.compile`` traces the mode whole, whether it is entered inside or outside of the compiled
-function, with the same gradients; what is kept is then the compiler's choice, not the table's.
+function, with the same gradients. The compiler then chooses what is kept, not the table.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ TABLE: Mapping[Function, Function] = {
 class LeanMode(TorchFunctionMode):
     """Run a forward with lean layers: ``with LeanMode(Lean()): loss = model(x)``.
 
-    ``slices``: by ``id`` of a convolution's weight, the part of it that is trained; the caller
-    keeps the weights alive while the mode is active. ``met``: those that a convolution ran with.
-    The backward pass may run outside.
+    ``slices``: by ``id`` of a convolution's weight, the part of it that is trained. The caller
+    keeps the weights alive while the mode is active, or another tensor could get the same ``id``.
+    ``met``: the ids that a convolution ran with. The backward pass may run outside.
     """
 
     def __init__(self, lean: Lean, slices: Mapping[int, Slice] | None = None) -> None:
@@ -82,6 +82,7 @@ class LeanMode(TorchFunctionMode):
         if lean is None:
             return func(*args, **named)
         if lean is conv2d and self.slices:
+            # By identity: a copy or a computed weight is no backbone kernel, and guards refuse it.
             weight = args[1] if len(args) > 1 else named.get("weight")
             named["part"] = self.slices.get(id(weight))
             self.met.add(id(weight))

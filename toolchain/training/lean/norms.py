@@ -1,10 +1,11 @@
 """Norms whose weight is frozen, and BatchNorm in evaluation with a trained weight.
 
-Rules of this file: a frozen or shift-only BatchNorm in evaluation is an affine map and keeps no
-map; its trained weight needs the input, kept at ``lean.keep``. GroupNorm's and LayerNorm's
-gradients need the normalised map even when frozen: the input is kept at ``lean.keep`` with one
-mean and one inverse deviation per group. Stock torch runs for batch statistics, for trained weights
-of GroupNorm and LayerNorm, and where ``fp32`` keeps just what stock keeps.
+Rules of this file: a BatchNorm in evaluation whose weight is frozen is an affine function and keeps
+no map. A trained weight needs the input and keeps it at ``lean.keep``. The gradients of GroupNorm
+and LayerNorm need the normalised map even when the layer is frozen: they keep the input at
+``lean.keep``, with one mean and one inverse deviation per group. Stock torch runs for batch
+statistics, for trained weights of GroupNorm and LayerNorm, and where ``fp32`` keeps just what stock
+keeps.
 """
 
 from __future__ import annotations
@@ -39,29 +40,30 @@ class _EvaluatedBatchNorm(torch.autograd.Function):
         eps: float,
         precision: Precision,
     ) -> Tensor:
-        kept = (mean, *compress(x, precision)) if ctx.needs_input_grad[3] else ()
-        ctx.save_for_backward(variance, weight, *kept)
+        # Argument 3 is the weight; its gradient alone needs the map.
+        saved = (mean, *compress(x, precision)) if ctx.needs_input_grad[3] else ()
+        ctx.save_for_backward(variance, weight, *saved)
         ctx.eps, ctx.dtype = eps, x.dtype
         return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Gradients:
-        variance, weight, *kept = ctx.saved_tensors
-        of_x = of_weight = of_bias = None
+        variance, weight, *saved = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
         column = [-1] + [1] * (g.dim() - 2)
         across = [d for d in range(g.dim()) if d != 1]
         inverse = torch.rsqrt(variance + ctx.eps)
         if ctx.needs_input_grad[0]:
             scale = inverse if weight is None else inverse * weight
-            of_x = (g * scale.view(column)).to(ctx.dtype)
+            grad_x = (g * scale.view(column)).to(ctx.dtype)
         if ctx.needs_input_grad[3]:
-            mean, *stored = kept
-            centred = decompress(tuple(stored), mean.dtype).sub(mean.view(column))
-            of_weight = (centred.mul_(g).sum(across) * inverse).to(weight.dtype)
+            mean, *compressed = saved
+            centred = decompress(tuple(compressed), mean.dtype).sub(mean.view(column))
+            grad_weight = (centred.mul_(g).sum(across) * inverse).to(weight.dtype)
         if ctx.needs_input_grad[4]:
-            of_bias = g.sum(across, dtype=variance.dtype)
-        return of_x, None, None, of_weight, of_bias, None, None
+            grad_bias = g.sum(across, dtype=variance.dtype)
+        return grad_x, None, None, grad_weight, grad_bias, None, None
 
 
 def batch_norm(
@@ -97,10 +99,10 @@ class _GroupNorm(torch.autograd.Function):
         eps: float,
         precision: Precision,
     ) -> Tensor:
-        kept: tuple[Tensor, ...] = ()
+        saved: tuple[Tensor, ...] = ()
         if ctx.needs_input_grad[0]:
-            kept = (*_group_statistics(x, groups, eps), *compress(x, precision))
-        ctx.save_for_backward(weight, *kept)
+            saved = (*_group_statistics(x, groups, eps), *compress(x, precision))
+        ctx.save_for_backward(weight, *saved)
         ctx.groups, ctx.dtype = groups, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         return F.group_norm(x, groups, weight, bias, eps)
@@ -109,21 +111,21 @@ class _GroupNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Gradients:
         weight, *saved = ctx.saved_tensors
-        of_x = of_bias = None
+        grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
-            mean, inverse, *kept = saved
-            x = decompress(tuple(kept), mean.dtype)
+            mean, inverse, *compressed = saved
+            x = decompress(tuple(compressed), mean.dtype)
             layout = _layout(x)
             x = x.contiguous(memory_format=layout)
             n, c, *rest = x.shape
             g_x = g.to(x.dtype).contiguous(memory_format=layout)
-            of_x = torch.ops.aten.native_group_norm_backward(
+            grad_x = torch.ops.aten.native_group_norm_backward(
                 g_x, x, mean, inverse, _to(weight, x.dtype), n, c, torch.Size(rest).numel(),
                 ctx.groups, (True, False, False),
             )[0].to(ctx.dtype)  # fmt: skip
         if ctx.needs_input_grad[3]:
-            of_bias = g.sum([d for d in range(g.dim()) if d != 1], dtype=ctx.bias_dtype)
-        return of_x, None, None, of_bias, None, None
+            grad_bias = g.sum([d for d in range(g.dim()) if d != 1], dtype=ctx.bias_dtype)
+        return grad_x, None, None, grad_bias, None, None
 
 
 def group_norm(
@@ -155,10 +157,10 @@ class _LayerNorm(torch.autograd.Function):
         eps: float,
         precision: Precision,
     ) -> Tensor:
-        kept: tuple[Tensor, ...] = ()
+        saved: tuple[Tensor, ...] = ()
         if ctx.needs_input_grad[0]:
-            kept = (*_statistics(x, shape, eps), *compress(x, precision))
-        ctx.save_for_backward(weight, *kept)
+            saved = (*_statistics(x, shape, eps), *compress(x, precision))
+        ctx.save_for_backward(weight, *saved)
         ctx.shape, ctx.dtype = shape, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         return F.layer_norm(x, shape, weight, bias, eps)
@@ -167,17 +169,17 @@ class _LayerNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Gradients:
         weight, *saved = ctx.saved_tensors
-        of_x = of_bias = None
+        grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
-            mean, inverse, *kept = saved
-            x = decompress(tuple(kept), mean.dtype).contiguous()
-            of_x = torch.ops.aten.native_layer_norm_backward(
+            mean, inverse, *compressed = saved
+            x = decompress(tuple(compressed), mean.dtype).contiguous()
+            grad_x = torch.ops.aten.native_layer_norm_backward(
                 g.to(x.dtype).contiguous(), x, ctx.shape, mean, inverse, _to(weight, x.dtype),
                 None, (True, False, False),
             )[0].to(ctx.dtype)  # fmt: skip
         if ctx.needs_input_grad[3]:
-            of_bias = g.reshape(-1, *ctx.shape).sum(0, dtype=ctx.bias_dtype)
-        return of_x, None, None, of_bias, None, None
+            grad_bias = g.reshape(-1, *ctx.shape).sum(0, dtype=ctx.bias_dtype)
+        return grad_x, None, None, grad_bias, None, None
 
 
 def layer_norm(
@@ -198,13 +200,13 @@ def layer_norm(
 
 def _norm_is_stock(x: Tensor, weight: Tensor | None, bias: Tensor | None, lean: Lean) -> bool:
     trained = weight is not None and weight.requires_grad
-    # Without a gradient of the map a shift needs nothing kept, and stock torch keeps the map.
+    # Without a gradient of the map, a shift needs nothing kept, where stock torch keeps the map.
     gains = lean.keep != "fp32" or not x.requires_grad
     return trained or not gains or x.dim() < 2 or not records(x, weight, bias)
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    """Return what GroupNorm's kernel works in: channels last on the CPU alone."""
+    """Return the memory format that GroupNorm's kernel works in: channels last on the CPU alone."""
     return format_of(x) if x.device.type == "cpu" else torch.contiguous_format
 
 

@@ -1,4 +1,4 @@
-"""What lean layers may approximate, chosen by the user and never on their own.
+"""What lean layers may approximate. The user chooses it; a layer never does by itself.
 
 Rules of this file: values only, no torch. The defaults approximate nothing.
 """
@@ -16,12 +16,13 @@ Smooth = Literal["exact", "mask"]
 
 @dataclass(frozen=True, slots=True)
 class Lean:
-    """How much is kept.
+    """How much layers keep for the backward pass.
 
-    ``keep``: how the inputs of trainable layers, and of frozen GroupNorm and LayerNorm, are kept
-    (error bounds: ``kept.error_bound``). ``fp32`` keeps them as they are. ``smooth``: what h-swish,
-    SiLU and GELU keep: ``exact`` their input, as stock torch does and no less; ``mask`` one bit per
-    element, with MobileTL's binary mask for a derivative (Chiang et al., AAAI 2023).
+    ``keep``: the precision in which the inputs of trainable layers wait, and those of frozen
+    GroupNorm and LayerNorm (error bounds: ``compression.error_bound``). ``fp32`` keeps them as they
+    are. ``smooth``: what h-swish, SiLU and GELU keep. ``exact`` keeps their input, as stock torch
+    does and no less. ``mask`` keeps one bit per element, and MobileTL's binary mask stands for the
+    derivative (Chiang et al., AAAI 2023).
 
     Raises AttachError for any other value.
     """

@@ -1,10 +1,9 @@
 """Pools that drop their input.
 
-Rules of this file: an average's gradient needs shapes alone; a maximum keeps where in its window it
-lay, in one byte. torch's own backward kernels do the sums. They take the input for its sizes and
-get a stand-in that is never read, of one element unless it must be channels last. Stock runs where
-an offset does not fit a byte, where indices are asked for, and for an average over the whole map,
-of which stock keeps nothing.
+Rules of this file: an average's gradient needs shapes alone. A maximum keeps its place in the
+window, in one byte. torch's own backward kernels do the sums. They take the input for its sizes
+only, so they get a stand-in that is never read. Stock runs where a place does not fit a byte, where
+the caller wants indices, and for an average over the whole map, for which stock keeps nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _PLACES = 256  # that fit a byte
 
 @dataclass(frozen=True, slots=True)
 class _Map:
-    """What is remembered of a dropped input."""
+    """Shape and memory format of a dropped input."""
 
     shape: torch.Size
     format: torch.memory_format
@@ -44,7 +43,8 @@ class _Map:
         return _Map(x.shape, format_of(x))
 
     def stand_in(self, g: Tensor) -> Tensor:
-        # The kernels choose their layout by it; another than the gradient's costs copies.
+        # The kernels choose their layout by the input, and a layout other than the gradient's costs
+        # copies. One element can stand for a contiguous map, but not for channels last.
         if self.format is torch.channels_last:
             return torch.empty(
                 self.shape, dtype=g.dtype, device=g.device, memory_format=self.format
@@ -80,6 +80,7 @@ class _Average:
         return source.shaped(result)
 
     def _tiles(self, g: Tensor, source: _Map) -> bool:
+        """Tell whether the windows cover the map and nowhere overlap: then a gradient is a copy."""
         whole = all(g.shape[i - 2] * self.kernel[i] == source.shape[i - 2] for i in (0, 1))
         return g.dim() == 4 and whole and self.kernel == self.stride and self.padding == (0, 0)
 
@@ -169,8 +170,10 @@ class _Maximum:
     def offsets(self, indices: Tensor, width: int) -> Tensor:
         """Turn positions in the map, int64 ``[..., h, w]``, into places in their windows, uint8.
 
-        Two places of a window as wide as the map may be one position; either restores it.
+        A position is row * width + column of the whole map. Seen from its window's first element it
+        is the same for every window, so one table serves all.
         """
+        # In a window as wide as the map two places may be one position; either restores it.
         places = self._places(width, indices.device)
         table = torch.zeros(self._reach(width) + 1, dtype=torch.uint8, device=indices.device)
         table[places] = torch.arange(len(places), dtype=torch.uint8, device=indices.device)
@@ -197,6 +200,7 @@ class _Maximum:
         return rows[:, None] * width + columns
 
     def _reach(self, width: int) -> int:
+        """Return the position of a window's last element, seen from its first one."""
         last = self.kernel[0] - 1, self.kernel[1] - 1
         return last[0] * self.dilation[0] * width + last[1] * self.dilation[1]
 
@@ -247,7 +251,7 @@ def max_pool2d(
 
 
 def fits_a_byte(kernel_size: Size) -> bool:
-    """Tell whether places in a window fit a byte; where they do not, its maximum runs stock."""
+    """Tell whether places in a window fit a byte; where they do not, the maximum runs stock."""
     height, width = pair(kernel_size)
     return height * width <= _PLACES
 
