@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.exported import Fleet
-from tests.support.simulated.engines import cuda_of, deploy, simulated
+from tests.support.simulated.engines import deploy, given_back, simulated
 from toolchain.bench.engines import measure
 from toolchain.core.errors import UsageError
 from toolchain.device.engine.cache import open_engine
@@ -18,10 +17,7 @@ from toolchain.device.runtime.trt.plan import Device
 
 @pytest.fixture
 def device() -> Iterator[Device]:
-    made = simulated()
-    yield made
-    gc.collect()
-    assert cuda_of(made).open == (0, 0, 0)
+    yield from given_back(simulated())
 
 
 def test_everything_is_measured(device: Device, fleet: Fleet, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tests.support.drawn import same, tensor
 from tests.support.exported import Fleet
 from tests.support.simulated import engines
 from tests.support.simulated.cuda import SimulatedCuda
-from tests.support.simulated.engines import cuda_of, deploy, digest_of, simulated
+from tests.support.simulated.engines import cuda_of, deploy, digest_of, given_back, simulated
 from toolchain.core.errors import (
     BackboneMismatchError,
     BundleError,
@@ -53,20 +53,13 @@ RELEASES = {"toy_chirps": ("first", "next", "third", "digits"), "head": ("head",
 @pytest.fixture(params=engines.KINDS)
 def device(request: pytest.FixtureRequest) -> Iterator[Device]:
     """A device; all of a simulated one's memory is given back in the end."""
-    made = engines.devices(request.param)
-    yield made
-    if isinstance(made.cuda, SimulatedCuda):
-        gc.collect()
-        assert made.cuda.open == (0, 0, 0)
+    yield from given_back(engines.devices(request.param))
 
 
 @pytest.fixture
 def memory() -> Iterator[Device]:
     """A simulated device, where a test steers it or looks into it."""
-    made = simulated()
-    yield made
-    gc.collect()
-    assert cuda_of(made).open == (0, 0, 0)
+    yield from given_back(simulated())
 
 
 @contextmanager

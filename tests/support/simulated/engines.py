@@ -6,6 +6,7 @@ Plans are simulated ones, or TensorRT's own where there is a GPU: the same tests
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,14 @@ def simulated(total: int = 1 << 30, build: str = BUILD, *, shared: bool = True) 
         module, "tensorrt", build, features.examine(module), make_logger(module, journal), journal
     )
     return Device(cuda, found)
+
+
+def given_back(device: Device) -> Iterator[Device]:
+    """Yield the device; in the end a simulated one holds no memory and no stream any more."""
+    yield device
+    if isinstance(device.cuda, SimulatedCuda):
+        gc.collect()
+        assert device.cuda.open == (0, 0, 0)
 
 
 def cuda_of(device: Device) -> SimulatedCuda:

@@ -173,12 +173,10 @@ def run(
     named = [*(folder.find(dist, name) for name in domains), *bundles]
     paths = named[:1] or list(folder.bundles(dist).values())
     with Runner(folder.backbone_of(paths, backbone), **options) as runner:
-        if not named:
-            load_fitting(runner, paths, selftest=not no_selftest, refused=_tell_refused)
-        for path in named:
-            # Over the network a domain is called as its file is, and loaded again by that name.
-            name = path.stem if port is not None else None
-            runner.load(path, name=name, selftest=not no_selftest)
+        if named:
+            _load(runner, named, by_file=port is not None, selftest=not no_selftest)
+        else:
+            load_fitting(runner, paths, selftest=not no_selftest, refused=_refused)
         if port is not None:
             serving = serving | ({} if time_limit is None else {"time_s": time_limit})
             repository = None if bundles else dist
@@ -187,6 +185,12 @@ def run(
         with closing(_frames(runner, images, every=every, time_limit_s=time_limit)) as frames:
             show = PRINTERS["json" if as_json else "jsonl" if as_lines else "people"]
             return FAILED if show(runner, islice(frames, limit), top) else 0
+
+
+def _load(runner: Runner, bundles: Sequence[Path], *, by_file: bool, selftest: bool) -> None:
+    for path in bundles:
+        # Over the network a domain is called as its file is, and loaded again by that name.
+        runner.load(path, name=path.stem if by_file else None, selftest=selftest)
 
 
 def _used(options: Mapping[str, object]) -> list[str]:
@@ -241,5 +245,5 @@ def _frames(
             yield Frame(source, 0, None, None, err)
 
 
-def _tell_refused(path: Path, err: Da3Error) -> None:
+def _refused(path: Path, err: Da3Error) -> None:
     complain_of(f"not loaded: {path}", err)

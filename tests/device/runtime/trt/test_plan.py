@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.simulated import small
-from tests.support.simulated.engines import cuda_of, simulated
+from tests.support.simulated.engines import cuda_of, given_back, simulated
 from tests.support.simulated.small import images, logits, slots
 from toolchain.core.errors import (
     BundleError,
@@ -37,10 +37,7 @@ from toolchain.device.runtime.trt.plan import Device, Plan, Tensor, class_range
 @pytest.fixture
 def device() -> Iterator[Device]:
     """A device that is empty again in the end."""
-    made = simulated()
-    yield made
-    gc.collect()
-    assert cuda_of(made).open == (0, 0, 0)
+    yield from given_back(simulated())
 
 
 # -- what is not taken -----------------------------------------------------------------------------

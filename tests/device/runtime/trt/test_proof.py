@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.exported import Fleet
-from tests.support.simulated.engines import cuda_of, deploy, digest_of, simulated
+from tests.support.simulated.engines import deploy, digest_of, given_back, simulated
 from toolchain.device.engine.cache import open_engine
 from toolchain.device.runtime.trt.plan import Device
 from toolchain.device.runtime.trt.proof import prove
@@ -17,10 +16,7 @@ from toolchain.device.runtime.trt.proof import prove
 
 @pytest.fixture
 def device() -> Iterator[Device]:
-    made = simulated()
-    yield made
-    gc.collect()
-    assert cuda_of(made).open == (0, 0, 0)
+    yield from given_back(simulated())
 
 
 def test_the_verdict_is_written_into_the_engine(
