@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.exported import Domain, Exported, Fleet, make_domain, register
 from tests.support.kitted import Kitted
 from tests.support.kitted import make as kits_of
+
+if TYPE_CHECKING:
+    from tests.support.toy_export import Run
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -86,3 +90,11 @@ def kitted(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Kitt
 def fleet(toy_backbone: None, tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     """Domains of one backbone that differ in method, options, classes, pictures and release."""
     return Fleet(tmp_path_factory.mktemp("fleet"))
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A toy domain through the whole command line; nobody changes what it wrote."""
+    from tests.support.toy_export import through_the_command_line
+
+    return through_the_command_line(tmp_path_factory.mktemp("toy-export") / "home")

@@ -58,6 +58,31 @@ class TupleNet(nn.Module):
         return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class Steered(toys.Residual):
+    """A block that reads a second value of each sample."""
+
+    def forward(self, x: Tensor, steer: Tensor | None = None) -> Tensor:
+        assert steer is not None
+        return super().forward(x) * steer
+
+
+class SteeredNet(nn.Module):
+    """Two blocks that read a value of each sample besides their input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = toys.stem(8)
+        self.blocks = nn.ModuleList([toys.Residual(8, 8), Steered(8, 8), Steered(8, 8)])
+        self.fc = nn.Linear(8, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks[0](self.stem(x))
+        steer = torch.sigmoid(x.mean((1, 2, 3), keepdim=True))
+        for block in self.blocks[1:]:
+            x = block(x, steer)
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
 def _tuples() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -188,6 +213,14 @@ def _make(model: AttachedModel) -> tuple[Captured, bytes, Halves]:
 def made(name: str) -> Made:
     """The case ``name``, captured once per run."""
     return Made(CASES[name])
+
+
+@cache
+def two_inputs() -> Halves:
+    """Halves of a net with a block that reads a second per-sample value."""
+    return make_halves(
+        attach(SteeredNet().eval(), classes=3, input_shape=(3, 8, 8), rank=4, pool=2)
+    )
 
 
 def run_exact(model: ir.Model, images: Tensor) -> dict[str, np.ndarray[Any, Any]]:

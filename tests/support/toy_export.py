@@ -6,7 +6,6 @@ user would type them.
 
 from __future__ import annotations
 
-import functools
 from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,8 +71,7 @@ def invoke(*words: str) -> Result:
     return CliRunner().invoke(root, words, prog_name="da3")
 
 
-@functools.cache
-def exported(home: Path) -> Run:
+def through_the_command_line(home: Path) -> Run:
     """Run all of ``COMMANDS`` in ``home``, a folder that does not exist yet."""
     (home / "recipes").mkdir(parents=True)
     write_recipe(home / "recipes")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import capture as capture_file
 from toolchain.export.graph import store
 from toolchain.export.graph.capture import capture
-from toolchain.export.graph.halves import Halves, make_halves
+from toolchain.export.graph.halves import make_halves
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import BACKBONE
 from toolchain.training.adapt.attached import AttachedModel, arrays, attach, domain_state
@@ -94,42 +93,11 @@ class Spreading(nn.Module):
         return x.reshape(-1, 8, 8, 8)
 
 
-class Steered(toys.Residual):
-    """A block that reads a second value of each sample."""
-
-    def forward(self, x: Tensor, steer: Tensor | None = None) -> Tensor:
-        assert steer is not None
-        return super().forward(x) * steer
-
-
-class SteeredNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = toys.stem(8)
-        self.blocks = nn.ModuleList([toys.Residual(8, 8), Steered(8, 8), Steered(8, 8)])
-        self.fc = nn.Linear(8, 7)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks[0](self.stem(x))
-        steer = torch.sigmoid(x.mean((1, 2, 3), keepdim=True))
-        for block in self.blocks[1:]:
-            x = block(x, steer)
-        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
-
-
 def net(*blocks: nn.Module, names: list[str] | None = None, **options: Any) -> AttachedModel:
     backbone = toys.Net(toys.stem(8), list(blocks), 8).eval()
     found = names or ["blocks.0"]
     return attach(
         backbone, classes=3, input_shape=(3, 8, 8), blocks=found, rank=4, pool=2, **options
-    )
-
-
-@cache
-def two_inputs() -> Halves:
-    """Halves of a net with a block that reads a second per-sample value."""
-    return make_halves(
-        attach(SteeredNet().eval(), classes=3, input_shape=(3, 8, 8), rank=4, pool=2)
     )
 
 

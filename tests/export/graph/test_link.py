@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support import cases
 from tests.support.cases import Made, close, walk
 from toolchain.bundle.golden import shifted
 from toolchain.bundle.linkage import FORMS, LINKAGES, STATIC_IF, Form, Linkage
@@ -315,9 +316,7 @@ def test_linking_is_deterministic(plain: Made) -> None:
 
 def test_a_block_that_reads_a_second_value_has_no_rows_form() -> None:
     """`rows` would need that value's rows gathered as well; the block and the value are named."""
-    from tests.export.graph.test_capture import two_inputs
-
-    halves = two_inputs()
+    halves = cases.two_inputs()
     with pytest.raises(LinkError, match=r"block 'blocks\.1' reads '[^']+' besides its input"):
         link(halves.split, Linkage("swap", "rows"))
     link(halves.split, Linkage("swap", "if"))

@@ -40,9 +40,7 @@ def test_a_block_owns_what_only_it_needs() -> None:
 
 def test_what_two_blocks_read_is_shared() -> None:
     """A value that a later block reads too may not hide inside a branch."""
-    from tests.export.graph.test_capture import two_inputs
-
-    halves = two_inputs().split
+    halves = cases.two_inputs().split
     parts = Parts(halves)
     seen = []
     for cut in halves.cuts:

@@ -79,10 +79,8 @@ def test_onnx_checks_every_segment(made: Made, tmp_path: Path) -> None:
 
 
 def test_a_value_that_is_no_cut_point_cannot_cross() -> None:
-    from tests.export.graph.test_capture import two_inputs
-
     with pytest.raises(LinkError, match=r"segment 'block0\d/opened' reads .*no cut point"):
-        stage(two_inputs().split)
+        stage(cases.two_inputs().split)
 
 
 def test_staging_is_deterministic() -> None:
