@@ -36,13 +36,13 @@ from toolchain.core.words import PRECISIONS, Precision
 from toolchain.device import build as pipeline
 from toolchain.device.boards.cuda import gpus, open_cuda
 from toolchain.device.boards.locate import here
-from toolchain.device.boards.machine import look
+from toolchain.device.boards.machine import read_machine
 from toolchain.device.boards.target import Target, find
 from toolchain.device.engine.build import BuildOptions
 from toolchain.device.engine.build import build as build_plan
 from toolchain.device.engine.features import TensorRT, load
 from toolchain.device.engine.kit import ClassProfile, Kit
-from toolchain.device.engine.parse import Network, parse
+from toolchain.device.engine.parse import ParsedNetwork, parse
 from toolchain.export.emit import calibrate
 from toolchain.export.emit.kits import KitSource, write_kits
 from toolchain.export.emit.models import KitOrder, emit
@@ -113,7 +113,7 @@ def subject(name: str, side: int, work: Path) -> Subject:
 
 def measure(sides: dict[str, int], trained: Path, *, rounds: int) -> dict[str, Any]:
     """Return the document: builds of every backbone, and what ran on a device, if there is one."""
-    started, found = time.monotonic(), look()
+    started, found = time.monotonic(), read_machine()
     target = here(found) if gpus() else None
     builds: list[dict[str, Any]] = []
     ran: list[dict[str, Any]] = []
@@ -224,7 +224,7 @@ def _refit(name: str, one: Subject) -> dict[str, Any]:
     return found | (_refitted(trt, network, one) if gpus() else {})
 
 
-def _refitted(trt: TensorRT, network: Network, one: Subject) -> dict[str, Any]:
+def _refitted(trt: TensorRT, network: ParsedNetwork, one: Subject) -> dict[str, Any]:
     """Build a refittable engine on the device and time how long its slots take to exchange."""
     free_bytes, _ = open_cuda().memory()
     options = BuildOptions("fp32", ClassProfile(1, CLASSES, 1000), refit=True)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from toolchain.core.errors import EngineError
 from toolchain.device.engine.features import TensorRT
-from toolchain.device.engine.parse import Network
+from toolchain.device.engine.parse import ParsedNetwork
 
 Slots = Mapping[str, npt.NDArray[np.float32]]
 
@@ -30,7 +30,7 @@ class Coverage:
     unknown: tuple[str, ...]
 
 
-def mark(network: Network, slots: Iterable[str]) -> Coverage:
+def mark(network: ParsedNetwork, slots: Iterable[str]) -> Coverage:
     """Mark ``slots`` as refittable; TensorRT says of each whether it has such weights.
 
     Needs no device. Raises EngineError where single weights cannot be marked.

@@ -26,13 +26,13 @@ from toolchain.core.errors import (
 )
 from toolchain.device import Runner
 from toolchain.device.boards.machine import Machine
-from toolchain.device.build import FlavourReport, Wanted, build, check
+from toolchain.device.build import BuildRequest, FlavourReport, build, check
 from toolchain.device.engine import tactics
 from toolchain.device.engine.cache import open_engine
 from toolchain.device.engine.kit import KIT_NAME, Kit
 from toolchain.device.runtime.trt.plan import Device
 
-SWAP = Wanted(module="tensorrt_rtx", flavours=("swap",))
+SWAP = BuildRequest(module="tensorrt_rtx", flavours=("swap",))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def edited(kit: Kit, folder: Path, edit: Callable[[dict[str, Any]], None]) -> Pa
 def test_a_check_builds_everything_and_keeps_nothing(kitted: Kitted, key: str) -> None:
     kit = kitted.kits[key]
     before = sorted(kitted.folder.rglob("*"))
-    report = check(kit.path, Wanted(module="tensorrt_rtx"))
+    report = check(kit.path, BuildRequest(module="tensorrt_rtx"))
     assert sorted(kitted.folder.rglob("*")) == before
     assert report.device is None
     assert [item.flavour for item in report.flavours] == [
@@ -156,7 +156,7 @@ def made(
     store: Path,
     device: Device,
     machine: Machine,
-    wanted: Wanted = SWAP,
+    wanted: BuildRequest = SWAP,
 ) -> FlavourReport:
     report = build(kitted.kits[key].path, store, wanted, device=device, machine=machine)
     (found,) = report.flavours
@@ -174,7 +174,7 @@ def test_a_built_engine_runs_the_domain(
     flavour: str,
 ) -> None:
     device, bench = simulated
-    found = made(kitted, key, tmp_path, device, here, Wanted(flavours=(flavour,)))
+    found = made(kitted, key, tmp_path, device, here, BuildRequest(flavours=(flavour,)))
     assert found.engine is not None
     assert not found.reused
     assert found.gates in ("skipping", "not skipping")
@@ -197,7 +197,7 @@ def test_a_static_kit_runs_its_own_release(
     kitted: Kitted, simulated: tuple[Device, builder.Bench], here: Machine, tmp_path: Path
 ) -> None:
     device, _ = simulated
-    found = made(kitted, "orin fp16 static", tmp_path, device, here, Wanted())
+    found = made(kitted, "orin fp16 static", tmp_path, device, here, BuildRequest())
     assert found.gates == "unproven"
     assert set(found.figures) == {"ms"}
     assert found.engine is not None
@@ -306,7 +306,7 @@ def test_a_kit_of_another_board_is_refused(
 def test_on_the_gpu(kitted: Kitted, here: Machine, tmp_path: Path, key: str, flavour: str) -> None:
     """Built, proved and self-tested in both states of every gate, on the device that is here."""
     device = real()
-    found = made(kitted, key, tmp_path, device, here, Wanted(flavours=(flavour,)))
+    found = made(kitted, key, tmp_path, device, here, BuildRequest(flavours=(flavour,)))
     assert found.engine is not None
     assert found.gates == "skipping", found.figures
     with Runner(found.engine, device=device) as runner:

@@ -18,7 +18,7 @@ from toolchain.core.files import make_folder
 from toolchain.core.words import Notes
 from toolchain.device.boards.cuda import Cuda
 from toolchain.device.boards.locate import here
-from toolchain.device.boards.machine import Machine, look
+from toolchain.device.boards.machine import Machine, read_machine
 from toolchain.device.boards.target import Target, find
 from toolchain.device.engine import tactics
 from toolchain.device.engine.build import BuildOptions
@@ -33,7 +33,7 @@ from toolchain.device.engine.cache import (
 )
 from toolchain.device.engine.features import TensorRT, load
 from toolchain.device.engine.job import Job, Notify, Piece
-from toolchain.device.engine.key import Key, key_of
+from toolchain.device.engine.key import EngineKey, key_of
 from toolchain.device.engine.kit import Kit, KitFlavour, KitModel, open_kit
 from toolchain.device.runtime.trt import engine
 from toolchain.device.runtime.trt.plan import Device
@@ -41,7 +41,7 @@ from toolchain.device.runtime.trt.proof import alone_ms, prove
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class BuildRequest:
     """How to build. ``module``: ``tensorrt`` or ``tensorrt_rtx``, None for what is installed.
 
     ``flavours``: of the kit, None for all; ``workspace_bytes``: for tactics, None to take it from
@@ -56,7 +56,7 @@ class Wanted:
     rebuild: bool = False
 
 
-DEFAULT = Wanted()
+DEFAULT = BuildRequest()
 # Taken for what is free where the system does not tell.
 _UNKNOWN_BYTES = 1 << 30
 
@@ -94,7 +94,9 @@ class BuildReport:
     flavours: tuple[FlavourReport, ...]
 
 
-def check(path: Path, wanted: Wanted = DEFAULT, *, notify: Notify = lambda _: None) -> BuildReport:
+def check(
+    path: Path, wanted: BuildRequest = DEFAULT, *, notify: Notify = lambda _: None
+) -> BuildReport:
     """Parse and build every model of the kit without a device, and keep nothing.
 
     Shows that the models parse, that every slot is an input, and that every branch has its
@@ -103,7 +105,7 @@ def check(path: Path, wanted: Wanted = DEFAULT, *, notify: Notify = lambda _: No
     """
     kit, trt = open_kit(path), load(wanted.module)
     _target(kit)
-    free_bytes = look().free_memory_bytes or _UNKNOWN_BYTES
+    free_bytes = read_machine().free_memory_bytes or _UNKNOWN_BYTES
     found = []
     for flavour in _chosen(kit, wanted):
         job = Job(kit, trt, flavour, _options(wanted, kit, cpu_only=True), free_bytes)
@@ -118,7 +120,7 @@ def check(path: Path, wanted: Wanted = DEFAULT, *, notify: Notify = lambda _: No
 def build(
     path: Path,
     store: Path,
-    wanted: Wanted = DEFAULT,
+    wanted: BuildRequest = DEFAULT,
     *,
     device: Device | None = None,
     machine: Machine | None = None,
@@ -130,7 +132,7 @@ def build(
     another target than this machine is, ModelRefusedError, ConditionalError and BuildError, each
     saying what to do.
     """
-    kit, machine = open_kit(path), machine or look()
+    kit, machine = open_kit(path), machine or read_machine()
     _require_target(kit, machine)
     device = device or engine.open_device(wanted.module)
     found = [
@@ -154,7 +156,7 @@ def _report(
     )
 
 
-def _chosen(kit: Kit, wanted: Wanted) -> tuple[KitFlavour, ...]:
+def _chosen(kit: Kit, wanted: BuildRequest) -> tuple[KitFlavour, ...]:
     if wanted.flavours is None:
         return kit.manifest.flavours
     return tuple(kit.manifest.flavour(name) for name in wanted.flavours)
@@ -178,7 +180,7 @@ def _target(kit: Kit) -> Target:
     return target
 
 
-def _options(wanted: Wanted, kit: Kit, *, cpu_only: bool) -> BuildOptions:
+def _options(wanted: BuildRequest, kit: Kit, *, cpu_only: bool) -> BuildOptions:
     return BuildOptions(
         kit.manifest.precision,  # type: ignore[arg-type]  # one of them, by the schema
         kit.manifest.classes,
@@ -194,7 +196,7 @@ def _made(
     machine: Machine,
     flavour: KitFlavour,
     folder: Path,
-    wanted: Wanted,
+    wanted: BuildRequest,
     notify: Notify,
 ) -> FlavourReport:
     """Take the engine of a flavour from the store, or build it; then prove that it skips."""
@@ -232,7 +234,9 @@ def _reused(
     return FlavourReport(flavour.flavour, artefact.path, True, None, (), *measured, None, ())
 
 
-def _key(kit: Kit, device: Device, machine: Machine, flavour: KitFlavour, wanted: Wanted) -> Key:
+def _key(
+    kit: Kit, device: Device, machine: Machine, flavour: KitFlavour, wanted: BuildRequest
+) -> EngineKey:
     level = "default" if wanted.level is None else wanted.level
     workspace = "free" if wanted.workspace_bytes is None else wanted.workspace_bytes
     return key_of(
@@ -247,7 +251,7 @@ def _key(kit: Kit, device: Device, machine: Machine, flavour: KitFlavour, wanted
 
 
 def _timed(
-    job: Job, kit: Kit, flavour: KitFlavour, folder: Path, key: Key, notify: Notify
+    job: Job, kit: Kit, flavour: KitFlavour, folder: Path, key: EngineKey, notify: Notify
 ) -> tuple[tuple[Piece, ...], str | None, tuple[str, ...]]:
     """Build the models of a flavour, keeping timings after each.
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from toolchain.core.errors import Da3Error, DeviceError, DeviceMemoryError
 from toolchain.device.boards import cuda, cudriver
-from toolchain.device.boards.cuda import Cuda, Device, gpus, open_cuda
+from toolchain.device.boards.cuda import Cuda, CudaDevice, gpus, open_cuda
 
 SOURCE = Path(__file__).parents[2] / "support" / "cuda_driver.c"
 LIMIT = 1 << 20
@@ -62,7 +62,7 @@ def standin(compiled: Path) -> Standin:
 
 
 @pytest.fixture
-def device(standin: Standin) -> Iterator[Device]:
+def device(standin: Standin) -> Iterator[CudaDevice]:
     opened = open_cuda(library=standin.path)
     yield opened
     opened.close()
@@ -72,7 +72,7 @@ def filled(array: np.ndarray[Any, Any], seed: int = 0) -> None:
     array[:] = np.random.default_rng(seed).integers(0, 256, len(array), np.uint8)
 
 
-def test_the_device_is_what_the_protocol_says(device: Device) -> None:
+def test_the_device_is_what_the_protocol_says(device: CudaDevice) -> None:
     """The type checker compares the signatures."""
     seen: Cuda = device
     assert seen.gpu.name == "Stand-in 0"
@@ -145,7 +145,7 @@ def _loads(name: str) -> bool:
     return True
 
 
-def test_bytes_come_back_through_the_device(device: Device) -> None:
+def test_bytes_come_back_through_the_device(device: CudaDevice) -> None:
     stream, pointer = device.stream(), device.allocate(1000)
     there, back = device.pinned(1000), device.pinned(1000)
     filled(there)
@@ -175,7 +175,7 @@ def test_parts_of_one_allocation(compiled: Path, parts: list[int], data: st.Data
     device.close()
 
 
-def test_other_dtypes_are_copied_by_their_bytes(device: Device) -> None:
+def test_other_dtypes_are_copied_by_their_bytes(device: CudaDevice) -> None:
     host = device.pinned(64).view(np.float32)
     host[:] = np.linspace(-1, 1, 16, dtype=np.float32)
     pointer, stream = device.allocate(64), device.stream()
@@ -186,7 +186,7 @@ def test_other_dtypes_are_copied_by_their_bytes(device: Device) -> None:
     np.testing.assert_array_equal(back.view(np.float32), host)
 
 
-def test_idle_is_asked_without_waiting(device: Device) -> None:
+def test_idle_is_asked_without_waiting(device: CudaDevice) -> None:
     stream, pointer, host = device.stream(), device.allocate(8), device.pinned(8)
     assert device.idle(stream)
     device.upload(pointer, host, stream)
@@ -194,7 +194,7 @@ def test_idle_is_asked_without_waiting(device: Device) -> None:
     assert device.idle(stream)
 
 
-def test_every_call_works_in_a_thread_that_never_saw_the_device(device: Device) -> None:
+def test_every_call_works_in_a_thread_that_never_saw_the_device(device: CudaDevice) -> None:
     """The context is the thread's: without setting it the driver answers INVALID_CONTEXT."""
     kept: dict[str, Any] = {}
 
@@ -240,7 +240,7 @@ def test_two_devices_in_one_thread(standin: Standin) -> None:
     second.close()
 
 
-def test_out_of_memory_says_what_was_asked_and_is_free(device: Device) -> None:
+def test_out_of_memory_says_what_was_asked_and_is_free(device: CudaDevice) -> None:
     held = device.allocate(LIMIT - 100)
     with pytest.raises(DeviceMemoryError, match=r"expected 101 bytes .*, got 100 free of 1048576"):
         device.allocate(101)
@@ -248,12 +248,12 @@ def test_out_of_memory_says_what_was_asked_and_is_free(device: Device) -> None:
     assert device.memory() == (LIMIT, LIMIT)
 
 
-def test_out_of_memory_that_can_be_locked(device: Device) -> None:
+def test_out_of_memory_that_can_be_locked(device: CudaDevice) -> None:
     with pytest.raises(DeviceMemoryError, match="expected 1048577 bytes of page-locked"):
         device.pinned(LIMIT + 1)
 
 
-def test_everything_is_given_back(standin: Standin, device: Device) -> None:
+def test_everything_is_given_back(standin: Standin, device: CudaDevice) -> None:
     pointers = [device.allocate(10) for _ in range(5)]
     arrays = [device.pinned(10) for _ in range(5)]
     streams = [device.stream() for _ in range(3)]
@@ -270,20 +270,20 @@ def test_everything_is_given_back(standin: Standin, device: Device) -> None:
     assert standin("retained", 0) == 0
 
 
-def test_nothing_may_be_called_after_closing(device: Device) -> None:
+def test_nothing_may_be_called_after_closing(device: CudaDevice) -> None:
     device.close()
     with pytest.raises(DeviceError, match="expected an open device"):
         device.allocate(8)
 
 
-def test_double_free_is_refused(device: Device) -> None:
+def test_double_free_is_refused(device: CudaDevice) -> None:
     pointer = device.allocate(8)
     device.free(pointer)
     with pytest.raises(DeviceError, match=r"freeing device memory .*CUDA_ERROR_INVALID_VALUE"):
         device.free(pointer)
 
 
-def test_double_unpin_and_foreign_memory_never_reach_the_driver(device: Device) -> None:
+def test_double_unpin_and_foreign_memory_never_reach_the_driver(device: CudaDevice) -> None:
     array = device.pinned(8)
     device.unpin(array)
     for wrong in (array, np.zeros(8, np.uint8)):
@@ -291,7 +291,7 @@ def test_double_unpin_and_foreign_memory_never_reach_the_driver(device: Device) 
             device.unpin(wrong)
 
 
-def test_a_fault_under_way_is_told_where_it_is_waited_for(device: Device) -> None:
+def test_a_fault_under_way_is_told_where_it_is_waited_for(device: CudaDevice) -> None:
     stream, host = device.stream(), device.pinned(8)
     device.upload(0xDEAD, host, stream)
     with pytest.raises(DeviceError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS \(an illegal") as caught:
@@ -303,20 +303,20 @@ def test_a_fault_under_way_is_told_where_it_is_waited_for(device: Device) -> Non
         device.idle(stream)
 
 
-def test_a_closed_stream_is_refused(device: Device) -> None:
+def test_a_closed_stream_is_refused(device: CudaDevice) -> None:
     stream = device.stream()
     device.close_stream(stream)
     with pytest.raises(DeviceError, match="CUDA_ERROR_INVALID_HANDLE"):
         device.wait(stream)
 
 
-def test_a_code_that_the_driver_cannot_name(standin: Standin, device: Device) -> None:
+def test_a_code_that_the_driver_cannot_name(standin: Standin, device: CudaDevice) -> None:
     standin("fail", 999)
     with pytest.raises(DeviceError, match="expected success, got CUDA error 999"):
         device.stream()
 
 
-def test_empty_lengths_are_lengths(device: Device) -> None:
+def test_empty_lengths_are_lengths(device: CudaDevice) -> None:
     """A head of no bias has a slot of no bytes; the driver itself refuses a length of zero."""
     pointer, array = device.allocate(0), device.pinned(0)
     assert array.shape == (0,)
@@ -326,7 +326,7 @@ def test_empty_lengths_are_lengths(device: Device) -> None:
         device.allocate(-1)
 
 
-def test_strided_arrays_are_refused(device: Device) -> None:
+def test_strided_arrays_are_refused(device: CudaDevice) -> None:
     host, pointer, stream = device.pinned(16), device.allocate(16), device.stream()
     with pytest.raises(DeviceError, match="expected a contiguous array"):
         device.upload(pointer, host[::2], stream)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.boards import ORIN_GPU, ORIN_MODEL, RTX_GPU, machine
-from toolchain.device.boards.doctor import ACTS, Ability, Report, describe, examine
+from toolchain.device.boards.doctor import ACTS, Ability, DoctorReport, describe, examine
 from toolchain.device.boards.target import TARGETS, Target, find
 
 EVERY = list(TARGETS.values())
@@ -20,11 +20,11 @@ WORKSTATION = {
 }
 
 
-def able(report: Report) -> set[str]:
+def able(report: DoctorReport) -> set[str]:
     return {ability.act for ability in report.abilities if ability.able}
 
 
-def act(report: Report, name: str) -> Ability:
+def act(report: DoctorReport, name: str) -> Ability:
     return next(ability for ability in report.abilities if ability.act == name)
 
 

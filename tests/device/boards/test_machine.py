@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.boards import DPKG, NVPMODEL, ORIN_MODEL, TEGRA, orin, write
-from toolchain.device.boards.machine import Machine, first_match, look, system_text
+from toolchain.device.boards.machine import Machine, first_match, read_machine, system_text
 
 NO_DRIVER = "libcuda-that-is-nowhere.so.1"
 
 
 def seen(root: Path) -> Machine:
-    return look(root, NO_DRIVER)
+    return read_machine(root, NO_DRIVER)
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_an_empty_root_is_no_error(tmp_path: Path) -> None:
 
 def test_this_machine() -> None:
     """The real root, with the packages that the tests run on."""
-    found = look()
+    found = read_machine()
     onnxruntime = found.package("onnxruntime")
     assert onnxruntime is not None
     assert onnxruntime.version
@@ -188,7 +188,7 @@ def test_the_working_directory_is_not_imported_from(
 def test_a_driver_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     driver = tmp_path / "libcuda.so.1"
     driver.touch()
-    found = look(tmp_path, str(driver))
+    found = read_machine(tmp_path, str(driver))
     assert found.gpus == ()
     assert "file too short" in (found.driver_fault or "")
 

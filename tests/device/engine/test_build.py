@@ -17,7 +17,7 @@ from toolchain.device.engine.build import MIB, BuildOptions, build, workspace
 from toolchain.device.engine.features import TensorRT, examine
 from toolchain.device.engine.kit import ClassProfile
 from toolchain.device.engine.log import Journal
-from toolchain.device.engine.parse import Network, parse
+from toolchain.device.engine.parse import ParsedNetwork, parse
 
 CLASSES = ClassProfile(1, 4, 8)
 CHECKS = BuildOptions("fp32", CLASSES, cpu_only=True)
@@ -123,7 +123,7 @@ def layer(name: str, dtype: str = "FLOAT") -> Layer:
     return Layer(name=name, num_outputs=1, dtype=dtype)
 
 
-def old(release: str, *layers: Layer, says: tuple[str, ...] = ()) -> tuple[Network, Config]:
+def old(release: str, *layers: Layer, says: tuple[str, ...] = ()) -> tuple[ParsedNetwork, Config]:
     """A parsed network of a release whose builder notes its configuration, and builds or fails."""
     module, journal, config = apis.module(release), Journal(), Config(release)
     for kind in ("BuilderFlag", "MemoryPoolType", "DataType"):
@@ -145,7 +145,7 @@ def old(release: str, *layers: Layer, says: tuple[str, ...] = ()) -> tuple[Netwo
         create_optimization_profile=lambda: None,
         build_serialized_network=run,
     )
-    return Network(trt, builder, definition, None), config
+    return ParsedNetwork(trt, builder, definition, None), config
 
 
 def options(precision: Any, **changes: Any) -> BuildOptions:

@@ -24,7 +24,7 @@ from toolchain.core.errors import (
     ExistsError,
     StorageError,
 )
-from toolchain.device.engine.build import Built
+from toolchain.device.engine.build import BuiltPlan
 from toolchain.device.engine.cache import (
     ENGINE_NAME,
     LIMIT_PLAN_BYTES,
@@ -37,7 +37,7 @@ from toolchain.device.engine.cache import (
     open_engine,
     require,
 )
-from toolchain.device.engine.key import Key, key_of
+from toolchain.device.engine.key import EngineKey, key_of
 from toolchain.device.engine.kit import Kit
 
 PLAN = b"a plan" * 1000
@@ -54,7 +54,7 @@ def store(tmp_path: Path) -> EngineStore:
     return EngineStore(tmp_path / "engines")
 
 
-def here(kit: Kit, **changes: Any) -> Key:
+def here(kit: Kit, **changes: Any) -> EngineKey:
     made = key_of(TRT, ORIN, kit, flavour="swap", options="level 3", l4t="R36.4.3", power="MAXN")
     return replace(made, **changes)
 
@@ -66,8 +66,8 @@ def manifest(kit: Kit, **changes: Any) -> EngineManifest:
     )
 
 
-def built(data: bytes = PLAN, *, cpu_only: bool = False) -> Built:
-    return Built(data, 1.0, 1 << 20, (), (), cpu_only)
+def built(data: bytes = PLAN, *, cpu_only: bool = False) -> BuiltPlan:
+    return BuiltPlan(data, 1.0, 1 << 20, (), (), cpu_only)
 
 
 def put(store: EngineStore, kit: Kit, **changes: Any) -> EngineArtefact:

@@ -10,15 +10,15 @@ from tests.device.engine.conftest import Graph
 from tests.support import branch_graphs
 from toolchain.core.errors import ConditionalError
 from toolchain.device.engine.build import BuildOptions, build
-from toolchain.device.engine.conditionals import Report, examine, repair, require
+from toolchain.device.engine.conditionals import ConditionalReport, examine, repair, require
 from toolchain.device.engine.features import TensorRT
 from toolchain.device.engine.kit import ClassProfile
-from toolchain.device.engine.parse import Network, parse
+from toolchain.device.engine.parse import ParsedNetwork, parse
 
 CHECKS = BuildOptions("fp32", ClassProfile(1, 4, 8), cpu_only=True)
 
 
-def bypassed(network: Network) -> int:
+def bypassed(network: ParsedNetwork) -> int:
     return branch_graphs.bypass(network.definition)
 
 
@@ -138,7 +138,7 @@ def test_layer_read_from_outside_is_left(rtx: TensorRT) -> None:
 
 
 def test_other_counts_are_refused() -> None:
-    report = Report(("a", "b"), frozenset(), frozenset(), (), 0)
+    report = ConditionalReport(("a", "b"), frozenset(), frozenset(), (), 0)
     with pytest.raises(ConditionalError, match="expected 1 conditionals, got 2"):
         require(report, conditionals=1, pairs=0)
     with pytest.raises(ConditionalError, match="expected 4 outer tensors to be read, got 0"):

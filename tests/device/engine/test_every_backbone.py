@@ -24,7 +24,7 @@ from toolchain.device.engine import conditionals
 from toolchain.device.engine.build import BuildOptions, build
 from toolchain.device.engine.features import TensorRT
 from toolchain.device.engine.kit import ClassProfile, KitModel, KitSlot
-from toolchain.device.engine.parse import Input, Network, parse, require_slots
+from toolchain.device.engine.parse import NetworkInput, ParsedNetwork, parse, require_slots
 from toolchain.export.emit import calibrate
 from toolchain.export.emit.models import KitModels, KitOrder, emit, in_memory
 from toolchain.export.graph.halves import make_halves
@@ -93,14 +93,14 @@ def made(request: pytest.FixtureRequest) -> Made:
     return make(request.param, SMALL[request.param])
 
 
-def parsed(rtx: TensorRT, found: KitModels) -> Iterator[tuple[str, KitModel, Network]]:
+def parsed(rtx: TensorRT, found: KitModels) -> Iterator[tuple[str, KitModel, ParsedNetwork]]:
     for flavour in found.flavours:
         for model in flavour.models:
             network = parse(rtx, found.files[model.file], what=model.file)
             yield flavour.flavour, model, network
 
 
-def shown(rtx: TensorRT, model: KitModel, network: Network) -> conditionals.Report:
+def shown(rtx: TensorRT, model: KitModel, network: ParsedNetwork) -> conditionals.ConditionalReport:
     report = conditionals.repair(network.definition, rtx)
     conditionals.require(report, conditionals=model.conditionals, pairs=model.boundaries)
     return report
@@ -114,7 +114,7 @@ def checks(precision: Precision) -> BuildOptions:
 def test_every_flavour_is_built(rtx: TensorRT, made: Made, precision: Precision) -> None:
     """Parsed, slots covered, boundaries counted, built to a plan, whose size is told."""
     found = made.emitted("desktop-rtx1.7", precision, *FLAVOURS)
-    inputs: dict[str, list[dict[str, Input]]] = {}
+    inputs: dict[str, list[dict[str, NetworkInput]]] = {}
     gated = sum(name.endswith(".gate.bias") for name in made.slots)
     for flavour, model, network in parsed(rtx, found):
         inputs.setdefault(flavour, []).append(network.interface())

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import small_kits
 from toolchain.device.boards.cuda import Gpu
-from toolchain.device.engine.key import Difference, Key, differences, key_of
+from toolchain.device.engine.key import EngineKey, KeyDifference, key_differences, key_of
 
 ORIN = Gpu("Orin", "8.7", 8, 7 * 1024**3, integrated=True, driver="12.6")
 TRT: Any = SimpleNamespace(name="tensorrt", build="10.3.0.30")
@@ -25,7 +25,7 @@ OTHER: dict[str, Any] = {
 }  # fmt: skip
 
 
-def key(tmp_path: Path) -> Key:
+def key(tmp_path: Path) -> EngineKey:
     kit = small_kits.write(tmp_path / "kits")
     return key_of(TRT, ORIN, kit, flavour="swap", options="level 3", l4t="R36.4.3", power="MAXN")
 
@@ -58,8 +58,8 @@ def test_every_part_counts(tmp_path: Path, part: str) -> None:
     here = key(tmp_path)
     other = replace(here, **{part: OTHER[part]})
     assert other.digest() != here.digest()
-    found = differences(here, other)
-    assert found == (Difference(part, getattr(here, part), OTHER[part]),)
+    found = key_differences(here, other)
+    assert found == (KeyDifference(part, getattr(here, part), OTHER[part]),)
     assert str(found[0]) == f"{part}: expected {getattr(here, part)}, got {OTHER[part]}"
 
 
@@ -76,4 +76,4 @@ def test_timings_depend_on_module_and_machine(tmp_path: Path) -> None:
 def test_digest_is_of_the_values(tmp_path: Path) -> None:
     here = key(tmp_path)
     assert here.digest() == replace(here).digest()
-    assert differences(here, replace(here)) == ()
+    assert key_differences(here, replace(here)) == ()

@@ -7,7 +7,13 @@ from threading import Thread
 import pytest
 
 from toolchain.device.engine.features import TensorRT
-from toolchain.device.engine.log import LIMIT_CHARACTERS, LIMIT_LINES, Journal, Said, SkippedTactic
+from toolchain.device.engine.log import (
+    LIMIT_CHARACTERS,
+    LIMIT_LINES,
+    Journal,
+    Messages,
+    SkippedTactic,
+)
 
 MIB = 1 << 20
 # One wording per generation, as public logs have them.
@@ -30,8 +36,8 @@ LATER = (
 )
 
 
-def said(*lines: tuple[str, str]) -> Said:
-    found = Said()
+def said(*lines: tuple[str, str]) -> Messages:
+    found = Messages()
     for severity, text in lines:
         found.take(severity, text)
     return found
@@ -104,7 +110,7 @@ def test_first_error_is_one_line() -> None:
 
 
 def test_what_is_kept_is_bounded() -> None:
-    found = Said()
+    found = Messages()
     for _ in range(3 * LIMIT_LINES):
         found.take("ERROR", "x" * (2 * LIMIT_CHARACTERS))
         found.take("WARNING", LATER)

@@ -13,10 +13,10 @@ from tests.support import branch_graphs
 from toolchain.core.errors import BuildError, EngineError, ModelRefusedError
 from toolchain.device.engine.features import TensorRT
 from toolchain.device.engine.kit import KitSlot
-from toolchain.device.engine.log import Said
+from toolchain.device.engine.log import Messages
 from toolchain.device.engine.parse import (
-    Input,
-    Network,
+    NetworkInput,
+    ParsedNetwork,
     Refusal,
     _refusals,
     parse,
@@ -27,7 +27,7 @@ from toolchain.device.engine.parse import (
 SITES = ("blocks.0", "blocks.1", "blocks.1.2", "block0", "block00", "block01", "blocks00")
 
 
-def slots_of(network: Network) -> list[KitSlot]:
+def slots_of(network: ParsedNetwork) -> list[KitSlot]:
     return [
         KitSlot(name, tuple(None if d == -1 else d for d in tensor.shape), "float32")
         for name, tensor in network.inputs().items()
@@ -56,8 +56,8 @@ def test_static_graph_takes_the_picture_alone(rtx: TensorRT, graph: Graph) -> No
 
 
 def test_slot_of_another_shape_or_dtype() -> None:
-    def network(shape: tuple[int, ...], element: str) -> dict[str, Input]:
-        return {"head.bias": Input(shape, element)}
+    def network(shape: tuple[int, ...], element: str) -> dict[str, NetworkInput]:
+        return {"head.bias": NetworkInput(shape, element)}
 
     slot = KitSlot("head.bias", (None,), "float32")
     require_slots([network((-1,), "FLOAT")], [slot])
@@ -124,7 +124,7 @@ def test_block_of_a_name(name: str, site: str) -> None:
 
 def test_old_parsers_name_the_node_in_their_log() -> None:
     """TensorRT 8.x: the error has a number, the log has output and operator."""
-    said = Said()
+    said = Messages()
     for line in (
         'ModelImporter.cpp:726: While parsing node number 31 [If -> "out.block02"]:',
         "ModelImporter.cpp:728: --- Begin node ---",
@@ -135,7 +135,7 @@ def test_old_parsers_name_the_node_in_their_log() -> None:
     trt: Any = SimpleNamespace(features=SimpleNamespace(error_nodes=False))
     parser = SimpleNamespace(num_errors=1, get_error=lambda place: error)
     assert list(_refusals(trt, parser, said)) == [Refusal("out.block02", "If", "no importer")]
-    assert list(_refusals(trt, parser, Said())) == [Refusal("number 31", "", "no importer")]
+    assert list(_refusals(trt, parser, Messages())) == [Refusal("number 31", "", "no importer")]
 
 
 @pytest.mark.parametrize("how", ["nothing", "raises"])

@@ -26,7 +26,7 @@ from toolchain.core.digest import sha256
 from toolchain.core.errors import Da3Error
 from toolchain.device.boards.cuda import gpus, open_cuda
 from toolchain.device.engine import features
-from toolchain.device.engine.build import BuildOptions, Built, build
+from toolchain.device.engine.build import BuildOptions, BuiltPlan, build
 from toolchain.device.engine.cache import EngineManifest, EnginePlan, EngineStore
 from toolchain.device.engine.key import key_of
 from toolchain.device.engine.kit import (
@@ -191,14 +191,14 @@ def deploy(
     return EngineStore(folder).put(manifest, plans, kit, overwrite=True).path
 
 
-def make_plan(device: Device, data: bytes, precision: str, classes: ClassProfile) -> Built:
+def make_plan(device: Device, data: bytes, precision: str, classes: ClassProfile) -> BuiltPlan:
     """A plan of a model: simulated, or TensorRT's own."""
     if not isinstance(device.cuda, SimulatedCuda):
         network = parse(device.trt, data)
         options = BuildOptions(precision, classes)  # type: ignore[arg-type]
         return build(network, options, free_bytes=device.cuda.memory()[0])
     plan = tensorrt.plan(data, dict(_profile(data, classes)), build=device.trt.build)
-    return Built(plan, 0.0, 0, (), (), cpu_only=False)
+    return BuiltPlan(plan, 0.0, 0, (), (), cpu_only=False)
 
 
 def _profile(

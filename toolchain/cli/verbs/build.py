@@ -86,7 +86,7 @@ def build(
     """
     from toolchain.device import build as pipeline
 
-    choices = pipeline.Wanted(
+    choices = pipeline.BuildRequest(
         module, flavours or None, workspace and workspace * _MIB, level, rebuild
     )
     with _ended_at_once(), Steps(sys.stderr) as steps:

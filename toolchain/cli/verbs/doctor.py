@@ -13,7 +13,7 @@ from toolchain.cli.show import layout
 from toolchain.cli.show.output import emit, plain
 
 if TYPE_CHECKING:
-    from toolchain.device.boards.doctor import Report
+    from toolchain.device.boards.doctor import DoctorReport
     from toolchain.device.boards.machine import Machine
 
 
@@ -73,19 +73,19 @@ def _shown() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     return pick[0], pick[1:]
 
 
-def _report(name: str | None) -> Report:
+def _report(name: str | None) -> DoctorReport:
     if name is None:
         from toolchain.device.boards.doctor import examine
-        from toolchain.device.boards.machine import look
+        from toolchain.device.boards.machine import read_machine
 
-        return examine(look())
+        return examine(read_machine())
     from toolchain.device.boards.doctor import describe
     from toolchain.device.boards.target import find
 
     return describe(find(name))
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _lines(report: DoctorReport) -> Iterator[str]:
     if report.machine is not None:
         yield layout.title("This machine")
         named = report.target or f"none: {report.why_none}"
@@ -107,7 +107,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield from _sources(report)
 
 
-def _sources(report: Report) -> Iterator[str]:
+def _sources(report: DoctorReport) -> Iterator[str]:
     """Yield each source once, after the names of its facts."""
     named: dict[str, list[str]] = {}
     for fact in report.facts:

@@ -100,7 +100,7 @@ def gpus(library: str = LIBRARY) -> Sequence[Gpu]:
     return tuple(_described(driver, index) for index in range(_count(driver)))
 
 
-def open_cuda(index: int = 0, library: str = LIBRARY) -> Device:
+def open_cuda(index: int = 0, library: str = LIBRARY) -> CudaDevice:
     """Return device ``index``. Raises DeviceError where there is no driver or no such device.
 
     The device's primary context is used, which is that of TensorRT and of the CUDA runtime too.
@@ -118,10 +118,10 @@ def open_cuda(index: int = 0, library: str = LIBRARY) -> Device:
             f"expected CUDA device {index}, got a machine with {count}",
             fix="look at nvidia-smi -L; CUDA_VISIBLE_DEVICES hides devices",
         )
-    return Device(driver, index)
+    return CudaDevice(driver, index)
 
 
-class Device:
+class CudaDevice:
     """A device of the driver, with the calls of :class:`Cuda`; every one works from any thread.
 
     The context is set in each call: it is the thread's, and a thread may have come later or used

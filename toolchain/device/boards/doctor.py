@@ -44,7 +44,7 @@ class Ability:
 
 
 @dataclass(frozen=True, slots=True)
-class Fact:
+class TableFact:
     """One fact of the table with its source."""
 
     name: str
@@ -53,7 +53,7 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DoctorReport:
     """``machine`` is None for a named target; ``target`` is None for a machine that is none.
 
     ``why_none`` says then why; ``differences`` is what the toolchain does differently there.
@@ -64,13 +64,13 @@ class Report:
     why_none: str
     abilities: tuple[Ability, ...]
     differences: tuple[str, ...]
-    facts: tuple[Fact, ...]
+    facts: tuple[TableFact, ...]
 
 
-def examine(machine: Machine) -> Report:
+def examine(machine: Machine) -> DoctorReport:
     """Return what ``machine`` can do."""
     target = here(machine)
-    return Report(
+    return DoctorReport(
         machine,
         target.name if target else None,
         "" if target else _why_none(machine),
@@ -80,9 +80,9 @@ def examine(machine: Machine) -> Report:
     )
 
 
-def describe(target: Target) -> Report:
+def describe(target: Target) -> DoctorReport:
     """Return what can be done on ``target``, from the table alone."""
-    return Report(
+    return DoctorReport(
         machine=None,
         target=target.name,
         why_none="",
@@ -92,32 +92,36 @@ def describe(target: Target) -> Report:
     )
 
 
-def facts(target: Target) -> tuple[Fact, ...]:
+def facts(target: Target) -> tuple[TableFact, ...]:
     """Return what the table says of ``target``, each fact with its source."""
     board, release = target.board, target.release
     of_board, of_release = dict(board.sources), dict(release.sources)
     memory = ", ".join(f"{size}" for size in board.memory_gib) or "the card's"
     rows = [
-        Fact("board", board.title, board.source),
-        Fact("SM", board.sm, of_board.get("sm", board.source)),
-        Fact("memory, GiB", memory, board.source),
-        Fact("DLA cores", str(board.dla), board.source),
-        Fact("precisions", ", ".join(board.precisions), of_board.get("precisions", board.source)),
-        Fact("JetPack", release.jetpack or "none", release.source),
-        Fact("CUDA", release.cuda, release.source),
-        Fact("TensorRT", release.tensorrt, release.source),
-        Fact("Python", release.python, release.source),
-        Fact("ONNX opset, at most", str(release.opset), of_release["opset"]),
-        Fact("ONNX opset of its kits", str(release.kit_opset), of_release["kit_opset"]),
-        Fact("conditional boundaries", release.boundaries, of_release["boundaries"]),
-        Fact("strongly typed", _yes(release.typed), of_release["typed"]),
-        Fact("kernels as tensors", _yes(release.conv_slots), of_release["conv_slots"]),
-        Fact(
+        TableFact("board", board.title, board.source),
+        TableFact("SM", board.sm, of_board.get("sm", board.source)),
+        TableFact("memory, GiB", memory, board.source),
+        TableFact("DLA cores", str(board.dla), board.source),
+        TableFact(
+            "precisions", ", ".join(board.precisions), of_board.get("precisions", board.source)
+        ),
+        TableFact("JetPack", release.jetpack or "none", release.source),
+        TableFact("CUDA", release.cuda, release.source),
+        TableFact("TensorRT", release.tensorrt, release.source),
+        TableFact("Python", release.python, release.source),
+        TableFact("ONNX opset, at most", str(release.opset), of_release["opset"]),
+        TableFact("ONNX opset of its kits", str(release.kit_opset), of_release["kit_opset"]),
+        TableFact("conditional boundaries", release.boundaries, of_release["boundaries"]),
+        TableFact("strongly typed", _yes(release.typed), of_release["typed"]),
+        TableFact("kernels as tensors", _yes(release.conv_slots), of_release["conv_slots"]),
+        TableFact(
             *("layers held in fp32", _yes(release.layer_precisions)),
             source=of_release["layer_precisions"],
         ),
     ]
-    return tuple(rows if not target.note else [*rows, Fact("note", target.note, release.source)])
+    return tuple(
+        rows if not target.note else [*rows, TableFact("note", target.note, release.source)]
+    )
 
 
 def differences(target: Target) -> tuple[str, ...]:

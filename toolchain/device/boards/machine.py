@@ -88,7 +88,7 @@ class Machine:
         return next((found for found in self.packages if found.module == module), None)
 
 
-def look(root: Path = Path("/"), driver: str = LIBRARY) -> Machine:
+def read_machine(root: Path = Path("/"), driver: str = LIBRARY) -> Machine:
     """Return what this machine is, its files read below ``root``; it raises nothing.
 
     ``driver``: name or path of the CUDA driver library.

@@ -21,7 +21,7 @@ BRANCHES = ("then", "else")
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class OuterRead:
     """An outer ``tensor`` at input ``slot`` of the layer ``reader``; places are layers' indices.
 
     ``constant``: its value is known when the engine is built.
@@ -42,12 +42,12 @@ class Conditional:
     name: str
     condition: int
     outputs: tuple[int, ...]
-    bounded: tuple[Read, ...]
-    direct: tuple[Read, ...]
+    bounded: tuple[OuterRead, ...]
+    direct: tuple[OuterRead, ...]
     left: tuple[str, ...]
 
 
-class Walked:
+class NetworkLayers:
     """Layers with their tensors; holds every object, so that one tensor is one Python object."""
 
     def __init__(self, network: Any, trt: TensorRT) -> None:
@@ -97,12 +97,12 @@ class Walked:
         """Place of the layer that makes ``tensor``, -1 for an input of the network."""
         return self.producer.get(id(tensor), -1)
 
-    def read(self, branch: str, reader: int, slot: int, tensor: Any) -> Read:
+    def read(self, branch: str, reader: int, slot: int, tensor: Any) -> OuterRead:
         """Return one read of an outer tensor."""
-        return Read(branch, reader, slot, tensor, self.source(tensor) in self.constants)
+        return OuterRead(branch, reader, slot, tensor, self.source(tensor) in self.constants)
 
 
-def conditionals(walked: Walked, trt: TensorRT) -> list[Conditional]:
+def conditionals(walked: NetworkLayers, trt: TensorRT) -> list[Conditional]:
     """Every conditional; one inside another is not decided, nor is the outer one."""
     kinds = trt.module.LayerType
     spans = {
@@ -113,7 +113,7 @@ def conditionals(walked: Walked, trt: TensorRT) -> list[Conditional]:
 
 
 def _conditional(
-    walked: Walked, kinds: Any, condition: int, spans: Mapping[int, tuple[int, ...]]
+    walked: NetworkLayers, kinds: Any, condition: int, spans: Mapping[int, tuple[int, ...]]
 ) -> Conditional:
     handle, outputs = walked.handles[condition], spans[condition]
     inner = [
@@ -147,8 +147,8 @@ def _crossing(one: tuple[int, tuple[int, ...]], other: tuple[int, tuple[int, ...
 
 
 def _reads(
-    walked: Walked, condition: int, outputs: tuple[int, ...], bounds: set[int]
-) -> tuple[list[Read], tuple[str, ...]]:
+    walked: NetworkLayers, condition: int, outputs: tuple[int, ...], bounds: set[int]
+) -> tuple[list[OuterRead], tuple[str, ...]]:
     """Reads of both branches that leave them, boundaries among these, and what is undecided."""
     end = min(outputs)
     cones = [
@@ -180,7 +180,7 @@ def _reads(
 
 
 def _cone(
-    walked: Walked,
+    walked: NetworkLayers,
     span: tuple[int, int],
     outputs: tuple[int, ...],
     slot: int,
@@ -199,7 +199,9 @@ def _cone(
     return found
 
 
-def _leaks(walked: Walked, inside: list[set[int]], outputs: tuple[int, ...]) -> Iterator[str]:
+def _leaks(
+    walked: NetworkLayers, inside: list[set[int]], outputs: tuple[int, ...]
+) -> Iterator[str]:
     """Layers of a branch that are read elsewhere; constants may be, as the parser keeps them."""
     owned = inside[0] | inside[1]
     for place, inputs in enumerate(walked.inputs):

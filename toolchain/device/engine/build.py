@@ -18,8 +18,8 @@ from toolchain.core.errors import BuildError, PrecisionError
 from toolchain.core.words import Precision
 from toolchain.device.engine.features import TensorRT
 from toolchain.device.engine.kit import ClassProfile
-from toolchain.device.engine.log import Said, SkippedTactic
-from toolchain.device.engine.parse import Network
+from toolchain.device.engine.log import Messages, SkippedTactic
+from toolchain.device.engine.parse import ParsedNetwork
 
 MIB = 1 << 20
 # Optimisation levels of TensorRT; the default of its builder is 3.
@@ -46,7 +46,7 @@ class BuildOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class BuiltPlan:
     """A serialised engine and how it came about; ``skipped``: tactics left out for lack of memory.
 
     ``cpu_only``: no device chose its tactics, so it is not an engine for the machine at hand.
@@ -70,14 +70,14 @@ def workspace(free_bytes: int) -> int:
 
 
 def build(
-    network: Network,
+    network: ParsedNetwork,
     options: BuildOptions,
     *,
     free_bytes: int,
     pinned: Collection[str] = (),
     progress: Progress | None = None,
     timing_cache: Any = None,
-) -> Built:
+) -> BuiltPlan:
     """Return the plan of ``network``.
 
     ``free_bytes``: of the device, as the driver says. ``pinned``: ONNX nodes that stay fp32 where
@@ -102,7 +102,7 @@ def build(
     watch.raise_failure()
     if plan is None:
         raise _failed(trt, said, watch, size, free_bytes)
-    return Built(
+    return BuiltPlan(
         plan=bytes(plan),
         seconds=perf_counter() - start,
         workspace_bytes=size,
@@ -113,7 +113,7 @@ def build(
 
 
 def _config(
-    network: Network, options: BuildOptions, workspace_bytes: int, pinned: frozenset[str]
+    network: ParsedNetwork, options: BuildOptions, workspace_bytes: int, pinned: frozenset[str]
 ) -> Any:
     trt = network.trt
     config = network.builder.create_builder_config()
@@ -136,7 +136,7 @@ def _set_workspace(trt: TensorRT, config: Any, nbytes: int) -> None:
 
 
 def _set_precision(
-    network: Network, config: Any, precision: Precision, pinned: frozenset[str]
+    network: ParsedNetwork, config: Any, precision: Precision, pinned: frozenset[str]
 ) -> None:
     """Set the flags of a precision; none but "no TF32" where the graph says it all."""
     trt, flag = network.trt, network.trt.module.BuilderFlag
@@ -160,7 +160,7 @@ def _set_precision(
             layer.set_output_type(place, trt.module.DataType.FLOAT)
 
 
-def _layers(network: Network, pinned: frozenset[str]) -> Iterator[Any]:
+def _layers(network: ParsedNetwork, pinned: frozenset[str]) -> Iterator[Any]:
     """Layers of the ``pinned`` nodes that compute in floats; others have no precision to pin."""
     definition = network.definition
     for place in range(definition.num_layers):
@@ -203,7 +203,7 @@ def _set_refit(trt: TensorRT, config: Any) -> None:
     config.set_flag(trt.module.BuilderFlag.REFIT_INDIVIDUAL)
 
 
-def _set_profile(network: Network, config: Any, classes: ClassProfile) -> None:
+def _set_profile(network: ParsedNetwork, config: Any, classes: ClassProfile) -> None:
     """Set the class counts wherever a size is open (-1); every open size is a class count."""
     profile = network.builder.create_optimization_profile()
     sizes = (classes.low, classes.best, classes.high)
@@ -264,7 +264,7 @@ class _Watch:
 
 
 def _failed(
-    trt: TensorRT, said: Said, watch: _Watch, workspace_bytes: int, free_bytes: int
+    trt: TensorRT, said: Messages, watch: _Watch, workspace_bytes: int, free_bytes: int
 ) -> BuildError:
     if watch.ended:
         return BuildError("the build was ended on request", fix="build again; timings are kept")

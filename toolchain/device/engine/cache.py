@@ -35,8 +35,8 @@ from toolchain.core.words import (
     Notes,
     repeated,
 )
-from toolchain.device.engine.build import Built
-from toolchain.device.engine.key import Difference, Key, differences
+from toolchain.device.engine.build import BuiltPlan
+from toolchain.device.engine.key import EngineKey, KeyDifference, key_differences
 from toolchain.device.engine.kit import (
     BACKBONE_NAME,
     KIT_NAME,
@@ -59,7 +59,7 @@ class Mismatch:
     """No engine for a key; the ``nearest`` of the same kit, None if there is none, and why not."""
 
     nearest: Path | None
-    differences: tuple[Difference, ...]
+    differences: tuple[KeyDifference, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class EngineManifest(SealedManifest):
 
     schema: str = key(choice(SCHEMA))
     name: str = key(IDENTIFIER)
-    built_for: Key = key(SectionOf(Key))
+    built_for: EngineKey = key(SectionOf(EngineKey))
     plans: tuple[EnginePlan, ...] = key(ListOf(SectionOf(EnginePlan), 1, LIMIT_FILES))
     files: tuple[EngineFile, ...] = key(ListOf(SectionOf(EngineFile), 3, LIMIT_FILES + 2))
     gates: str = key(choice(*VERDICTS))
@@ -130,9 +130,9 @@ class EngineArtefact:
         return ENGINE.read(self.path, self.manifest.entry(plan.file))
 
 
-def require(key_here: Key, artefact: EngineArtefact) -> None:
+def require(key_here: EngineKey, artefact: EngineArtefact) -> None:
     """Hold an engine against this machine. Raises EngineMismatchError naming what differs."""
-    if found := differences(key_here, artefact.manifest.built_for):
+    if found := key_differences(key_here, artefact.manifest.built_for):
         lines = "".join(f"\n  {one}" for one in found)
         raise EngineMismatchError(
             f"{artefact.path}: expected an engine for this machine and kit, got another one{lines}",
@@ -146,11 +146,11 @@ class EngineStore:
 
     folder: Path
 
-    def path(self, name: str, wanted: Key) -> Path:
+    def path(self, name: str, wanted: EngineKey) -> Path:
         """Return where the engine of a backbone with this key lies, or would."""
         return self.folder / f"engine-{name}-{wanted.flavour}-{short(wanted.digest())}"
 
-    def find(self, wanted: Key) -> Path | Mismatch:
+    def find(self, wanted: EngineKey) -> Path | Mismatch:
         """Return the folder of the engine with exactly this key, or the nearest of its kit.
 
         Only manifests are read; :func:`open_engine` verifies. Folders that are no engine, or a
@@ -163,7 +163,7 @@ class EngineStore:
         near = [
             (len(differing), path, differing)
             for path, stored in found
-            if stored.kit == wanted.kit and (differing := differences(wanted, stored))
+            if stored.kit == wanted.kit and (differing := key_differences(wanted, stored))
         ]
         if not near:
             return Mismatch(None, ())
@@ -173,7 +173,7 @@ class EngineStore:
     def put(
         self,
         manifest: EngineManifest,
-        plans: Mapping[str, Built],
+        plans: Mapping[str, BuiltPlan],
         kit: Kit,
         *,
         overwrite: bool = False,
@@ -199,7 +199,7 @@ class EngineStore:
         ENGINE.write(path, full, contents, overwrite=overwrite)
         return EngineArtefact(path, full, kit.manifest, kit.backbone)
 
-    def _stored(self) -> Iterator[tuple[Path, Key]]:
+    def _stored(self) -> Iterator[tuple[Path, EngineKey]]:
         for path in self.folder.glob("engine-*"):
             with suppress(BundleError, DataError, StorageError):
                 yield path, _manifest(path).built_for

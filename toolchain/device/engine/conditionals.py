@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolchain.core.errors import ConditionalError
-from toolchain.device.engine.branches import Conditional, Read, Walked, conditionals
+from toolchain.device.engine.branches import Conditional, NetworkLayers, OuterRead, conditionals
 from toolchain.device.engine.features import TensorRT
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class BranchInput:
     """A tensor that a branch reads from outside."""
 
     conditional: str
@@ -29,7 +29,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class ConditionalInput:
     """A tensor that a conditional reads from outside, in either branch or in both."""
 
     conditional: str
@@ -37,7 +37,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ConditionalReport:
     """What a walk found, and what :func:`repair` did about it.
 
     ``entries``: read through an input layer of their own conditional, constants apart, as parsers
@@ -47,37 +47,39 @@ class Report:
     """
 
     conditionals: tuple[str, ...]
-    entries: frozenset[Entry]
-    missing: frozenset[Entry]
+    entries: frozenset[BranchInput]
+    missing: frozenset[BranchInput]
     left: tuple[str, ...]
     layers: int
     added: int = 0
 
     @property
-    def pairs(self) -> frozenset[Pair]:
+    def pairs(self) -> frozenset[ConditionalInput]:
         """The entries whatever their branch: what the ONNX says that there must be."""
-        return frozenset(Pair(entry.conditional, entry.tensor) for entry in self.entries)
+        return frozenset(
+            ConditionalInput(entry.conditional, entry.tensor) for entry in self.entries
+        )
 
 
-def examine(network: Any, trt: TensorRT) -> Report:
+def examine(network: Any, trt: TensorRT) -> ConditionalReport:
     """Return what each conditional of ``network`` reads, and how. Changes nothing."""
-    walked = Walked(network, trt)
+    walked = NetworkLayers(network, trt)
     return _report(conditionals(walked, trt), _live(walked, trt), added=0)
 
 
-def repair(network: Any, trt: TensorRT) -> Report:
+def repair(network: Any, trt: TensorRT) -> ConditionalReport:
     """Add the input layers that are missing, one per conditional and outer tensor.
 
     Every direct reader in both branches is wired to it; a layer for the same tensor that is read
     already is used. Reads that cannot be decided are left and told. Returns the state afterwards.
     """
-    walked = Walked(network, trt)
+    walked = NetworkLayers(network, trt)
     added = sum(_repair_one(walked, item) for item in conditionals(walked, trt))
-    again = Walked(network, trt)
+    again = NetworkLayers(network, trt)
     return _report(conditionals(again, trt), _live(again, trt), added)
 
 
-def require(report: Report, *, conditionals: int, pairs: int) -> None:
+def require(report: ConditionalReport, *, conditionals: int, pairs: int) -> None:
     """Hold a network against its ONNX: ``If`` nodes, and pairs of these and outer tensors.
 
     Raises ConditionalError for another count, and for whatever is missing or undecided: an engine
@@ -102,14 +104,14 @@ def require(report: Report, *, conditionals: int, pairs: int) -> None:
         )
 
 
-def _live(walked: Walked, trt: TensorRT) -> int:
+def _live(walked: NetworkLayers, trt: TensorRT) -> int:
     """How many conditional input layers somebody reads."""
     read = {walked.source(tensor) for inputs in walked.inputs for _, tensor in inputs}
     return len(read.intersection(walked.places(trt.module.LayerType.CONDITIONAL_INPUT)))
 
 
-def _report(found: Sequence[Conditional], layers: int, added: int) -> Report:
-    return Report(
+def _report(found: Sequence[Conditional], layers: int, added: int) -> ConditionalReport:
+    return ConditionalReport(
         conditionals=tuple(item.name for item in found),
         entries=frozenset(
             entry
@@ -123,11 +125,11 @@ def _report(found: Sequence[Conditional], layers: int, added: int) -> Report:
     )
 
 
-def _entries(item: Conditional, reads: Sequence[Read]) -> Iterator[Entry]:
-    return (Entry(item.name, read.branch, read.tensor.name) for read in reads)
+def _entries(item: Conditional, reads: Sequence[OuterRead]) -> Iterator[BranchInput]:
+    return (BranchInput(item.name, read.branch, read.tensor.name) for read in reads)
 
 
-def _repair_one(walked: Walked, item: Conditional) -> int:
+def _repair_one(walked: NetworkLayers, item: Conditional) -> int:
     """Wire the direct reads of one conditional; returns how many layers that took."""
     if item.left:
         return 0

@@ -11,11 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from toolchain.device.engine import conditionals, tactics
-from toolchain.device.engine.build import BuildOptions, Built, build
+from toolchain.device.engine.build import BuildOptions, BuiltPlan, build
 from toolchain.device.engine.features import TensorRT
 from toolchain.device.engine.kit import Kit, KitFlavour, KitModel
 from toolchain.device.engine.log import SkippedTactic
-from toolchain.device.engine.parse import Input, Network, new_builder, parse, require_slots
+from toolchain.device.engine.parse import (
+    NetworkInput,
+    ParsedNetwork,
+    new_builder,
+    parse,
+    require_slots,
+)
 
 Notify = Callable[[str], None]
 
@@ -51,8 +57,8 @@ class Job:
     ) -> None:
         self._kit, self._trt, self._flavour = kit, trt, flavour
         self._options, self._free_bytes = options, free_bytes
-        self._inputs: list[dict[str, Input]] = []
-        self.plans: dict[str, Built] = {}
+        self._inputs: list[dict[str, NetworkInput]] = []
+        self.plans: dict[str, BuiltPlan] = {}
 
     def piece(self, model: KitModel, notify: Notify, cache: object | None = None) -> Piece:
         """Make the plan of a model; raises as the steps do, ConditionalError among them."""
@@ -92,12 +98,12 @@ class Job:
         slots = () if linkage.folds_domain else self._kit.manifest.slots
         require_slots(self._inputs, slots, whole=not linkage.is_segmented)
 
-    def _parsed(self, model: KitModel) -> Network:
+    def _parsed(self, model: KitModel) -> ParsedNetwork:
         sites = tuple(block.name for block in self._kit.backbone.blocks)
         data, layers = self._kit.read(model.file), self._kit.layers()
         return parse(self._trt, data, sites=sites, layers=layers, what=model.file)
 
-    def _built(self, network: Network, model: KitModel, cache: object | None) -> Built:
+    def _built(self, network: ParsedNetwork, model: KitModel, cache: object | None) -> BuiltPlan:
         return build(
             network,
             self._options,

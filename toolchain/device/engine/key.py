@@ -22,7 +22,7 @@ _LINE = printable(200)
 
 
 @dataclass(frozen=True, slots=True)
-class Key(Section):
+class EngineKey(Section):
     """All that an engine depends on.
 
     TensorRT ties a plan to its own build and to the device (TensorRT developer guide, "Engine
@@ -63,7 +63,7 @@ class Key(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class KeyDifference:
     """One part of a key that differs."""
 
     part: str
@@ -83,13 +83,13 @@ def key_of(
     options: str,
     l4t: str | None = None,
     power: str | None = None,
-) -> Key:
+) -> EngineKey:
     """Return the key of an engine of ``kit``, built here; ``options`` as the builder's caller says.
 
     ``l4t``: the board's Linux (``R36.4.3``); ``power``: its power mode as nvpmodel names it.
     """
     low, best, high = (getattr(kit.manifest.classes, name) for name in ("low", "best", "high"))
-    return Key(
+    return EngineKey(
         module=trt.name,
         tensorrt=trt.build,
         gpu=gpu.name,
@@ -109,7 +109,9 @@ def key_of(
     )
 
 
-def differences(expected: Key, got: Key) -> tuple[Difference, ...]:
+def key_differences(expected: EngineKey, got: EngineKey) -> tuple[KeyDifference, ...]:
     """Return the parts that differ, in the key's order."""
     pairs = zip(expected.parts(), got.parts(), strict=True)
-    return tuple(Difference(name, want, have) for (name, want), (_, have) in pairs if want != have)
+    return tuple(
+        KeyDifference(name, want, have) for (name, want), (_, have) in pairs if want != have
+    )

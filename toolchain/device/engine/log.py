@@ -45,7 +45,7 @@ class SkippedTactic:
 
 
 @dataclass(slots=True)
-class Said:
+class Messages:
     """What was said: first errors and last warnings, each with the rest counted in ``dropped``."""
 
     errors: list[str] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Journal:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._watchers: list[Said] = []
+        self._watchers: list[Messages] = []
 
     def take(self, severity: str, text: str) -> None:
         """Give one message to every watcher."""
@@ -106,9 +106,9 @@ class Journal:
                 said.take(severity, text)
 
     @contextmanager
-    def watch(self) -> Iterator[Said]:
+    def watch(self) -> Iterator[Messages]:
         """Yield what is said while the block runs."""
-        said = Said()
+        said = Messages()
         with self._lock:
             self._watchers.append(said)
         try:

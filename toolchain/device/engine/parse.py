@@ -16,7 +16,7 @@ from typing import Any
 from toolchain.core.errors import BuildError, EngineError, ModelRefusedError
 from toolchain.device.engine.features import TensorRT
 from toolchain.device.engine.kit import KitSlot
-from toolchain.device.engine.log import Said
+from toolchain.device.engine.log import Messages
 from toolchain.device.engine.wire import require_plain
 
 # As the parser names a node in its log: While parsing node number 31 [If -> "out.block02"]:
@@ -27,7 +27,7 @@ _SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Input:
+class NetworkInput:
     """An input of a network: -1 in ``shape`` is open, ``element`` is its DataType's name."""
 
     shape: tuple[int, ...]
@@ -35,7 +35,7 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
+class ParsedNetwork:
     """A parsed network; holds builder and parser, which must outlive it (TensorRT API, OnnxParser).
 
     ``warnings``: what the parser said beside it.
@@ -47,10 +47,10 @@ class Network:
     parser: Any
     warnings: tuple[str, ...] = ()
 
-    def interface(self) -> dict[str, Input]:
+    def interface(self) -> dict[str, NetworkInput]:
         """Return what the inputs are, to be looked at when the network is gone."""
         return {
-            name: Input(tuple(tensor.shape), tensor.dtype.name)
+            name: NetworkInput(tuple(tensor.shape), tensor.dtype.name)
             for name, tensor in self.inputs().items()
         }
 
@@ -76,7 +76,7 @@ def parse(
     sites: Sequence[str] = (),
     layers: Mapping[str, str] = MappingProxyType({}),
     what: str = "the model",
-) -> Network:
+) -> ParsedNetwork:
     """Return the network of a self-contained ONNX ``model``.
 
     ``sites``: names of the backbone's blocks, for messages; ``layers``: ONNX node to layer in
@@ -96,10 +96,10 @@ def parse(
         if not definition.num_outputs:
             # protobuf reads nothing, and much that is no model, as a model without a graph.
             raise _unreadable(trt, what)
-    return Network(trt, builder, definition, parser, tuple(said.warnings))
+    return ParsedNetwork(trt, builder, definition, parser, tuple(said.warnings))
 
 
-def new_builder(trt: TensorRT, said: Said) -> Any:
+def new_builder(trt: TensorRT, said: Messages) -> Any:
     """Return a builder. Raises BuildError where TensorRT gives none: no driver, no memory."""
     try:
         builder = trt.module.Builder(trt.logger)
@@ -111,7 +111,7 @@ def new_builder(trt: TensorRT, said: Said) -> Any:
 
 
 def require_slots(
-    inputs: Sequence[Mapping[str, Input]],
+    inputs: Sequence[Mapping[str, NetworkInput]],
     slots: Iterable[KitSlot],
     *,
     refittable: Collection[str] = (),
@@ -142,7 +142,7 @@ def require_slots(
         )
 
 
-def _faults(slot: KitSlot, inputs: Sequence[Mapping[str, Input]]) -> Iterator[str]:
+def _faults(slot: KitSlot, inputs: Sequence[Mapping[str, NetworkInput]]) -> Iterator[str]:
     found = [tensors[slot.name] for tensors in inputs if slot.name in tensors]
     if not found:
         yield f"{slot.name}: expected an input, got none"
@@ -177,7 +177,7 @@ def _creation_flags(trt: TensorRT) -> int:
     return flags
 
 
-def _refusals(trt: TensorRT, parser: Any, said: Said) -> Iterator[Refusal]:
+def _refusals(trt: TensorRT, parser: Any, said: Messages) -> Iterator[Refusal]:
     """Return the parser's errors; older ones name no node, but their log does."""
     logged = "\n".join(said.errors)
     parsing, named = _PARSING.search(logged), _NAMED.search(logged)
@@ -198,7 +198,7 @@ def _refusals(trt: TensorRT, parser: Any, said: Said) -> Iterator[Refusal]:
 def _refused(
     trt: TensorRT,
     refusals: list[Refusal],
-    said: Said,
+    said: Messages,
     sites: Sequence[str],
     layers: Mapping[str, str],
     what: str,
@@ -227,7 +227,7 @@ def _unreadable(trt: TensorRT, what: str) -> ModelRefusedError:
     )
 
 
-def _line(one: Refusal, said: Said, sites: Sequence[str], layers: Mapping[str, str]) -> str:
+def _line(one: Refusal, said: Messages, sites: Sequence[str], layers: Mapping[str, str]) -> str:
     """Return one refusal with its place: node, operator, block, layer."""
     # Inside a branch a node's own name may not show the block, but that of its If does.
     around = [found[3] for line in said.errors if (found := _PARSING.search(line))]

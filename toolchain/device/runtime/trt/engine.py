@@ -21,7 +21,7 @@ from toolchain.core.errors import ClosedError, SessionLimitError
 from toolchain.device.boards.cuda import open_cuda
 from toolchain.device.engine.cache import ENGINE_NAME, EngineArtefact, require
 from toolchain.device.engine.features import load
-from toolchain.device.engine.key import Key
+from toolchain.device.engine.key import EngineKey
 from toolchain.device.runtime.backbone_session import Cost, Engine, Network
 from toolchain.device.runtime.selftest import ALLOWED
 from toolchain.device.runtime.trt.backend import PlanSession
@@ -73,7 +73,7 @@ def make_engine(found: EngineArtefact, device: Device, *, contexts: int = 1) -> 
     return Engine(session, network, number=0, cost=Cost(taken, time.perf_counter() - started))
 
 
-def _here(device: Device, built_for: Key) -> Key:
+def _here(device: Device, built_for: EngineKey) -> EngineKey:
     """Return the key with what the device and its TensorRT say themselves in its place.
 
     Power mode and L4T change how fast an engine is and which driver runs it, not its answers.

@@ -24,7 +24,7 @@ from toolchain.core.errors import (
 )
 from toolchain.device.boards.cuda import Cuda
 from toolchain.device.engine.features import TensorRT
-from toolchain.device.engine.log import Said
+from toolchain.device.engine.log import Messages
 
 # Element types that cross an engine's border, as DataType names them, and their bytes.
 ELEMENT_BYTES = {
@@ -171,7 +171,7 @@ def class_range(tensors: Iterable[Tensor]) -> tuple[int, int] | None:
     return found.pop() if found else None
 
 
-def _refused(device: Device, what: str, nbytes: int, said: Said) -> Da3Error:
+def _refused(device: Device, what: str, nbytes: int, said: Messages) -> Da3Error:
     """Return the error for a plan that was not taken: memory was short, or it is another's."""
     if said.short_of_memory:
         return _no_memory(device, f"{what}: its plan", nbytes, said)
@@ -181,7 +181,7 @@ def _refused(device: Device, what: str, nbytes: int, said: Said) -> Da3Error:
     )
 
 
-def _no_memory(device: Device, what: str, nbytes: int, said: Said) -> DeviceMemoryError:
+def _no_memory(device: Device, what: str, nbytes: int, said: Messages) -> DeviceMemoryError:
     free, total = device.cuda.memory()
     return DeviceMemoryError(
         f"{what} needs about {nbytes} bytes of device memory, got {free} free of {total}: "
