@@ -1,21 +1,21 @@
 """The domain's modules: additive adaptors, the dynamic gate, and how they join a block.
 
-Rules of this file: plain ``nn.Module`` on maps, per sample, no statistics across the batch unless
-the norm asked for says so; no backbone in sight. It does not find blocks and does not train; how
-rows skip their block in training stands in ``rows``.
+Rules of this file: plain ``nn.Module`` on maps, per sample. Only ``norm="batch"`` has statistics
+across the batch. No backbone in sight. It does not find blocks and does not train. How rows skip
+their block in training stands in ``rows``.
 
 Semantics, per sample, everywhere in the project::
 
     out = (block(x) if gate(x) >= 0 else x) + upsample(adaptor(x))
 
-``adaptor(x)`` is computed on an average-pooled map and returned at that coarse resolution: the
+The adaptor works on an average-pooled map and returns its correction at that coarse resolution. The
 upsampling belongs to the join, where a linker can fold it into the addition.
 
-The equations are a documented reconstruction: DA3 (Yang, Rakin, Fan, CVPR-W 2022) publishes that
-the adaptor is additive and doubles as the gate, not its layers. The lite residual follows TinyTL
-(Cai et al., NeurIPS 2020, section 3.2): pool, grouped convolution, norm, activation, 1x1
-convolution that starts at zero, nearest upsampling. The gate is a hard sigmoid with Gumbel noise
-and a straight-through gradient (Maddison et al., ICLR 2017; Jang et al., ICLR 2017).
+The equations are a documented reconstruction. DA3 (Yang, Rakin, Fan, CVPR-W 2022) publishes that
+the adaptor is additive and doubles as the gate; it does not publish its layers. The lite residual
+follows TinyTL (Cai et al., NeurIPS 2020, section 3.2): pool, grouped convolution, norm, activation,
+1x1 convolution that starts at zero, nearest upsampling. The gate is a hard sigmoid with Gumbel
+noise and a straight-through gradient (Maddison et al., ICLR 2017; Jang et al., ICLR 2017).
 """
 
 from __future__ import annotations
@@ -54,26 +54,27 @@ def channels_back(x: Tensor, layout: Layout) -> Tensor:
 class Pool(nn.Module):
     """Average pooling to the adaptor's coarse grid, chosen once from the block's shapes.
 
-    The grid must divide the block's output map, so that nearest upsampling lands on whole cells:
-    the ratio is the largest common divisor not above the one asked for. Where the input is no whole
-    multiple of the output (odd maps under a stride), tokens (no grid) and ratio 0, the map is
-    pooled to one cell.
+    The grid must divide the block's output map, so that nearest upsampling lands on whole cells. So
+    the ratio is the largest common divisor of height and width that is not above ``ratio``. Three
+    cases pool the map to one cell: ratio 0, tokens (they have no grid), and an input that is no
+    whole multiple of the output (odd maps under a stride).
     """
 
     def __init__(self, site: Site, ratio: int) -> None:
         super().__init__()
-        (self.in_channels, *source), (self.out_channels, *target) = _sizes(site)
-        self.up = self._ratio(target, ratio) if site.layout != "NLC" else 0
-        strides = [a // b for a, b in zip(source, target, strict=True)]
-        whole = all(s * b == a for s, a, b in zip(strides, source, target, strict=True))
+        (self.in_channels, *in_size), (self.out_channels, *out_size) = _sizes(site)
+        self.up = self._ratio(out_size, ratio) if site.layout != "NLC" else 0
+        strides = [a // b for a, b in zip(in_size, out_size, strict=True)]
+        whole = all(s * b == a for s, a, b in zip(strides, in_size, out_size, strict=True))
+        # A block with a stride pools its larger input by that much more, to the same grid.
         self.window = tuple(self.up * s for s in strides) if self.up and whole else None
         if self.window is None:
             self.up = 0
 
     @staticmethod
-    def _ratio(target: list[int], asked: int) -> int:
-        common = gcd(*target)
-        return max((d for d in range(1, asked + 1) if common % d == 0), default=0)
+    def _ratio(size: list[int], limit: int) -> int:
+        common = gcd(*size)
+        return max((d for d in range(1, limit + 1) if common % d == 0), default=0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool ``[N, C, H, W]`` to the coarse grid ``[N, C, h, w]``."""
@@ -129,6 +130,7 @@ class Adaptor(nn.Module):
         )
         self.norm = _norm(options.norm, rank)
         self.expand = nn.Conv2d(rank, pool.out_channels, 1)
+        # A correction of zero: a fresh domain answers as the backbone does.
         nn.init.zeros_(self.expand.weight)
         if self.expand.bias is not None:
             nn.init.zeros_(self.expand.bias)
@@ -152,13 +154,14 @@ class AttentionAdaptor(Adaptor):
 
     @staticmethod
     def _groups(pool: Pool) -> int:
-        """Sparse attention: a full matrix would outweigh the adaptor it steers."""
+        """Return as many groups as fit: a full matrix would outweigh the adaptor that it steers."""
         return gcd(pool.in_channels, pool.out_channels)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Map the pooled map to the attended correction at the coarse resolution."""
         scores: Tensor = self.attend(pooled.mean((2, 3), keepdim=True))
         if self.function == "softmax":
+            # Times the channels, so that the mean weight is 1 and not 1 / C.
             weights = torch.softmax(scores, dim=1) * scores.shape[1]
         else:
             weights = torch.sigmoid(scores) if self.function == "sigmoid" else torch.tanh(scores)
@@ -202,6 +205,7 @@ def decide(
 
 def logistic_noise(shape: torch.Size, generator: torch.Generator | None) -> Tensor:
     """Draw differences of two Gumbel variables, which are logistic (Maddison et al., section 3)."""
+    # The clamp keeps both logarithms finite.
     uniform = torch.rand(shape, generator=generator).clamp_(1e-6, 1 - 1e-6)
     return torch.log(uniform) - torch.log1p(-uniform)
 
@@ -216,7 +220,7 @@ def upsample(correction: Tensor, height: int, width: int) -> Tensor:
 
 
 class BlockDomain(nn.Module):
-    """All that a domain adds to one block: pooling, adaptor and, where the shape allows, a gate."""
+    """What a domain adds to one block: pooling, adaptor and, where the shape allows, a gate."""
 
     def __init__(
         self, site: Site, options: AdaptorOptions, *, attention: bool = False, gated: bool = False
@@ -241,8 +245,8 @@ class BlockDomain(nn.Module):
     def join(self, x: Tensor, y: Tensor, correction: Tensor, opened: Tensor | None) -> Tensor:
         """Combine a block's input, output, correction and decision into its adapted output.
 
-        The form that is exported: ``where`` picks, so that a closed gate hides even an infinite
-        block output, and a decision has no gradient. Training joins rows (``rows``).
+        This is the exported form. ``where`` picks, so that a closed gate hides even an infinite
+        block output. A decision has no gradient here; training joins rows instead (``rows``).
         """
         if opened is not None:
             y = torch.where(opened.reshape((-1,) + (1,) * (x.dim() - 1)) > 0, y, x)

@@ -1,10 +1,10 @@
 """Which backbones exist: the entry-point group ``da3.backbones``.
 
-Rules of this room: a backbone is a value that a package publishes under a name; ours
-(``da3_models``) is found the same way as a user's. Looking one up imports its package only, never
-torch; the architecture is imported when ``build`` is called. A package that cannot be imported
-takes down no other: it is an error when its backbone is asked for. This room reads no weights (see
-``toolchain.training.adapt.weights``).
+Rules of this file: a backbone is a value that a package publishes under a name; ours
+(``da3_models``) is found the same way as a user's. A look-up imports the backbone's package only,
+never torch; ``build`` imports the architecture. A package that cannot be imported takes down no
+other: it is an error only when somebody asks for its backbone. This file reads no weights
+(``weights`` does).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Backbone:
     Attributes:
         name: the entry point's name, for example ``resnet20``.
         title: one line for a table.
-        build: returns the untrained model, with the class count that ``weights_file`` has.
+        build: returns the untrained model with the class count of ``weights_file``.
         input_size: side of the square input, in pixels; input is float32 [N, 3, size, size].
         classifier: path of the last linear layer (``fc``), which a domain's head replaces.
         licence: SPDX expression of architecture and weights.
@@ -63,7 +63,7 @@ class Backbone:
 
 
 def available() -> tuple[str, ...]:
-    """Return the registered names, sorted; nothing is imported, so broken packages are listed."""
+    """Return the registered names, sorted. It imports nothing, so it lists broken packages too."""
     return tuple(sorted({entry.name for entry in entry_points(group=GROUP)}))
 
 
@@ -76,17 +76,17 @@ def get(name: str) -> Backbone:
             publishes is no ``Backbone`` of that name.
 
     """
-    found = _owners(name)
-    if not found:
+    owners = _owners(name)
+    if not owners:
         fix = f"a package registers its own through the entry-point group {GROUP!r}"
         raise UnknownNameError("backbone", name, available(), fix=f"({fix})")
-    if len(found) > 1:
+    if len(owners) > 1:
         raise Da3Error(
             f"backbone {name!r}: expected one package to register it, "
-            f"got {len(found)}: {', '.join(sorted(found))}",
+            f"got {len(owners)}: {', '.join(sorted(owners))}",
             fix="uninstall one of them, or rename its entry point",
         )
-    ((owner, entry),) = found.items()
+    ((owner, entry),) = owners.items()
     return _load(owner, entry)
 
 

@@ -1,12 +1,12 @@
 """Find the blocks of a backbone: the places where an adaptor joins and a gate may skip.
 
-Rules of this file: it looks at structure only (containers, calls, tensors), never at class names
-and never imports a model zoo; it runs the backbone on one picture and changes nothing in it.
-It does not decide what an adaptor looks like, and it does not attach anything.
+Rules of this file: it looks at structure only (containers, calls, tensors), never at class names,
+and imports no model zoo. It runs the backbone on one picture and changes nothing in it. It does not
+decide what an adaptor looks like, and it attaches nothing.
 
 A *block* is a module that takes one map and returns one map of the same rank, holds at least two
-weighted layers, and is a child of a ``Sequential`` or ``ModuleList``. A module that only passes on
-what one of its own blocks returned is a container, not a block.
+weighted layers, and is a child of a ``Sequential`` or ``ModuleList``. A module that only returns
+the output of one of its own blocks is a container, not a block.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One block of a backbone and what is known of it without running it again.
+    """One block of a backbone, with what the dry run told of it.
 
     ``in_shape`` and ``out_shape`` are without the batch dimension. ``flops`` counts multiply-adds
     for one sample. ``gateable``: input and output have one shape, so a closed gate can pass the
@@ -52,8 +52,8 @@ class Anatomy:
 
     ``head``: name of the classifier that a domain's head replaces, or None when the backbone
     returns features. ``features``: width of the head's input. ``flops``: multiply-adds of the whole
-    backbone for one sample, classifier excluded. ``channels_last``: it also runs on pictures whose
-    channels lie last.
+    backbone for one sample, without the classifier. ``channels_last``: whether it also runs on
+    pictures whose channels lie last.
     """
 
     sites: tuple[Site, ...]
@@ -79,7 +79,7 @@ def examine(
     """Run ``backbone`` once on zeros ``[1, *input_shape]`` and describe its blocks and classifier.
 
     ``blocks`` and ``head`` name modules where the structure does not tell; an empty ``head`` says
-    that the backbone returns features. Raises AttachError, saying what would help.
+    that the backbone returns features. Raises AttachError; the fix says what would help.
     """
     named = None if blocks is None else _named(blocks)
     calls, output, counter = dry_run(backbone, tuple(input_shape))
@@ -99,20 +99,20 @@ def examine(
     classifier = sum(counts.get(prefix + head, {}).values()) if head else 0
     # FlopCounterMode counts a multiply-add as two operations; shares do not care, readers do.
     return Anatomy(
-        sites,
-        head,
-        features,
-        (total - classifier) // 2,
-        tuple(input_shape),
-        runs_channels_last(backbone, tuple(input_shape)),
+        sites=sites,
+        head=head,
+        features=features,
+        flops=(total - classifier) // 2,
+        input_shape=tuple(input_shape),
+        channels_last=runs_channels_last(backbone, tuple(input_shape)),
     )
 
 
 def _named(blocks: object) -> list[str]:
     """Return the blocks named by hand: a list of names, none twice or inside another."""
-    given = list(blocks) if isinstance(blocks, Iterable) else [blocks]
-    names = [name for name in given if isinstance(name, str)]
-    if isinstance(blocks, str) or len(names) < len(given):
+    entries = list(blocks) if isinstance(blocks, Iterable) else [blocks]
+    names = [name for name in entries if isinstance(name, str)]
+    if isinstance(blocks, str) or len(names) < len(entries):
         raise AttachError(
             f"expected blocks as a list of module names, got {blocks!r}",
             fix="name them: attach(..., blocks=['layer1.0', 'layer1.1'])",
@@ -144,14 +144,13 @@ def _is_plain_container(module: nn.Module) -> bool:
 
 
 def _is_map_to_map(call: ModuleCall) -> bool:
-    given, returned = call.given, call.returned
     return (
         call.count == 1
-        and given is not None
-        and returned is not None
-        and given.dim() == returned.dim()
-        and given.dim() in (3, 4)
-        and given.is_floating_point()
+        and call.input is not None
+        and call.output is not None
+        and call.input.dim() == call.output.dim()
+        and call.input.dim() in (3, 4)
+        and call.input.is_floating_point()
     )
 
 
@@ -166,18 +165,19 @@ def _block_names(backbone: nn.Module, calls: dict[str, ModuleCall]) -> list[str]
         and _weighted(module) >= 2
         and _is_map_to_map(calls[name])
     ]
-    chosen: list[str] = []
+    # named_modules yields a parent before its children, so the outermost candidate is seen first.
+    blocks: list[str] = []
     for name in candidates:
         inner = [other for other in candidates if other.startswith(name + ".")]
-        if any(calls[other].returned is calls[name].returned for other in inner):
+        if any(calls[other].output is calls[name].output for other in inner):
             continue  # a container with its own forward: it adds nothing around its last block
-        if not any(name.startswith(taken + ".") for taken in chosen):
-            chosen.append(name)
-    return chosen
+        if not any(name.startswith(block + ".") for block in blocks):
+            blocks.append(name)
+    return blocks
 
 
 def _suggested(backbone: nn.Module, calls: dict[str, ModuleCall]) -> list[str]:
-    """Return what can be named by hand: modules like blocks that stand elsewhere, else layers."""
+    """Return names for the message: modules like blocks outside a container, else single layers."""
     modules = {n: m for n, m in backbone.named_modules() if n and _is_map_to_map(calls[n])}
     outer: list[str] = []
     for least in (2, 1):
@@ -199,9 +199,9 @@ def _classifier_name(
         )
     modules = dict(backbone.named_modules())
     for name, call in calls.items():
-        if isinstance(modules[name], nn.Linear) and call.returned is answer:
+        if isinstance(modules[name], nn.Linear) and call.output is answer:
             return name
-        if _is_pixel_layer(modules[name], call) and _is_view(call.returned, answer):
+        if _is_pixel_layer(modules[name], call) and _is_view(call.output, answer):
             return name
     if answer.dim() == 2 and not _ends_in_scores(backbone, answer):
         return None
@@ -219,13 +219,13 @@ def _is_pixel_layer(module: nn.Module, call: ModuleCall) -> bool:
         isinstance(module, nn.Conv2d)
         and module.kernel_size == (1, 1)
         and module.groups == 1
-        and call.given is not None
-        and call.given.shape[2:] == (1, 1)
+        and call.input is not None
+        and call.input.shape[2:] == (1, 1)
     )
 
 
 def _is_view(tensor: Tensor | None, answer: Tensor) -> bool:
-    """Tell whether the answer is a tensor's values in another shape."""
+    """Tell whether the backbone's answer is this tensor in another shape."""
     return (
         tensor is not None
         and tensor.data_ptr() == answer.data_ptr()
@@ -234,7 +234,8 @@ def _is_view(tensor: Tensor | None, answer: Tensor) -> bool:
 
 
 def _ends_in_scores(backbone: nn.Module, answer: Tensor) -> bool:
-    """Tell whether a 2-d answer came from a convolution used as a classifier."""
+    """Tell whether a 2-d answer looks like the scores of a convolution used as a classifier."""
+    # Feature extractors end in a convolution without bias, as a norm follows it.
     convs = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
     return bool(convs) and convs[-1].out_channels == answer.shape[1] and convs[-1].bias is not None
 
@@ -258,9 +259,9 @@ def _features(
             f"head {head!r} ran {calls[head].count} times in one forward, expected once",
             fix="name the Linear layer that returns the logits",
         )
-    given = calls[head].given
-    assert given is not None
-    return int(given.shape[-1] if isinstance(module, nn.Linear) else given.shape[1])
+    x = calls[head].input
+    assert x is not None
+    return int(x.shape[-1] if isinstance(module, nn.Linear) else x.shape[1])
 
 
 def _site(
@@ -276,31 +277,34 @@ def _site(
     if not _is_map_to_map(call):
         raise AttachError(
             f"block {name!r} cannot take an adaptor: it ran {call.count} times and maps "
-            f"{_shape_text(call.given)} to {_shape_text(call.returned)}; expected one run from one "
+            f"{_shape_text(call.input)} to {_shape_text(call.output)}; expected one run from one "
             "map to one map of the same rank (3 or 4 dimensions)",
             fix="name a block that is run once with one tensor",
         )
-    assert call.given is not None
-    assert call.returned is not None
-    if call.given.dtype != call.returned.dtype:
+    assert call.input is not None
+    assert call.output is not None
+    if call.input.dtype != call.output.dtype:
         raise AttachError(
-            f"block {name!r} takes {call.given.dtype} and returns {call.returned.dtype}; a closed "
+            f"block {name!r} takes {call.input.dtype} and returns {call.output.dtype}; a closed "
             "gate passes the input on, so both must be equal",
             fix="cast inside the block, or leave it out of blocks=[...]",
         )
     _refuse_overwritten(name, call)
     flops = sum(counter.get_flop_counts().get(f"{type(backbone).__name__}.{name}", {}).values())
-    layout = _layout(backbone.get_submodule(name), name, calls, call.given)
     return Site(
-        name, layout, tuple(call.given.shape[1:]), tuple(call.returned.shape[1:]), flops // 2
+        name=name,
+        layout=_layout(backbone.get_submodule(name), name, calls, call.input),
+        in_shape=tuple(call.input.shape[1:]),
+        out_shape=tuple(call.output.shape[1:]),
+        flops=flops // 2,
     )
 
 
 def _refuse_overwritten(name: str, call: ModuleCall) -> None:
     """Refuse a block whose input or output is written to in place: a gate chooses between them."""
     for what, tensor, version in (
-        ("input", call.given, call.given_version),
-        ("output", call.returned, call.returned_version),
+        ("input", call.input, call.input_version),
+        ("output", call.output, call.output_version),
     ):
         if tensor is not None and tensor._version != version:
             raise AttachError(
@@ -314,22 +318,22 @@ def _shape_text(tensor: Tensor | None) -> str:
     return "no tensor" if tensor is None else str(list(tensor.shape))
 
 
-def _layout(block: nn.Module, name: str, calls: dict[str, ModuleCall], given: Tensor) -> Layout:
-    """Tell where the channels are by what the block's layers were given.
+def _layout(block: nn.Module, name: str, calls: dict[str, ModuleCall], x: Tensor) -> Layout:
+    """Tell where the channels of the block's input ``x`` are, by the inputs of its layers.
 
-    A convolution has its channels first: it sees the block's map either as it is or turned. A
-    Linear or LayerNorm that is given the block's own shape works on channels that are last.
+    A convolution has its channels first: it sees the block's map either as it is or permuted. A
+    Linear or LayerNorm whose input has the block's own shape works on channels that are last.
     """
-    if given.dim() == 3:
+    if x.dim() == 3:
         return "NLC"
     for part, layer in block.named_modules():
-        seen = calls[f"{name}.{part}" if part else name].given
-        if seen is None or seen.dim() != 4:
+        inner = calls[f"{name}.{part}" if part else name].input
+        if inner is None or inner.dim() != 4:
             continue
-        if isinstance(layer, nn.Conv2d) and seen.shape[2:] == given.shape[2:]:
+        if isinstance(layer, nn.Conv2d) and inner.shape[2:] == x.shape[2:]:
             return "NCHW"
-        if isinstance(layer, nn.Conv2d) and seen.shape[2:] == given.shape[1:3]:
+        if isinstance(layer, nn.Conv2d) and inner.shape[2:] == x.shape[1:3]:
             return "NHWC"
-        if isinstance(layer, nn.Linear | nn.LayerNorm) and seen.shape == given.shape:
+        if isinstance(layer, nn.Linear | nn.LayerNorm) and inner.shape == x.shape:
             return "NHWC"
     return "NCHW"

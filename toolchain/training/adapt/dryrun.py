@@ -1,8 +1,7 @@
-"""Run a backbone once and note what every module was given and returned.
+"""Run a backbone once and note every module's input and output.
 
-Rules of this file: one picture of zeros, evaluation mode, no gradient; the backbone is left as it
-was found, hooks and mode included. It draws no conclusions: see
-:mod:`toolchain.training.adapt.blocks`.
+Rules of this file: one picture of zeros, evaluation mode, no gradient. Afterwards the backbone is
+as it was before, hooks and mode included. It draws no conclusions (``blocks`` does).
 """
 
 from __future__ import annotations
@@ -21,21 +20,22 @@ from toolchain.core.errors import AttachError
 
 @dataclass(slots=True)
 class ModuleCall:
-    """What hooks saw of one module: tensors are kept so that identity can be compared.
+    """What hooks saw of one module: ``count`` runs, and the last run's input and output maps.
 
-    ``given_version``, ``returned_version``: PyTorch's count of in-place writes to both tensors when
-    the module was entered and left.
+    The tensors themselves are noted, so that identity can be compared. ``input_version`` and
+    ``output_version`` are PyTorch's counts of in-place writes to them, when the module was entered
+    and left.
     """
 
     count: int = 0
-    given: Tensor | None = None
-    returned: Tensor | None = None
-    given_version: int = 0
-    returned_version: int = 0
+    input: Tensor | None = None
+    output: Tensor | None = None
+    input_version: int = 0
+    output_version: int = 0
 
 
 def first_tensor(value: object) -> Tensor | None:
-    """Return the map in what a block was given or returned: itself, or a tuple's first entry."""
+    """Return the map in a block's argument or result: itself, or a tuple's first entry."""
     if isinstance(value, tuple) and value:
         value = value[0]
     return value if isinstance(value, Tensor) else None
@@ -49,7 +49,7 @@ def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
 
 
 def output_tensor(output: object) -> Tensor | None:
-    """Return the tensor that a backbone answers with (plain, ``.logits``, ``.pooler_output``)."""
+    """Return the tensor that a backbone returns (plain, ``.logits``, ``.pooler_output``)."""
     for name in ("logits", "pooler_output"):
         inner = getattr(output, name, None)
         if isinstance(inner, Tensor):
@@ -58,6 +58,7 @@ def output_tensor(output: object) -> Tensor | None:
 
 
 def _picture(backbone: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    # A backbone in another precision than float32 runs on pictures of its own dtype.
     reference = next(backbone.parameters(), torch.zeros(1))
     return torch.zeros(1, *shape, dtype=reference.dtype)
 
@@ -75,9 +76,9 @@ def _evaluating(backbone: nn.Module) -> Iterator[None]:
 
 
 def runs_channels_last(backbone: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Tell whether a backbone runs on pictures whose channels lie last; ``shape`` as above.
+    """Tell whether a backbone runs on pictures ``shape`` (C, H, W) whose channels lie last.
 
-    One that takes a map's ``view`` does not.
+    A backbone that takes a map's ``view`` does not.
     """
     if len(shape) != 3:
         return False
@@ -93,7 +94,7 @@ def runs_channels_last(backbone: nn.Module, shape: tuple[int, ...]) -> bool:
 def dry_run(
     backbone: nn.Module, shape: tuple[int, ...]
 ) -> tuple[dict[str, ModuleCall], object, FlopCounterMode]:
-    """Return the calls by module name, the backbone's answer, and the operations counted.
+    """Return the calls by module name, the backbone's output, and the operations counted.
 
     ``shape`` is without the batch. Raises AttachError when the backbone does not run on it.
     """
@@ -102,8 +103,8 @@ def dry_run(
     def enter(name: str) -> Any:
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
             call = calls[name]
-            call.given = block_input(args, kwargs)
-            call.given_version = 0 if call.given is None else call.given._version
+            call.input = block_input(args, kwargs)
+            call.input_version = 0 if call.input is None else call.input._version
 
         return hook
 
@@ -111,8 +112,8 @@ def dry_run(
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             call = calls[name]
             call.count += 1
-            call.returned = first_tensor(output)
-            call.returned_version = 0 if call.returned is None else call.returned._version
+            call.output = first_tensor(output)
+            call.output_version = 0 if call.output is None else call.output._version
 
         return hook
 

@@ -1,14 +1,14 @@
-"""The loss: right answers, at a share of the backbone's cost.
+"""The loss: right answers at a share of the backbone's cost.
 
-Rules of this file: pure functions of tensors. It does not decide gates (``adaptors``) and does not
-know a recipe.
+Rules of this file: pure functions of tensors. It decides no gates (``adaptors``) and knows no
+recipe.
 
 ::
 
     loss = cross-entropy + weight * (mean executed share - budget)^2
 
-The squared distance is a reconstruction: DA3 (Yang, Rakin, Fan, CVPR-W 2022) publishes that gates
-cut the inference cost, not the term that makes them; the form is that of convolutional networks
+The squared distance is a reconstruction. DA3 (Yang, Rakin, Fan, CVPR-W 2022) publishes that gates
+cut the inference cost, not the term that trains them to. The form is that of convolutional networks
 with adaptive inference graphs (Veit and Belongie, ECCV 2018), with FLOPs in place of layer counts.
 """
 
@@ -22,7 +22,7 @@ def budget_loss(share: Tensor, *, budget: float) -> Tensor:
     """Return the squared distance of a batch's mean executed share from ``budget``, a scalar.
 
     ``share``: float [N] in 0..1, the part of the backbone's multiply-adds that each sample's open
-    gates execute. The mean is taken first: an easy sample may cost little and a hard one much.
+    gates execute. The mean comes first, so an easy sample may cost little and a hard one much.
     """
     return (share.mean() - budget).square()
 
@@ -33,6 +33,6 @@ def training_loss(
     """Return the scalar that training lowers.
 
     ``logits``: float [N, classes]; ``labels``: int64 [N]; ``share``: float [N], or [1] where the
-    model has no gate, whose constant then moves nothing.
+    model has no gate; the term is then a constant without a gradient.
     """
     return F.cross_entropy(logits, labels) + weight * budget_loss(share, budget=budget)

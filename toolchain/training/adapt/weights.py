@@ -1,10 +1,10 @@
 """Backbone weights: from a file, or from the package that ships them, into a module.
 
-Rules of this room: weights are checked before they are used (size, digest, names, shapes, finite
-values), and all faults of a file are told at once; nothing is ever initialised at random unless
-the caller gives a seed and so says that it wants that. Only tensors are read: ``.safetensors``, or
-``.pth`` / ``.pt`` through ``weights_only``, which runs no code from the file. Adaptor checkpoints
-are another subject (``checkpoint``), and freezing belongs to ``attach``.
+Rules of this file: it checks weights before it uses them (size, digest, names, shapes, finite
+values) and reports all faults of a file at once. It initialises nothing at random unless the caller
+gives a seed. It reads tensors only: ``.safetensors``, or ``.pth`` / ``.pt`` through
+``weights_only``, which runs no code from the file. Checkpoints of domains are another subject
+(``checkpoint``), and ``attach`` freezes.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ LIMIT_TENSORS = 20_000
 LISTED = 8
 """How many tensors of one kind of fault are named before the rest is only counted."""
 
-_COUNTER = (
-    ".num_batches_tracked"  # BatchNorm's step counter: old checkpoints lack it, eval never reads it
-)
+# BatchNorm's step counter: old checkpoints lack it, and evaluation never reads it.
+_COUNTER = ".num_batches_tracked"
 _WRAPPERS = ("state_dict", "model")
 
 
@@ -59,14 +58,14 @@ def load_backbone(
 
     Args:
         name: a registered backbone (``toolchain.training.adapt.backbones.available``).
-        weights: ``.safetensors``, ``.pth`` or ``.pt``; without it the shipped file is used.
+        weights: ``.safetensors``, ``.pth`` or ``.pt``; None for the file that the package ships.
         sha256: digest of the bytes of ``weights``, with or without ``sha256:`` in front.
-        untrained_seed: initialise from this seed instead of reading weights; for
-            benchmarks and tests. The global random state is left as it was.
+        untrained_seed: initialise from this seed instead of reading weights, for benchmarks and
+            tests. The global random state stays as it was.
 
-    The classifier takes the class count of the file (a domain's head replaces it later), so
-    weights trained for another number of classes load unchanged. BatchNorm's
-    ``num_batches_tracked`` may be absent.
+    The classifier takes the class count of the file, so weights trained for another number of
+    classes load unchanged; a domain's head replaces it later. BatchNorm's ``num_batches_tracked``
+    may be absent.
 
     Raises:
         UnknownNameError: no such backbone.
@@ -133,9 +132,9 @@ def _read(source: _Source) -> Mapping[str, Tensor]:
     data = files.read_limited(source.path, limit_bytes=LIMIT_BYTES, what=what)
     if source.sha256 is not None:
         expected = "sha256:" + source.sha256.lower().removeprefix("sha256:")
-        if (found := digest.sha256(data)) != expected:
+        if (actual := digest.sha256(data)) != expected:
             raise WeightsError(
-                f"{source.path}: expected {expected}, got {found}",
+                f"{source.path}: expected {expected}, got {actual}",
                 fix="the file is damaged or another one: fetch it again, or correct the digest",
             )
     match source.path.suffix:
@@ -159,7 +158,7 @@ def _from_safetensors(data: bytes, source: _Source) -> Mapping[str, Tensor]:
 
 def _from_pickle(data: bytes, source: _Source) -> Mapping[str, Tensor]:
     try:
-        with warnings.catch_warnings():  # torch warns of raw pickles; they are refused or read
+        with warnings.catch_warnings():  # torch warns of raw pickles; weights_only decides
             warnings.simplefilter("ignore")
             value: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as err:
@@ -169,8 +168,9 @@ def _from_pickle(data: bytes, source: _Source) -> Mapping[str, Tensor]:
             "got a damaged one, or one whose pickle asks for code to be run",
             fix="save model.state_dict() again, best with safetensors.torch.save_file",
         ) from err
-    except Exception as err:  # a damaged pickle can raise anything, and nothing of it has been used
+    except Exception as err:  # a damaged pickle can raise anything; nothing of it was used yet
         raise _unreadable(source, err) from err
+    # Training scripts often save {"state_dict": ..., "epoch": ...}.
     for key in _WRAPPERS:
         if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
             value = value[key]
@@ -195,7 +195,7 @@ def _unreadable(source: _Source, err: Exception) -> WeightsError:
 
 
 def _fit_classifier(model: nn.Module, path: str, tensors: Mapping[str, Tensor]) -> None:
-    """Give the classifier the file's class count: the head is replaced later, its width is free."""
+    """Give the classifier the file's class count; a domain's head replaces it later."""
     linear, weight = model.get_submodule(path), tensors.get(f"{path}.weight")
     if not isinstance(linear, nn.Linear) or weight is None or weight.ndim != 2:
         return
@@ -206,29 +206,30 @@ def _fit_classifier(model: nn.Module, path: str, tensors: Mapping[str, Tensor]) 
         model.set_submodule(path, fitted.to_empty(device="cpu").eval())
 
 
-def _check(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: _Source) -> None:
-    """Raise one WeightsError that lists everything that keeps ``given`` from being loaded."""
-    if len(given) > LIMIT_TENSORS:
+def _check(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: _Source) -> None:
+    """Raise one WeightsError that lists everything that keeps ``tensors`` from being loaded."""
+    if len(tensors) > LIMIT_TENSORS:
         raise WeightsError(
-            f"{source.path}: expected at most {LIMIT_TENSORS} tensors, got {len(given)}",
+            f"{source.path}: expected at most {LIMIT_TENSORS} tensors, got {len(tensors)}",
             fix="check that this file holds one backbone",
         )
     faults = {
-        "missing": [n for n in expected if n not in given and not n.endswith(_COUNTER)],
-        "extra": [n for n in given if n not in expected],
+        "missing": [n for n in expected if n not in tensors and not n.endswith(_COUNTER)],
+        "extra": [n for n in tensors if n not in expected],
         "wrongly shaped": [
-            f"{name} (expected {list(want.shape)}, got {list(given[name].shape)})"
-            for name, want in expected.items()
-            if name in given and given[name].shape != want.shape
+            f"{name} (expected {list(parameter.shape)}, got {list(tensors[name].shape)})"
+            for name, parameter in expected.items()
+            if name in tensors and tensors[name].shape != parameter.shape
         ],
         "of another kind": [
-            f"{name} (expected {want.dtype}, got {given[name].dtype})"
-            for name, want in expected.items()
-            if name in given and given[name].is_floating_point() != want.is_floating_point()
+            f"{name} (expected {parameter.dtype}, got {tensors[name].dtype})"
+            for name, parameter in expected.items()
+            if name in tensors
+            and tensors[name].is_floating_point() != parameter.is_floating_point()
         ],
-        "not finite (NaN or Inf)": [n for n, t in given.items() if not bool(t.isfinite().all())],
+        "not finite (NaN or Inf)": [n for n, t in tensors.items() if not bool(t.isfinite().all())],
         "negative variance": [
-            n for n, t in given.items() if n.endswith("running_var") and bool((t < 0).any())
+            n for n, t in tensors.items() if n.endswith("running_var") and bool((t < 0).any())
         ],
     }
     lines = [_listed(kind, names) for kind, names in faults.items() if names]
