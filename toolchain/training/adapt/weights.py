@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.core import digest, files
-from toolchain.core.errors import UsageError, WeightsError
+from toolchain.core.errors import UsageError, WeightsError, first_few
 from toolchain.training.adapt import backbones
 from toolchain.training.adapt.backbones import Backbone
 
@@ -232,15 +232,10 @@ def _check(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source
             n for n, t in tensors.items() if n.endswith("running_var") and bool((t < 0).any())
         ],
     }
-    lines = [_listed(kind, names) for kind, names in faults.items() if names]
+    lines = [f"{k}: {first_few(sorted(names), LISTED)}" for k, names in faults.items() if names]
     if lines:
         raise WeightsError(
             f"{source.path}: expected the weights of backbone {source.backbone!r}, "
             f"got a file that does not fit\n  " + "\n  ".join(lines),
             fix="use weights of this architecture, or name the backbone that they belong to",
         )
-
-
-def _listed(kind: str, names: list[str]) -> str:
-    rest = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{kind}: {', '.join(sorted(names)[:LISTED])}{rest}"
