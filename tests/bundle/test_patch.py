@@ -18,8 +18,8 @@ from tests.support.samples import MANIFEST, PAYLOADS, edited
 from toolchain.bundle import Patch, Payload, apply_patch, make_patch, pack, read_bundle
 from toolchain.bundle import patch as patch_file
 from toolchain.bundle.patch import PATCH_NAME, SCALED_WITHIN, check_patch
-from toolchain.bundle.tensors import LIMIT_HEADER_BYTES
 from toolchain.core.errors import BundleError, GraphError, UsageError
+from toolchain.core.safetensors import LIMIT_HEADER_BYTES
 
 Tensors = dict[str, npt.NDArray[Any]]
 

@@ -29,9 +29,9 @@ from safetensors.numpy import save
 
 from toolchain.bundle.archive import LIMIT_BYTES
 from toolchain.bundle.manifest import Patch
-from toolchain.bundle.tensors import Place, read_places
 from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, Fault, GraphError, UsageError
+from toolchain.core.safetensors import Place, read_places
 from toolchain.core.words import raise_faults
 
 PATCH_NAME = "patch.safetensors"

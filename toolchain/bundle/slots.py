@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.bundle.manifest import Slot
-from toolchain.bundle.tensors import Place, read_places
 from toolchain.core.digest import BackgroundDigests
 from toolchain.core.errors import BundleError, Fault
+from toolchain.core.safetensors import Place, read_places
 from toolchain.core.words import raise_faults
 
 _DTYPES = {

@@ -24,7 +24,6 @@ from toolchain import bundle
 from toolchain.bundle import BackboneRef, Bundle, Notes, open_bundle
 from toolchain.bundle.golden import golden_of
 from toolchain.bundle.release import Graph, PatchFile, Release, Slots, patch_of
-from toolchain.bundle.tensors import read_places
 from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, Fault
 from toolchain.core.fields import (
@@ -42,6 +41,7 @@ from toolchain.core.fields import (
     whole,
 )
 from toolchain.core.files import atomic_directory, open_limited, read_limited
+from toolchain.core.safetensors import read_places
 from toolchain.core.words import (
     BOOLEAN,
     DIGEST,

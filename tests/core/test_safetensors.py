@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
-from toolchain.bundle.tensors import LIMIT_HEADER_BYTES, read_places
+from toolchain.core.safetensors import LIMIT_HEADER_BYTES, read_places
 
 KINDS = st.sampled_from(["<f4", "<f8", "<f2", "|u1", "|i1", "<i8", "|b1"])
 ARRAYS = st.builds(
