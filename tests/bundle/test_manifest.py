@@ -17,7 +17,7 @@ from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, Da3Error
 from toolchain.core.words import DOMAIN, EXACT
 from toolchain.pictures.preprocess import Preprocessing
-from toolchain.recipe.spec import is_domain_name
+from toolchain.recipe.spec import DOMAIN_NAME
 
 FILES = (
     FileEntry("domain", "domain.onnx", sha256(b"d"), 1, "application/x-onnx"),
@@ -110,7 +110,7 @@ def test_preprocessing_fits_its_record() -> None:
 @given(st.text(st.sampled_from("aZ9_-. é字\u0301/\n"), max_size=66))
 def test_a_domain_is_called_as_in_its_recipe(name: str) -> None:
     """Law: the bundle takes exactly the domain names that a recipe takes."""
-    assert DOMAIN.accepts(name) == is_domain_name(name)
+    assert DOMAIN.accepts(name) == DOMAIN_NAME.accepts(name)
 
 
 def test_a_large_domain_fits_into_the_limit() -> None:

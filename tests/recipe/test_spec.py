@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from toolchain import recipe
 from toolchain.core.errors import RecipeError, StorageError, UnknownNameError
+from toolchain.core.words import is_domain_name
 from toolchain.recipe import AdaptorOptions, DataSpec, Preprocessing, Recipe, TrainSpec, yamlio
-from toolchain.recipe.spec import is_domain_name
 from toolchain.recipe.store import packaged
 
 DECATHLON = "imagenet12 aircraft cifar100 daimlerpedcls dtd gtsrb vgg-flowers omniglot svhn ucf101"

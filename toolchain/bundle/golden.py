@@ -20,7 +20,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as safetensors_load
 from safetensors.numpy import save as safetensors_save
 
+from toolchain.core.canonical import parse_json
 from toolchain.core.errors import BundleError
+from toolchain.core.safetensors import read_metadata
 
 if TYPE_CHECKING:
     from toolchain.bundle.package import Bundle
@@ -105,10 +107,9 @@ def read_golden(data: bytes, what: str) -> Golden:
     """Parse golden data; raises BundleError for anything but what ``to_bytes`` writes."""
     try:
         arrays = safetensors_load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        names = json.loads(header["__metadata__"]["names"])
+        names = parse_json(read_metadata(data)["names"])
         gates, sites = tuple(map(str, names["gates"])), tuple(map(str, names["sites"]))
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as err:
+    except (SafetensorError, ValueError, KeyError, TypeError) as err:
         raise BundleError(
             f"{what}: expected golden data, got: {err}", fix="export the domain again"
         ) from err

@@ -1,9 +1,12 @@
 """Safetensors read in place: which bytes of a file are which tensor, without copying any.
 
-Rules of this file: bytes in, values out; as strict as the safetensors library, which copies every
-tensor and so takes three times as long to read a bundle (a property test holds the two to the same
-verdict). The format: 8 bytes with the size of the header (little-endian), a JSON header of name to
-dtype, shape and offsets, then the tensors' bytes without holes or overlap.
+Rules of this file: bytes in, values out; the only parser of the header. It is as strict as the
+safetensors library, and a property test compares the verdicts of the two. The library copies every
+tensor, and so takes three times as long to read a bundle.
+
+The format: 8 bytes with the size of the header (little-endian), a JSON header of name to dtype,
+shape and offsets, then the tensors' bytes without holes or overlap. The name ``__metadata__``
+stands for what the writer noted, as texts by name.
 """
 
 from __future__ import annotations
@@ -14,8 +17,11 @@ from typing import Any, NamedTuple
 
 from toolchain.core.canonical import parse_json
 
+# For a domain's tensors: room for some thousands of names.
 LIMIT_HEADER_BYTES = 1 << 20
-METADATA = "__metadata__"
+# For a whole model's tensors: what the safetensors library takes at most.
+LIBRARY_HEADER_BYTES = 100_000_000
+_METADATA = "__metadata__"
 _BITS = {
     "BOOL": 8,
     "U8": 8,
@@ -46,22 +52,40 @@ class Place(NamedTuple):
     offset: int
 
 
-def read_places(data: bytes | memoryview) -> list[Place]:
+def read_places(data: bytes | memoryview, *, limit_bytes: int = LIMIT_HEADER_BYTES) -> list[Place]:
     """Return the tensors of the safetensors file ``data``, in the order of their bytes.
 
-    Raises ValueError saying what is wrong, also for a name that stands twice in the header, of
-    which parsers keep different ones.
+    Raises ValueError saying what is wrong, also for a header of more than ``limit_bytes``, and for
+    a name that stands twice in it, of which parsers keep different ones.
     """
+    header, size = _header(data, limit_bytes)
+    header.pop(_METADATA, None)
+    entries = sorted(map(_entry, header.items()), key=_extent)
+    return list(_laid_out(entries, memoryview(data)[size:], size))
+
+
+def read_metadata(
+    data: bytes | memoryview, *, limit_bytes: int = LIBRARY_HEADER_BYTES
+) -> dict[str, str]:
+    """Return what the writer of the safetensors file ``data`` noted in it; empty without notes.
+
+    Raises ValueError for a header that is none; the tensors are not looked at.
+    """
+    notes = _header(data, limit_bytes)[0].get(_METADATA, {})
+    if not isinstance(notes, dict) or not all(isinstance(text, str) for text in notes.values()):
+        raise ValueError("metadata that are no texts by name")
+    return notes
+
+
+def _header(data: bytes | memoryview, limit_bytes: int) -> tuple[dict[str, Any], int]:
+    """Return the header, and how many bytes of the file come before the tensors'."""
     size = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or size > min(len(data) - 8, LIMIT_HEADER_BYTES):
+    if len(data) < 8 or size > min(len(data) - 8, limit_bytes):
         raise ValueError(f"a header of {size} bytes in a file of {len(data)}")
     header = parse_json(bytes(data[8 : 8 + size]))
     if not isinstance(header, dict):
         raise ValueError("a header that is no object")  # noqa: TRY004  # of a file, not of a call
-    header.pop(METADATA, None)
-    body = memoryview(data)[8 + size :]
-    found = sorted(map(_entry, header.items()), key=_extent)
-    return list(_laid_out(found, body, 8 + size))
+    return header, 8 + size
 
 
 _Entry = tuple[str, str, list[int], int, int]
@@ -83,7 +107,7 @@ def _entry(item: tuple[str, Any]) -> _Entry:
         ):
             return name, dtype, shape, first, last
     except (KeyError, TypeError, ValueError):
-        pass  # told below, with what was found
+        pass  # The error below shows the entry.
     raise ValueError(f"the entry {str(value)[:100]} for {name[:100]!r}")
 
 

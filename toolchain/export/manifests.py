@@ -6,6 +6,7 @@ rounded to six significant digits, so that two machines that agree write the sam
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 
@@ -134,7 +135,7 @@ def domain(
     )
 
 
-def _gate_blocks(halves: Split, rates: dict[str, float]) -> tuple[GateBlock, ...]:
+def _gate_blocks(halves: Split, rates: Mapping[str, float]) -> tuple[GateBlock, ...]:
     return tuple(
         GateBlock(
             cut.site,

@@ -17,6 +17,7 @@ from PIL import Image
 from toolchain.core.errors import DataError, StorageError, UsageError
 from toolchain.core.fields import show
 from toolchain.core.files import write_atomic
+from toolchain.core.words import is_domain_name
 from toolchain.pictures.preprocess import FORMATS, MAX_PIXELS, Preprocessing
 from toolchain.recipe.pictures import LAYOUT, Listing, scan
 from toolchain.recipe.spec import (
@@ -25,7 +26,6 @@ from toolchain.recipe.spec import (
     DataSpec,
     Recipe,
     TrainSpec,
-    is_domain_name,
 )
 from toolchain.recipe.store import SUFFIX, dump, loads
 

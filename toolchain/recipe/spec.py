@@ -6,8 +6,6 @@ Rules of this file: it is the only table of names, types, ranges and defaults; `
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,9 +20,9 @@ from toolchain.core.fields import (
     key,
     number,
     printable,
-    text,
     whole,
 )
+from toolchain.core.words import DIGEST, DOMAIN, IDENTIFIER
 from toolchain.pictures.preprocess import Preprocessing
 
 SAMPLE_LOADERS = ("cars", "digits", "chirps", "cells")
@@ -43,35 +41,16 @@ METHODS = (
     "sparse",
     "mobiletl",
 )
-PRECISIONS = ("fp32", "half", "int8")
 
-_NAME = re.compile(r"[^\W_](?:[\w .-]{0,62}[\w-])?")
-_SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
-_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-
-
-def is_domain_name(value: str) -> bool:
-    """Return whether ``value`` can name a domain: letters of any script, digits, ``_ - .``, space.
-
-    It is also a file's stem, so it is in Unicode's NFC form, starts with a letter or digit, does
-    not end in a space or dot, and has at most 64 characters.
-    """
-    return bool(_NAME.fullmatch(value)) and unicodedata.is_normalized("NFC", value)
-
-
-DOMAIN_NAME = text(
-    "a name of 1 to 64 letters, digits, '_', '-', '.' or spaces, starting with a letter or digit",
-    is_domain_name,
-    "use a plain word such as flowers",
+# The rules are those of every manifest; a recipe's words and fixes are for who writes it by hand.
+DOMAIN_NAME = replace(
+    DOMAIN,
+    expected="a name of 1 to 64 letters, digits, '_', '-', '.' or spaces, "
+    "starting with a letter or digit",
+    fix="use a plain word such as flowers",
 )
-_IDENT = text(
-    "a name of letters, digits, '_', '-' or '.'", lambda v: bool(_IDENTIFIER.fullmatch(v))
-)
-_DIGEST = text(
-    "sha256: and 64 hexadecimal digits",
-    lambda v: bool(_SHA256.fullmatch(v)),
-    "write sha256: in front of what sha256sum FILE prints",
-)
+_IDENTIFIER = replace(IDENTIFIER, expected="a name of letters, digits, '_', '-' or '.'")
+_DIGEST = replace(DIGEST, fix="write sha256: in front of what sha256sum FILE prints")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +66,7 @@ class DataSpec(Section):
     train: int | None = key(Nullable(whole(1, 10_000_000)))
     test: int | None = key(Nullable(whole(1, 10_000_000)))
     seed: int = key(whole(0, 2**31 - 1))
-    dataset: str | None = key(Nullable(_IDENT), default=None)
+    dataset: str | None = key(Nullable(_IDENTIFIER), default=None)
 
     def contradictions(self) -> Iterator[Fault]:
         """Yield what does not go with the loader."""
@@ -181,7 +160,7 @@ class TrainSpec(Section):
     budget: float = key(number(0, 1, above=True))
     budget_weight: float = key(number(0, 1000))
     augment: tuple[str, ...] = key(ListOf(choice("flip", "shift"), 0, 2))
-    keep: str = key(choice(*PRECISIONS), default="int8")
+    keep: str = key(choice("fp32", "half", "int8"), default="int8")
 
     def contradictions(self) -> Iterator[Fault]:
         """Yield an augmentation that stands twice."""
@@ -199,7 +178,7 @@ class Recipe(Section):
     domain: str = key(DOMAIN_NAME)
     title: str = key(printable(200))
     licence: str = key(printable(200))
-    backbone: str = key(_IDENT)
+    backbone: str = key(_IDENTIFIER)
     weights: str | None = key(Nullable(printable(1024)))
     weights_sha256: str | None = key(Nullable(_DIGEST))
     data: DataSpec = key(SectionOf(DataSpec))
@@ -231,8 +210,8 @@ class Recipe(Section):
         if method not in METHODS:
             raise UnknownNameError("method", method, METHODS)
         used = METHOD_OPTIONS[method]
-        kept = {name: getattr(self.adaptor, name) for name in used}
-        return replace(self, method=method, adaptor=AdaptorOptions(**kept))
+        options = {name: getattr(self.adaptor, name) for name in used}
+        return replace(self, method=method, adaptor=AdaptorOptions(**options))
 
     @property
     def weights_path(self) -> Path | None:
@@ -242,11 +221,11 @@ class Recipe(Section):
         return (self.folder or Path()) / self.weights
 
 
-def unused_options(method: object, given: object) -> Iterator[Fault]:
-    """Yield the adaptor options in ``given`` that exist but that ``method`` does not use."""
-    if not isinstance(method, str) or method not in METHOD_OPTIONS or not isinstance(given, dict):
+def unused_options(method: object, options: object) -> Iterator[Fault]:
+    """Yield the adaptor options in ``options`` that exist but that ``method`` does not use."""
+    if not isinstance(method, str) or method not in METHOD_OPTIONS or not isinstance(options, dict):
         return
     every = {name for names in METHOD_OPTIONS.values() for name in names}
-    for name in given:
+    for name in options:
         if name in every and name not in METHOD_OPTIONS[method]:
             yield Fault(f"adaptor.{name}", f"the method {method} has no such option", "remove it")

@@ -17,8 +17,9 @@ from pathlib import Path
 from toolchain.core.errors import Da3Error, Fault, RecipeError, UnknownNameError
 from toolchain.core.fields import read_section
 from toolchain.core.files import read_limited
+from toolchain.core.words import is_domain_name
 from toolchain.recipe import yamlio
-from toolchain.recipe.spec import METHOD_OPTIONS, Recipe, is_domain_name, unused_options
+from toolchain.recipe.spec import METHOD_OPTIONS, Recipe, unused_options
 
 SUFFIX = ".yaml"
 

@@ -6,7 +6,6 @@ Rules of this file: values in, lines out. A view fits on a screen; ``--json`` ha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 
 from toolchain.bundle import (
     BackboneFile,
@@ -20,6 +19,7 @@ from toolchain.bundle import (
 from toolchain.cli.show import engines, layout
 from toolchain.cli.show.domain import gate_rates, metrics, patch_line
 from toolchain.cli.show.graphs import graph, tensors, training
+from toolchain.core.words import to_json
 from toolchain.inspect import (
     BackboneFacts,
     Block,
@@ -103,7 +103,7 @@ def _recipe(facts: RecipeFacts) -> list[str]:
 
 def _checkpoint(facts: CheckpointFacts) -> list[str]:
     info = facts.info
-    measured = metrics(asdict(info.metrics), info.metrics.executed_share)
+    measured = metrics(to_json(info.metrics), info.metrics.executed_share)
     options = {name: getattr(info.options, name) for name in METHOD_OPTIONS[info.method]}
     return [
         *layout.pairs(

@@ -11,7 +11,6 @@ then JSON then data.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from safetensors.numpy import save as safetensors_save
 
 from toolchain.core.errors import GraphError
 from toolchain.core.files import read_limited
+from toolchain.core.safetensors import LIBRARY_HEADER_BYTES, read_places
 from toolchain.export.graph.text import check_text
 
 MAX_GRAPH_BYTES = 64 << 20
@@ -53,13 +53,9 @@ def pack_tensors(tensors: Mapping[str, np.ndarray[Any, Any]], file: str) -> Pack
 
 def places(data: bytes) -> dict[str, tuple[int, int]]:
     """Return (offset, length) in bytes of each tensor in a safetensors file."""
-    header_size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + header_size])
-    base = 8 + header_size
     return {
-        name: (base + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in header.items()
-        if name != "__metadata__"
+        place.name: (place.offset, len(place.data))
+        for place in read_places(data, limit_bytes=LIBRARY_HEADER_BYTES)
     }
 
 

@@ -8,11 +8,9 @@ once. It does not build models (``models``) and does not keep half-done training
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +20,23 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from toolchain.core import digest
-from toolchain.core.canonical import canonical_json
-from toolchain.core.errors import CheckpointError, Fault
+from toolchain.core.canonical import canonical_json, parse_json
+from toolchain.core.errors import CheckpointError, first_few
 from toolchain.core.fields import (
     ListOf,
     Nullable,
     Section,
     SectionOf,
+    TableOf,
     choice,
     key,
     number,
     printable,
-    read_section,
-    show,
-    text,
     whole,
 )
 from toolchain.core.files import atomic_directory, read_limited
+from toolchain.core.safetensors import read_metadata
+from toolchain.core.words import DIGEST, read_record, to_json
 from toolchain.pictures.preprocess import Preprocessing
 from toolchain.recipe import METHODS, AdaptorOptions
 
@@ -52,40 +50,11 @@ LISTED = 8
 """How many tensors of one kind of fault are named before the rest is only counted."""
 
 _METADATA_KEY = "da3"
-_DIGEST = text(
-    "sha256: and 64 hexadecimal digits",
-    lambda value: re.fullmatch(digest.DIGEST_PATTERN, value) is not None,
-)
+_NAME = printable(500)
+_SHARE = number(0, 1)
+_CHANNELS = ListOf(whole(0, 65_535), 1, 65_536)
 
 Tensors = Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """The rule for a mapping of names to numbers in [0, 1]."""
-
-    def read(self, path: str, value: object, faults: list[Fault]) -> dict[str, float]:
-        """Return the mapping, its values as floats; faults for what is no rate."""
-        if not isinstance(value, Mapping):
-            faults.append(Fault(path, f"expected names and rates, got {show(value)}"))
-            return {}
-        rule = number(0, 1)
-        return {
-            str(name): rule.read(f"{path}.{name}", rate, faults) for name, rate in value.items()
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Channels:
-    """The rule for a mapping of tensor names to rising channel numbers."""
-
-    def read(self, path: str, value: object, faults: list[Fault]) -> dict[str, tuple[int, ...]]:
-        """Return the mapping; faults for what names no channels."""
-        if not isinstance(value, Mapping) or len(value) > SLOTS_LIMIT:
-            faults.append(Fault(path, f"expected names and channels, got {show(value)}"))
-            return {}
-        rule = ListOf(whole(0, 65_535), 1, 65_536)
-        return {str(name): rule.read(f"{path}.{name}", one, faults) for name, one in value.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +62,20 @@ class BackboneInfo(Section):
     """The backbone that a domain was trained on, and where the domain joins it."""
 
     name: str = key(printable(200))
-    weights_digest: str = key(_DIGEST)
+    weights_digest: str = key(DIGEST)
     input_shape: tuple[int, int, int] = key(ListOf(whole(1, 65_536), 3, 3))
-    blocks: tuple[str, ...] = key(ListOf(printable(500), 0, 2000))
-    head: str | None = key(Nullable(printable(500)))
+    blocks: tuple[str, ...] = key(ListOf(_NAME, 0, 2000))
+    head: str | None = key(Nullable(_NAME))
 
 
 @dataclass(frozen=True, slots=True)
 class Metrics(Section):
     """What the domain reaches on its test split; shares and rates in 0..1."""
 
-    accuracy: float = key(number(0, 1))
-    head_accuracy: float | None = key(Nullable(number(0, 1)))
-    executed_share: float = key(number(0, 1))
-    gate_rates: dict[str, float] = key(Rates())
+    accuracy: float = key(_SHARE)
+    head_accuracy: float | None = key(Nullable(_SHARE))
+    executed_share: float = key(_SHARE)
+    gate_rates: Mapping[str, float] = key(TableOf(_NAME, _SHARE, 0, 2000))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +88,10 @@ class Versions(Section):
 
 @dataclass(frozen=True, slots=True)
 class Info(Section):
-    """Everything about a domain but its tensors; the content of ``adaptor.json``."""
+    """Everything about a domain but its tensors; the content of ``adaptor.json``.
+
+    ``selection``: the trained channels of a tensor, in rising order, for methods that choose them.
+    """
 
     format: int = key(whole(FORMAT, FORMAT))
     domain: str = key(printable(200))
@@ -127,15 +99,17 @@ class Info(Section):
     licence: str = key(printable(200))
     method: str = key(choice(*METHODS))
     options: AdaptorOptions = key(SectionOf(AdaptorOptions))
-    classes: tuple[str, ...] = key(ListOf(printable(500), 1, 100_000))
+    classes: tuple[str, ...] = key(ListOf(_NAME, 1, 100_000))
     preprocess: Preprocessing = key(SectionOf(Preprocessing))
     backbone: BackboneInfo = key(SectionOf(BackboneInfo))
     metrics: Metrics = key(SectionOf(Metrics))
-    recipe_digest: str = key(_DIGEST)
+    recipe_digest: str = key(DIGEST)
     seed: int = key(whole(0, 2**31 - 1))
     versions: Versions = key(SectionOf(Versions))
-    tensors_sha256: str = key(_DIGEST)
-    selection: dict[str, tuple[int, ...]] = key(Channels(), default_factory=dict)
+    tensors_sha256: str = key(DIGEST)
+    selection: Mapping[str, tuple[int, ...]] = key(
+        TableOf(_NAME, _CHANNELS, 0, SLOTS_LIMIT), default_factory=dict
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +131,11 @@ def write(folder: Path, info: Info, tensors: Tensors, *, overwrite: bool = False
         raise _unfit(folder, faults, "train again with a lower learning rate")
     bound = {_METADATA_KEY: _bond(info.backbone.weights_digest)}
     data = safetensors.save({name: np.ascontiguousarray(t) for name, t in tensors.items()}, bound)
-    document = asdict(info) | {"tensors_sha256": digest.sha256(data)}
+    text = canonical_json(to_json(replace(info, tensors_sha256=digest.sha256(data))))
     with atomic_directory(folder, overwrite=overwrite) as partial:
         (partial / TENSORS_FILE).write_bytes(data)
-        (partial / INFO_FILE).write_bytes(canonical_json(document))
-    return Checkpoint(_info(folder / INFO_FILE, canonical_json(document)), dict(tensors))
+        (partial / INFO_FILE).write_bytes(text)
+    return Checkpoint(_info(folder / INFO_FILE, text), dict(tensors))
 
 
 def read(folder: Path) -> Checkpoint:
@@ -174,9 +148,9 @@ def read(folder: Path) -> Checkpoint:
     info = _info(path, read_limited(path, limit_bytes=INFO_LIMIT_BYTES, what="checkpoint"))
     path = folder / TENSORS_FILE
     data = read_limited(path, limit_bytes=TENSORS_LIMIT_BYTES, what="checkpoint")
-    if (found := digest.sha256(data)) != info.tensors_sha256:
+    if (actual := digest.sha256(data)) != info.tensors_sha256:
         raise CheckpointError(
-            f"{path}: expected {info.tensors_sha256} as {INFO_FILE} says, got {found}",
+            f"{path}: expected {info.tensors_sha256} as {INFO_FILE} says, got {actual}",
             fix="the file is damaged or from another training: train again, or copy both files",
         )
     tensors = _parsed(path, data, info.backbone.weights_digest)
@@ -210,8 +184,7 @@ def shape_faults(expected: Mapping[str, tuple[int, ...]], tensors: Tensors) -> I
 def listed(kind: str, names: list[str]) -> Iterator[str]:
     """Yield one line naming the first few of ``names``, or nothing."""
     if names:
-        rest = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
-        yield f"{kind}: {', '.join(names[:LISTED])}{rest}"
+        yield f"{kind}: {first_few(names, LISTED)}"
 
 
 def _unfit(where: Path, faults: list[str], fix: str) -> CheckpointError:
@@ -227,30 +200,24 @@ def _bond(weights_digest: str) -> str:
 
 def _info(path: Path, data: bytes) -> Info:
     try:
-        value = json.loads(data, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as err:
+        value = parse_json(data)
+    except ValueError as err:
         raise CheckpointError(
             f"{path}: expected JSON, got: {err}", fix="train the domain again"
         ) from err
-    faults: list[Fault] = []
-    info = read_section(Info, "", value, faults)
-    if info is None:
-        lines = "\n  ".join(str(fault) for fault in faults)
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of format {FORMAT}, got\n  {lines}",
-            fix="train the domain again with this version",
-        )
-    return info
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+    return read_record(
+        Info,
+        value,
+        f"{path}: expected a checkpoint of format {FORMAT}",
+        error=CheckpointError,
+        fix="train the domain again with this version",
+    )
 
 
 def _parsed(path: Path, data: bytes, weights_digest: str) -> dict[str, npt.NDArray[Any]]:
     try:
         tensors = safetensors.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        bond = read_metadata(data).get(_METADATA_KEY)
     except (SafetensorError, ValueError, KeyError, TypeError) as err:
         raise CheckpointError(
             f"{path}: expected a safetensors file, got: {err}", fix="train the domain again"
@@ -260,7 +227,6 @@ def _parsed(path: Path, data: bytes, weights_digest: str) -> dict[str, npt.NDArr
             f"{path}: expected 1 to {SLOTS_LIMIT} tensors, none of them empty, got {len(tensors)}",
             fix="train the domain again",
         )
-    bond = (header.get("__metadata__") or {}).get(_METADATA_KEY)
     if bond != _bond(weights_digest):
         raise CheckpointError(
             f"{path}: expected the metadata {_bond(weights_digest)}, got {bond}",

@@ -8,7 +8,6 @@ number of steps is the state of all generators.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,10 @@ import torch
 from torch import Tensor
 
 from toolchain.core import digest
-from toolchain.core.canonical import canonical_json
+from toolchain.core.canonical import canonical_json, parse_json
 from toolchain.core.errors import TrainingError
 from toolchain.core.files import read_limited, write_atomic
+from toolchain.core.safetensors import read_metadata
 from toolchain.training.adapt.attached import AttachedModel, arrays
 
 FORMAT = 1
@@ -108,8 +108,7 @@ def load_state(path: Path) -> State:
     data = read_limited(path, limit_bytes=LIMIT_BYTES, what="training state")
     try:
         tensors = safetensors.torch.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        about = json.loads(header["__metadata__"][_KEY])
+        about = parse_json(read_metadata(data)[_KEY])
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']}, expected {FORMAT}")
         if (found := digest.weights_digest(arrays(tensors))) != about["tensors"]:
@@ -121,7 +120,7 @@ def load_state(path: Path) -> State:
             _part(tensors, _DOMAIN),
             _part(tensors, _OPTIMISER),
         )
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as err:
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as err:
         raise TrainingError(
             f"{path}: expected the state of a training, got a damaged or foreign file: {err}",
             fix="remove it and train from the start",
