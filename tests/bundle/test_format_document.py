@@ -25,7 +25,6 @@ from toolchain.bundle.manifest import (
     GateStates,
     Manifest,
     Plan,
-    Preprocess,
     Requires,
     Selftest,
     Slot,
@@ -34,10 +33,11 @@ from toolchain.bundle.manifest import (
 from toolchain.core import canonical
 from toolchain.core.fields import ListOf, Nullable, Section, SectionOf, TableOf, rules
 from toolchain.core.words import NOTE, NOTES
+from toolchain.pictures.preprocess import Preprocessing
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bundle-format.md"
 RECORDS: list[type[Section]] = [
-    Manifest, FileEntry, BackboneRef, Tap, Adaptor, Slot, Preprocess, Gates, GateBlock, Requires,
+    Manifest, FileEntry, BackboneRef, Tap, Adaptor, Slot, Preprocessing, Gates, GateBlock, Requires,
     Selftest, GateStates, Plan, BackboneManifest, BackboneFile, BackboneInput, BackboneBlock,
 ]  # fmt: skip
 

@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.samples import MANIFEST
-from toolchain.bundle import FileEntry, Manifest, Note, Preprocess, Slot, read_bundle
+from toolchain.bundle import FileEntry, Manifest, Note, Slot, read_bundle
 from toolchain.core.canonical import canonical_json
 from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, Da3Error
 from toolchain.core.words import DOMAIN, EXACT
-from toolchain.pictures.preprocess import Preprocessing
 from toolchain.recipe.spec import DOMAIN_NAME
 
 FILES = (
@@ -96,15 +95,6 @@ def test_every_field_is_required(field: str) -> None:
     del document[field]
     with pytest.raises(BundleError, match=f"{field}: missing key"):
         Manifest.from_json(canonical_json(document))
-
-
-def test_preprocessing_fits_its_record() -> None:
-    """The bundle carries the fields of the preprocessing, all of them and no others."""
-    assert [f.name for f in dataclasses.fields(Preprocess)] == [
-        f.name for f in dataclasses.fields(Preprocessing)
-    ]
-    values = dataclasses.asdict(MANIFEST.preprocess)
-    assert dataclasses.asdict(Preprocessing(**values)) == values
 
 
 @given(st.text(st.sampled_from("aZ9_-. é字\u0301/\n"), max_size=66))

@@ -114,6 +114,8 @@ for _name, _says, _edit in (
     ("class_with_escape_codes", "classes[0]: expected", _put("classes", 0, value="\x1b[2J")),
     ("share_above_one", "executed_share: expected", _put("gates", "executed_share", value=1.5)),
     ("std_of_zero", "preprocess.std[0]: expected", _put("preprocess", "std", 0, value=0)),
+    ("crop_unheard_of", "preprocess.crop: expected one of", _put("preprocess", "crop", value="x")),
+    ("picture_too_large", "preprocess.size: expected", _put("preprocess", "size", value=2000)),
     ("mean_of_two", "preprocess.mean: expected", _put("preprocess", "mean", value=[0, 0])),
     ("time_that_never_was", "created: expected", _put("created", value="2026-02-30T00:00:00Z")),
     ("time_of_another_zone", "created: expected", _put("created", value="2026-02-03T00:00:00+01")),

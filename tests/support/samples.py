@@ -22,7 +22,7 @@ from toolchain.bundle import (
     GateStates,
     Manifest,
     Payload,
-    Preprocess,
+    Preprocessing,
     Requires,
     Selftest,
     Tap,
@@ -45,7 +45,9 @@ MANIFEST = Manifest(
     files=(),
     backbone=BackboneRef("resnet20", sha256(b"weights"), sha256(b"graph"), TAPS),
     adaptor=Adaptor("da3", {"pool": 4, "norm": "none", "bias": True, "lr": 0.1, "x": None}, ()),
-    preprocess=Preprocess(32, 36, "center", "bilinear", "RGB", (0.5, 0.5, 0.25), (1.0, 0.5, 0.25)),
+    preprocess=Preprocessing(
+        32, 36, "center", "bilinear", "RGB", (0.5, 0.5, 0.25), (1.0, 0.5, 0.25)
+    ),
     classes=("estate car", "Käfer", "'quoted'"),
     gates=Gates(
         (GateBlock("block01", True, 1000, 0.5), GateBlock("block02", False, 2000, None)), 0.8

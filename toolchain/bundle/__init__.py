@@ -30,7 +30,6 @@ from toolchain.bundle.manifest import (
     Manifest,
     Patch,
     Plan,
-    Preprocess,
     Requires,
     Selftest,
     Slot,
@@ -50,6 +49,7 @@ from toolchain.bundle.package import (
 from toolchain.bundle.patch import Patched, apply_patch, make_patch
 from toolchain.bundle.slots import check_slots, slot_table
 from toolchain.core.words import Note, Notes
+from toolchain.pictures.preprocess import Preprocessing
 
 __all__ = [
     "Adaptor",
@@ -71,7 +71,7 @@ __all__ = [
     "Patched",
     "Payload",
     "Plan",
-    "Preprocess",
+    "Preprocessing",
     "Report",
     "Requires",
     "Selftest",

@@ -52,6 +52,7 @@ from toolchain.core.words import (
     repeated,
     to_json,
 )
+from toolchain.pictures.preprocess import Preprocessing
 
 SCHEMA = "da3.bundle/1"
 MIN_AGENT = "0.1"
@@ -112,19 +113,6 @@ class Adaptor(Section):
     method: str = key(WORD)
     options: Notes = key(NOTES)
     slots: tuple[Slot, ...] = key(ListOf(SectionOf(Slot), 0, 1024))
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocess(Section):
-    """How a picture becomes the input tensor; the same in training and on the device."""
-
-    size: int = key(whole(1, 4096))
-    resize: int = key(whole(1, 8192))
-    crop: str = key(WORD)
-    interpolation: str = key(WORD)
-    colour: str = key(choice("RGB", "BGR", "L3"))
-    mean: tuple[float, ...] = key(ListOf(number(-1e6, 1e6), 3, 3))
-    std: tuple[float, ...] = key(ListOf(_POSITIVE, 3, 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +232,7 @@ class Manifest(Document):
     files: tuple[FileEntry, ...] = key(ListOf(SectionOf(FileEntry), 1, LIMIT_FILES))
     backbone: BackboneRef = key(SectionOf(BackboneRef))
     adaptor: Adaptor = key(SectionOf(Adaptor))
-    preprocess: Preprocess = key(SectionOf(Preprocess))
+    preprocess: Preprocessing = key(SectionOf(Preprocessing))
     classes: tuple[str, ...] = key(ListOf(printable(200), 1, 4096))
     gates: Gates = key(SectionOf(Gates))
     plans: tuple[Plan, ...] = key(ListOf(SectionOf(Plan), 0, 64))

@@ -1,14 +1,16 @@
 """One release of a domain, as its verified bundle gives it: everything that running it needs.
 
-Rules of this file: values only. A release comes from :mod:`toolchain.bundle`, which has verified
-archive, manifest, digests and slots, or from an installed domain, which was verified before. It
-holds its own copy of the slots and keeps nothing else of the bundle alive than what is asked for.
+Rules of this file: values only. A release comes from a bundle, whose archive, manifest, digests and
+slots were verified, or from an installed domain, which was verified before. A field of the manifest
+that a request needs goes into :class:`ReleaseInfo` and nowhere else: releases, installed domains
+and loaded domains share it. A release holds its own copy of the slots; the rest of the bundle stays
+alive only for as long as somebody can still ask for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy.typing as npt
@@ -18,8 +20,9 @@ from toolchain.bundle import Adaptor, BackboneRef, Bundle, Note, Notes
 from toolchain.bundle.golden import Golden, golden_of
 from toolchain.bundle.linkage import LINKED_ROLES, Linkage, linkage_of
 from toolchain.bundle.slots import slot_arrays
-from toolchain.core.errors import BundleError, Fault
-from toolchain.core.fields import read_section
+from toolchain.core.errors import BundleError
+from toolchain.core.fields import ListOf, Section, SectionOf, TableOf, key, number, printable
+from toolchain.core.words import BOOLEAN, DIGEST, DOMAIN, NOTES, TENSOR_NAME
 from toolchain.pictures.preprocess import Preprocessing
 
 Slots = Mapping[str, npt.NDArray[Any]]
@@ -53,33 +56,52 @@ class PatchFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
-    """A domain ready to be put on a session.
+class ReleaseInfo(Section):
+    """What requests need to know of a release; an installed domain keeps the same fields.
 
-    ``digest``: of the bundle's manifest. ``slots`` are read-only arrays. ``gates``: gated blocks
-    in the order of the graph's output ``gates``; ``fixed``: those among them that a static graph
-    has resolved, and how. ``options``: those of its adaptors that the shapes of slots need not
-    show, such as the pool ratio; empty without adaptors. ``golden`` reads the golden data when a
-    self-test asks for them. ``patch``: what it has in place of tensors of the backbone.
+    ``release``: digest of the bundle's manifest. ``gates``: gated blocks in the order of the
+    graph's output ``gates``; ``fixed``: those among them that a static graph has resolved, and how.
+    ``options``: those of its adaptors that the shapes of slots need not show, such as the pool
+    ratio; empty without adaptors. ``tolerance``: the largest error that a self-test lets pass,
+    relative to the range of the logits; ``time_limit_s``: what the self-test may take.
     """
 
-    name: str
-    version: str
-    digest: str
+    name: str = key(DOMAIN)
+    version: str = key(printable(64))
+    release: str = key(DIGEST)
+    classes: tuple[str, ...] = key(ListOf(printable(200), 1, 4096))
+    preprocess: Preprocessing = key(SectionOf(Preprocessing))
+    gates: tuple[str, ...] = key(ListOf(TENSOR_NAME, 0, 512))
+    fixed: Mapping[str, bool] = key(TableOf(TENSOR_NAME, BOOLEAN, 0, 512))
+    options: Notes = key(NOTES)
+    tolerance: float = key(number(0, 1))
+    time_limit_s: float = key(number(0.001, 86400))
+
+    def shared(self) -> dict[str, Any]:
+        """Return these fields by name, and none of those that a subclass adds."""
+        return {item.name: getattr(self, item.name) for item in fields(ReleaseInfo)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release(ReleaseInfo):
+    """A domain ready to be put on a session.
+
+    ``slots`` are read-only arrays. ``golden`` reads the golden data when a self-test asks for them.
+    ``fits_graph``: digest of the linked graph that the slots were seen to fit when the domain was
+    installed. ``patch``: what it has in place of tensors of the backbone.
+    """
+
     backbone: BackboneRef
-    classes: tuple[str, ...]
-    preprocess: Preprocessing
-    gates: tuple[str, ...]
-    fixed: Mapping[str, bool]
-    options: Notes
     slots: Slots
     graphs: Mapping[str, Graph]
-    tolerance: float
-    time_limit_s: float
     golden: Callable[[], Golden]
-    # Digest of the linked graph that its slots were seen to fit when it was installed.
     fits_graph: str = ""
     patch: PatchFile | None = None
+
+    @property
+    def digest(self) -> str:
+        """Digest of the bundle's manifest."""
+        return self.release
 
     @property
     def weights(self) -> str:
@@ -101,50 +123,37 @@ class Release:
         return sum(array.nbytes for array in self.slots.values())
 
 
-def read_release(held: Bundle) -> Release:
+def read_release(opened: Bundle) -> Release:
     """Return the release in a verified bundle. Raises BundleError where it cannot be run."""
-    manifest = held.manifest
-    (slots_name,) = held.names("slots")
-    slots = slot_arrays(held.blob(slots_name))
+    manifest = opened.manifest
+    (slots_name,) = opened.names("slots")
+    slots = slot_arrays(opened.blob(slots_name))
+    blocks = manifest.gates.blocks
     return Release(
-        manifest.domain,
-        manifest.version,
-        held.manifest_digest,
-        manifest.backbone,
-        manifest.classes,
-        preprocessing(held),
-        tuple(b.name for b in manifest.gates.blocks if f"{b.name}.gate.bias" in slots),
-        {b.name: b.rate == 1 for b in manifest.gates.blocks if b.rate in (0, 1)},
-        shared_options(manifest.adaptor),
-        slots,
-        _graphs(held),
-        manifest.selftest.tolerance_relative,
-        manifest.selftest.time_limit_s,
-        lambda: golden_of(held),
-        patch=patch_of(held),
+        name=manifest.domain,
+        version=manifest.version,
+        release=opened.manifest_digest,
+        classes=manifest.classes,
+        preprocess=manifest.preprocess,
+        gates=tuple(block.name for block in blocks if f"{block.name}.gate.bias" in slots),
+        fixed={block.name: block.rate == 1 for block in blocks if block.rate in (0, 1)},
+        options=shared_options(manifest.adaptor),
+        tolerance=manifest.selftest.tolerance_relative,
+        time_limit_s=manifest.selftest.time_limit_s,
+        backbone=manifest.backbone,
+        slots=slots,
+        graphs=_graphs(opened),
+        golden=lambda: golden_of(opened),
+        patch=patch_of(opened),
     )
 
 
-def patch_of(held: Bundle) -> PatchFile | None:
+def patch_of(opened: Bundle) -> PatchFile | None:
     """Return the patch that a verified bundle carries, if any."""
-    if held.manifest.patch is None:
+    if opened.manifest.patch is None:
         return None
-    (name,) = held.names("patch")
-    return PatchFile(held.manifest.patch, lambda: held.blob(name))
-
-
-def preprocessing(held: Bundle) -> Preprocessing:
-    """Return a bundle's preprocessing as the value that :mod:`toolchain.pictures` takes."""
-    plain = asdict(held.manifest.preprocess)
-    given = {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
-    faults: list[Fault] = []
-    found = read_section(Preprocessing, "preprocess", given, faults)
-    if found is None:
-        raise BundleError(
-            f"the manifest's preprocessing cannot be meant: {'; '.join(map(str, faults))}",
-            fix="export the domain again",
-        )
-    return found
+    (name,) = opened.names("patch")
+    return PatchFile(opened.manifest.patch, lambda: opened.blob(name))
 
 
 def shared_options(adaptor: Adaptor) -> dict[str, Note]:
@@ -158,13 +167,14 @@ def shared_options(adaptor: Adaptor) -> dict[str, Note]:
     return {name: value for name, value in adaptor.options.items() if name not in apart}
 
 
-def _graphs(held: Bundle) -> dict[str, Graph]:
-    linked = [e for e in held.manifest.files if e.role in LINKED_ROLES]
-    return {
-        (stem := entry.name.removesuffix(".onnx")): Graph(stem, entry.digest, _reader(held, entry))
-        for entry in linked
-    }
+def _graphs(opened: Bundle) -> dict[str, Graph]:
+    graphs = [
+        Graph(entry.name.removesuffix(".onnx"), entry.digest, _reader(opened, entry.name))
+        for entry in opened.manifest.files
+        if entry.role in LINKED_ROLES
+    ]
+    return {graph.name: graph for graph in graphs}
 
 
-def _reader(held: Bundle, entry: bundle.FileEntry) -> Callable[[], bytes]:
-    return lambda: held.blob(entry.name)
+def _reader(opened: Bundle, name: str) -> Callable[[], bytes]:
+    return lambda: opened.blob(name)

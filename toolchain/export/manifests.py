@@ -27,7 +27,6 @@ from toolchain.bundle import (
     Manifest,
     Patch,
     Plan,
-    Preprocess,
     Requires,
     Selftest,
     Tap,
@@ -112,7 +111,7 @@ def domain(
         files=(),
         backbone=BackboneRef(own.name, own.weights_digest, own.graph_digest, own.taps),
         adaptor=Adaptor(info.method, asdict(info.options), ()),
-        preprocess=Preprocess(**asdict(info.preprocess)),
+        preprocess=info.preprocess,
         classes=info.classes,
         gates=Gates(
             _gate_blocks(halves.split, metrics.gate_rates), rounded(metrics.executed_share)

@@ -21,7 +21,6 @@ from tests.support.exported import Exported, Fleet, make_domain
 from toolchain import bundle
 from toolchain.bundle.golden import read_golden
 from toolchain.bundle.linkage import SHIPPED, STATIC_ROWS
-from toolchain.bundle.release import preprocessing
 from toolchain.core.errors import (
     BackboneMismatchError,
     BundleError,
@@ -288,7 +287,7 @@ def test_a_tolerance_can_be_given(exported: Exported) -> None:
 
 def test_preprocessing_survives_the_manifest(exported: Exported) -> None:
     held = bundle.open_bundle(exported.bundle)
-    assert preprocessing(held) == exported.domain.recipe.preprocess
+    assert held.manifest.preprocess == exported.domain.recipe.preprocess
 
 
 def test_another_domain_shares_the_backbone_artefact(exported: Exported, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from tests.support.exported import Exported
 from toolchain import bundle
 from toolchain.bundle.golden import Golden, golden_of
 from toolchain.bundle.linkage import Linkage
-from toolchain.bundle.release import preprocessing
 from toolchain.core.errors import PrecisionError
 from toolchain.core.words import Precision
 from toolchain.device.runtime.ort.backend import Answer
@@ -63,7 +62,7 @@ class Held:
             store.load_tensors(domain, SLOTS_FILE, data),
         )
         self.golden: Golden = golden_of(self.bundle)
-        self.preprocess = preprocessing(self.bundle)
+        self.preprocess = self.bundle.manifest.preprocess
         self.test = exported.domain.data.test
         self.train = exported.domain.data.train
 

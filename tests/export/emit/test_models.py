@@ -113,7 +113,6 @@ def test_int8_quantises_inside_the_branches(kitted: Kitted) -> None:
 def test_the_whole_model_answers_as_the_bundle_does(key: str, kitted: Kitted) -> None:
     from toolchain.bundle import open_bundle
     from toolchain.bundle.golden import golden_of
-    from toolchain.bundle.release import preprocessing
     from toolchain.bundle.slots import slot_arrays
     from toolchain.export.emit import accuracy
 
@@ -123,7 +122,7 @@ def test_the_whole_model_answers_as_the_bundle_does(key: str, kitted: Kitted) ->
         kit.read("swap.onnx"),
         slot_arrays(held.blob("slots.safetensors")),
         golden_of(held),
-        preprocessing(held),
+        held.manifest.preprocess,
     )
     assert found.within(accuracy.ALLOWED[kit.manifest.precision])  # type: ignore[index]
 

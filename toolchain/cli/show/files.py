@@ -13,7 +13,6 @@ from toolchain.bundle import (
     FileEntry,
     GateStates,
     Manifest,
-    Preprocess,
     artefact_name,
 )
 from toolchain.cli.show import engines, layout
@@ -283,7 +282,7 @@ def _parity(m: Manifest) -> list[str]:
     return layout.table(("parity", *heads), cells, right="1234") if cells else ["  no parity noted"]
 
 
-def _preprocess(p: Preprocessing | Preprocess) -> str:
+def _preprocess(p: Preprocessing) -> str:
     """Return one line; a bundle's own record has the same fields."""
     numbers = "; ".join(
         f"{name} {', '.join(f'{value:g}' for value in getattr(p, name))}"

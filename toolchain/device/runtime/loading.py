@@ -17,7 +17,7 @@ from types import MappingProxyType
 import numpy as np
 
 from toolchain import bundle
-from toolchain.bundle.release import Release, Slots, read_release
+from toolchain.bundle.release import Release, ReleaseInfo, Slots, read_release
 from toolchain.core.errors import DataError
 from toolchain.device.runtime.answers import Domain, Outcome
 from toolchain.device.runtime.backbone_session import Engine, Fit
@@ -29,8 +29,9 @@ from toolchain.device.store import installed
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """All that a request uses."""
+    """All that a request uses; ``info``: what its bundle says of it."""
 
+    info: ReleaseInfo
     domain: Domain
     engine: Engine
     fit: Fit
@@ -89,18 +90,19 @@ def tested_on(
                 static=engine.is_static,
             )
     domain = Domain(
-        name,
-        release.version,
-        release.digest,
-        release.classes,
-        release.preprocess,
-        release.gates,
-        release.slots_bytes,
-        engine.number,
-        fit.filled,
-        MappingProxyType(seconds),
+        name=name,
+        version=release.version,
+        release=release.digest,
+        classes=release.classes,
+        preprocess=release.preprocess,
+        gates=release.gates,
+        slots_bytes=release.slots_bytes,
+        session=engine.number,
+        filled=fit.filled,
+        seconds=MappingProxyType(seconds),
     )
-    return Loaded(domain, engine, fit)
+    # Not the release itself: it would keep the bundle alive for as long as the domain is loaded.
+    return Loaded(ReleaseInfo(**release.shared()), domain, engine, fit)
 
 
 @contextmanager

@@ -265,7 +265,7 @@ class Runner:
         model takes longer than ``time_limit_s``, ClosedError.
         """
         loaded = self._get(domain)
-        found = loaded.run(request.one(loaded.domain.preprocess, image), time_limit_s)
+        found = loaded.run(request.one(loaded.info.preprocess, image), time_limit_s)
         return predictions(found, loaded.domain)[0]
 
     def run_batch(
@@ -277,7 +277,7 @@ class Runner:
     ) -> tuple[Prediction, ...]:
         """Answer up to ``max_batch`` pictures, in order; raises as :meth:`run`."""
         loaded = self._get(domain)
-        tensor = request.many(loaded.domain.preprocess, images, self._max_batch)
+        tensor = request.many(loaded.info.preprocess, images, self._max_batch)
         return predictions(loaded.run(tensor, time_limit_s), loaded.domain)
 
     def infer(
@@ -285,14 +285,14 @@ class Runner:
     ) -> Outcome:
         """Answer a prepared tensor, float32 ``[N, 3, size, size]``; raises as :meth:`run`."""
         loaded = self._get(domain)
-        checked = request.tensor(loaded.domain.preprocess, tensor, limit=self._max_batch)
+        checked = request.tensor(loaded.info.preprocess, tensor, limit=self._max_batch)
         return loaded.run(checked, time_limit_s)
 
     def prepare(
         self, images: Sequence[Picture] | npt.NDArray[Any], domain: str | None = None
     ) -> Floats:
         """Return pictures as the tensor that :meth:`infer` takes, preprocessed as the domain's."""
-        return request.many(self._get(domain).domain.preprocess, images, self._max_batch)
+        return request.many(self._get(domain).info.preprocess, images, self._max_batch)
 
     def stream(
         self,

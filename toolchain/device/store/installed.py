@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from toolchain import bundle
-from toolchain.bundle import BackboneRef, Bundle, Notes, open_bundle
+from toolchain.bundle import BackboneRef, Bundle, open_bundle
 from toolchain.bundle.golden import golden_of
-from toolchain.bundle.release import Graph, PatchFile, Release, Slots, patch_of
+from toolchain.bundle.release import Graph, PatchFile, Release, ReleaseInfo, Slots, patch_of
 from toolchain.core.digest import sha256
-from toolchain.core.errors import BundleError, Fault
+from toolchain.core.errors import BundleError
 from toolchain.core.fields import (
     ListOf,
     Nullable,
@@ -35,23 +35,18 @@ from toolchain.core.fields import (
     TableOf,
     choice,
     key,
-    number,
     printable,
-    read_section,
     whole,
 )
 from toolchain.core.files import atomic_directory, open_limited, read_limited
 from toolchain.core.safetensors import read_places
 from toolchain.core.words import (
-    BOOLEAN,
     DIGEST,
-    DOMAIN,
     IDENTIFIER,
-    NOTES,
     TENSOR_NAME,
+    read_record,
     to_json,
 )
-from toolchain.pictures.preprocess import Preprocessing
 
 SCHEMA = "da3.installed/1"
 BUNDLE_NAME, RECORD_NAME = "bundle.da3b", "installed.json"
@@ -93,7 +88,7 @@ class Fitting(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Record(Section):
+class Record(ReleaseInfo):
     """What running needs of a bundle; ``file`` identifies the bundle's file as it was verified.
 
     ``arrays``: name, dtype, shape of each slot and the offset of its bytes in ``slots``. ``patch``:
@@ -103,20 +98,10 @@ class Record(Section):
     schema: str = key(choice(SCHEMA))
     file: str = key(printable(200))
     tested_with: str = key(printable(200))
-    name: str = key(DOMAIN)
-    version: str = key(printable(64))
-    release: str = key(DIGEST)
     backbone: Fitting = key(SectionOf(Fitting))
-    classes: tuple[str, ...] = key(ListOf(printable(200), 1, 4096))
-    preprocess: Preprocessing = key(SectionOf(Preprocessing))
-    gates: tuple[str, ...] = key(ListOf(TENSOR_NAME, 0, 512))
-    fixed: dict[str, bool] = key(TableOf(TENSOR_NAME, BOOLEAN, 0, 512))
-    options: Notes = key(NOTES)
     slots: Place = key(SectionOf(Place))
     arrays: tuple[_Row, ...] = key(ListOf(_ROW, 0, 1024))
     graphs: dict[str, str] = key(TableOf(TENSOR_NAME, DIGEST, 1, 16))
-    tolerance: float = key(number(0, 1))
-    time_limit_s: float = key(number(0.001, 86400))
     patch: bundle.Patch | None = key(Nullable(SectionOf(bundle.Patch)), default=None)
 
 
@@ -149,23 +134,14 @@ def read(folder: str | Path) -> tuple[Release, str]:
     slots = _map_slots(path, record)
     # Graphs, golden data and the patch are needed seldom, and are verified anew then.
     release = Release(
-        record.name,
-        record.version,
-        record.release,
-        BackboneRef(**to_json(record.backbone), taps=()),
-        record.classes,
-        record.preprocess,
-        record.gates,
-        record.fixed,
-        record.options,
-        _arrays(path, record, slots),
-        {
+        **record.shared(),
+        backbone=BackboneRef(**to_json(record.backbone), taps=()),
+        slots=_arrays(path, record, slots),
+        graphs={
             name: Graph(name, digest, _graph(path, record, name))
             for name, digest in record.graphs.items()
         },
-        record.tolerance,
-        record.time_limit_s,
-        lambda: golden_of(_bundle(path, record)),
+        golden=lambda: golden_of(_bundle(path, record)),
         fits_graph=record.tested_with.rpartition(" ")[2],
         patch=_patch(path, record),
     )
@@ -203,27 +179,18 @@ def _record(held: Bundle, release: Release, file: str, tested_on: str) -> Record
     (slots,) = held.names("slots")
     own = release.backbone
     return Record(
-        SCHEMA,
-        file,
-        tested_on,
-        release.name,
-        release.version,
-        release.digest,
-        Fitting(own.name, own.weights_digest, own.graph_digest),
-        release.classes,
-        release.preprocess,
-        release.gates,
-        dict(release.fixed),
-        dict(release.options),
-        Place(*held.place(slots)),
-        tuple(
+        **release.shared(),
+        schema=SCHEMA,
+        file=file,
+        tested_with=tested_on,
+        backbone=Fitting(own.name, own.weights_digest, own.graph_digest),
+        slots=Place(*held.place(slots)),
+        arrays=tuple(
             (place.name, release.slots[place.name].dtype.name, place.shape, place.offset)
             for place in read_places(held.blob(slots))
         ),
-        {graph.name: graph.digest for graph in release.graphs.values()},
-        release.tolerance,
-        release.time_limit_s,
-        held.manifest.patch,
+        graphs={graph.name: graph.digest for graph in release.graphs.values()},
+        patch=held.manifest.patch,
     )
 
 
@@ -235,14 +202,11 @@ def _read_record(path: Path) -> Record:
             f"{path}: the record is damaged, its digest is not the one that it begins with",
             fix=_FIX,
         )
-    faults: list[Fault] = []
     try:
-        record = read_section(Record, "", json.loads(body), faults)
+        value = json.loads(body)
     except (ValueError, RecursionError) as err:
         raise BundleError(f"{path}: expected JSON, got {err}", fix=_FIX) from err
-    if record is None:
-        raise BundleError(f"{path}: {'; '.join(map(str, faults[:5]))}", fix=_FIX)
-    return record
+    return read_record(Record, value, str(path), fix=_FIX)
 
 
 def _map_slots(path: Path, record: Record) -> memoryview:

@@ -18,7 +18,7 @@ from toolchain import bundle
 from toolchain.bundle import BackboneArtefact, Bundle
 from toolchain.bundle.golden import golden_of
 from toolchain.bundle.linkage import LINKAGES
-from toolchain.bundle.release import patch_of, preprocessing
+from toolchain.bundle.release import patch_of
 from toolchain.core.errors import BundleError, GraphError
 from toolchain.device.runtime.ort.weights import weights_folder
 from toolchain.export.check import parity, subjects
@@ -71,7 +71,7 @@ def check_bundle(
             golden,
             under_test.subjects,
             slots,
-            preprocessing(held),
+            held.manifest.preprocess,
             tolerance=held.manifest.selftest.tolerance_relative if tolerance is None else tolerance,
             threads=threads,
         ).require()
