@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.support import toys
 from toolchain.training.adapt.attached import AttachedModel
 from toolchain.training.adapt.loss import training_loss
-from toolchain.training.memory.measured import Stored, stored
+from toolchain.training.lean.ledger import Stored, stored
 
 BATCH = 6
 

@@ -27,10 +27,11 @@ from toolchain.training.adapt.attached import AttachedModel, attach
 from toolchain.training.adapt.loss import training_loss
 from toolchain.training.adapt.methods import REGISTRY
 from toolchain.training.adapt.overrides import Selection
+from toolchain.training.lean.ledger import HOW_KEPT, Stored, stored
 from toolchain.training.lean.options import Precision
 from toolchain.training.memory.analytic import analytic
 from toolchain.training.memory.fit import domain_bytes, fitting, need
-from toolchain.training.memory.measured import HOW_KEPT, HOW_PEAK, Stored, peak, stored
+from toolchain.training.memory.measured import HOW_PEAK, peak
 
 REFERENCE = "finetune"
 OURS = "da3"
@@ -312,7 +313,6 @@ class Bench:
             "domain_bytes": domain_bytes(model),
             "largest": dict(kept.largest(LARGEST)),
             "stock_layers": dict(told.stock),
-            "without_rule": list(told.unknown),
         }
 
     def _kept(self, model: AttachedModel) -> Stored:
@@ -368,8 +368,7 @@ def _explained(kept: Stored, told: Stored) -> str:
     apart = {name: kept.by_layer.get(name, 0) - told.by_layer.get(name, 0) for name in names}
     worst = sorted(apart.items(), key=lambda item: -abs(item[1]))[:LARGEST]
     listed = ", ".join(f"{name or 'the loss'} {gap:+d} bytes" for name, gap in worst if gap)
-    unknown = f"; no rule for {', '.join(told.unknown)}" if told.unknown else ""
-    return f"measured against the rules: {listed}{unknown}"
+    return f"measured against the rules: {listed}"
 
 
 def merged(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

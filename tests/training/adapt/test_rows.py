@@ -140,7 +140,7 @@ def test_a_correction_is_added_as_upsampling_would(layout: Layout, last: bool) -
 def test_probes_are_rows_of_closed_gates_one_in_eight() -> None:
     """Law: none whose gate is open; the share is that of ``PROBED``; one seed, one draw."""
     chosen = rows.Rows.of((torch.arange(8000) % 2).reshape(-1, 1).float())
-    one, two = (rows.probes(chosen, torch.Generator().manual_seed(5)) for _ in range(2))
+    one, two = (chosen.probes(torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(one, two)
     assert bool((one % 2 == 0).all())
     expected = 4000 / rows.PROBED

@@ -1,6 +1,8 @@
-"""The rules against what autograd keeps: every method, layout and precision."""
+"""The count on fake tensors against a real step: every method, layout and precision."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.support import toys
-from tests.support.steps import BATCH, measured, step
+from tests.support.steps import BATCH, forced, measured, step
 from toolchain.core.errors import TrainingError
 from toolchain.training.adapt import sparse
 from toolchain.training.adapt.attached import AttachedModel, attach
 from toolchain.training.adapt.blocks import examine
 from toolchain.training.adapt.methods import REGISTRY
 from toolchain.training.adapt.overrides import Selection
+from toolchain.training.lean.ledger import Stored, stored
 from toolchain.training.lean.options import Precision
 from toolchain.training.memory.analytic import analytic, count
-from toolchain.training.memory.measured import stored
 
 LEAN: tuple[bool | Precision, ...] = (True, "half", "int8", False)
 
@@ -32,26 +34,31 @@ def model_of(name: str, method: str, lean: bool | Precision) -> AttachedModel:
     return toys.attached(name, method=method, lean=lean, selection=selection)
 
 
+def kept_by(model: AttachedModel) -> Stored:
+    """What a real step keeps, all gates open."""
+    shape = model.anatomy.input_shape
+    images, labels = torch.randn(BATCH, *shape), torch.zeros(BATCH, dtype=torch.int64)
+    return stored(model, step(forced(model, BATCH), images, labels), held=(images, labels))
+
+
 @pytest.mark.parametrize("method", REGISTRY)
 @pytest.mark.parametrize("lean", LEAN)
-def test_every_method_keeps_what_the_rules_say(method: str, lean: bool | Precision) -> None:
+def test_every_method_keeps_what_is_counted(method: str, lean: bool | Precision) -> None:
     model = model_of("inverted", method, lean)
     assert analytic(model, BATCH).by_layer == measured(model, "inverted").by_layer
 
 
 @pytest.mark.parametrize("name", toys.TOYS)
 @pytest.mark.parametrize("method", ["da3", "bias", "finetune"])
-def test_every_structure_keeps_what_the_rules_say(name: str, method: str) -> None:
+def test_every_structure_keeps_what_is_counted(name: str, method: str) -> None:
     model = model_of(name, method, True)
     assert analytic(model, BATCH).by_layer == measured(model, name).by_layer
 
 
 @settings(max_examples=10, deadline=None)
 @given(rows=st.integers(0, BATCH), lean=st.sampled_from(LEAN))
-def test_rows_that_pass_a_block_by_keep_what_the_rules_say(
-    rows: int, lean: bool | Precision
-) -> None:
-    """Law: equal but for the rows that are probed, of which the rules know the mean."""
+def test_rows_that_pass_a_block_by_keep_what_is_counted(rows: int, lean: bool | Precision) -> None:
+    """Law: equal but for the rows that are probed, of which the count takes the mean."""
     model = model_of("plain", "da3", lean)
     told = analytic(model, BATCH, share=rows / BATCH).bytes
     one = sum(
@@ -92,35 +99,25 @@ def test_maps_under_way_are_those_that_the_code_holds() -> None:
 
 
 class Odd(nn.Module):
-    """A residual block with activations that have no lean form."""
+    """A residual block with an activation that has no lean form."""
 
-    def __init__(self, known: bool) -> None:
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.one, self.two = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
-        self.known = known
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.one(x)
-        y = torch.sigmoid(y) if self.known else F.softshrink(y)
-        return x + self.two(y)  # type: ignore[no-any-return]
+        return x + self.two(self.activation(self.one(x)))  # type: ignore[no-any-return]
 
 
-def odd(known: bool) -> AttachedModel:
-    net = toys.Net(toys.stem(8), [Odd(known), Odd(known)], 8)
-    return attach(net.eval(), classes=3, input_shape=(3, 8, 8), lean=True)
-
-
-def test_layers_without_a_lean_form_are_listed_with_their_bytes() -> None:
-    found = analytic(odd(known=True), BATCH)
+@pytest.mark.parametrize("activation", [torch.sigmoid, F.softshrink, torch.erf])
+def test_layers_without_a_lean_form_are_listed_with_their_bytes(
+    activation: Callable[[Tensor], Tensor],
+) -> None:
+    net = toys.Net(toys.stem(8), [Odd(activation), Odd(activation)], 8).eval()
+    model = attach(net, classes=3, input_shape=(3, 8, 8), lean=True)
     # The first block's input does not require a gradient: nothing is kept there.
-    assert found.stock == {"sigmoid": BATCH * 8 * 8 * 8 * 4}
-    assert found.unknown == ()
-
-
-def test_functions_without_a_rule_keep_all_they_touch() -> None:
-    found = analytic(odd(known=False), BATCH)
-    assert found.stock == {"softshrink": 2 * BATCH * 8 * 8 * 8 * 4}
-    assert found.unknown == ("softshrink",)
+    assert analytic(model, BATCH).stock == {activation.__name__: BATCH * 8 * 8 * 8 * 4}
 
 
 class Direct(toys.Residual):
@@ -138,11 +135,9 @@ class Direct(toys.Residual):
 def test_what_runs_stock_is_told_as_stock_whatever_its_name() -> None:
     net = toys.Net(toys.stem(8), [Direct(8, 8), Direct(8, 8)], 8).eval()
     model = attach(net, method="bias", classes=3, input_shape=(3, 8, 8), lean=True)
-    images, labels = torch.randn(BATCH, 3, 8, 8), torch.zeros(BATCH, dtype=torch.int64)
-    kept = stored(model.train(), step(model, images, labels), held=(images, labels))
-    found = analytic(model, BATCH)
-    assert found.bytes == kept.bytes
-    assert found.stock["batch_norm"] == 2 * BATCH * 8 * 8 * 8 * 4
+    counted = analytic(model, BATCH)
+    assert counted.by_layer == kept_by(model).by_layer
+    assert counted.stock["batch_norm"] == 2 * BATCH * 8 * 8 * 8 * 4
 
 
 def test_norms_that_count_batches_are_told_too() -> None:
@@ -199,7 +194,49 @@ class Mirrored(nn.Module):
 @pytest.mark.parametrize("lean", LEAN)
 def test_mirrored_edges_and_maps_written_over_are_counted(lean: bool | Precision) -> None:
     model = attach(Mirrored(), method="bias", classes=3, input_shape=(3, 12, 12), lean=lean)
-    images, labels = torch.randn(BATCH, 3, 12, 12), torch.zeros(BATCH, dtype=torch.int64)
-    model.train()
-    found = stored(model, step(model, images, labels), held=(images, labels))
-    assert analytic(model, BATCH).bytes == found.bytes
+    assert analytic(model, BATCH).bytes == kept_by(model).bytes
+
+
+class Attention(nn.Module):
+    """PyTorch's own attention over tokens ``[N, L, C]``, then two Linears."""
+
+    def __init__(self, width: int, *, weights: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.grow, self.shrink = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.weights = weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        x = x + self.attention(y, y, y, need_weights=self.weights)[0]
+        return x + self.shrink(F.gelu(self.grow(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("method", ["da3", "bias", "finetune"])
+@pytest.mark.parametrize("lean", [True, "int8", False])
+def test_a_budget_holds_what_attention_keeps(
+    lean: bool | Precision, method: str, weights: bool
+) -> None:
+    """``need_weights=False`` runs a fused kernel, which keeps no map of queries by keys."""
+    net = toys.TokenNet(8, 12, 2)
+    net.blocks = nn.ModuleList(Attention(8, weights=weights) for _ in range(2))
+    model = attach(net.eval(), method=method, classes=3, input_shape=(3, 12, 16), lean=lean)
+    counted, kept = analytic(model, BATCH), kept_by(model)
+    assert kept.bytes <= counted.bytes
+    assert counted.by_layer == kept.by_layer
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("side", [2, 3, 4])
+@pytest.mark.parametrize("lean", LEAN)
+def test_trained_kernels_of_an_even_side_keep_their_padded_input(
+    side: int, lean: bool | Precision
+) -> None:
+    net = toys.backbone("single")
+    block = net.get_submodule("blocks.0")
+    assert isinstance(block, toys.Residual)
+    block.conv1 = nn.Conv2d(8, 8, side, padding="same")
+    model = attach(net.eval(), method="parallel", classes=3, input_shape=(3, 8, 8), lean=lean)
+    assert analytic(model, BATCH).by_layer == kept_by(model).by_layer

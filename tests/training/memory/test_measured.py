@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tests.support import toys
 from tests.support.steps import BATCH, measured
-from toolchain.training.memory.measured import peak, stored
+from toolchain.training.lean.ledger import stored
+from toolchain.training.memory.measured import peak
 
 FLOATS = 1000
 

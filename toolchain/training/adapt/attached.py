@@ -30,7 +30,7 @@ from toolchain.training.adapt import guards, rows
 from toolchain.training.adapt.adaptors import BlockDomain, decide, logistic_noise
 from toolchain.training.adapt.blocks import Anatomy, Site, examine
 from toolchain.training.adapt.dryrun import block_input, first_tensor, output_tensor
-from toolchain.training.adapt.gated import GatedForward
+from toolchain.training.adapt.gated import GatedForward, Parting
 from toolchain.training.adapt.methods import REGISTRY, DomainParts, MethodInputs
 from toolchain.training.adapt.overrides import Overrides, Selection
 from toolchain.training.lean.mode import LeanMode
@@ -39,8 +39,7 @@ from toolchain.training.lean.options import Lean, Precision
 HEAD = "head"
 OWN = "own"
 
-# oneDNN's convolutions need no reordering there, in either direction; "meta" stands for a CPU.
-_LAST_IS_FASTER = ("cpu", "meta")
+_LAST_IS_FASTER = "cpu"  # oneDNN's convolutions need no reordering there, in either direction
 
 
 @dataclass(slots=True)
@@ -73,6 +72,8 @@ class AttachedModel(nn.Module):
     evaluation they are exact. ``lean`` says what layers keep for the backward pass, None for
     PyTorch's own way. ``forced`` overrides decisions ``[N, 1]`` by block, for measurements.
     ``slots_only`` leaves out what the method has of its own in place of backbone tensors.
+    ``parting`` turns decisions into the rows that a gated block runs for; tensors without values
+    need another one (``memory.analytic``), for their decisions cannot be read.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class AttachedModel(nn.Module):
         self.temperature = 1.0
         self.noise_scale = 1.0
         self.forced: Mapping[str, Tensor] = {}
+        self.parting: Parting = rows.Rows.of
         self.lean = lean if REGISTRY[method].lean else None
         parts = REGISTRY[method].parts(MethodInputs(backbone, anatomy, options, self.selection))
         self.batch_statistics = parts.batch_statistics and not slots_only
@@ -162,7 +164,7 @@ class AttachedModel(nn.Module):
     def laid_out(self, x: Tensor) -> Tensor:
         """Return pictures in the layout that lean layers run fastest in."""
         able = self.anatomy.channels_last and x.dim() == 4
-        last = able and x.device.type in _LAST_IS_FASTER
+        last = able and x.device.type == _LAST_IS_FASTER
         return x.contiguous(memory_format=torch.channels_last) if last else x
 
     def _answer(self, x: Tensor, *, sparse: bool) -> object:
@@ -259,7 +261,9 @@ class AttachedModel(nn.Module):
 
         kept: Precision = "fp32" if self.lean is None else self.lean.keep
         part, run = self._part(name), block.forward
-        return GatedForward(name, part, run, choose, kept, self.generator, self._whole)
+        return GatedForward(
+            name, part, run, choose, kept, self.parting, self.generator, self._whole
+        )
 
     def _noise(self, logits: Tensor) -> Tensor:
         noise = logistic_noise(logits.shape, self.generator)

@@ -22,6 +22,9 @@ from toolchain.training.lean.options import Precision
 Decide = Callable[[Tensor], Tensor]
 """From gate logits ``[N, 1]`` to decisions that pass a gradient."""
 
+Parting = Callable[[Tensor], rows.Rows]
+"""From decisions ``[N, 1]`` to the rows that run and the others."""
+
 
 @dataclass(eq=False)
 class GatedForward:
@@ -37,6 +40,7 @@ class GatedForward:
     run: Callable[..., Any]
     decide: Decide
     kept: Precision
+    parting: Parting
     generator: torch.Generator | None
     whole: set[str]
 
@@ -48,7 +52,7 @@ class GatedForward:
         pooled = part.coarse(x)
         correction = part.adaptor(pooled)
         opened = self.decide(part.gate(pooled))
-        chosen = rows.Rows.of(opened)
+        chosen = self.parting(opened)
         ran = self._computed(x, chosen, args, kwargs)
         seen = torch.cat([chosen.run, ran.probed])
         with torch.no_grad():
@@ -72,7 +76,7 @@ class GatedForward:
         if not alone:
             return self._wholly(x, chosen, args, kwargs)
         some, rest = rows.part(x, chosen)
-        probed = rows.probes(chosen, self.generator)
+        probed = chosen.probes(self.generator)
         # Where nothing runs, one row tells what the block returns.
         looked = probed if len(probed) or len(some) else chosen.rest[:1]
         output: Any = None

@@ -48,6 +48,11 @@ class Rows:
         chosen = decision.detach().reshape(-1) > 0
         return cls(chosen.nonzero().reshape(-1), (~chosen).nonzero().reshape(-1))
 
+    def probes(self, generator: torch.Generator | None) -> Tensor:
+        """Draw the rows of closed gates that run to inform their gate: int64 indices."""
+        drawn = torch.rand(len(self.rest), generator=generator) < 1 / PROBED
+        return self.rest[drawn.to(self.rest.device)]
+
 
 @dataclass(frozen=True, slots=True)
 class DecisionGradient:
@@ -61,12 +66,6 @@ class DecisionGradient:
     change: Tensor
     seen: Tensor
     weight: Tensor
-
-
-def probes(rows: Rows, generator: torch.Generator | None) -> Tensor:
-    """Draw the rows of closed gates that run to inform their gate: int64 indices of the batch."""
-    drawn = torch.rand(len(rows.rest), generator=generator) < 1 / PROBED
-    return rows.rest[drawn.to(rows.rest.device)]
 
 
 def part(x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:

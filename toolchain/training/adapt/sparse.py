@@ -35,7 +35,7 @@ from toolchain.training.adapt.dryrun import block_input
 from toolchain.training.adapt.guards import frozen
 from toolchain.training.adapt.overrides import Selection
 from toolchain.training.lean import Lean, LeanMode
-from toolchain.training.memory.measured import Ledger
+from toolchain.training.lean.ledger import Ledger
 
 EIGHTHS = (0, 1, 2, 4, 8)
 """The paper's channel ratios: none, 1/8, 1/4, 1/2, all."""

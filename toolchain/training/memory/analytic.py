@@ -1,11 +1,15 @@
-"""What a training step keeps, told from shapes alone.
+"""What a training step keeps, told without running one.
 
-Rules of this file: nothing is computed; a copy of the model without values (PyTorch's meta device)
-runs once, and each torch function is asked by rule (``rules``) what it keeps. So a batch of any
-size is told in a moment, also for a board that could not hold it. How rows of closed gates pass a
-block by, which depends on values, is told here, not run: ``share`` of the batch goes through.
+Rules of this file: nothing is computed. A copy of the model runs a real forward on fake tensors,
+which have shapes but no values, and the ledger that counts real steps (``lean.ledger``) counts what
+autograd keeps of it. So a batch of any size is told in a moment, also for a board that could not
+hold it. There is no rule per layer: a fake tensor says that it lies on the CPU, so torch picks the
+CPU's kernels, attention's among them (tensors on the meta device would get others).
 
-Agreement with ``measured`` is a matter of tests and of ``da3 memory``, which shows both.
+One thing depends on values: which rows pass a closed gate by. Here ``share`` of the batch goes
+through (``_ByShare``).
+
+Agreement with a measured step is a matter of tests and of ``da3 memory``, which shows both.
 """
 
 from __future__ import annotations
@@ -13,26 +17,22 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from toolchain.core.errors import TrainingError
-from toolchain.training.adapt.adaptors import BlockDomain, decide
-from toolchain.training.adapt.attached import HEAD, AttachedModel, Trace
-from toolchain.training.adapt.dryrun import block_input, first_tensor, output_tensor
+from toolchain.training.adapt.adaptors import BlockDomain
+from toolchain.training.adapt.attached import OWN, AttachedModel
 from toolchain.training.adapt.loss import training_loss
-from toolchain.training.adapt.overrides import SparseUpdate
-from toolchain.training.adapt.rows import PROBED
-from toolchain.training.lean import Lean
+from toolchain.training.adapt.rows import PROBED, Rows
+from toolchain.training.lean.ledger import Stack, Stored, address, named, stored
 from toolchain.training.lean.mode import TABLE as LEAN_TABLE
-from toolchain.training.memory import rules
-from toolchain.training.memory.measured import Ledger, Stack, Stored, address, named
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,96 +54,109 @@ def analytic(model: AttachedModel, batch: int, *, share: float = 1.0) -> Stored:
 
 
 def count(model: AttachedModel, batch: int, *, share: float = 1.0) -> Count:
-    """Return what a training step on ``batch`` pictures keeps and works with, by rule.
+    """Return what a training step on ``batch`` pictures keeps and works with, without running it.
 
     ``share`` of the rows runs each gated block, rounded up; 1 is the worst case. The model is left
     as it is. Raises TrainingError for a backbone that does not run on shapes alone.
     """
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    shapes = _without_values(model, fake)
+    functions = _Functions(shapes)
+    _part_by_share(shapes, share, functions)
     try:
-        with torch.enable_grad():
-            asked = _run(model, batch, share)
-        with torch.no_grad():  # nothing is kept: what lives is what the code holds
-            watched = _run(model, batch, share)
+        with fake:
+            return _count(shapes, functions, batch, share)
     except (NotImplementedError, RuntimeError) as err:
         raise TrainingError(
             f"{type(model.backbone).__name__} does not run on shapes alone, so that its memory "
             f"cannot be told before it trains: {str(err).splitlines()[0]}",
-            fix="measure a step (adapt.memory.measured)",
+            fix="measure a step (training.memory.measured)",
         ) from err
-    stored = asked.ledger.stored(asked.stock)
-    stored = replace(stored, unknown=tuple(sorted(asked.unknown)))
-    return Count(stored, watched.live.highest + asked.widest)
 
 
-def _run(model: AttachedModel, batch: int, share: float) -> _Asked:
-    """Run a step of a copy without values and return what was asked."""
-    shapes = _shapes_of(model)
-    ledger = Ledger()
-    ledger.ignore(*shapes.parameters(), *shapes.buffers())
-    with named(shapes) as stack, torch.device("meta"):
-        mode = _Asked(shapes, ledger, stack)
-        _step(shapes, mode, batch, share)
-    return mode
+def _count(shapes: AttachedModel, functions: _Functions, batch: int, share: float) -> Count:
+    """Run a step with gradients for what it keeps, and one without for the maps under way."""
+    images = torch.empty(batch, *shapes.anatomy.input_shape)
+    labels = torch.empty(batch, dtype=torch.int64)
+    widest = 0
+
+    def step() -> Tensor:
+        # Lean layers get their pictures laid out anew, in a copy that is under way as well.
+        trace = shapes.trace(images if shapes.lean is None else shapes.laid_out(images), maps=False)
+        assert trace.logits is not None
+        executed = shapes.executed_share(trace)
+        return training_loss(trace.logits, labels, executed, budget=share, weight=1.0)
+
+    def watched() -> Tensor:
+        nonlocal widest
+        with functions:
+            loss = step()
+        widest = _widest_gradient(loss)
+        return loss
+
+    with torch.enable_grad():
+        kept = stored(shapes, watched, held=(images, labels), notify=functions.book)
+    with torch.no_grad(), named(shapes) as stack:  # nothing is kept: what lives is what code holds
+        live = _Live(stack, (*shapes.parameters(), *shapes.buffers(), images, labels))
+        with live:
+            step()
+    return Count(replace(kept, stock=functions.stock), live.highest + widest)
 
 
-def _shapes_of(model: AttachedModel) -> AttachedModel:
-    """Return a copy without values that trains."""
+def _without_values(model: AttachedModel, fake: FakeTensorMode) -> AttachedModel:
+    """Return a copy on fake tensors that trains on a CPU."""
+
+    def bare(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
+
     memo: dict[int, Any] = {id(model.generator): None, id(model.forced): {}}
-    for parameter in model.parameters():
-        bare = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
-        memo[id(parameter)] = bare
-    memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
+    with fake:
+        for parameter in model.parameters():
+            memo[id(parameter)] = nn.Parameter(bare(parameter), parameter.requires_grad)
+        memo |= {id(buffer): bare(buffer) for buffer in model.buffers()}
     shapes = copy.deepcopy(model, memo)
     shapes.train()
     for module in shapes.backbone.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.training = shapes.batch_statistics
             module.momentum = module.momentum or 0.1  # a plain mean would count batches by value
     return shapes
 
 
-class _Live:
-    """The bytes of all maps that are alive, and the most there were."""
+class _ByShare(Rows):
+    """Rows of a batch whose decisions cannot be read; of closed ones the mean number is probed."""
 
-    def __init__(self) -> None:
-        self.highest = 0
-        self._held = 0
-        self._tensors: set[int] = set()
-        self._storages: dict[int, int] = {}  # how many live tensors look into a storage
-
-    def note(self, tensors: Iterable[Tensor]) -> None:
-        """Follow tensors until nothing refers to them."""
-        for tensor in tensors:
-            if id(tensor) in self._tensors:
-                continue
-            place, size = address(tensor), tensor.untyped_storage().nbytes()
-            self._tensors.add(id(tensor))
-            self._held += 0 if place in self._storages else size
-            self._storages[place] = self._storages.get(place, 0) + 1
-            weakref.finalize(tensor, self._drop, id(tensor), place, size)
-        self.highest = max(self.highest, self._held)
-
-    def _drop(self, tensor: int, place: int, size: int) -> None:
-        self._tensors.discard(tensor)
-        self._storages[place] -= 1
-        if not self._storages[place]:
-            del self._storages[place]
-            self._held -= size
+    def probes(self, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002
+        """Return as many rows as are probed on average, rounded up."""
+        return self.rest[: ceil(len(self.rest) / PROBED)]
 
 
-class _Asked(TorchFunctionMode):
-    """Asks for every torch function what it keeps and books it on the running module."""
+def _part_by_share(shapes: AttachedModel, share: float, functions: _Functions) -> None:
+    """Let ``share`` of the rows run each gated block, and list no function that decides so."""
 
-    def __init__(self, model: AttachedModel, ledger: Ledger, stack: Stack) -> None:
+    def parting(decision: Tensor) -> Rows:
+        functions.listing = True
+        order, batch = torch.arange(len(decision)), len(decision)
+        opened = min(batch, ceil(share * batch))
+        return _ByShare(order[:opened], order[opened:])
+
+    def after_gate(*_: object) -> None:
+        functions.listing = False
+
+    shapes.parting = parting
+    for part in shapes.domain.children():
+        if isinstance(part, BlockDomain) and part.gate is not None:
+            part.gate.register_forward_hook(after_gate)
+
+
+class _Functions(TorchFunctionMode):
+    """Lists the functions without a lean form, with what they keep in layers of the backbone."""
+
+    def __init__(self, shapes: AttachedModel) -> None:
         super().__init__()
-        self.lean = model.lean
-        self.parts: dict[int, int] = {}  # trained channels, by the storage of a kernel
         self.stock: dict[str, int] = {}
-        self.unknown: set[str] = set()
-        self.live, self.widest = _Live(), 0
-        self.ledger, self._stack = ledger, stack
-        self._asking = self._listing = True
-        self._backbone = {name for name, _ in model.backbone.named_modules()} - {""}
+        self.listing = True
+        self._running: Callable[..., Any] | None = None
+        self._layers = {name for name, _ in shapes.backbone.named_modules()} - {""}
 
     def __torch_function__(
         self,
@@ -152,193 +165,92 @@ class _Asked(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run ``func`` and book what it keeps."""
-        given = dict(kwargs or {})
-        result = func(*args, **given)
-        if not self._asking or not isinstance(result, Tensor | tuple | list):
-            return result
-        part = self._part(func, args, given)
-        if part is not None and isinstance(result, Tensor) and not result.requires_grad:
-            result = result.requires_grad_().clone()  # its trained channels are no input here
-        recorded = any(t.requires_grad for t in rules.tensors((result,)))
-        self.note(result)
-        if recorded:
-            sizes = (t.untyped_storage().nbytes() for t in rules.tensors((result,)))
-            self.widest = max(self.widest, *sizes)
-            self._ask(func, rules.Call(args, given, result, self.lean, part))
-        return result
-
-    def _part(
-        self, func: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]
-    ) -> int | None:
-        """Return how many input channels of a convolution's kernel are trained, if some are."""
-        if func is not torch.conv2d or not self.parts:
-            return None
-        weight = args[1] if len(args) > 1 else given["weight"]
-        return self.parts.get(address(weight))
-
-    def note(self, result: Any) -> None:
-        """Follow new maps while they live; what is there anyway, or kept, is not among them."""
-        if not torch.is_grad_enabled():
-            self.live.note(t for t in rules.tensors((result,)) if not self.ledger.has(t))
-
-    def _ask(self, func: Callable[..., Any], call: rules.Call) -> None:
-        name = rules.plain_name(func)
-        rule = rules.TABLE.get(name)
-        if func not in LEAN_TABLE:  # it runs stock, whatever it is called
-            call = replace(call, lean=None)
-        kept = (rule or rules.general)(call)
-        new = sum(self.ledger.count(tensor, self._stack.name) for tensor in kept.tensors)
-        new += self.ledger.add(kept.fresh, self._stack.name)
-        if rule is None:
-            self.unknown.add(name)
-        listed = self._listing and self._stack.name in self._backbone and func not in LEAN_TABLE
-        if new and listed:
-            self.stock[name] = self.stock.get(name, 0) + new
-
-    def keep(self, count: int) -> None:
-        """Book bytes on the running module that no function of torch keeps."""
-        self.ledger.add(count, self._stack.name)
-
-    @contextmanager
-    def unlisted(self) -> Iterator[None]:
-        """Ask inside the block of code for the domain's sake: no layer of the backbone runs."""
-        self._listing = False
+        """Run ``func`` and know meanwhile that it runs."""
+        self._running = func
         try:
-            yield
+            return func(*args, **(kwargs or {}))
         finally:
-            self._listing = True
+            self._running = None
 
-    @contextmanager
-    def silent(self) -> Iterator[None]:
-        """Ask nothing inside the block of code."""
-        self._asking = False
-        try:
-            yield
-        finally:
-            self._asking = True
-
-
-def _step(model: AttachedModel, mode: _Asked, batch: int, share: float) -> None:
-    """Run a training forward with its loss."""
-    with mode.silent(), mode:
-        images = torch.empty(batch, *model.anatomy.input_shape)
-        labels = torch.empty(batch, dtype=torch.int64)
-        mode.ledger.ignore(images, labels)
-        if model.lean is not None:
-            images = model.laid_out(images)  # a copy that is kept only where it is used
-    mode.note(images)
-    seen = Trace()
-    _arrange(model, mode, seen, share)
-    with mode:
-        own, lean = model.overrides, model.lean
-        values: dict[str, Tensor] = {}
-        if own is not None:
-            # Kernels that are made are kept, and so no maps under way.
-            with nullcontext() if torch.is_grad_enabled() else mode.silent():
-                values = own.values(model.backbone, sparse=lean is None)
-            if not torch.is_grad_enabled():
-                mode.ledger.ignore(*values.values())
-            mode.parts = _trained_parts(model.backbone, own.items(), lean)
-        answer = output_tensor(torch.func.functional_call(model.backbone, values, (images,)))
-        assert answer is not None
-        if model.anatomy.head is None:
-            seen.logits = model.domain[HEAD](answer)
-        assert seen.logits is not None
-        share_of_flops = model.executed_share(seen)
-        training_loss(seen.logits, labels, share_of_flops, budget=share, weight=1.0)
+    def book(self, layer: str, size: int) -> None:
+        """Note what the running function keeps; lean layers keep theirs outside of functions."""
+        func = self._running
+        if func is None or func in LEAN_TABLE or not (size and self.listing):
+            return
+        if layer in self._layers:
+            name = getattr(func, "__name__", type(func).__name__).strip("_")
+            self.stock[name] = self.stock.get(name, 0) + size
 
 
-def _trained_parts(
-    backbone: nn.Module, versions: Iterable[tuple[str, nn.Module]], lean: Lean | None
-) -> dict[int, int]:
-    if lean is None:
-        return {}
-    return {
-        address(backbone.get_parameter(name)): len(version.index)
-        for name, version in versions
-        if isinstance(version, SparseUpdate)
-    }
+class _Live(TorchFunctionMode):
+    """Follows all maps while they are alive; ``highest`` is the most bytes that there were.
 
-
-def _arrange(model: AttachedModel, mode: _Asked, seen: Trace, share: float) -> None:
-    """Give the copy's adapted blocks and its classifier the forward of training."""
-    for name, site in model.sites.items():
-        block = model.backbone.get_submodule(site.name)
-        part = model.domain[name]
-        assert isinstance(part, BlockDomain)
-        if part.gate is None:
-            block.forward = _corrected(block.forward, part, mode)
-        else:
-            block.forward = _gated(name, block.forward, part, mode, seen, share)
-    if model.anatomy.head is not None:
-
-        def answer(_: nn.Module, args: tuple[Tensor, ...], __: object) -> None:
-            seen.logits = model.domain[HEAD](args[0].flatten(1) if args[0].dim() == 4 else args[0])
-
-        model.backbone.get_submodule(model.anatomy.head).register_forward_hook(answer)
-
-
-def _corrected(run: Callable[..., Any], part: BlockDomain, mode: _Asked) -> Callable[..., Any]:
-    """Return a block's forward with an adaptor: the addition keeps nothing."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        x = block_input(args, kwargs)
-        output = run(*args, **kwargs)
-        y = first_tensor(output)
-        assert x is not None
-        assert y is not None
-        part(x)
-        with mode.silent():
-            result = torch.empty_like(y, requires_grad=True).clone()
-        mode.note(result)
-        return (result, *output[1:]) if isinstance(output, tuple) else result
-
-    return forward
-
-
-def _gated(
-    name: str,
-    run: Callable[..., Any],
-    part: BlockDomain,
-    mode: _Asked,
-    seen: Trace,
-    share: float,
-) -> Callable[..., Any]:
-    """Return a block's forward for ``share`` of the rows.
-
-    What ``rows`` keeps for it: the places of all rows, and for those that tell the gate something
-    (the open ones, and as many of the others as are probed on average) place, weight and what the
-    block changed on the coarse grid, at the precision of trained layers' inputs.
+    ``there``: tensors that are there anyway. What is made of a domain's own tensors is none of
+    them: a training keeps it.
     """
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        x = block_input(args, kwargs)
-        assert x is not None
-        pooled = part.coarse(x)
-        correction = part.adaptor(pooled)
-        assert part.gate is not None
-        logits = part.gate(pooled)
-        with mode.unlisted():
-            seen.opened[name] = decide(logits, noise=torch.empty(logits.shape))
-        batch = x.shape[0]
-        open_rows = min(batch, ceil(share * batch))
-        alone = len(args) == 1 and args[0] is x and not kwargs
-        if alone and open_rows < batch:
-            with mode.silent():
-                some = x[:open_rows].clone()
-            output = run(some)
-        else:
-            output = run(*args, **kwargs)
-        y = first_tensor(output)
-        assert y is not None
-        seen_rows = batch if not alone else open_rows + ceil((batch - open_rows) / PROBED)
-        cells = correction.shape[1:].numel() * seen_rows
-        precision = "fp32" if mode.lean is None else mode.lean.keep
-        mode.keep(8 * batch + (8 + 4) * seen_rows + rules.compressed(cells, seen_rows, precision))
-        with mode.silent():
-            result = torch.empty((batch, *y.shape[1:]), requires_grad=True).clone()
-        mode.note(result)
-        return (result, *output[1:]) if isinstance(output, tuple) else result
+    def __init__(self, stack: Stack, there: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.highest = 0
+        self._bytes = 0
+        self._stack = stack
+        self._there = {address(tensor) for tensor in there}
+        self._tensors: set[int] = set()
+        self._storages: dict[int, int] = {}  # how many live tensors look into a storage
 
-    return forward
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func`` and follow the tensors that it returns."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            if not self._stack.name.startswith(f"{OWN}.") and address(tensor) not in self._there:
+                self._follow(tensor)
+        return result
+
+    def _follow(self, tensor: Tensor) -> None:
+        if id(tensor) in self._tensors:
+            return
+        place, size = address(tensor), tensor.untyped_storage().nbytes()
+        self._tensors.add(id(tensor))
+        self._bytes += 0 if place in self._storages else size
+        self._storages[place] = self._storages.get(place, 0) + 1
+        weakref.finalize(tensor, self._drop, id(tensor), place, size)
+        self.highest = max(self.highest, self._bytes)
+
+    def _drop(self, tensor: int, place: int, size: int) -> None:
+        self._tensors.discard(tensor)
+        self._storages[place] -= 1
+        if not self._storages[place]:
+            del self._storages[place]
+            self._bytes -= size
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """Yield the tensors in what a function returns."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _widest_gradient(loss: Tensor) -> int:
+    """Return the bytes of the largest gradient that flows back from a loss, parameters' left out.
+
+    Autograd's graph knows the shape of the gradient that each of its nodes takes.
+    """
+    widest, nodes, met = 0, [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in met or node.name() == "torch::autograd::AccumulateGrad":
+            continue
+        met.add(node)
+        for gradient in node._input_metadata:
+            widest = max(widest, prod(gradient.shape) * gradient.dtype.itemsize)
+        nodes += [following for following, _ in node.next_functions]
+    return widest
