@@ -17,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -35,6 +35,7 @@ from toolchain.bench import machine
 from toolchain.core import digest
 from toolchain.core.errors import UnknownNameError
 from toolchain.core.files import write_atomic
+from toolchain.core.timing import Notify
 from toolchain.recipe import METHODS, Recipe, find, load
 from toolchain.training import data
 from toolchain.training.data import DomainData
@@ -177,7 +178,7 @@ def train(
     *,
     jobs: int,
     recipes: Sequence[Path] = (),
-    notify: Callable[[str], None] = lambda _: None,
+    notify: Notify = lambda _: None,
 ) -> None:
     """Train ``runs`` in ``jobs`` processes of one thread each; each run writes one file.
 

@@ -8,7 +8,7 @@ one session for all states. It times nothing.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import nn
 
 from benchmarks.joins import Change
 from toolchain.bundle.linkage import Form, Linkage
+from toolchain.bundle.slots import Slots
 from toolchain.device.runtime.ort.backend import Linked
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
@@ -36,7 +37,6 @@ FORCE = 1000.0
 # A full-resolution grouped 3x3 adaptor on every block: what one writes first.
 NAIVE = {"pool": 1, "kernel": 3, "groups": 8, "rank": 32, "placement": "all"}
 
-Slots = Mapping[str, npt.NDArray[Any]]
 Call = Callable[[], object]
 
 

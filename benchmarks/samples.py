@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from benchmarks import results
+from toolchain.core.timing import Notify
 from toolchain.recipe import find, load
 from toolchain.training.adapt import checkpoint
 from toolchain.training.loop.identity import recipe_digest
@@ -23,9 +23,7 @@ from toolchain.training.loop.identity import recipe_digest
 SAMPLES = ("cars", "digits", "chirps", "cells")
 
 
-def read(
-    folder: Path, *, training: bool, notify: Callable[[str], None] = lambda _: None
-) -> dict[str, Any]:
+def read(folder: Path, *, training: bool, notify: Notify = lambda _: None) -> dict[str, Any]:
     """Return the figures of the sample domains whose checkpoints lie in ``folder``, by domain.
 
     Without ``training`` a missing domain is None.

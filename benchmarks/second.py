@@ -13,7 +13,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from toolchain.core.timing import Notify
 from toolchain.recipe import Recipe, dump, load
 
 DOMAINS = ("first", "second")
@@ -40,9 +40,7 @@ class Setup:
     runs: int = 3
 
 
-def measure(
-    work: Path, setup: Setup, *, notify: Callable[[str], None] = lambda _: None
-) -> dict[str, Any]:
+def measure(work: Path, setup: Setup, *, notify: Notify = lambda _: None) -> dict[str, Any]:
     """Export two domains into ``work/dist`` and return what the second one took.
 
     ``second_domain_s`` is wall-clock time of ``export`` (restore, split, link, check, pack) in the
@@ -67,7 +65,7 @@ def measure(
     }
 
 
-def _prepare(work: Path, setup: Setup, notify: Callable[[str], None]) -> None:
+def _prepare(work: Path, setup: Setup, notify: Notify) -> None:
     """Write weights, pictures, recipes and checkpoints; torch is imported here alone."""
     from safetensors.torch import save_file
 

@@ -6,14 +6,11 @@ same batch in one interleaved run, and lets them go. Names of contenders are ``f
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from benchmarks.forms import STATES, Bench, Call
 from benchmarks.joins import REJECTED
-from toolchain.core.timing import Timing, interleaved
+from toolchain.core.timing import Notify, Timing, interleaved
 
 PLAIN = "plain"
-Notify = Callable[[str], None]
 Timings = dict[str, Timing]
 
 

@@ -11,15 +11,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 from toolchain.core.errors import Da3Error, RunError
+from toolchain.core.timing import Notify
 
 PARTS = ("domains", "swap", "memory", "load")
-
-Notify = Callable[[str], None]
 
 
 def run(part: str, given: Mapping[str, Any], *, notify: Notify = lambda _: None) -> dict[str, Any]:

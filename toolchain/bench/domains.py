@@ -9,7 +9,7 @@ its own (:mod:`toolchain.bench.child`): nobody who measures has torch in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from toolchain.bench.materials import Materials, read_index, write_index
 from toolchain.bundle import BackboneArtefact, Payload
 from toolchain.bundle.linkage import SHIPPED, STATIC_IF, SWAP_IF
 from toolchain.core.files import write_atomic
+from toolchain.core.timing import Notify
 from toolchain.export import manifests
 from toolchain.export.check import parity, subjects
 from toolchain.export.check.reference import Chosen, choose
@@ -47,8 +48,6 @@ WHOLES = 3
 # As many as a recipe asks for by default, so that a bundle has its usual size.
 PICTURES = 8
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from toolchain.bundle import open_bundle
 from toolchain.bundle.release import read_release
 from toolchain.core.digest import sha256
 from toolchain.core.errors import UsageError
-from toolchain.core.timing import WALL, interleaved
+from toolchain.core.timing import WALL, Notify, interleaved
 from toolchain.device import Runner
 from toolchain.device.engine.cache import EngineArtefact, open_engine
 from toolchain.device.runtime.limit import TimeLimit
@@ -33,7 +33,6 @@ from toolchain.device.runtime.trt.proof import prove
 from toolchain.device.runtime.trt.skipping import Skipping
 
 SCHEMA = "da3.bench.engine/1"
-Notify = Callable[[str], None]
 
 
 def measure(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from toolchain import training
 from toolchain.bench import machine
 from toolchain.core.errors import AttachError, UnknownNameError, UsageError
-from toolchain.core.timing import WALL, Timing, clock_of, interleaved
+from toolchain.core.timing import WALL, Notify, Timing, clock_of, interleaved
 from toolchain.recipe import AdaptorOptions, TrainSpec
 from toolchain.training.adapt import backbones
 from toolchain.training.adapt.attached import AttachedModel, attach
@@ -39,8 +39,6 @@ CLASSES = 10
 AGREEMENT = 0.05
 LARGEST = 5
 BUDGET_SUFFIX = ", gates"
-
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

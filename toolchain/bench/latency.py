@@ -8,24 +8,21 @@ and two sessions are held at a time. Batch 1, without preprocessing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from toolchain.bench.materials import Materials
 from toolchain.bundle.linkage import SWAP_IF
-from toolchain.bundle.slots import slot_arrays
-from toolchain.core.timing import Call, Timing, clock_of, interleaved, rebuilt
+from toolchain.bundle.slots import Slots, slot_arrays
+from toolchain.core.timing import Call, Notify, Timing, clock_of, interleaved, rebuilt
 from toolchain.device.runtime.ort.session import Session
 from toolchain.device.runtime.trt.skipping import forced
 
 STATES = ("open", "half", "closed")
 BUILDS = 5
-Slots = Mapping[str, npt.NDArray[Any]]
-Notify = Callable[[str], None]
 
 
 def measure(

@@ -9,7 +9,7 @@ swaps. Runs in a process of its own, whose memory is looked at before and after.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -22,10 +22,10 @@ from toolchain.bench.materials import Materials, from_json
 from toolchain.bench.memory import resident_bytes
 from toolchain.bench.traffic import Traffic, known_answers
 from toolchain.core.errors import RunError
+from toolchain.core.timing import Notify
 from toolchain.device import Runner
 
 ORDER = (False, True, True, False)
-Notify = Callable[[str], None]
 Pairs = Sequence[tuple[Path, Path]]
 
 

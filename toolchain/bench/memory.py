@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,9 +19,9 @@ from toolchain.bench import child
 from toolchain.bench.contenders import Contenders, Kind
 from toolchain.bench.materials import Materials, from_json
 from toolchain.core.errors import RunError
+from toolchain.core.timing import Notify
 
 STATM, ROLLUP = Path("/proc/self/statm"), Path("/proc/self/smaps_rollup")
-Notify = Callable[[str], None]
 
 
 def measure(

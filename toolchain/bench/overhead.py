@@ -7,7 +7,6 @@ Nothing of ours is around the bare one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +15,7 @@ from toolchain.bench.contenders import FOLDER, Contenders, bare, options_of
 from toolchain.bench.materials import Materials
 from toolchain.bundle.linkage import SWAP_IF
 from toolchain.bundle.slots import slot_arrays
-from toolchain.core.timing import Call, clock_of, rebuilt
+from toolchain.core.timing import Call, Notify, clock_of, rebuilt
 
 BUILDS = 8
 
@@ -26,7 +25,7 @@ def measure(
     *,
     threads: int,
     rounds: int,
-    notify: Callable[[str], None] = lambda _: None,
+    notify: Notify = lambda _: None,
 ) -> dict[str, Any]:
     """Return the timings ``bare`` and ``runner``, and ``slots``, how many tensors a request has."""
     held = materials.open()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -21,12 +20,11 @@ from toolchain.bench.machine import machine, versions
 from toolchain.bench.materials import Materials, foreign, from_json
 from toolchain.core.errors import MissingPackageError, UnknownNameError, UsageError
 from toolchain.core.files import make_folder
+from toolchain.core.timing import Notify
 
 SCHEMA = "da3.bench/1"
 PARTS = ("latency", "swap", "switch", "memory", "load", "overhead")
 NEEDS_LINKER = "needs models linked for it: pass --backbone NAME in place of bundles"
-
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,13 @@ from typing import Any
 from toolchain.bench import child
 from toolchain.bench.contenders import Contenders, Floats, Kind, Loaded
 from toolchain.bench.materials import Materials, from_json
-from toolchain.core.timing import WALL, Timing, clock_of, timing
+from toolchain.core.timing import WALL, Notify, Timing, clock_of, timing
 
 MEASURE: Kind = "whole"
 STEPS = ("ready", "answered")
 # Of each process: the first swap, one between, and those that count as later ones.
 SWAPS = 5
 LATER = slice(2, None)
-Notify = Callable[[str], None]
 # Seconds by step and way, one per swap.
 Series = Mapping[str, Mapping[str, Sequence[float]]]
 

@@ -13,19 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy.typing as npt
-
 from toolchain import bundle
 from toolchain.bundle import Adaptor, BackboneRef, Bundle, Note, Notes
 from toolchain.bundle.golden import Golden, golden_of
 from toolchain.bundle.linkage import LINKED_ROLES, Linkage, linkage_of
-from toolchain.bundle.slots import slot_arrays
+from toolchain.bundle.slots import Slots, slot_arrays
 from toolchain.core.errors import BundleError
 from toolchain.core.fields import ListOf, Section, SectionOf, TableOf, key, number, printable
 from toolchain.core.words import BOOLEAN, DIGEST, DOMAIN, NOTES, TENSOR_NAME
 from toolchain.pictures.preprocess import Preprocessing
-
-Slots = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)

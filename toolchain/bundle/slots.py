@@ -7,7 +7,7 @@ NaN that reaches a gate would silently close it. What a slot is for is not known
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ from toolchain.core.digest import BackgroundDigests
 from toolchain.core.errors import BundleError, Fault
 from toolchain.core.safetensors import Place, read_places
 from toolchain.core.words import raise_faults
+
+Slots = Mapping[str, npt.NDArray[Any]]
+"""A domain's tensors by slot name."""
 
 _DTYPES = {
     "BOOL": "bool",

@@ -28,6 +28,8 @@ TURN_S = 0.02
 _NOISE = 2 * 1.253 / 1.349
 
 Call = Callable[[], object]
+Notify = Callable[[str], None]
+"""Is called with what begins, in a few words, by whatever takes long."""
 Samples = dict[str, list[float]]
 
 
@@ -60,7 +62,7 @@ def interleaved(
     *,
     rounds: int,
     clock: Clock = CLOCK,
-    notify: Callable[[str], None] = lambda _: None,
+    notify: Notify = lambda _: None,
 ) -> dict[str, Timing]:
     """Time every contender ``rounds`` times, warmed up by two calls; the first is the measure."""
     seen = _sampled(contenders, rounds, clock, notify)
@@ -74,7 +76,7 @@ def rebuilt(
     times: int,
     rounds: int,
     clock: Clock = CLOCK,
-    notify: Callable[[str], None] = lambda _: None,
+    notify: Notify = lambda _: None,
 ) -> dict[str, Timing]:
     """Time contenders that are built anew ``times`` times, ``rounds`` in all.
 
@@ -128,9 +130,7 @@ def percentile95(values: Sequence[float]) -> float:
     return values[0] if len(values) < 2 else quantiles(values, n=20, method="inclusive")[-1]
 
 
-def _sampled(
-    contenders: Mapping[str, Call], rounds: int, clock: Clock, notify: Callable[[str], None]
-) -> Samples:
+def _sampled(contenders: Mapping[str, Call], rounds: int, clock: Clock, notify: Notify) -> Samples:
     """Return the seconds of a call by contender, one per round."""
     names, order = list(contenders), random.Random(0)
     now: Callable[[], float] = getattr(time, clock)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from toolchain.core.errors import BundleError, EngineMismatchError
 from toolchain.core.files import make_folder
+from toolchain.core.timing import Notify
 from toolchain.core.words import Notes
 from toolchain.device.boards.cuda import Cuda
 from toolchain.device.boards.locate import here
@@ -32,7 +33,7 @@ from toolchain.device.engine.cache import (
     open_engine,
 )
 from toolchain.device.engine.features import TensorRT, load
-from toolchain.device.engine.job import Job, Notify, Piece
+from toolchain.device.engine.job import Job, Piece
 from toolchain.device.engine.key import EngineKey, key_of
 from toolchain.device.engine.kit import Kit, KitFlavour, KitModel, open_kit
 from toolchain.device.runtime.trt import engine

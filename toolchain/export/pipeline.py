@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +37,7 @@ from toolchain.core.errors import (
     UsageError,
 )
 from toolchain.core.files import make_folder, write_atomic
+from toolchain.core.timing import Notify
 from toolchain.export import manifests
 from toolchain.export.check import parity, subjects
 from toolchain.export.check.parity import ParityReport, Subject
@@ -83,7 +84,7 @@ class ExportReport:
 class _Clock:
     """Times steps and tells of each as it begins."""
 
-    notify: Callable[[str], None]
+    notify: Notify
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -104,7 +105,7 @@ def export(
     threads: int | None = None,
     tolerance: float = parity.TOLERANCE,
     orders: Sequence[KitOrder] = (),
-    notify: Callable[[str], None] = lambda _: None,
+    notify: Notify = lambda _: None,
 ) -> ExportReport:
     """Export the trained domain in ``checkpoint`` to ``dist/<domain>.da3b``, checked.
 

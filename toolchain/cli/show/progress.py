@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from toolchain.cli.show import layout
+from toolchain.core.timing import Notify
 
 if TYPE_CHECKING:
     from toolchain.training.loop.progress import Status
@@ -126,7 +127,7 @@ class Steps:
 
 
 @contextmanager
-def telling(label: str = "") -> Iterator[Callable[[str], None]]:
+def telling(label: str = "") -> Iterator[Notify]:
     """Yield a callback that shows a text on stderr, after ``label``.
 
     A terminal shows all texts in one line; any other stream gets a line for each.

@@ -7,9 +7,9 @@ what becomes of the plans, is the caller's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from toolchain.core.timing import Notify
 from toolchain.device.engine import conditionals, tactics
 from toolchain.device.engine.build import BuildOptions, BuiltPlan, build
 from toolchain.device.engine.features import TensorRT
@@ -22,8 +22,6 @@ from toolchain.device.engine.parse import (
     parse,
     require_slots,
 )
-
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from toolchain.bundle import BackboneArtefact, Notes, open_backbone
 from toolchain.bundle.backbone import WEIGHTS_NAME
-from toolchain.bundle.release import Graph, Release, Slots
+from toolchain.bundle.release import Graph, Release
+from toolchain.bundle.slots import Slots
 from toolchain.core.errors import BackboneMismatchError, BundleError, GraphError
 from toolchain.device.runtime.backend import Backend, Binding
 from toolchain.device.runtime.limit import TimeLimit

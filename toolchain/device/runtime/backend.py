@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from toolchain.bundle.slots import Slots
 from toolchain.device.runtime.limit import TimeLimit
-from toolchain.device.runtime.ort.backend import Answer, Floats, Slots
+from toolchain.device.runtime.ort.backend import Answer, Floats
 
 Shape = tuple[int | str | None, ...]
 

@@ -17,7 +17,8 @@ from types import MappingProxyType
 import numpy as np
 
 from toolchain import bundle
-from toolchain.bundle.release import Release, ReleaseInfo, Slots, read_release
+from toolchain.bundle.release import Release, ReleaseInfo, read_release
+from toolchain.bundle.slots import Slots
 from toolchain.core.errors import DataError
 from toolchain.device.runtime.answers import Domain, Outcome
 from toolchain.device.runtime.backbone_session import Engine, Fit

@@ -19,6 +19,7 @@ from toolchain.bundle import BackboneArtefact, Bundle
 from toolchain.bundle.golden import golden_of
 from toolchain.bundle.linkage import LINKAGES
 from toolchain.bundle.release import patch_of
+from toolchain.bundle.slots import Slots
 from toolchain.core.errors import BundleError, GraphError
 from toolchain.device.runtime.ort.weights import weights_folder
 from toolchain.export.check import parity, subjects
@@ -95,9 +96,7 @@ class _UnderTest:
     not_run: tuple[str, ...]
 
 
-def _subjects(
-    held: Bundle, artefact: BackboneArtefact, slots: subjects.Slots, folder: Path
-) -> _UnderTest:
+def _subjects(held: Bundle, artefact: BackboneArtefact, slots: Slots, folder: Path) -> _UnderTest:
     """Return what is compared, its sessions made from the weights in ``folder``."""
     found: list[Subject] = []
     relinked: tuple[str, ...] = ()

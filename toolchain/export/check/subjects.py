@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from toolchain.bundle import Bundle
 from toolchain.bundle.linkage import LINKAGES, LINKED_ROLES, STAGED, Linkage
+from toolchain.bundle.slots import Slots
 from toolchain.core.errors import BundleError, GraphError
 from toolchain.device.runtime.ort.backend import Linked, Runnable
 from toolchain.device.runtime.ort.session import Session, fits
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 _EXPORT_AGAIN = "export the domain again"
 
 Builder = Callable[[], Runnable]
-Slots = Mapping[str, npt.NDArray[Any]]
 
 
 def shipped(

@@ -21,13 +21,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from toolchain.bundle.golden import Golden
+from toolchain.bundle.slots import Slots
 from toolchain.core.errors import PrecisionError
 from toolchain.core.words import Precision
 from toolchain.device.runtime.ort.backend import Answer, Floats, Linked
@@ -35,9 +35,6 @@ from toolchain.device.runtime.ort.session import Session
 from toolchain.device.runtime.selftest import Allowance, run_cases
 from toolchain.export.graph import store
 from toolchain.pictures.preprocess import Preprocessing
-
-Slots = Mapping[str, npt.NDArray[Any]]
-
 
 ALLOWED: Mapping[Precision, Allowance] = MappingProxyType(
     {

@@ -6,11 +6,11 @@ work is refused first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from toolchain.core.timing import Notify
 from toolchain.recipe import Recipe
 from toolchain.training import data
 from toolchain.training.loop.destination import check_destination
@@ -27,7 +27,7 @@ def train_recipe(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-    notify: Callable[[str], None] = lambda _: None,
+    notify: Notify = lambda _: None,
     threads: int | None = None,
     memory: int | None = None,
 ) -> TrainReport:

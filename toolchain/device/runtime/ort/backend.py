@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from toolchain.bundle.slots import Slots
 from toolchain.device.runtime.limit import TimeLimit
 from toolchain.device.runtime.ort.session import Session
 
 Floats = npt.NDArray[np.float32]
-Slots = Mapping[str, npt.NDArray[Any]]
 _ELEMENTS: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype("f4"),
     "tensor(float16)": np.dtype("f2"),

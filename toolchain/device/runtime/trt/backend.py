@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from toolchain.bundle.slots import Slots
 from toolchain.core.errors import GraphError
 from toolchain.device.runtime.backend import Shape
 from toolchain.device.runtime.limit import TimeLimit
-from toolchain.device.runtime.ort.backend import Answer, Floats, Slots, answer
+from toolchain.device.runtime.ort.backend import Answer, Floats, answer
 from toolchain.device.runtime.trt.buffers import DeviceSlots
 from toolchain.device.runtime.trt.lanes import Lanes
 from toolchain.device.runtime.trt.plan import Device, Tensor

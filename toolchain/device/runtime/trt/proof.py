@@ -7,13 +7,12 @@ skipping is measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 
 import numpy as np
 
 from toolchain.bundle.linkage import kit_linkage
-from toolchain.core.timing import WALL, interleaved
+from toolchain.core.timing import WALL, Notify, interleaved
 from toolchain.device.engine.cache import EngineArtefact, mark
 from toolchain.device.runtime.trt.engine import make_engine
 from toolchain.device.runtime.trt.plan import Device
@@ -31,7 +30,7 @@ def prove(
     device: Device,
     *,
     rounds: int = ROUNDS,
-    notify: Callable[[str], None] = lambda _: None,
+    notify: Notify = lambda _: None,
 ) -> Skipping | None:
     """Time all gates closed against all open and write the verdict into the engine.
 

@@ -8,7 +8,7 @@ runs on whatever computes, so the proof itself is proved without a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from toolchain.bundle import BackboneManifest
 from toolchain.bundle.golden import FORCE
+from toolchain.bundle.slots import Slots
 from toolchain.core.errors import UsageError
-from toolchain.core.timing import WALL, interleaved
+from toolchain.core.timing import WALL, Notify, interleaved
 from toolchain.device.runtime.backend import Backend, Binding
 
 Verdict = Literal["skipping", "not skipping"]
 ROUNDS = 40
-Slots = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def measure_skipping(
     size: int,
     share: float,
     rounds: int = ROUNDS,
-    notify: Callable[[str], None] = lambda _: None,
+    notify: Notify = lambda _: None,
 ) -> Skipping:
     """Time ``backend`` with all of ``gates`` open and all closed on one picture of noise.
 
