@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from toolchain.core.errors import EngineError
+from toolchain.core.errors import EngineError, first_few
 from toolchain.device.engine.features import TensorRT
 from toolchain.device.engine.parse import ParsedNetwork
 
@@ -69,15 +69,10 @@ def refit(trt: TensorRT, engine: Any, slots: Slots) -> None:
         return
     reason = said.first or "it gives no reason"
     if refused:
-        reason = f"it has no weights {_some(refused)} of these shapes: {reason}"
+        reason = f"it has no weights {first_few(refused, 5)} of these shapes: {reason}"
     elif missing:
-        reason = f"it also needs {_some(missing)}"
+        reason = f"it also needs {first_few(missing, 5)}"
     raise EngineError(
         f"expected {len(arrays)} slots to be refitted, the engine refuses: {reason}",
         fix="load the engine again, as it may hold a mixture; build it again for this kit",
     )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{', '.join(names[:5])}{more}"

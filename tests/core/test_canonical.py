@@ -1,16 +1,18 @@
-"""Documents: the limits hold for bytes that were made to be slow."""
+"""One form per value, and limits that hold for bytes that were made to be slow."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from toolchain.core.canonical import canonical_json, read_document
+from toolchain.core.canonical import canonical_json, read_document, rounded
 from toolchain.core.errors import BundleError, Da3Error
 
 VALUES = st.recursive(
@@ -71,3 +73,47 @@ def test_an_unterminated_string_takes_no_quadratic_time(data: bytes) -> None:
 def test_nesting_before_an_unterminated_string_is_counted(end: bytes) -> None:
     with pytest.raises(BundleError, match="at most 12 levels, got 30000"):
         read_document(b"[" * 30_000 + end, "x")
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_rounding_is_idempotent_and_close(value: Any) -> None:
+    """Law: rounded(rounded(v)) is rounded(v), within six significant digits of v."""
+    once = rounded(value)
+    assert rounded(once) == once
+    assert math.isclose(once, value, rel_tol=1e-5) or abs(value) < 1e-300
+
+
+@given(st.floats(0, 1))
+def test_a_rate_is_resolved_only_when_it_is_exact(rate: Any) -> None:
+    """A gate that opened once in a million is not always closed: rounding never makes it so."""
+    assert (rounded(rate) == 0.0) == (rate == 0.0)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(JSON)
+def test_canonical_json_means_the_same_and_is_a_fixed_point(value: object) -> None:
+    """Law: parsing gives the value back, and its canonical form is the same bytes."""
+    text = canonical_json(value)
+    assert json.loads(text) == value
+    assert canonical_json(json.loads(text)) == text
+
+
+def test_canonical_json_of_the_specification() -> None:
+    """RFC 8785, section 3.2.3: keys in the order of their UTF-16 code units."""
+    keys = ["\u20ac", "\r", "\ufb33", "1", "\U0001f600", "\x80", "\u00f6"]
+    got = list(json.loads(canonical_json(dict.fromkeys(keys, 0))))
+    assert got == ["\r", "1", "\x80", "\u00f6", "\u20ac", "\U0001f600", "\ufb33"]
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), 2**53, {1: 2}, "\ud800", {1, 2}, np.float32(1), b"x"]
+)
+def test_what_json_cannot_carry_is_refused(value: object) -> None:
+    with pytest.raises(Da3Error, match="JSON"):
+        canonical_json(value)

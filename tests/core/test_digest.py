@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 
 import numpy as np
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from toolchain.core.canonical import canonical_json
 from toolchain.core.digest import sha256, short, tensor_digest, weights_digest
 from toolchain.core.errors import Da3Error, WeightsError
 
@@ -88,36 +86,6 @@ def test_weights_digest_as_the_documents_define_it() -> None:
     text = f'[["a","float32",[2],"sha256:{zeros}"],["b","int64",[],"sha256:{zeros}"]]'
     tensors: dict[str, Array] = {"b": np.int64(0) * np.ones((), "int64"), "a": np.zeros(2, "<f4")}
     assert weights_digest(tensors) == sha256(text.encode())
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=20,
-)
-
-
-@given(JSON)
-def test_canonical_json_means_the_same_and_is_a_fixed_point(value: object) -> None:
-    """Law: parsing gives the value back, and its canonical form is the same bytes."""
-    text = canonical_json(value)
-    assert json.loads(text) == value
-    assert canonical_json(json.loads(text)) == text
-
-
-def test_canonical_json_of_the_specification() -> None:
-    """RFC 8785, section 3.2.3: keys in the order of their UTF-16 code units."""
-    keys = ["\u20ac", "\r", "\ufb33", "1", "\U0001f600", "\x80", "\u00f6"]
-    got = list(json.loads(canonical_json(dict.fromkeys(keys, 0))))
-    assert got == ["\r", "1", "\x80", "\u00f6", "\u20ac", "\U0001f600", "\ufb33"]
-
-
-@pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), 2**53, {1: 2}, "\ud800", {1, 2}, np.float32(1), b"x"]
-)
-def test_what_json_cannot_carry_is_refused(value: object) -> None:
-    with pytest.raises(Da3Error, match="JSON"):
-        canonical_json(value)
 
 
 def test_short_is_for_names() -> None:

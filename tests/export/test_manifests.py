@@ -2,32 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.support.exported import Exported
 from toolchain import bundle
-from toolchain.export import manifests
+from toolchain.core.canonical import rounded
 from toolchain.export.graph.names import TARGETS
-
-finite = st.floats(allow_nan=False, allow_infinity=False)
-
-
-@given(finite)
-def test_rounding_is_idempotent_and_close(value: Any) -> None:
-    """Law: rounded(rounded(v)) is rounded(v), within six significant digits of v."""
-    once = manifests.rounded(value)
-    assert manifests.rounded(once) == once
-    assert math.isclose(once, value, rel_tol=1e-5) or abs(value) < 1e-300
-
-
-@given(st.floats(0, 1))
-def test_a_rate_is_resolved_only_when_it_is_exact(rate: Any) -> None:
-    """A gate that opened once in a million is not always closed: rounding never makes it so."""
-    assert (manifests.rounded(rate) == 0.0) == (rate == 0.0)
 
 
 def test_the_backbones_manifest_tells_its_graph(exported: Exported) -> None:
@@ -57,7 +35,7 @@ def test_the_domains_manifest_carries_parity_and_metrics(exported: Exported) -> 
     manifest, report = exported.report.manifest, exported.report.parity
     for c in report.comparisons:
         stem = f"{c.flavour}.batch{c.batch}"
-        assert manifest.parity[f"{stem}.max_abs"] == manifests.rounded(c.max_absolute)
+        assert manifest.parity[f"{stem}.max_abs"] == rounded(c.max_absolute)
         assert manifest.parity[f"{stem}.top1_mismatches"] == 0
         assert manifest.parity[f"{stem}.gate_mismatches"] == 0
     assert manifest.parity["cases"] == report.cases

@@ -44,6 +44,11 @@ def canonical_json(value: Any) -> bytes:
         ) from err
 
 
+def rounded(value: float, digits: int = 6) -> float:
+    """Return ``value`` with so many significant digits: what two machines agree in is one text."""
+    return float(f"{value:.{digits}g}")
+
+
 def parse_json(data: bytes | str) -> Any:
     """Return the value of a JSON text in any form, UTF-8 if it is bytes.
 

@@ -32,6 +32,7 @@ from toolchain.bundle import (
     Tap,
 )
 from toolchain.bundle.backbone import GRAPH_NAME, WEIGHTS_NAME
+from toolchain.core.canonical import rounded
 from toolchain.core.sealed import listing
 from toolchain.export.check.parity import ParityReport
 from toolchain.export.check.reference import Chosen
@@ -44,11 +45,6 @@ from toolchain.training.adapt.checkpoint import Checkpoint
 DISTRIBUTION = "da3-toolchain"
 TIME_LIMIT_S = 60.0
 OWN_LICENCE = "see the backbone's source"
-
-
-def rounded(value: float) -> float:
-    """Return ``value`` with six significant digits."""
-    return float(f"{value:.6g}")
 
 
 def backbone(kept: Checkpoint, halves: Halves) -> BackboneManifest:

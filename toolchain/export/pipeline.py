@@ -29,6 +29,7 @@ from toolchain.bundle.golden import Golden
 from toolchain.bundle.linkage import SHIPPED, SWAP_IF
 from toolchain.bundle.patch import PATCH_NAME
 from toolchain.core import digest
+from toolchain.core.canonical import rounded
 from toolchain.core.errors import (
     BackboneMismatchError,
     CheckpointError,
@@ -248,7 +249,7 @@ def _other_method(recipe: Recipe, trained: str) -> str:
 
 def _rates(kept: checkpoints.Checkpoint) -> dict[str, float]:
     # Rounded as in the manifest, so that linking anew from a bundle gives the same graphs.
-    return {site: manifests.rounded(rate) for site, rate in kept.info.metrics.gate_rates.items()}
+    return {site: rounded(rate) for site, rate in kept.info.metrics.gate_rates.items()}
 
 
 def _kept_plans(path: Path, halves: Halves, plans: tuple[Plan, ...]) -> tuple[Plan, ...]:

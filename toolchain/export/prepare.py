@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from toolchain.bundle import Plan
 from toolchain.bundle.linkage import SWAP_IF
+from toolchain.core.canonical import rounded
 from toolchain.core.digest import sha256
 from toolchain.export.emit import accuracy, calibrate
 from toolchain.export.emit.kits import KitSource
@@ -109,10 +110,10 @@ def measured(domain: KitDomain, models: KitModels, *, others: bool = False) -> P
         precision=order.precision,
         model=sha256(models.whole),
         samples=cost.cases,
-        accuracy=_rounded(cost.top1 or 0.0),
-        agreement=_rounded(1 - cost.classes_share),
-        gate_agreement=_rounded(1 - cost.gates_share),
-        max_relative=_rounded(max(cost.error, cost.flipped_error)),
+        accuracy=rounded(cost.top1 or 0.0),
+        agreement=rounded(1 - cost.classes_share),
+        gate_agreement=rounded(1 - cost.gates_share),
+        max_relative=rounded(max(cost.error, cost.flipped_error)),
     )
 
 
@@ -123,7 +124,3 @@ def _pictures(
     places = np.linspace(0, len(samples) - 1, min(count, len(samples)))
     pixels, labels = samples.batch(np.unique(places.round().astype(int)))
     return normalise(preprocess, pixels), labels
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}")

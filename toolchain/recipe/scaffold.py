@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from toolchain.core.errors import DataError, StorageError, UsageError
+from toolchain.core.errors import DataError, StorageError, UsageError, first_few
 from toolchain.core.fields import show
 from toolchain.core.files import write_atomic
 from toolchain.core.words import is_domain_name
@@ -157,6 +157,7 @@ def _header(name: str, survey: Survey) -> str:
     widths, heights = zip(*survey.sizes, strict=True)
     parts = "as found in the folders" if found.was_split else "a fifth of each class to test"
     counts = Counter(index for _, index in found.train + found.test)
+    classes = [f"{counts[place]:6d}  {name}" for place, name in enumerate(found.classes)]
     lines = [
         f"Build it:  da3-export --train --domain {f'{name!r}' if ' ' in name else name}",
         "",
@@ -165,9 +166,7 @@ def _header(name: str, survey: Survey) -> str:
         f"  sizes     {min(widths)} to {max(widths)} px wide, {min(heights)} to {max(heights)} px "
         f"high ({len(survey.sizes)} measured)",
         f"  classes   {len(found.classes)}",
-        *(f"    {counts[i]:6d}  {one}" for i, one in enumerate(found.classes[:_LISTED_CLASSES])),
+        "    " + first_few(classes, _LISTED_CLASSES, "\n    "),
     ]
-    if len(found.classes) > _LISTED_CLASSES:
-        lines.append(f"    and {len(found.classes) - _LISTED_CLASSES} more")
     lines += ["", "Check before training: title, licence, and whether a mirrored picture is still"]
     return "\n".join([*lines, "of its class (else remove flip from train.augment)."])

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import click
 
+from toolchain.core.errors import first_few
+
 BAR_WIDTH = 20
 SHOWN_ROWS = 40
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -89,8 +91,7 @@ def shape(dims: Iterable[object]) -> str:
 
 def some(names: Sequence[str], count: int = 12) -> str:
     """Return the first ``count`` of ``names``, and how many follow."""
-    rest = f", and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + rest
+    return first_few(names, count)
 
 
 def listed(values: Mapping[str, object]) -> str:

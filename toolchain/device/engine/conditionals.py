@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolchain.core.errors import ConditionalError
+from toolchain.core.errors import ConditionalError, first_few
 from toolchain.device.engine.branches import Conditional, NetworkLayers, OuterRead, conditionals
 from toolchain.device.engine.features import TensorRT
 
@@ -95,11 +95,9 @@ def require(report: ConditionalReport, *, conditionals: int, pairs: int) -> None
     if len(report.pairs) != pairs:
         faults.append(f"expected {pairs} outer tensors to be read, got {len(report.pairs)}")
     if faults:
-        more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise ConditionalError(
             "expected every branch to read outer tensors through input layers of its conditional:"
-            + "".join(f"\n  {fault}" for fault in faults[:20])
-            + more,
+            "\n  " + first_few(faults, 20, "\n  "),
             fix="closed gates might not skip; build the flavour staged or static instead",
         )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from toolchain.core.errors import BuildError, EngineError, ModelRefusedError
+from toolchain.core.errors import BuildError, EngineError, ModelRefusedError, first_few
 from toolchain.device.engine.features import TensorRT
 from toolchain.device.engine.kit import KitSlot
 from toolchain.device.engine.log import Messages
@@ -133,11 +133,9 @@ def require_slots(
         odd = {name for tensors in inputs for name in tensors} - known
         faults += [f"{name}: expected no such input, which nobody sets" for name in sorted(odd)]
     if faults:
-        more = f"\n  and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise EngineError(
-            "expected every slot of the kit as an input of the network:"
-            + "".join(f"\n  {fault}" for fault in faults[:_SHOWN])
-            + more,
+            "expected every slot of the kit as an input of the network:\n  "
+            + first_few(faults, _SHOWN, "\n  "),
             fix="export the kit again for this target",
         )
 

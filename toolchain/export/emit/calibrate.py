@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.core.canonical import rounded
 from toolchain.core.errors import PrecisionError
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.emit.int8 import LEVELS, frozen
@@ -80,7 +81,7 @@ def ranges(
         pick = _least_error if method == "mse" else _percentile
         chosen = {name: pick(counted[name], largest[name]) for name in largest}
     unopened = tuple(gate.partition(".")[2] for gate in sorted(dense.gates - opened))
-    return Ranges({name: _rounded(chosen[name]) for name in sorted(chosen)}, unopened)
+    return Ranges({name: rounded(chosen[name], 4) for name in sorted(chosen)}, unopened)
 
 
 def joined(found: Iterable[Ranges]) -> Ranges:
@@ -247,7 +248,3 @@ def _suffix(terms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """For each bin the sum over the bins after it."""
     total: npt.NDArray[np.float64] = terms[::-1].cumsum()[::-1] - terms
     return total
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from toolchain.bundle.release import Release
 from toolchain.core.canonical import canonical_json
 from toolchain.core.digest import sha256
-from toolchain.core.errors import ClosedError, SessionLimitError
+from toolchain.core.errors import ClosedError, SessionLimitError, first_few
 from toolchain.device.boards.cuda import open_cuda
 from toolchain.device.engine.cache import ENGINE_NAME, EngineArtefact, require
 from toolchain.device.engine.features import load
@@ -120,9 +120,8 @@ class OneSession:
                     fix="run it on the backbone's folder (provider cpu or cuda), or train the "
                     "domain with da3, da2 or head",
                 )
-            more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
             raise SessionLimitError(
-                f"{release.name} does not fit the engine {self._what} ({lines[0]}{more})",
+                f"{release.name} does not fit the engine {self._what} ({first_few(lines, 1)})",
                 fix="export a kit for it with da3-export --target, and build its engine with "
                 "da3 build",
             )
