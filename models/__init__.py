@@ -1,8 +1,8 @@
 """The backbones that come with the toolchain, installed as ``da3_models``.
 
-Rules of this room: one file per architecture; what residual nets share stands in ``residual``; this
-file only describes them and imports no torch, so that naming a backbone costs nothing. Each
-value is registered in the entry-point group ``da3.backbones``.
+Rules of this room: one file per architecture; ``residual`` holds what residual nets share. This
+file only describes them and imports no torch, so that naming a backbone costs nothing. The
+entry-point group ``da3.backbones`` registers each value.
 """
 
 from __future__ import annotations

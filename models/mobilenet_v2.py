@@ -1,8 +1,8 @@
 """MobileNetV2 for 224-pixel pictures, key for key torchvision's ``mobilenet_v2`` (width 1.0).
 
 Sandler et al. 2018, arXiv 1801.04381, table 2. State-dict keys, shapes and outputs equal
-torchvision's, so its checkpoints load unchanged; no weights are shipped. A block is a member of
-``features``; it takes one tensor and returns one, and nothing works in place.
+torchvision's, so its checkpoints load unchanged. No weights are shipped. A block is a member of
+``features``. It takes one tensor and returns one, and nothing works in place.
 """
 
 from __future__ import annotations

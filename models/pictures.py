@@ -1,10 +1,11 @@
 """Drawn pictures on which the shipped ``resnet20`` is trained; nothing is downloaded.
 
-A picture holds one figure, either a closed shape or a glyph of an invented alphabet, in front of a
-background. Everything is one formula over the pixel grid: the grid is moved into the figure's frame
-(pose, shear, a wavy warp) and the distance to the figure's line segments says what is covered.
-Labels: the figure, its fill and the background. The figures are none of the sample domains' (no
-cars, no digits, no sweeps, no cells). Numpy only; the same generator state draws the same pictures.
+A picture holds one figure in front of a background. The figure is a closed shape or a glyph of an
+invented alphabet. Everything is one formula over the pixel grid: it moves the grid into the
+figure's frame (pose, shear, a wavy warp), and the distance to the figure's line segments says which
+pixels the figure covers. Labels: the figure, its fill and the background. No figure belongs to a
+sample domain (no cars, no digits, no sweeps, no cells). Numpy only; the same generator state draws
+the same pictures.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SEGMENTS = 16
 FILLS = ("plain", "stripes", "checks", "dots", "rings", "gradient", "zigzag", "grain")
 BACKGROUNDS = ("plain", "gradient", "glow", "clouds", "grain", "stripes", "horizon", "two-tone")
 IGNORED = -1
-"""The fill label of a figure drawn with strokes: a stroke is too thin to show one."""
+"""The fill label of a figure drawn with strokes: a stroke is too thin to show a fill."""
 
 
 def _polygon(corners: int, turn_rad: float = -np.pi / 2, dent: float = 1.0) -> list[list[float]]:
@@ -105,7 +106,7 @@ def figure_segments() -> Array:
 
 
 class _Drawer:
-    """One batch being drawn; every random number comes from ``rng`` in a fixed order."""
+    """One batch in the making; random numbers come from ``rng`` in a fixed order."""
 
     def __init__(self, rng: np.random.Generator, count: int) -> None:
         self.rng = rng
@@ -191,6 +192,7 @@ def _distance(segments: Array, u: Array, v: Array) -> tuple[Array, npt.NDArray[n
         along = np.clip((px * dx + py * dy) / (dx * dx + dy * dy + 1e-9), 0, 1)
         nearest = np.minimum(nearest, (px - along * dx) ** 2 + (py - along * dy) ** 2)
         crosses = (y0 > v) != (y1 > v)
+        # Even-odd rule: every edge that a ray crosses turns inside into outside.
         inside ^= crosses & ((px * dy < py * dx) == (dy > 0))
     return np.sqrt(nearest), inside
 
@@ -198,7 +200,7 @@ def _distance(segments: Array, u: Array, v: Array) -> tuple[Array, npt.NDArray[n
 def _colours(rng: np.random.Generator, count: int) -> tuple[Array, Array]:
     """Draw the figure's and the background's colour pairs, float32 [N, 2, 3]; a third are grey.
 
-    First colours differ by at least 0.25 in mean; the figure's second moves further away.
+    First colours differ by at least 0.25 in mean. The figure's second one moves further away.
     """
     pairs = rng.random((count, 4, 3), np.float32)
     grey = rng.random(count) < 0.33

@@ -1,10 +1,10 @@
 """Train the shipped ``resnet20`` on drawn pictures: ``python -m da3_models.pretrain --out FILE``.
 
 One classifier answers three questions at once (figure, fill, background; see ``pictures``), each
-with its own softmax over its own columns, which makes the features general. Pictures are drawn as
-training goes and each is seen once, so there is no data set to keep. On one machine, one torch and
-one thread count the same seed gives the same file. This script is no part of the toolchain:
-adaptors are trained elsewhere.
+with its own softmax over its own columns; that makes the features general. Training draws its
+pictures as it goes and uses each once, so there is no data set to store. On one machine, one torch
+and one thread count, the same seed gives the same file. This script is no part of the toolchain,
+which trains adaptors only.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def normalise(pictures: Pictures) -> tuple[Tensor, Tensor]:
 
 
 def batches(seed: int, pictures: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield freshly drawn batches until ``pictures`` pictures have been given out."""
+    """Yield freshly drawn batches, ``pictures`` pictures in all."""
     rng = np.random.default_rng(seed)
     for _ in range(pictures // DRAWN_AT_ONCE):
         images, labels = normalise(draw(rng, DRAWN_AT_ONCE))
@@ -63,13 +63,13 @@ def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
 def accuracies(model: nn.Module, seed: int, pictures: int) -> dict[str, float]:
     """Return each task's share of right answers on pictures that training never drew."""
     model.eval()
-    right, seen = np.zeros(len(TASKS)), np.zeros(len(TASKS))
+    right, counted = np.zeros(len(TASKS)), np.zeros(len(TASKS))
     for images, labels in batches(seed, pictures):
         for task, part in enumerate(columns(model(images))):
             known = labels[:, task] != IGNORED
             right[task] += int((part.argmax(1) == labels[:, task])[known].sum())
-            seen[task] += int(known.sum())
-    return dict(zip(TASKS, (right / seen).round(4).tolist(), strict=True))
+            counted[task] += int(known.sum())
+    return dict(zip(TASKS, (right / counted).round(4).tolist(), strict=True))
 
 
 def train(model: nn.Module, *, seed: int, pictures: int, peak_lr: float, report_s: float) -> None:
@@ -80,7 +80,7 @@ def train(model: nn.Module, *, seed: int, pictures: int, peak_lr: float, report_
     optimiser = torch.optim.SGD(groups, lr=peak_lr, momentum=0.9, nesterov=True)
     steps = pictures // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak_lr, steps, pct_start=0.15)
-    start = told = time.monotonic()
+    start = reported = time.monotonic()
     model.train()
     for step, (images, labels) in enumerate(batches(seed, pictures), 1):
         loss = loss_of(model(images), labels)
@@ -89,9 +89,9 @@ def train(model: nn.Module, *, seed: int, pictures: int, peak_lr: float, report_
         optimiser.step()
         if step < steps:
             schedule.step()
-        if time.monotonic() - told > report_s:
-            told = time.monotonic()
-            click.echo(f"{step}/{steps}  loss {loss.item():.3f}  {told - start:.0f} s")
+        if time.monotonic() - reported > report_s:
+            reported = time.monotonic()
+            click.echo(f"{step}/{steps}  loss {loss.item():.3f}  {reported - start:.0f} s")
 
 
 @click.command()

@@ -1,10 +1,9 @@
 """The parts that every residual net of this package shares.
 
-Rules of this room: a block takes one tensor and returns one tensor, because adaptors are attached
-around blocks; submodules are named as torchvision names them (``conv1``, ``bn1``,
-``layer1.0.conv1``, ``downsample.0``, ``fc``), so that checkpoints travel; nothing works in place,
-because a block's input is read again by its adaptor. It does not know any particular net and loads
-no weights.
+Rules of this file: a block takes one tensor and returns one tensor, because adaptors join around
+blocks. Submodules have torchvision's names (``conv1``, ``bn1``, ``layer1.0.conv1``,
+``downsample.0``, ``fc``), so that checkpoints travel. Nothing works in place, because an adaptor
+reads its block's input again. It knows no particular net and loads no weights.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ BlockFactory = Callable[[int, int, int], nn.Module]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A run of ``depth`` blocks of one ``width``; its first block moves with ``stride``."""
+    """``depth`` blocks of one ``width`` in a row; the first one has the ``stride``."""
 
     depth: int
     width: int

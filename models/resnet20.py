@@ -1,8 +1,8 @@
 """ResNet-20 for 32-pixel pictures (He et al. 2015, section 4.2).
 
-Three stages of three basic blocks with 16, 32 and 64 channels. One departure from the paper: where
-the shape changes the shortcut is a 1x1 convolution with its norm (the paper's option B), not zero
-padding. This file holds the architecture only; ``pretrain`` made the weights that are shipped.
+Three stages of three basic blocks with 16, 32 and 64 channels. One thing differs from the paper:
+where the shape changes, the shortcut is a 1x1 convolution with its norm (the paper's option B), not
+zero padding. This file holds the architecture only; ``pretrain`` made the shipped weights.
 """
 
 from __future__ import annotations

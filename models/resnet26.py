@@ -1,9 +1,9 @@
 """ResNet-26 of the Visual Decathlon (Rebuffi et al., arXiv 1705.08045 and 1803.10082).
 
-A 3x3 stem with 32 channels and three macro blocks of four residual blocks with 64, 128 and 256
-channels, each macro block halving the map; pictures of 72 pixels, cropped to 64. The shortcut of a
+A 3x3 stem with 32 channels, then three macro blocks of four residual blocks with 64, 128 and 256
+channels. Each macro block halves the map. Pictures have 72 pixels, cropped to 64. The shortcut of a
 macro block's first block averages 2x2 and pads the new channels with zeros: it has no parameters.
-The residual adapters of those papers are no part of the backbone and not in this file.
+The papers' residual adapters are methods here (``series``, ``parallel``), no part of the backbone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ResNet-50 for 224-pixel pictures, key for key torchvision's ``resnet50`` ("v1.5").
 
 He et al. 2015, table 1, with the stride of a bottleneck on its 3x3 convolution. State-dict keys,
-shapes and outputs equal torchvision's, so its checkpoints load unchanged; no weights are shipped.
+shapes and outputs equal torchvision's, so its checkpoints load unchanged. No weights are shipped.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from toolchain.core.errors import DataError, UnknownNameError
 from toolchain.recipe import Recipe
 from toolchain.recipe.store import packaged
 from toolchain.training import data
-from toolchain.training.data.samples import DRAWN, SIDE, digits, drawn
+from toolchain.training.data.samples import DRAWN, SIDE, digits, drawn_sample
 from toolchain.training.data.samples.cars import STYLES
 from toolchain.training.data.samples.drawing import Sheet
 
@@ -41,7 +41,7 @@ def test_a_sample_loads_as_its_recipe_says(name: str) -> None:
 @pytest.mark.parametrize("name", DRAWN)
 def test_law_a_picture_depends_on_seed_and_index_only(name: str) -> None:
     """Law: the first n pictures are the same however many follow; another seed changes all."""
-    sample = drawn(name)
+    sample = drawn_sample(name)
     few, many, other = (
         sample.draw(count, [seed, 0])[0] for count, seed in ((10, 1), (20, 1), (10, 2))
     )
@@ -76,7 +76,9 @@ def features(pictures: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", ["chirps", "cells"])
 def test_every_kind_can_be_told_from_every_other(name: str) -> None:
     """A ridge regression on random features beats chance (0.5) clearly for each pair of kinds."""
-    train, test = (drawn(name).draw(count, [5, part]) for part, count in enumerate((960, 320)))
+    train, test = (
+        drawn_sample(name).draw(count, [5, part]) for part, count in enumerate((960, 320))
+    )
     inputs = features(train[0])
     middle, width = inputs.mean(axis=0), inputs.std(axis=0) + 1e-6
     known, asked = ((features(part[0]) - middle) / width for part in (train, test))
@@ -105,7 +107,7 @@ def test_no_two_body_styles_have_one_silhouette() -> None:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_pictures_are_neither_dark_nor_blank(name: str) -> None:
-    pictures = drawn(name).draw(64, [3, 0])[0].astype(np.float64)
+    pictures = drawn_sample(name).draw(64, [3, 0])[0].astype(np.float64)
     assert (pictures.std(axis=(1, 2, 3)) > 5).all()
     assert 25 < pictures.mean() < 235
 

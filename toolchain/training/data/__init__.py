@@ -1,8 +1,8 @@
 """Data: from a recipe to pictures and labels.
 
-Rules of this room: numpy, Pillow and scikit-learn's digits, no torch; the same recipe gives the
-same pictures in the same order; what is handed out is uint8 after `preprocess.pixels`, so that
-training and devices share one path. No shuffling and no augmentation here: that is training's.
+Rules of this room: numpy, Pillow and scikit-learn's digits, no torch. The same recipe gives the
+same pictures in the same order. Every picture is uint8 and has passed `preprocess.pixels`, so that
+training and devices share one path. No shuffling and no augmentation here: ``loop`` does both.
 """
 
 from toolchain.training.data.loaders import load

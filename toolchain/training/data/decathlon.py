@@ -1,9 +1,9 @@
 """The Visual Decathlon's data sets: COCO-style annotations, one label per picture.
 
-Rules of this file: the challenge's own layout (Rebuffi, Bilen, Vedaldi, NIPS 2017, and its
-development kit) is read; its ``val`` part serves as our test, because the labels of its test part
-are not public. Annotation files are taken for hostile: limited in size and count, every field
-checked, no path may leave the root. Both layouts are known::
+Rules of this file: it reads the challenge's own layout (Rebuffi, Bilen, Vedaldi, NIPS 2017, and its
+development kit). The ``val`` part serves as our test, because the labels of the test part are not
+public. It treats annotation files as hostile: size and count are limited, every field is checked,
+no path may leave the root. It knows both layouts::
 
     ROOT/annotations/<dataset>_train.json         ROOT/<dataset>/annotations/<dataset>_train.json
     ROOT/annotations/<dataset>_val.json           ROOT/<dataset>/annotations/<dataset>_val.json
@@ -55,11 +55,11 @@ def read(recipe: Recipe, root: Path) -> DomainData:
     """
     dataset = recipe.data.dataset or recipe.domain
     base, folder = _base(root, dataset)
-    found = [_Annotations(folder / f"{dataset}_{part}.json") for part in PARTS]
-    names = _merged(found[0], found[1])
+    annotations = [_Annotations(folder / f"{dataset}_{part}.json") for part in PARTS]
+    names = _merged(annotations[0], annotations[1])
     ids = sorted(names)
     label_of = {category: label for label, category in enumerate(ids)}
-    train, test = (one.pairs(base, label_of) for one in found)
+    train, test = (part.pairs(base, label_of) for part in annotations)
     require_pictures(f"{root}/{dataset}", len(train), len(test), len(ids))
     return DomainData(
         of_pairs(recipe, "train", train, recipe.data.train),
@@ -81,6 +81,7 @@ def _base(root: Path, dataset: str) -> tuple[Path, Path]:
 
 
 def _merged(train: _Annotations, test: _Annotations) -> dict[int, str]:
+    """Return the names of both parts' categories by id; raise DataError where they disagree."""
     for category, name in test.categories.items():
         if train.categories.setdefault(category, name) != name:
             raise DataError(
@@ -88,11 +89,11 @@ def _merged(train: _Annotations, test: _Annotations) -> dict[int, str]:
                 f"{train.categories[category]!r} in {train.path.name}",
                 fix="take both files from one release",
             )
-    seen: dict[str, int] = {}
+    id_of: dict[str, int] = {}
     for category, name in train.categories.items():
-        if seen.setdefault(name, category) != category:
+        if id_of.setdefault(name, category) != category:
             raise DataError(
-                f"{train.path}: categories {seen[name]} and {category} are both {name!r}; "
+                f"{train.path}: categories {id_of[name]} and {category} are both {name!r}; "
                 "expected one name each",
                 fix="give each category a name of its own",
             )
@@ -136,31 +137,31 @@ class _Annotations:
         return document
 
     def _categories(self, document: Mapping[str, object]) -> dict[int, str]:
-        out: dict[int, str] = {}
+        names: dict[int, str] = {}
         for place, entry in self._entries(document, "categories", MAX_CATEGORIES):
             identity = self._id(entry, "id", place)
             name = unicodedata.normalize("NFC", self._text(entry, "name", place))
-            if identity in out:
+            if identity in names:
                 raise self._fault(f"{place}.id: {identity} stands twice")
-            out[identity] = name
-        return out
+            names[identity] = name
+        return names
 
     def _files(self, document: Mapping[str, object]) -> dict[int, str]:
-        out: dict[int, str] = {}
+        files: dict[int, str] = {}
         for place, entry in self._entries(document, "images", MAX_IMAGES):
             identity = self._id(entry, "id", place)
             name = self._text(entry, "file_name", place)
-            if identity in out:
+            if identity in files:
                 raise self._fault(f"{place}.id: {identity} stands twice")
             if not _is_plain(name):
                 raise self._fault(
                     f"{place}.file_name: expected a picture below the root, got {name!r}"
                 )
-            out[identity] = name
-        return out
+            files[identity] = name
+        return files
 
     def _labels(self, document: Mapping[str, object]) -> dict[int, int]:
-        out: dict[int, int] = {}
+        category_of: dict[int, int] = {}
         for place, entry in self._entries(document, "annotations", MAX_IMAGES):
             image = self._id(entry, "image_id", place)
             category = self._id(entry, "category_id", place)
@@ -168,12 +169,12 @@ class _Annotations:
                 raise self._fault(f"{place}.image_id: no image {image}")
             if category not in self.categories:
                 raise self._fault(f"{place}.category_id: no category {category}")
-            if out.setdefault(image, category) != category:
+            if category_of.setdefault(image, category) != category:
                 raise self._fault(f"{place}.image_id: image {image} has two categories")
-        missing = next((image for image in self.files if image not in out), None)
+        missing = next((image for image in self.files if image not in category_of), None)
         if missing is not None:
             raise self._fault(f"images: image {missing} has no annotation")
-        return out
+        return category_of
 
     def _entries(
         self, document: Mapping[str, object], name: str, limit: int

@@ -1,7 +1,7 @@
 """Image folders: one folder per class.
 
-Rules of this file: `toolchain.recipe.pictures` says which pictures there are; here they become
-splits that are decoded when asked for. Classes are ordered by name.
+Rules of this file: `toolchain.recipe.pictures` says which pictures there are. Here they become
+splits, decoded when asked for. Classes are ordered by name.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ def read(recipe: Recipe, root: Path) -> DomainData:
     ``data.train`` and ``data.test`` limit how many are used, spread over the classes by
     ``data.seed``. Raises DataError for a missing, empty or hostile folder.
     """
-    found = scan(root)
-    if found.train and not found.test:
+    pictures = scan(root)
+    if pictures.train and not pictures.test:
         raise DataError(
             f"{root}/test: expected pictures, got none: every class has too few to be split",
             fix="give at least 2 pictures per class, or a test folder with pictures",
         )
-    require_pictures(str(root), len(found.train), len(found.test), len(found.classes))
-    train = of_pairs(recipe, "train", found.train, recipe.data.train)
-    test = of_pairs(recipe, "test", found.test, recipe.data.test)
-    return DomainData(train, test, found.classes)
+    require_pictures(str(root), len(pictures.train), len(pictures.test), len(pictures.classes))
+    train = of_pairs(recipe, "train", pictures.train, recipe.data.train)
+    test = of_pairs(recipe, "test", pictures.test, recipe.data.test)
+    return DomainData(train, test, pictures.classes)
 
 
 def of_pairs(

@@ -1,7 +1,7 @@
 """Which loader reads which data.
 
-Rules of this file: one branch per loader of `toolchain.recipe.spec`, and every picture in memory
-passes `preprocess.pixels` here, once; pictures in files pass it when they are decoded.
+Rules of this file: one branch per loader of `toolchain.recipe.spec`. Every picture in memory passes
+`preprocess.pixels` here, once; pictures in files pass it when they are decoded.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from toolchain.core.errors import UnknownNameError
 from toolchain.pictures.preprocess import Pixels, Preprocessing, pixels
 from toolchain.recipe.spec import FOLDER_LOADERS, Recipe
 from toolchain.training.data import decathlon, folder
-from toolchain.training.data.samples import DRAWN, digits, drawn
+from toolchain.training.data.samples import DRAWN, digits, drawn_sample
 from toolchain.training.data.splits import ArraySplit, DomainData
 
 
 def load(recipe: Recipe, *, root: Path | None = None) -> DomainData:
     """Return the data of ``recipe``; ``root`` replaces its ``data.root``.
 
-    Samples are in memory; folders are listed now and decoded when asked for.
+    Samples are in memory. Folders are listed now, and their pictures are decoded when asked for.
     Raises DataError for missing, damaged or hostile data, naming the path and the layout.
     """
     loader = recipe.data.loader
@@ -32,15 +32,16 @@ def load(recipe: Recipe, *, root: Path | None = None) -> DomainData:
         return _digits(recipe)
     if loader not in FOLDER_LOADERS:
         raise UnknownNameError("loader", loader, (*DRAWN, "digits", *FOLDER_LOADERS))
-    place = root or Path(recipe.data.root or "")
-    return folder.read(recipe, place) if loader == "folder" else decathlon.read(recipe, place)
+    path = root or Path(recipe.data.root or "")
+    return folder.read(recipe, path) if loader == "folder" else decathlon.read(recipe, path)
 
 
 def _drawn(recipe: Recipe) -> DomainData:
-    sample = drawn(recipe.data.loader)
+    sample = drawn_sample(recipe.data.loader)
+    # The part's number belongs to the seed, so train and test share no picture.
     parts = [
-        _in_memory(recipe, part, *sample.draw(count or 0, [recipe.data.seed, place]))
-        for place, (part, count) in enumerate(_counts(recipe))
+        _in_memory(recipe, part, *sample.draw(count or 0, [recipe.data.seed, number]))
+        for number, (part, count) in enumerate(_counts(recipe))
     ]
     return DomainData(parts[0], parts[1], sample.classes)
 

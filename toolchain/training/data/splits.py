@@ -1,7 +1,7 @@
-"""What training and checking see of a domain's data.
+"""A domain's data as training and checking read it: two splits of labelled pictures.
 
-Rules of this file: a split is read-only and gives the same answer for the same index for ever;
-memory is bounded by ``CACHE_BYTES`` for files; nothing is decoded before it is asked for.
+Rules of this file: a split is read-only and gives the same picture for the same index for ever.
+``CACHE_BYTES`` bounds the memory for pictures in files. A picture is decoded when it is asked for.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class ArraySplit:
 class FileSplit:
     """A split whose pictures are decoded when first asked for.
 
-    The cache takes pictures until it is full and then keeps them: in shuffled epochs that serves
-    its share of every epoch, where throwing out the oldest would serve almost nothing.
+    The cache takes pictures until it is full, and then keeps those. So it serves its share of every
+    shuffled epoch. A cache that throws out the oldest would serve almost nothing.
     """
 
     name: str
@@ -88,18 +88,19 @@ class FileSplit:
         """Return uint8 [B, S, S, 3] and int64 [B]; DataError for a damaged picture."""
         rows = checked_rows(indices, len(self))
         side = self.preprocess.size
-        out = np.empty((len(rows), side, side, 3), dtype=np.uint8)
+        pictures = np.empty((len(rows), side, side, 3), dtype=np.uint8)
         for place, row in enumerate(rows.tolist()):
-            out[place] = self._picture(row)
-        return out, self.labels[rows]
+            pictures[place] = self._picture(row)
+        return pictures, self.labels[rows]
 
     def _picture(self, row: int) -> Pixels:
-        found = self._cache.get(row)
-        if found is None:
-            found = pixels(self.preprocess, self.paths[row])
-            if (len(self._cache) + 1) * found.nbytes <= self.cache_bytes:
-                self._cache[row] = found
-        return found
+        picture = self._cache.get(row)
+        if picture is None:
+            picture = pixels(self.preprocess, self.paths[row])
+            # All pictures of a split have one size.
+            if (len(self._cache) + 1) * picture.nbytes <= self.cache_bytes:
+                self._cache[row] = picture
+        return picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +121,10 @@ def checked_rows(indices: Indices, count: int) -> npt.NDArray[np.int64]:
 
 
 def spread(labels: Labels, limit: int | None, seed: int) -> npt.NDArray[np.int64]:
-    """Return which rows to keep, ascending, so that at most ``limit`` stay, even over classes.
+    """Return at most ``limit`` rows, ascending, spread evenly over the classes.
 
-    Every class gives its first picture (in an order drawn from ``seed``) before any gives its
-    second, so a small limit still sees every class.
+    Every class gives its first picture (in an order drawn from ``seed``) before any class gives its
+    second, so a small limit still takes every class.
     """
     if limit is None or limit >= len(labels):
         return np.arange(len(labels), dtype=np.int64)
@@ -131,6 +132,7 @@ def spread(labels: Labels, limit: int | None, seed: int) -> npt.NDArray[np.int64
     by_class = order[np.argsort(labels[order], kind="stable")]
     sorted_labels = labels[by_class]
     starts = np.searchsorted(sorted_labels, sorted_labels, side="left")
+    # The turn in which a picture comes: its place within its class.
     turn = np.arange(len(labels)) - starts
     return np.sort(by_class[np.argsort(turn, kind="stable")][:limit]).astype(np.int64)
 

@@ -1,8 +1,8 @@
 """What is random about the order and the look of training pictures.
 
-Rules of this file: numpy only; every draw is a pure function of (seed, epoch, index), so that a
-resumed training sees the same pictures as an uninterrupted one and nothing has to be remembered.
-Pictures stay uint8: what is shifted or mirrored is what ``preprocess.pixels`` returned.
+Rules of this file: numpy only. Every draw is a pure function of (seed, epoch, index), so a resumed
+training sees the same pictures as an uninterrupted one without remembering anything. Pictures stay
+uint8: it shifts and mirrors what ``preprocess.pixels`` returned.
 """
 
 from __future__ import annotations
@@ -54,12 +54,13 @@ def draw(seed: int, epoch: int, count: int, augment: Collection[str]) -> Epoch:
 def augmented(pictures: Pixels, rows: Rows, epoch: Epoch) -> Pixels:
     """Return uint8 [B, S, S, 3], the pictures of ``rows`` mirrored and moved as drawn.
 
-    What moves in from outside repeats the border's pixel.
+    Where a picture moved away from the border, the border's pixel repeats.
     """
     side = pictures.shape[1]
     reach = side // SHIFT_SHARE
     moves = np.rint(epoch.shift[rows] * reach).astype(np.int64)
     places = np.arange(side)
+    # The source row and column of every pixel, [B, S] each.
     down = np.clip(places + moves[:, :1], 0, side - 1)
     right = np.clip(places + moves[:, 1:], 0, side - 1)
     right[epoch.flip[rows]] = right[epoch.flip[rows], ::-1]

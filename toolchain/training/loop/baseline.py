@@ -1,8 +1,8 @@
 """The head-only baseline: what the frozen features alone are good for, and where training starts.
 
-Rules of this file: nothing before the head changes, so every picture runs through the backbone once
-and the head is fitted to kept features, without augmentation. Training takes this head as its
-start: with a random one the first epochs would bend the adaptors to noise (linear probing before
+Rules of this file: nothing before the head changes, so every picture runs through the backbone
+once, without augmentation, and the head is fitted to the stored features. Training starts from this
+head. With a random one the first epochs would bend the adaptors to noise (linear probing before
 fine-tuning: Kumar et al., ICLR 2022).
 """
 
@@ -43,26 +43,27 @@ def probe(model: AttachedModel, data: DomainData, preprocess: Preprocessing) -> 
     mean, spread = train.mean(0), train.std(0).clamp_min(1e-3)
     head = _fit((train - mean) / spread, labels, model.classes)
     with torch.no_grad():
-        # The scaling goes into the head, so that it works on features as they are.
+        # The head was fitted to scaled features. Fold the scaling in: it then takes plain ones.
         weight = head.weight / spread
         bias = head.bias - weight @ mean
-        features, wanted = _features(plain, data.test, preprocess)
-        right = (features @ weight.T + bias).argmax(1) == wanted
-    return Probe(weight, bias, int(right.sum()) / len(wanted))
+        features, labels = _features(plain, data.test, preprocess)
+        right = (features @ weight.T + bias).argmax(1) == labels
+    return Probe(weight, bias, int(right.sum()) / len(labels))
 
 
 @torch.no_grad()
 def _features(
     model: AttachedModel, split: Split, preprocess: Preprocessing
 ) -> tuple[Tensor, Tensor]:
-    kept: list[Tensor] = []
+    """Return the backbone's features of a split, float32 [N, features], and its labels [N]."""
+    features: list[Tensor] = []
     labels: list[Tensor] = []
-    for images, wanted in batches(split, preprocess):
-        found = model.trace(images, maps=False).features
-        assert found is not None
-        kept.append(found)
-        labels.append(wanted)
-    return torch.cat(kept), torch.cat(labels)
+    for images, batch_labels in batches(split, preprocess):
+        batch_features = model.trace(images, maps=False).features
+        assert batch_features is not None
+        features.append(batch_features)
+        labels.append(batch_labels)
+    return torch.cat(features), torch.cat(labels)
 
 
 def _fit(features: Tensor, labels: Tensor, classes: int) -> nn.Linear:

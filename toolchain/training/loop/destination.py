@@ -1,7 +1,7 @@
-"""Where a training writes: refused before the first step what would be refused after the last one.
+"""Where a training writes: an error of the last step is raised before the first one.
 
-Rules of this file: it looks, makes the parent folder and removes what was asked to be overwritten;
-results themselves are written by ``checkpoint`` and ``state``.
+Rules of this file: it looks, makes the parent folder and removes what the caller asked to
+overwrite. ``checkpoint`` and ``state`` write the results themselves.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from toolchain.training.loop.state import state_path
 
 def check_destination(out: Path, *, resume: bool, overwrite: bool) -> None:
     """Raise ExistsError or StorageError where the checkpoint ``out`` could not be written."""
-    with _telling(f"make {out.parent}"):
+    with _as_storage_error(f"make {out.parent}"):
         out.parent.mkdir(parents=True, exist_ok=True)
-    with _telling(f"write in {out.parent}"), tempfile.TemporaryFile(dir=out.parent):
+    with _as_storage_error(f"write in {out.parent}"), tempfile.TemporaryFile(dir=out.parent):
         pass
     if resume or overwrite:
         return
@@ -38,13 +38,13 @@ def check_destination(out: Path, *, resume: bool, overwrite: bool) -> None:
 def remove_state(out: Path) -> None:
     """Remove the half-done training beside ``out``, if there is one; raises StorageError."""
     path = state_path(out)
-    with _telling(f"remove {path}"):
+    with _as_storage_error(f"remove {path}"):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _telling(action: str) -> Iterator[None]:
-    """Raise what the file system refuses inside the block as StorageError."""
+def _as_storage_error(action: str) -> Iterator[None]:
+    """Turn an OSError inside the block of code into a StorageError."""
     try:
         yield
     except OSError as err:

@@ -1,7 +1,7 @@
 """How good and how cheap a domain is on a split.
 
-Rules of this file: gates are exact (no noise), every sample counts by itself, nothing is changed in
-the model. It does not compare with ONNX (``check``).
+Rules of this file: gates are exact (no noise), every sample counts by itself, and the model stays
+in evaluation mode. It does not compare with ONNX (``export.check`` does).
 """
 
 from __future__ import annotations

@@ -17,15 +17,15 @@ from toolchain.core.canonical import canonical_json
 from toolchain.recipe import Recipe
 from toolchain.training.data.splits import DomainData, Split
 
-LOOKED_AT = 64
+DIGESTED_PICTURES = 64
 """Pictures per split that enter the data's digest: all would mean decoding a whole folder."""
 
 # They change what is written about a domain, never its weights.
-_WORDS = ("title", "licence", "golden")
+_DESCRIPTIVE = ("title", "licence", "golden")
 
 
 def recipe_document(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as JSON values; the folder that it lay in is left out."""
+    """Return the recipe as JSON values, without the folder of its file."""
     document = dataclasses.asdict(recipe)
     del document["folder"]
     return document
@@ -37,9 +37,9 @@ def recipe_digest(recipe: Recipe) -> str:
 
 
 def training_document(recipe: Recipe) -> dict[str, Any]:
-    """Return what of the recipe a training depends on, flat: ``{"train.lr": 0.003, ...}``."""
+    """Return the keys of a recipe that training depends on, flat: ``{"train.lr": 0.003, ...}``."""
     document = recipe_document(recipe)
-    return dict(_flat({k: v for k, v in document.items() if k not in _WORDS}, ""))
+    return dict(_flat({k: v for k, v in document.items() if k not in _DESCRIPTIVE}, ""))
 
 
 def _flat(document: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -53,7 +53,7 @@ def _flat(document: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 def data_digest(data: DomainData) -> str:
     """Return a digest of the class names, all labels, and 64 pictures spread over each split.
 
-    Enough to notice another folder, another limit or a changed preprocessing; not a proof that no
+    That notices another folder, another limit or a changed preprocessing. It is no proof that no
     other picture changed.
     """
     parts = [_split_digest(split) for split in (data.train, data.test)]
@@ -61,6 +61,6 @@ def data_digest(data: DomainData) -> str:
 
 
 def _split_digest(split: Split) -> list[Any]:
-    rows = np.unique(np.linspace(0, len(split) - 1, LOOKED_AT).astype(np.int64))
+    rows = np.unique(np.linspace(0, len(split) - 1, DIGESTED_PICTURES).astype(np.int64))
     pictures, _ = split.batch(rows)
     return [len(split), digest.tensor_digest(split.labels), digest.tensor_digest(pictures)]

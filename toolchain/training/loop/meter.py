@@ -1,6 +1,6 @@
 """Means and remaining time of a training, from step to step.
 
-Rules of this file: it counts and tells; nothing of a training depends on it.
+Rules of this file: it counts and reports; no training depends on it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Meter:
         self.loss = self.right = self.share = self.opened = 0.0
 
     def add(self, loss: Tensor, labels: Tensor, share: Tensor, trace: Trace) -> None:
-        """Add one step: its scalar loss, labels ``[N]``, executed shares and what was seen."""
+        """Add one step: its scalar loss, labels ``[N]``, executed shares ``[N]`` and trace."""
         assert trace.logits is not None
         count = len(labels)
         gates = [decision.detach().mean() for decision in trace.opened.values()]
@@ -34,7 +34,7 @@ class Meter:
 
 
 class Clock:
-    """Tells the remaining time from the steps since the start of this call."""
+    """Estimates the remaining time from the steps since the start of this call."""
 
     def __init__(self, step: int, *, epochs: int, steps_per_epoch: int) -> None:
         self.first, self.epochs, self.steps_per_epoch = step, epochs, steps_per_epoch

@@ -1,4 +1,4 @@
-"""Telling how training goes.
+"""How a training reports its progress.
 
 Rules of this file: training reports to a ``Progress`` and never prints. The command line has one
 that draws (``cli/show/progress.py``). No torch.

@@ -1,6 +1,6 @@
 """How learning rate and gate noise move over a training.
 
-Rules of this file: pure functions of how far a training is, so that a resumed one needs no state.
+Rules of this file: pure functions of a training's progress, so that a resumed one needs no state.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def lr_factor(done: float) -> float:
 def noise_scale(done: float) -> float:
     """Return the strength of the gates' noise: half at the start, none for the last part.
 
-    Evaluation has no noise. A gate at logit 0.4 is open for six samples of ten while noise lasts
-    and for all of them after it, so the budget must also be met without.
+    Evaluation has no noise. A gate at logit 0.4 is open for six samples of ten while noise lasts,
+    and for all of them afterwards. So the last part trains without, and meets the budget there.
     """
     return NOISE_AT_START * max(0.0, 1 - done / NOISE_ENDS)

@@ -1,9 +1,9 @@
-"""A half-done training on disk: what ``resume`` goes on from.
+"""A half-done training on disk, from which ``resume`` goes on.
 
-Rules of this file: one safetensors file beside the result's folder, replaced whole; no pickle. It
-holds the domain's tensors, the optimiser's, the number of finished steps and what the training
-depends on. No random state is in it: every draw of a training is a function of (seed, step), so the
-number of steps is the state of all generators.
+Rules of this file: one safetensors file beside the result's folder, always replaced whole; no
+pickle. It holds the domain's tensors, the optimiser's, the number of finished steps and what the
+training depends on. It needs no random state: every draw of a training is a function of (seed,
+step), so the number of steps is the state of all generators.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ Identity = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """``step`` finished steps of the training that ``identity`` describes.
+    """A training after ``step`` finished steps; ``identity`` describes what it depends on.
 
-    ``head_accuracy``: the baseline, found before the first step.
+    ``head_accuracy``: the head-only baseline's, measured before the first step.
     """
 
     step: int
@@ -71,7 +71,13 @@ def snapshot(
             f"step {step}: expected finite weights, got NaN or Inf in {', '.join(bad[:4])}",
             fix="lower train.lr in the recipe and train from the start",
         )
-    return State(step, identity, head_accuracy, domain, dict(_optimiser_tensors(optimiser)))
+    return State(
+        step=step,
+        identity=identity,
+        head_accuracy=head_accuracy,
+        domain=domain,
+        optimiser=dict(_optimiser_tensors(optimiser)),
+    )
 
 
 def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
@@ -83,8 +89,8 @@ def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, 
 def save_state(path: Path, state: State) -> None:
     """Write ``state`` to ``path``, replacing an older one whole; raises StorageError."""
     tensors = {
-        f"{room}.{name}": tensor.contiguous()
-        for room, part in ((_DOMAIN, state.domain), (_OPTIMISER, state.optimiser))
+        f"{prefix}.{name}": tensor.contiguous()
+        for prefix, part in ((_DOMAIN, state.domain), (_OPTIMISER, state.optimiser))
         for name, tensor in part.items()
     }
     about = {
@@ -111,14 +117,14 @@ def load_state(path: Path) -> State:
         about = parse_json(read_metadata(data)[_KEY])
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']}, expected {FORMAT}")
-        if (found := digest.weights_digest(arrays(tensors))) != about["tensors"]:
-            raise ValueError(f"tensors {found}, expected {about['tensors']}")
+        if (actual := digest.weights_digest(arrays(tensors))) != about["tensors"]:
+            raise ValueError(f"tensors {actual}, expected {about['tensors']}")
         return State(
-            int(about["step"]),
-            dict(about["identity"]),
-            float(about["head_accuracy"]),
-            _part(tensors, _DOMAIN),
-            _part(tensors, _OPTIMISER),
+            step=int(about["step"]),
+            identity=dict(about["identity"]),
+            head_accuracy=float(about["head_accuracy"]),
+            domain=_part(tensors, _DOMAIN),
+            optimiser=_part(tensors, _OPTIMISER),
         )
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as err:
         raise TrainingError(
@@ -127,9 +133,9 @@ def load_state(path: Path) -> State:
         ) from err
 
 
-def _part(tensors: Mapping[str, Tensor], room: str) -> dict[str, Tensor]:
-    prefix = f"{room}."
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
 
 
 def restore_state(state: State, model: AttachedModel, optimiser: torch.optim.Optimizer) -> None:
@@ -141,18 +147,22 @@ def restore_state(state: State, model: AttachedModel, optimiser: torch.optim.Opt
             f"the training to resume does not fit the model: {err}",
             fix="train from the start, without resume",
         ) from err
-    whole = optimiser.state_dict()
+    # The parameter groups are built anew from the recipe; only the moments come from the file.
+    groups = optimiser.state_dict()["param_groups"]
     entries: dict[int, dict[str, Tensor]] = {}
     for name, tensor in state.optimiser.items():
         index, _, field = name.partition(".")
         entries.setdefault(int(index), {})[field] = tensor
-    optimiser.load_state_dict({"state": entries, "param_groups": whole["param_groups"]})
+    optimiser.load_state_dict({"state": entries, "param_groups": groups})
 
 
 def differences(
     then: Identity, now: Identity, words: tuple[str, str] = ("then", "now")
 ) -> list[str]:
-    """Return one line for each entry in which two descriptions differ."""
+    """Return one line for each entry in which two descriptions differ.
+
+    ``words`` stand behind the entry's value in the first description and in the second one.
+    """
     return [
         f"{name}: {then.get(name, 'not there')} {words[0]}, {now.get(name, 'not there')} {words[1]}"
         for name in sorted({*then, *now})

@@ -1,9 +1,9 @@
 """Train a domain: adaptors, gates and head on a frozen backbone.
 
-Rules of this file: only ``model.domain`` changes, and the backbone's digest is compared at the end;
-every draw is a function of (seed, step), so an interrupted training that is resumed ends in the
+Rules of this file: only ``model.domain`` changes, and the backbone's digest is compared at the end.
+Every draw is a function of (seed, step), so an interrupted training that is resumed ends in the
 same bits as one that never stopped (same torch, same number of threads). It never prints: progress
-goes to a ``Progress``. What layers keep for the backward pass is the model's matter (``lean``).
+goes to a ``Progress``. The model decides what layers keep for the backward pass (``lean``).
 
 Law: ``train`` interrupted anywhere and resumed equals ``train``.
 """
@@ -58,14 +58,14 @@ from toolchain.training.memory.fit import within
 
 SAVE_EVERY_S = 300.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_GATE_NOISE = 3  # the stream's number, beside those of ``augment``
+_GATE_NOISE = 3  # the number of its random stream, beside those of ``augment``
 
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """A finished training: the checkpoint in ``folder`` and what it reaches on the test split.
+    """A finished training: the checkpoint in ``folder``, and its evaluation on the test split.
 
-    ``steps`` counts the steps of this call alone, ``seconds`` the wall-clock time.
+    ``steps`` counts the steps of this call alone; ``seconds`` is its wall-clock time.
     """
 
     folder: Path
@@ -89,12 +89,12 @@ def train(
 ) -> TrainReport:
     """Train ``model``'s domain as ``recipe.train`` says and write the checkpoint ``out``.
 
-    Loss: cross-entropy plus the budget term (``budget``), minimised by AdamW (Loshchilov and
-    Hutter, ICLR 2019) over one cycle. The state for ``resume`` lies beside ``out``
-    (``state.state_path``), written after every epoch, every ``save_every_s`` seconds and at Ctrl-C
-    or SIGTERM, and is removed at the end. The head starts from the head-only baseline, whose
-    accuracy is noted beside the domain's. A missing parent of ``out`` is made. ``memory``: bytes
-    that the training may take beside frozen weights and pictures (``memory.fit``).
+    AdamW (Loshchilov and Hutter, ICLR 2019) minimises cross-entropy plus the budget term (``loss``)
+    over one cycle. The head starts from the head-only baseline; the checkpoint notes the baseline's
+    accuracy beside the domain's. The state for ``resume`` lies beside ``out``
+    (``state.state_path``). It is written after every epoch, every ``save_every_s`` seconds and at
+    Ctrl-C or SIGTERM, and removed at the end. A missing parent of ``out`` is made. ``memory``: the
+    bytes that training may take beside frozen weights and pictures (``memory.fit``).
 
     Raises:
         MemoryBudgetError: ``memory`` does not hold it; the fix says what it would hold.
@@ -130,19 +130,25 @@ def train(
         model.generator, model.noise_scale = None, 1.0
         model.train(False)
     with _memory_watched(run):
-        found = evaluate(model, data.test, recipe.preprocess)
+        evaluation = evaluate(model, data.test, recipe.preprocess)
     run.check_frozen()
     checkpoint = models.save(
         out,
         model,
         recipe,
         data.classes,
-        found,
+        evaluation,
         head_accuracy=run.head_accuracy,
         overwrite=overwrite or resume,
     )
     remove_state(out)
-    return TrainReport(out, checkpoint, found, run.step - first, time.monotonic() - started)
+    return TrainReport(
+        folder=out,
+        checkpoint=checkpoint,
+        evaluation=evaluation,
+        steps=run.step - first,
+        seconds=time.monotonic() - started,
+    )
 
 
 def _check_fit(model: AttachedModel, data: DomainData, recipe: Recipe) -> None:
@@ -164,7 +170,7 @@ def _check_fit(model: AttachedModel, data: DomainData, recipe: Recipe) -> None:
 class _Run:
     """One training: what it works on and the number of finished steps.
 
-    ``updating``: the optimiser is at work, so tensors may be of two steps.
+    ``updating``: the optimiser is at work, so some tensors may be a step ahead of others.
     """
 
     model: AttachedModel
@@ -178,7 +184,7 @@ class _Run:
     optimiser: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
-        """Name what the training depends on, so that a resume can compare it."""
+        """Note what the training depends on, so that a resume can compare it."""
         self.optimiser = _optimiser(self.model.domain, self.recipe)
         self.identity = training_document(self.recipe) | {
             "backbone's weights_digest": weights_digest(self.model),
@@ -193,23 +199,23 @@ class _Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        # What is left over is another part in every epoch, and no step has a batch of one.
+        # The pictures left over are others in every epoch; so no step has a batch of one.
         return max(1, len(self.data.train) // self.recipe.train.batch)
 
     @property
     def steps(self) -> int:
         return self.steps_per_epoch * self.recipe.train.epochs
 
-    def start(self, found: Probe) -> None:
+    def start(self, baseline: Probe) -> None:
         """Begin with the baseline's head."""
-        state = {"weight": found.weight, "bias": found.bias}
+        state = {"weight": baseline.weight, "bias": baseline.bias}
         self.model.domain[HEAD].load_state_dict(state)
-        self.head_accuracy = found.accuracy
+        self.head_accuracy = baseline.accuracy
 
     def resume(self, state: State) -> None:
         """Go on from ``state``; raises TrainingError naming every difference."""
-        if found := differences(state.identity, self.identity):
-            lines = "\n  ".join(found)
+        if changes := differences(state.identity, self.identity):
+            lines = "\n  ".join(changes)
             raise TrainingError(
                 f"the training to resume at {state_path(self.out)} is another one:\n  {lines}",
                 fix="undo the change, or train from the start and overwrite it",
@@ -229,7 +235,7 @@ class _Run:
         save_state(state_path(self.out), state)
 
     def check_frozen(self) -> None:
-        """Raise TrainingError should the backbone have changed in spite of everything."""
+        """Raise TrainingError if the backbone changed in spite of everything."""
         before, now = self.identity["backbone's weights_digest"], weights_digest(self.model)
         if before != now:
             raise TrainingError(
@@ -244,16 +250,18 @@ def _digested(selection: Selection) -> str:
 
 
 def _optimiser(domain: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW; gates learn faster and, like biases and norms, do not decay.
+    """Return AdamW over the domain's parameters.
 
-    What stands in place of backbone tensors learns at the method's own rate.
+    Gates learn faster and, like biases and norms, do not decay. Overrides of backbone tensors learn
+    at the method's own rate.
     """
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in domain.named_parameters():
-        gate, own = ".gate." in name, name.startswith(f"{OWN}.")
+        gate, override = ".gate." in name, name.startswith(f"{OWN}.")
         factor = GATE_LR_FACTOR if gate else 1.0
-        if own:
+        if override:
             factor = REGISTRY[recipe.method].lr_factor
+        # Decay would pull a mask's scores across their threshold of 5e-3.
         decays = not gate and parameter.dim() >= 2 and not name.endswith(".scores")
         decay = recipe.train.weight_decay if decays else 0.0
         groups.setdefault((factor, decay), []).append(parameter)
@@ -281,6 +289,7 @@ def _loop(run: _Run, progress: Progress, save_every_s: float) -> None:
                     with _memory_watched(run, saves=True):
                         _step(run, drawn, meter)
                     progress.step(clock.status(run.step, meter))
+                    # Between two steps the state is whole: stop here, never inside a step.
                     if interrupted:
                         _stop(run)
                     if time.monotonic() - saved > save_every_s:
@@ -294,31 +303,35 @@ def _loop(run: _Run, progress: Progress, save_every_s: float) -> None:
 
 
 class Interruption:
-    """Whether the process was asked to stop; true in a condition once it was."""
+    """Whether a signal asked the process to stop; true in a condition once it did."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self._requested = False
 
     def __bool__(self) -> bool:
-        return self._asked
+        return self._requested
 
-    def ask(self, _signal: int, _frame: FrameType | None) -> None:
+    def request(self, _signal: int, _frame: FrameType | None) -> None:
         """Note the first signal; a second one means now."""
-        if self._asked:
+        if self._requested:
             raise KeyboardInterrupt
-        self._asked = True
+        self._requested = True
 
 
 @contextmanager
 def interruption() -> Iterator[Interruption]:
-    """Hold Ctrl-C (SIGINT) and SIGTERM back inside the block; the block looks whether one came."""
-    held = Interruption()
+    """Hold back Ctrl-C (SIGINT) and SIGTERM inside the block of code, which asks whether one came.
+
+    The handlers that were there before come back. Outside the main thread, where no signal arrives,
+    nothing is installed.
+    """
+    interrupted = Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield held
+        yield interrupted
         return
-    before = {number: signal.signal(number, held.ask) for number in SIGNALS}
+    before = {number: signal.signal(number, interrupted.request) for number in SIGNALS}
     try:
-        yield held
+        yield interrupted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -344,7 +357,7 @@ def _step(run: _Run, drawn: Epoch, meter: Meter) -> None:
     trace = model.trace(images, maps=False)
     assert trace.logits is not None
     share = model.executed_share(trace)
-    weight = spec.budget_weight if trace.opened else 0.0  # nothing to pull at without gates
+    weight = spec.budget_weight if trace.opened else 0.0  # without gates the share is fixed
     loss = training_loss(trace.logits, labels, share, budget=spec.budget, weight=weight)
     _check_finite(run, loss)
     for group in run.optimiser.param_groups:
@@ -360,26 +373,26 @@ def _step(run: _Run, drawn: Epoch, meter: Meter) -> None:
 
 @contextmanager
 def _memory_watched(run: _Run, *, saves: bool = False) -> Iterator[None]:
-    """Turn memory that ran out into an error that says which state is there to go on from.
+    """Turn memory that ran out into an error that says which state a training can go on from.
 
-    ``saves`` one, if there is memory for that. In the middle of an update some tensors are a step
-    ahead, so what was saved before stays.
+    ``saves``: save the present state first, if there is memory for that. In the middle of an update
+    some tensors are a step ahead, so then the state saved before stays.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as err:
         if not is_exhaustion(err):
             raise
-        run.optimiser.zero_grad()
+        run.optimiser.zero_grad()  # gradients are memory that the rest can use
         if saves and not run.updating:
             with suppress(MemoryError, RuntimeError, StorageError):
                 run.save()
-        raise exhausted(run.model, run.recipe.train.batch, _left(run)) from err
+        raise exhausted(run.model, run.recipe.train.batch, _saved(run)) from err
 
 
-def _left(run: _Run) -> str:
-    kept = state_path(run.out)
-    return f"the last good state is {kept}" if kept.exists() else "no state had been saved yet"
+def _saved(run: _Run) -> str:
+    path = state_path(run.out)
+    return f"the last good state is {path}" if path.exists() else "no state had been saved yet"
 
 
 def _batch(run: _Run, drawn: Epoch) -> tuple[Tensor, Tensor]:
@@ -401,6 +414,6 @@ def _check_finite(run: _Run, loss: Tensor) -> None:
         return
     raise TrainingError(
         f"step {run.step + 1} of {run.steps}: expected a finite loss, got {loss.item()}; "
-        f"{_left(run)}",
+        f"{_saved(run)}",
         fix=f"lower train.lr in the recipe (now {run.recipe.train.lr:g}) and train from the start",
     )

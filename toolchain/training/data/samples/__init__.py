@@ -1,10 +1,10 @@
 """Samples: small domains that need no download.
 
-Rules of this room: every picture is drawn from (seed, part, index) alone, so that it does not
-depend on how many others are drawn; classes take turns, so that any prefix is balanced; nothing
-is read from disk except scikit-learn's digits.
+Rules of this room: a picture depends on (seed, part, index) alone, not on how many others are
+drawn. Classes take turns, so the first pictures are balanced, however many. Only scikit-learn's
+digits are read from disk.
 """
 
-from toolchain.training.data.samples.drawing import DRAWN, SIDE, Sample, drawn
+from toolchain.training.data.samples.drawing import DRAWN, SIDE, Sample, drawn_sample
 
-__all__ = ["DRAWN", "SIDE", "Sample", "drawn"]
+__all__ = ["DRAWN", "SIDE", "Sample", "drawn_sample"]

@@ -1,8 +1,8 @@
 """Cars: side views of eight body styles, drawn.
 
-Rules of this file: a style is its outline and windows in hundredths of a car's length, x from the
-bumper, y up from the road; everything else (pose, proportions, colours, road, clutter, noise) is
-drawn at random and says nothing about the style.
+Rules of this file: a style is its outline and windows, in hundredths of a car's length, x from the
+bumper and y up from the road. Everything else (pose, proportions, colours, road, clutter, noise) is
+random and says nothing about the style.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ STYLES = (
 )
 
 
-def one(label: int, rng: Rng) -> Pixels:
+def draw_one(label: int, rng: Rng) -> Pixels:
     """Return a car of the style ``label``, uint8 [32, 32, 3]."""
     style = STYLES[label]
     sheet = Sheet(clouds(rng, colour_from(rng, 70, 230), 16.0))
@@ -155,8 +155,8 @@ def _car(sheet: Sheet, style: Style, pose: Pose, paint: Colour, rng: Rng) -> Non
     half = max(x for x, _ in style.outline) / 2
 
     def place(points: Sequence[XY] | Points, shake: Points | float = 0.0) -> Points:
-        own = (np.asarray(points, dtype=np.float64) + shake - (half, 22.0)) * stretch
-        return pose.place(own * (1.0, -1.0))
+        local = (np.asarray(points, dtype=np.float64) + shake - (half, 22.0)) * stretch
+        return pose.place(local * (1.0, -1.0))
 
     glass = shade(paint, 0.35) if rng.random() < 0.5 else colour_from(rng, 20, 90)
     if rng.random() < 0.2:
@@ -184,4 +184,4 @@ def _box(left: float, top: float, wide: float, high: float) -> Points:
     return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
 
 
-SAMPLE = Sample(tuple(style.name for style in STYLES), one)
+SAMPLE = Sample(tuple(style.name for style in STYLES), draw_one)

@@ -1,8 +1,8 @@
 """Cells: stained cells under a microscope, of eight kinds.
 
-Rules of this file: a kind is the cell's outline and what lies in it; stain, size, place, turn,
-neighbours at the rim, debris and focus are random. The shapes follow what a blood or tissue smear
-shows, much simplified: they are no medical data.
+Rules of this file: a kind is the cell's outline and what lies inside. Stain, size, place, turn,
+neighbours at the rim, debris and focus are random. The shapes follow a blood or tissue smear, much
+simplified; they are no medical data.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def _granular(brush: _Brush, rng: Rng) -> None:
     """Fill it with dark grains."""
     brush.membrane(_blob(rng))
     for _ in range(int(rng.integers(16, 26))):
+        # The root spreads the grains evenly over the disc; without it they crowd in the middle.
         far, angle = 0.85 * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
         at = (far * np.cos(angle), far * np.sin(angle))
         brush.dot(at, rng.uniform(0.07, 0.13), brush.nucleus)
@@ -133,7 +134,7 @@ KINDS: dict[str, Callable[[_Brush, Rng], None]] = {
 }
 
 
-def one(label: int, rng: Rng) -> Pixels:
+def draw_one(label: int, rng: Rng) -> Pixels:
     """Return a cell of the kind ``label``, uint8 [32, 32, 3]."""
     body, nucleus = _stains(rng)
     light = int(rng.integers(215, 246))
@@ -182,4 +183,4 @@ def _debris(sheet: Sheet, rng: Rng, colour: Colour) -> None:
         sheet.disc(rng.uniform(-0.5, 0.5, 2), rng.uniform(0.008, 0.02), shade(colour, 1.3))
 
 
-SAMPLE = Sample(tuple(KINDS), one)
+SAMPLE = Sample(tuple(KINDS), draw_one)

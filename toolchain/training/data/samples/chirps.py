@@ -1,9 +1,9 @@
 """Chirps: time-frequency pictures of eight kinds of signal.
 
-Rules of this file: a signal is synthesised sample by sample (phase = sum of frequency), buried in
-noise, and seen through a windowed Fourier transform; x is time, y frequency with high on top. A
-kind is how the frequency moves; where, how fast and how loud is random. Frequencies are in cycles
-per sample.
+Rules of this file: it synthesises a signal sample by sample (the phase is the sum of the
+frequency), buries it in noise, and draws its windowed Fourier transform: x is time, y is frequency
+with high on top. A kind is how the frequency moves. Where, how fast and how loud is random.
+Frequencies are in cycles per sample.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ KINDS: dict[str, Callable[[Rng], Wave]] = {
 }
 
 
-def one(label: int, rng: Rng) -> Pixels:
+def draw_one(label: int, rng: Rng) -> Pixels:
     """Return the picture of a signal of the kind ``label``, uint8 [32, 32, 3]."""
     kind = tuple(KINDS)[label]
     frequency = KINDS[kind](rng)
@@ -94,7 +94,7 @@ def one(label: int, rng: Rng) -> Pixels:
 
 
 def _tone(frequency: Wave, rng: Rng) -> Wave:
-    """Return the signal with this instantaneous frequency, its loudness slowly changing."""
+    """Return a signal of this instantaneous frequency; its loudness changes slowly."""
     phase = 2 * np.pi * (np.cumsum(frequency) + rng.random())
     loudness = 1.0 + 0.35 * np.sin(2 * np.pi * (rng.uniform(0.5, 3) * _TIME + rng.random()))
     return np.asarray(loudness * np.sin(phase))
@@ -102,13 +102,14 @@ def _tone(frequency: Wave, rng: Rng) -> Wave:
 
 def _clicks(rng: Rng) -> Wave:
     """Return up to two short clicks, which cross all frequencies."""
-    out = np.zeros(LENGTH)
+    signal = np.zeros(LENGTH)
     for _ in range(int(rng.integers(0, 3))):
-        out[int(rng.integers(0, LENGTH))] = rng.uniform(4, 10)
-    return out
+        signal[int(rng.integers(0, LENGTH))] = rng.uniform(4, 10)
+    return signal
 
 
 def _picture(signal: Wave) -> Pixels:
+    # Bin 0 is the mean of the signal, which says nothing.
     spectrum = np.abs(np.fft.rfft(signal[_FRAMES] * _HANN, axis=1))[:, 1 : SIDE + 1]
     level = np.log1p(spectrum).T[::-1]
     level = np.clip((level - 0.6) / (level.max() - 0.6), 0.0, 1.0)
@@ -116,4 +117,4 @@ def _picture(signal: Wave) -> Pixels:
     return np.asarray(np.rint(np.stack(colour, axis=-1)), dtype=np.uint8)
 
 
-SAMPLE = Sample(tuple(KINDS), one)
+SAMPLE = Sample(tuple(KINDS), draw_one)

@@ -1,8 +1,8 @@
 """The real handwritten digits that scikit-learn carries.
 
 Rules of this file: 1,797 grey pictures of 8 x 8, from the UCI data set "Optical Recognition of
-Handwritten Digits" (Alpaydin and Kaynak, 1998); the split, 1,397 to train and 400 to test with 40
-of each digit, is fixed. Enlarging to the recipe's size is the preprocessing's work.
+Handwritten Digits" (Alpaydin and Kaynak, 1998). The split is fixed: 1,397 to train, and 400 to test
+with 40 of each digit. The preprocessing enlarges them to the recipe's size.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def read(part: str, count: int) -> tuple[Pixels, npt.NDArray[np.int64]]:
         )
     pictures, labels = _all()
     rows = _rows(labels)[part][:count]
+    # The data set counts grey levels from 0 to 16.
     grey = (pictures[rows] * (255.0 / 16.0)).round().astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=3), labels[rows]
 
@@ -39,14 +40,14 @@ def _all() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         from sklearn.datasets import load_digits
     except ImportError as err:
         raise MissingPackageError("scikit-learn", "the sample 'digits'", "export") from err
-    found = load_digits()
-    return found.images, found.target.astype(np.int64)
+    digits = load_digits()
+    return digits.images, digits.target.astype(np.int64)
 
 
 def _rows(labels: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
-    """Return the shuffled rows of both parts; the first of each digit are its test pictures."""
+    """Return the shuffled rows of both parts; the first 40 of each digit are for the test."""
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(labels))
     each = COUNTS["test"] // len(CLASSES)
     test = np.concatenate([order[labels[order] == digit][:each] for digit in range(10)])
-    held = np.isin(order, test)
-    return {"train": order[~held], "test": order[held]}
+    tested = np.isin(order, test)
+    return {"train": order[~tested], "test": order[tested]}

@@ -1,7 +1,7 @@
 """The sheet on which samples are drawn, and what all of them share.
 
-Rules of this file: pictures are 32 x 32 after supersampling by 4; sizes given to `Sheet` are
-shares of the side, x to the right, y down, from the centre (-0.5 to 0.5).
+Rules of this file: pictures are 32 x 32 after supersampling by 4. `Sheet` takes sizes as shares of
+the side. Coordinates go from the centre, x to the right, y down (-0.5 to 0.5).
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ Picture = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A drawn domain: ``one(label, rng)`` gives uint8 [32, 32, 3]."""
+    """A drawn domain: ``draw_one(label, rng)`` returns a picture, uint8 [32, 32, 3]."""
 
     classes: tuple[str, ...]
-    one: Callable[[int, Rng], Pixels]
+    draw_one: Callable[[int, Rng], Pixels]
 
     def draw(self, count: int, seed: Sequence[int]) -> tuple[Pixels, npt.NDArray[np.int64]]:
         """Return ``count`` pictures, uint8 [N, 32, 32, 3], and their labels, int64 [N]."""
         labels = np.arange(count, dtype=np.int64) % len(self.classes)
         pictures = np.empty((count, SIDE, SIDE, 3), dtype=np.uint8)
         for index, label in enumerate(labels.tolist()):
-            pictures[index] = self.one(label, np.random.default_rng([*seed, index]))
+            pictures[index] = self.draw_one(label, np.random.default_rng([*seed, index]))
         return pictures, labels
 
 
-def drawn(name: str) -> Sample:
+def drawn_sample(name: str) -> Sample:
     """Return the drawn domain ``name``, one of `DRAWN`."""
     module = importlib.import_module(f"toolchain.training.data.samples.{name}")
     sample = module.SAMPLE
@@ -52,7 +52,7 @@ def drawn(name: str) -> Sample:
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """Where a drawing's own coordinates land on the sheet: mirrored, scaled, turned, moved."""
+    """How a drawing's own coordinates get onto the sheet: mirrored, scaled, turned, moved."""
 
     scale: float
     turn_rad: float
