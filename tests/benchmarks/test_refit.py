@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks.refit import mark, refit
-from tests.device.engine.conftest import Graph
 from tests.support import apis
+from tests.support.real_parser import Graph
 from toolchain.core.errors import BuildError, EngineError
 from toolchain.device.boards.cuda import gpus
 from toolchain.device.engine.build import BuildOptions, build

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.device.engine.conftest import Graph
 from tests.device.engine.test_log import LATER
 from tests.support import apis
+from tests.support.real_parser import Graph
 from toolchain.core.errors import BuildError, PrecisionError
 from toolchain.device.boards.cuda import gpus
 from toolchain.device.engine.build import MIB, BuildOptions, build, workspace
@@ -45,28 +45,6 @@ def test_without_a_device_nothing_falls_back_to_a_plan_for_checks(
     network = parse(rtx, graph("static-if"))
     with pytest.raises(BuildError, match="cudaError"):
         build(network, replace(CHECKS, cpu_only=False), free_bytes=GIB)
-
-
-def test_progress_is_told_and_ends_the_build(rtx: TensorRT, graph: Graph) -> None:
-    network, steps = parse(rtx, graph("static-if")), []
-
-    def progress(phase: str, step: int, count: int) -> bool:
-        steps.append((phase, step, count))
-        return len(steps) < 20
-
-    with pytest.raises(BuildError, match="ended on request"):
-        build(network, CHECKS, free_bytes=GIB, progress=progress)
-    assert len(steps) == 20
-    assert all(0 <= step < count for _, step, count in steps)
-    assert build(network, CHECKS, free_bytes=GIB, progress=lambda *_: True).plan
-
-
-def test_what_progress_raises_comes_out(rtx: TensorRT, graph: Graph) -> None:
-    def progress(phase: str, step: int, count: int) -> bool:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        build(parse(rtx, graph("static-if")), CHECKS, free_bytes=GIB, progress=progress)
 
 
 def test_profile_that_cannot_be(rtx: TensorRT, graph: Graph) -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.device.engine.conftest import Graph
 from tests.support import branch_graphs
+from tests.support.real_parser import Graph
 from toolchain.core.errors import ConditionalError
 from toolchain.device.engine.build import BuildOptions, build
 from toolchain.device.engine.conditionals import ConditionalReport, examine, repair, require

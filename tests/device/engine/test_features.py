@@ -15,22 +15,14 @@ from toolchain.core.errors import EngineError, UnknownNameError
 from toolchain.device.engine import features
 from toolchain.device.engine.features import Features, TensorRT, examine, how_to_get, load
 
-ROOT = Path(features.__file__).parents[2]
+DEVICE = Path(features.__file__).parents[1]
 TOUCHING = [
     *(
-        ROOT / "engine" / f"{name}.py"
-        for name in (
-            "branches",
-            "build",
-            "conditionals",
-            "features",
-            "log",
-            "parse",
-            "refit",
-            "timing",
-        )
+        DEVICE / "engine" / f"{name}.py"
+        for name in ("branches", "build", "conditionals", "features", "log", "parse", "tactics")
     ),
-    *sorted((ROOT / "runtime").glob("plan*.py")),
+    *(DEVICE / "runtime" / "trt" / f"{name}.py" for name in ("backend", "plan")),
+    DEVICE.parents[1] / "benchmarks" / "refit.py",
 ]
 
 
@@ -38,9 +30,8 @@ def _features(typing: str, row: str) -> Features:
     """Return the features whose initials stand in ``row``, for one line of the table below."""
     known = {
         "e": "explicit_batch", "m": "pools", "f": "fp16", "i": "int8", "o": "constraints",
-        "t": "tf32", "l": "level", "r": "refit_individual", "p": "progress", "c": "timing_cache",
-        "x": "editable_cache", "n": "error_nodes", "k": "native_norm", "w": "without_device",
-        "a": "named_io",
+        "t": "tf32", "l": "level", "r": "refit_individual", "c": "timing_cache", "n": "error_nodes",
+        "k": "native_norm", "w": "without_device", "a": "named_io",
     }  # fmt: skip
     return Features(typing, **{name: letter in row for letter, name in known.items()})  # type: ignore[arg-type]
 
@@ -48,13 +39,13 @@ def _features(typing: str, row: str) -> Features:
 TABLE = {
     "8.5.3.1": _features("absent", "emfiot c a"),
     "8.6.1": _features("absent", "emfiotl c k a"),
-    "10.3.0": _features("flag", "emfiotlrpc nk a"),
-    "10.6.0": _features("flag", "emfiotlrpc nk a"),
-    "10.8.0": _features("flag", "emfiotlrpcxnk a"),
-    "10.13.3": _features("flag", "emfiotlrpcxnk a"),
-    "10.16.1": _features("flag", "emfiotlrpcxnk a"),
-    "11.4.0": _features("implied", "mtlrpcxnk a"),
-    "rtx-1.7.1": _features("implied", "mtlrpnkwa"),
+    "10.3.0": _features("flag", "emfiotlrc nk a"),
+    "10.6.0": _features("flag", "emfiotlrc nk a"),
+    "10.8.0": _features("flag", "emfiotlrcnk a"),
+    "10.13.3": _features("flag", "emfiotlrcnk a"),
+    "10.16.1": _features("flag", "emfiotlrcnk a"),
+    "11.4.0": _features("implied", "mtlrcnk a"),
+    "rtx-1.7.1": _features("implied", "mtlrnkwa"),
 }
 
 # Class -> members that are used on every release.
@@ -104,10 +95,6 @@ WHERE = {
     "refit_individual": {
         "BuilderFlag": "REFIT_INDIVIDUAL",
         "INetworkDefinition": "mark_weights_refittable",
-    },
-    "progress": {
-        "IBuilderConfig": "progress_monitor",
-        "IProgressMonitor": "phase_start step_complete phase_finish",
     },
     "error_nodes": {"ParserError": "node_name node_operator"},
     "native_norm": {"OnnxParser": "set_flag", "OnnxParserFlag": "NATIVE_INSTANCENORM"},

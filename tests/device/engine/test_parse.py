@@ -8,8 +8,8 @@ from typing import Any
 import onnx
 import pytest
 
-from tests.device.engine.conftest import Graph
 from tests.support import branch_graphs
+from tests.support.real_parser import Graph
 from toolchain.core.errors import BuildError, EngineError, ModelRefusedError
 from toolchain.device.engine.features import TensorRT
 from toolchain.device.engine.kit import KitSlot
@@ -49,7 +49,6 @@ def test_static_graph_takes_the_picture_alone(rtx: TensorRT, graph: Graph) -> No
     slots = slots_of(swap)
     with pytest.raises(EngineError, match=r"head\.weight: expected an input, got none"):
         require_slots([static.interface()], slots[-1:])
-    require_slots([static.interface()], slots, refittable={slot.name for slot in slots})
     require_slots([static.interface(), swap.interface()], slots)
     with pytest.raises(EngineError, match="expected no such input, which nobody sets"):
         require_slots([swap.interface()], slots[1:], whole=True)

@@ -21,7 +21,6 @@ from toolchain.device.engine.tactics import (
     Interrupted,
     interrupted,
     open_cache,
-    order,
     run,
     serialise,
     timings,
@@ -137,13 +136,6 @@ def test_same_timings_are_not_written_again(tmp_path: Path) -> None:
     assert kept.path.stat().st_mtime_ns == 1
     run(kept, PIECES, lambda _, before: b"")
     assert kept.load() == b"same"
-
-
-def test_small_pieces_come_first() -> None:
-    assert order("staged", ("a", "b"), "whole") == ("a", "b")
-    assert order("swap", ("a", "b"), "whole") == ("a", "b", "whole")
-    assert order("static", (), "whole") == ("whole",)
-    assert order("swap", ("a",), None) == ("a",)
 
 
 def test_module_that_measures_nothing_says_so(rtx: TensorRT) -> None:

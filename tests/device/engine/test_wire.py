@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.device.engine.conftest import Graph
+from tests.support.real_parser import Graph
 from toolchain.core.errors import ModelRefusedError
 from toolchain.device.engine.wire import fields, require_plain
 

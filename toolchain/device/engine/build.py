@@ -9,7 +9,7 @@ that was built without a device is for checks alone and says so.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -24,7 +24,6 @@ from toolchain.device.engine.parse import ParsedNetwork
 MIB = 1 << 20
 # Optimisation levels of TensorRT; the default of its builder is 3.
 LEVELS = range(6)
-Progress = Callable[[str, int, int], bool]
 # Further layers of one ONNX node have its name and a number.
 _FURTHER = re.compile(r"_\d+$")
 
@@ -75,39 +74,31 @@ def build(
     *,
     free_bytes: int,
     pinned: Collection[str] = (),
-    progress: Progress | None = None,
     timing_cache: Any = None,
 ) -> BuiltPlan:
     """Return the plan of ``network``.
 
     ``free_bytes``: of the device, as the driver says. ``pinned``: ONNX nodes that stay fp32 where
-    precision is a flag (:class:`KitModel`). ``progress``: called with phase,
-    step and number of steps; returns False to end the build, where the module can be watched.
-    ``timing_cache``: as :mod:`toolchain.device.engine.tactics` opened it. Raises PrecisionError for
-    a precision that the module has no flag for, BuildError with TensorRT's first error, with what
-    was free where memory was short, and where ``progress`` ended it.
+    precision is a flag (:class:`KitModel`). ``timing_cache``: as
+    :mod:`toolchain.device.engine.tactics` opened it. Raises PrecisionError for a precision that the
+    module has no flag for, BuildError with TensorRT's first error, and with what was free where
+    memory was short.
     """
     trt, size = network.trt, options.workspace_bytes or workspace(free_bytes)
-    watch = _Watch(progress)
     config = _config(network, options, size, frozenset(pinned))
     if timing_cache is not None:
         config.set_timing_cache(timing_cache, False)
-    # Held here: TensorRT keeps no reference to it.
-    monitor = watch.monitor(trt) if progress and trt.features.progress else None
-    if monitor is not None:
-        config.progress_monitor = monitor
     start = perf_counter()
-    with trt.journal.watch() as said:
+    with trt.journal.watch() as messages:
         plan = network.builder.build_serialized_network(network.definition, config)
-    watch.raise_failure()
     if plan is None:
-        raise _failed(trt, said, watch, size, free_bytes)
+        raise _failed(trt, messages, size, free_bytes)
     return BuiltPlan(
         plan=bytes(plan),
         seconds=perf_counter() - start,
         workspace_bytes=size,
-        skipped=tuple(said.skipped),
-        warnings=(*network.warnings, *said.warnings),
+        skipped=tuple(messages.skipped),
+        warnings=(*network.warnings, *messages.warnings),
         cpu_only=options.cpu_only,
     )
 
@@ -219,66 +210,21 @@ def _set_profile(network: ParsedNetwork, config: Any, classes: ClassProfile) -> 
         )
 
 
-class _Watch:
-    """Hands progress on; what the callback raises ends the build and is raised after it."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress = progress
-        self.ended = False
-        self.failure: BaseException | None = None
-        self.phases: dict[str, int] = {}
-
-    def monitor(self, trt: TensorRT) -> Any:
-        """Return an ``IProgressMonitor`` of the module (TensorRT API: start, step, finish)."""
-        watch, base = self, trt.module.IProgressMonitor
-
-        class Monitor(base):  # type: ignore[misc, valid-type]  # found at run time
-            def __init__(self) -> None:
-                base.__init__(self)
-
-            def phase_start(self, phase: str, _parent: str | None, steps: int) -> None:
-                watch.phases[phase] = steps
-
-            def step_complete(self, phase: str, step: int) -> bool:
-                return watch.step(phase, step)
-
-            def phase_finish(self, phase: str) -> None:
-                watch.phases.pop(phase, None)
-
-        return Monitor()
-
-    def step(self, phase: str, step: int) -> bool:
-        """Whether the build goes on; nothing may be raised into TensorRT."""
-        if self.ended or self.progress is None:
-            return not self.ended
-        try:
-            self.ended = not self.progress(phase, step, self.phases.get(phase, 0))
-        except BaseException as err:  # also Ctrl-C: raised when the build is over
-            self.failure, self.ended = err, True
-        return not self.ended
-
-    def raise_failure(self) -> None:
-        """Raise what the callback raised."""
-        if self.failure is not None:
-            raise self.failure
-
-
-def _failed(
-    trt: TensorRT, said: Messages, watch: _Watch, workspace_bytes: int, free_bytes: int
-) -> BuildError:
-    if watch.ended:
-        return BuildError("the build was ended on request", fix="build again; timings are kept")
-    if said.short_of_memory:
-        most = max((one.requested_bytes for one in said.skipped), default=0)
-        skipped = f", {len(said.skipped)} tactics skipped that asked for up to {most // MIB} MiB"
+def _failed(trt: TensorRT, messages: Messages, workspace_bytes: int, free_bytes: int) -> BuildError:
+    if messages.short_of_memory:
+        most = max((one.requested_bytes for one in messages.skipped), default=0)
+        skipped = (
+            f", {len(messages.skipped)} tactics skipped that asked for up to {most // MIB} MiB"
+        )
         return BuildError(
             f"{trt.name} {trt.build} ran out of memory: {free_bytes // MIB} MiB were free, "
             f"{workspace_bytes // MIB} MiB of these allowed as workspace{skipped if most else ''}\n"
-            f"  {said.first or said.memory[0]}",
+            f"  {messages.first or messages.memory[0]}",
             fix="close other programs (the desktop too: sudo systemctl isolate multi-user), "
             "set --workspace lower, build fp16, or add a swap file",
         )
     return BuildError(
-        f"{trt.name} {trt.build} could not build the engine: {said.first or 'it gives no reason'}",
+        f"{trt.name} {trt.build} could not build the engine: "
+        f"{messages.first or 'it gives no reason'}",
         fix="da3 doctor says whether this machine can build; report the kit with this message",
     )

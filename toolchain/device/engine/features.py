@@ -32,11 +32,10 @@ class Features:
     exist by a flag beside the other kind, or are the only kind. ``explicit_batch``: networks need
     the flag of that name. ``pools``: memory limits by pool; else the attribute
     ``max_workspace_size``. ``constraints``: a layer's precision can be pinned and is obeyed.
-    ``level``: the optimisation level can be set. ``progress``: a build can be watched and ended.
-    ``timing_cache``: timings are measured and can be kept; ``editable_cache``: and read one by one.
-    ``error_nodes``: parser errors name node and operator. ``native_norm``: the parser can keep an
-    InstanceNormalization whole. ``without_device``: builds for a named compute capability on a
-    machine without a GPU. ``named_io``: tensors are set by name, not by binding index.
+    ``level``: the optimisation level can be set. ``timing_cache``: timings are measured and can be
+    kept. ``error_nodes``: parser errors name node and operator. ``native_norm``: the parser can
+    keep an InstanceNormalization whole. ``without_device``: builds for a named compute capability
+    on a machine without a GPU. ``named_io``: tensors are set by name, not by binding index.
     """
 
     typing: Typing
@@ -48,9 +47,7 @@ class Features:
     tf32: bool
     level: bool
     refit_individual: bool
-    progress: bool
     timing_cache: bool
-    editable_cache: bool
     error_nodes: bool
     native_norm: bool
     without_device: bool
@@ -127,10 +124,8 @@ def examine(module: Any) -> Features:
         tf32="TF32" in flags,
         level="builder_optimization_level" in config,
         refit_individual="REFIT_INDIVIDUAL" in flags and "mark_weights_refittable" in network,
-        progress="progress_monitor" in config,
         # A builder that needs no device measures nothing: it takes a cache and keeps it empty.
         timing_cache="create_timing_cache" in config and not without_device,
-        editable_cache="EDITABLE_TIMING_CACHE" in flags and not without_device,
         error_nodes={"node_name", "node_operator"} <= _names(module, "ParserError"),
         native_norm="NATIVE_INSTANCENORM" in _names(module, "OnnxParserFlag"),
         without_device=without_device,

@@ -8,7 +8,7 @@ graph is not mended: a slot that is not where the kit says is an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -114,20 +114,16 @@ def require_slots(
     inputs: Sequence[Mapping[str, NetworkInput]],
     slots: Iterable[KitSlot],
     *,
-    refittable: Collection[str] = (),
     whole: bool = False,
 ) -> None:
     """Hold the inputs of one flavour's networks together against the kit's slots.
 
     Each slot must be an input of at least one of them, with the kit's shape (-1 for the class
-    count) and fp32, or be among the ``refittable`` weights. ``whole``: the networks read nothing
-    from each other, so besides the slots there is the picture alone. Raises EngineError with every
-    fault.
+    count) and fp32. ``whole``: the networks read nothing from each other, so besides the slots
+    there is the picture alone. Raises EngineError with every fault.
     """
     slots = tuple(slots)
-    faults = [
-        fault for slot in slots if slot.name not in refittable for fault in _faults(slot, inputs)
-    ]
+    faults = [fault for slot in slots for fault in _faults(slot, inputs)]
     if whole:
         known = {slot.name for slot in slots} | {"image"}
         odd = {name for tensors in inputs for name in tensors} - known

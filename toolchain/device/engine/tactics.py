@@ -107,17 +107,6 @@ def interrupted(timings: Timings) -> Interrupted | None:
     return Interrupted("", ())
 
 
-def order(flavour: str, segments: Sequence[str], whole: str | None) -> tuple[str, ...]:
-    """Return the pieces of a build in order: small ones first, as their timings serve the large.
-
-    ``segments``: models of ``staged``, ``whole``: of ``swap`` or ``static``; either may be lacking
-    in the kit. The whole network computes the segments' layers, so many of its timings are there.
-    """
-    if flavour == "staged" or whole is None:
-        return tuple(segments)
-    return (*segments, whole)
-
-
 def run(
     timings: Timings, pieces: Sequence[str], build: Callable[[str, bytes], bytes]
 ) -> Interrupted | None:
