@@ -7,10 +7,19 @@ from typing import Any
 import pytest
 
 from tests.support.boards import ORIN_GPU, ORIN_MODEL, RTX_GPU, machine
-from toolchain.device.boards.doctor import ACTS, Ability, DoctorReport, describe, examine
+from toolchain.device.boards.doctor import Ability, DoctorReport, describe, examine
 from toolchain.device.boards.target import TARGETS, Target, find
 
 EVERY = list(TARGETS.values())
+ACTS = (
+    "train",
+    "export",
+    "check",
+    "run on onnxruntime",
+    "build an engine",
+    "run an engine",
+    "build by script",
+)
 WORKSTATION = {
     "torch": "2.13.0",
     "onnx": "1.23.2",

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 from safetensors.numpy import load as load_safetensors
 
 from tests.support.exported import Exported
+from tests.support.golden_accuracy import measure_golden
 from toolchain import bundle
 from toolchain.bundle.golden import Golden, golden_of
 from toolchain.bundle.linkage import Linkage
@@ -25,7 +26,6 @@ from toolchain.export.emit.accuracy import (
     Accuracy,
     answers,
     measure,
-    measure_golden,
     require,
 )
 from toolchain.export.emit.calibrate import ranges

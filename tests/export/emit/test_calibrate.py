@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -14,17 +15,16 @@ from hypothesis import strategies as st
 from tests.support.cases import CASES, made
 from tests.support.small_models import linked
 from toolchain.bundle.linkage import SWAP_IF
+from toolchain.core.canonical import rounded
 from toolchain.core.errors import PrecisionError
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.emit import calibrate
-from toolchain.export.emit.calibrate import BINS, Method, Ranges, joined, ranges
+from toolchain.export.emit.calibrate import BINS, Ranges, joined, ranges
 from toolchain.export.emit.int8 import LEVELS, frozen
 from toolchain.export.emit.owners import walk
 from toolchain.export.graph import store
 from toolchain.export.graph.link import link
-from toolchain.export.graph.split import recompose
-
-METHODS: tuple[Method, ...] = ("max", "percentile", "mse")
+from toolchain.export.graph.split import Split, recompose
 
 
 def pictures(name: str, count: int = 24, seed: int = 1) -> np.ndarray[Any, Any]:
@@ -33,8 +33,16 @@ def pictures(name: str, count: int = 24, seed: int = 1) -> np.ndarray[Any, Any]:
 
 
 @cache
-def found(name: str, method: Method = "mse") -> Ranges:
-    return ranges(made(name).loaded(), made(name).slots, pictures(name), method=method)
+def found(name: str) -> Ranges:
+    return ranges(made(name).loaded(), made(name).slots, pictures(name))
+
+
+def largest(halves: Split, slots: Mapping[str, Any], images: np.ndarray[Any, Any]) -> Ranges:
+    """The largest magnitudes, before a threshold is chosen."""
+    dense = calibrate._Dense(halves, slots)
+    peaks, opened = dense.largest(images)
+    unopened = tuple(gate.partition(".")[2] for gate in sorted(dense.gates - opened))
+    return Ranges({name: rounded(peaks[name], 4) for name in sorted(peaks)}, unopened)
 
 
 def forced(name: str, site: str, shift: float) -> dict[str, np.ndarray[Any, Any]]:
@@ -60,10 +68,10 @@ def test_only_rows_whose_gate_is_open_count_inside_a_block() -> None:
     logits = Session(store.to_bytes(recompose(halves))).run({"image": images})["gate.block02"]
     opened = logits.reshape(-1) >= 0
     assert 0 < opened.sum() < len(images)
-    everything = ranges(halves, slots, images, method="max")
-    only = ranges(halves, slots, images[opened], method="max")
+    everything = largest(halves, slots, images)
+    only = largest(halves, slots, images[opened])
     assert {n: everything.amax[n] for n in inside} == {n: only.amax[n] for n in inside}
-    shut = ranges(halves, slots, images[~opened], method="max")
+    shut = largest(halves, slots, images[~opened])
     assert "block02" in shut.unopened
     assert "block02" not in everything.unopened
     assert any(shut.amax[n] != only.amax[n] for n in inside)
@@ -71,8 +79,8 @@ def test_only_rows_whose_gate_is_open_count_inside_a_block() -> None:
 
 def test_a_block_that_no_sample_opens_sees_all_rows_and_is_named() -> None:
     halves, images = made("plain").loaded(), pictures("plain")
-    shut = ranges(halves, forced("plain", "block02", -1e4), images, method="max")
-    opened = ranges(halves, forced("plain", "block02", 1e4), images, method="max")
+    shut = largest(halves, forced("plain", "block02", -1e4), images)
+    opened = largest(halves, forced("plain", "block02", 1e4), images)
     assert "block02" in shut.unopened
     assert "block02" not in opened.unopened
     inside = [n for n, g in calibrate._guards(halves).items() if g == frozenset({"gate.block02"})]
@@ -82,7 +90,7 @@ def test_a_block_that_no_sample_opens_sees_all_rows_and_is_named() -> None:
 def test_a_range_is_the_largest_magnitude_that_was_seen() -> None:
     """Against a session of its own, on values that no gate guards."""
     halves, images = made("plain").loaded(), pictures("plain")
-    amax = found("plain", "max").amax
+    amax = largest(halves, made("plain").slots, images).amax
     assert amax["image"] == pytest.approx(np.abs(images).max(), rel=1e-3)
     guards = calibrate._guards(halves)
     session = Session(store.to_bytes(link(halves, SWAP_IF, taps=True)))
@@ -92,29 +100,25 @@ def test_a_range_is_the_largest_magnitude_that_was_seen() -> None:
     checked = 0
     for name in session.outputs:
         if name in amax and guards[name] is None:
-            largest = max(np.abs(run[name]).max() for run in runs)
-            assert amax[name] == pytest.approx(largest, rel=1e-3)
+            peak = max(np.abs(run[name]).max() for run in runs)
+            assert amax[name] == pytest.approx(peak, rel=1e-3)
             checked += 1
     assert checked
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_same_again_and_in_any_batch(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = found("plain", method)
+def test_the_same_again_and_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = found("plain")
     monkeypatch.setattr(calibrate, "BUDGET_BYTES", 1)
-    one_by_one = ranges(
-        made("plain").loaded(), made("plain").slots, pictures("plain"), method=method
-    )
+    one_by_one = ranges(made("plain").loaded(), made("plain").slots, pictures("plain"))
     assert one_by_one == first
     assert list(first.amax) == sorted(first.amax)
 
 
-def test_a_method_never_goes_beyond_the_maximum() -> None:
-    largest = found("plain", "max").amax
-    for method in METHODS[1:]:
-        amax = found("plain", method).amax
-        assert all(amax[name] <= largest[name] * 1.0001 for name in largest)
-        assert amax != largest
+def test_a_threshold_never_goes_beyond_the_maximum() -> None:
+    peaks = largest(made("plain").loaded(), made("plain").slots, pictures("plain")).amax
+    amax = found("plain").amax
+    assert all(amax[name] <= peaks[name] * 1.0001 for name in peaks)
+    assert amax != peaks
 
 
 def test_tensors_of_another_domain_give_other_ranges() -> None:
@@ -153,7 +157,6 @@ def test_an_outlier_is_clipped_and_an_even_spread_is_not() -> None:
     outlier = np.zeros(BINS, np.int64)
     outlier[:64], outlier[-1] = 10_000_000, 1
     assert calibrate._least_error(outlier, 8.0) < 4.0
-    assert calibrate._percentile(outlier, 8.0) == pytest.approx(64 * 8 / BINS)
 
 
 NAMES = st.sampled_from(["a", "b", "c"])

@@ -151,14 +151,6 @@ def test_an_activation_that_two_products_read_is_quantised_once() -> None:
     assert len(activations) == len(read) < operators(model)["Conv"]
 
 
-def test_the_products_that_read_the_picture_can_be_left_out() -> None:
-    model = to_int8(linked(made("plain")), found("plain").amax, image=False)
-    (first,) = [n for n in model.graph if n.inputs[0] is not None and n.inputs[0].name == "image"]
-    assert first.op_type == "Conv"
-    everything = operators(quantised("plain"))["QuantizeLinear"]
-    assert operators(model)["QuantizeLinear"] == everything - 2
-
-
 SIDES = {
     "MatMul": ("v0 = MatMul(image, w)", (6, 4), 1),
     "MatMul from the left": ("v0 = MatMul(w, image)", (4, 5), 0),

@@ -11,11 +11,20 @@ from hypothesis import strategies as st
 from tests.support.cases import made
 from tests.support.small_models import checked, draw, feeds, linked, operators, run, text
 from toolchain.core.errors import ModelRefusedError
-from toolchain.export.emit.matmul import slot_convolutions, through_matmul
-from toolchain.export.emit.rewrite import known_dims
+from toolchain.export.emit.matmul import through_matmul
+from toolchain.export.emit.rewrite import fed, known_dims, nodes
 
 # Captured once: these tests stay beside the others that capture.
 pytestmark = pytest.mark.usefixtures("plain")
+
+
+def slot_convolutions(model: ir.Model) -> list[ir.Node]:
+    """Return the convolutions that read a run-time input as kernel or bias."""
+    return [
+        node
+        for node in nodes(model)
+        if node.op_type == "Conv" and any(fed(value) for value in node.inputs[1:])
+    ]
 
 
 @st.composite

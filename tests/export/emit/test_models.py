@@ -111,6 +111,7 @@ def test_int8_quantises_inside_the_branches(kitted: Kitted) -> None:
     "key", ["orin fp16", "orin int8", "thor fp32", "nano fp32", "desktop int8"]
 )
 def test_the_whole_model_answers_as_the_bundle_does(key: str, kitted: Kitted) -> None:
+    from tests.support.golden_accuracy import measure_golden
     from toolchain.bundle import open_bundle
     from toolchain.bundle.golden import golden_of
     from toolchain.bundle.slots import slot_arrays
@@ -118,7 +119,7 @@ def test_the_whole_model_answers_as_the_bundle_does(key: str, kitted: Kitted) ->
 
     kit = kitted.kits[key]
     held = open_bundle(kitted.report.bundle)
-    found = accuracy.measure_golden(
+    found = measure_golden(
         kit.read("swap.onnx"),
         slot_arrays(held.blob("slots.safetensors")),
         golden_of(held),

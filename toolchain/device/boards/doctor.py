@@ -15,15 +15,6 @@ from toolchain.device.boards.locate import board_of, here, targets_of, tensorrt_
 from toolchain.device.boards.machine import Machine
 from toolchain.device.boards.target import Target
 
-ACTS = (
-    "train",
-    "export",
-    "check",
-    "run on onnxruntime",
-    "build an engine",
-    "run an engine",
-    "build by script",
-)
 # What each act imports, and the extra that installs it.
 _NEEDS = {
     "train": (("torch",), "[export]"),

@@ -26,15 +26,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from toolchain.bundle.golden import Golden
 from toolchain.bundle.slots import Slots
 from toolchain.core.errors import PrecisionError
 from toolchain.core.words import Precision
 from toolchain.device.runtime.ort.backend import Answer, Floats, Linked
 from toolchain.device.runtime.ort.session import Session
-from toolchain.device.runtime.selftest import Allowance, run_cases
+from toolchain.device.runtime.selftest import Allowance
 from toolchain.export.graph import store
-from toolchain.pictures.preprocess import Preprocessing
 
 ALLOWED: Mapping[Precision, Allowance] = MappingProxyType(
     {
@@ -122,19 +120,6 @@ def measure(got: Answer, wanted: Answer, labels: npt.NDArray[np.integer] | None 
         float(off[~flipped].max(initial=0.0)),
         float(off[flipped].max(initial=0.0)),
     )
-
-
-def measure_golden(
-    model: ir.Model | bytes,
-    slots: Slots,
-    golden: Golden,
-    preprocess: Preprocessing,
-    *,
-    folder: Path | None = None,
-) -> Accuracy:
-    """Compare with golden data, so in both states of every gate. Raises GraphError."""
-    got = run_cases(golden, runnable(model, folder=folder), slots, preprocess, 1)
-    return measure(got, Answer(golden.logits, golden.gates, {}))
 
 
 def require(precision: Precision, found: Accuracy, what: str, *, fix: str = "") -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +37,8 @@ from toolchain.export.graph.names import IMAGE
 from toolchain.export.graph.parts import Parts
 from toolchain.export.graph.split import Split, recompose
 
-Method = Literal["max", "percentile", "mse"]
 Floats = npt.NDArray[np.float32]
 BINS = 2048
-PERCENTILE = 99.99
 BUDGET_BYTES = 256 << 20
 LARGEST_BATCH = 32
 
@@ -61,8 +59,6 @@ def ranges(
     halves: Split,
     slots: Mapping[str, npt.NDArray[Any]],
     images: Floats,
-    *,
-    method: Method = "mse",
 ) -> Ranges:
     """Return the ranges of one domain over ``images``, float32 ``[N, C, H, W]``, normalised.
 
@@ -74,14 +70,10 @@ def ranges(
     dense = _Dense(halves, slots)
     largest, opened = dense.largest(images)
     _require(largest)
-    if method == "max":
-        chosen = largest
-    else:
-        counted = dense.histograms(images, largest, opened)
-        pick = _least_error if method == "mse" else _percentile
-        chosen = {name: pick(counted[name], largest[name]) for name in largest}
+    counts = dense.histograms(images, largest, opened)
+    amax = {name: rounded(_least_error(counts[name], largest[name]), 4) for name in sorted(largest)}
     unopened = tuple(gate.partition(".")[2] for gate in sorted(dense.gates - opened))
-    return Ranges({name: rounded(chosen[name], 4) for name in sorted(chosen)}, unopened)
+    return Ranges(amax=amax, unopened=unopened)
 
 
 def joined(found: Iterable[Ranges]) -> Ranges:
@@ -220,11 +212,6 @@ def _require(largest: Mapping[str, float]) -> None:
                 f"activation {name!r} {what} over the samples, expected a range",
                 fix="calibrate with more and other pictures, or build in fp16",
             )
-
-
-def _percentile(counts: npt.NDArray[np.int64], largest: float) -> float:
-    share = np.cumsum(counts) / counts.sum()
-    return float((np.searchsorted(share, PERCENTILE / 100) + 1) * largest / BINS)
 
 
 def _least_error(counts: npt.NDArray[np.int64], largest: float) -> float:

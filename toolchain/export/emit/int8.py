@@ -31,7 +31,6 @@ import onnx_ir as ir
 
 from toolchain.core.errors import PrecisionError
 from toolchain.export.emit.owners import is_domain, loaded, stated, walk
-from toolchain.export.graph.names import IMAGE
 
 LEVELS = 127
 LOWEST_OPSET = 13
@@ -77,12 +76,12 @@ def _axis(node: ir.Node, rank: int) -> int:
     return rank - 1
 
 
-def to_int8(model: ir.Model, ranges: Mapping[str, float], *, image: bool = True) -> ir.Model:
+def to_int8(model: ir.Model, ranges: Mapping[str, float]) -> ir.Model:
     """Return ``model`` with Q/DQ at every frozen product.
 
     ``model``: fp32, opset 13 or above, tensors in memory. ``ranges``: largest magnitude of an
-    activation by its name. ``image``: quantise the products that read the picture too. Raises
-    PrecisionError naming an activation without a usable range, or a weight that is not finite.
+    activation by its name. Raises PrecisionError naming an activation without a usable range, or a
+    weight that is not finite.
     """
     opset = model.graph.opset_imports[""]
     if opset < LOWEST_OPSET:
@@ -93,9 +92,9 @@ def to_int8(model: ir.Model, ranges: Mapping[str, float], *, image: bool = True)
     result = loaded(model)
     pairs = _Pairs(ranges, result.graph)
     for graph, node in walk(result):
-        found = frozen(node)
-        if found is not None and (image or _input(node, found.activation).name != IMAGE):
-            pairs.wrap(graph, node, found)
+        operands = frozen(node)
+        if operands is not None:
+            pairs.wrap(graph, node, operands)
     return stated(result)
 
 

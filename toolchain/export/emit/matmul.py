@@ -44,15 +44,6 @@ def through_matmul(model: ir.Model) -> ir.Model:
     return finish(changed)
 
 
-def slot_convolutions(model: ir.Model) -> list[ir.Node]:
-    """Return the convolutions that read a run-time input as kernel or bias."""
-    return [
-        node
-        for node in nodes(model)
-        if node.op_type == "Conv" and any(fed(value) for value in node.inputs[1:])
-    ]
-
-
 @dataclass(frozen=True, slots=True)
 class _Window:
     """A convolution's numbers; ``pads`` begin then end, as in ONNX."""
