@@ -2,7 +2,7 @@
 
 Rules of this file: nothing is published here, and what comes out is never changed, so any number of
 threads run it. Which session a release gets is decided by
-:mod:`~toolchain.device.runtime.sessions`.
+:mod:`~toolchain.device.runtime.ort.sessions`.
 """
 
 from __future__ import annotations

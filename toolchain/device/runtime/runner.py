@@ -52,7 +52,7 @@ from toolchain.device.runtime.options import (
 )
 from toolchain.device.runtime.ort.backend import Floats
 from toolchain.device.runtime.ort.session import available
-from toolchain.device.runtime.sessions import Sessions
+from toolchain.device.runtime.ort.sessions import Sessions
 from toolchain.device.runtime.stream import Frame, stream
 from toolchain.device.runtime.trt.engine import OneSession, is_engine, make_engine, open_device
 from toolchain.device.runtime.trt.plan import Device

@@ -95,7 +95,7 @@ def _digest(found: EngineArtefact) -> str:
 
 
 class OneSession:
-    """Takes the place of :class:`toolchain.device.runtime.sessions.Sessions` for an engine."""
+    """Takes the place of :class:`toolchain.device.runtime.ort.sessions.Sessions` for an engine."""
 
     def __init__(self, engine: Engine, what: str) -> None:
         self._engine: Engine | None = engine
