@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks.joins import Change
 from toolchain.bundle.linkage import Form, Linkage
 from toolchain.bundle.slots import Slots
-from toolchain.device.runtime.ort.backend import Linked
+from toolchain.device.runtime.ort.backend import LinkedModel
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
 from toolchain.export.graph.halves import Halves, make_halves
@@ -85,18 +85,18 @@ class Bench(AbstractContextManager["Bench"]):
             },
         }
 
-    def plain(self, form: Form) -> Linked:
+    def plain(self, form: Form) -> LinkedModel:
         """Return the frozen backbone with a head and nothing else, as fast as the runtime can."""
         halves = make_halves(self._attached("head"), cache=self.cache)
         folder = self._written(halves, "head")
         graph = link(halves.split, Linkage("static", form))
         return self._linked(graph, folder, load_safetensors(halves.slots))
 
-    def swap(self, form: Form) -> Linked:
+    def swap(self, form: Form) -> LinkedModel:
         """Return the swap model; its state is in the slots given with each run."""
         return self._linked(link(self.halves.split, Linkage("swap", form)), self.folder)
 
-    def static(self, state: str) -> Linked:
+    def static(self, state: str) -> LinkedModel:
         """Return the static model with every gate resolved as ``state`` says."""
         sites = [gate.removesuffix(".gate.bias") for gate in self.gates]
         rates = {s: float(o) for s, o in zip(sites, self._opened(state), strict=True)}
@@ -109,12 +109,14 @@ class Bench(AbstractContextManager["Bench"]):
         folder = self._written(halves, "naive")
         return Session(store.to_bytes(recompose(halves.split)), folder=folder, what="naive")
 
-    def rejected(self, change: Change) -> Linked:
+    def rejected(self, change: Change) -> LinkedModel:
         """Return the swap model of form ``if`` in a form that lost."""
         model = change(
             ir.to_proto(link(self.halves.split, Linkage("swap", "if"))), self.halves.split.adapted
         )
-        return Linked(Session(model.SerializeToString(), folder=self.folder, what="rejected form"))
+        return LinkedModel(
+            Session(model.SerializeToString(), folder=self.folder, what="rejected form")
+        )
 
     def floor(self, state: str) -> float:
         """Return the share of the backbone's multiply-adds that run in ``state``."""
@@ -126,7 +128,7 @@ class Bench(AbstractContextManager["Bench"]):
         )
         return 1 - closed / self.model.anatomy.flops
 
-    def call(self, runner: Linked, batch: int, state: str | None = None) -> Call:
+    def call(self, runner: LinkedModel, batch: int, state: str | None = None) -> Call:
         """Return a call that answers one batch in the given state."""
         images, slots = self.images(batch), {} if state is None else self.state(state)
         return lambda: runner.run(images, slots)
@@ -161,6 +163,6 @@ class Bench(AbstractContextManager["Bench"]):
         (folder / SLOTS_FILE).write_bytes(halves.slots)
         return folder
 
-    def _linked(self, graph: ir.Model, folder: Path, constants: Slots | None = None) -> Linked:
+    def _linked(self, graph: ir.Model, folder: Path, constants: Slots | None = None) -> LinkedModel:
         data = store.to_bytes(graph)
-        return Linked(Session(data, folder=folder, constants=constants, what=self.case.name))
+        return LinkedModel(Session(data, folder=folder, constants=constants, what=self.case.name))

@@ -12,15 +12,15 @@ from tests.support.simulated.engines import deploy, given_back, simulated
 from toolchain.bench.engines import measure
 from toolchain.core.errors import UsageError
 from toolchain.device.engine.cache import open_engine
-from toolchain.device.runtime.trt.plan import Device
+from toolchain.device.runtime.trt.plan import TrtDevice
 
 
 @pytest.fixture
-def device() -> Iterator[Device]:
+def device() -> Iterator[TrtDevice]:
     yield from given_back(simulated())
 
 
-def test_everything_is_measured(device: Device, fleet: Fleet, tmp_path: Path) -> None:
+def test_everything_is_measured(device: TrtDevice, fleet: Fleet, tmp_path: Path) -> None:
     path = deploy(fleet["first"], tmp_path, device)
     bundles = [fleet["first"].bundle, fleet["digits"].bundle]
     found = measure(path, bundles, rounds=2, device=device)
@@ -42,13 +42,17 @@ def test_everything_is_measured(device: Device, fleet: Fleet, tmp_path: Path) ->
     assert found["skipping"]["verdict"] in ("skipping", "not skipping")
 
 
-def test_one_domain_has_nothing_to_switch_to(device: Device, fleet: Fleet, tmp_path: Path) -> None:
+def test_one_domain_has_nothing_to_switch_to(
+    device: TrtDevice, fleet: Fleet, tmp_path: Path
+) -> None:
     path = deploy(fleet["first"], tmp_path, device, flavour="staged")
     found = measure(path, [fleet["first"].bundle], rounds=1, device=device)
     assert found["switch"] is None
 
 
-def test_a_static_engine_has_no_gate_to_force(device: Device, fleet: Fleet, tmp_path: Path) -> None:
+def test_a_static_engine_has_no_gate_to_force(
+    device: TrtDevice, fleet: Fleet, tmp_path: Path
+) -> None:
     path = deploy(fleet["first"], tmp_path, device, flavour="static")
     found = measure(path, [fleet["first"].bundle], rounds=1, device=device)
     assert found["skipping"] is None
@@ -56,7 +60,7 @@ def test_a_static_engine_has_no_gate_to_force(device: Device, fleet: Fleet, tmp_
 
 
 def test_without_a_bundle_there_is_nothing_to_run(
-    device: Device, fleet: Fleet, tmp_path: Path
+    device: TrtDevice, fleet: Fleet, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="bundle"):
         measure(deploy(fleet["first"], tmp_path, device), [], device=device)

@@ -17,7 +17,7 @@ from benchmarks.joins import REJECTED
 from tests.support import toys
 from toolchain.bench import machine
 from toolchain.core.timing import interleaved
-from toolchain.device.runtime.ort.backend import Linked
+from toolchain.device.runtime.ort.backend import LinkedModel
 
 # Square, and its corrections are coarser than its maps: there is a Resize to rewrite.
 TOY = Case("plain", lambda: toys.backbone("plain"), 12, toys.CLASSES)
@@ -32,7 +32,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield opened
 
 
-def logits(bench: Bench, runner: Linked, state: str, batch: int = 1) -> Any:
+def logits(bench: Bench, runner: LinkedModel, state: str, batch: int = 1) -> Any:
     return runner.run(bench.images(batch), bench.state(state)).logits
 
 

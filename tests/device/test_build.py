@@ -30,7 +30,7 @@ from toolchain.device.build import BuildRequest, FlavourReport, build, check
 from toolchain.device.engine import tactics
 from toolchain.device.engine.cache import open_engine
 from toolchain.device.engine.kit import KIT_NAME, Kit
-from toolchain.device.runtime.trt.plan import Device
+from toolchain.device.runtime.trt.plan import TrtDevice
 
 SWAP = BuildRequest(module="tensorrt_rtx", flavours=("swap",))
 
@@ -42,7 +42,7 @@ def here() -> Machine:
 
 
 @pytest.fixture
-def simulated() -> tuple[Device, builder.Bench]:
+def simulated() -> tuple[TrtDevice, builder.Bench]:
     return builder.device()
 
 
@@ -154,7 +154,7 @@ def made(
     kitted: Kitted,
     key: str,
     store: Path,
-    device: Device,
+    device: TrtDevice,
     machine: Machine,
     wanted: BuildRequest = SWAP,
 ) -> FlavourReport:
@@ -167,7 +167,7 @@ def made(
 @pytest.mark.parametrize("flavour", ["swap", "staged"])
 def test_a_built_engine_runs_the_domain(
     kitted: Kitted,
-    simulated: tuple[Device, builder.Bench],
+    simulated: tuple[TrtDevice, builder.Bench],
     here: Machine,
     tmp_path: Path,
     key: str,
@@ -194,7 +194,7 @@ def test_a_built_engine_runs_the_domain(
 
 
 def test_a_static_kit_runs_its_own_release(
-    kitted: Kitted, simulated: tuple[Device, builder.Bench], here: Machine, tmp_path: Path
+    kitted: Kitted, simulated: tuple[TrtDevice, builder.Bench], here: Machine, tmp_path: Path
 ) -> None:
     device, _ = simulated
     found = made(kitted, "orin fp16 static", tmp_path, device, here, BuildRequest())
@@ -206,7 +206,7 @@ def test_a_static_kit_runs_its_own_release(
 
 
 def test_an_engine_that_is_there_is_taken(
-    kitted: Kitted, simulated: tuple[Device, builder.Bench], here: Machine, tmp_path: Path
+    kitted: Kitted, simulated: tuple[TrtDevice, builder.Bench], here: Machine, tmp_path: Path
 ) -> None:
     device, bench = simulated
     first = made(kitted, "orin fp16", tmp_path, device, here)
@@ -221,7 +221,7 @@ def test_an_engine_that_is_there_is_taken(
 
 
 def test_another_power_mode_is_told_and_built_anew(
-    kitted: Kitted, simulated: tuple[Device, builder.Bench], here: Machine, tmp_path: Path
+    kitted: Kitted, simulated: tuple[TrtDevice, builder.Bench], here: Machine, tmp_path: Path
 ) -> None:
     device, bench = simulated
     slow, fast = replace(here, power_mode="15W"), replace(here, power_mode="MAXN")
@@ -248,7 +248,7 @@ def test_another_tensorrt_is_told_and_its_engine_refused(
 
 
 def test_a_corrupt_engine_is_built_anew(
-    kitted: Kitted, simulated: tuple[Device, builder.Bench], here: Machine, tmp_path: Path
+    kitted: Kitted, simulated: tuple[TrtDevice, builder.Bench], here: Machine, tmp_path: Path
 ) -> None:
     device, bench = simulated
     first = made(kitted, "orin fp16", tmp_path, device, here)
@@ -270,7 +270,7 @@ def test_a_corrupt_engine_is_built_anew(
 
 
 def test_after_a_killed_build_the_segments_go_first(
-    kitted: Kitted, simulated: tuple[Device, builder.Bench], here: Machine, tmp_path: Path
+    kitted: Kitted, simulated: tuple[TrtDevice, builder.Bench], here: Machine, tmp_path: Path
 ) -> None:
     """The marker is what a build leaves that was killed in the middle."""
     device, bench = simulated
@@ -290,7 +290,7 @@ def test_after_a_killed_build_the_segments_go_first(
 
 
 def test_a_kit_of_another_board_is_refused(
-    kitted: Kitted, simulated: tuple[Device, builder.Bench], tmp_path: Path
+    kitted: Kitted, simulated: tuple[TrtDevice, builder.Bench], tmp_path: Path
 ) -> None:
     device, bench = simulated
     orin = boards.machine(board="NVIDIA Jetson Orin Nano Developer Kit", tensorrt="10.3.0")

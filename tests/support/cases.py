@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from tests.support import toys
 from toolchain.bundle.linkage import LINKAGES, STAGED, Linkage
-from toolchain.device.runtime.ort.backend import Linked, Runnable
+from toolchain.device.runtime.backend import Runnable
+from toolchain.device.runtime.ort.backend import LinkedModel
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.check import subjects
 from toolchain.export.graph import halves as halves_file
@@ -183,7 +184,7 @@ class Made:
         )
 
     def run(self, linkage: Linkage, **options: Any) -> Runnable:
-        return Linked(self.session(linkage, **options))
+        return LinkedModel(self.session(linkage, **options))
 
     def staged(self) -> Runnable:
         return subjects.staged(self.split, self.folder).run

@@ -18,17 +18,16 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
 from toolchain.bench.materials import Materials
 from toolchain.bundle.slots import slot_arrays
+from toolchain.core.arrays import Floats
 from toolchain.device import Runner
 
 Kind = Literal["bundle", "installed", "whole", "shared", "shared, extended"]
 OURS: tuple[Kind, ...] = ("bundle", "installed")
 OTHERS: tuple[Kind, ...] = ("whole", "shared", "shared, extended")
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

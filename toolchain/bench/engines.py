@@ -25,10 +25,10 @@ from toolchain.core.timing import WALL, Notify, interleaved
 from toolchain.device import Runner
 from toolchain.device.engine.cache import EngineArtefact, open_engine
 from toolchain.device.runtime.limit import TimeLimit
-from toolchain.device.runtime.loading import Bound
+from toolchain.device.runtime.loading import SessionUnderTest
 from toolchain.device.runtime.selftest import difference, run_cases
 from toolchain.device.runtime.trt import engine
-from toolchain.device.runtime.trt.plan import Device
+from toolchain.device.runtime.trt.plan import TrtDevice
 from toolchain.device.runtime.trt.proof import prove
 from toolchain.device.runtime.trt.skipping import Skipping
 
@@ -40,7 +40,7 @@ def measure(
     bundles: Sequence[Path],
     *,
     rounds: int = 40,
-    device: Device | None = None,
+    device: TrtDevice | None = None,
     notify: Notify = lambda _: None,
 ) -> dict[str, Any]:
     """Measure the engine in the folder ``path`` with the domains in ``bundles``, one or more.
@@ -82,13 +82,13 @@ def _digests(artefact: EngineArtefact) -> dict[str, str]:
     return {plan.file: sha256(artefact.read(plan)) for plan in artefact.manifest.plans}
 
 
-def _parity(artefact: EngineArtefact, path: Path, device: Device) -> dict[str, Any]:
+def _parity(artefact: EngineArtefact, path: Path, device: TrtDevice) -> dict[str, Any]:
     release = read_release(open_bundle(path))
-    loaded = engine.make_engine(artefact, device)
+    loaded = engine.make_session(artefact, device)
     golden = release.golden()
     cases = golden.take(golden.natural) if loaded.is_static else golden
     with TimeLimit(release.time_limit_s) as limit:
-        bound = Bound(loaded, release, limit)
+        bound = SessionUnderTest(loaded, release, limit)
         got = run_cases(cases, bound, release.slots, release.preprocess, 1)
     found = difference(got, cases, gates=not loaded.is_static)
     return {
@@ -100,7 +100,7 @@ def _parity(artefact: EngineArtefact, path: Path, device: Device) -> dict[str, A
 
 
 def _running(
-    path: Path, bundles: Sequence[Path], device: Device, rounds: int, notify: Notify
+    path: Path, bundles: Sequence[Path], device: TrtDevice, rounds: int, notify: Notify
 ) -> dict[str, Any]:
     free, _ = device.cuda.memory()
     with Runner(path, device=device) as runner:

@@ -17,8 +17,9 @@ from statistics import median
 from typing import Any
 
 from toolchain.bench import child
-from toolchain.bench.contenders import Contenders, Floats, Kind, Loaded
+from toolchain.bench.contenders import Contenders, Kind, Loaded
 from toolchain.bench.materials import Materials, from_json
+from toolchain.core.arrays import Floats
 from toolchain.core.timing import WALL, Notify, Timing, clock_of, timing
 
 MEASURE: Kind = "whole"

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from toolchain.bench.contenders import Floats
+from toolchain.core.arrays import Floats
 from toolchain.core.errors import UsageError
 from toolchain.device import Outcome, Runner
 

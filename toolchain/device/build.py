@@ -37,7 +37,7 @@ from toolchain.device.engine.job import Job, Piece
 from toolchain.device.engine.key import EngineKey, key_of
 from toolchain.device.engine.kit import Kit, KitFlavour, KitModel, open_kit
 from toolchain.device.runtime.trt import engine
-from toolchain.device.runtime.trt.plan import Device
+from toolchain.device.runtime.trt.plan import TrtDevice
 from toolchain.device.runtime.trt.proof import alone_ms, prove
 
 
@@ -123,7 +123,7 @@ def build(
     store: Path,
     wanted: BuildRequest = DEFAULT,
     *,
-    device: Device | None = None,
+    device: TrtDevice | None = None,
     machine: Machine | None = None,
     notify: Notify = lambda _: None,
 ) -> BuildReport:
@@ -193,7 +193,7 @@ def _options(wanted: BuildRequest, kit: Kit, *, cpu_only: bool) -> BuildOptions:
 
 def _made(
     kit: Kit,
-    device: Device,
+    device: TrtDevice,
     machine: Machine,
     flavour: KitFlavour,
     folder: Path,
@@ -226,7 +226,7 @@ def _made(
 
 
 def _reused(
-    artefact: EngineArtefact, device: Device, flavour: KitFlavour, notify: Notify
+    artefact: EngineArtefact, device: TrtDevice, flavour: KitFlavour, notify: Notify
 ) -> FlavourReport:
     manifest = artefact.manifest
     measured = manifest.gates, manifest.figures
@@ -236,7 +236,7 @@ def _reused(
 
 
 def _key(
-    kit: Kit, device: Device, machine: Machine, flavour: KitFlavour, wanted: BuildRequest
+    kit: Kit, device: TrtDevice, machine: Machine, flavour: KitFlavour, wanted: BuildRequest
 ) -> EngineKey:
     level = "default" if wanted.level is None else wanted.level
     workspace = "free" if wanted.workspace_bytes is None else wanted.workspace_bytes
@@ -286,7 +286,7 @@ def _segments(kit: Kit) -> tuple[KitModel, ...]:
     return next(chains, ())
 
 
-def _proved(artefact: EngineArtefact, device: Device, notify: Notify) -> tuple[str, Notes]:
+def _proved(artefact: EngineArtefact, device: TrtDevice, notify: Notify) -> tuple[str, Notes]:
     """Time all gates open against all closed, and write the verdict into the engine."""
     notify("proving that closed gates skip")
     proof = prove(artefact, device)

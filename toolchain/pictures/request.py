@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL.Image import Image as PillowImage
 
+from toolchain.core.arrays import Floats
 from toolchain.core.errors import DataError
 from toolchain.pictures.preprocess import Preprocessing, normalise, pixels
 
-Floats = npt.NDArray[np.float32]
 Picture = str | Path | bytes | PillowImage | npt.NDArray[Any]
 CHANNELS = 3
 

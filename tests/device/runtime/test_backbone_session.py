@@ -21,8 +21,8 @@ from tests.support.exported import Fleet
 from toolchain import bundle
 from toolchain.bundle.release import Release, read_release
 from toolchain.core.errors import BackboneMismatchError, BundleError, GraphError
-from toolchain.device.runtime import backbone_session
-from toolchain.device.runtime.backbone_session import Backbone, Engine, make_engine, open_verified
+from toolchain.device.runtime.backbone_session import BackboneSession
+from toolchain.device.runtime.ort.backbone import VerifiedBackbone, make_session, open_verified
 
 NAMES = ("first", "next", "digits", "da2", "head", "wide", "every")
 # Which sessions take which domains: all of a domain's slots are there with their shapes.
@@ -41,20 +41,20 @@ FORMS = ("swap-if", "swap-rows")
 class Bench:
     """Releases and engines of the fleet, each made once."""
 
-    def __init__(self, fleet: Fleet, backbone: Backbone) -> None:
+    def __init__(self, fleet: Fleet, backbone: VerifiedBackbone) -> None:
         self.fleet, self.backbone = fleet, backbone
-        self._engines: dict[tuple[str, str], Engine] = {}
+        self._engines: dict[tuple[str, str], BackboneSession] = {}
 
     def release(self, name: str) -> Release:
         return read_release(bundle.open_bundle(self.fleet[name].bundle))
 
-    def engine(self, name: str, graph: str = "swap-if") -> Engine:
+    def engine(self, name: str, graph: str = "swap-if") -> BackboneSession:
         if (name, graph) not in self._engines:
             self._engines[name, graph] = self.make(self.release(name), graph)
         return self._engines[name, graph]
 
-    def make(self, release: Release, graph: str = "swap-if") -> Engine:
-        return make_engine(
+    def make(self, release: Release, graph: str = "swap-if") -> BackboneSession:
+        return make_session(
             self.backbone, release, release.graph(graph), number=0, threads=1, provider="cpu"
         )
 
@@ -87,8 +87,8 @@ def test_a_domain_answers_on_any_session_that_takes_it_as_on_its_own(
     host, guest = pair
     release, images = bench.release(guest), tensor(count, seed)
     own, other = bench.engine(guest, form), bench.engine(host, form)
-    mine = own.run(images, own.fit(release))
-    found = other.run(images, other.fit(release))
+    mine = own.run(images, own.bind(release))
+    found = other.run(images, other.bind(release))
     assert found.logits.shape == (count, len(release.classes))
     assert found.gates.shape == (count, len(release.gates))
     clear = (np.abs(mine.gates) > 1e-3).all(axis=1)
@@ -97,15 +97,15 @@ def test_a_domain_answers_on_any_session_that_takes_it_as_on_its_own(
 
 
 def test_what_was_filled_is_told_and_does_nothing(bench: Bench) -> None:
-    fit = bench.engine("every").fit(bench.release("first"))
+    fit = bench.engine("every").bind(bench.release("first"))
     assert fit.filled
     assert all(name.startswith("block01.adaptor.") for name in fit.filled)
     assert all(not fit.slots[name].any() for name in fit.filled)
-    head = bench.engine("first").fit(bench.release("head"))
+    head = bench.engine("first").bind(bench.release("head"))
     opened = {name for name in head.filled if head.slots[name].any()}
     assert opened == {"block00.gate.bias", "block02.gate.bias"}
     assert all((head.slots[name] > 0).all() for name in opened)
-    assert bench.engine("first").fit(bench.release("next")).filled == ()
+    assert bench.engine("first").bind(bench.release("next")).filled == ()
 
 
 def test_a_head_is_never_filled(bench: Bench) -> None:
@@ -141,7 +141,7 @@ def test_a_head_of_another_class_count_than_the_manifest_is_told_when_it_answers
     slots = {n: a[:5] if n.startswith("head.") else a for n, a in release.slots.items()}
     host = bench.engine("first")
     with pytest.raises(GraphError, match=r"expected logits \[2, 8\] and gates \[2, 2\]"):
-        host.run(tensor(2), host.fit(replace(release, slots=slots)))
+        host.run(tensor(2), host.bind(replace(release, slots=slots)))
 
 
 def test_a_static_session_is_one_domains_own(bench: Bench) -> None:
@@ -151,7 +151,7 @@ def test_a_static_session_is_one_domains_own(bench: Bench) -> None:
     assert own.misfits(release) == ()
     swap = bench.engine("first")
     images = tensor(3)
-    mine, theirs = own.run(images, own.fit(release)), swap.run(images, swap.fit(release))
+    mine, theirs = own.run(images, own.bind(release)), swap.run(images, swap.bind(release))
     assert np.allclose(mine.logits, theirs.logits, atol=1e-4)
     assert np.array_equal(mine.gates >= 0, theirs.gates >= 0)
 
@@ -160,7 +160,7 @@ def test_a_gate_that_a_static_model_has_resolved_is_told_as_what_it_is(bench: Be
     release = bench.release("always")
     assert release.fixed == {"block00": True}
     found = bench.engine("always", "static-if")
-    gates = found.run(tensor(4), found.fit(release)).gates
+    gates = found.run(tensor(4), found.bind(release)).gates
     assert gates.shape == (4, 2)
     assert (gates[:, 0] == np.inf).all()
     assert np.isfinite(gates[:, 1]).all()
@@ -193,7 +193,7 @@ def test_a_graph_that_tells_less_than_it_should_is_refused_when_it_answers(
     release = read_release(bundle.open_bundle(path))
     made = bench.make(release)
     with pytest.raises(GraphError, match=r"expected logits \[1, 8\] and gates \[1, 2\], got"):
-        made.run(tensor(1), made.fit(release))
+        made.run(tensor(1), made.bind(release))
 
 
 def test_a_graph_that_is_none_is_refused(bench: Bench, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_weights_exchanged_after_they_were_verified_are_refused(
     release = bench.release("first")
     exchange(path)
     with pytest.raises(BackboneMismatchError, match="was changed after it was verified"):
-        make_engine(
+        make_session(
             backbone, release, release.graph("swap-if"), number=0, threads=1, provider="cpu"
         )
     with pytest.raises(BundleError):
@@ -246,7 +246,7 @@ def test_weights_removed_after_they_were_verified_are_told(
     release = bench.release("first")
     (path / "weights.safetensors").unlink()
     with pytest.raises((BundleError, BackboneMismatchError)):
-        make_engine(
+        make_session(
             backbone, release, release.graph("swap-if"), number=0, threads=1, provider="cpu"
         )
 
@@ -263,7 +263,7 @@ def test_weights_exchanged_right_after_hashing_are_refused(
         exchange(path)
         return found
 
-    monkeypatch.setattr(backbone_session, "open_backbone", then_exchanged)
+    monkeypatch.setattr("toolchain.device.runtime.ort.backbone.open_backbone", then_exchanged)
     backbone = open_verified(path)
     with pytest.raises(BackboneMismatchError, match="was changed"):
         backbone.require_unchanged()
@@ -273,10 +273,10 @@ def test_threads_of_one_operator_change_answers_by_rounding_alone(bench: Bench) 
     release = bench.release("first")
     images = tensor(3)
     one = bench.engine("first")
-    two = make_engine(
+    two = make_session(
         bench.backbone, release, release.graph("swap-if"), number=0, threads=2, provider="cpu"
     )
-    answer = one.run(images, one.fit(release)).logits
-    assert np.allclose(answer, two.run(images, two.fit(release)).logits, atol=1e-4)
-    assert same(answer, one.run(images, one.fit(release)).logits)
+    answer = one.run(images, one.bind(release)).logits
+    assert np.allclose(answer, two.run(images, two.bind(release)).logits, atol=1e-4)
+    assert same(answer, one.run(images, one.bind(release)).logits)
     assert one.cost.seconds > 0

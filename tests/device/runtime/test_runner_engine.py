@@ -40,9 +40,9 @@ from toolchain.core.errors import (
 from toolchain.device import Runner
 from toolchain.device.boards.cuda import gpus
 from toolchain.device.engine.kit import ClassProfile
-from toolchain.device.runtime.trt.backend import PlanSession
+from toolchain.device.runtime.trt.backend import EngineBackend
 from toolchain.device.runtime.trt.buffers import DeviceSlots
-from toolchain.device.runtime.trt.plan import Device
+from toolchain.device.runtime.trt.plan import TrtDevice
 from toolchain.device.store import dist
 
 # By the name that they are loaded under, as in the storm on onnxruntime, without what needs a
@@ -51,19 +51,19 @@ RELEASES = {"toy_chirps": ("first", "next", "third", "digits"), "head": ("head",
 
 
 @pytest.fixture(params=engines.KINDS)
-def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+def device(request: pytest.FixtureRequest) -> Iterator[TrtDevice]:
     """A device; all of a simulated one's memory is given back in the end."""
     yield from given_back(engines.devices(request.param))
 
 
 @pytest.fixture
-def memory() -> Iterator[Device]:
+def memory() -> Iterator[TrtDevice]:
     """A simulated device, where a test steers it or looks into it."""
     yield from given_back(simulated())
 
 
 @contextmanager
-def runner_on(device: Device, fleet: Fleet, folder: Path, **options: Any) -> Iterator[Runner]:
+def runner_on(device: TrtDevice, fleet: Fleet, folder: Path, **options: Any) -> Iterator[Runner]:
     """A runner on the first domain's engine."""
     with Runner(deploy(fleet["first"], folder, device), device=device, **options) as made:
         yield made
@@ -71,7 +71,7 @@ def runner_on(device: Device, fleet: Fleet, folder: Path, **options: Any) -> Ite
 
 def bound(runner: Runner, name: str) -> DeviceSlots:
     """What a loaded domain occupies on the device."""
-    found = runner._table[name].fit.binding
+    found = runner._table[name].bound.binding
     assert isinstance(found, DeviceSlots)
     return found
 
@@ -81,7 +81,7 @@ def bound(runner: Runner, name: str) -> DeviceSlots:
 
 @pytest.mark.parametrize("flavour", ["swap", "staged", "static"])
 def test_answers_are_those_of_onnxruntime(
-    device: Device, fleet: Fleet, artefact: Path, tmp_path: Path, flavour: str
+    device: TrtDevice, fleet: Fleet, artefact: Path, tmp_path: Path, flavour: str
 ) -> None:
     """Every domain that fits, with slots filled and other class counts, after its self-test."""
     path = deploy(fleet["first"], tmp_path, device, flavour=flavour)
@@ -104,7 +104,7 @@ def test_answers_are_those_of_onnxruntime(
 @pytest.mark.parametrize("flavour", ["swap", "staged", "static"])
 @pytest.mark.parametrize("host", ["da2", "head", "every", "always", "wide"])
 def test_every_method_and_placement_runs_as_an_engine(
-    memory: Device, fleet: Fleet, artefact: Path, tmp_path: Path, host: str, flavour: str
+    memory: TrtDevice, fleet: Fleet, artefact: Path, tmp_path: Path, host: str, flavour: str
 ) -> None:
     """Without gates, without adaptors, with a block that is always open, with everything."""
     path = deploy(fleet[host], tmp_path, memory, flavour=flavour)
@@ -121,7 +121,7 @@ def test_every_method_and_placement_runs_as_an_engine(
 
 
 def test_a_halved_engine_says_so_and_passes_within_its_allowance(
-    device: Device, fleet: Fleet, artefact: Path, tmp_path: Path
+    device: TrtDevice, fleet: Fleet, artefact: Path, tmp_path: Path
 ) -> None:
     path = deploy(fleet["first"], tmp_path, device, precision="fp16")
     with Runner(path, device=device) as runner, Runner(artefact) as plain:
@@ -135,7 +135,7 @@ def test_a_halved_engine_says_so_and_passes_within_its_allowance(
 
 
 def test_a_gate_that_a_static_engine_has_resolved_is_told_as_what_it_is(
-    memory: Device, fleet: Fleet, artefact: Path, tmp_path: Path
+    memory: TrtDevice, fleet: Fleet, artefact: Path, tmp_path: Path
 ) -> None:
     path = deploy(fleet["always"], tmp_path, memory, flavour="static")
     with Runner(path, device=memory) as runner, Runner(artefact, flavour="static") as plain:
@@ -147,22 +147,22 @@ def test_a_gate_that_a_static_engine_has_resolved_is_told_as_what_it_is(
 
 
 def test_a_second_domain_leaves_the_engine_as_it_is(
-    device: Device, fleet: Fleet, tmp_path: Path
+    device: TrtDevice, fleet: Fleet, tmp_path: Path
 ) -> None:
     """Its bytes and its handle; loading costs one allocation that stays."""
     path = deploy(fleet["first"], tmp_path, device)
     before = digest_of(path)
     with Runner(path, device=device) as runner:
         runner.load(fleet["first"].bundle, name="one")
-        engine = runner._table["one"].engine
+        engine = runner._table["one"].session
         session = engine._backend
-        assert isinstance(session, PlanSession)
+        assert isinstance(session, EngineBackend)
         plan = session._program.last
         handle, free = plan._engine, device.cuda.memory()[0]
         wanted = runner.infer(tensor(3), "one")
         two = runner.load(fleet["next"].bundle, name="two")
         runner.infer(tensor(3), "two")
-        assert runner._table["two"].engine is engine
+        assert runner._table["two"].session is engine
         assert plan._engine is handle
         assert same(runner.infer(tensor(3), "one").logits, wanted.logits)
         if isinstance(device.cuda, SimulatedCuda):
@@ -172,7 +172,7 @@ def test_a_second_domain_leaves_the_engine_as_it_is(
     assert digest_of(path) == before
 
 
-def test_requests_allocate_nothing(memory: Device, fleet: Fleet, tmp_path: Path) -> None:
+def test_requests_allocate_nothing(memory: TrtDevice, fleet: Fleet, tmp_path: Path) -> None:
     with runner_on(memory, fleet, tmp_path) as runner:
         for name in ("first", "next", "head"):
             runner.load(fleet[name].bundle, name=name)
@@ -200,7 +200,7 @@ def test_requests_allocate_nothing(memory: Device, fleet: Fleet, tmp_path: Path)
     ],
 )
 def test_a_domain_that_does_not_fit_is_refused_by_slot(
-    memory: Device, fleet: Fleet, tmp_path: Path, name: str, told: str
+    memory: TrtDevice, fleet: Fleet, tmp_path: Path, name: str, told: str
 ) -> None:
     with runner_on(memory, fleet, tmp_path) as runner:
         with pytest.raises(SessionLimitError, match=told) as caught:
@@ -211,7 +211,7 @@ def test_a_domain_that_does_not_fit_is_refused_by_slot(
 
 @pytest.mark.parametrize("name", ["tuned", "masked"])
 def test_a_domain_that_changes_the_backbone_is_refused(
-    memory: Device, fleet: Fleet, tmp_path: Path, name: str
+    memory: TrtDevice, fleet: Fleet, tmp_path: Path, name: str
 ) -> None:
     """The engine holds the frozen backbone; no kit of it could hold another."""
     with runner_on(memory, fleet, tmp_path) as runner:
@@ -222,7 +222,7 @@ def test_a_domain_that_changes_the_backbone_is_refused(
 
 
 def test_a_class_count_outside_the_profile_is_refused_by_both_numbers(
-    memory: Device, fleet: Fleet, tmp_path: Path
+    memory: TrtDevice, fleet: Fleet, tmp_path: Path
 ) -> None:
     path = deploy(fleet["first"], tmp_path, memory, classes=ClassProfile(1, 4, 8))
     with Runner(path, device=memory) as runner:
@@ -232,7 +232,9 @@ def test_a_class_count_outside_the_profile_is_refused_by_both_numbers(
         assert list(runner.domains) == ["toy_chirps"]
 
 
-def test_a_static_engine_is_one_releases_own(memory: Device, fleet: Fleet, tmp_path: Path) -> None:
+def test_a_static_engine_is_one_releases_own(
+    memory: TrtDevice, fleet: Fleet, tmp_path: Path
+) -> None:
     path = deploy(fleet["first"], tmp_path, memory, flavour="static")
     with Runner(path, device=memory) as runner:
         runner.load(fleet["first"].bundle)
@@ -241,7 +243,7 @@ def test_a_static_engine_is_one_releases_own(memory: Device, fleet: Fleet, tmp_p
 
 
 def test_a_domain_of_another_backbone_is_refused(
-    memory: Device, fleet: Fleet, tmp_path: Path
+    memory: TrtDevice, fleet: Fleet, tmp_path: Path
 ) -> None:
     with (
         runner_on(memory, fleet, tmp_path) as runner,
@@ -252,7 +254,7 @@ def test_a_domain_of_another_backbone_is_refused(
 
 @pytest.mark.parametrize("part", ["gpu", "sm", "multiprocessors"])
 def test_an_engine_of_another_device_is_refused_by_what_differs(
-    memory: Device, fleet: Fleet, tmp_path: Path, part: str
+    memory: TrtDevice, fleet: Fleet, tmp_path: Path, part: str
 ) -> None:
     path = deploy(fleet["first"], tmp_path, memory)
     other, cuda = simulated(), cuda_of(memory)
@@ -263,14 +265,14 @@ def test_an_engine_of_another_device_is_refused_by_what_differs(
 
 
 def test_an_engine_of_another_tensorrt_is_refused_by_both_versions(
-    memory: Device, fleet: Fleet, tmp_path: Path
+    memory: TrtDevice, fleet: Fleet, tmp_path: Path
 ) -> None:
     path = deploy(fleet["first"], tmp_path, memory)
     with pytest.raises(EngineMismatchError, match=r"tensorrt: expected 10\.13\.0, got 10\.3\.0"):
         Runner(path, device=simulated(build="10.13.0"))
 
 
-def test_a_changed_bit_of_a_plan_is_found(memory: Device, fleet: Fleet, tmp_path: Path) -> None:
+def test_a_changed_bit_of_a_plan_is_found(memory: TrtDevice, fleet: Fleet, tmp_path: Path) -> None:
     path = deploy(fleet["first"], tmp_path, memory)
     (plan,) = path.glob("*.plan")
     data = bytearray(plan.read_bytes())
@@ -281,7 +283,7 @@ def test_a_changed_bit_of_a_plan_is_found(memory: Device, fleet: Fleet, tmp_path
 
 
 def test_a_plan_of_another_domain_under_the_right_digests_fails_the_selftest(
-    memory: Device, fleet: Fleet, tmp_path: Path
+    memory: TrtDevice, fleet: Fleet, tmp_path: Path
 ) -> None:
     """Attack: a static engine that holds another release than it says."""
     path = deploy(fleet["first"], tmp_path, memory, flavour="static")
@@ -305,7 +307,7 @@ def test_a_plan_of_another_domain_under_the_right_digests_fails_the_selftest(
     ids=str,
 )
 def test_an_engine_is_not_asked_to_be_something_else(
-    memory: Device, fleet: Fleet, tmp_path: Path, options: Any
+    memory: TrtDevice, fleet: Fleet, tmp_path: Path, options: Any
 ) -> None:
     """Never a silent change of device: an explicit cpu is not the engine's GPU."""
     path = deploy(fleet["first"], tmp_path, memory)
@@ -321,7 +323,7 @@ def test_an_artefact_does_not_run_as_an_engine(artefact: Path) -> None:
 
 
 def test_a_machine_without_a_gpu_says_what_is_missing(
-    memory: Device, fleet: Fleet, tmp_path: Path
+    memory: TrtDevice, fleet: Fleet, tmp_path: Path
 ) -> None:
     if gpus():
         pytest.skip("there is a GPU here")
@@ -351,7 +353,7 @@ def test_no_room_for_a_domain_changes_nothing(fleet: Fleet, tmp_path: Path) -> N
 
 
 def test_a_device_that_fails_in_the_selftest_lets_nothing_in(
-    memory: Device, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory: TrtDevice, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with runner_on(memory, fleet, tmp_path) as runner:
         cuda = cuda_of(memory)
@@ -370,7 +372,7 @@ def test_a_device_that_fails_in_the_selftest_lets_nothing_in(
 
 
 def test_a_domain_of_another_graph_is_tested_in_any_case(
-    memory: Device, fleet: Fleet, tmp_path: Path
+    memory: TrtDevice, fleet: Fleet, tmp_path: Path
 ) -> None:
     """Attack: a bundle whose own graph is another than the engine's asks to be let in untested."""
     path = altered.with_graph(fleet["first"], tmp_path, altered.ignored_slot)
@@ -384,7 +386,7 @@ def test_a_domain_of_another_graph_is_tested_in_any_case(
 
 
 def test_an_installed_domain_is_tested_once_per_engine(
-    memory: Device, fleet: Fleet, artefact: Path, tmp_path: Path
+    memory: TrtDevice, fleet: Fleet, artefact: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "installed"
     with runner_on(memory, fleet, tmp_path / "a") as runner:
@@ -400,7 +402,7 @@ def test_an_installed_domain_is_tested_once_per_engine(
 
 
 def test_a_profile_holds_for_installed_domains_too(
-    memory: Device, fleet: Fleet, artefact: Path, tmp_path: Path
+    memory: TrtDevice, fleet: Fleet, artefact: Path, tmp_path: Path
 ) -> None:
     """Attack: a record that says which graph its slots fit skips their shapes, not the profile."""
     folder = tmp_path / "installed"
@@ -415,7 +417,7 @@ def test_a_profile_holds_for_installed_domains_too(
 
 
 def test_the_folder_of_an_engine_stands_for_its_backbone(
-    memory: Device, fleet: Fleet, tmp_path: Path
+    memory: TrtDevice, fleet: Fleet, tmp_path: Path
 ) -> None:
     path = deploy(fleet["first"], tmp_path, memory)
     assert dist.backbone_of([fleet["first"].bundle], path) == path
@@ -426,7 +428,7 @@ def test_the_folder_of_an_engine_stands_for_its_backbone(
 
 @pytest.mark.parametrize("end", ["replace", "unload", "close"])
 def test_a_release_is_freed_when_its_last_request_ends(
-    memory: Device, fleet: Fleet, tmp_path: Path, end: str
+    memory: TrtDevice, fleet: Fleet, tmp_path: Path, end: str
 ) -> None:
     """Exchanged in the middle of a request, which ends on the release that it began on."""
     cuda = cuda_of(memory)
@@ -466,7 +468,9 @@ def test_a_release_is_freed_when_its_last_request_ends(
             assert cuda.open[0] == blocks
 
 
-def test_a_time_limit_reaches_into_the_device(memory: Device, fleet: Fleet, tmp_path: Path) -> None:
+def test_a_time_limit_reaches_into_the_device(
+    memory: TrtDevice, fleet: Fleet, tmp_path: Path
+) -> None:
     with runner_on(memory, fleet, tmp_path) as runner:
         runner.load(fleet["first"].bundle)
         cuda_of(memory).stall()
@@ -477,7 +481,7 @@ def test_a_time_limit_reaches_into_the_device(memory: Device, fleet: Fleet, tmp_
 
 
 def test_after_closing_requests_and_loads_are_refused(
-    memory: Device, fleet: Fleet, tmp_path: Path
+    memory: TrtDevice, fleet: Fleet, tmp_path: Path
 ) -> None:
     with runner_on(memory, fleet, tmp_path) as runner:
         runner.load(fleet["first"].bundle)
@@ -490,7 +494,7 @@ def test_after_closing_requests_and_loads_are_refused(
     assert cuda_of(memory).open == (0, 0, 0)
 
 
-def test_one_name_is_loaded_once(memory: Device, fleet: Fleet, tmp_path: Path) -> None:
+def test_one_name_is_loaded_once(memory: TrtDevice, fleet: Fleet, tmp_path: Path) -> None:
     with runner_on(memory, fleet, tmp_path) as runner:
         runner.load(fleet["first"].bundle)
         with pytest.raises(LoadedError):
@@ -500,7 +504,7 @@ def test_one_name_is_loaded_once(memory: Device, fleet: Fleet, tmp_path: Path) -
 @pytest.mark.parametrize("flavour", ["swap", "staged"])
 @pytest.mark.parametrize("seconds", [3, pytest.param(30, marks=pytest.mark.full)])
 def test_every_answer_is_one_releases_own(
-    device: Device, fleet: Fleet, tmp_path: Path, seconds: int, flavour: str
+    device: TrtDevice, fleet: Fleet, tmp_path: Path, seconds: int, flavour: str
 ) -> None:
     """Law: the storm of the runner on onnxruntime, on an engine with two contexts."""
     path = deploy(fleet["first"], tmp_path, device, flavour=flavour)

@@ -225,7 +225,7 @@ def test_a_request_under_way_ends_as_it_would_have(artefact: Path, fleet: Fleet,
 def slots_of(runner: Runner, name: str) -> list[weakref.ref[npt.NDArray[Any]]]:
     """Weak references to the tensors that a domain's requests use."""
     loaded = runner._table[name]
-    return [weakref.ref(array) for array in loaded.fit.slots.values()]
+    return [weakref.ref(array) for array in loaded.bound.slots.values()]
 
 
 def alive(references: list[weakref.ref[npt.NDArray[Any]]]) -> int:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from tests.export.check.test_parity import PREPROCESS, SLOTS, Linear, reference
 from toolchain.bundle.golden import FORCE, Golden
+from toolchain.core.arrays import Floats
 from toolchain.core.errors import Da3Error, GraphError, SelftestError, TimeLimitError
-from toolchain.device.runtime.ort.backend import Answer, Floats, Runnable
+from toolchain.device.runtime.backend import Answer, Runnable
 from toolchain.device.runtime.selftest import ALLOWED, Allowance, difference, run_cases, selftest
 
 TOLERANCE = 1e-4

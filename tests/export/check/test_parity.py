@@ -11,8 +11,9 @@ import pytest
 
 from tests.bundle.test_golden import cases
 from toolchain.bundle.golden import FORCE, Golden, probe
+from toolchain.core.arrays import Floats
 from toolchain.core.errors import ParityError
-from toolchain.device.runtime.ort.backend import Answer, Floats
+from toolchain.device.runtime.backend import Answer
 from toolchain.device.runtime.selftest import run_cases
 from toolchain.export.check.parity import Subject, compare, first_divergence
 from toolchain.pictures.preprocess import Preprocessing, normalise

@@ -19,7 +19,7 @@ from toolchain.bundle.golden import Golden, golden_of
 from toolchain.bundle.linkage import Linkage
 from toolchain.core.errors import PrecisionError
 from toolchain.core.words import Precision
-from toolchain.device.runtime.ort.backend import Answer
+from toolchain.device.runtime.backend import Answer
 from toolchain.device.runtime.selftest import difference
 from toolchain.export.emit.accuracy import (
     ALLOWED,

@@ -9,7 +9,7 @@ import pytest
 from tests.support.kitted import ORDERS, Kitted
 from toolchain.device.boards.target import find
 from toolchain.device.engine.kit import Kit
-from toolchain.device.runtime.ort.backend import Linked
+from toolchain.device.runtime.ort.backend import LinkedModel
 from toolchain.device.runtime.ort.session import Session
 
 
@@ -159,7 +159,7 @@ def test_a_side_gives_its_gate_as_one_byte(kitted: Kitted) -> None:
 
 def test_the_swap_model_takes_any_class_count(kitted: Kitted) -> None:
     kit = kitted.kits["orin fp16"]
-    runner = Linked(Session(kit.read("swap.onnx")))
+    runner = LinkedModel(Session(kit.read("swap.onnx")))
     size = kit.backbone.input.size
     image = np.zeros((1, 3, size, size), np.float32)
     for classes in (1, 7, kit.manifest.classes.high):

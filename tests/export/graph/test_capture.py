@@ -17,7 +17,7 @@ from tests.support import toys
 from tests.support.cases import Made, close, run_exact
 from toolchain.bundle.linkage import FORMS, Linkage
 from toolchain.core.errors import AttachError, CaptureError
-from toolchain.device.runtime.ort.backend import Linked
+from toolchain.device.runtime.ort.backend import LinkedModel
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import capture as capture_file
 from toolchain.export.graph import store
@@ -207,7 +207,7 @@ def test_a_block_that_returns_its_input_links_all_the_same() -> None:
     for form in FORMS:
         graph = store.to_bytes(link(halves.split, Linkage("static", form)))
         session = Session(graph, constants={**constants, **backbone})
-        assert close(Linked(session).run(images.numpy(), {}).logits, want), form
+        assert close(LinkedModel(session).run(images.numpy(), {}).logits, want), form
 
 
 def test_an_exporter_that_alters_a_tensor_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

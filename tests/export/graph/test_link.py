@@ -18,7 +18,8 @@ from tests.support.cases import Made, close, walk
 from toolchain.bundle.golden import shifted
 from toolchain.bundle.linkage import FORMS, LINKAGES, STATIC_IF, Form, Linkage
 from toolchain.core.errors import GraphError, LinkError
-from toolchain.device.runtime.ort.backend import Answer, Linked, Runnable
+from toolchain.device.runtime.backend import Answer, Runnable
+from toolchain.device.runtime.ort.backend import LinkedModel
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
 from toolchain.export.graph.link import link
@@ -164,7 +165,7 @@ def test_a_closed_gate_hides_an_infinite_block(plain: Made) -> None:
         folder = plain.folder / f"wild-{form}"
         folder.mkdir(exist_ok=True)
         (folder / WEIGHTS_FILE).write_bytes(packed.data)
-        model = Linked(Session(plain.graph(Linkage("swap", form)), folder=folder))
+        model = LinkedModel(Session(plain.graph(Linkage("swap", form)), folder=folder))
         got = model.run(images.numpy(), slots)
         assert close(got.logits, want.logits), form
 

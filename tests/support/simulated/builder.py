@@ -19,7 +19,7 @@ from tests.support.simulated.cuda import SimulatedCuda
 from tests.support.simulated.engines import BUILD
 from toolchain.device.engine import features
 from toolchain.device.engine.log import Journal, make_logger
-from toolchain.device.runtime.trt.plan import Device
+from toolchain.device.runtime.trt.plan import TrtDevice
 
 REAL = (
     *("LayerType", "IConditionLayer", "IIfConditionalInputLayer", "IIfConditionalOutputLayer"),
@@ -157,7 +157,7 @@ class OnnxParser:
         return self._real.get_error(index)
 
 
-def device(total: int = 1 << 30, build: str = BUILD) -> tuple[Device, Bench]:
+def device(total: int = 1 << 30, build: str = BUILD) -> tuple[TrtDevice, Bench]:
     """A device in memory whose TensorRT builds too, and what was built on it."""
     cuda = SimulatedCuda(total)
     bench, made = Bench(cuda, build), tensorrt.module(cuda, build)
@@ -166,7 +166,7 @@ def device(total: int = 1 << 30, build: str = BUILD) -> tuple[Device, Bench]:
     found = features.TensorRT(
         made, "tensorrt", build, features.examine(made), make_logger(made, journal), journal
     )
-    return Device(cuda, found), bench
+    return TrtDevice(cuda, found), bench
 
 
 def _extend(module: ModuleType, bench: Bench) -> None:

@@ -39,7 +39,7 @@ from toolchain.device.engine.kit import (
 )
 from toolchain.device.engine.log import Journal, make_logger
 from toolchain.device.engine.parse import parse
-from toolchain.device.runtime.trt.plan import Device
+from toolchain.device.runtime.trt.plan import TrtDevice
 from toolchain.export.emit.fp16 import to_fp16
 from toolchain.export.emit.rewrite import fix_batch
 from toolchain.export.graph import store
@@ -65,17 +65,17 @@ class Segment:
         return f"{self.site or self.role}.{self.role}.onnx"
 
 
-def simulated(total: int = 1 << 30, build: str = BUILD, *, shared: bool = True) -> Device:
+def simulated(total: int = 1 << 30, build: str = BUILD, *, shared: bool = True) -> TrtDevice:
     """A device in memory with its TensorRT."""
     cuda = SimulatedCuda(total)
     module, journal = tensorrt.module(cuda, build, shared=shared), Journal()
     found = features.TensorRT(
         module, "tensorrt", build, features.examine(module), make_logger(module, journal), journal
     )
-    return Device(cuda, found)
+    return TrtDevice(cuda, found)
 
 
-def given_back(device: Device) -> Iterator[Device]:
+def given_back(device: TrtDevice) -> Iterator[TrtDevice]:
     """Yield the device; in the end a simulated one holds no memory and no stream any more."""
     yield device
     if isinstance(device.cuda, SimulatedCuda):
@@ -83,23 +83,23 @@ def given_back(device: Device) -> Iterator[Device]:
         assert device.cuda.open == (0, 0, 0)
 
 
-def cuda_of(device: Device) -> SimulatedCuda:
+def cuda_of(device: TrtDevice) -> SimulatedCuda:
     """The device's memory, which is simulated."""
     assert isinstance(device.cuda, SimulatedCuda)
     return device.cuda
 
 
-def real() -> Device:
+def real() -> TrtDevice:
     """The GPU of this machine, or skip saying what is missing."""
     if not gpus():
         pytest.skip("needs an NVIDIA GPU with its driver; none is here")
     try:
-        return Device(open_cuda(), features.load())
+        return TrtDevice(open_cuda(), features.load())
     except Da3Error as err:
         pytest.skip(f"needs TensorRT: {err.message}")
 
 
-def devices(kind: str) -> Device:
+def devices(kind: str) -> TrtDevice:
     """A device by the name of a fixture's parameter."""
     return simulated() if kind == "simulated" else real()
 
@@ -158,7 +158,7 @@ def with_flag(data: bytes, site: str) -> bytes:
 def deploy(
     exported: Exported,
     folder: Path,
-    device: Device,
+    device: TrtDevice,
     *,
     flavour: str = "swap",
     precision: str = "fp32",
@@ -191,7 +191,7 @@ def deploy(
     return EngineStore(folder).put(manifest, plans, kit, overwrite=True).path
 
 
-def make_plan(device: Device, data: bytes, precision: str, classes: ClassProfile) -> BuiltPlan:
+def make_plan(device: TrtDevice, data: bytes, precision: str, classes: ClassProfile) -> BuiltPlan:
     """A plan of a model: simulated, or TensorRT's own."""
     if not isinstance(device.cuda, SimulatedCuda):
         network = parse(device.trt, data)

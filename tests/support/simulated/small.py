@@ -13,8 +13,8 @@ from tests.support.simulated import tensorrt
 from tests.support.simulated.engines import BUILD
 from toolchain.device.engine.cache import EnginePlan
 from toolchain.device.engine.kit import KitSlot
-from toolchain.device.runtime.trt.backend import PlanSession
-from toolchain.device.runtime.trt.plan import Device, Plan
+from toolchain.device.runtime.trt.backend import EngineBackend
+from toolchain.device.runtime.trt.plan import Plan, TrtDevice
 from toolchain.device.runtime.trt.program import Program, program
 
 FEATURES = 3 * 4 * 4
@@ -75,15 +75,15 @@ def plan_bytes(data: bytes | None = None, build: str = BUILD, **profile: Any) ->
     return tensorrt.plan(data or network(), {**given, **profile}, build=build)
 
 
-def whole(device: Device, data: bytes | None = None) -> Program:
+def whole(device: TrtDevice, data: bytes | None = None) -> Program:
     """The network as a program."""
     made = Plan(device, data or plan_bytes(), what="small")
     return program([WHOLE], lambda _: made, SLOTS)
 
 
-def session(device: Device, contexts: int = 1) -> PlanSession:
+def session(device: TrtDevice, contexts: int = 1) -> EngineBackend:
     """The network as a session."""
-    return PlanSession(device, whole(device), gates=("block00",), contexts=contexts, what="small")
+    return EngineBackend(device, whole(device), gates=("block00",), contexts=contexts, what="small")
 
 
 def slots(classes: int = 4, seed: int = 0) -> Slots:

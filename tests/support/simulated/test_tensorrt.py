@@ -13,7 +13,7 @@ from tests.support import apis
 from tests.support.simulated import small, tensorrt
 from tests.support.simulated.cuda import Misuse
 from tests.support.simulated.engines import cuda_of, simulated
-from toolchain.device.runtime.trt.plan import Device, Plan
+from toolchain.device.runtime.trt.plan import Plan, TrtDevice
 
 KINDS = (
     tensorrt.Runtime,
@@ -40,12 +40,12 @@ def test_names_are_those_of_the_real_bindings(kind: type, release: str) -> None:
         assert listed & EITHER
 
 
-def context() -> tuple[Device, Any]:
+def context() -> tuple[TrtDevice, Any]:
     device = simulated()
     return device, Plan(device, small.plan_bytes(), what="small").context()
 
 
-def ready(device: Device, made: Any, classes: int = 3) -> int:
+def ready(device: TrtDevice, made: Any, classes: int = 3) -> int:
     """Set all that the rules ask for; returns a stream."""
     made.set_input_shape("head.weight", (classes, small.FEATURES))
     made.set_input_shape("head.bias", (classes,))
@@ -75,42 +75,42 @@ def test_nothing_runs_before_the_stream_gets_there() -> None:
     assert made.get_tensor_shape("logits") == (1, 3)
 
 
-def no_shape(device: Device, made: Any, stream: int) -> None:
+def no_shape(device: TrtDevice, made: Any, stream: int) -> None:
     made._shapes.clear()
     assert not made.execute_async_v3(stream)
     raise Misuse("no shape is False")
 
 
-def no_address(device: Device, made: Any, stream: int) -> None:
+def no_address(device: TrtDevice, made: Any, stream: int) -> None:
     made._addresses.pop("logits")
     made.execute_async_v3(stream)
 
 
-def freed(device: Device, made: Any, stream: int) -> None:
+def freed(device: TrtDevice, made: Any, stream: int) -> None:
     device.cuda.free(made.get_tensor_address("head.bias"))
     made.execute_async_v3(stream)
 
 
-def freed_while_queued(device: Device, made: Any, stream: int) -> None:
+def freed_while_queued(device: TrtDevice, made: Any, stream: int) -> None:
     made.execute_async_v3(stream)
     device.cuda.free(made.get_tensor_address("head.bias"))
 
 
-def too_small(device: Device, made: Any, stream: int) -> None:
+def too_small(device: TrtDevice, made: Any, stream: int) -> None:
     made.set_tensor_address("head.weight", device.cuda.allocate(64))
     made.execute_async_v3(stream)
 
 
-def crooked(device: Device, made: Any, stream: int) -> None:
+def crooked(device: TrtDevice, made: Any, stream: int) -> None:
     made.set_tensor_address("logits", made.get_tensor_address("logits") + 4)
 
 
-def two_streams(device: Device, made: Any, stream: int) -> None:
+def two_streams(device: TrtDevice, made: Any, stream: int) -> None:
     made.execute_async_v3(stream)
     made.execute_async_v3(device.cuda.stream())
 
 
-def two_threads(device: Device, made: Any, stream: int) -> None:
+def two_threads(device: TrtDevice, made: Any, stream: int) -> None:
     made.execute_async_v3(stream)
     told: list[Exception] = []
 
@@ -139,7 +139,7 @@ RULES = [
 
 
 @pytest.mark.parametrize(("broken", "told"), RULES, ids=[one.__name__ for one, _ in RULES])
-def test_a_broken_rule_is_found(broken: Callable[[Device, Any, int], None], told: str) -> None:
+def test_a_broken_rule_is_found(broken: Callable[[TrtDevice, Any, int], None], told: str) -> None:
     device, made = context()
     with pytest.raises(Misuse, match=told):
         broken(device, made, ready(device, made))

@@ -1,15 +1,16 @@
 """A time limit that reaches into a running model.
 
-Rules of this file: onnxruntime looks at a run's terminate flag between two operators, so a limit
-ends a run within one operator's time; nothing is killed and the session stays usable.
+Rules of this file: nothing is killed. When the time is over, the limit calls whatever the runs of
+its block asked for: onnxruntime looks at a flag between two operators, and the TensorRT side looks
+at :attr:`TimeLimit.over` while it waits. So a run ends within one operator's time, and the session
+stays usable.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
-
-import onnxruntime as ort
 
 from toolchain.core.errors import TimeLimitError, UsageError
 
@@ -17,9 +18,9 @@ from toolchain.core.errors import TimeLimitError, UsageError
 class TimeLimit:
     """A context whose runs are stopped ``seconds`` after it was entered.
 
-    Pass it to :meth:`toolchain.device.runtime.ort.session.Session.run`. One context serves several
-    runs, one after another; their time counts together. Raises UsageError for a limit that no timer
-    can wait for: not above zero, not a number, or beyond ``threading.TIMEOUT_MAX``.
+    Pass it to whatever runs the model. One context serves several runs, one after another; their
+    time counts together. Raises UsageError for a limit that no timer can wait for: not above zero,
+    not a number, or beyond ``threading.TIMEOUT_MAX``.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -31,7 +32,8 @@ class TimeLimit:
             )
         self.seconds = seconds
         self.over = False
-        self.options = ort.RunOptions()
+        self._actions: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
         self._timer = threading.Timer(seconds, self._stop)
         self._timer.daemon = True
 
@@ -47,6 +49,15 @@ class TimeLimit:
     ) -> None:
         self._timer.cancel()
 
+    def when_over(self, action: Callable[[], None]) -> None:
+        """Call ``action`` in the timer's thread when the time is over; at once if it is already."""
+        # Without the lock, an action that comes just as the timer fires would never be called.
+        with self._lock:
+            if not self.over:
+                self._actions.append(action)
+                return
+        action()
+
     def stopped(self, what: str) -> TimeLimitError:
         """Return the error of a run of ``what`` that was stopped."""
         return TimeLimitError(
@@ -55,5 +66,7 @@ class TimeLimit:
         )
 
     def _stop(self) -> None:
-        self.over = True
-        self.options.terminate = True
+        with self._lock:
+            self.over = True
+        for action in self._actions:
+            action()

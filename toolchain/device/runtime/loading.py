@@ -1,8 +1,9 @@
-"""From a bundle, or an installed domain, to what requests use: read, put on a session, tested.
+"""From a bundle, or an installed domain, to what requests use: read, bound to a session, tested.
 
 Rules of this file: nothing is published here, and what comes out is never changed, so any number of
-threads run it. Which session a release gets is decided by
-:mod:`~toolchain.device.runtime.ort.sessions`.
+threads run it. Which session a release gets is decided elsewhere:
+:mod:`~toolchain.device.runtime.ort.sessions` for onnxruntime,
+:mod:`~toolchain.device.runtime.trt.engine` for an engine.
 """
 
 from __future__ import annotations
@@ -19,23 +20,24 @@ import numpy as np
 from toolchain import bundle
 from toolchain.bundle.release import Release, ReleaseInfo, read_release
 from toolchain.bundle.slots import Slots
+from toolchain.core.arrays import Floats
 from toolchain.core.errors import DataError
 from toolchain.device.runtime.answers import Domain, Outcome
-from toolchain.device.runtime.backbone_session import Engine, Fit
+from toolchain.device.runtime.backbone_session import BackboneSession, BoundRelease
+from toolchain.device.runtime.backend import Answer
 from toolchain.device.runtime.limit import TimeLimit
-from toolchain.device.runtime.ort.backend import Answer, Floats
 from toolchain.device.runtime.selftest import selftest
 from toolchain.device.store import installed
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedDomain:
     """All that a request uses; ``info``: what its bundle says of it."""
 
     info: ReleaseInfo
     domain: Domain
-    engine: Engine
-    fit: Fit
+    session: BackboneSession
+    bound: BoundRelease
 
     def run(self, tensor: Floats, time_limit_s: float | None) -> Outcome:
         """Answer a checked tensor, float32 ``[N, 3, size, size]``.
@@ -45,17 +47,17 @@ class Loaded:
         limited = nullcontext() if time_limit_s is None else TimeLimit(time_limit_s)
         with limited as limit:
             started = time.perf_counter()
-            found = self.engine.run(tensor, self.fit, limit)
+            answer = self.session.run(tensor, self.bound, limit)
             took_ms = 1e3 * (time.perf_counter() - started)
-        if not np.isfinite(found.logits).all() or np.isnan(found.gates).any():
+        if not np.isfinite(answer.logits).all() or np.isnan(answer.gates).any():
             raise DataError(
                 "expected values that the model can add up, got pictures whose logits overflow",
                 fix="look at what prepares the tensor; a NaN would close gates in silence",
             )
-        opened = found.gates >= 0
-        for array in (found.logits, opened):
+        is_open = answer.gates >= 0
+        for array in (answer.logits, is_open):
             array.setflags(write=False)
-        return Outcome(found.logits, opened, self.domain.release, took_ms)
+        return Outcome(logits=answer.logits, gates=is_open, release=self.domain.release, ms=took_ms)
 
 
 def read(path: Path) -> tuple[Release, str]:
@@ -70,25 +72,26 @@ def read(path: Path) -> tuple[Release, str]:
 
 
 def tested_on(
-    engine: Engine, release: Release, name: str, seconds: dict[str, float], *, test: bool
-) -> Loaded:
-    """Return ``release`` on ``engine``, called ``name``; ``seconds`` of its steps go on.
+    session: BackboneSession, release: Release, name: str, seconds: dict[str, float], *, test: bool
+) -> LoadedDomain:
+    """Return ``release`` on ``session``, called ``name``; the self-test's time joins ``seconds``.
 
-    ``test``: whether it must pass its self-test; one that runs on another domain's graph, or with
-    slots filled, must in any case. Raises SelftestError, and BundleError for golden data that lie.
+    ``test``: whether it must pass its self-test. A release that runs on another domain's graph, or
+    with slots filled, must pass it in any case. Raises SelftestError, and BundleError for golden
+    data that lie.
     """
-    fit = engine.fit(release)
-    own = {graph.digest for graph in release.graphs.values()}
-    if test or fit.filled or engine.graph_digest not in own:
+    bound = session.bind(release)
+    own_graphs = {graph.digest for graph in release.graphs.values()}
+    if test or bound.filled or session.graph_digest not in own_graphs:
         limit = TimeLimit(release.time_limit_s)
         with timed(seconds, "selftest"), limit:
             selftest(
                 release.golden(),
-                Bound(engine, release, limit),
+                SessionUnderTest(session, release, limit),
                 release.slots,
                 release.preprocess,
-                allowed=engine.allowed(release),
-                static=engine.is_static,
+                allowed=session.allowed(release),
+                static=session.is_static,
             )
     domain = Domain(
         name=name,
@@ -98,38 +101,40 @@ def tested_on(
         preprocess=release.preprocess,
         gates=release.gates,
         slots_bytes=release.slots_bytes,
-        session=engine.number,
-        filled=fit.filled,
+        session=session.number,
+        filled=bound.filled,
         seconds=MappingProxyType(seconds),
     )
     # Not the release itself: it would keep the bundle alive for as long as the domain is loaded.
-    return Loaded(ReleaseInfo(**release.shared()), domain, engine, fit)
+    info = ReleaseInfo(**release.shared())
+    return LoadedDomain(info=info, domain=domain, session=session, bound=bound)
 
 
 @contextmanager
 def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    """Note what the block takes under ``step``."""
+    """Note in ``seconds`` what the block takes, under the name ``step``."""
     started = time.perf_counter()
     yield
     seconds[step] = time.perf_counter() - started
 
 
-class Bound:
-    """An engine that takes a release's tensors and fills what it lacks, as a self-test runs it.
+class SessionUnderTest:
+    """A session that takes a release's tensors with each run, as a self-test changes them.
 
-    Tensors are bound when they come for the first time and let go when others come.
+    A golden case with a forced gate comes with other tensors than the case before. Tensors are
+    bound when they come for the first time and let go when others come.
     """
 
-    def __init__(self, engine: Engine, release: Release, limit: TimeLimit) -> None:
-        self._engine, self._release, self._limit = engine, release, limit
-        self._given: Slots | None = None
-        self._fit: Fit | None = None
+    def __init__(self, session: BackboneSession, release: Release, limit: TimeLimit) -> None:
+        self._session, self._release, self._limit = session, release, limit
+        self._slots: Slots | None = None
+        self._bound: BoundRelease | None = None
 
     def run(self, images: Floats, slots: Slots) -> Answer:
         """Answer with the given tensors in place of the release's own."""
-        if self._fit is None or slots is not self._given:
-            # Before others are bound: there need not be room for two.
-            self._fit = None
-            self._fit = self._engine.fit(replace(self._release, slots=slots))
-            self._given = slots
-        return self._engine.run(images, self._fit, self._limit)
+        if self._bound is None or slots is not self._slots:
+            # Let go before others are bound: a device need not have room for two.
+            self._bound = None
+            self._bound = self._session.bind(replace(self._release, slots=slots))
+            self._slots = slots
+        return self._session.run(images, self._bound, self._limit)

@@ -5,13 +5,13 @@ Rules of this file, and the invariant that its tests hold:
 * A request takes one reference to one loaded domain when it begins and uses nothing else. What it
   refers to is never changed, so a request runs wholly on one release: adaptor, gates and head of
   two releases cannot mix.
-* Loading verifies and tests aside and then exchanges the table of domains in one assignment.
+* Loading verifies and tests aside, and then exchanges the table of domains in one assignment.
   Requests take no lock, so replacing a domain waits for nobody and nobody waits for it.
 * A release that was replaced or unloaded lives until the last request that refers to it ends.
 * On an engine a request waits its turn for a context, and so does the self-test of a domain.
 
 It computes nothing itself: :mod:`~toolchain.device.runtime.backbone_session` runs,
-:mod:`toolchain.bundle` verifies.
+:mod:`toolchain.bundle` verifies. It loads onnxruntime only where a backbone's folder is opened.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from toolchain import bundle
 from toolchain.bundle import BackboneManifest
 from toolchain.bundle.linkage import FORMS, LINKED_ROLES, Flavour, Form, Linkage
 from toolchain.bundle.release import read_release
+from toolchain.core.arrays import Array, Floats
 from toolchain.core.errors import (
     ClosedError,
     Da3Error,
@@ -40,8 +39,7 @@ from toolchain.core.errors import (
 )
 from toolchain.device.engine.cache import open_engine, refuse_kit
 from toolchain.device.runtime.answers import Domain, Outcome, Prediction, predictions
-from toolchain.device.runtime.backbone_session import open_verified
-from toolchain.device.runtime.loading import Loaded, read, tested_on, timed
+from toolchain.device.runtime.loading import LoadedDomain, read, tested_on, timed
 from toolchain.device.runtime.options import (
     ENGINE,
     checked_name,
@@ -50,15 +48,15 @@ from toolchain.device.runtime.options import (
     require_positive,
     require_session,
 )
-from toolchain.device.runtime.ort.backend import Floats
-from toolchain.device.runtime.ort.session import available
-from toolchain.device.runtime.ort.sessions import Sessions
 from toolchain.device.runtime.stream import Frame, stream
-from toolchain.device.runtime.trt.engine import OneSession, is_engine, make_engine, open_device
-from toolchain.device.runtime.trt.plan import Device
+from toolchain.device.runtime.trt.engine import OneSession, is_engine, make_session, open_device
+from toolchain.device.runtime.trt.plan import TrtDevice
 from toolchain.device.store import installed
 from toolchain.pictures import request
 from toolchain.pictures.request import Picture
+
+if TYPE_CHECKING:
+    from toolchain.device.runtime.ort.sessions import Sessions
 
 MAX_BATCH = 64
 # More than any board has; onnxruntime starts them all, which takes minutes for very many.
@@ -114,7 +112,7 @@ class Runner:
         sessions: int = 1,
         max_batch: int = MAX_BATCH,
         contexts: int = 1,
-        device: Device | None = None,
+        device: TrtDevice | None = None,
     ) -> None:
         require_positive(threads=threads, sessions=sessions, max_batch=max_batch, contexts=contexts)
         if threads > MAX_THREADS:
@@ -127,7 +125,7 @@ class Runner:
         self._session_limit, self._max_batch = sessions, max_batch
         self._threads, self._form = threads, form
         # Exchanged as a whole under the lock, read without it.
-        self._table: Mapping[str, Loaded] = MappingProxyType({})
+        self._table: Mapping[str, LoadedDomain] = MappingProxyType({})
         self._closed = False
         self._publishing = threading.Lock()
         if is_engine(path := Path(backbone)):
@@ -139,6 +137,11 @@ class Runner:
             self._open_sessions(path, "cpu" if provider is None else provider, flavour)
 
     def _open_sessions(self, path: Path, provider: str, flavour: Flavour) -> None:
+        # Here and nowhere else, so that a TensorRT engine runs where no onnxruntime is installed.
+        from toolchain.device.runtime.ort.backbone import open_verified
+        from toolchain.device.runtime.ort.session import available
+        from toolchain.device.runtime.ort.sessions import Sessions
+
         available(provider)
         verified = open_verified(path)
         self._artefact = verified.artefact
@@ -153,18 +156,17 @@ class Runner:
             threads=self._threads,
             provider=provider,
             limit=self._session_limit,
-            used=lambda: [loaded.engine for loaded in self._table.values()],
+            used=lambda: [loaded.session for loaded in self._table.values()],
         )
 
-    def _open_engine(self, path: Path, device: Device | None, contexts: int) -> None:
-        found = open_engine(path)
-        self._artefact = bundle.BackboneArtefact(path, found.backbone)
-        self._provider, self._flavour = ENGINE, found.manifest.built_for.flavour
-        self._precision = found.kit.precision
-        engine = make_engine(
-            found, device or open_device(found.manifest.built_for.module), contexts=contexts
-        )
-        self._sessions = OneSession(engine, path.name)
+    def _open_engine(self, path: Path, device: TrtDevice | None, contexts: int) -> None:
+        engine = open_engine(path)
+        built_for = engine.manifest.built_for
+        self._artefact = bundle.BackboneArtefact(path, engine.backbone)
+        self._provider, self._flavour = ENGINE, built_for.flavour
+        self._precision = engine.kit.precision
+        session = make_session(engine, device or open_device(built_for.module), contexts=contexts)
+        self._sessions = OneSession(session, path.name)
 
     def __enter__(self) -> Runner:
         return self
@@ -218,12 +220,12 @@ class Runner:
         :mod:`toolchain.device.store.installed`. Raises as :meth:`load`, and ExistsError.
         """
         self._require_open()
-        held = bundle.open_bundle(source)
-        release = read_release(held)
+        opened = bundle.open_bundle(source)
+        release = read_release(opened)
         bundle.match(release.backbone, self._artefact, release.name)
-        with self._sessions.reserved(release, None) as engine:
-            loaded = tested_on(engine, release, release.name, {}, test=True)
-        installed.write(folder, held, release, engine.tested_with)
+        with self._sessions.reserved(release, None) as session:
+            loaded = tested_on(session, release, release.name, {}, test=True)
+        installed.write(folder, opened, release, session.tested_with)
         return loaded.domain
 
     @property
@@ -235,15 +237,15 @@ class Runner:
     def facts(self) -> RunnerFacts:
         """What this runner is."""
         return RunnerFacts(
-            self._artefact.manifest,
-            self._provider,
-            self._threads,
-            self._flavour,
-            self._form,
-            self._max_batch,
-            len(self._sessions),
-            self._session_limit,
-            self._precision,
+            backbone=self._artefact.manifest,
+            provider=self._provider,
+            threads=self._threads,
+            flavour=self._flavour,
+            form=self._form,
+            max_batch=self._max_batch,
+            sessions=len(self._sessions),
+            session_limit=self._session_limit,
+            precision=self._precision,
         )
 
     def close(self) -> None:
@@ -265,12 +267,12 @@ class Runner:
         model takes longer than ``time_limit_s``, ClosedError.
         """
         loaded = self._get(domain)
-        found = loaded.run(request.one(loaded.info.preprocess, image), time_limit_s)
-        return predictions(found, loaded.domain)[0]
+        tensor = request.one(loaded.info.preprocess, image)
+        return predictions(loaded.run(tensor, time_limit_s), loaded.domain)[0]
 
     def run_batch(
         self,
-        images: Sequence[Picture] | npt.NDArray[Any],
+        images: Sequence[Picture] | Array,
         domain: str | None = None,
         *,
         time_limit_s: float | None = None,
@@ -288,9 +290,7 @@ class Runner:
         checked = request.tensor(loaded.info.preprocess, tensor, limit=self._max_batch)
         return loaded.run(checked, time_limit_s)
 
-    def prepare(
-        self, images: Sequence[Picture] | npt.NDArray[Any], domain: str | None = None
-    ) -> Floats:
+    def prepare(self, images: Sequence[Picture] | Array, domain: str | None = None) -> Floats:
         """Return pictures as the tensor that :meth:`infer` takes, preprocessed as the domain's."""
         return request.many(self._get(domain).info.preprocess, images, self._max_batch)
 
@@ -311,7 +311,7 @@ class Runner:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _get(self, name: str | None) -> Loaded:
+    def _get(self, name: str | None) -> LoadedDomain:
         table = self._table
         if name is None and len(table) == 1:
             return next(iter(table.values()))
@@ -332,21 +332,22 @@ class Runner:
         self._require_open()
         seconds: dict[str, float] = {}
         with timed(seconds, "verify"):
-            release, tested = read(Path(source))
+            release, tested_with = read(Path(source))
             bundle.match(release.backbone, self._artefact, release.name)
-        chosen = release.name if name is None else checked_name(name)
-        self._require_name(chosen, replacing=replacing)
-        old = self._table.get(chosen) if replacing else None
+        called = release.name if name is None else checked_name(name)
+        # Asked now to fail early, and again below: the table may change while the test runs.
+        self._require_name(called, replacing=replacing)
+        old = self._table.get(called) if replacing else None
         started = time.perf_counter()
-        with self._sessions.reserved(release, old.engine if old else None) as engine:
+        with self._sessions.reserved(release, old.session if old else None) as session:
             seconds["session"] = time.perf_counter() - started
-            test = selftest and tested != engine.tested_with
-            loaded = tested_on(engine, release, chosen, seconds, test=test)
+            test = selftest and tested_with != session.tested_with
+            loaded = tested_on(session, release, called, seconds, test=test)
             with self._publishing:
                 self._require_open()
-                self._require_name(chosen, replacing=replacing)
-                table = {**self._table, chosen: loaded}
-                self._sessions.require_room(release, (item.engine for item in table.values()))
+                self._require_name(called, replacing=replacing)
+                table = {**self._table, called: loaded}
+                self._sessions.require_room(release, (item.session for item in table.values()))
                 self._publish(table)
         return loaded.domain
 
@@ -363,7 +364,7 @@ class Runner:
                 fix="replace() it, unload() it first, or load under another name",
             )
 
-    def _publish(self, table: dict[str, Loaded]) -> None:
+    def _publish(self, table: dict[str, LoadedDomain]) -> None:
         """Exchange the table and let go of sessions that nothing uses any more."""
         self._table = MappingProxyType(table)
         self._sessions.trim()

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from toolchain.bundle.golden import Golden, probe, shifted
 from toolchain.core.errors import DeviceError, GraphError, SelftestError, TimeLimitError
-from toolchain.device.runtime.ort.backend import Answer, Runnable
+from toolchain.device.runtime.backend import Answer, Runnable
 from toolchain.pictures.preprocess import Preprocessing, normalise
 
 

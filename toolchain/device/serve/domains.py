@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from toolchain.core.arrays import Array
 from toolchain.core.errors import DataError, TimeLimitError, UnknownNameError
 from toolchain.device.serve.faults import overloaded
 from toolchain.device.serve.protocol import Request, Response, Wanted
-from toolchain.device.serve.tensors import Array, Tensor, texts
+from toolchain.device.serve.tensors import Tensor, texts
 
 if TYPE_CHECKING:
     from toolchain.device.runtime.answers import Domain, Outcome

@@ -10,13 +10,13 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from toolchain.core.errors import MissingPackageError, RunError, UsageError
+from toolchain.core.timing import Notify
 from toolchain.device.serve.app import App
 from toolchain.device.serve.limits import Limits
 
@@ -126,7 +126,7 @@ def serve(
     host: str = "127.0.0.1",
     repository: Path | None = None,
     limits: Limits | None = None,
-    notify: Callable[[str], None] | None = None,
+    notify: Notify | None = None,
 ) -> None:
     """Serve until ``stop`` is set, then end in order; ``notify`` is told the URL once it listens.
 

@@ -19,11 +19,9 @@ from reprlib import repr as short
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from toolchain.core.arrays import Array
 from toolchain.core.errors import DataError
-
-Array = npt.NDArray[Any]
 
 _RANK = 8
 _LENGTH = struct.Struct("<I")

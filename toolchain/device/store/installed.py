@@ -109,7 +109,7 @@ class Record(ReleaseInfo):
 def write(folder: str | Path, held: Bundle, release: Release, tested_on: str) -> None:
     """Write the verified and tested bundle into the new ``folder``, whole or not at all.
 
-    ``tested_on``: ``tested_with`` of the engine that passed the test. Raises
+    ``tested_on``: ``tested_with`` of the session that passed the test. Raises
     ExistsError and StorageError as :func:`toolchain.core.files.atomic_directory`.
     """
     with atomic_directory(folder) as partial:
@@ -125,9 +125,9 @@ def write(folder: str | Path, held: Bundle, release: Release, tested_on: str) ->
 def read(folder: str | Path) -> tuple[Release, str]:
     """Return the release in ``folder`` and what it was tested with.
 
-    The second is :attr:`toolchain.device.runtime.backbone_session.Engine.tested_with`. Raises
-    BundleError for a record that is damaged and a bundle that is not the file that was verified,
-    StorageError where there is none.
+    The second is :attr:`toolchain.device.runtime.backbone_session.BackboneSession.tested_with`.
+    Raises BundleError for a record that is damaged and a bundle that is not the file that was
+    verified, StorageError where there is none.
     """
     folder = Path(folder)
     record = _read_record(folder / RECORD_NAME)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from toolchain.bundle.golden import Golden
 from toolchain.core.errors import ParityError
-from toolchain.device.runtime.ort.backend import Answer, Runnable
+from toolchain.device.runtime.backend import Answer, Runnable
 from toolchain.device.runtime.selftest import difference, run_cases
 from toolchain.pictures.preprocess import Preprocessing
 

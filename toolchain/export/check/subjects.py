@@ -15,8 +15,9 @@ from toolchain.bundle import Bundle
 from toolchain.bundle.linkage import LINKAGES, LINKED_ROLES, STAGED, Linkage
 from toolchain.bundle.slots import Slots
 from toolchain.core.errors import BundleError, GraphError
-from toolchain.device.runtime.ort.backend import Linked, Runnable
-from toolchain.device.runtime.ort.session import Session, fits
+from toolchain.device.runtime.backend import Runnable, fits
+from toolchain.device.runtime.ort.backend import LinkedModel
+from toolchain.device.runtime.ort.session import Session
 from toolchain.device.runtime.ort.staged import Segments, StagedRunner
 from toolchain.export.check.parity import BATCHES, Subject
 
@@ -44,7 +45,7 @@ def shipped(
     _check_interface(linkage, session, slots)
     # A batch-1 graph is looped whatever the batch: one size tells all.
     batches = BATCHES[:1] if linkage.takes_one_picture else BATCHES
-    return Subject(name, Linked(session), tapped, takes_slots=not folds, batches=batches)
+    return Subject(name, LinkedModel(session), tapped, takes_slots=not folds, batches=batches)
 
 
 def _check_interface(linkage: Linkage, session: Session, slots: Slots) -> None:
@@ -93,7 +94,7 @@ def tapped(
 
         graph = to_bytes(link(halves, linkage, rates=rates, taps=True))
         constants = slots if linkage.folds_domain else None
-        return Linked(Session(graph, folder=folder, constants=constants, what=linkage.stem))
+        return LinkedModel(Session(graph, folder=folder, constants=constants, what=linkage.stem))
 
     return build
 

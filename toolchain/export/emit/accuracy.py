@@ -27,9 +27,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from toolchain.bundle.slots import Slots
+from toolchain.core.arrays import Floats
 from toolchain.core.errors import PrecisionError
 from toolchain.core.words import Precision
-from toolchain.device.runtime.ort.backend import Answer, Floats, Linked
+from toolchain.device.runtime.backend import Answer
+from toolchain.device.runtime.ort.backend import LinkedModel
 from toolchain.device.runtime.ort.session import Session
 from toolchain.device.runtime.selftest import Allowance
 from toolchain.export.graph import store
@@ -88,10 +90,10 @@ def answers(
     return runnable(model, folder=folder).run(images, slots)
 
 
-def runnable(model: ir.Model | bytes, *, folder: Path | None = None) -> Linked:
+def runnable(model: ir.Model | bytes, *, folder: Path | None = None) -> LinkedModel:
     """Return a linked graph ready to run on the CPU. Raises GraphError."""
     data = model if isinstance(model, bytes) else store.to_bytes(model)
-    return Linked(Session(data, folder=folder, what="graph under measurement"))
+    return LinkedModel(Session(data, folder=folder, what="graph under measurement"))
 
 
 def measure(got: Answer, wanted: Answer, labels: npt.NDArray[np.integer] | None = None) -> Accuracy:

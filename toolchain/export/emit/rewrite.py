@@ -11,16 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from toolchain.core.arrays import Array
 from toolchain.core.errors import ModelRefusedError
 from toolchain.export.graph.builder import value_name
 from toolchain.export.graph.names import BACKBONE, BATCH
 
-Array = npt.NDArray[Any]
 # Far above any linked graph: a cycle would be a fault of ours, and shall not hang.
 _FAR = 64
 

@@ -10,7 +10,7 @@ import pytest
 from tests.support import cases
 from tests.support.cases import close
 from toolchain.bundle.linkage import FORMS, Form, Linkage
-from toolchain.device.runtime.ort.backend import answer
+from toolchain.device.runtime.backend import answer
 
 
 @pytest.mark.parametrize("form", FORMS)

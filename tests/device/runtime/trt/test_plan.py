@@ -28,14 +28,14 @@ from toolchain.core.errors import (
     GraphError,
     TimeLimitError,
 )
+from toolchain.device.runtime.backend import Answer
 from toolchain.device.runtime.limit import TimeLimit
-from toolchain.device.runtime.ort.backend import Answer
-from toolchain.device.runtime.trt.backend import PlanSession
-from toolchain.device.runtime.trt.plan import Device, Plan, Tensor, class_range
+from toolchain.device.runtime.trt.backend import EngineBackend
+from toolchain.device.runtime.trt.plan import Plan, Tensor, TrtDevice, class_range
 
 
 @pytest.fixture
-def device() -> Iterator[Device]:
+def device() -> Iterator[TrtDevice]:
     """A device that is empty again in the end."""
     yield from given_back(simulated())
 
@@ -57,22 +57,22 @@ def text(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [truncated, altered, text])
 def test_a_corrupt_plan_is_refused_with_what_tensorrt_says(
-    device: Device, damage: Callable[[bytes], bytes]
+    device: TrtDevice, damage: Callable[[bytes], bytes]
 ) -> None:
     with pytest.raises(EngineMismatchError, match="Serialization assertion") as caught:
         Plan(device, damage(small.plan_bytes()), what="small")
     assert "da3 build" in caught.value.fix
 
 
-def test_a_plan_of_another_tensorrt_is_refused_with_both_versions(device: Device) -> None:
+def test_a_plan_of_another_tensorrt_is_refused_with_both_versions(device: TrtDevice) -> None:
     with pytest.raises(EngineMismatchError, match=r"10\.3\.0.*got 10\.13\.0"):
         Plan(device, small.plan_bytes(build="10.13.0"), what="small")
 
 
-def test_a_tensorrt_without_tensor_names_is_told(device: Device) -> None:
+def test_a_tensorrt_without_tensor_names_is_told(device: TrtDevice) -> None:
     old = replace(device.trt, features=replace(device.trt.features, named_io=False))
     with pytest.raises(EngineError, match="by tensor names"):
-        Plan(Device(device.cuda, old), small.plan_bytes(), what="small")
+        Plan(TrtDevice(device.cuda, old), small.plan_bytes(), what="small")
 
 
 def test_no_memory_for_a_context_says_what_is_free() -> None:
@@ -124,7 +124,7 @@ FAULTS: list[tuple[str, Callable[[Any], Any], str]] = [
 
 @pytest.mark.parametrize(("name", "change", "told"), FAULTS)
 def test_tensors_that_do_not_fit_reach_no_device(
-    device: Device, name: str, change: Callable[[Any], Any], told: str
+    device: TrtDevice, name: str, change: Callable[[Any], Any], told: str
 ) -> None:
     """Attack: an engine reads as far as its own shapes say, whatever an address was given for."""
     session = small.session(device)
@@ -136,14 +136,14 @@ def test_tensors_that_do_not_fit_reach_no_device(
 
 
 @pytest.mark.parametrize("classes", [small.LOW - 1, small.HIGH + 1])
-def test_a_class_count_outside_the_profile_is_refused(device: Device, classes: int) -> None:
+def test_a_class_count_outside_the_profile_is_refused(device: TrtDevice, classes: int) -> None:
     session = small.session(device)
     with pytest.raises(GraphError, match=rf"expected 2 to 6, the engine's profile, got {classes}"):
         session.bind(slots(classes))
     assert session.refusals(slots(small.HIGH)) == ()
 
 
-def test_a_picture_of_another_shape_is_refused(device: Device) -> None:
+def test_a_picture_of_another_shape_is_refused(device: TrtDevice) -> None:
     session = small.session(device)
     bound = session.bind(slots())
     with pytest.raises(GraphError, match=r"expected the image \[1, 3, 4, 4\], got \[1, 3, 4, 5\]"):
@@ -177,7 +177,7 @@ def test_swapping_sets_addresses_and_nothing_else(turns: list[int], count: int) 
     assert after.executions - before.executions == count * len(turns)
 
 
-def test_a_domain_in_the_memory_that_another_one_left_is_itself(device: Device) -> None:
+def test_a_domain_in_the_memory_that_another_one_left_is_itself(device: TrtDevice) -> None:
     """Attack: freed and allocated again at once, with other shapes."""
     session = small.session(device)
     for seed in range(6):
@@ -188,7 +188,7 @@ def test_a_domain_in_the_memory_that_another_one_left_is_itself(device: Device) 
 
 @pytest.mark.parametrize("contexts", [1, 3])
 def test_as_many_requests_compute_at_once_as_there_are_contexts(
-    device: Device, contexts: int
+    device: TrtDevice, contexts: int
 ) -> None:
     session, cuda = small.session(device, contexts), cuda_of(device)
     bound = session.bind(slots())
@@ -215,7 +215,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def stalled(device: Device) -> Iterator[None]:
+def stalled(device: TrtDevice) -> Iterator[None]:
     cuda_of(device).stall()
     try:
         yield
@@ -223,7 +223,7 @@ def stalled(device: Device) -> Iterator[None]:
         cuda_of(device).resume()
 
 
-def cut(session: PlanSession, bound: Any, seconds: float = 0.03) -> str:
+def cut(session: EngineBackend, bound: Any, seconds: float = 0.03) -> str:
     """What a request says whose limit is over."""
     with pytest.raises(TimeLimitError) as caught, TimeLimit(seconds) as limit:
         session.run_bound(images(), bound, limit)
@@ -235,7 +235,7 @@ def cut(session: PlanSession, bound: Any, seconds: float = 0.03) -> str:
 
 
 def test_a_cut_request_ends_in_time_and_its_memory_stays_until_the_stream_is_idle(
-    device: Device,
+    device: TrtDevice,
 ) -> None:
     session, cuda = small.session(device), cuda_of(device)
     bound = session.bind(slots())
@@ -256,7 +256,7 @@ def test_a_cut_request_ends_in_time_and_its_memory_stays_until_the_stream_is_idl
     assert np.allclose(found.logits, logits(images(), other), atol=1e-5)
 
 
-def test_a_request_that_waits_for_a_context_ends_in_time_too(device: Device) -> None:
+def test_a_request_that_waits_for_a_context_ends_in_time_too(device: TrtDevice) -> None:
     session = small.session(device)
     bound = session.bind(slots())
     with ThreadPoolExecutor(1) as pool, stalled(device):
@@ -268,7 +268,7 @@ def test_a_request_that_waits_for_a_context_ends_in_time_too(device: Device) -> 
     del bound, first, pool
 
 
-def test_a_request_waits_for_a_context_whose_request_was_cut(device: Device) -> None:
+def test_a_request_waits_for_a_context_whose_request_was_cut(device: TrtDevice) -> None:
     session = small.session(device)
     bound = session.bind(slots())
     with stalled(device):
@@ -281,7 +281,7 @@ def test_a_request_waits_for_a_context_whose_request_was_cut(device: Device) -> 
     del bound, timer
 
 
-def test_a_limit_is_looked_at_between_the_pictures_of_a_batch(device: Device) -> None:
+def test_a_limit_is_looked_at_between_the_pictures_of_a_batch(device: TrtDevice) -> None:
     session = small.session(device)
     bound = session.bind(slots())
     with TimeLimit(0.02) as limit, pytest.raises(TimeLimitError):
@@ -289,7 +289,7 @@ def test_a_limit_is_looked_at_between_the_pictures_of_a_batch(device: Device) ->
     del bound
 
 
-def test_a_device_that_fails_says_so_and_the_next_request_runs(device: Device) -> None:
+def test_a_device_that_fails_says_so_and_the_next_request_runs(device: TrtDevice) -> None:
     session, cuda = small.session(device), cuda_of(device)
     bound = session.bind(slots())
     for limit in (None, TimeLimit(60)):

@@ -22,7 +22,7 @@ from toolchain.bundle.release import Release, read_release
 from toolchain.core.errors import BundleError
 from toolchain.device.engine.cache import EnginePlan
 from toolchain.device.engine.kit import KitSlot
-from toolchain.device.runtime.trt.backend import PlanSession
+from toolchain.device.runtime.trt.backend import EngineBackend
 from toolchain.device.runtime.trt.plan import Plan
 from toolchain.device.runtime.trt.program import Program, program
 
@@ -42,7 +42,7 @@ class Staged:
         self.program = program(
             listed, lambda plan: self.plans[plan.role, plan.site], kit_slots(self.release)
         )
-        self.session = PlanSession(self.device, self.program, gates=self.release.gates)
+        self.session = EngineBackend(self.device, self.program, gates=self.release.gates)
 
     def _plan(self, part: Segment) -> Plan:
         made = engines.make_plan(self.device, part.data, "fp32", engines.PROFILE)

@@ -10,17 +10,17 @@ import pytest
 from tests.support.exported import Fleet
 from tests.support.simulated.engines import deploy, digest_of, given_back, simulated
 from toolchain.device.engine.cache import open_engine
-from toolchain.device.runtime.trt.plan import Device
+from toolchain.device.runtime.trt.plan import TrtDevice
 from toolchain.device.runtime.trt.proof import prove
 
 
 @pytest.fixture
-def device() -> Iterator[Device]:
+def device() -> Iterator[TrtDevice]:
     yield from given_back(simulated())
 
 
 def test_the_verdict_is_written_into_the_engine(
-    device: Device, fleet: Fleet, tmp_path: Path
+    device: TrtDevice, fleet: Fleet, tmp_path: Path
 ) -> None:
     path = deploy(fleet["first"], tmp_path, device)
     plans = {name: digest for name, digest in digest_of(path).items() if name != "engine.json"}

@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from tests.support.exported import Exported
 from toolchain import bundle
 from toolchain.bundle.release import Release, read_release
+from toolchain.core.arrays import Floats
 from toolchain.core.errors import UsageError
+from toolchain.device.runtime.backend import Answer
 from toolchain.device.runtime.limit import TimeLimit
-from toolchain.device.runtime.ort.backend import Answer, Floats, Linked
+from toolchain.device.runtime.ort.backend import LinkedModel
 from toolchain.device.runtime.ort.session import Session
 from toolchain.device.runtime.trt.skipping import Skipping, gated_share, measure_skipping, neutral
 
 
-class Watched(Linked):
+class Watched(LinkedModel):
     """Remembers the gates of every answer."""
 
     def __init__(self, session: Session) -> None:

@@ -7,43 +7,21 @@ also onnxruntime's :class:`~toolchain.device.runtime.backend.Backend`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from toolchain.bundle.slots import Slots
+from toolchain.core.arrays import Floats
+from toolchain.device.runtime.backend import Answer, answer
 from toolchain.device.runtime.limit import TimeLimit
 from toolchain.device.runtime.ort.session import Session
 
-Floats = npt.NDArray[np.float32]
 _ELEMENTS: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype("f4"),
     "tensor(float16)": np.dtype("f2"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a model says of a batch.
-
-    ``logits``: float32 ``[N, classes]``; ``gates``: gate logits ``[N, G]`` (G may be 0), open at
-    zero and above; ``taps``: block results ``[N, ...]`` by name, where the model gives them.
-    """
-
-    logits: Floats
-    gates: Floats
-    taps: Mapping[str, Floats]
-
-
-class Runnable(Protocol):
-    """Anything that answers a batch of normalised pictures: linked or staged."""
-
-    def run(self, images: Floats, slots: Mapping[str, npt.NDArray[Any]]) -> Answer:
-        """Answer ``images``, float32 ``[N, C, H, W]``, with the given slot tensors."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +31,7 @@ class Arrays:
     slots: Slots
 
 
-class Linked:
+class LinkedModel:
     """A linked model in a session; the form is read from the model's own batch dimension."""
 
     def __init__(self, session: Session) -> None:
@@ -81,7 +59,7 @@ class Linked:
     def run(
         self,
         images: Floats,
-        slots: Mapping[str, npt.NDArray[Any]],
+        slots: Slots,
         limit: TimeLimit | None = None,
     ) -> Answer:
         """Answer a batch; a static model ignores ``slots``, a swap model needs every one.
@@ -95,12 +73,3 @@ class Linked:
         if len(found) == 1:
             return answer(found[0])
         return answer({name: np.concatenate([f[name] for f in found]) for name in found[0]})
-
-
-def answer(values: Mapping[str, Floats], gates: Sequence[str] = ()) -> Answer:
-    """Sort a model's outputs into an :class:`Answer`; ``gates`` names separate gate outputs."""
-    logits = values["logits"]
-    none = np.zeros((len(logits), 0), np.float32)
-    together = np.concatenate([values[g] for g in gates], axis=1) if gates else none
-    taps = {name: value for name, value in values.items() if name.startswith("out.")}
-    return Answer(logits, values.get("gates", together), taps)

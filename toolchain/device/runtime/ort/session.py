@@ -8,18 +8,17 @@ errors, here and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
+from toolchain.core.arrays import Array
 from toolchain.core.errors import GraphError, ProviderError, UnknownNameError
+from toolchain.device.runtime.backend import Shape
 from toolchain.device.runtime.limit import TimeLimit
 
-Array = npt.NDArray[Any]
-Shape = tuple[int | str | None, ...]
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -106,7 +105,7 @@ class Session:
         """
         names = list(outputs or self.outputs)
         try:
-            values = self._session.run(names, dict(feeds), limit.options if limit else None)
+            values = self._session.run(names, dict(feeds), _run_options(limit))
         except FAULTS as err:
             if limit is not None and limit.over:
                 raise limit.stopped(self.what) from err
@@ -141,16 +140,13 @@ def version() -> str:
     return str(ort.__version__)
 
 
-def fits(declared: Shape | None, shape: Sequence[int] | None) -> bool:
-    """Whether a tensor of ``shape`` may be fed where ``declared`` stands; open dimensions take any.
-
-    None stands for no such input, or no such tensor.
-    """
-    if declared is None or shape is None:
-        return declared is shape
-    return len(declared) == len(shape) and all(
-        not isinstance(want, int) or want == got for want, got in zip(declared, shape, strict=True)
-    )
+def _run_options(limit: TimeLimit | None) -> ort.RunOptions | None:
+    """Return options whose terminate flag ``limit`` sets; onnxruntime looks at it as it runs."""
+    if limit is None:
+        return None
+    options = ort.RunOptions()
+    limit.when_over(partial(setattr, options, "terminate", True))
+    return options
 
 
 def _first_line(err: BaseException) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from toolchain.device.runtime.ort.backend import Answer, Floats, answer
+from toolchain.bundle.slots import Slots
+from toolchain.core.arrays import Array, Bools, Floats
+from toolchain.device.runtime.backend import Answer, answer
 from toolchain.device.runtime.ort.session import Session
 
 
@@ -38,9 +38,9 @@ class StagedRunner:
         self._tail = tail
         self._gates = tuple(site.gate for site in sites if site.gate is not None)
 
-    def run(self, images: Floats, slots: Mapping[str, npt.NDArray[Any]]) -> Answer:
+    def run(self, images: Floats, slots: Slots) -> Answer:
         """Answer a batch of normalised pictures, float32 ``[N, C, H, W]``."""
-        values: dict[str, npt.NDArray[Any]] = {**slots, "image": images}
+        values: dict[str, Array] = {**slots, "image": images}
         kept: dict[str, Floats] = {}
         for site in self._sites:
             values.update(_run(site.side, values))
@@ -51,18 +51,16 @@ class StagedRunner:
         return answer({**kept, **_run(self._tail, values)}, self._gates)
 
 
-def _run(session: Session, values: Mapping[str, npt.NDArray[Any]]) -> dict[str, Floats]:
+def _run(session: Session, values: Mapping[str, Array]) -> dict[str, Floats]:
     return session.run({name: values[name] for name in session.inputs})
 
 
-def _routed(
-    site: Segments, values: Mapping[str, npt.NDArray[Any]], slots: Mapping[str, npt.NDArray[Any]]
-) -> Floats:
+def _routed(site: Segments, values: Mapping[str, Array], slots: Slots) -> Floats:
     """Run each row through its branch and put the rows back in order."""
     if site.gate is None or site.closed is None:
         return _run(site.opened, values)[site.result]
     opened = values[site.gate].reshape(-1) >= 0
-    parts: list[tuple[npt.NDArray[np.bool_], Floats]] = []
+    parts: list[tuple[Bools, Floats]] = []
     for session, rows in ((site.opened, opened), (site.closed, ~opened)):
         if rows.any():
             feeds = {n: values[n] if n in slots else values[n][rows] for n in session.inputs}

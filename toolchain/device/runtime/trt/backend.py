@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 
 from toolchain.bundle.slots import Slots
+from toolchain.core.arrays import Floats
 from toolchain.core.errors import GraphError
-from toolchain.device.runtime.backend import Shape
+from toolchain.device.runtime.backend import Answer, Shape, answer
 from toolchain.device.runtime.limit import TimeLimit
-from toolchain.device.runtime.ort.backend import Answer, Floats, answer
 from toolchain.device.runtime.trt.buffers import DeviceSlots
 from toolchain.device.runtime.trt.lanes import Lanes
-from toolchain.device.runtime.trt.plan import Device, Tensor
+from toolchain.device.runtime.trt.plan import Tensor, TrtDevice
 from toolchain.device.runtime.trt.program import Program
 
 _FLOAT = np.dtype(np.float32)
 
 
-class PlanSession:
+class EngineBackend:
     """Implements :class:`toolchain.device.runtime.backend.Backend` on ``device``.
 
     ``contexts``: how many requests compute at the same time; each costs its activations' memory.
@@ -35,7 +35,7 @@ class PlanSession:
 
     def __init__(
         self,
-        device: Device,
+        device: TrtDevice,
         plans: Program,
         *,
         gates: tuple[str, ...],

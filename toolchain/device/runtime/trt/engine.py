@@ -22,10 +22,10 @@ from toolchain.device.boards.cuda import open_cuda
 from toolchain.device.engine.cache import ENGINE_NAME, EngineArtefact, require
 from toolchain.device.engine.features import load
 from toolchain.device.engine.key import EngineKey
-from toolchain.device.runtime.backbone_session import Cost, Engine, Network
+from toolchain.device.runtime.backbone_session import BackboneSession, Cost, ModelFacts
 from toolchain.device.runtime.selftest import ALLOWED
-from toolchain.device.runtime.trt.backend import PlanSession
-from toolchain.device.runtime.trt.plan import Device, Plan
+from toolchain.device.runtime.trt.backend import EngineBackend
+from toolchain.device.runtime.trt.plan import Plan, TrtDevice
 from toolchain.device.runtime.trt.program import program
 
 
@@ -34,46 +34,50 @@ def is_engine(path: Path) -> bool:
     return (path / ENGINE_NAME).is_file()
 
 
-def open_device(module: str | None = None) -> Device:
+def open_device(module: str | None = None) -> TrtDevice:
     """Return the machine's first GPU and its TensorRT.
 
     Raises EngineError where TensorRT is not installed, DeviceError where there is no GPU.
     """
     trt = load(module)
-    return Device(open_cuda(), trt)
+    return TrtDevice(open_cuda(), trt)
 
 
-def make_engine(found: EngineArtefact, device: Device, *, contexts: int = 1) -> Engine:
+def make_session(
+    engine: EngineArtefact, device: TrtDevice, *, contexts: int = 1
+) -> BackboneSession:
     """Deserialise an engine's plans and make ``contexts`` lanes.
 
     Raises EngineMismatchError that says what differs for an engine of another device or TensorRT,
     BundleError and EngineError as :class:`toolchain.device.runtime.trt.plan.Plan` and
     :func:`toolchain.device.runtime.trt.program.program`, DeviceMemoryError.
     """
-    require(_here(device, found.manifest.built_for), found)
-    started, free = time.perf_counter(), device.cuda.memory()[0]
-    flavour = found.kit.flavour(found.manifest.built_for.flavour)
-    is_static, name = flavour.linkage.folds_domain, found.path.name
+    built_for, kit, name = engine.manifest.built_for, engine.kit, engine.path.name
+    require(_here(device, built_for), engine)
+    started, free_bytes = time.perf_counter(), device.cuda.memory()[0]
+    flavour = kit.flavour(built_for.flavour)
+    is_static = flavour.linkage.folds_domain
     plans = program(
-        found.manifest.plans,
-        lambda plan: Plan(device, found.read(plan), what=f"{name}/{plan.file}"),
-        () if is_static else found.kit.slots,
+        engine.manifest.plans,
+        lambda plan: Plan(device, engine.read(plan), what=f"{name}/{plan.file}"),
+        () if is_static else kit.slots,
     )
-    gates = found.kit.gates
-    session = PlanSession(device, plans, gates=gates, contexts=contexts, what=name)
-    network = Network(
-        gates,
-        found.kit.options,
-        flavour.release if is_static else None,
-        found.kit.graph,
-        f"engine {_digest(found)}",
-        ALLOWED[found.kit.precision],
+    backend = EngineBackend(device, plans, gates=kit.gates, contexts=contexts, what=name)
+    model = ModelFacts(
+        gates=kit.gates,
+        options=kit.options,
+        owner=flavour.release if is_static else None,
+        graph_digest=kit.graph,
+        runs_on=f"engine {_digest(engine)}",
+        allowed=ALLOWED[kit.precision],
     )
-    taken = max(0, free - device.cuda.memory()[0])
-    return Engine(session, network, number=0, cost=Cost(taken, time.perf_counter() - started))
+    # Other processes may give memory back meanwhile.
+    taken_bytes = max(0, free_bytes - device.cuda.memory()[0])
+    cost = Cost(resident_bytes=taken_bytes, seconds=time.perf_counter() - started)
+    return BackboneSession(backend, model, number=0, cost=cost)
 
 
-def _here(device: Device, built_for: EngineKey) -> EngineKey:
+def _here(device: TrtDevice, built_for: EngineKey) -> EngineKey:
     """Return the key with what the device and its TensorRT say themselves in its place.
 
     Power mode and L4T change how fast an engine is and which driver runs it, not its answers.
@@ -89,30 +93,34 @@ def _here(device: Device, built_for: EngineKey) -> EngineKey:
     )
 
 
-def _digest(found: EngineArtefact) -> str:
+def _digest(engine: EngineArtefact) -> str:
     """Return what identifies the plans and the kit, whatever is measured on them later."""
-    return sha256(canonical_json({entry.name: entry.digest for entry in found.manifest.files}))
+    return sha256(canonical_json({entry.name: entry.digest for entry in engine.manifest.files}))
 
 
 class OneSession:
-    """Takes the place of :class:`toolchain.device.runtime.ort.sessions.Sessions` for an engine."""
+    """What :class:`toolchain.device.runtime.ort.sessions.Sessions` is for a backbone's folder."""
 
-    def __init__(self, engine: Engine, what: str) -> None:
-        self._engine: Engine | None = engine
+    def __init__(self, session: BackboneSession, what: str) -> None:
+        self._session: BackboneSession | None = session
         self._what = what
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return int(self._engine is not None)
+        return int(self._session is not None)
 
     @contextmanager
-    def reserved(self, release: Release, leaving: Engine | None) -> Iterator[Engine]:  # noqa: ARG002
-        """Yield the engine. Raises SessionLimitError for a release that does not fit it."""
+    def reserved(
+        self,
+        release: Release,
+        leaving: BackboneSession | None,  # noqa: ARG002  # as Sessions has it
+    ) -> Iterator[BackboneSession]:
+        """Yield the session. Raises SessionLimitError for a release that does not fit it."""
         with self._lock:
-            engine = self._engine
-        if engine is None:
+            session = self._session
+        if session is None:
             raise ClosedError("the runner is closed", fix="open another one")
-        if lines := engine.misfits(release):
+        if lines := session.misfits(release):
             if release.patch is not None:
                 raise SessionLimitError(
                     f"{release.name} cannot run on the engine {self._what}: {lines[0]}, and an "
@@ -125,15 +133,15 @@ class OneSession:
                 fix="export a kit for it with da3-export --target, and build its engine with "
                 "da3 build",
             )
-        yield engine
+        yield session
 
-    def require_room(self, release: Release, users: Iterable[Engine]) -> None:
+    def require_room(self, release: Release, users: Iterable[BackboneSession]) -> None:
         """Do nothing: there is one engine whatever is loaded."""
 
     def trim(self) -> None:
         """Do nothing: the engine stays."""
 
     def close(self) -> None:
-        """Let go of the engine; it ends with the last request."""
+        """Let go of the session; the engine ends with the last request."""
         with self._lock:
-            self._engine = None
+            self._session = None

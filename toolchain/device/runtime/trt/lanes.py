@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from toolchain.core.arrays import Floats
 from toolchain.core.errors import DeviceError, GraphError
 from toolchain.device.boards.cuda import Cuda
 from toolchain.device.runtime.limit import TimeLimit
-from toolchain.device.runtime.ort.backend import Floats
 from toolchain.device.runtime.trt.buffers import (
     DeviceBlock,
     DeviceSlots,
@@ -29,7 +29,7 @@ from toolchain.device.runtime.trt.buffers import (
     layout,
     owned,
 )
-from toolchain.device.runtime.trt.plan import REBUILD, Device, Plan
+from toolchain.device.runtime.trt.plan import REBUILD, Plan, TrtDevice
 from toolchain.device.runtime.trt.program import Program, Stage
 
 # How long to look away from a stream between two looks: far below any engine's time.
@@ -44,7 +44,7 @@ class Lane:
     not take an address.
     """
 
-    def __init__(self, device: Device, plans: Program, *, what: str) -> None:
+    def __init__(self, device: TrtDevice, plans: Program, *, what: str) -> None:
         self._device, self._program, self._what = device, plans, what
         high = plans.classes[1] if plans.classes else 1
         sizes = {name: tensor.nbytes(high) for name, tensor in plans.tensors.items()}
@@ -164,7 +164,7 @@ class Lanes:
     take back what it gave before those who wait have woken up.
     """
 
-    def __init__(self, device: Device, plans: Program, count: int, *, what: str) -> None:
+    def __init__(self, device: TrtDevice, plans: Program, count: int, *, what: str) -> None:
         self._what = what
         self._free = [Lane(device, plans, what=what) for _ in range(count)]
         self._draining: list[Lane] = []

@@ -41,7 +41,7 @@ REBUILD = "build the engine again: da3 build"
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class TrtDevice:
     """Where engines run: the driver and TensorRT."""
 
     cuda: Cuda
@@ -84,7 +84,7 @@ class Plan:
     cannot run plans by tensor names, BundleError for an interface that no plan of ours has.
     """
 
-    def __init__(self, device: Device, data: bytes, *, what: str) -> None:
+    def __init__(self, device: TrtDevice, data: bytes, *, what: str) -> None:
         self.what = what
         self._device = device
         _require_names(device)
@@ -171,7 +171,7 @@ def class_range(tensors: Iterable[Tensor]) -> tuple[int, int] | None:
     return found.pop() if found else None
 
 
-def _refused(device: Device, what: str, nbytes: int, said: Messages) -> Da3Error:
+def _refused(device: TrtDevice, what: str, nbytes: int, said: Messages) -> Da3Error:
     """Return the error for a plan that was not taken: memory was short, or it is another's."""
     if said.short_of_memory:
         return _no_memory(device, f"{what}: its plan", nbytes, said)
@@ -181,7 +181,7 @@ def _refused(device: Device, what: str, nbytes: int, said: Messages) -> Da3Error
     )
 
 
-def _no_memory(device: Device, what: str, nbytes: int, said: Messages) -> DeviceMemoryError:
+def _no_memory(device: TrtDevice, what: str, nbytes: int, said: Messages) -> DeviceMemoryError:
     free, total = device.cuda.memory()
     return DeviceMemoryError(
         f"{what} needs about {nbytes} bytes of device memory, got {free} free of {total}: "
@@ -190,7 +190,7 @@ def _no_memory(device: Device, what: str, nbytes: int, said: Messages) -> Device
     )
 
 
-def _require_names(device: Device) -> None:
+def _require_names(device: TrtDevice) -> None:
     if not device.trt.features.named_io:
         raise EngineError(
             f"expected a TensorRT that runs engines by tensor names (8.5 or later), "

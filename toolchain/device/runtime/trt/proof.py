@@ -14,8 +14,8 @@ import numpy as np
 from toolchain.bundle.linkage import kit_linkage
 from toolchain.core.timing import WALL, Notify, interleaved
 from toolchain.device.engine.cache import EngineArtefact, mark
-from toolchain.device.runtime.trt.engine import make_engine
-from toolchain.device.runtime.trt.plan import Device
+from toolchain.device.runtime.trt.engine import make_session
+from toolchain.device.runtime.trt.plan import TrtDevice
 from toolchain.device.runtime.trt.skipping import (
     ROUNDS,
     Skipping,
@@ -27,7 +27,7 @@ from toolchain.device.runtime.trt.skipping import (
 
 def prove(
     artefact: EngineArtefact,
-    device: Device,
+    device: TrtDevice,
     *,
     rounds: int = ROUNDS,
     notify: Notify = lambda _: None,
@@ -35,12 +35,12 @@ def prove(
     """Time all gates closed against all open and write the verdict into the engine.
 
     None for an engine without gates and for a static one, whose gates nothing forces. Raises as
-    :func:`toolchain.device.runtime.trt.engine.make_engine`.
+    :func:`toolchain.device.runtime.trt.engine.make_session`.
     """
     kit = artefact.kit
     if kit_linkage(artefact.manifest.built_for.flavour).folds_domain or not kit.gates:
         return None
-    backend = make_engine(artefact, device).backend
+    backend = make_session(artefact, device).backend
     proof = measure_skipping(
         backend,
         neutral(backend, kit.classes.best),
@@ -54,12 +54,12 @@ def prove(
     return proof
 
 
-def alone_ms(artefact: EngineArtefact, device: Device, *, rounds: int = ROUNDS) -> float:
+def alone_ms(artefact: EngineArtefact, device: TrtDevice, *, rounds: int = ROUNDS) -> float:
     """Return the median milliseconds of a request on an engine whose gates nothing forces.
 
     Written into the engine beside its verdict, to be held against what others measured.
     """
-    backend = make_engine(artefact, device).backend
+    backend = make_session(artefact, device).backend
     side = artefact.backbone.input.size
     image = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
     bound = backend.bind(neutral(backend, artefact.kit.classes.best))
