@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from toolchain.bundle.golden import Golden
 from toolchain.bundle.slots import Slots
-from toolchain.device.runtime.ort.backend import Answer
+from toolchain.device.runtime.backend import Answer
 from toolchain.device.runtime.selftest import run_cases
 from toolchain.export.emit.accuracy import Accuracy, measure, runnable
 from toolchain.pictures.preprocess import Preprocessing
