@@ -11,7 +11,7 @@ import pytest
 from toolchain.core.fields import Section, SectionOf, rules
 from toolchain.pictures.preprocess import Preprocessing
 from toolchain.recipe import METHOD_OPTIONS, AdaptorOptions, DataSpec, Recipe, TrainSpec
-from toolchain.recipe.store import packaged
+from toolchain.recipe.library import packaged
 
 TEXT = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 ROWS = {line.split("|")[1].strip(): line for line in TEXT.splitlines() if line.startswith("| `")}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from toolchain import recipe
 from toolchain.core.errors import DataError, ExistsError, RecipeError, StorageError, UsageError
-from toolchain.recipe import pictures
+from toolchain.recipe import listing
 from toolchain.training import data
 
 CLASSES = ('Ösel\'s "red" rose', "2nd class", "null", "yes", "- dash: x", "花", "#hash", "a b  c")
@@ -120,7 +120,7 @@ def test_law_the_split_by_hash_is_complete_disjoint_and_stable(
             (root / f"c{name}").mkdir()
             for i in range(count):
                 (root / f"c{name}" / f"{i}.jpg").touch()
-        found = pictures.scan(root)
+        found = listing.scan(root)
         train, test = ({path.relative_to(root) for path, _ in p} for p in (found.train, found.test))
         assert not train & test
         assert len(train) + len(test) == sum(counts)

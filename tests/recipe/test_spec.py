@@ -14,7 +14,7 @@ from toolchain import recipe
 from toolchain.core.errors import RecipeError, StorageError, UnknownNameError
 from toolchain.core.words import is_domain_name
 from toolchain.recipe import AdaptorOptions, DataSpec, Preprocessing, Recipe, TrainSpec, yamlio
-from toolchain.recipe.store import packaged
+from toolchain.recipe.library import packaged
 
 DECATHLON = "imagenet12 aircraft cifar100 daimlerpedcls dtd gtsrb vgg-flowers omniglot svhn ucf101"
 SHIPPED = sorted(path.stem for path in packaged().glob("*.yaml"))

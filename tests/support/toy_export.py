@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from toolchain.cli import root
 from toolchain.recipe import dump, load
-from toolchain.recipe.store import packaged
+from toolchain.recipe.library import packaged
 
 COMMANDS = {
     "too early": "export --domain toy",

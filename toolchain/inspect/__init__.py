@@ -7,8 +7,8 @@ does); no torch, and onnx only for an ONNX file. No path or address found in a f
 
 from __future__ import annotations
 
-from toolchain.inspect.engines import EngineFacts, KitFacts
-from toolchain.inspect.files import (
+from toolchain.inspect.engine_facts import EngineFacts, KitFacts
+from toolchain.inspect.file_facts import (
     BackboneFacts,
     BundleFacts,
     CheckpointFacts,
@@ -17,9 +17,9 @@ from toolchain.inspect.files import (
     TensorsFacts,
     TrainingFacts,
 )
-from toolchain.inspect.graphs import GraphFacts
-from toolchain.inspect.look import KINDS, Facts, Inspection, inspect
-from toolchain.inspect.slots import Block, Tensor
+from toolchain.inspect.graph_facts import GraphFacts
+from toolchain.inspect.groups import Block, Tensor
+from toolchain.inspect.recognise import KINDS, Facts, Inspection, inspect
 
 __all__ = [
     "KINDS",

@@ -2,10 +2,11 @@
 
 Rules of this room: no torch, no onnx; a recipe is data, never code; all faults are reported at
 once, with key path and fix. `spec` says what a recipe holds, `yamlio` reads and writes the text,
-`store` finds files, `scaffold` writes a recipe for a folder of pictures.
+`library` finds files, `scaffold` writes a recipe for a folder of pictures.
 """
 
 from toolchain.pictures.preprocess import Preprocessing
+from toolchain.recipe.library import Entry, available, dump, find, load, loads
 from toolchain.recipe.scaffold import new
 from toolchain.recipe.spec import (
     METHOD_OPTIONS,
@@ -15,7 +16,6 @@ from toolchain.recipe.spec import (
     Recipe,
     TrainSpec,
 )
-from toolchain.recipe.store import Entry, available, dump, find, load, loads
 
 __all__ = [
     "METHODS",

@@ -19,7 +19,8 @@ from toolchain.core.fields import show
 from toolchain.core.files import write_atomic
 from toolchain.core.words import is_domain_name
 from toolchain.pictures.preprocess import FORMATS, MAX_PIXELS, Preprocessing
-from toolchain.recipe.pictures import LAYOUT, Listing, scan
+from toolchain.recipe.library import SUFFIX, dump, loads
+from toolchain.recipe.listing import LAYOUT, Listing, scan
 from toolchain.recipe.spec import (
     DOMAIN_NAME,
     AdaptorOptions,
@@ -27,7 +28,6 @@ from toolchain.recipe.spec import (
     Recipe,
     TrainSpec,
 )
-from toolchain.recipe.store import SUFFIX, dump, loads
 
 BATCH = 32
 STEPS = 400

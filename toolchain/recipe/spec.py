@@ -1,7 +1,7 @@
 """What a recipe says: frozen dataclasses, each field with its rule.
 
 Rules of this file: it is the only table of names, types, ranges and defaults; `yamlio` reads text,
-`store` finds files, `scaffold` writes new ones. A recipe holds no code and inherits from nothing.
+`library` finds files, `scaffold` writes new ones. A recipe holds no code and inherits from nothing.
 """
 
 from __future__ import annotations

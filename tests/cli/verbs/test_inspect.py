@@ -11,7 +11,7 @@ from tests.support.exported import Fleet
 from tests.support.toy_export import Run, invoke, write_recipe
 from toolchain import bundle
 from toolchain.cli.show.domain import patch_document
-from toolchain.inspect.files import tensors
+from toolchain.inspect.file_facts import tensors
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from PIL import Image
 from toolchain import recipe
 from toolchain.core.errors import DataError
 from toolchain.recipe import Recipe
-from toolchain.recipe.store import packaged
+from toolchain.recipe.library import packaged
 from toolchain.training import data
 
 

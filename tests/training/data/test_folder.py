@@ -11,8 +11,8 @@ from PIL import Image
 
 from toolchain import recipe
 from toolchain.core.errors import DataError
-from toolchain.recipe import Recipe, pictures
-from toolchain.recipe.store import packaged
+from toolchain.recipe import Recipe, listing
+from toolchain.recipe.library import packaged
 from toolchain.training import data
 
 
@@ -46,7 +46,7 @@ def test_parts_classes_and_pictures(root: Path) -> None:
     assert shown[:, 0, 0, 0].tolist() == [0, 51, 101]
 
 
-@pytest.mark.parametrize("name", pictures.TEST_NAMES)
+@pytest.mark.parametrize("name", listing.TEST_NAMES)
 def test_the_test_part_has_several_names(root: Path, name: str) -> None:
     (root / "test").rename(root / name)
     assert len(data.load(flowers(), root=root).test) == 6
@@ -136,7 +136,7 @@ def test_a_class_name_that_cannot_be_shown_is_refused(root: Path, name: str) -> 
 
 
 def test_counts_are_limited(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MAX_PICTURES", 5)
+    monkeypatch.setattr(listing, "MAX_PICTURES", 5)
     with pytest.raises(DataError, match="at most"):
         data.load(flowers(), root=root)
 

@@ -12,7 +12,7 @@ from toolchain import recipe
 from toolchain.core.digest import sha256
 from toolchain.core.errors import DataError, UnknownNameError
 from toolchain.recipe import Recipe
-from toolchain.recipe.store import packaged
+from toolchain.recipe.library import packaged
 from toolchain.training import data
 from toolchain.training.data.samples import DRAWN, SIDE, digits, drawn_sample
 from toolchain.training.data.samples.cars import STYLES

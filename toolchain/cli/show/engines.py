@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from toolchain.bundle import Plan
 from toolchain.cli.show import layout
-from toolchain.inspect.engines import EngineFacts, KitFacts
+from toolchain.inspect.engine_facts import EngineFacts, KitFacts
 
 
 def kit(facts: KitFacts) -> list[str]:

@@ -1,6 +1,6 @@
 """Image folders: one folder per class.
 
-Rules of this file: `toolchain.recipe.pictures` says which pictures there are. Here they become
+Rules of this file: `toolchain.recipe.listing` says which pictures there are. Here they become
 splits, decoded when asked for. Classes are ordered by name.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from toolchain.core.errors import DataError
-from toolchain.recipe.pictures import scan
+from toolchain.recipe.listing import scan
 from toolchain.recipe.spec import Recipe
 from toolchain.training.data.splits import DomainData, FileSplit, require_pictures, spread
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from toolchain.core.errors import UsageError
-from toolchain.inspect.graphs import graph, parsed
+from toolchain.inspect.graph_facts import graph, parsed
 
 FLOAT = TensorProto.FLOAT
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolchain.inspect import Tensor
-from toolchain.inspect.slots import grouped
+from toolchain.inspect.groups import grouped
 
 WORDS = st.sampled_from(["block00", "block01", "head", "adaptor", "gate", "weight"])
 NAMES = st.lists(WORDS, min_size=1, max_size=3).map(".".join)

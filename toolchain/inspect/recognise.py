@@ -17,9 +17,9 @@ from toolchain.bundle.manifest import MANIFEST_NAME
 from toolchain.core.errors import StorageError, UsageError
 from toolchain.device.engine.cache import ENGINE_NAME
 from toolchain.device.engine.kit import KIT_NAME
-from toolchain.inspect import engines, files
-from toolchain.inspect.engines import EngineFacts, KitFacts
-from toolchain.inspect.files import (
+from toolchain.inspect import engine_facts, file_facts
+from toolchain.inspect.engine_facts import EngineFacts, KitFacts
+from toolchain.inspect.file_facts import (
     BackboneFacts,
     BundleFacts,
     CheckpointFacts,
@@ -28,7 +28,7 @@ from toolchain.inspect.files import (
     TensorsFacts,
     TrainingFacts,
 )
-from toolchain.inspect.graphs import GraphFacts, graph
+from toolchain.inspect.graph_facts import GraphFacts, graph
 from toolchain.training.adapt.checkpoint import INFO_FILE, TENSORS_FILE
 
 Facts = (
@@ -48,16 +48,16 @@ HEAD_BYTES = 1 << 16
 _TAR_MAGIC_AT = 257
 _TEXT_FROM = ord("\t")
 _READERS: dict[str, Callable[[Path], Facts]] = {
-    "recipe": files.read_recipe,
-    "checkpoint": files.read_checkpoint,
+    "recipe": file_facts.read_recipe,
+    "checkpoint": file_facts.read_checkpoint,
     "graph": graph,
-    "bundle": files.read_bundle,
-    "backbone": files.read_backbone,
-    "golden": files.golden,
-    "training": files.training,
-    "tensors": files.tensors,
-    "kit": engines.read_kit,
-    "engine": engines.read_engine,
+    "bundle": file_facts.read_bundle,
+    "backbone": file_facts.read_backbone,
+    "golden": file_facts.golden,
+    "training": file_facts.training,
+    "tensors": file_facts.tensors,
+    "kit": engine_facts.read_kit,
+    "engine": engine_facts.read_engine,
 }
 KINDS = tuple(_READERS)
 _RECIPE_KEY = re.compile(rb"^(domain|backbone|data|preprocess|method|adaptor|train)[ \t]*:", re.M)
@@ -132,10 +132,10 @@ def _folder(path: Path) -> str:
 
 
 def _safetensors(path: Path) -> tuple[str, Path]:
-    found = files.tensors(path)
+    found = file_facts.tensors(path)
     if {tensor.name for tensor in found.tensors} == GOLDEN_TENSORS:
         return "golden", path
-    if files.training_note(found) is not None:
+    if file_facts.training_note(found) is not None:
         return "training", path
     if path.name == TENSORS_FILE and (path.parent / INFO_FILE).is_file():
         return "checkpoint", path.parent

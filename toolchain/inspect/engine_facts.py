@@ -1,7 +1,7 @@
 """What kits and engines say of themselves.
 
-Rules of this file: as :mod:`toolchain.inspect.files`; every listed file is hashed. No TensorRT:
-whether an engine runs on this machine says who runs it.
+Rules of this file: those of :mod:`toolchain.inspect.file_facts`. Every listed file is hashed. It
+needs no TensorRT, so it does not say whether an engine runs on this machine.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from toolchain.bundle import BackboneManifest, GateStates, Manifest
 from toolchain.bundle.golden import read_golden
 from toolchain.core.errors import UsageError
 from toolchain.core.files import read_limited
-from toolchain.inspect.slots import Block, Tensor, grouped
+from toolchain.inspect.groups import Block, Tensor, grouped
 from toolchain.recipe import Recipe
 from toolchain.training.adapt import checkpoint
 from toolchain.training.adapt.checkpoint import Info
