@@ -47,9 +47,9 @@ from toolchain.export.emit import calibrate
 from toolchain.export.emit.kits import KitSource, write_kits
 from toolchain.export.emit.models import KitOrder, emit
 from toolchain.export.graph import store
+from toolchain.export.graph.cut import Split, read_split
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
-from toolchain.export.graph.split import Split, read_split
 from toolchain.export.pipeline import export
 
 SIDES = {"resnet20": 32, "resnet26": 64, "resnet50": 224, "mobilenet_v2": 224}

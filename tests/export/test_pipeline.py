@@ -36,8 +36,8 @@ from toolchain.export import pipeline
 from toolchain.export.check.bundles import check_bundle
 from toolchain.export.emit.models import KitOrder
 from toolchain.export.graph import store
+from toolchain.export.graph.cut import Split
 from toolchain.export.graph.link import link
-from toolchain.export.graph.split import Split
 from toolchain.export.pipeline import export, refuse_existing
 from toolchain.recipe import dump
 from toolchain.training.adapt import checkpoint as checkpoints

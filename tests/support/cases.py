@@ -25,14 +25,14 @@ from toolchain.bundle.linkage import LINKAGES, STAGED, Linkage
 from toolchain.device.runtime.backend import Runnable
 from toolchain.device.runtime.ort.backend import LinkedModel
 from toolchain.device.runtime.ort.session import Session
-from toolchain.export.check import subjects
+from toolchain.export.check import candidates
 from toolchain.export.graph import halves as halves_file
 from toolchain.export.graph import store
 from toolchain.export.graph.capture import Captured, capture
+from toolchain.export.graph.cut import Split, read_split
 from toolchain.export.graph.halves import Halves, make_halves
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
-from toolchain.export.graph.split import Split, read_split
 from toolchain.training.adapt.attached import AttachedModel, attach
 
 
@@ -187,7 +187,7 @@ class Made:
         return LinkedModel(self.session(linkage, **options))
 
     def staged(self) -> Runnable:
-        return subjects.staged(self.split, self.folder).run
+        return candidates.staged(self.split, self.folder).run
 
     def flavours(self) -> dict[str, Runnable]:
         """Every flavour in every form, and staged."""

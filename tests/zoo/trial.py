@@ -31,7 +31,7 @@ from tests.zoo.prepare import (
 from toolchain.bundle.golden import FORCE, Golden, shifted
 from toolchain.bundle.linkage import LINKAGES, STATIC_ROWS, Linkage
 from toolchain.core.errors import Da3Error
-from toolchain.export.check import subjects
+from toolchain.export.check import candidates
 from toolchain.export.check.parity import Subject, compare
 from toolchain.export.check.reference import choose, join, observe
 from toolchain.export.graph import store
@@ -143,7 +143,7 @@ def _check(
         for linkage in LINKAGES
         if not linkage.is_segmented
     ]
-    found.append(subjects.staged(halves.split, folder))
+    found.append(candidates.staged(halves.split, folder))
     found = [_sized(subject, entry.batch) for subject in found]
     how = preprocessing(entry.size)
     report = compare(cases, found, slots, how)
@@ -167,8 +167,8 @@ def _subject(
     path = folder / linkage.file
     path.write_bytes(graph)
     store.check(path)
-    twin = subjects.tapped(halves.split, linkage, rates, folder, slots)
-    return subjects.shipped(linkage, graph, folder, slots, tapped=twin)
+    twin = candidates.tapped(halves.split, linkage, rates, folder, slots)
+    return candidates.shipped(linkage, graph, folder, slots, tapped=twin)
 
 
 def _resolved(halves: Halves, model: AttachedModel, entry: Entry, folder: Path) -> float:

@@ -27,7 +27,7 @@ from toolchain.bundle.linkage import SHIPPED, STATIC_IF, SWAP_IF
 from toolchain.core.files import write_atomic
 from toolchain.core.timing import Notify
 from toolchain.export import manifests
-from toolchain.export.check import parity, subjects
+from toolchain.export.check import candidates, parity
 from toolchain.export.check.reference import Chosen, choose
 from toolchain.export.graph import store
 from toolchain.export.graph.halves import Halves, make_halves
@@ -165,7 +165,7 @@ class _Maker:
         self, halves: Halves, graph: bytes, artefact: BackboneArtefact, chosen: Chosen
     ) -> parity.ParityReport:
         slots = load_safetensors(halves.slots)
-        subject = subjects.shipped(SWAP_IF, graph, artefact.path, slots)
+        subject = candidates.shipped(SWAP_IF, graph, artefact.path, slots)
         return parity.compare(
             chosen.golden, [subject], slots, self.recipe.preprocess, threads=1
         ).require()

@@ -36,9 +36,9 @@ from toolchain.core.canonical import rounded
 from toolchain.core.sealed import listing
 from toolchain.export.check.parity import ParityReport
 from toolchain.export.check.reference import Chosen
+from toolchain.export.graph.cut import Split
 from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.names import TARGETS, Cut
-from toolchain.export.graph.split import Split
 from toolchain.recipe import Recipe
 from toolchain.training.adapt.checkpoint import Checkpoint
 

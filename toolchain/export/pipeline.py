@@ -40,7 +40,7 @@ from toolchain.core.errors import (
 from toolchain.core.files import make_folder, write_atomic
 from toolchain.core.timing import Notify
 from toolchain.export import manifests
-from toolchain.export.check import parity, subjects
+from toolchain.export.check import candidates, parity
 from toolchain.export.check.parity import ParityReport, Subject
 from toolchain.export.check.reference import Chosen, choose, join
 from toolchain.export.emit.kits import KitSource
@@ -326,16 +326,16 @@ def _check(
     halves, folder = linked.halves, linked.folder
     slots = load_safetensors(halves.slots)
     found: list[Subject] = [
-        subjects.shipped(
+        candidates.shipped(
             one,
             linked.graphs[one.stem],
             folder,
             slots,
-            tapped=subjects.tapped(halves.split, one, linked.rates, folder, slots),
+            tapped=candidates.tapped(halves.split, one, linked.rates, folder, slots),
         )
         for one in SHIPPED
     ]
-    found.append(subjects.staged(halves.split, folder))
+    found.append(candidates.staged(halves.split, folder))
     return parity.compare(
         cases, found, slots, recipe.preprocess, tolerance=tolerance, threads=threads
     ).require()

@@ -21,8 +21,8 @@ from toolchain.export.emit import accuracy, calibrate
 from toolchain.export.emit.kits import KitSource
 from toolchain.export.emit.models import KitModels, KitOrder, Ranges, emit
 from toolchain.export.graph import store
+from toolchain.export.graph.cut import Split
 from toolchain.export.graph.link import link
-from toolchain.export.graph.split import Split
 from toolchain.pictures.preprocess import Preprocessing, normalise
 from toolchain.training.data import DomainData
 from toolchain.training.data import Split as Samples

@@ -28,7 +28,7 @@ from toolchain.core.errors import (
     ParityError,
     VerificationError,
 )
-from toolchain.export.check import bundles, parity, relink, subjects
+from toolchain.export.check import bundles, parity, relink
 from toolchain.export.check.bundles import check_bundle
 from toolchain.export.graph import store
 from toolchain.export.graph.link import link

@@ -32,9 +32,9 @@ from toolchain.export.emit.calibrate import ranges
 from toolchain.export.emit.fp16 import to_fp16
 from toolchain.export.emit.int8 import to_int8
 from toolchain.export.graph import store
+from toolchain.export.graph.cut import Split, read_split
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
-from toolchain.export.graph.split import Split, read_split
 from toolchain.pictures.preprocess import normalise
 
 FLOATS = st.floats(-100, 100, width=32)

@@ -23,8 +23,8 @@ from toolchain.export.emit.calibrate import BINS, Ranges, joined, ranges
 from toolchain.export.emit.int8 import LEVELS, frozen
 from toolchain.export.emit.owners import walk
 from toolchain.export.graph import store
+from toolchain.export.graph.cut import Split, recompose
 from toolchain.export.graph.link import link
-from toolchain.export.graph.split import Split, recompose
 
 
 def pictures(name: str, count: int = 24, seed: int = 1) -> np.ndarray[Any, Any]:

@@ -22,9 +22,9 @@ from toolchain.bundle.linkage import Linkage
 from toolchain.core import digest
 from toolchain.core.errors import GraphError, SplitError
 from toolchain.export.graph import halves
+from toolchain.export.graph.cut import Split, split
 from toolchain.export.graph.halves import Halves, interface, make_halves
 from toolchain.export.graph.link import link
-from toolchain.export.graph.split import Split, split
 from toolchain.export.graph.store import to_bytes
 from toolchain.training.adapt.attached import AttachedModel, attach, domain_state
 

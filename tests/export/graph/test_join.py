@@ -14,9 +14,9 @@ from tests.support import cases
 from toolchain.core.errors import LinkError
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph.builder import Sketch
+from toolchain.export.graph.cut import Split
 from toolchain.export.graph.join import add_correction, coarse_grid
 from toolchain.export.graph.names import Cut
-from toolchain.export.graph.split import Split
 from toolchain.export.graph.store import to_bytes
 from toolchain.training.adapt.adaptors import channels_back, channels_first, upsample
 

@@ -310,7 +310,7 @@ def test_linking_is_deterministic(plain: Made) -> None:
         assert plain.graph(linkage) == plain.graph(linkage)
         backbone = store.from_bytes(plain.halves.backbone_graph, what="backbone")
         domain = store.from_bytes(plain.halves.domain_graph, what="domain")
-        from toolchain.export.graph.split import read_split
+        from toolchain.export.graph.cut import read_split
 
         assert store.to_bytes(link(read_split(backbone, domain), linkage)) == plain.graph(linkage)
 

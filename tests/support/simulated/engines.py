@@ -43,9 +43,9 @@ from toolchain.device.runtime.trt.plan import TrtDevice
 from toolchain.export.emit.fp16 import to_fp16
 from toolchain.export.emit.rewrite import fix_batch
 from toolchain.export.graph import store
+from toolchain.export.graph.cut import Split, read_split
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import HEAD_SLOTS, SLOTS_FILE, WEIGHTS_FILE
-from toolchain.export.graph.split import Split, read_split
 from toolchain.export.graph.stage import stage
 
 PROFILE = ClassProfile(1, 10, 32)

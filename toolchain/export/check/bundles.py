@@ -22,7 +22,7 @@ from toolchain.bundle.release import patch_of
 from toolchain.bundle.slots import Slots
 from toolchain.core.errors import BundleError, GraphError
 from toolchain.device.runtime.ort.weights import weights_folder
-from toolchain.export.check import parity, subjects
+from toolchain.export.check import candidates, parity
 from toolchain.export.check.parity import ParityReport, Subject
 
 
@@ -101,23 +101,23 @@ def _subjects(held: Bundle, artefact: BackboneArtefact, slots: Slots, folder: Pa
     found: list[Subject] = []
     relinked: tuple[str, ...] = ()
     not_run: tuple[str, ...] = ()
-    tapped: dict[str, subjects.Builder] = {}
+    tapped: dict[str, candidates.Builder] = {}
     if _has_onnx():
         from toolchain.export.check import relink
 
         linked = relink.relink(held, artefact)
         relinked = linked.identical
         tapped = linked.tapped(folder, slots)
-        found.append(subjects.staged(linked.halves, folder))
+        found.append(candidates.staged(linked.halves, folder))
     else:
         not_run = (
             "staged, and linking anew from domain.onnx: the packages onnx and onnx-ir are not "
             "installed (pip install 'da3-toolchain[check]')",
         )
-    for linkage in subjects.linkages_of(held):
+    for linkage in candidates.linkages_of(held):
         graph = held.blob(linkage.file)
         found.append(
-            subjects.shipped(linkage, graph, folder, slots, tapped=tapped.get(linkage.stem))
+            candidates.shipped(linkage, graph, folder, slots, tapped=tapped.get(linkage.stem))
         )
     return _UnderTest(tuple(found), relinked, not_run)
 
@@ -130,7 +130,7 @@ def _require_compared(held: Bundle) -> None:
     """
     stems = {key.partition(".")[0] for key in held.manifest.parity}
     compared = [one for one in LINKAGES if one.stem in stems and not one.is_segmented]
-    listed = subjects.linkages_of(held)
+    listed = candidates.linkages_of(held)
     if not {*compared} <= {*listed}:
         raise BundleError(
             f"expected the linked graphs {[one.stem for one in compared]}, which the manifest has "

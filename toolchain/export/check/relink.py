@@ -17,11 +17,11 @@ import numpy.typing as npt
 from toolchain.bundle import BackboneArtefact, Bundle
 from toolchain.bundle.linkage import Linkage
 from toolchain.core.errors import BundleError
-from toolchain.export.check import subjects
+from toolchain.export.check import candidates
 from toolchain.export.graph import store
+from toolchain.export.graph.cut import Split, read_split
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE
-from toolchain.export.graph.split import Split, read_split
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,10 @@ class Relinked:
 
     def tapped(
         self, folder: Path, slots: Mapping[str, npt.NDArray[Any]]
-    ) -> dict[str, subjects.Builder]:
+    ) -> dict[str, candidates.Builder]:
         """Return builders of tapped twins by graph name."""
         return {
-            one.stem: subjects.tapped(self.halves, one, self.rates, folder, slots)
+            one.stem: candidates.tapped(self.halves, one, self.rates, folder, slots)
             for one in self.linkages
         }
 
@@ -51,7 +51,7 @@ def relink(held: Bundle, artefact: BackboneArtefact) -> Relinked:
     """Link every shipped graph anew. Raises BundleError naming one that differs."""
     halves = read_halves(held, artefact)
     rates = {b.name: b.rate for b in held.manifest.gates.blocks if b.rate is not None}
-    linkages = subjects.linkages_of(held)
+    linkages = candidates.linkages_of(held)
     for one in linkages:
         if store.to_bytes(link(halves, one, rates=rates)) != held.blob(one.file):
             raise BundleError(

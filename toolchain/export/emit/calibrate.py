@@ -33,9 +33,9 @@ from toolchain.device.runtime.ort.session import Session
 from toolchain.export.emit.int8 import LEVELS, frozen
 from toolchain.export.emit.owners import loaded
 from toolchain.export.graph import store
+from toolchain.export.graph.cut import Split, recompose
 from toolchain.export.graph.names import IMAGE
-from toolchain.export.graph.parts import Parts
-from toolchain.export.graph.split import Split, recompose
+from toolchain.export.graph.regions import Parts
 
 Floats = npt.NDArray[np.float32]
 BINS = 2048

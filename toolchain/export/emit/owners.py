@@ -1,7 +1,7 @@
 """Which node belongs to whom, and copies of a model whose every value has a type.
 
 Rules of this file: what the passes for precision share; it reads names as
-:mod:`toolchain.export.graph.split` and :mod:`toolchain.export.graph.link` give them, so it takes
+:mod:`toolchain.export.graph.cut` and :mod:`toolchain.export.graph.link` give them, so it takes
 linked graphs and segments of ``staged``, and changes no value of any tensor.
 """
 

@@ -30,9 +30,9 @@ from toolchain.core.sealed import SealedFile, SealedKind, SealedManifest, listin
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
 from toolchain.export.graph.capture import capture
+from toolchain.export.graph.cut import Split, read_split, recompose, split
 from toolchain.export.graph.fold import fold_batchnorm
 from toolchain.export.graph.names import IMAGE, LOGITS, SLOTS_FILE, TARGETS, WEIGHTS_FILE
-from toolchain.export.graph.split import Split, read_split, recompose, split
 from toolchain.training.adapt.attached import AttachedModel, arrays, domain_state, weights_digest
 
 # Raised whenever the captured, folded or split graphs change for the same model.

@@ -11,8 +11,8 @@ import numpy as np
 
 from toolchain.core.errors import LinkError
 from toolchain.export.graph.builder import Sketch
+from toolchain.export.graph.cut import Split
 from toolchain.export.graph.names import Cut
-from toolchain.export.graph.split import Split
 
 _NEAREST = {
     "mode": "nearest",

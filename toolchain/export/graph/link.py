@@ -29,6 +29,7 @@ import onnx_ir as ir
 from toolchain.bundle.linkage import Linkage
 from toolchain.core.errors import LinkError
 from toolchain.export.graph.builder import Sketch, input_names, value_name
+from toolchain.export.graph.cut import META_ROLE, Split
 from toolchain.export.graph.join import add_correction
 from toolchain.export.graph.names import (
     BATCH,
@@ -39,8 +40,7 @@ from toolchain.export.graph.names import (
     LOGITS,
     Cut,
 )
-from toolchain.export.graph.parts import Parts
-from toolchain.export.graph.split import META_ROLE, Split
+from toolchain.export.graph.regions import Parts
 
 NO_RATES: Mapping[str, float] = MappingProxyType({})
 

@@ -17,10 +17,10 @@ import onnx_ir as ir
 
 from toolchain.core.errors import LinkError
 from toolchain.export.graph.builder import Sketch, input_names
+from toolchain.export.graph.cut import META_ROLE, Split
 from toolchain.export.graph.join import add_correction
 from toolchain.export.graph.names import BATCH, CLASSES, HEAD_SLOTS, LOGITS, Cut
-from toolchain.export.graph.parts import Parts
-from toolchain.export.graph.split import META_ROLE, Split
+from toolchain.export.graph.regions import Parts
 
 
 @dataclass(frozen=True, slots=True)

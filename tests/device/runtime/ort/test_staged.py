@@ -13,7 +13,6 @@ from toolchain.bundle.golden import shifted
 from toolchain.bundle.linkage import Linkage
 from toolchain.device.runtime.ort.session import Session
 from toolchain.device.runtime.ort.staged import StagedRunner
-from toolchain.export.check import subjects
 
 
 class Counting(Session):

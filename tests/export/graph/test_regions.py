@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.support import cases
 from tests.support.cases import Made
 from toolchain.export.graph.builder import value_name
-from toolchain.export.graph.parts import Parts
+from toolchain.export.graph.regions import Parts
 
 
 def test_every_node_is_handed_out_once(made: Made) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.support import cases
 from toolchain.bundle.linkage import STATIC_IF, SWAP_IF, linkage_of
 from toolchain.core.errors import GraphError
-from toolchain.export.check import subjects
+from toolchain.export.check import candidates
 
 IMAGES = cases.CASES["plain"].images(2, seed=6).numpy()
 
@@ -30,14 +30,14 @@ def test_a_subject_knows_its_flavour_and_form(name: str, takes_slots: Any, batch
     linkage = linkage_of(name)
     assert linkage is not None
     graph = made.graph(linkage)
-    found = subjects.shipped(linkage, graph, made.folder, made.slots)
+    found = candidates.shipped(linkage, graph, made.folder, made.slots)
     assert (found.name, found.takes_slots, tuple(found.batches)) == (name, takes_slots, batches)
     assert found.run.run(IMAGES, made.slots).logits.shape == (2, 5)
 
 
 def test_staged_taps_itself() -> None:
     made = cases.made("plain")
-    found = subjects.staged(made.split, made.folder)
+    found = candidates.staged(made.split, made.folder)
     assert found.tapped is not None
     assert found.tapped() is found.run
 
@@ -45,7 +45,7 @@ def test_staged_taps_itself() -> None:
 def test_tapped_twins_are_built_when_asked_for(tmp_path: Path) -> None:
     """Building fails late on purpose: after a parity failure only."""
     made = cases.made("plain")
-    build = subjects.tapped(made.split, SWAP_IF, {}, tmp_path, made.slots)
+    build = candidates.tapped(made.split, SWAP_IF, {}, tmp_path, made.slots)
     with pytest.raises(GraphError, match="swap-if: onnxruntime"):
         build()
 
@@ -53,4 +53,4 @@ def test_tapped_twins_are_built_when_asked_for(tmp_path: Path) -> None:
 def test_a_static_graph_needs_its_slots(tmp_path: Path) -> None:
     made = cases.made("plain")
     with pytest.raises(GraphError, match="static-if: onnxruntime"):
-        subjects.shipped(STATIC_IF, made.graph(STATIC_IF), tmp_path, {})
+        candidates.shipped(STATIC_IF, made.graph(STATIC_IF), tmp_path, {})

@@ -24,7 +24,7 @@ from toolchain.export.check.parity import BATCHES, Subject
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from toolchain.export.graph.split import Split
+    from toolchain.export.graph.cut import Split
 
 _EXPORT_AGAIN = "export the domain again"
 

@@ -16,9 +16,9 @@ from toolchain.core.errors import SplitError
 from toolchain.export.graph import store
 from toolchain.export.graph.builder import Sketch, input_names
 from toolchain.export.graph.capture import Captured
+from toolchain.export.graph.cut import META_CUTS, read_split, recompose, split
 from toolchain.export.graph.fold import fold_batchnorm
 from toolchain.export.graph.names import BACKBONE, IMAGE, TARGETS
-from toolchain.export.graph.split import META_CUTS, read_split, recompose, split
 
 
 def folded(made: Made) -> ir.Model:

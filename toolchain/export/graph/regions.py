@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from toolchain.export.graph.builder import Sketch, input_names, region, value_name
+from toolchain.export.graph.cut import Split
 from toolchain.export.graph.names import LOGITS, Cut
-from toolchain.export.graph.split import Split
 
 
 class Parts:
