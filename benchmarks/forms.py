@@ -27,9 +27,9 @@ from toolchain.device.runtime.ort.backend import LinkedModel
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
 from toolchain.export.graph.cut import recompose
-from toolchain.export.graph.halves import Halves, make_halves
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import IMAGE, SLOTS_FILE, WEIGHTS_FILE
+from toolchain.export.graph.split import Halves, make_halves
 from toolchain.training.adapt.attached import AttachedModel, attach
 
 STATES = ("open", "half", "closed")

@@ -26,13 +26,13 @@ from toolchain.device.runtime.backend import Runnable
 from toolchain.device.runtime.ort.backend import LinkedModel
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.check import candidates
-from toolchain.export.graph import halves as halves_file
+from toolchain.export.graph import split as halves_file
 from toolchain.export.graph import store
 from toolchain.export.graph.capture import Captured, capture
 from toolchain.export.graph.cut import Split, read_split
-from toolchain.export.graph.halves import Halves, make_halves
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
+from toolchain.export.graph.split import Halves, make_halves
 from toolchain.training.adapt.attached import AttachedModel, attach
 
 

@@ -35,9 +35,9 @@ from toolchain.export.check import candidates
 from toolchain.export.check.parity import Subject, compare
 from toolchain.export.check.reference import choose, join, observe
 from toolchain.export.graph import store
-from toolchain.export.graph.halves import Halves, make_halves
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
+from toolchain.export.graph.split import Halves, make_halves
 from toolchain.training.adapt.attached import AttachedModel, attach, weights_digest
 from toolchain.training.data.splits import ArraySplit
 

@@ -30,9 +30,9 @@ from toolchain.export import manifests
 from toolchain.export.check import candidates, parity
 from toolchain.export.check.reference import Chosen, choose
 from toolchain.export.graph import store
-from toolchain.export.graph.halves import Halves, make_halves
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE
+from toolchain.export.graph.split import Halves, make_halves
 from toolchain.recipe import AdaptorOptions, DataSpec, Preprocessing, Recipe, TrainSpec, dump
 from toolchain.training.adapt import backbones
 from toolchain.training.adapt.attached import AttachedModel, attach

@@ -17,9 +17,9 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from toolchain.bundle.linkage import STATIC_IF
 from toolchain.export.graph import store
-from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
+from toolchain.export.graph.split import Halves
 
 OPEN, CLOSED = 1.0, 0.0
 

@@ -14,8 +14,8 @@ from toolchain.core.lazy import lazily
 
 if TYPE_CHECKING:
     from toolchain.export.graph.cut import split
-    from toolchain.export.graph.halves import make_halves
     from toolchain.export.graph.link import link
+    from toolchain.export.graph.split import make_halves
     from toolchain.export.pipeline import ExportReport, export
 
 __all__ = ["ExportReport", "Linkage", "export", "link", "make_halves", "split"]

@@ -37,8 +37,8 @@ from toolchain.core.sealed import listing
 from toolchain.export.check.parity import ParityReport
 from toolchain.export.check.reference import Chosen
 from toolchain.export.graph.cut import Split
-from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.names import TARGETS, Cut
+from toolchain.export.graph.split import Halves
 from toolchain.recipe import Recipe
 from toolchain.training.adapt.checkpoint import Checkpoint
 

@@ -46,9 +46,9 @@ from toolchain.export.check.reference import Chosen, choose, join
 from toolchain.export.emit.kits import KitSource
 from toolchain.export.emit.models import KitOrder, in_memory
 from toolchain.export.graph import store
-from toolchain.export.graph.halves import Halves, make_halves, require_same_graphs
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
+from toolchain.export.graph.split import Halves, make_halves, require_same_graphs
 from toolchain.export.orders import KitReport, Orders
 from toolchain.export.prepare import KitDomain
 from toolchain.recipe import Recipe, dump

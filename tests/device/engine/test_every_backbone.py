@@ -28,8 +28,8 @@ from toolchain.device.engine.parse import NetworkInput, ParsedNetwork, parse, re
 from toolchain.export.emit import calibrate
 from toolchain.export.emit.models import KitModels, KitOrder, emit, in_memory
 from toolchain.export.graph.cut import Split
-from toolchain.export.graph.halves import make_halves
 from toolchain.export.graph.names import HEAD_SLOTS
+from toolchain.export.graph.split import make_halves
 from toolchain.training.adapt.attached import attach
 from toolchain.training.adapt.weights import load_backbone
 

@@ -22,9 +22,9 @@ from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import capture as capture_file
 from toolchain.export.graph import store
 from toolchain.export.graph.capture import capture
-from toolchain.export.graph.halves import make_halves
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import BACKBONE
+from toolchain.export.graph.split import Halves, make_halves
 from toolchain.training.adapt.attached import AttachedModel, arrays, attach, domain_state
 
 

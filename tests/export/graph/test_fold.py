@@ -14,7 +14,7 @@ from tests.support import cases
 from tests.support.cases import Made, close
 from toolchain.core.errors import CaptureError
 from toolchain.device.runtime.ort.session import Session
-from toolchain.export.graph import halves, store
+from toolchain.export.graph import split, store
 from toolchain.export.graph.builder import Sketch, input_names
 from toolchain.export.graph.fold import fix_reshapes, fold_batchnorm
 
@@ -136,7 +136,7 @@ def test_a_wrong_fold_is_found_and_the_tensor_named(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(halves, "fold_batchnorm", wrong)
     with pytest.raises(CaptureError, match=r"folding BatchNorm changed 'block\.block00'"):
-        halves.make_halves(cases.CASES["single"].model())
+        split.make_halves(cases.CASES["single"].model())
 
 
 def test_reshape_targets_become_constants(made: Made) -> None:

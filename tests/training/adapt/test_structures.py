@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.support import toys
 from toolchain.core.errors import AttachError
-from toolchain.export.graph.halves import make_halves
+from toolchain.export.graph.split import make_halves
 from toolchain.training.adapt.attached import attach
 from toolchain.training.adapt.blocks import Anatomy, examine
 

@@ -15,7 +15,7 @@ from tests.support import toys
 from tests.support.steps import BATCH, forced, step
 from toolchain.bundle import make_patch
 from toolchain.core.errors import MemoryBudgetError, UsageError
-from toolchain.export.graph.halves import make_halves
+from toolchain.export.graph.split import make_halves
 from toolchain.training.adapt.attached import attach
 from toolchain.training.adapt.folded import overrides_folded
 from toolchain.training.adapt.methods import REGISTRY, SLOTS_ALONE

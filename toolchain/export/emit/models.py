@@ -29,9 +29,9 @@ from toolchain.export.emit.owners import is_domain
 from toolchain.export.emit.rewrite import conditionals, fix_batch, layer_of, nodes
 from toolchain.export.graph import store
 from toolchain.export.graph.cut import Split, read_split
-from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
+from toolchain.export.graph.split import Halves
 from toolchain.export.graph.stage import stage
 
 # Computed in fp32 where precision is a flag: their sums and squares leave the range of fp16.

@@ -21,10 +21,10 @@ from tests.support.cases import Made
 from toolchain.bundle.linkage import Linkage
 from toolchain.core import digest
 from toolchain.core.errors import GraphError, SplitError
-from toolchain.export.graph import halves
+from toolchain.export.graph import split
 from toolchain.export.graph.cut import Split, split
-from toolchain.export.graph.halves import Halves, interface, make_halves
 from toolchain.export.graph.link import link
+from toolchain.export.graph.split import Halves, interface, make_halves
 from toolchain.export.graph.store import to_bytes
 from toolchain.training.adapt.attached import AttachedModel, attach, domain_state
 
@@ -236,7 +236,7 @@ def test_a_changed_backbone_has_the_graph_of_the_frozen_one(toy: str) -> None:
     """Law: whatever values weights have, the graph is the same; turned matrices lie beside it."""
     net = toys.backbone(toy)
     base, changed = make_halves(headed(net, toy)), make_halves(headed(altered(net), toy))
-    halves.require_same_graphs(base, changed)
+    split.require_same_graphs(base, changed)
     old, new = safetensors_load(base.weights), safetensors_load(changed.weights)
     assert old.keys() == new.keys()
     assert all(not np.array_equal(old[name], new[name]) for name in old)
@@ -248,8 +248,8 @@ def test_a_changed_backbone_of_another_structure_is_refused_by_name() -> None:
     other = altered(net)
     other.blocks[0].shortcut = nn.Hardtanh()  # type: ignore[index, union-attr]
     with pytest.raises(GraphError, match="frozen backbone for the changed one") as caught:
-        halves.require_same_graphs(base, make_halves(headed(other, "single")))
+        split.require_same_graphs(base, make_halves(headed(other, "single")))
     assert caught.value.fix
     heads = make_halves(attach(net, method="head", classes=3, input_shape=(3, 8, 8), seed=1))
     with pytest.raises(GraphError, match="the same slots"):
-        halves.require_same_graphs(base, heads)
+        split.require_same_graphs(base, heads)
