@@ -47,7 +47,7 @@ from toolchain.export.emit import calibrate
 from toolchain.export.emit.kits import KitSource, write_kits
 from toolchain.export.emit.models import KitOrder, emit
 from toolchain.export.graph import store
-from toolchain.export.graph.cut import Split, read_split
+from toolchain.export.graph.halves import Halves, read_halves
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.export.pipeline import export
@@ -68,7 +68,7 @@ class Subject:
     """A backbone with two drawn domains, as kits are made from them."""
 
     materials: Materials
-    split: Split
+    split: Halves
     slots: dict[str, Any]
     side: int
 
@@ -108,7 +108,7 @@ def subject(name: str, side: int, work: Path) -> Subject:
     domain = store.from_bytes(held.blob("domain.onnx"), what="domain.onnx")
     store.load_tensors(domain, SLOTS_FILE, held.blob(SLOTS_FILE))
     slots = dict(slot_arrays(held.blob(SLOTS_FILE)))
-    return Subject(materials, read_split(backbone, domain), slots, side)
+    return Subject(materials, read_halves(backbone, domain), slots, side)
 
 
 def measure(sides: dict[str, int], trained: Path, *, rounds: int) -> dict[str, Any]:

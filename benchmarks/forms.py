@@ -1,6 +1,6 @@
 """The linked models that are timed: the plain backbone, the flavours and forms, the naive export.
 
-Rules of this file: every model comes from the library's own path (attach, make_halves, link,
+Rules of this file: every model comes from the library's own path (attach, split, link,
 Session with one thread); gates are put into a state through their bias slots alone, so ``swap`` is
 one session for all states. It times nothing.
 """
@@ -26,10 +26,10 @@ from toolchain.bundle.slots import Slots
 from toolchain.device.runtime.ort.backend import LinkedModel
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
-from toolchain.export.graph.cut import recompose
+from toolchain.export.graph.halves import recompose
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import IMAGE, SLOTS_FILE, WEIGHTS_FILE
-from toolchain.export.graph.split import Halves, make_halves
+from toolchain.export.graph.split import PackedHalves, split
 from toolchain.training.adapt.attached import AttachedModel, attach
 
 STATES = ("open", "half", "closed")
@@ -58,8 +58,8 @@ class Bench(AbstractContextManager["Bench"]):
         self._temporary = tempfile.TemporaryDirectory(prefix="da3-bench-")
         self.cache = cache
         self.model = self._attached("da3")
-        self.halves = make_halves(self.model, cache=cache)
-        self.slots: dict[str, npt.NDArray[Any]] = load_safetensors(self.halves.slots)
+        self.halves = split(self.model, cache=cache)
+        self.slots: dict[str, npt.NDArray[Any]] = load_safetensors(self.halves.slots_data)
         # In running order, which a dictionary of tensors does not promise.
         self.gates = sorted(name for name in self.slots if name.endswith(".gate.bias"))
         self.folder = self._written(self.halves, "da3")
@@ -87,40 +87,38 @@ class Bench(AbstractContextManager["Bench"]):
 
     def plain(self, form: Form) -> LinkedModel:
         """Return the frozen backbone with a head and nothing else, as fast as the runtime can."""
-        halves = make_halves(self._attached("head"), cache=self.cache)
+        halves = split(self._attached("head"), cache=self.cache)
         folder = self._written(halves, "head")
-        graph = link(halves.split, Linkage("static", form))
-        return self._linked(graph, folder, load_safetensors(halves.slots))
+        graph = link(halves, Linkage("static", form))
+        return self._linked(graph, folder, load_safetensors(halves.slots_data))
 
     def swap(self, form: Form) -> LinkedModel:
         """Return the swap model; its state is in the slots given with each run."""
-        return self._linked(link(self.halves.split, Linkage("swap", form)), self.folder)
+        return self._linked(link(self.halves, Linkage("swap", form)), self.folder)
 
     def static(self, state: str) -> LinkedModel:
         """Return the static model with every gate resolved as ``state`` says."""
         sites = [gate.removesuffix(".gate.bias") for gate in self.gates]
         rates = {s: float(o) for s, o in zip(sites, self._opened(state), strict=True)}
-        graph = link(self.halves.split, Linkage("static", "if"), rates=rates)
+        graph = link(self.halves, Linkage("static", "if"), rates=rates)
         return self._linked(graph, self.folder, self.slots)
 
     def naive(self) -> Session:
         """Return the model as a straight export gives it: full-size adaptors, nothing skipped."""
-        halves = make_halves(self._attached("da3", **NAIVE), cache=self.cache)
+        halves = split(self._attached("da3", **NAIVE), cache=self.cache)
         folder = self._written(halves, "naive")
-        return Session(store.to_bytes(recompose(halves.split)), folder=folder, what="naive")
+        return Session(store.to_bytes(recompose(halves)), folder=folder, what="naive")
 
     def rejected(self, change: Change) -> LinkedModel:
         """Return the swap model of form ``if`` in a form that lost."""
-        model = change(
-            ir.to_proto(link(self.halves.split, Linkage("swap", "if"))), self.halves.split.adapted
-        )
+        model = change(ir.to_proto(link(self.halves, Linkage("swap", "if"))), self.halves.adapted)
         return LinkedModel(
             Session(model.SerializeToString(), folder=self.folder, what="rejected form")
         )
 
     def floor(self, state: str) -> float:
         """Return the share of the backbone's multiply-adds that run in ``state``."""
-        flops = {cut.site: cut.flops for cut in self.halves.split.cuts}
+        flops = {cut.site: cut.flops for cut in self.halves.cuts}
         closed = sum(
             flops[gate.removesuffix(".gate.bias")]
             for gate, opened in zip(self.gates, self._opened(state), strict=True)
@@ -156,11 +154,11 @@ class Bench(AbstractContextManager["Bench"]):
             **options,
         )
 
-    def _written(self, halves: Halves, name: str) -> Path:
+    def _written(self, halves: PackedHalves, name: str) -> Path:
         folder = Path(self._temporary.name) / name
         folder.mkdir(exist_ok=True)
-        (folder / WEIGHTS_FILE).write_bytes(halves.weights)
-        (folder / SLOTS_FILE).write_bytes(halves.slots)
+        (folder / WEIGHTS_FILE).write_bytes(halves.weights_data)
+        (folder / SLOTS_FILE).write_bytes(halves.slots_data)
         return folder
 
     def _linked(self, graph: ir.Model, folder: Path, constants: Slots | None = None) -> LinkedModel:

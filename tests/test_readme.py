@@ -69,7 +69,7 @@ def test_a_folder_of_own_pictures_becomes_a_checked_bundle(photos: Path) -> None
 
 def test_the_library_example_runs() -> None:
     names: dict[str, Any] = {}
-    exec(compile(block("make_halves"), "README.md", "exec"), names)
+    exec(compile(block("halves = split(model)"), "README.md", "exec"), names)
     assert "If" in {node.op_type for node in names["linked"].graph}
 
 

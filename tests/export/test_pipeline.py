@@ -36,7 +36,7 @@ from toolchain.export import pipeline
 from toolchain.export.check.bundles import check_bundle
 from toolchain.export.emit.models import KitOrder
 from toolchain.export.graph import store
-from toolchain.export.graph.cut import Split
+from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.link import link
 from toolchain.export.pipeline import export, refuse_existing
 from toolchain.recipe import dump
@@ -140,7 +140,7 @@ def test_a_parity_failure_leaves_nothing(
 ) -> None:
     """Sabotage: a linker that draws a wrong head is caught, and nothing appears."""
 
-    def wrong(halves: Split, linkage: Linkage, **options: Any) -> ir.Model:
+    def wrong(halves: Halves, linkage: Linkage, **options: Any) -> ir.Model:
         model = link(halves, linkage, **options)
         head = next(n for n in model.graph if n.op_type == "Gemm")
         head.attributes["alpha"] = ir.AttrFloat32("alpha", 0.9)

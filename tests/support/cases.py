@@ -26,13 +26,13 @@ from toolchain.device.runtime.backend import Runnable
 from toolchain.device.runtime.ort.backend import LinkedModel
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.check import candidates
-from toolchain.export.graph import split as halves_file
+from toolchain.export.graph import split as split_file
 from toolchain.export.graph import store
 from toolchain.export.graph.capture import Captured, capture
-from toolchain.export.graph.cut import Split, read_split
+from toolchain.export.graph.halves import Halves, read_halves
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
-from toolchain.export.graph.split import Halves, make_halves
+from toolchain.export.graph.split import PackedHalves, split
 from toolchain.training.adapt.attached import AttachedModel, attach
 
 
@@ -153,28 +153,24 @@ class Made:
         self.captured, self.raw, self.halves = _make(self.model)
         self._folder = tempfile.TemporaryDirectory(prefix="da3-case-")
         self.folder = Path(self._folder.name)
-        (self.folder / WEIGHTS_FILE).write_bytes(self.halves.weights)
-        (self.folder / SLOTS_FILE).write_bytes(self.halves.slots)
-
-    @property
-    def split(self) -> Split:
-        return self.halves.split
+        (self.folder / WEIGHTS_FILE).write_bytes(self.halves.weights_data)
+        (self.folder / SLOTS_FILE).write_bytes(self.halves.slots_data)
 
     @property
     def slots(self) -> dict[str, np.ndarray[Any, Any]]:
-        return load_safetensors(self.halves.slots)
+        return load_safetensors(self.halves.slots_data)
 
-    def loaded(self) -> Split:
+    def loaded(self) -> Halves:
         """The halves as read back from their bytes, tensors in memory."""
         backbone = store.from_bytes(self.halves.backbone_graph, what="backbone")
         domain = store.from_bytes(self.halves.domain_graph, what="domain")
-        store.load_tensors(backbone, WEIGHTS_FILE, self.halves.weights)
-        store.load_tensors(domain, SLOTS_FILE, self.halves.slots)
-        return read_split(backbone, domain)
+        store.load_tensors(backbone, WEIGHTS_FILE, self.halves.weights_data)
+        store.load_tensors(domain, SLOTS_FILE, self.halves.slots_data)
+        return read_halves(backbone, domain)
 
     def graph(self, linkage: Linkage, **options: Any) -> bytes:
         """The linked graph; ``options``: rates and taps, as :func:`link` takes them."""
-        return store.to_bytes(link(self.split, linkage, **options))
+        return store.to_bytes(link(self.halves, linkage, **options))
 
     def session(self, linkage: Linkage, *, exact: bool = False, **options: Any) -> Session:
         constants = self.slots if linkage.folds_domain else None
@@ -187,7 +183,7 @@ class Made:
         return LinkedModel(self.session(linkage, **options))
 
     def staged(self) -> Runnable:
-        return candidates.staged(self.split, self.folder).run
+        return candidates.staged(self.halves, self.folder).run
 
     def flavours(self) -> dict[str, Runnable]:
         """Every flavour in every form, and staged."""
@@ -195,7 +191,7 @@ class Made:
         return {**{one.stem: self.run(one) for one in graphs}, STAGED.stem: self.staged()}
 
 
-def _make(model: AttachedModel) -> tuple[Captured, bytes, Halves]:
+def _make(model: AttachedModel) -> tuple[Captured, bytes, PackedHalves]:
     """Make the halves and keep what capture gave on the way (the real one, only watched)."""
     seen: list[tuple[Captured, bytes]] = []
 
@@ -204,8 +200,8 @@ def _make(model: AttachedModel) -> tuple[Captured, bytes, Halves]:
         seen.append((found, store.to_bytes(found.model)))
         return found
 
-    with mock.patch.object(halves_file, "capture", watched):
-        made = make_halves(model)
+    with mock.patch.object(split_file, "capture", watched):
+        made = split(model)
     ((captured, raw),) = seen
     return captured, raw, made
 
@@ -217,11 +213,9 @@ def made(name: str) -> Made:
 
 
 @cache
-def two_inputs() -> Halves:
+def two_inputs() -> PackedHalves:
     """Halves of a net with a block that reads a second per-sample value."""
-    return make_halves(
-        attach(SteeredNet().eval(), classes=3, input_shape=(3, 8, 8), rank=4, pool=2)
-    )
+    return split(attach(SteeredNet().eval(), classes=3, input_shape=(3, 8, 8), rank=4, pool=2))
 
 
 def run_exact(model: ir.Model, images: Tensor) -> dict[str, np.ndarray[Any, Any]]:

@@ -37,7 +37,7 @@ from toolchain.export.check.reference import choose, join, observe
 from toolchain.export.graph import store
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
-from toolchain.export.graph.split import Halves, make_halves
+from toolchain.export.graph.split import PackedHalves, split
 from toolchain.training.adapt.attached import AttachedModel, attach, weights_digest
 from toolchain.training.data.splits import ArraySplit
 
@@ -84,7 +84,7 @@ def run(entry: Entry) -> Row:
         with row.step("attach"):
             model = _attached(entry, row)
         with row.step("split"):
-            halves = make_halves(model)
+            halves = split(model)
         with row.step("reference"):
             cases = _cases(model, entry, row)
         with row.step("alone"):
@@ -133,17 +133,17 @@ def _alone(model: AttachedModel, entry: Entry) -> float:
 
 
 def _check(
-    halves: Halves, cases: Golden, model: AttachedModel, entry: Entry, row: Row, folder: Path
+    halves: PackedHalves, cases: Golden, model: AttachedModel, entry: Entry, row: Row, folder: Path
 ) -> None:
-    (folder / WEIGHTS_FILE).write_bytes(halves.weights)
-    (folder / SLOTS_FILE).write_bytes(halves.slots)
-    slots = load_safetensors(halves.slots)
+    (folder / WEIGHTS_FILE).write_bytes(halves.weights_data)
+    (folder / SLOTS_FILE).write_bytes(halves.slots_data)
+    slots = load_safetensors(halves.slots_data)
     found = [
         _subject(halves, linkage, {}, folder, slots)
         for linkage in LINKAGES
         if not linkage.is_segmented
     ]
-    found.append(candidates.staged(halves.split, folder))
+    found.append(candidates.staged(halves, folder))
     found = [_sized(subject, entry.batch) for subject in found]
     how = preprocessing(entry.size)
     report = compare(cases, found, slots, how)
@@ -157,23 +157,23 @@ def _sized(subject: Subject, batch: int) -> Subject:
 
 
 def _subject(
-    halves: Halves,
+    halves: PackedHalves,
     linkage: Linkage,
     rates: dict[str, float],
     folder: Path,
     slots: dict[str, np.ndarray],
 ) -> Subject:
-    graph = store.to_bytes(link(halves.split, linkage, rates=rates))
+    graph = store.to_bytes(link(halves, linkage, rates=rates))
     path = folder / linkage.file
     path.write_bytes(graph)
     store.check(path)
-    twin = candidates.tapped(halves.split, linkage, rates, folder, slots)
+    twin = candidates.tapped(halves, linkage, rates, folder, slots)
     return candidates.shipped(linkage, graph, folder, slots, tapped=twin)
 
 
-def _resolved(halves: Halves, model: AttachedModel, entry: Entry, folder: Path) -> float:
+def _resolved(halves: PackedHalves, model: AttachedModel, entry: Entry, folder: Path) -> float:
     """Static gates that calibration shows constant: every second one open, the others closed."""
-    gated = [site for site in model.sites if f"{site}.gate.bias" in halves.split.slots]
+    gated = [site for site in model.sites if f"{site}.gate.bias" in halves.slots]
     if not gated:
         return 0.0
     opened = np.arange(len(gated)) % 2 == 0
@@ -182,7 +182,7 @@ def _resolved(halves: Halves, model: AttachedModel, entry: Entry, folder: Path) 
     cases = observe(model, how, pictures(entry.size)[: entry.batch], shift)
     cases = replace(cases, shifts=np.zeros_like(cases.shifts))  # the shift is in the slots
     rates = dict(zip(gated, opened.astype(float), strict=True))
-    slots = shifted(load_safetensors(halves.slots), gated, shift)
+    slots = shifted(load_safetensors(halves.slots_data), gated, shift)
     subject = _sized(_subject(halves, STATIC_ROWS, rates, folder, slots), entry.batch)
     report = compare(cases, [subject], slots, how).require()
     return max(c.max_relative for c in report.comparisons)

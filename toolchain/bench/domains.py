@@ -32,7 +32,7 @@ from toolchain.export.check.reference import Chosen, choose
 from toolchain.export.graph import store
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE
-from toolchain.export.graph.split import Halves, make_halves
+from toolchain.export.graph.split import PackedHalves, split
 from toolchain.recipe import AdaptorOptions, DataSpec, Preprocessing, Recipe, TrainSpec, dump
 from toolchain.training.adapt import backbones
 from toolchain.training.adapt.attached import AttachedModel, attach
@@ -76,9 +76,9 @@ def make(work: Path, plan: Plan, *, notify: Notify = lambda _: None) -> Material
         notify(f"domain {plan.domains - index} of {plan.domains}")
         # The first domain comes last, and is what the static graphs are linked from.
         made = _Maker(work, plan, model, index).made()
-    plain = make_halves(_attached(plan, "head"), cache=work / "cache")
+    plain = split(_attached(plan, "head"), cache=work / "cache")
     drawn = graphs.statics(made.halves, list(made.rates))
-    drawn["plain"] = store.to_bytes(link(plain.split, STATIC_IF))
+    drawn["plain"] = store.to_bytes(link(plain, STATIC_IF))
     names = [_name(index) for index in range(plan.domains)]
     materials = Materials(
         made.artefact.path,
@@ -94,7 +94,7 @@ def make(work: Path, plan: Plan, *, notify: Notify = lambda _: None) -> Material
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    halves: Halves
+    halves: PackedHalves
     artefact: BackboneArtefact
     rates: Mapping[str, float]
 
@@ -113,10 +113,10 @@ class _Maker:
     def made(self) -> _Made:
         """Draw, split, link, compare and pack; then write what the domain is compared with."""
         rates = _draw(self.model, self.index)
-        halves = make_halves(self.model, cache=self.work / "cache")
+        halves = split(self.model, cache=self.work / "cache")
         kept = self._checkpoint(rates)
         chosen = choose(self.model, self._pictures(), self.recipe.preprocess, count=PICTURES)
-        linked = {one.stem: store.to_bytes(link(halves.split, one, rates=rates)) for one in SHIPPED}
+        linked = {one.stem: store.to_bytes(link(halves, one, rates=rates)) for one in SHIPPED}
         artefact = self._artefact(kept, halves)
         report = self._compared(halves, linked[SWAP_IF.stem], artefact, chosen)
         manifest = manifests.domain(
@@ -127,11 +127,13 @@ class _Maker:
         self._compete(halves)
         return _Made(halves, artefact, rates)
 
-    def _files(self, halves: Halves, linked: Mapping[str, bytes], chosen: Chosen) -> list[Payload]:
+    def _files(
+        self, halves: PackedHalves, linked: Mapping[str, bytes], chosen: Chosen
+    ) -> list[Payload]:
         """Return the files that an export packs."""
         files = [
             Payload("domain", "domain.onnx", halves.domain_graph),
-            Payload("slots", SLOTS_FILE, halves.slots),
+            Payload("slots", SLOTS_FILE, halves.slots_data),
             Payload("golden", "golden.safetensors", chosen.golden.to_bytes()),
             Payload("recipe", "recipe.yaml", dump(self.recipe).encode()),
             Payload("training", "training.json", (self._folder / INFO_FILE).read_bytes()),
@@ -150,7 +152,7 @@ class _Maker:
         pictures = generator.integers(0, 256, (PICTURES, side, side, 3), np.uint8)
         return ArraySplit(self.recipe.domain, pictures, np.zeros(PICTURES, np.int64))
 
-    def _artefact(self, kept: Checkpoint, halves: Halves) -> BackboneArtefact:
+    def _artefact(self, kept: Checkpoint, halves: PackedHalves) -> BackboneArtefact:
         wanted = manifests.backbone(kept, halves)
         path = self.work / bundle.artefact_name(wanted.name, wanted.weights_digest)
         if path.is_dir():
@@ -158,19 +160,23 @@ class _Maker:
             if found.manifest.graph_digest == wanted.graph_digest:
                 return found
         return bundle.write_backbone(
-            self.work, wanted, graph=halves.backbone_graph, weights=halves.weights, overwrite=True
+            self.work,
+            wanted,
+            graph=halves.backbone_graph,
+            weights=halves.weights_data,
+            overwrite=True,
         )
 
     def _compared(
-        self, halves: Halves, graph: bytes, artefact: BackboneArtefact, chosen: Chosen
+        self, halves: PackedHalves, graph: bytes, artefact: BackboneArtefact, chosen: Chosen
     ) -> parity.ParityReport:
-        slots = load_safetensors(halves.slots)
+        slots = load_safetensors(halves.slots_data)
         subject = candidates.shipped(SWAP_IF, graph, artefact.path, slots)
         return parity.compare(
             chosen.golden, [subject], slots, self.recipe.preprocess, threads=1
         ).require()
 
-    def _compete(self, halves: Halves) -> None:
+    def _compete(self, halves: PackedHalves) -> None:
         name = self.recipe.domain
         _written(self.work, "shared", name, graphs.shared(halves))
         if self.index < WHOLES:

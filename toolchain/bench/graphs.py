@@ -19,27 +19,27 @@ from toolchain.bundle.linkage import STATIC_IF
 from toolchain.export.graph import store
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
-from toolchain.export.graph.split import Halves
+from toolchain.export.graph.split import PackedHalves
 
 OPEN, CLOSED = 1.0, 0.0
 
 
-def whole(halves: Halves) -> bytes:
+def whole(halves: PackedHalves) -> bytes:
     """Return the static model, every gate decided at run time, with all tensors inside."""
     model = _proto(halves)
-    _inline(model.graph, {WEIGHTS_FILE: halves.weights, SLOTS_FILE: halves.slots})
+    _inline(model.graph, {WEIGHTS_FILE: halves.weights_data, SLOTS_FILE: halves.slots_data})
     return bytes(model.SerializeToString())
 
 
-def shared(halves: Halves) -> bytes:
+def shared(halves: PackedHalves) -> bytes:
     """Return the same model with the slots inside and the backbone's tensors in the main graph."""
     model = _proto(halves)
     _move_out(model.graph, model.graph)
-    _inline(model.graph, {SLOTS_FILE: halves.slots})
+    _inline(model.graph, {SLOTS_FILE: halves.slots_data})
     return bytes(model.SerializeToString())
 
 
-def statics(halves: Halves, gates: Sequence[str]) -> dict[str, bytes]:
+def statics(halves: PackedHalves, gates: Sequence[str]) -> dict[str, bytes]:
     """Return the first domain's static graphs by name; their tensors are references.
 
     ``decided``: every gate at run time; ``open``, ``half``, ``closed``: every gate resolved (half:
@@ -53,13 +53,13 @@ def statics(halves: Halves, gates: Sequence[str]) -> dict[str, bytes]:
     single = {f"open {gate}": {gate: OPEN} for gate in gates}
     rates: dict[str, Mapping[str, float]] = {"decided": {}, **states, **single}
     return {
-        name: store.to_bytes(link(halves.split, STATIC_IF, rates=chosen))
+        name: store.to_bytes(link(halves, STATIC_IF, rates=chosen))
         for name, chosen in rates.items()
     }
 
 
-def _proto(halves: Halves) -> ModelProto:
-    return ir.to_proto(link(halves.split, STATIC_IF))
+def _proto(halves: PackedHalves) -> ModelProto:
+    return ir.to_proto(link(halves, STATIC_IF))
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:

@@ -13,17 +13,15 @@ from toolchain.bundle.linkage import Linkage
 from toolchain.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from toolchain.export.graph.cut import split
     from toolchain.export.graph.link import link
-    from toolchain.export.graph.split import make_halves
+    from toolchain.export.graph.split import split
     from toolchain.export.pipeline import ExportReport, export
 
-__all__ = ["ExportReport", "Linkage", "export", "link", "make_halves", "split"]
+__all__ = ["ExportReport", "Linkage", "export", "link", "split"]
 
 __getattr__ = lazily(
     __name__,
     {
-        "graph.halves": ("make_halves",),
         "graph.link": ("link",),
         "graph.split": ("split",),
         "pipeline": ("ExportReport", "export"),

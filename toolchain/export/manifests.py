@@ -36,9 +36,9 @@ from toolchain.core.canonical import rounded
 from toolchain.core.sealed import listing
 from toolchain.export.check.parity import ParityReport
 from toolchain.export.check.reference import Chosen
-from toolchain.export.graph.cut import Split
+from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.names import TARGETS, Cut
-from toolchain.export.graph.split import Halves
+from toolchain.export.graph.split import PackedHalves
 from toolchain.recipe import Recipe
 from toolchain.training.adapt.checkpoint import Checkpoint
 
@@ -47,11 +47,11 @@ TIME_LIMIT_S = 60.0
 OWN_LICENCE = "see the backbone's source"
 
 
-def backbone(kept: Checkpoint, halves: Halves) -> BackboneManifest:
+def backbone(kept: Checkpoint, halves: PackedHalves) -> BackboneManifest:
     """Return the manifest of the backbone artefact; file entries are filled in when written."""
     info = kept.info.backbone
     dialect = TARGETS["onnxruntime"]
-    contents = {GRAPH_NAME: halves.backbone_graph, WEIGHTS_NAME: halves.weights}
+    contents = {GRAPH_NAME: halves.backbone_graph, WEIGHTS_NAME: halves.weights_data}
     files = listing(bundle.BackboneFile, contents)
     return BackboneManifest(
         schema="da3.backbone/1",
@@ -62,8 +62,8 @@ def backbone(kept: Checkpoint, halves: Halves) -> BackboneManifest:
         opset=dialect.opset,
         ir_version=dialect.ir_version,
         files=files,
-        blocks=tuple(_block(cut) for cut in halves.split.cuts),
-        taps=taps(halves.split),
+        blocks=tuple(_block(cut) for cut in halves.cuts),
+        taps=taps(halves),
         licence=OWN_LICENCE,
         provenance={"toolchain": version(DISTRIBUTION), "torch": kept.info.versions.torch},
     )
@@ -73,7 +73,7 @@ def _block(cut: Cut) -> BackboneBlock:
     return BackboneBlock(cut.site, cut.in_shape, cut.out_shape, cut.flops, cut.gateable)
 
 
-def taps(halves: Split) -> tuple[Tap, ...]:
+def taps(halves: Halves) -> tuple[Tap, ...]:
     """Return what a domain may read of the backbone: every graph output, without the batch."""
     found = []
     for value in halves.backbone.graph.outputs:
@@ -86,7 +86,7 @@ def taps(halves: Split) -> tuple[Tap, ...]:
 def domain(
     kept: Checkpoint,
     recipe: Recipe,
-    halves: Halves,
+    halves: PackedHalves,
     *,
     artefact: BackboneArtefact,
     chosen: Chosen,
@@ -109,9 +109,7 @@ def domain(
         adaptor=Adaptor(info.method, asdict(info.options), ()),
         preprocess=info.preprocess,
         classes=info.classes,
-        gates=Gates(
-            _gate_blocks(halves.split, metrics.gate_rates), rounded(metrics.executed_share)
-        ),
+        gates=Gates(_gate_blocks(halves, metrics.gate_rates), rounded(metrics.executed_share)),
         plans=plans,
         requires=Requires(None, None, None),
         selftest=_selftest(chosen, report),
@@ -130,7 +128,7 @@ def domain(
     )
 
 
-def _gate_blocks(halves: Split, rates: Mapping[str, float]) -> tuple[GateBlock, ...]:
+def _gate_blocks(halves: Halves, rates: Mapping[str, float]) -> tuple[GateBlock, ...]:
     return tuple(
         GateBlock(
             cut.site,

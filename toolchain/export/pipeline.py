@@ -48,7 +48,7 @@ from toolchain.export.emit.models import KitOrder, in_memory
 from toolchain.export.graph import store
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
-from toolchain.export.graph.split import Halves, make_halves, require_same_graphs
+from toolchain.export.graph.split import PackedHalves, require_same_graphs, split
 from toolchain.export.orders import KitReport, Orders
 from toolchain.export.prepare import KitDomain
 from toolchain.recipe import Recipe, dump
@@ -137,7 +137,7 @@ def export(
         chosen = choose(model, data.test, recipe.preprocess, count=recipe.golden)
     with tempfile.TemporaryDirectory(prefix="da3-export-") as folder:
         with clock.step("link"):
-            weights = halves.weights if patch is None else patch.weights
+            weights = halves.weights_data if patch is None else patch.weights
             graphs = _link(halves, weights, kept, Path(folder))
         with clock.step("check"):
             linked = _Linked(halves, graphs, _rates(kept), Path(folder))
@@ -205,16 +205,16 @@ def _no_kit(recipe: Recipe) -> UsageError:
 
 def _split(
     model: AttachedModel, changed: AttachedModel | None, cache: Path | None
-) -> tuple[Halves, Patched | None]:
+) -> tuple[PackedHalves, Patched | None]:
     """Return the halves on the frozen backbone, and the patch for the changed one.
 
     The changed one is captured each time: nobody but this domain would find it in the cache.
     """
     if changed is None:
-        return make_halves(model, cache=cache), None
-    halves, theirs = make_halves(slots_alone(model), cache=cache), make_halves(changed)
+        return split(model, cache=cache), None
+    halves, theirs = split(slots_alone(model), cache=cache), split(changed)
     require_same_graphs(halves, theirs)
-    return halves, bundle.make_patch(halves.weights, theirs.weights)
+    return halves, bundle.make_patch(halves.weights_data, theirs.weights_data)
 
 
 def _refuse_foreign(
@@ -252,13 +252,13 @@ def _rates(kept: checkpoints.Checkpoint) -> dict[str, float]:
     return {site: rounded(rate) for site, rate in kept.info.metrics.gate_rates.items()}
 
 
-def _kept_plans(path: Path, halves: Halves, plans: tuple[Plan, ...]) -> tuple[Plan, ...]:
+def _kept_plans(path: Path, halves: PackedHalves, plans: tuple[Plan, ...]) -> tuple[Plan, ...]:
     """Return what the bundle that is replaced says of other kits, if its tensors are the same."""
     try:
         before = bundle.open_bundle(path).manifest
     except Da3Error:
         return ()
-    if before.patch is not None or before.adaptor.slots != bundle.slot_table(halves.slots):
+    if before.patch is not None or before.adaptor.slots != bundle.slot_table(halves.slots_data):
         return ()
     anew = {(plan.target, plan.precision) for plan in plans}
     return tuple(plan for plan in before.plans if (plan.target, plan.precision) not in anew)
@@ -268,13 +268,13 @@ def _kit_domain(
     recipe: Recipe,
     manifest: Manifest,
     own: BackboneManifest,
-    halves: Halves,
+    halves: PackedHalves,
     graph: str,
     data: DomainData,
 ) -> KitDomain:
     """Return the domain as kits are made for it; ``graph``: digest of ``swap-if``."""
     source = KitSource(
-        manifest=manifest, backbone=own, slots=load_safetensors(halves.slots), graph=graph
+        manifest=manifest, backbone=own, slots=load_safetensors(halves.slots_data), graph=graph
     )
     return KitDomain(
         source=source, split=in_memory(halves), data=data, preprocess=recipe.preprocess
@@ -288,17 +288,15 @@ def _release(draft: Manifest, payloads: list[Payload]) -> str:
 
 
 def _link(
-    halves: Halves, weights: bytes, kept: checkpoints.Checkpoint, folder: Path
+    halves: PackedHalves, weights: bytes, kept: checkpoints.Checkpoint, folder: Path
 ) -> dict[str, bytes]:
     """Link every shipped flavour, write it beside its tensors, and let onnx.checker look at all.
 
     ``weights``: the file that it runs on, patched where the domain has a patch.
     """
     write_atomic(folder / WEIGHTS_FILE, weights)
-    write_atomic(folder / SLOTS_FILE, halves.slots)
-    graphs = {
-        one.stem: store.to_bytes(link(halves.split, one, rates=_rates(kept))) for one in SHIPPED
-    }
+    write_atomic(folder / SLOTS_FILE, halves.slots_data)
+    graphs = {one.stem: store.to_bytes(link(halves, one, rates=_rates(kept))) for one in SHIPPED}
     for stem, data in {
         "backbone": halves.backbone_graph,
         "domain": halves.domain_graph,
@@ -314,7 +312,7 @@ def _link(
 class _Linked:
     """What the check runs: halves, graphs by name, how each was linked, and where tensors lie."""
 
-    halves: Halves
+    halves: PackedHalves
     graphs: dict[str, bytes]
     rates: dict[str, float]
     folder: Path
@@ -324,30 +322,30 @@ def _check(
     linked: _Linked, cases: Golden, recipe: Recipe, *, threads: int | None, tolerance: float
 ) -> ParityReport:
     halves, folder = linked.halves, linked.folder
-    slots = load_safetensors(halves.slots)
+    slots = load_safetensors(halves.slots_data)
     found: list[Subject] = [
         candidates.shipped(
             one,
             linked.graphs[one.stem],
             folder,
             slots,
-            tapped=candidates.tapped(halves.split, one, linked.rates, folder, slots),
+            tapped=candidates.tapped(halves, one, linked.rates, folder, slots),
         )
         for one in SHIPPED
     ]
-    found.append(candidates.staged(halves.split, folder))
+    found.append(candidates.staged(halves, folder))
     return parity.compare(
         cases, found, slots, recipe.preprocess, tolerance=tolerance, threads=threads
     ).require()
 
 
 def _backbone(
-    wanted: BackboneManifest, halves: Halves, path: Path
+    wanted: BackboneManifest, halves: PackedHalves, path: Path
 ) -> tuple[BackboneArtefact, bool]:
     """Return the artefact at ``path``, written if it is not there, and whether it was there."""
     try:
         written = bundle.write_backbone(
-            path.parent, wanted, graph=halves.backbone_graph, weights=halves.weights
+            path.parent, wanted, graph=halves.backbone_graph, weights=halves.weights_data
         )
     except ExistsError:
         # There before, or put there this moment by another export.
@@ -367,11 +365,11 @@ def _same_backbone(path: Path, wanted: BackboneManifest) -> BackboneArtefact:
 
 
 def _payloads(
-    halves: Halves, graphs: dict[str, bytes], folder: Path, chosen: Chosen, recipe: Recipe
+    halves: PackedHalves, graphs: dict[str, bytes], folder: Path, chosen: Chosen, recipe: Recipe
 ) -> list[Payload]:
     files = [
         Payload("domain", "domain.onnx", halves.domain_graph),
-        Payload("slots", SLOTS_FILE, halves.slots),
+        Payload("slots", SLOTS_FILE, halves.slots_data),
         Payload("golden", "golden.safetensors", chosen.golden.to_bytes()),
         Payload("recipe", "recipe.yaml", dump(recipe).encode()),
         Payload("training", "training.json", (folder / checkpoints.INFO_FILE).read_bytes()),

@@ -21,7 +21,7 @@ from toolchain.export.emit import accuracy, calibrate
 from toolchain.export.emit.kits import KitSource
 from toolchain.export.emit.models import KitModels, KitOrder, Ranges, emit
 from toolchain.export.graph import store
-from toolchain.export.graph.cut import Split
+from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.link import link
 from toolchain.pictures.preprocess import Preprocessing, normalise
 from toolchain.training.data import DomainData
@@ -43,7 +43,7 @@ class KitDomain:
     """
 
     source: KitSource
-    split: Split
+    split: Halves
     data: DomainData
     preprocess: Preprocessing
 

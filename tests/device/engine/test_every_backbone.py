@@ -27,9 +27,9 @@ from toolchain.device.engine.kit import ClassProfile, KitModel, KitSlot
 from toolchain.device.engine.parse import NetworkInput, ParsedNetwork, parse, require_slots
 from toolchain.export.emit import calibrate
 from toolchain.export.emit.models import KitModels, KitOrder, emit, in_memory
-from toolchain.export.graph.cut import Split
+from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.names import HEAD_SLOTS
-from toolchain.export.graph.split import make_halves
+from toolchain.export.graph.split import split
 from toolchain.training.adapt.attached import attach
 from toolchain.training.adapt.weights import load_backbone
 
@@ -43,7 +43,7 @@ PROFILE = ClassProfile(1, CLASSES, 64)
 @dataclass(frozen=True)
 class Made:
     name: str
-    split: Split
+    split: Halves
     slots: dict[str, np.ndarray]
     ranges: dict[str, float]
     rates: dict[str, float]
@@ -75,13 +75,13 @@ def make(name: str, side: int) -> Made:
     with torch.no_grad():
         for parameter in model.domain.parameters():
             parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-    halves = make_halves(model)
-    split, slots = in_memory(halves), load(halves.slots)
+    packed = split(model)
+    halves, slots = in_memory(packed), load(packed.slots_data)
     images = np.random.default_rng(0).normal(size=(4, 3, side, side)).astype(np.float32)
     gated = [name.removesuffix(".gate.bias") for name in slots if name.endswith(".gate.bias")]
     # One gate is resolved as open and one as closed in the static flavour.
     rates = dict.fromkeys(gated, 0.5) | {gated[0]: 1.0, gated[-1]: 0.0}
-    return Made(name, split, slots, dict(calibrate.ranges(split, slots, images).amax), rates)
+    return Made(name, halves, slots, dict(calibrate.ranges(halves, slots, images).amax), rates)
 
 
 @pytest.fixture(

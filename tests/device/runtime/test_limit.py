@@ -15,7 +15,7 @@ from toolchain.core.errors import TimeLimitError, UsageError
 from toolchain.device.runtime.limit import TimeLimit
 from toolchain.device.runtime.ort.backend import LinkedModel
 from toolchain.device.runtime.ort.session import Session
-from toolchain.export.graph.builder import Sketch
+from toolchain.export.graph.builder import GraphBuilder
 from toolchain.export.graph.store import to_bytes
 
 F32 = ir.DataType.FLOAT
@@ -24,7 +24,7 @@ STEPS = 400
 
 def slow(batch: int | str) -> bytes:
     """Hundreds of matrix products, one after another: some milliseconds at 256 x 256."""
-    sketch = Sketch("slow", opset=18)
+    sketch = GraphBuilder("slow", opset=18)
     sketch.input("image", F32, [batch, "n", "n"])
     value = "image"
     for step in range(STEPS):

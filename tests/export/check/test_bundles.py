@@ -28,7 +28,7 @@ from toolchain.core.errors import (
     ParityError,
     VerificationError,
 )
-from toolchain.export.check import bundles, parity, relink
+from toolchain.export.check import bundles, candidates, parity, relink
 from toolchain.export.check.bundles import check_bundle
 from toolchain.export.graph import store
 from toolchain.export.graph.link import link
@@ -250,7 +250,7 @@ def test_a_flipped_bit_is_found_before_anything_runs(
     data[len(data) // 2] ^= 4
     path = tmp_path / exported.bundle.name
     path.write_bytes(data)
-    monkeypatch.setattr(subjects, "shipped", None)
+    monkeypatch.setattr(candidates, "shipped", None)
     with pytest.raises(BundleError):
         check_bundle(path, backbone=exported.backbone)
 
@@ -343,7 +343,7 @@ def test_a_bundle_that_ships_more_graphs_is_checked_for_all(
 ) -> None:
     """Today's export does not ship static-rows; a bundle that has it is held to it."""
     held = bundle.open_bundle(exported.bundle)
-    halves = relink.read_halves(held, bundle.open_backbone(exported.backbone))
+    halves = relink.halves_of(held, bundle.open_backbone(exported.backbone))
     rates = {b.name: b.rate for b in held.manifest.gates.blocks if b.rate is not None}
     graph = store.to_bytes(link(halves, STATIC_ROWS, rates=rates))
     roles = {"static-rows.onnx": "static"}

@@ -37,7 +37,7 @@ def test_a_subject_knows_its_flavour_and_form(name: str, takes_slots: Any, batch
 
 def test_staged_taps_itself() -> None:
     made = cases.made("plain")
-    found = candidates.staged(made.split, made.folder)
+    found = candidates.staged(made.halves, made.folder)
     assert found.tapped is not None
     assert found.tapped() is found.run
 
@@ -45,7 +45,7 @@ def test_staged_taps_itself() -> None:
 def test_tapped_twins_are_built_when_asked_for(tmp_path: Path) -> None:
     """Building fails late on purpose: after a parity failure only."""
     made = cases.made("plain")
-    build = candidates.tapped(made.split, SWAP_IF, {}, tmp_path, made.slots)
+    build = candidates.tapped(made.halves, SWAP_IF, {}, tmp_path, made.slots)
     with pytest.raises(GraphError, match="swap-if: onnxruntime"):
         build()
 

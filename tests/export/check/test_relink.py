@@ -29,7 +29,7 @@ def test_every_shipped_graph_comes_out_byte_for_byte(
 ) -> None:
     """Law: link(read_halves(bundle)) is the shipped graph."""
     held, artefact = opened
-    halves = relink.read_halves(held, artefact)
+    halves = relink.halves_of(held, artefact)
     found = relink.relink(held, artefact)
     assert found.identical == ("swap-if", "swap-rows", "static-if")
     for linkage in found.linkages:
@@ -41,7 +41,7 @@ def test_a_graph_of_another_linking_is_refused(
     exported: Exported, opened: tuple[bundle.Bundle, bundle.BackboneArtefact], tmp_path: Path
 ) -> None:
     held, artefact = opened
-    other = link(relink.read_halves(held, artefact), STATIC_IF, rates={"block00": 0.0})
+    other = link(relink.halves_of(held, artefact), STATIC_IF, rates={"block00": 0.0})
     path = repacked(exported, tmp_path, {"static-if.onnx": store.to_bytes(other)})
     with pytest.raises(BundleError, match=r"static-if\.onnx is not what linking .* gives"):
         relink.relink(bundle.open_bundle(path), artefact)

@@ -32,7 +32,7 @@ from toolchain.export.emit.calibrate import ranges
 from toolchain.export.emit.fp16 import to_fp16
 from toolchain.export.emit.int8 import to_int8
 from toolchain.export.graph import store
-from toolchain.export.graph.cut import Split, read_split
+from toolchain.export.graph.halves import Halves, read_halves
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.pictures.preprocess import normalise
@@ -57,7 +57,7 @@ class Held:
         weights = (self.folder / WEIGHTS_FILE).read_bytes()
         backbone = store.read_graph(self.folder / "backbone.onnx")
         domain = store.from_bytes(self.bundle.blob("domain.onnx"), what="domain")
-        self.halves: Split = read_split(
+        self.halves: Halves = read_halves(
             store.load_tensors(backbone, WEIGHTS_FILE, weights),
             store.load_tensors(domain, SLOTS_FILE, data),
         )

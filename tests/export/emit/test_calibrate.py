@@ -23,7 +23,7 @@ from toolchain.export.emit.calibrate import BINS, Ranges, joined, ranges
 from toolchain.export.emit.int8 import LEVELS, frozen
 from toolchain.export.emit.owners import walk
 from toolchain.export.graph import store
-from toolchain.export.graph.cut import Split, recompose
+from toolchain.export.graph.halves import Halves, recompose
 from toolchain.export.graph.link import link
 
 
@@ -37,7 +37,7 @@ def found(name: str) -> Ranges:
     return ranges(made(name).loaded(), made(name).slots, pictures(name))
 
 
-def largest(halves: Split, slots: Mapping[str, Any], images: np.ndarray[Any, Any]) -> Ranges:
+def largest(halves: Halves, slots: Mapping[str, Any], images: np.ndarray[Any, Any]) -> Ranges:
     """The largest magnitudes, before a threshold is chosen."""
     dense = calibrate._Dense(halves, slots)
     peaks, opened = dense.largest(images)
@@ -204,4 +204,4 @@ def test_hostile_pictures_of_nothing() -> None:
 
 def test_halves_that_only_refer_to_their_tensors_are_refused() -> None:
     with pytest.raises(PrecisionError, match="got a reference"):
-        ranges(made("plain").split, made("plain").slots, pictures("plain"))
+        ranges(made("plain").halves, made("plain").slots, pictures("plain"))

@@ -57,7 +57,7 @@ def test_a_linked_graph_answers_the_same(name: str, opset: int) -> None:
 @pytest.mark.parametrize("name", ["plain", "tokens-da2", "one_pixel"])
 def test_segments_are_lowered(name: str) -> None:
     staged = stage(made(name).loaded())
-    every = [s for one in staged.stages for s in (one.side, one.opened, one.closed) if s]
+    every = [s for one in staged.sites for s in (one.side, one.opened, one.closed) if s]
     for segment in [*every, staged.tail]:
         fixed = fix_batch(segment, 1)
         lowered = lower(fixed, 13)

@@ -35,7 +35,7 @@ HEAD = '<ir_version: 10, opset_import: ["": 18]>'
 def segments(case: Made) -> dict[str, ir.Model]:
     """The segments of a staged model by name."""
     staged = stage(case.loaded())
-    parts = [m for s in staged.stages for m in (s.side, s.opened, s.closed) if m is not None]
+    parts = [m for s in staged.sites for m in (s.side, s.opened, s.closed) if m is not None]
     return {m.graph.name or "": m for m in (*parts, staged.tail)}
 
 
@@ -308,4 +308,4 @@ def test_nvidias_builder_takes_every_typed_segment(name: str) -> None:
 
 def test_the_graph_that_was_linked_with_references_is_refused() -> None:
     with pytest.raises(PrecisionError, match="got a reference"):
-        to_fp16(link(made("plain").split, Linkage("swap", "if")))
+        to_fp16(link(made("plain").halves, Linkage("swap", "if")))

@@ -48,11 +48,11 @@ def test_the_given_model_is_left_alone() -> None:
 
 
 def test_references_into_files_are_refused_by_name() -> None:
-    model = link(made("plain").split, Linkage("swap", "if"))
+    model = link(made("plain").halves, Linkage("swap", "if"))
     with pytest.raises(PrecisionError, match=r"backbone\.stem.*got a reference"):
         loaded(model)
     with pytest.raises(PrecisionError, match="load_tensors"):
-        loaded(stage(made("plain").split).stages[0].opened)
+        loaded(stage(made("plain").halves).sites[0].opened)
 
 
 def test_types_that_contradict_each_other_are_refused() -> None:

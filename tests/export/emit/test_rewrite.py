@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("name", TOYS)
 def test_a_segment_of_fixed_batch_answers_as_the_free_one(name: str) -> None:
     staged = stage(made(name).loaded())
-    every = [s for one in staged.stages for s in (one.side, one.opened, one.closed) if s]
+    every = [s for one in staged.sites for s in (one.side, one.opened, one.closed) if s]
     for segment in [*every, staged.tail]:
         fixed = fix_batch(segment, 1)
         checked(fixed)

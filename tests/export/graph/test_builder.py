@@ -11,19 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolchain.core.errors import LinkError
-from toolchain.export.graph.builder import Sketch, input_names, region, value_name
+from toolchain.export.graph.builder import GraphBuilder, input_names, region, value_name
 from toolchain.export.graph.store import to_bytes
 
 F32 = ir.DataType.FLOAT
 
 
-def chain(links: list[tuple[int, int]]) -> Sketch:
+def chain(links: list[tuple[int, int]]) -> GraphBuilder:
     """Values v0 (input), v1, v2, ...: each the sum of two earlier ones."""
-    sketch = Sketch("chain", opset=18)
-    sketch.input("v0", F32, [1])
+    builder = GraphBuilder("chain", opset=18)
+    builder.input("v0", F32, [1])
     for i, (a, b) in enumerate(links, start=1):
-        sketch.node("Add", [f"v{a % i}", f"v{b % i}"], f"v{i}")
-    return sketch
+        builder.node("Add", [f"v{a % i}", f"v{b % i}"], f"v{i}")
+    return builder
 
 
 links = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=12)
@@ -35,9 +35,9 @@ def test_the_same_calls_give_the_same_bytes(drawn: Any) -> None:
     last = f"v{len(drawn)}"
     bytes_ = []
     for _ in range(2):
-        sketch = chain(drawn)
-        sketch.typed(last, F32, [1])
-        bytes_.append(to_bytes(sketch.model([last], ir_version=10, metadata={"b": "2", "a": "1"})))
+        builder = chain(drawn)
+        builder.typed(last, F32, [1])
+        bytes_.append(to_bytes(builder.model([last], ir_version=10, metadata={"b": "2", "a": "1"})))
     assert bytes_[0] == bytes_[1]
 
 
@@ -59,9 +59,9 @@ def test_a_region_is_what_a_target_needs(drawn: Any, target: Any, stop: Any) -> 
 
 
 def test_a_name_is_defined_once() -> None:
-    sketch = chain([(0, 0)])
+    builder = chain([(0, 0)])
     with pytest.raises(LinkError, match="defines 'v1' twice"):
-        sketch.node("Relu", ["v0"], "v1")
+        builder.node("Relu", ["v0"], "v1")
 
 
 def test_an_unknown_name_is_told() -> None:
@@ -71,7 +71,7 @@ def test_an_unknown_name_is_told() -> None:
 
 def test_a_branch_sees_the_graph_around_and_not_the_other_way() -> None:
     outer = chain([(0, 0)])
-    inner = Sketch("inner", opset=18, outer=outer)
+    inner = GraphBuilder("inner", opset=18, outer=outer)
     inner.node("Relu", ["v1"], "deep")
     assert inner.has("v0")
     assert not outer.has("deep")
@@ -79,19 +79,19 @@ def test_a_branch_sees_the_graph_around_and_not_the_other_way() -> None:
 
 
 def test_a_constant_asked_for_twice_is_one() -> None:
-    sketch = chain([(0, 0)])
+    builder = chain([(0, 0)])
     for _ in range(2):
-        assert sketch.constant("zero", 0.0, np.float32) == "zero"
-    assert list(sketch.initializers) == ["zero"]
+        assert builder.constant("zero", 0.0, np.float32) == "zero"
+    assert list(builder.initializers) == ["zero"]
 
 
 def test_a_copy_takes_renamed_inputs_and_keeps_attributes() -> None:
-    sketch = Sketch("source", opset=18)
-    sketch.input("x", F32, [1, 2])
-    sketch.node("Softmax", ["x"], "y", {"axis": 1})
-    other = Sketch("copy", opset=18)
+    builder = GraphBuilder("source", opset=18)
+    builder.input("x", F32, [1, 2])
+    builder.node("Softmax", ["x"], "y", {"axis": 1})
+    other = GraphBuilder("copy", opset=18)
     other.input("a", F32, [1, 2])
-    other.copy(sketch.nodes[0], {"x": "a", "y": "b"})
+    other.copy(builder.nodes[0], {"x": "a", "y": "b"})
     (node,) = other.nodes
     assert input_names(node) == ["a"]
     assert value_name(node.outputs[0]) == node.name == "b"

@@ -24,7 +24,7 @@ from toolchain.export.graph import store
 from toolchain.export.graph.capture import capture
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import BACKBONE
-from toolchain.export.graph.split import Halves, make_halves
+from toolchain.export.graph.split import split
 from toolchain.training.adapt.attached import AttachedModel, arrays, attach, domain_state
 
 
@@ -197,15 +197,15 @@ def test_branches_that_differ_are_named_before_any_graph_is_made(
 def test_a_block_that_returns_its_input_links_all_the_same() -> None:
     """A block switched off in evaluation has no weights of its own; its gate changes nothing."""
     model = toys.scrambled(net(Untouched(8, 8)))
-    halves = make_halves(model)
-    assert halves.split.cuts[0].input == halves.split.cuts[0].output
+    halves = split(model)
+    assert halves.cuts[0].input == halves.cuts[0].output
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         want = model(images)
-    constants = load_safetensors(halves.slots)
-    backbone = load_safetensors(halves.weights)
+    constants = load_safetensors(halves.slots_data)
+    backbone = load_safetensors(halves.weights_data)
     for form in FORMS:
-        graph = store.to_bytes(link(halves.split, Linkage("static", form)))
+        graph = store.to_bytes(link(halves, Linkage("static", form)))
         session = Session(graph, constants={**constants, **backbone})
         assert close(LinkedModel(session).run(images.numpy(), {}).logits, want), form
 

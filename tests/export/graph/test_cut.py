@@ -14,10 +14,11 @@ from tests.support import cases
 from tests.support.cases import Made, run_exact
 from toolchain.core.errors import SplitError
 from toolchain.export.graph import store
-from toolchain.export.graph.builder import Sketch, input_names
+from toolchain.export.graph.builder import GraphBuilder, input_names
 from toolchain.export.graph.capture import Captured
-from toolchain.export.graph.cut import META_CUTS, read_split, recompose, split
+from toolchain.export.graph.cut import cut_model
 from toolchain.export.graph.fold import fold_batchnorm
+from toolchain.export.graph.halves import META_CUTS, read_halves, recompose
 from toolchain.export.graph.names import BACKBONE, IMAGE, TARGETS
 
 
@@ -29,13 +30,13 @@ def folded(made: Made) -> ir.Model:
 
 
 def test_the_halves_recompose_bit_for_bit(made: Made) -> None:
-    """Law: recompose(split(g)) answers as g does, bit for bit, at every cut point."""
+    """Law: recompose(cut_model(g)) answers as g does, bit for bit, at every cut point."""
     images = made.case.images(3, seed=9)
     want = run_exact(folded(made), images)
     got = run_exact(recompose(made.loaded()), images)
     shared = set(want) & set(got)
-    assert {"logits", *made.split.gates} <= shared
-    assert {c.result for c in made.split.adapted} <= shared
+    assert {"logits", *made.halves.gates} <= shared
+    assert {c.result for c in made.halves.adapted} <= shared
     for name in shared:
         assert np.array_equal(got[name], want[name]), name
 
@@ -43,14 +44,14 @@ def test_the_halves_recompose_bit_for_bit(made: Made) -> None:
 def test_the_halves_are_disjoint_and_complete(made: Made) -> None:
     """Law: every captured node and every slot lies in exactly one half."""
     source = folded(made)
-    plain = [c for c in made.split.cuts if c not in made.split.adapted]
-    backbone, domain = made.split.backbone.graph, made.split.domain.graph
+    plain = [c for c in made.halves.cuts if c not in made.halves.adapted]
+    backbone, domain = made.halves.backbone.graph, made.halves.domain.graph
     assert len(list(backbone)) + len(list(domain)) == len(list(source.graph)) + len(plain)
     ours = {n for n in backbone.initializers if "." in n}
     theirs = {n for n in domain.initializers if "." in n}
     assert not ours & theirs
     assert all(name.startswith(BACKBONE) for name in ours)
-    assert theirs == set(made.split.slots)
+    assert theirs == set(made.halves.slots)
     assert ours | theirs == {n for n in source.graph.initializers if "." in n}
 
 
@@ -59,7 +60,7 @@ def test_slots_are_those_of_the_domain_whatever_was_folded(made: Made) -> None:
     from toolchain.training.adapt.attached import arrays, domain_state
 
     want = arrays(domain_state(made.model))
-    assert tuple(sorted(want)) == made.split.slots
+    assert tuple(sorted(want)) == made.halves.slots
     got = made.slots
     for name, array in want.items():
         assert got[name].dtype == array.dtype
@@ -75,9 +76,9 @@ def test_slots_are_those_of_the_domain_whatever_was_folded(made: Made) -> None:
 def test_equal_slots_are_never_merged() -> None:
     """Three adaptors that are all zero stay three: each slot exists once under its own name."""
     made = cases.made("plain-zero")
-    zeros = [s for s in made.split.slots if s.endswith("adaptor.expand.weight")]
+    zeros = [s for s in made.halves.slots if s.endswith("adaptor.expand.weight")]
     assert len(zeros) == 3
-    read = [n for node in made.split.domain.graph for n in input_names(node)]
+    read = [n for node in made.halves.domain.graph for n in input_names(node)]
     assert all(read.count(name) == 1 for name in zeros)
     assert not any(made.slots[name].any() for name in zeros)
 
@@ -87,29 +88,29 @@ def test_the_backbone_is_one_whatever_the_domain_is() -> None:
     plain = [cases.made(name).halves for name in cases.CASES if name.startswith("plain")]
     assert len(plain) == 4
     assert len({half.backbone_graph for half in plain}) == 1
-    assert len({half.weights for half in plain}) == 1
+    assert len({half.weights_data for half in plain}) == 1
     for first, second in (("odd", "odd-gateable"), ("tokens", "tokens-da2")):
         assert cases.made(first).halves.backbone_graph == cases.made(second).halves.backbone_graph
 
 
 def test_opset_and_ir_version_are_the_targets(made: Made) -> None:
     dialect = TARGETS["onnxruntime"]
-    for half in (made.split.backbone, made.split.domain):
+    for half in (made.halves.backbone, made.halves.domain):
         assert dict(half.graph.opset_imports) == {"": dialect.opset}
         assert half.ir_version == dialect.ir_version
 
 
 def test_a_head_alone_reads_the_features_only() -> None:
     made = cases.made("plain-head")
-    assert made.split.adapted == ()
-    assert made.split.gates == ()
-    assert made.split.slots == ("head.bias", "head.weight")
+    assert made.halves.adapted == ()
+    assert made.halves.gates == ()
+    assert made.halves.slots == ("head.bias", "head.weight")
 
 
 def test_halves_of_different_cuts_are_refused(plain: Made) -> None:
-    other = cases.made("odd").split
+    other = cases.made("odd").halves
     with pytest.raises(SplitError, match="cut at different places"):
-        read_split(plain.split.backbone, other.domain)
+        read_halves(plain.halves.backbone, other.domain)
 
 
 @pytest.mark.parametrize(
@@ -119,17 +120,17 @@ def test_damaged_metadata_is_refused(plain: Made, text: Any) -> None:
     backbone = store.from_bytes(plain.halves.backbone_graph, what="backbone")
     backbone.metadata_props[META_CUTS] = text
     with pytest.raises(SplitError):
-        read_split(backbone, plain.split.domain)
+        read_halves(backbone, plain.halves.domain)
 
 
 def test_a_foreign_model_has_no_cut_points(plain: Made) -> None:
-    sketch = Sketch("foreign", opset=18)
+    sketch = GraphBuilder("foreign", opset=18)
     sketch.input(IMAGE, ir.DataType.FLOAT, [1, 3])
     sketch.node("Identity", [IMAGE], "y")
     sketch.typed("y", ir.DataType.FLOAT, [1, 3])
     foreign = sketch.model(["y"], ir_version=10, metadata={})
     with pytest.raises(SplitError, match=r"foreign.*no cut points[\s\S]*da3-export"):
-        read_split(foreign, plain.split.domain)
+        read_halves(foreign, plain.halves.domain)
 
 
 def test_a_domain_that_reads_backbone_arithmetic_has_no_single_owner(plain: Made) -> None:
@@ -147,7 +148,7 @@ def test_a_domain_that_reads_backbone_arithmetic_has_no_single_owner(plain: Made
     graph.insert_before(gate, total)
     gate.replace_input_with(0, total.outputs[0])
     with pytest.raises(SplitError, match="both halves need node"):
-        split(captured.model, captured.cuts, captured.slots, captured.opset)
+        cut_model(captured.model, captured.cuts, captured.slots, captured.opset)
 
 
 def test_a_dead_node_has_no_owner(plain: Made) -> None:
@@ -156,25 +157,25 @@ def test_a_dead_node_has_no_owner(plain: Made) -> None:
     dead = ir.Node("", "Identity", [graph.inputs[0]], name="dead_node")
     graph.append(dead)
     with pytest.raises(SplitError, match="no half needs node 'dead_node'"):
-        split(captured.model, captured.cuts, captured.slots, captured.opset)
+        cut_model(captured.model, captured.cuts, captured.slots, captured.opset)
 
 
 def test_a_slot_that_nothing_uses_is_named(plain: Made) -> None:
     captured = _captured(plain)
     with pytest.raises(SplitError, match=r"block00\.adaptor\.lost"):
         slots = (*captured.slots, "block00.adaptor.lost")
-        split(captured.model, captured.cuts, slots, captured.opset)
+        cut_model(captured.model, captured.cuts, slots, captured.opset)
 
 
 def test_cut_points_survive_writing(plain: Made) -> None:
-    """Law: read_split(write(halves)) has the cuts, features and slots of halves."""
+    """Law: read_halves(write(halves)) has the cuts, features and slots of halves."""
     found = plain.loaded()
-    assert found.cuts == plain.split.cuts
-    assert found.features == plain.split.features
-    assert found.slots == plain.split.slots
-    row = json.loads(plain.split.backbone.metadata_props[META_CUTS])[0]
+    assert found.cuts == plain.halves.cuts
+    assert found.features == plain.halves.features
+    assert found.slots == plain.halves.slots
+    row = json.loads(plain.halves.backbone.metadata_props[META_CUTS])[0]
     assert row["site"] == "block00"
-    assert row["flops"] == plain.split.cuts[0].flops > 0
+    assert row["flops"] == plain.halves.cuts[0].flops > 0
 
 
 def _captured(made: Made) -> Captured:

@@ -15,7 +15,7 @@ from tests.support.cases import Made, close
 from toolchain.core.errors import CaptureError
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import split, store
-from toolchain.export.graph.builder import Sketch, input_names
+from toolchain.export.graph.builder import GraphBuilder, input_names
 from toolchain.export.graph.fold import fix_reshapes, fold_batchnorm
 
 F32 = ir.DataType.FLOAT
@@ -36,20 +36,22 @@ def graph(
 
     def tensor(name: str, *shape: int, low: float = -1.0, high: float = 1.0) -> str:
         array = draw.uniform(low, high, shape).astype(np.float32)
-        return sketch.initializer(name, ir.Tensor(array, name=name))
+        return builder.initializer(name, ir.Tensor(array, name=name))
 
-    sketch = Sketch("norms", opset=18)
-    sketch.input("image", F32, ["batch", 4, 5, 5])
+    builder = GraphBuilder("norms", opset=18)
+    builder.input("image", F32, ["batch", 4, 5, 5])
     given = ["image", tensor("backbone.conv.weight", 8, 4 // groups, 3, 3)]
     if bias:
         given.append(tensor("backbone.conv.bias", 8))
-    sketch.node("Conv", given, "y", {"pads": [1, 1, 1, 1], "group": groups})
+    builder.node("Conv", given, "y", {"pads": [1, 1, 1, 1], "group": groups})
     norm = [tensor(f"{owner}bn.{n}", 8) for n in ("weight", "bias", "running_mean")]
     norm.append(tensor(f"{owner}bn.running_var", 8, low=variance / 2, high=variance))
-    sketch.node("BatchNormalization", ["y", *norm], "z", {"epsilon": epsilon})
-    result = sketch.node("Add", ["y", "z"], "both") if twice else sketch.node("Relu", ["z"], "both")
-    sketch.typed(result, F32, ["batch", 8, 5, 5])
-    return sketch.model([result], ir_version=10, metadata={})
+    builder.node("BatchNormalization", ["y", *norm], "z", {"epsilon": epsilon})
+    result = (
+        builder.node("Add", ["y", "z"], "both") if twice else builder.node("Relu", ["z"], "both")
+    )
+    builder.typed(result, F32, ["batch", 8, 5, 5])
+    return builder.model([result], ir_version=10, metadata={})
 
 
 def run(model: ir.Model, seed: int = 0) -> np.ndarray[Any, Any]:
@@ -107,19 +109,19 @@ def test_a_domains_norm_is_never_folded() -> None:
 
 def test_an_adaptors_batchnorm_stays_a_node_with_its_slots() -> None:
     made = cases.made("preactivation")
-    kinds_ = [node.op_type for node in made.split.domain.graph]
-    assert kinds_.count("BatchNormalization") == len(made.split.adapted)
-    assert "block00.adaptor.norm.running_var" in made.split.slots
+    kinds_ = [node.op_type for node in made.halves.domain.graph]
+    assert kinds_.count("BatchNormalization") == len(made.halves.adapted)
+    assert "block00.adaptor.norm.running_var" in made.halves.slots
 
 
 def test_norms_without_a_convolution_of_their_own_stay() -> None:
     """Pre-activation: a block's first norm reads the sum before it; the second one is folded."""
     made = cases.made("preactivation")
-    left = [n for n in made.split.backbone.graph if n.op_type == "BatchNormalization"]
+    left = [n for n in made.halves.backbone.graph if n.op_type == "BatchNormalization"]
     names = {input_names(node)[1] for node in left}
     assert names == {"backbone.blocks.0.bn1.weight", "backbone.blocks.1.bn1.weight"}
     assert not any(
-        n.op_type == "BatchNormalization" for n in cases.made("inverted").split.backbone.graph
+        n.op_type == "BatchNormalization" for n in cases.made("inverted").halves.backbone.graph
     )
 
 
@@ -134,21 +136,21 @@ def test_a_wrong_fold_is_found_and_the_tensor_named(monkeypatch: pytest.MonkeyPa
         value.const_value = ir.Tensor(value.const_value.numpy() * np.float32(1.01), name=name)
         return folded
 
-    monkeypatch.setattr(halves, "fold_batchnorm", wrong)
+    monkeypatch.setattr(split, "fold_batchnorm", wrong)
     with pytest.raises(CaptureError, match=r"folding BatchNorm changed 'block\.block00'"):
-        split.make_halves(cases.CASES["single"].model())
+        split.split(cases.CASES["single"].model())
 
 
 def test_reshape_targets_become_constants(made: Made) -> None:
     """No node computes a shape from the batch size at run time where -1 says it."""
-    assert not any(n.op_type == "Shape" for n in made.split.backbone.graph)
+    assert not any(n.op_type == "Shape" for n in made.halves.backbone.graph)
 
 
 def test_a_reshape_with_two_free_dimensions_is_left_alone() -> None:
-    sketch = Sketch("free", opset=18)
-    sketch.input("image", F32, ["batch", "width"])
-    sketch.input("shape", ir.DataType.INT64, [2])
-    sketch.node("Reshape", ["image", "shape"], "y")
-    sketch.typed("y", F32, ["batch", "width"])
-    model = sketch.model(["y"], ir_version=10, metadata={})
+    builder = GraphBuilder("free", opset=18)
+    builder.input("image", F32, ["batch", "width"])
+    builder.input("shape", ir.DataType.INT64, [2])
+    builder.node("Reshape", ["image", "shape"], "y")
+    builder.typed("y", F32, ["batch", "width"])
+    model = builder.model(["y"], ir_version=10, metadata={})
     assert fix_reshapes(model) == 0

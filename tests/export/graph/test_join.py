@@ -13,8 +13,8 @@ import torch
 from tests.support import cases
 from toolchain.core.errors import LinkError
 from toolchain.device.runtime.ort.session import Session
-from toolchain.export.graph.builder import Sketch
-from toolchain.export.graph.cut import Split
+from toolchain.export.graph.builder import GraphBuilder
+from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.join import add_correction, coarse_grid
 from toolchain.export.graph.names import Cut
 from toolchain.export.graph.store import to_bytes
@@ -37,7 +37,7 @@ SHAPES = {
 def test_the_join_is_pytorchs(layout: Any, shape: Any, coarse: Any) -> None:
     """Law: result = channels_back(channels_first(y) + upsample(correction)), bit for bit."""
     cut = Cut("block00", "b", "in.block00", "block.block00", layout, shape, shape, 1)
-    sketch = Sketch("join", opset=18)
+    sketch = GraphBuilder("join", opset=18)
     sketch.input("y", F32, ["batch", *shape])
     sketch.input(cut.correction, F32, ["batch", 4, *coarse])
     output = SimpleNamespace(name=cut.correction, shape=ir.Shape(["batch", 4, *coarse]))
@@ -57,10 +57,10 @@ def test_the_join_is_pytorchs(layout: Any, shape: Any, coarse: Any) -> None:
 
 def test_a_free_grid_is_refused() -> None:
     made = cases.made("single")
-    cut = made.split.cuts[0]
+    cut = made.halves.cuts[0]
     loaded = made.loaded()
     value = next(v for v in loaded.domain.graph.outputs if v.name == cut.correction)
     value.shape = ir.Shape(["batch", 8, "height", "width"])
-    halves = Split(loaded.backbone, loaded.domain, loaded.cuts, loaded.features, loaded.slots)
+    halves = Halves(loaded.backbone, loaded.domain, loaded.cuts, loaded.features, loaded.slots)
     with pytest.raises(LinkError, match=r"adaptor\.block00: expected a fixed coarse grid"):
         coarse_grid(halves, cut)

@@ -73,7 +73,7 @@ def test_every_flavour_answers_as_pytorch_does(made: Made) -> None:
             assert got.gates.shape == want.gates.shape, name
             assert close(got.logits[rows], want.logits[rows]), (name, batch)
             assert close(got.gates[rows], want.gates[rows]), (name, batch)
-    assert made.case.fresh or not made.split.gates or mixed(eager(made, made.case.images(16)))
+    assert made.case.fresh or not made.halves.gates or mixed(eager(made, made.case.images(16)))
 
 
 def mixed(answer: Answer) -> bool:
@@ -101,7 +101,7 @@ def test_gates_in_any_state_agree(
     plain: Made, runs: dict[str, Runnable], shift: Any, batch: Any, seed: int
 ) -> None:
     """Law: whatever the gates' biases, all forms answer as PyTorch does: open, closed and mixed."""
-    sites = [name.removeprefix("gate.") for name in plain.split.gates]
+    sites = [name.removeprefix("gate.") for name in plain.halves.gates]
     slots = shifted(plain.slots, sites, np.array(shift, np.float32))
     images = plain.case.images(batch, seed)
     want = eager(plain, images, slots)
@@ -150,7 +150,7 @@ def test_a_closed_gate_hides_an_infinite_block(plain: Made) -> None:
     weights = store.load_tensors(
         store.from_bytes(plain.halves.backbone_graph, what="backbone"),
         WEIGHTS_FILE,
-        plain.halves.weights,
+        plain.halves.weights_data,
     )
     held = store.external_tensors(weights)
     wild = {
@@ -158,7 +158,7 @@ def test_a_closed_gate_hides_an_infinite_block(plain: Made) -> None:
         for n, a in held.items()
     }
     packed = store.pack_tensors(wild, WEIGHTS_FILE)
-    assert len(packed.data) == len(plain.halves.weights)
+    assert len(packed.data) == len(plain.halves.weights_data)
     images = plain.case.images(2, seed=1)
     want = eager(plain, images, slots)
     for form in FORMS:
@@ -175,9 +175,9 @@ def test_onnx_checker_passes_and_dialect_is_the_targets(
     made: Made, linkage: Any, tmp_path: Path
 ) -> None:
     """Every graph that is written passes the full check at the stated opset and IR version."""
-    (tmp_path / WEIGHTS_FILE).write_bytes(made.halves.weights)
-    (tmp_path / SLOTS_FILE).write_bytes(made.halves.slots)
-    model = link(made.split, linkage)
+    (tmp_path / WEIGHTS_FILE).write_bytes(made.halves.weights_data)
+    (tmp_path / SLOTS_FILE).write_bytes(made.halves.slots_data)
+    model = link(made.halves, linkage)
     path = tmp_path / f"{linkage.stem}.onnx"
     path.write_bytes(store.to_bytes(model))
     store.check(path)
@@ -193,10 +193,10 @@ def test_a_swap_models_inputs_are_the_picture_and_the_slots(made: Made) -> None:
     The head's class count alone is open, so that domains of any count share a graph.
     """
     for form in FORMS:
-        graph = link(made.split, Linkage("swap", form)).graph
+        graph = link(made.halves, Linkage("swap", form)).graph
         inputs = {v.name: v for v in graph.inputs}
-        assert set(inputs) == {IMAGE, *made.split.slots}
-        assert not set(graph.initializers) & set(made.split.slots)
+        assert set(inputs) == {IMAGE, *made.halves.slots}
+        assert not set(graph.initializers) & set(made.halves.slots)
         for name, array in made.slots.items():
             first: list[int | str] = [CLASSES] if name in HEAD_SLOTS else list(array.shape[:1])
             assert inputs[name].shape == ir.Shape([*first, *array.shape[1:]])
@@ -205,17 +205,17 @@ def test_a_swap_models_inputs_are_the_picture_and_the_slots(made: Made) -> None:
 
 def test_a_static_model_takes_only_the_picture(made: Made) -> None:
     for form in FORMS:
-        graph = link(made.split, Linkage("static", form)).graph
+        graph = link(made.halves, Linkage("static", form)).graph
         assert [v.name for v in graph.inputs] == [IMAGE]
-        assert set(made.split.slots) <= set(graph.initializers)
+        assert set(made.halves.slots) <= set(graph.initializers)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_each_gate_is_one_if_and_its_weights_lie_inside(made: Made, form: Form) -> None:
     """If count == gate count; a gated block's weights are in its branch and not around it."""
-    model = link(made.split, Linkage("swap", form))
+    model = link(made.halves, Linkage("swap", form))
     ifs = [node for node in walk(model.graph) if node.op_type == "If"]
-    assert len(ifs) == len(made.split.gates)
+    assert len(ifs) == len(made.halves.gates)
     outside = {n for n in model.graph.initializers if n.startswith(BACKBONE)}
     for node in ifs:
         then = node.attributes["then_branch"].as_graph()
@@ -228,9 +228,9 @@ def test_each_gate_is_one_if_and_its_weights_lie_inside(made: Made, form: Form) 
 
 
 def test_rows_gather_and_scatter_once_per_gate(made: Made) -> None:
-    found = walk(link(made.split, Linkage("swap", "rows")).graph)
+    found = walk(link(made.halves, Linkage("swap", "rows")).graph)
     kinds = [node.op_type for node in found]
-    gates = len(made.split.gates)
+    gates = len(made.halves.gates)
     assert kinds.count("NonZero") == kinds.count("ScatterND") == gates
 
 
@@ -238,9 +238,9 @@ def test_rows_gather_and_scatter_once_per_gate(made: Made) -> None:
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_static_resolves_gates_that_never_change(plain: Made, form: Form, rate: Any) -> None:
     """A gate whose rate is 0 or 1 leaves no control flow, and the answer is that state's."""
-    sites = [name.removeprefix("gate.") for name in plain.split.gates]
+    sites = [name.removeprefix("gate.") for name in plain.halves.gates]
     linkage, rates = Linkage("static", form), dict.fromkeys(sites, rate)
-    model = link(plain.split, linkage, rates=rates)
+    model = link(plain.halves, linkage, rates=rates)
     assert not {"If", "NonZero", "ScatterND"} & {n.op_type for n in walk(model.graph)}
     weights = {n for n in model.graph.initializers if n.startswith("backbone.blocks.0.")}
     assert bool(weights) is (rate == 1.0)
@@ -253,7 +253,7 @@ def test_static_resolves_gates_that_never_change(plain: Made, form: Form, rate: 
 
 
 def test_static_keeps_gates_between_the_rates(plain: Made) -> None:
-    model = link(plain.split, STATIC_IF, rates={"block00": 1.0, "block02": 0.999})
+    model = link(plain.halves, STATIC_IF, rates={"block00": 1.0, "block02": 0.999})
     ifs = [n.name for n in walk(model.graph) if n.op_type == "If"]
     assert ifs == ["out.block02"]
 
@@ -310,14 +310,14 @@ def test_linking_is_deterministic(plain: Made) -> None:
         assert plain.graph(linkage) == plain.graph(linkage)
         backbone = store.from_bytes(plain.halves.backbone_graph, what="backbone")
         domain = store.from_bytes(plain.halves.domain_graph, what="domain")
-        from toolchain.export.graph.cut import read_split
+        from toolchain.export.graph.halves import read_halves
 
-        assert store.to_bytes(link(read_split(backbone, domain), linkage)) == plain.graph(linkage)
+        assert store.to_bytes(link(read_halves(backbone, domain), linkage)) == plain.graph(linkage)
 
 
 def test_a_block_that_reads_a_second_value_has_no_rows_form() -> None:
     """`rows` would need that value's rows gathered as well; the block and the value are named."""
     halves = cases.two_inputs()
     with pytest.raises(LinkError, match=r"block 'blocks\.1' reads '[^']+' besides its input"):
-        link(halves.split, Linkage("swap", "rows"))
-    link(halves.split, Linkage("swap", "if"))
+        link(halves, Linkage("swap", "rows"))
+    link(halves, Linkage("swap", "if"))

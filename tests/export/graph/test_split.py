@@ -21,10 +21,11 @@ from tests.support.cases import Made
 from toolchain.bundle.linkage import Linkage
 from toolchain.core import digest
 from toolchain.core.errors import GraphError, SplitError
-from toolchain.export.graph import split
-from toolchain.export.graph.cut import Split, split
+from toolchain.export.graph import split as split_file
+from toolchain.export.graph.cut import cut_model
+from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.link import link
-from toolchain.export.graph.split import Halves, interface, make_halves
+from toolchain.export.graph.split import PackedHalves, interface, split
 from toolchain.export.graph.store import to_bytes
 from toolchain.training.adapt.attached import AttachedModel, attach, domain_state
 
@@ -35,15 +36,15 @@ from toolchain.bundle.linkage import STATIC_ROWS, SWAP_IF
 from toolchain.core import digest
 made = cases.Made(cases.CASES["plain"])
 half = made.halves
-parts = [half.backbone_graph, half.domain_graph, half.weights, half.slots,
+parts = [half.backbone_graph, half.domain_graph, half.weights_data, half.slots_data,
          made.graph(SWAP_IF), made.graph(STATIC_ROWS)]
 print("\\n".join(digest.sha256(part) for part in parts))
 """
 
 
-def parts(made: Halves) -> tuple[bytes, ...]:
-    linked = to_bytes(link(made.split, Linkage("swap", "rows")))
-    return (made.backbone_graph, made.domain_graph, made.weights, made.slots, linked)
+def parts(made: PackedHalves) -> tuple[bytes, ...]:
+    linked = to_bytes(link(made, Linkage("swap", "rows")))
+    return (made.backbone_graph, made.domain_graph, made.weights_data, made.slots_data, linked)
 
 
 def model(classes: int = toys.CLASSES, seed: int = 0, **options: Any) -> AttachedModel:
@@ -55,10 +56,10 @@ def model(classes: int = toys.CLASSES, seed: int = 0, **options: Any) -> Attache
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Halves]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PackedHalves]:
     """A cache folder with one entry, and what was captured for it."""
     folder = tmp_path_factory.mktemp("cache")
-    return folder, make_halves(model(), cache=folder)
+    return folder, split(model(), cache=folder)
 
 
 def entry(folder: Path) -> Path:
@@ -86,39 +87,39 @@ def test_bytes_do_not_depend_on_the_process(seeds: Any, plain: Made) -> None:
     here = [
         made.backbone_graph,
         made.domain_graph,
-        made.weights,
-        made.slots,
+        made.weights_data,
+        made.slots_data,
         plain.graph(Linkage("swap", "if")),
         plain.graph(Linkage("static", "rows")),
     ]
     assert outputs[0][0].split() == outputs[1][0].split() == [digest.sha256(p) for p in here]
 
 
-def test_a_hit_equals_a_miss_byte_for_byte(cache: tuple[Path, Halves]) -> None:
+def test_a_hit_equals_a_miss_byte_for_byte(cache: tuple[Path, PackedHalves]) -> None:
     """Law: what the cache gives is what capturing gives."""
     folder, missed = cache
-    hit = make_halves(model(), cache=folder)
+    hit = split(model(), cache=folder)
     assert (missed.cached, hit.cached) == (False, True)
     assert parts(hit) == parts(missed)
-    assert parts(make_halves(model())) == parts(missed)
+    assert parts(split(model())) == parts(missed)
 
 
-def test_another_domain_of_the_interface_hits(cache: tuple[Path, Halves]) -> None:
+def test_another_domain_of_the_interface_hits(cache: tuple[Path, PackedHalves]) -> None:
     """A second domain has other values and classes, and no exporter runs for it."""
     folder, missed = cache
     other = model(classes=9, seed=3)
-    hit = make_halves(other, cache=folder)
+    hit = split(other, cache=folder)
     assert hit.cached
     assert hit.backbone_graph == missed.backbone_graph
-    assert hit.weights == missed.weights
-    assert parts(hit) == parts(make_halves(other))
+    assert hit.weights_data == missed.weights_data
+    assert parts(hit) == parts(split(other))
 
 
 def test_a_hit_needs_no_exporter(
-    cache: tuple[Path, Halves], monkeypatch: pytest.MonkeyPatch
+    cache: tuple[Path, PackedHalves], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(halves, "capture", None)
-    assert make_halves(model(), cache=cache[0]).cached
+    monkeypatch.setattr(split_file, "capture", None)
+    assert split(model(), cache=cache[0]).cached
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_a_hit_needs_no_exporter(
 )
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_entry_is_captured_again(
-    cache: tuple[Path, Halves], name: str, damage: Any, monkeypatch: pytest.MonkeyPatch
+    cache: tuple[Path, PackedHalves], name: str, damage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An entry whose bytes are not what its index says is never used; it is made anew."""
     folder, missed = cache
@@ -140,39 +141,39 @@ def test_a_damaged_entry_is_captured_again(
         at = len(good) // 2
         path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
     # Capturing is slow and its result known: hand out what the exporter gave for the same model.
-    structure = (cache[1].split, cache[1].weights)
-    monkeypatch.setattr(halves, "_capture_verified", lambda *_: structure)
-    again = make_halves(model(), cache=folder)
+    structure = (cache[1], cache[1].weights_data)
+    monkeypatch.setattr(split_file, "_capture_verified", lambda *_: structure)
+    again = split(model(), cache=folder)
     assert not again.cached
     assert path.read_bytes() == good
     assert parts(again)[0] == parts(missed)[0]
-    assert make_halves(model(), cache=folder).cached
+    assert split(model(), cache=folder).cached
 
 
 def test_halves_that_do_not_recompose_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sabotage: a split that alters the domain by one rounding is found, and the tensor named."""
 
-    def wrong(*args: Any) -> Split:
-        found = split(*args)
+    def wrong(*args: Any) -> Halves:
+        found = cut_model(*args)
         value = found.domain.graph.initializers["head.bias"]
         assert value.const_value is not None
         nudged = np.nextafter(value.const_value.numpy(), np.float32(9))
         value.const_value = ir.Tensor(nudged, name="head.bias")
         return found
 
-    monkeypatch.setattr(halves, "split", wrong)
+    monkeypatch.setattr(split_file, "cut_model", wrong)
     with pytest.raises(SplitError, match=r"do not recompose: 'logits' differs"):
-        make_halves(model())
+        split(model())
 
 
 def test_an_entry_of_other_slots_is_refused(
-    cache: tuple[Path, Halves], monkeypatch: pytest.MonkeyPatch
+    cache: tuple[Path, PackedHalves], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Should two interfaces ever share a digest, their slots do not fit, and that is said."""
     folder, _ = cache
-    monkeypatch.setattr(halves, "interface", lambda *_: interface(model()))
+    monkeypatch.setattr(split_file, "interface", lambda *_: interface(model()))
     with pytest.raises(SplitError, match=r"structure has the slots[\s\S]*clear the cache"):
-        make_halves(model(norm="batch"), cache=folder)
+        split(model(norm="batch"), cache=folder)
 
 
 def test_the_interface_is_all_that_shapes_a_split() -> None:
@@ -194,14 +195,14 @@ def test_the_interface_is_all_that_shapes_a_split() -> None:
     assert len({base, *changed}) == len(changed) + 1
 
 
-def test_slots_of_a_filled_structure_are_the_models(cache: tuple[Path, Halves]) -> None:
+def test_slots_of_a_filled_structure_are_the_models(cache: tuple[Path, PackedHalves]) -> None:
     folder, _ = cache
     other = model(seed=8)
-    hit = make_halves(other, cache=folder)
+    hit = split(other, cache=folder)
     want = {n: t.numpy() for n, t in toys_state(other).items()}
     from safetensors.numpy import load
 
-    got = load(hit.slots)
+    got = load(hit.slots_data)
     assert set(got) == set(want)
     assert all(np.array_equal(got[n], want[n]) for n in want)
 
@@ -235,21 +236,21 @@ def headed(net: nn.Module, toy: str) -> AttachedModel:
 def test_a_changed_backbone_has_the_graph_of_the_frozen_one(toy: str) -> None:
     """Law: whatever values weights have, the graph is the same; turned matrices lie beside it."""
     net = toys.backbone(toy)
-    base, changed = make_halves(headed(net, toy)), make_halves(headed(altered(net), toy))
-    split.require_same_graphs(base, changed)
-    old, new = safetensors_load(base.weights), safetensors_load(changed.weights)
+    base, changed = split(headed(net, toy)), split(headed(altered(net), toy))
+    split_file.require_same_graphs(base, changed)
+    old, new = safetensors_load(base.weights_data), safetensors_load(changed.weights_data)
     assert old.keys() == new.keys()
     assert all(not np.array_equal(old[name], new[name]) for name in old)
 
 
 def test_a_changed_backbone_of_another_structure_is_refused_by_name() -> None:
     net = toys.backbone("single")
-    base = make_halves(headed(net, "single"))
+    base = split(headed(net, "single"))
     other = altered(net)
     other.blocks[0].shortcut = nn.Hardtanh()  # type: ignore[index, union-attr]
     with pytest.raises(GraphError, match="frozen backbone for the changed one") as caught:
-        split.require_same_graphs(base, make_halves(headed(other, "single")))
+        split_file.require_same_graphs(base, split(headed(other, "single")))
     assert caught.value.fix
-    heads = make_halves(attach(net, method="head", classes=3, input_shape=(3, 8, 8), seed=1))
+    heads = split(attach(net, method="head", classes=3, input_shape=(3, 8, 8), seed=1))
     with pytest.raises(GraphError, match="the same slots"):
-        split.require_same_graphs(base, heads)
+        split_file.require_same_graphs(base, heads)

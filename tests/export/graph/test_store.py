@@ -61,7 +61,7 @@ def test_graphs_survive_writing(made: Made) -> None:
 
 def test_every_named_tensor_lies_beside_the_graph(made: Made) -> None:
     """A graph holds references and small anonymous constants only."""
-    for half, file in ((made.split.backbone, WEIGHTS_FILE), (made.split.domain, SLOTS_FILE)):
+    for half, file in ((made.halves.backbone, WEIGHTS_FILE), (made.halves.domain, SLOTS_FILE)):
         for name, value in half.graph.initializers.items():
             tensor = value.const_value
             assert tensor is not None
@@ -75,10 +75,10 @@ def test_every_named_tensor_lies_beside_the_graph(made: Made) -> None:
 
 
 def test_references_are_found_inside_branches(plain: Made) -> None:
-    model = link(plain.split, Linkage("static", "if"))
+    model = link(plain.halves, Linkage("static", "if"))
     found = {t.name: str(t.location) for t in store.references(model)}
-    wanted = set(plain.split.slots) | {
-        n for n in plain.split.backbone.graph.initializers if "." in n
+    wanted = set(plain.halves.slots) | {
+        n for n in plain.halves.backbone.graph.initializers if "." in n
     }
     assert set(found) == wanted
     assert found["head.weight"] == SLOTS_FILE
@@ -122,7 +122,7 @@ def test_a_reference_outside_the_file_is_refused(plain: Made) -> None:
     with pytest.raises(
         GraphError, match=r"points outside slots\.safetensors[\s\S]*belong together"
     ):
-        store.load_tensors(_domain(plain), SLOTS_FILE, plain.halves.slots[:-8])
+        store.load_tensors(_domain(plain), SLOTS_FILE, plain.halves.slots_data[:-8])
 
 
 def test_a_reference_with_another_length_is_refused(plain: Made) -> None:
@@ -132,7 +132,7 @@ def test_a_reference_with_another_length_is_refused(plain: Made) -> None:
     entry.value = str(int(entry.value) - 4)
     spoiled = store.from_bytes(data.SerializeToString(), what="domain.onnx")
     with pytest.raises(GraphError, match=r"'head\.weight' points outside"):
-        store.load_tensors(spoiled, SLOTS_FILE, plain.halves.slots)
+        store.load_tensors(spoiled, SLOTS_FILE, plain.halves.slots_data)
 
 
 @pytest.mark.parametrize("offset", ["-8", str(1 << 62)])
@@ -142,19 +142,19 @@ def test_a_reference_with_a_wild_offset_is_refused(plain: Made, offset: Any) -> 
     next(e for e in tensor.external_data if e.key == "offset").value = offset
     with pytest.raises(GraphError):
         spoiled = store.from_bytes(data.SerializeToString(), what="domain.onnx")
-        store.load_tensors(spoiled, SLOTS_FILE, plain.halves.slots)
+        store.load_tensors(spoiled, SLOTS_FILE, plain.halves.slots_data)
 
 
 def test_a_shorter_file_of_another_domain_is_refused(plain: Made) -> None:
     """A swapped file is caught by its size here; equal sizes are what digests are for."""
-    other = cases.made("single").halves.slots
-    assert len(other) < len(plain.halves.slots)
+    other = cases.made("single").halves.slots_data
+    assert len(other) < len(plain.halves.slots_data)
     with pytest.raises(GraphError, match="points outside"):
         store.load_tensors(_domain(plain), SLOTS_FILE, other)
 
 
 def test_the_checker_says_what_is_wrong(tmp_path: Path) -> None:
-    sketch = store.from_bytes(
+    model = store.from_bytes(
         onnx.helper.make_model(
             onnx.helper.make_graph(
                 [onnx.helper.make_node("NoSuchOperator", ["x"], ["y"])],
@@ -168,7 +168,7 @@ def test_the_checker_says_what_is_wrong(tmp_path: Path) -> None:
         what="wrong",
     )
     path = tmp_path / "wrong.onnx"
-    path.write_bytes(store.to_bytes(sketch))
+    path.write_bytes(store.to_bytes(model))
     with pytest.raises(
         GraphError, match=r"wrong\.onnx: onnx\.checker refuses it[\s\S]*NoSuchOperator"
     ):

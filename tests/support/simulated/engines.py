@@ -43,7 +43,7 @@ from toolchain.device.runtime.trt.plan import TrtDevice
 from toolchain.export.emit.fp16 import to_fp16
 from toolchain.export.emit.rewrite import fix_batch
 from toolchain.export.graph import store
-from toolchain.export.graph.cut import Split, read_split
+from toolchain.export.graph.halves import Halves, read_halves
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import HEAD_SLOTS, SLOTS_FILE, WEIGHTS_FILE
 from toolchain.export.graph.stage import stage
@@ -108,14 +108,14 @@ KINDS = ("simulated", pytest.param("real", marks=pytest.mark.gpu))
 
 
 @functools.cache
-def halves(path: Path, backbone: Path) -> Split:
+def halves(path: Path, backbone: Path) -> Halves:
     """A bundle's split with its tensors in memory."""
     held = bundle.open_bundle(path)
     half = store.read_graph(backbone / "backbone.onnx")
     store.load_tensors(half, WEIGHTS_FILE, (backbone / WEIGHTS_FILE).read_bytes())
     domain = store.from_bytes(held.blob(held.names("domain")[0]), what="domain")
     store.load_tensors(domain, SLOTS_FILE, held.blob(held.names("slots")[0]))
-    return read_split(half, domain)
+    return read_halves(half, domain)
 
 
 @functools.cache
@@ -129,7 +129,7 @@ def segments(
         return (Segment("whole", None, _bytes(linked, precision)),)
     staged = stage(split)
     found = []
-    for item in staged.stages:
+    for item in staged.sites:
         models = {"side": item.side, "opened": item.opened, "closed": item.closed}
         for role, model in models.items():
             if model is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.support import toys
 from toolchain.core.errors import AttachError
-from toolchain.export.graph.split import make_halves
+from toolchain.export.graph.split import split
 from toolchain.training.adapt.attached import attach
 from toolchain.training.adapt.blocks import Anatomy, examine
 
@@ -120,7 +120,7 @@ def test_a_classifier_of_one_pixel_is_replaced_like_a_linear_layer() -> None:
     assert trace.logits is not None
     torch.testing.assert_close(trace.logits, model.domain["head"](trace.features))
     assert trace.logits.shape == (3, 5)
-    assert "head.weight" in make_halves(model).split.slots
+    assert "head.weight" in split(model).slots
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.support import toys
 from tests.support.steps import BATCH, forced, step
 from toolchain.bundle import make_patch
 from toolchain.core.errors import MemoryBudgetError, UsageError
-from toolchain.export.graph.split import make_halves
+from toolchain.export.graph.split import split
 from toolchain.training.adapt.attached import attach
 from toolchain.training.adapt.folded import overrides_folded
 from toolchain.training.adapt.methods import REGISTRY, SLOTS_ALONE
@@ -76,7 +76,7 @@ def test_statistics_are_stored_where_the_norm_has_nothing_else() -> None:
 @pytest.fixture(scope="module")
 def frozen() -> bytes:
     """The weights file of the plain toy, which all methods share."""
-    return make_halves(toys.attached("plain", method="head")).weights
+    return split(toys.attached("plain", method="head")).weights_data
 
 
 @pytest.mark.parametrize("method", [name for name in REGISTRY if name not in SLOTS_ALONE])
@@ -85,10 +85,10 @@ def test_what_is_told_is_what_a_bundle_stores(frozen: bytes, method: str) -> Non
     model = toys.scrambled(toys.attached("plain", method=method, selection=selection))
     changed = overrides_folded(model)
     assert changed is not None
-    halves = make_halves(changed)
-    patch = make_patch(frozen, halves.weights)
+    halves = split(changed)
+    patch = make_patch(frozen, halves.weights_data)
     assert patch is not None
-    held = [*load(patch.data).values(), *load(halves.slots).values()]
+    held = [*load(patch.data).values(), *load(halves.slots_data).values()]
     assert domain_bytes(model) == pytest.approx(sum(a.nbytes for a in held), rel=0.1)
     assert patch.about.scaled == {"bn": 7, "series": 1, "parallel": 1}.get(method, 0)
 

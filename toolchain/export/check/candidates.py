@@ -24,7 +24,7 @@ from toolchain.export.check.parity import BATCHES, Subject
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from toolchain.export.graph.cut import Split
+    from toolchain.export.graph.halves import Halves
 
 _EXPORT_AGAIN = "export the domain again"
 
@@ -84,7 +84,7 @@ def linkages_of(held: Bundle) -> tuple[Linkage, ...]:
 
 
 def tapped(
-    halves: Split, linkage: Linkage, rates: Mapping[str, float], folder: Path, slots: Slots
+    halves: Halves, linkage: Linkage, rates: Mapping[str, float], folder: Path, slots: Slots
 ) -> Builder:
     """Return a builder of the twin that also gives every block's output."""
 
@@ -99,7 +99,7 @@ def tapped(
     return build
 
 
-def staged(halves: Split, folder: Path) -> Subject:
+def staged(halves: Halves, folder: Path) -> Subject:
     """Return the staged flavour as a subject."""
     from toolchain.export.graph.stage import stage
     from toolchain.export.graph.store import to_bytes
@@ -117,7 +117,7 @@ def staged(halves: Split, folder: Path) -> Subject:
             session(site.opened),
             None if site.closed is None else session(site.closed),
         )
-        for site in segments.stages
+        for site in segments.sites
     ]
     runner = StagedRunner(sites, session(segments.tail))
     return Subject(STAGED.stem, runner, lambda: runner)

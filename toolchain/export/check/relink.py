@@ -19,7 +19,7 @@ from toolchain.bundle.linkage import Linkage
 from toolchain.core.errors import BundleError
 from toolchain.export.check import candidates
 from toolchain.export.graph import store
-from toolchain.export.graph.cut import Split, read_split
+from toolchain.export.graph.halves import Halves, read_halves
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE
 
@@ -28,7 +28,7 @@ from toolchain.export.graph.names import SLOTS_FILE
 class Relinked:
     """The halves of a bundle and the graphs linked from them that equal the shipped ones."""
 
-    halves: Split
+    halves: Halves
     linkages: tuple[Linkage, ...]
     rates: Mapping[str, float]
 
@@ -49,7 +49,7 @@ class Relinked:
 
 def relink(held: Bundle, artefact: BackboneArtefact) -> Relinked:
     """Link every shipped graph anew. Raises BundleError naming one that differs."""
-    halves = read_halves(held, artefact)
+    halves = halves_of(held, artefact)
     rates = {b.name: b.rate for b in held.manifest.gates.blocks if b.rate is not None}
     linkages = candidates.linkages_of(held)
     for one in linkages:
@@ -62,13 +62,13 @@ def relink(held: Bundle, artefact: BackboneArtefact) -> Relinked:
     return Relinked(halves, linkages, rates)
 
 
-def read_halves(held: Bundle, artefact: BackboneArtefact) -> Split:
+def halves_of(held: Bundle, artefact: BackboneArtefact) -> Halves:
     """Return the split that a bundle and its backbone make."""
     backbone = store.read_graph(artefact.graph_path)
     domain = store.from_bytes(held.blob(held.names("domain")[0]), what="domain.onnx")
     store.load_tensors(domain, SLOTS_FILE, held.blob(held.names("slots")[0]))
     # The linker keeps references as they are: slots point into the file that the bundle carries.
-    return read_split(backbone, _referenced(domain, held))
+    return read_halves(backbone, _referenced(domain, held))
 
 
 def _referenced(domain: Any, held: Bundle) -> Any:

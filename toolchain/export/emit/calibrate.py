@@ -33,9 +33,9 @@ from toolchain.device.runtime.ort.session import Session
 from toolchain.export.emit.int8 import LEVELS, frozen
 from toolchain.export.emit.owners import loaded
 from toolchain.export.graph import store
-from toolchain.export.graph.cut import Split, recompose
+from toolchain.export.graph.halves import Halves, recompose
 from toolchain.export.graph.names import IMAGE
-from toolchain.export.graph.regions import Parts
+from toolchain.export.graph.regions import Regions
 
 Floats = npt.NDArray[np.float32]
 BINS = 2048
@@ -56,7 +56,7 @@ class Ranges:
 
 
 def ranges(
-    halves: Split,
+    halves: Halves,
     slots: Mapping[str, npt.NDArray[Any]],
     images: Floats,
 ) -> Ranges:
@@ -100,7 +100,7 @@ class _Dense:
     ``guards``: for each activation the gates whose rows count, None for all rows.
     """
 
-    def __init__(self, halves: Split, slots: Mapping[str, npt.NDArray[Any]]) -> None:
+    def __init__(self, halves: Halves, slots: Mapping[str, npt.NDArray[Any]]) -> None:
         self.guards = _guards(halves)
         self.gates = {g for held in self.guards.values() if held is not None for g in held}
         model = loaded(_with_slots(recompose(halves), slots))
@@ -167,18 +167,18 @@ class _Dense:
             size = min(LARGEST_BATCH, max(1, room))
 
 
-def _guards(halves: Split) -> dict[str, frozenset[str] | None]:
+def _guards(halves: Halves) -> dict[str, frozenset[str] | None]:
     """By activation of a frozen product: the gates of the blocks that read it, None for others."""
-    parts = Parts(halves)
+    regions = Regions(halves)
     gate_of: dict[int, str] = {}
     for cut in halves.cuts:
-        parts.glue(cut.input)
-        if cut.correction not in parts.sides:
-            parts.passage(cut)
+        regions.glue(cut.input)
+        if not regions.is_adapted(cut):
+            regions.passage(cut)
             continue
-        parts.side(cut)
-        _, block = parts.block(cut)
-        if parts.gated(cut):
+        regions.side(cut)
+        _, block = regions.block(cut)
+        if regions.is_gated(cut):
             gate_of.update((id(node), cut.gate) for node in block)
     readers: dict[str, set[str | None]] = {}
     for node in halves.backbone.graph:

@@ -28,10 +28,10 @@ from toolchain.export.emit.matmul import through_matmul
 from toolchain.export.emit.owners import is_domain
 from toolchain.export.emit.rewrite import conditionals, fix_batch, layer_of, nodes
 from toolchain.export.graph import store
-from toolchain.export.graph.cut import Split, read_split
+from toolchain.export.graph.halves import Halves, read_halves
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
-from toolchain.export.graph.split import Halves
+from toolchain.export.graph.split import PackedHalves
 from toolchain.export.graph.stage import stage
 
 # Computed in fp32 where precision is a flag: their sums and squares leave the range of fp16.
@@ -115,16 +115,18 @@ class KitModels:
     emulated: bytes
 
 
-def in_memory(halves: Halves) -> Split:
+def in_memory(halves: PackedHalves) -> Halves:
     """Return the split with its tensors instead of references into files."""
     backbone = store.from_bytes(halves.backbone_graph, what="backbone.onnx")
     domain = store.from_bytes(halves.domain_graph, what="domain.onnx")
-    store.load_tensors(backbone, WEIGHTS_FILE, halves.weights)
-    store.load_tensors(domain, SLOTS_FILE, halves.slots)
-    return read_split(backbone, domain)
+    store.load_tensors(backbone, WEIGHTS_FILE, halves.weights_data)
+    store.load_tensors(domain, SLOTS_FILE, halves.slots_data)
+    return read_halves(backbone, domain)
 
 
-def emit(split: Split, order: KitOrder, *, rates: Mapping[str, float], ranges: Ranges) -> KitModels:
+def emit(
+    split: Halves, order: KitOrder, *, rates: Mapping[str, float], ranges: Ranges
+) -> KitModels:
     """Return the models of every flavour of ``order``.
 
     ``split`` holds its tensors in memory. ``rates``: calibrated open rate per site, for ``static``;
@@ -173,11 +175,11 @@ class _Passes:
         """Make one network of everything."""
         return self._written(model, "whole", None, _file(flavour))
 
-    def staged(self, split: Split) -> tuple[KitModel, ...]:
+    def staged(self, split: Halves) -> tuple[KitModel, ...]:
         """Make a network of each segment, in running order."""
         staged = stage(split)
         models = []
-        for item in staged.stages:
+        for item in staged.sites:
             site = item.cut.site
             segments = {"side": item.side, "opened": item.opened, "closed": item.closed}
             for role, segment in segments.items():

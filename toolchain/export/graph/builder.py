@@ -1,4 +1,4 @@
-"""Draw an ONNX graph by names: the one way in which this room makes and copies nodes.
+"""Build an ONNX graph by names: the one way in which this room makes and copies nodes.
 
 Rules of this file: values are addressed by name, as in the ONNX file; a name is defined once; a
 subgraph sees the names of the graph around it. Nothing here knows backbones or domains.
@@ -17,10 +17,10 @@ from toolchain.core.errors import LinkError
 PRODUCER = "da3-toolchain"
 
 
-class Sketch:
+class GraphBuilder:
     """A graph under construction. Law: the same calls in the same order give the same bytes."""
 
-    def __init__(self, name: str, *, opset: int, outer: Sketch | None = None) -> None:
+    def __init__(self, name: str, *, opset: int, outer: GraphBuilder | None = None) -> None:
         self.name = name
         self.opset = opset
         self.outer = outer
@@ -30,11 +30,14 @@ class Sketch:
         self._values: dict[str, ir.Value] = {}
 
     def has(self, name: str) -> bool:
-        """Tell whether a name is defined here or around."""
+        """Tell whether a name is defined here or in a graph around."""
         return name in self._values or (self.outer is not None and self.outer.has(name))
 
     def value(self, name: str) -> ir.Value:
-        """Return the value called ``name``, defined here or in the graph around."""
+        """Return the value called ``name``, defined here or in a graph around.
+
+        Raises LinkError for a name that nothing defined.
+        """
         if name in self._values:
             return self._values[name]
         if self.outer is not None:
@@ -62,7 +65,7 @@ class Sketch:
         return name
 
     def constant(self, name: str, array: Any, dtype: Any) -> str:
-        """Add a small inline constant; asked for twice it is the same one."""
+        """Add a small inline constant; a second call with the same name adds nothing."""
         if not self.has(name):
             self.initializer(name, ir.Tensor(np.asarray(array, dtype), name=name))
         return name
@@ -77,14 +80,14 @@ class Sketch:
         """Add a node of the default domain with one output; it is named after the output."""
         result = self._define(ir.Value(name=output))
         attrs = [ir.convenience.convert_attribute(k, v) for k, v in (attributes or {}).items()]
-        given = [self.value(name) if name else None for name in inputs]
-        self.nodes.append(ir.Node("", op, given, attrs, outputs=[result], name=output))
+        values = [self.value(name) if name else None for name in inputs]
+        self.nodes.append(ir.Node("", op, values, attrs, outputs=[result], name=output))
         return output
 
     def copy(self, node: ir.Node, rename: Mapping[str, str] | None = None) -> None:
         """Add a copy of ``node``; ``rename`` maps names of the source to names in this graph."""
         names = rename or {}
-        given = [
+        values = [
             None if v is None else self.value(names.get(value_name(v), value_name(v)))
             for v in node.inputs
         ]
@@ -96,7 +99,7 @@ class Sketch:
             ir.Node(
                 node.domain,
                 node.op_type,
-                given,
+                values,
                 list(node.attributes.values()),
                 outputs=outputs,
                 name=value_name(outputs[0]),
@@ -147,19 +150,20 @@ def value_name(value: ir.Value) -> str:
 
 
 def input_names(node: ir.Node) -> list[str]:
-    """Return the names a node reads, omitted optional inputs left out."""
+    """Return the names a node reads; optional inputs that are left out have none."""
     return [value_name(v) for v in node.inputs if v is not None]
 
 
 def region(nodes: Iterable[ir.Node], targets: Iterable[str], stops: Iterable[str]) -> list[ir.Node]:
     """Return the nodes that ``targets`` need, walking back no further than ``stops``, in order.
 
-    Requires ``nodes`` in topological order.
+    Requires ``nodes`` in topological order: then one pass from the end sees every reader of a value
+    before the node that makes it.
     """
-    wanted, stopped = set(targets), set(stops)
-    found: list[ir.Node] = []
+    needed, stopped = set(targets), set(stops)
+    nodes_inside: list[ir.Node] = []
     for node in reversed(list(nodes)):
-        if any(value_name(v) in wanted and value_name(v) not in stopped for v in node.outputs):
-            found.append(node)
-            wanted.update(input_names(node))
-    return found[::-1]
+        if any(value_name(v) in needed and value_name(v) not in stopped for v in node.outputs):
+            nodes_inside.append(node)
+            needed.update(input_names(node))
+    return nodes_inside[::-1]

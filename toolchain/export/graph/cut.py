@@ -1,88 +1,51 @@
-"""Split a captured graph into the frozen backbone and the domain.
+"""Cut a captured graph into the frozen backbone and the domain.
 
-Rules of this file: cutting is by name, at the cut points; requires a captured (and folded) graph,
-ensures that every node lies in exactly one half and every tensor that carries a state-dict name in
-exactly one file. No torch and no onnxruntime: what was split can be read back and linked anywhere.
-
-The halves, both plain ONNX models:
-
-* backbone: reads ``image`` and every site's ``out.s``; gives every ``in.s``, ``block.s`` and the
-  features. It is cut at *all* blocks, adapted or not, so one file serves every method and option.
-* domain: reads what the backbone gives; holds adaptors, gates, the dense join (``Where``, ``Add``)
-  and the head; gives every ``out.s`` and the logits. For a block without an adaptor ``out.s`` is an
-  ``Identity``.
-
-Law: :func:`recompose` of the halves answers as the captured graph does, bit for bit.
+Rules of this file: it cuts by name, at the cut points. It requires a captured (and folded) graph.
+It ensures that every node lies in exactly one half, and that every tensor with a state-dict name
+lies in exactly one file. No torch and no onnxruntime. What the halves are says ``halves``.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
 import onnx_ir as ir
 
 from toolchain.core.errors import SplitError
-from toolchain.export.graph.builder import Sketch, input_names, region, value_name
-from toolchain.export.graph.names import (
-    BACKBONE,
-    BATCH,
-    FEATURES,
-    IMAGE,
-    LOGITS,
-    Cut,
-    Opset,
+from toolchain.export.graph.builder import GraphBuilder, input_names, region, value_name
+from toolchain.export.graph.halves import (
+    META_ROLE,
+    Halves,
+    add_input_like,
+    batched,
+    cut_metadata,
 )
-
-META_CUTS, META_FEATURES, META_ROLE = "da3.cuts", "da3.features", "da3.role"
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Backbone and domain of one captured model.
-
-    ``features`` is the name of the head's input: usually ``features``, else the value it equals.
-    ``slots``: names of the domain's tensors, sorted.
-    """
-
-    backbone: ir.Model
-    domain: ir.Model
-    cuts: tuple[Cut, ...]
-    features: str
-    slots: tuple[str, ...]
-
-    @property
-    def gates(self) -> tuple[str, ...]:
-        """Names of the gates' logits, in the order of their blocks."""
-        given = {value_name(v) for v in self.domain.graph.outputs}
-        return tuple(cut.gate for cut in self.cuts if cut.gate in given)
-
-    @property
-    def adapted(self) -> tuple[Cut, ...]:
-        """The sites that have an adaptor."""
-        given = {value_name(v) for v in self.domain.graph.outputs}
-        return tuple(cut for cut in self.cuts if cut.correction in given)
+from toolchain.export.graph.names import BACKBONE, BATCH, FEATURES, IMAGE, LOGITS, Cut, Opset
 
 
-def split(model: ir.Model, cuts: Sequence[Cut], slots: Iterable[str], dialect: Opset) -> Split:
+def cut_model(model: ir.Model, cuts: Sequence[Cut], slots: Iterable[str], dialect: Opset) -> Halves:
     """Cut ``model`` in two. Raises SplitError naming a node or tensor that has no single owner."""
     nodes = list(model.graph)
+    # A block without an adaptor has no ``out.s`` in the captured graph: what follows reads
+    # ``block.s``. The halves give it one (an Identity), so that every domain has the same taps.
     plain = {cut.output: cut.result for cut in cuts if not _defines(nodes, cut.result)}
     cuts = tuple(_renamed(cut, plain) for cut in cuts)
-    names = {value_name(v) for v in model.graph.outputs}
-    features = FEATURES if FEATURES in names else _features_alias(nodes, cuts)
+    outputs = {value_name(v) for v in model.graph.outputs}
+    features = FEATURES if FEATURES in outputs else _features_alias(nodes, cuts)
     domain_nodes = _domain_nodes(nodes, cuts, features, plain)
+    # The backbone's nodes: walk back from everything that it gives, and stop at what it reads, the
+    # results of the adapted sites. An unadapted site's result is the backbone's own value.
     ends = [name for cut in cuts for name in (cut.input, cut.output)] + [features]
     backbone_nodes = region(
         nodes, ends + list(plain), [c.result for c in cuts if c.output not in plain]
     )
     _check_partition(nodes, backbone_nodes, domain_nodes)
     slots = tuple(sorted(slots))
-    halves = _Halves(model, cuts, features, plain, dialect)
-    return Split(
-        halves.backbone(backbone_nodes, slots),
-        halves.domain(domain_nodes, slots),
+    drawer = _Drawer(model, cuts, features, plain, dialect)
+    return Halves(
+        drawer.backbone(backbone_nodes, slots),
+        drawer.domain(domain_nodes, slots),
         cuts,
         plain.get(features, features),
         slots,
@@ -114,22 +77,29 @@ def _features_alias(nodes: list[ir.Node], cuts: Sequence[Cut]) -> str:
 def _domain_nodes(
     nodes: list[ir.Node], cuts: Sequence[Cut], features: str, plain: Mapping[str, str]
 ) -> list[ir.Node]:
-    mine: set[int] = set()
-    back = {result: output for output, result in plain.items()}
+    """Return the nodes of adaptors, gates, joins and head.
+
+    Walking back from what a domain gives at a site, everything up to the block's input and the
+    block's output is the domain's: the block itself lies behind its output.
+    """
+    owned: set[int] = set()
+    block_output = {result: output for output, result in plain.items()}
     for cut in cuts:
         if cut.output in plain:
             continue
-        stops = [back.get(cut.input, cut.input), cut.output]
+        # The cut names an earlier unadapted block by its result, which the captured graph lacks.
+        stops = [block_output.get(cut.input, cut.input), cut.output]
         targets = [n for n in (cut.correction, cut.gate, cut.result) if _defines(nodes, n)]
-        mine.update(id(node) for node in region(nodes, targets, stops))
-    mine.update(id(node) for node in region(nodes, [LOGITS], [features]))
-    return [node for node in nodes if id(node) in mine]
+        owned.update(id(node) for node in region(nodes, targets, stops))
+    owned.update(id(node) for node in region(nodes, [LOGITS], [features]))
+    return [node for node in nodes if id(node) in owned]
 
 
 def _check_partition(nodes: list[ir.Node], backbone: list[ir.Node], domain: list[ir.Node]) -> None:
-    ours, theirs = {id(n) for n in backbone}, {id(n) for n in domain}
+    """Both walks are by name and know nothing of each other: together they must take each once."""
+    in_backbone, in_domain = {id(n) for n in backbone}, {id(n) for n in domain}
     for node in nodes:
-        owners = (id(node) in ours) + (id(node) in theirs)
+        owners = (id(node) in in_backbone) + (id(node) in in_domain)
         if owners != 1:
             what = "both halves need" if owners else "no half needs"
             raise SplitError(
@@ -138,8 +108,12 @@ def _check_partition(nodes: list[ir.Node], backbone: list[ir.Node], domain: list
             )
 
 
-class _Halves:
-    """Builds the two models; anonymous values get canonical names in each."""
+class _Drawer:
+    """Draws the two models; anonymous values get canonical names in each.
+
+    The exporter numbers anonymous values over the whole model. Numbered anew in each half, the
+    backbone's bytes depend on the backbone alone, whatever the domain looks like.
+    """
 
     def __init__(
         self,
@@ -155,15 +129,17 @@ class _Halves:
         self.plain = plain
         self.dialect = dialect
         self.image = next(v for v in model.graph.inputs if v.name == IMAGE)
-        self.kept = {value_name(v) for v in model.graph.outputs} | {IMAGE}
+        self.public_names = {value_name(v) for v in model.graph.outputs} | {IMAGE}
 
     def backbone(self, nodes: list[ir.Node], slots: tuple[str, ...]) -> ir.Model:
-        sketch = Sketch("backbone", opset=self.dialect.opset)
-        _like(sketch, self.image, IMAGE)
+        builder = GraphBuilder("backbone", opset=self.dialect.opset)
+        add_input_like(builder, self.image, IMAGE)
         for cut in self.cuts:
-            sketch.input(cut.result, ir.DataType.FLOAT, [BATCH, *cut.out_shape])
-        rename = self._constants(sketch, nodes, "c", forbidden=frozenset(slots))
-        self._copy(sketch, nodes, {**rename, **self._numbered(nodes, "v")})
+            builder.input(cut.result, ir.DataType.FLOAT, [BATCH, *cut.out_shape])
+        rename = self._constants(builder, nodes, "c", forbidden=frozenset(slots))
+        self._copy(builder, nodes, {**rename, **self._numbered(nodes, "v")})
+        # A site's input is an output of the backbone, unless it is the picture or what an earlier
+        # site gave: the domain has those already.
         outputs = list(
             dict.fromkeys(
                 name
@@ -174,52 +150,60 @@ class _Halves:
         )
         if self.features == FEATURES:
             outputs.append(FEATURES)
-        self._type(sketch, outputs)
-        return self._model(sketch, outputs, "backbone")
+        self._type(builder, outputs)
+        return self._model(builder, outputs, "backbone")
 
     def domain(self, nodes: list[ir.Node], slots: tuple[str, ...]) -> ir.Model:
-        sketch = Sketch("domain", opset=self.dialect.opset)
+        builder = GraphBuilder("domain", opset=self.dialect.opset)
         made = {value_name(v) for node in nodes for v in node.outputs} | set(self.plain.values())
         read = dict.fromkeys(name for node in nodes for name in input_names(node))
         for cut in self.cuts:
             for name, shape in ((cut.input, cut.in_shape), (cut.output, cut.out_shape)):
-                if name in read and name not in made and not sketch.has(name):
-                    sketch.input(name, ir.DataType.FLOAT, [BATCH, *shape])
+                if name in read and name not in made and not builder.has(name):
+                    builder.input(name, ir.DataType.FLOAT, [BATCH, *shape])
         if self.features == FEATURES:
-            _like(sketch, self._source_value(FEATURES), FEATURES)
+            add_input_like(builder, self._source_value(FEATURES), FEATURES)
         for output, result in self.plain.items():
-            if not sketch.has(output):
+            if not builder.has(output):
                 shape = next(c.out_shape for c in self.cuts if c.output == output)
-                sketch.input(output, ir.DataType.FLOAT, [BATCH, *shape])
-            sketch.node("Identity", [output], result)
-        rename = self._constants(sketch, nodes, "k", forbidden=None)
-        self._copy(sketch, nodes, {**rename, **self._numbered(nodes, "w")})
+                builder.input(output, ir.DataType.FLOAT, [BATCH, *shape])
+            builder.node("Identity", [output], result)
+        rename = self._constants(builder, nodes, "k", forbidden=None)
+        self._copy(builder, nodes, {**rename, **self._numbered(nodes, "w")})
         outputs = [
             name
             for cut in self.cuts
             for name in (cut.correction, cut.gate, cut.result)
-            if sketch.has(name)
+            if builder.has(name)
         ]
         outputs.append(LOGITS)
-        self._type(sketch, outputs)
-        missing = [slot for slot in slots if slot not in sketch.initializers]
+        self._type(builder, outputs)
+        missing = [slot for slot in slots if slot not in builder.initializers]
         if missing:
             raise SplitError(
                 f"slots {missing} are used by no node of the domain",
                 fix="remove the unused parameter from the adaptor",
             )
-        return self._model(sketch, outputs, "domain")
+        return self._model(builder, outputs, "domain")
 
     def _numbered(self, nodes: list[ir.Node], prefix: str) -> dict[str, str]:
-        inner = [value_name(v) for node in nodes for v in node.outputs if v.name]
-        return {
-            name: f"{prefix}{i}" for i, name in enumerate(n for n in inner if n not in self.kept)
-        }
+        """Map the anonymous values that ``nodes`` make to ``<prefix>0``, ``<prefix>1``, ..."""
+        made = [value_name(v) for node in nodes for v in node.outputs if v.name]
+        anonymous = [name for name in made if name not in self.public_names]
+        return {name: f"{prefix}{i}" for i, name in enumerate(anonymous)}
 
     def _constants(
-        self, sketch: Sketch, nodes: list[ir.Node], prefix: str, forbidden: frozenset[str] | None
+        self,
+        builder: GraphBuilder,
+        nodes: list[ir.Node],
+        prefix: str,
+        forbidden: frozenset[str] | None,
     ) -> dict[str, str]:
-        """Copy the tensors that ``nodes`` read; named ones keep their names."""
+        """Copy the tensors that ``nodes`` read; those with a state-dict name keep it.
+
+        ``forbidden``: tensors of the other half; None forbids the backbone's. Returns new names by
+        old ones.
+        """
         rename: dict[str, str] = {}
         for name in dict.fromkeys(n for node in nodes for n in input_names(node)):
             value = self.source.initializers.get(name)
@@ -232,107 +216,34 @@ class _Halves:
                     f"tensor {name!r} is read by both halves",
                     fix="an adaptor may not share a tensor with the backbone",
                 )
-            named = frozen or (forbidden is None and "." in name)
-            rename[name] = name if named else f"{prefix}{len(rename)}"
-            sketch.initializer(rename[name], value.const_value)
+            has_own_name = frozen or (forbidden is None and "." in name)
+            rename[name] = name if has_own_name else f"{prefix}{len(rename)}"
+            builder.initializer(rename[name], value.const_value)
         return rename
 
-    def _copy(self, sketch: Sketch, nodes: list[ir.Node], rename: dict[str, str]) -> None:
+    def _copy(self, builder: GraphBuilder, nodes: list[ir.Node], rename: dict[str, str]) -> None:
         for node in nodes:
             read = set(input_names(node))
-            joined = {o: r for o, r in self.plain.items() if o in read}
-            sketch.copy(node, {**rename, **joined})
+            # Whoever reads an unadapted block's output reads that site's result instead; the block
+            # itself still makes the output under its own name.
+            redirected = {o: r for o, r in self.plain.items() if o in read}
+            builder.copy(node, {**rename, **redirected})
 
-    def _type(self, sketch: Sketch, outputs: Iterable[str]) -> None:
+    def _type(self, builder: GraphBuilder, outputs: Iterable[str]) -> None:
+        block_output = {result: output for output, result in self.plain.items()}
         for name in outputs:
-            original = {r: o for o, r in self.plain.items()}.get(name, name)
-            source = self._source_value(original)
+            source = self._source_value(block_output.get(name, name))
             assert source.shape is not None
             assert source.dtype is not None
-            sketch.typed(name, source.dtype, _dims(source.shape))
+            builder.typed(name, source.dtype, batched(source.shape))
 
     def _source_value(self, name: str) -> ir.Value:
         return next(v for v in self.source.outputs if v.name == name)
 
-    def _model(self, sketch: Sketch, outputs: list[str], role: str) -> ir.Model:
-        return sketch.model(
+    def _model(self, builder: GraphBuilder, outputs: list[str], role: str) -> ir.Model:
+        features = self.plain.get(self.features, self.features)
+        return builder.model(
             outputs,
             ir_version=self.dialect.ir_version,
-            metadata={
-                META_ROLE: role,
-                META_CUTS: json.dumps([asdict(cut) for cut in self.cuts], sort_keys=True),
-                META_FEATURES: self.plain.get(self.features, self.features),
-            },
+            metadata={META_ROLE: role, **cut_metadata(self.cuts, features)},
         )
-
-
-def _dims(shape: ir.Shape) -> list[int | str]:
-    return [d if isinstance(d, int) else BATCH for d in shape]
-
-
-def _like(sketch: Sketch, value: ir.Value, name: str) -> None:
-    assert value.shape is not None
-    assert value.dtype is not None
-    sketch.input(name, value.dtype, _dims(value.shape))
-
-
-def read_split(backbone: ir.Model, domain: ir.Model) -> Split:
-    """Join two halves that were read from files. Raises SplitError when they do not fit."""
-    cuts, features = _metadata(backbone)
-    others, other_features = _metadata(domain)
-    if cuts != others or features != other_features:
-        raise SplitError(
-            "backbone.onnx and domain.onnx were cut at different places",
-            fix="export the domain again with this backbone",
-        )
-    slots = tuple(sorted(n for n in domain.graph.initializers if "." in n))
-    return Split(backbone, domain, cuts, features, slots)
-
-
-def _metadata(model: ir.Model) -> tuple[tuple[Cut, ...], str]:
-    try:
-        rows = json.loads(model.metadata_props[META_CUTS])
-        cuts = tuple(
-            Cut(**{**row, "in_shape": tuple(row["in_shape"]), "out_shape": tuple(row["out_shape"])})
-            for row in rows
-        )
-        return cuts, model.metadata_props[META_FEATURES]
-    except (KeyError, TypeError, ValueError, RecursionError) as err:
-        raise SplitError(
-            f"model {model.graph.name!r} carries no cut points: {err}",
-            fix="use files that da3-export wrote",
-        ) from err
-
-
-def recompose(halves: Split) -> ir.Model:
-    """Put the halves together again without any optimisation: the proof of the split.
-
-    Returns a model with the outputs of both halves.
-    """
-    opset = halves.backbone.graph.opset_imports[""]
-    sketch = Sketch("recomposed", opset=opset)
-    image = next(v for v in halves.backbone.graph.inputs if v.name == IMAGE)
-    _like(sketch, image, IMAGE)
-    for half in (halves.backbone, halves.domain):
-        for name, value in half.graph.initializers.items():
-            assert value.const_value is not None
-            sketch.initializer(name, value.const_value)
-    waiting = [*halves.backbone.graph, *halves.domain.graph]
-    while waiting:
-        ready = [n for n in waiting if all(sketch.has(name) for name in input_names(n))]
-        if not ready:
-            raise SplitError(
-                f"node {waiting[0].name!r} reads what neither half computes", fix="split again"
-            )
-        done = {id(n) for n in ready}
-        for node in ready:
-            sketch.copy(node)
-        waiting = [n for n in waiting if id(n) not in done]
-    outputs = [v for half in (halves.backbone, halves.domain) for v in half.graph.outputs]
-    for value in outputs:
-        assert value.shape is not None
-        assert value.dtype is not None
-        sketch.typed(value_name(value), value.dtype, _dims(value.shape))
-    return sketch.model(
-        [value_name(v) for v in outputs], ir_version=halves.backbone.ir_version, metadata={}
-    )

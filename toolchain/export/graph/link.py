@@ -1,21 +1,21 @@
 """Link a domain into the backbone: resolve slots, and turn dense gates into real skipping.
 
-Rules of this file: requires a split, ensures one ONNX model of standard operators with the outputs
-``logits`` and, where there are gates, ``gates`` (logits ``[N, G]`` in block order); changes no
+Rules of this file: requires halves, ensures one ONNX model of standard operators with the outputs
+``logits`` and, where there are gates, ``gates`` (logits ``[N, G]`` in block order). It changes no
 value of any tensor. It runs nothing and writes nothing.
 
-Two forms of one semantics (see :mod:`toolchain.training.adapt.adaptors`):
+:mod:`toolchain.bundle.linkage` lists what a linked graph can be. Two forms have one semantics (see
+:mod:`toolchain.training.adapt.adaptors`):
 
-* ``if``: batch 1. Each gate is an ``If``; the block's weights lie *inside* the branch, where the
-  runtime may lay them out for speed, and the adaptor's addition lies in both branches, so that a
-  closed gate costs one pass over the map and no copy.
+* ``if``: batch 1. Each gate is an ``If``. The block's weights lie *inside* the branch, where the
+  runtime may lay them out for speed. The adaptor's addition lies in both branches, so that a closed
+  gate costs one pass over the map and no copy.
 * ``rows``: any batch. The rows whose gate is open are gathered, computed and scattered back; a
   sample's answer never depends on its neighbours. An ``If`` keeps the block from running on no rows
   at all, which several of a runtime's kernels and fusions refuse.
 
-Flavours: ``swap`` (slots are pure run-time inputs: a missing or misshapen one is refused by the
-runtime itself) and ``static`` (slots are constants; gates whose calibrated rate is 0 or 1 are
-resolved). :mod:`toolchain.bundle.linkage` lists every pair of flavour and form.
+Slots are pure run-time inputs (``swap``: the runtime itself refuses a missing or misshapen one) or
+constants (``static``: gates whose calibrated rate is 0 or 1 are resolved).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import onnx_ir as ir
 
 from toolchain.bundle.linkage import Linkage
 from toolchain.core.errors import LinkError
-from toolchain.export.graph.builder import Sketch, input_names, value_name
-from toolchain.export.graph.cut import META_ROLE, Split
+from toolchain.export.graph.builder import GraphBuilder, input_names, value_name
+from toolchain.export.graph.halves import META_ROLE, Halves
 from toolchain.export.graph.join import add_correction
 from toolchain.export.graph.names import (
     BATCH,
@@ -40,13 +40,13 @@ from toolchain.export.graph.names import (
     LOGITS,
     Cut,
 )
-from toolchain.export.graph.regions import Parts
+from toolchain.export.graph.regions import Regions
 
 NO_RATES: Mapping[str, float] = MappingProxyType({})
 
 
 def link(
-    halves: Split,
+    halves: Halves,
     linkage: Linkage,
     *,
     rates: Mapping[str, float] = NO_RATES,
@@ -69,29 +69,29 @@ def link(
 
 class _Linker:
     def __init__(
-        self, halves: Split, linkage: Linkage, rates: Mapping[str, float], *, taps: bool
+        self, halves: Halves, linkage: Linkage, rates: Mapping[str, float], *, taps: bool
     ) -> None:
         self.halves = halves
         self.linkage = linkage
         self.rates = rates
         self.taps = taps
         self.batch: int | str = 1 if linkage.takes_one_picture else BATCH
-        self.parts = Parts(halves)
-        self.sketch = Sketch(linkage.stem, opset=halves.backbone.graph.opset_imports[""])
+        self.regions = Regions(halves)
+        self.builder = GraphBuilder(linkage.stem, opset=halves.backbone.graph.opset_imports[""])
         self.gates: list[str] = []
 
     def model(self) -> ir.Model:
         """Draw the whole graph in running order."""
-        parts, sketch = self.parts, self.sketch
+        regions, builder = self.regions, self.builder
         self._inputs()
         for cut in self.halves.cuts:
-            parts.emit(sketch, parts.glue(cut.input))
-            if cut.correction in parts.sides:
+            regions.copy(builder, regions.glue(cut.input))
+            if regions.is_adapted(cut):
                 self._site(cut)
             else:
-                parts.emit(sketch, parts.passage(cut))
-        parts.emit(sketch, parts.glue(self.halves.features))
-        parts.emit(sketch, parts.head())
+                regions.copy(builder, regions.passage(cut))
+        regions.copy(builder, regions.glue(self.halves.features))
+        regions.copy(builder, regions.head())
         return self._finish()
 
     def _inputs(self) -> None:
@@ -99,14 +99,16 @@ class _Linker:
         assert image.shape is not None
         assert image.dtype is not None
         sides = [d if isinstance(d, int) else BATCH for d in list(image.shape)[1:]]
-        self.sketch.input(IMAGE, image.dtype, [self.batch, *sides])
+        self.builder.input(IMAGE, image.dtype, [self.batch, *sides])
         for slot in self.halves.slots:
-            tensor = self.parts.constant(slot)
+            tensor = self.regions.constant(slot)
             assert tensor is not None
             if self.linkage.folds_domain:
-                self.sketch.initializer(slot, tensor)
+                self.builder.initializer(slot, tensor)
             else:
-                self.sketch.input(slot, tensor.dtype, self._slot_shape(slot, tensor))
+                # An input without an initializer: TensorRT would take one with a default value for
+                # a constant, and onnxruntime would run on that default if a slot were forgotten.
+                self.builder.input(slot, tensor.dtype, self._slot_shape(slot, tensor))
 
     def _slot_shape(self, slot: str, tensor: ir.TensorProtocol) -> list[int | str]:
         """Leave the class count open, so that domains of any count share a graph and a session."""
@@ -114,17 +116,17 @@ class _Linker:
         return [CLASSES, *shape[1:]] if slot in HEAD_SLOTS else shape
 
     def _finish(self) -> ir.Model:
-        sketch, floats = self.sketch, ir.DataType.FLOAT
-        outputs = [sketch.typed(LOGITS, floats, [self.batch, self._classes()])]
+        builder, floats = self.builder, ir.DataType.FLOAT
+        outputs = [builder.typed(LOGITS, floats, [self.batch, self._classes()])]
         if self.gates:
-            sketch.node("Concat", self.gates, GATES, {"axis": 1})
-            outputs.append(sketch.typed(GATES, floats, [self.batch, len(self.gates)]))
+            builder.node("Concat", self.gates, GATES, {"axis": 1})
+            outputs.append(builder.typed(GATES, floats, [self.batch, len(self.gates)]))
         if self.taps:
             outputs += [
-                sketch.typed(cut.result, floats, [self.batch, *cut.out_shape])
+                builder.typed(cut.result, floats, [self.batch, *cut.out_shape])
                 for cut in self.halves.adapted
             ]
-        return sketch.model(
+        return builder.model(
             outputs,
             ir_version=self.halves.backbone.ir_version,
             metadata={META_ROLE: self.linkage.stem},
@@ -139,18 +141,19 @@ class _Linker:
         return last if isinstance(last, int) else CLASSES
 
     def _site(self, cut: Cut) -> None:
-        parts, sketch = self.parts, self.sketch
-        parts.emit(sketch, parts.side(cut))
-        shared, block = parts.block(cut)
-        parts.emit(sketch, shared)
-        if parts.gated(cut):
+        regions, builder = self.regions, self.builder
+        # The gate must be known before the block: adaptor and gate come first.
+        regions.copy(builder, regions.side(cut))
+        shared, block = regions.block(cut)
+        regions.copy(builder, shared)
+        if regions.is_gated(cut):
             self.gates.append(cut.gate)
         state = self._resolved(cut)
         if state is True:
-            parts.emit(sketch, block)
-            add_correction(sketch, self.halves, cut, cut.output, cut.result)
+            regions.copy(builder, block)
+            add_correction(builder, self.halves, cut, cut.output, cut.result)
         elif state is False:
-            add_correction(sketch, self.halves, cut, cut.input, cut.result)
+            add_correction(builder, self.halves, cut, cut.input, cut.result)
         elif self.linkage.form == "if":
             self._conditional(cut, block)
         else:
@@ -158,58 +161,65 @@ class _Linker:
 
     def _resolved(self, cut: Cut) -> bool | None:
         """True or False where the block's state is fixed, None where its gate decides."""
-        if not self.parts.gated(cut):
+        if not self.regions.is_gated(cut):
             return True
         if cut.input == cut.output:  # the block does nothing: both states are one
             return False
+        # Another domain may open what this one keeps closed: only a folded domain fixes a gate.
         if not self.linkage.folds_domain:
             return None
         return {0.0: False, 1.0: True}.get(self.rates.get(cut.site, 0.5))
 
     def _open(self, cut: Cut) -> str:
-        zero = self.sketch.constant("zero", 0.0, np.float32)
-        return self.sketch.node("GreaterOrEqual", [cut.gate, zero], f"{cut.site}/open")
+        zero = self.builder.constant("zero", 0.0, np.float32)
+        return self.builder.node("GreaterOrEqual", [cut.gate, zero], f"{cut.site}/open")
 
     def _conditional(self, cut: Cut, block: list[ir.Node]) -> None:
-        scalar = self.sketch.constant("scalar_shape", [], np.int64)
-        flag = self.sketch.node("Reshape", [self._open(cut), scalar], f"{cut.site}/flag")
+        """Draw the form ``if``: the condition is one scalar, so the batch is 1."""
+        scalar = self.builder.constant("scalar_shape", [], np.int64)
+        flag = self.builder.node("Reshape", [self._open(cut), scalar], f"{cut.site}/flag")
         branches = {
             "then_branch": self._branch(cut, f"{cut.site}/then", block, cut.output),
             "else_branch": self._branch(cut, f"{cut.site}/else", [], cut.input),
         }
-        self.sketch.node("If", [flag], cut.result, branches)
+        self.builder.node("If", [flag], cut.result, branches)
 
     def _branch(self, cut: Cut, name: str, block: list[ir.Node], source: str) -> ir.Graph:
-        branch = Sketch(name, opset=self.sketch.opset, outer=self.sketch)
-        self.parts.emit(branch, block)
+        branch = GraphBuilder(name, opset=self.builder.opset, outer=self.builder)
+        self.regions.copy(branch, block)
         return self._joined(branch, cut, source)
 
-    def _joined(self, branch: Sketch, cut: Cut, source: str) -> ir.Graph:
+    def _joined(self, branch: GraphBuilder, cut: Cut, source: str) -> ir.Graph:
+        # The addition makes a new tensor, so no branch returns a value of the graph around as it
+        # is: a runtime would have to copy that, or refuse it.
         result = add_correction(branch, self.halves, cut, source, f"{branch.name}/{cut.result}")
         branch.typed(result, ir.DataType.FLOAT, [self.batch, *cut.out_shape])
         return branch.graph([result])
 
     def _rows(self, cut: Cut, block: list[ir.Node]) -> None:
+        """Draw the form ``rows``: gather the rows whose gate is open, compute, scatter back."""
         self._refuse_other_rows(cut, block)
-        site, sketch = cut.site, self.sketch
-        flat = sketch.constant("flat_shape", [-1], np.int64)
-        mask = sketch.node("Reshape", [self._open(cut), flat], f"{site}/mask")
-        found = sketch.node("NonZero", [mask], f"{site}/nonzero")
-        rows = sketch.node("Transpose", [found], f"{site}/rows")
-        index = sketch.node("Reshape", [rows, flat], f"{site}/index")
-        count = sketch.node("Size", [index], f"{site}/count")
-        none = sketch.constant("none", 0, np.int64)
-        some = sketch.node("Greater", [count, none], f"{site}/some")
+        site, builder = cut.site, self.builder
+        flat = builder.constant("flat_shape", [-1], np.int64)
+        mask = builder.node("Reshape", [self._open(cut), flat], f"{site}/mask")
+        # NonZero gives [1, K]; ScatterND takes its indices as [K, 1] and Gather as [K].
+        nonzero = builder.node("NonZero", [mask], f"{site}/nonzero")
+        rows = builder.node("Transpose", [nonzero], f"{site}/rows")
+        index = builder.node("Reshape", [rows, flat], f"{site}/index")
+        count = builder.node("Size", [index], f"{site}/count")
+        none = builder.constant("none", 0, np.int64)
+        some = builder.node("Greater", [count, none], f"{site}/some")
         branches = {
             "then_branch": self._rows_branch(cut, block, rows, index),
             "else_branch": self._branch(cut, f"{site}/else", [], cut.input),
         }
-        sketch.node("If", [some], cut.result, branches)
+        builder.node("If", [some], cut.result, branches)
 
     def _rows_branch(self, cut: Cut, block: list[ir.Node], rows: str, index: str) -> ir.Graph:
-        branch = Sketch(f"{cut.site}/then", opset=self.sketch.opset, outer=self.sketch)
-        given = branch.node("Gather", [cut.input, index], f"{cut.site}/given", {"axis": 0})
-        self.parts.emit(branch, block, {cut.input: given})
+        branch = GraphBuilder(f"{cut.site}/then", opset=self.builder.opset, outer=self.builder)
+        gathered = branch.node("Gather", [cut.input, index], f"{cut.site}/given", {"axis": 0})
+        self.regions.copy(branch, block, {cut.input: gathered})
+        # Rows that stay closed keep the block's input, as a closed gate says.
         merged = branch.node("ScatterND", [cut.input, rows, cut.output], f"{cut.site}/merged")
         return self._joined(branch, cut, merged)
 
@@ -218,7 +228,7 @@ class _Linker:
         made = {value_name(v) for node in block for v in node.outputs} | {cut.input}
         for node in block:
             for name in input_names(node):
-                if name not in made and self.parts.constant(name) is None:
+                if name not in made and self.regions.constant(name) is None:
                     raise LinkError(
                         f"block {cut.module!r} reads {name!r} besides its input, so its rows "
                         "cannot be gathered alone",

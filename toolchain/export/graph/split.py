@@ -1,13 +1,13 @@
-"""From an attached model to its two halves, capturing as little as possible.
+"""Split an attached model into its two halves, capturing as little as possible.
 
-Rules of this file: a split's *structure* depends on the backbone, the method and its options, never
-on a domain's values; so it is captured once per such interface and kept in a cache folder under the
-digest of everything that shapes it. A hit needs no exporter: the slots' values are put into the
-cached structure. What is captured is verified before it is cached: BatchNorm folding by running
-both graphs, the split by recomposing it, bit for bit. A cache entry whose bytes are not what its
-name says is captured again.
+Rules of this file: the *structure* of the halves depends on the backbone, the method and its
+options, never on a domain's values. So the structure is captured once per such interface, and kept
+in a cache folder under the digest of everything that shapes it. A hit needs no exporter: the slots'
+values are put into the cached structure. What is captured is verified before it is cached:
+BatchNorm folding by running both graphs, the split by recomposing it, bit for bit. A cache entry
+whose bytes are not what its name says is captured again.
 
-The cache is an optimisation, never a source of truth: parity is checked after every export.
+The cache saves time and is never a source of truth: parity is checked after every export.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from toolchain.core.sealed import SealedFile, SealedKind, SealedManifest, listin
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
 from toolchain.export.graph.capture import capture
-from toolchain.export.graph.cut import Split, read_split, recompose, split
+from toolchain.export.graph.cut import cut_model
 from toolchain.export.graph.fold import fold_batchnorm
+from toolchain.export.graph.halves import Halves, read_halves, recompose
 from toolchain.export.graph.names import IMAGE, LOGITS, SLOTS_FILE, TARGETS, WEIGHTS_FILE
 from toolchain.training.adapt.attached import AttachedModel, arrays, domain_state, weights_digest
 
@@ -76,42 +77,41 @@ _ENTRY = SealedKind(
 
 
 @dataclass(frozen=True, slots=True)
-class Halves:
-    """A split ready to be written: graphs that point into two safetensors files.
+class PackedHalves(Halves):
+    """Halves ready to be written: their graphs refer to tensors in two safetensors files.
 
-    ``split`` carries references; ``weights`` and ``slots`` are the files' bytes; ``cached`` tells
-    whether the structure came from the cache.
+    ``weights_data`` and ``slots_data`` are the bytes of these files: the backbone's tensors and the
+    domain's. ``cached`` tells whether the structure came from the cache.
     """
 
-    split: Split
-    weights: bytes
-    slots: bytes
+    weights_data: bytes
+    slots_data: bytes
     cached: bool
 
     @property
     def backbone_graph(self) -> bytes:
         """The bytes of ``backbone.onnx``."""
-        return store.to_bytes(self.split.backbone)
+        return store.to_bytes(self.backbone)
 
     @property
     def domain_graph(self) -> bytes:
         """The bytes of ``domain.onnx``."""
-        return store.to_bytes(self.split.domain)
+        return store.to_bytes(self.domain)
 
 
-def make_halves(
+def split(
     model: AttachedModel, *, cache: Path | None = None, target: str = "onnxruntime"
-) -> Halves:
-    """Return the halves of ``model``; with ``cache``, reuse or fill that folder.
+) -> PackedHalves:
+    """Split ``model`` into its frozen backbone and its domain, proved to recompose exactly.
 
-    Raises CaptureError, SplitError.
+    With ``cache``, reuse or fill that folder. Raises CaptureError, SplitError.
     """
     values = arrays(domain_state(model))
     entry = None if cache is None else cache / f"split-{digest.short(interface(model, target))}"
     if entry is not None and entry.is_dir():
-        found = _read_entry(entry)
-        if found is not None:
-            return _filled(*found, values, cached=True)
+        cached = _read_entry(entry)
+        if cached is not None:
+            return _filled(*cached, values, cached=True)
     structure, weights = _capture_verified(model, target)
     if entry is not None:
         _write_entry(entry, structure, weights)
@@ -137,14 +137,14 @@ def interface(model: AttachedModel, target: str = "onnxruntime") -> str:
     )
 
 
-def require_same_graphs(base: Halves, changed: Halves) -> None:
+def require_same_graphs(base: PackedHalves, changed: PackedHalves) -> None:
     """Hold the halves of a changed backbone to the base's: only the weights file may differ.
 
     Raises GraphError naming what else does.
     """
     for what, one, other in (
-        ("backbone", base.split.backbone, changed.split.backbone),
-        ("domain", base.split.domain, changed.split.domain),
+        ("backbone", base.backbone, changed.backbone),
+        ("domain", base.domain, changed.domain),
     ):
         if store.to_bytes(one) != store.to_bytes(other):
             raise GraphError(
@@ -152,7 +152,7 @@ def require_same_graphs(base: Halves, changed: Halves) -> None:
                 f"{', '.join(_differing(one, other)[:5]) or 'their nodes'}",
                 fix="use a method that leaves these as they are: da3, da2 or head",
             )
-    if base.slots != changed.slots:
+    if base.slots_data != changed.slots_data:
         raise GraphError(
             "expected the same slots beside the changed backbone, got others",
             fix="report this model; a domain has one set of slots",
@@ -174,14 +174,16 @@ def _differing(one: ir.Model, other: ir.Model) -> list[str]:
     return sorted(n for n in first.keys() | second.keys() if first.get(n) != second.get(n))
 
 
-def _capture_verified(model: AttachedModel, target: str) -> tuple[Split, bytes]:
+def _capture_verified(model: AttachedModel, target: str) -> tuple[Halves, bytes]:
     captured = capture(model, target=target)
     picture = _probe(model)
+    # Folding changes values by rounding, so it is held to a tolerance, once. The split may change
+    # nothing at all, so it is held to the folded graph's very bits.
     before = _run(captured.model, picture)
     fold_batchnorm(captured.model)
     after = _run(captured.model, picture)
     _compare_folded(before, after)
-    halves = split(captured.model, captured.cuts, captured.slots, captured.opset)
+    halves = cut_model(captured.model, captured.cuts, captured.slots, captured.opset)
     _compare_recomposed(halves, after, picture)
     packed = store.pack_tensors(store.external_tensors(halves.backbone), WEIGHTS_FILE)
     store.externalise(halves.backbone, packed)
@@ -213,7 +215,7 @@ def _compare_folded(before: Mapping[str, Any], after: Mapping[str, Any]) -> None
             )
 
 
-def _compare_recomposed(halves: Split, want: Mapping[str, Any], picture: Any) -> None:
+def _compare_recomposed(halves: Halves, want: Mapping[str, Any], picture: Any) -> None:
     got = _run(recompose(halves), picture)
     for name, value in want.items():
         if name in got and not np.array_equal(got[name], value, equal_nan=True):
@@ -224,10 +226,10 @@ def _compare_recomposed(halves: Split, want: Mapping[str, Any], picture: Any) ->
 
 
 def _filled(
-    structure: Split, weights: bytes, values: Mapping[str, np.ndarray[Any, Any]], *, cached: bool
-) -> Halves:
+    structure: Halves, weights: bytes, values: Mapping[str, np.ndarray[Any, Any]], *, cached: bool
+) -> PackedHalves:
     """Put a domain's tensors into a structure: values, and the class count in shapes."""
-    held = structure.domain.graph.initializers
+    initializers = structure.domain.graph.initializers
     if sorted(values) != sorted(structure.slots):
         raise SplitError(
             f"the structure has the slots {sorted(structure.slots)}, the domain {sorted(values)}",
@@ -235,17 +237,27 @@ def _filled(
         )
     for name, array in values.items():
         tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
-        held[name].const_value = tensor
-        held[name].shape = tensor.shape
+        initializers[name].const_value = tensor
+        initializers[name].shape = tensor.shape
+    # Another domain of the same interface may have another number of classes.
     logits = next(v for v in structure.domain.graph.outputs if v.name == LOGITS)
     assert logits.shape is not None
     logits.shape = ir.Shape([logits.shape[0], values["head.bias"].shape[0]])
     packed = store.pack_tensors(dict(values), SLOTS_FILE)
     store.externalise(structure.domain, packed)
-    return Halves(structure, weights, packed.data, cached)
+    return PackedHalves(
+        structure.backbone,
+        structure.domain,
+        structure.cuts,
+        structure.features,
+        structure.slots,
+        weights_data=weights,
+        slots_data=packed.data,
+        cached=cached,
+    )
 
 
-def _write_entry(entry: Path, structure: Split, weights: bytes) -> None:
+def _write_entry(entry: Path, structure: Halves, weights: bytes) -> None:
     contents = {
         _BACKBONE: store.to_bytes(structure.backbone),
         _DOMAIN: store.to_bytes(structure.domain),
@@ -256,13 +268,13 @@ def _write_entry(entry: Path, structure: Split, weights: bytes) -> None:
     _ENTRY.write(entry, index, contents, overwrite=True)
 
 
-def _read_entry(entry: Path) -> tuple[Split, bytes] | None:
+def _read_entry(entry: Path) -> tuple[Halves, bytes] | None:
     """Read a cache entry; None when it is damaged, so that it is captured again."""
     try:
         index, _ = _ENTRY.read_manifest(entry)
         parts = {file.name: _ENTRY.read(entry, file) for file in index.files}
         backbone = store.from_bytes(parts[_BACKBONE], what="cached backbone")
         domain = store.from_bytes(parts[_DOMAIN], what="cached domain")
-        return read_split(backbone, domain), parts[WEIGHTS_FILE]
+        return read_halves(backbone, domain), parts[WEIGHTS_FILE]
     except (Da3Error, ValueError, KeyError, TypeError):
         return None

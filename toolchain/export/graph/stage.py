@@ -1,9 +1,8 @@
-"""Cut a split into segments that a host runs one after another, reading each gate itself.
+"""Cut the halves into segments that a host runs one after another, reading each gate itself.
 
-Rules of this file: the slow reference of the linker, and the flavour for runtimes whose
-conditionals do not skip; requires a split, ensures segments of plain operators without control
-flow, backbone weights inside, slots as inputs. :mod:`toolchain.device.runtime.ort.staged` runs
-them.
+Rules of this file: the slow reference of the linker, and what runs where a runtime's conditionals
+do not skip. It requires halves. It ensures segments of plain operators without control flow,
+backbone weights inside, slots as inputs. :mod:`toolchain.device.runtime.ort.staged` runs them.
 
 Per adapted site: ``side`` (whatever leads to the block, adaptor, gate), ``opened`` (block and
 correction) and, with a gate, ``closed`` (input and correction). At the end: ``tail``.
@@ -16,15 +15,15 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from toolchain.core.errors import LinkError
-from toolchain.export.graph.builder import Sketch, input_names
-from toolchain.export.graph.cut import META_ROLE, Split
+from toolchain.export.graph.builder import GraphBuilder, input_names
+from toolchain.export.graph.halves import META_ROLE, Halves, batched
 from toolchain.export.graph.join import add_correction
 from toolchain.export.graph.names import BATCH, CLASSES, HEAD_SLOTS, LOGITS, Cut
-from toolchain.export.graph.regions import Parts
+from toolchain.export.graph.regions import Regions
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class SiteSegments:
     """The segments of one site; ``closed`` is None where no gate decides."""
 
     cut: Cut
@@ -37,43 +36,48 @@ class Stage:
 class Staged:
     """All segments in running order; ``tail`` gives the logits."""
 
-    stages: tuple[Stage, ...]
+    sites: tuple[SiteSegments, ...]
     tail: ir.Model
 
 
-def stage(halves: Split) -> Staged:
-    """Return the segments of a split."""
-    return _Stager(halves).run()
+def stage(halves: Halves) -> Staged:
+    """Return the segments of two halves.
+
+    Raises LinkError for a block that reads what is no cut point.
+    """
+    return _Stager(halves).staged()
 
 
 class _Stager:
-    def __init__(self, halves: Split) -> None:
+    def __init__(self, halves: Halves) -> None:
         self.halves = halves
-        self.parts = Parts(halves)
-        self.known = self._types()
+        self.regions = Regions(halves)
+        self.types = self._types()
+        # Nodes that wait for the next segment: what leads to a block runs in that block's ``side``.
         self.pending: list[ir.Node] = []
 
-    def run(self) -> Staged:
-        stages = []
+    def staged(self) -> Staged:
+        sites = []
         for cut in self.halves.cuts:
-            self.pending += self.parts.glue(cut.input)
-            if cut.correction in self.parts.sides:
-                stages.append(self._stage(cut))
+            self.pending += self.regions.glue(cut.input)
+            if self.regions.is_adapted(cut):
+                sites.append(self._site(cut))
             else:
-                self.pending += self.parts.passage(cut)
-        self.pending += self.parts.glue(self.halves.features) + self.parts.head()
-        return Staged(tuple(stages), self._segment("tail", self.pending, [LOGITS]))
+                self.pending += self.regions.passage(cut)
+        self.pending += self.regions.glue(self.halves.features) + self.regions.head()
+        return Staged(tuple(sites), self._segment("tail", self.pending, [LOGITS]))
 
-    def _stage(self, cut: Cut) -> Stage:
-        gated = self.parts.gated(cut)
-        side = self.parts.side(cut)
-        shared, block = self.parts.block(cut)
+    def _site(self, cut: Cut) -> SiteSegments:
+        gated = self.regions.is_gated(cut)
+        side = self.regions.side(cut)
+        shared, block = self.regions.block(cut)
         outputs = [cut.correction] + [cut.gate] * gated
+        # The block's input is handed on if this segment computes it; else the host has it already.
         if any(cut.input in [o.name for o in node.outputs] for node in self.pending):
             outputs.append(cut.input)
         first = self._segment(f"{cut.site}/side", self.pending + side + shared, outputs)
         self.pending = []
-        return Stage(
+        return SiteSegments(
             cut,
             first,
             self._joined(cut, f"{cut.site}/opened", block, cut.output),
@@ -81,56 +85,59 @@ class _Stager:
         )
 
     def _joined(self, cut: Cut, name: str, block: list[ir.Node], source: str) -> ir.Model:
-        sketch = self._sketch(name, block, [cut.correction, *([] if block else [source])])
-        self.parts.emit(sketch, block)
-        add_correction(sketch, self.halves, cut, source, cut.result)
-        return self._finish(sketch, [cut.result])
+        builder = self._builder(name, block, [cut.correction, *([] if block else [source])])
+        self.regions.copy(builder, block)
+        add_correction(builder, self.halves, cut, source, cut.result)
+        return self._finish(builder, [cut.result])
 
     def _segment(self, name: str, nodes: list[ir.Node], outputs: list[str]) -> ir.Model:
-        sketch = self._sketch(name, nodes, [])
-        self.parts.emit(sketch, nodes)
-        return self._finish(sketch, outputs)
+        builder = self._builder(name, nodes, [])
+        self.regions.copy(builder, nodes)
+        return self._finish(builder, outputs)
 
-    def _sketch(self, name: str, nodes: list[ir.Node], extra: list[str]) -> Sketch:
-        sketch = Sketch(name, opset=self.halves.backbone.graph.opset_imports[""])
+    def _builder(self, name: str, nodes: list[ir.Node], extra: list[str]) -> GraphBuilder:
+        """Return a builder whose inputs are what ``nodes`` read and do not make, and ``extra``.
+
+        A slot is an input although the domain has it as a constant; a frozen weight goes inside.
+        """
+        builder = GraphBuilder(name, opset=self.halves.backbone.graph.opset_imports[""])
         made = {o.name for node in nodes for o in node.outputs}
         read = [n for node in nodes for n in input_names(node)] + extra
-        for wanted in dict.fromkeys(read):
-            if wanted not in made and (wanted in self.known or not self.parts.constant(wanted)):
-                sketch.input(wanted, *self._type(wanted, name))
-        return sketch
+        for value in dict.fromkeys(read):
+            if value not in made and (value in self.types or not self.regions.constant(value)):
+                builder.input(value, *self._type(value, name))
+        return builder
 
-    def _finish(self, sketch: Sketch, outputs: list[str]) -> ir.Model:
+    def _finish(self, builder: GraphBuilder, outputs: list[str]) -> ir.Model:
         for name in outputs:
-            sketch.typed(name, *self.known[name])
-        return sketch.model(
+            builder.typed(name, *self.types[name])
+        return builder.model(
             outputs,
             ir_version=self.halves.backbone.ir_version,
-            metadata={META_ROLE: f"staged {sketch.name}"},
+            metadata={META_ROLE: f"staged {builder.name}"},
         )
 
-    def _type(self, wanted: str, segment: str) -> tuple[ir.DataType, list[int | str]]:
-        if wanted not in self.known:
+    def _type(self, value: str, segment: str) -> tuple[ir.DataType, list[int | str]]:
+        if value not in self.types:
             raise LinkError(
-                f"segment {segment!r} reads {wanted!r}, which is no cut point",
+                f"segment {segment!r} reads {value!r}, which is no cut point",
                 fix="leave that block out of blocks, or use the swap flavour",
             )
-        return self.known[wanted]
+        return self.types[value]
 
     def _types(self) -> dict[str, tuple[ir.DataType, list[int | str]]]:
         """Types of all that may cross between segments: image, cut points and slots."""
-        known: dict[str, tuple[ir.DataType, list[int | str]]] = {}
+        types: dict[str, tuple[ir.DataType, list[int | str]]] = {}
         for half in (self.halves.backbone, self.halves.domain):
             for value in [*half.graph.inputs, *half.graph.outputs]:
                 assert value.shape is not None
                 assert value.dtype is not None
-                sides = [d if isinstance(d, int) else BATCH for d in value.shape]
-                known[value.name or ""] = (value.dtype, sides)
+                types[value.name or ""] = (value.dtype, batched(value.shape))
         for slot in self.halves.slots:
-            tensor = self.parts.constant(slot)
+            tensor = self.regions.constant(slot)
             assert tensor is not None
             shape: list[int | str] = list(tensor.shape.numpy())
-            known[slot] = (tensor.dtype, [CLASSES, *shape[1:]] if slot in HEAD_SLOTS else shape)
+            types[slot] = (tensor.dtype, [CLASSES, *shape[1:]] if slot in HEAD_SLOTS else shape)
         # Left open, as in linked graphs: domains of any class count share the segments.
-        known[LOGITS] = (known[LOGITS][0], [BATCH, CLASSES])
-        return known
+        types[LOGITS] = (types[LOGITS][0], [BATCH, CLASSES])
+        return types

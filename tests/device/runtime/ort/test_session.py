@@ -13,7 +13,7 @@ from tests.support import cases
 from toolchain.bundle.linkage import Linkage
 from toolchain.core.errors import GraphError
 from toolchain.device.runtime.ort.session import Session
-from toolchain.export.graph.builder import Sketch
+from toolchain.export.graph.builder import GraphBuilder
 from toolchain.export.graph.names import WEIGHTS_FILE
 from toolchain.export.graph.store import pack_tensors, to_bytes
 
@@ -22,7 +22,7 @@ F32 = ir.DataType.FLOAT
 
 def adder() -> bytes:
     """``y = x + w`` with ``w`` as an input."""
-    sketch = Sketch("adder", opset=18)
+    sketch = GraphBuilder("adder", opset=18)
     sketch.input("x", F32, ["batch", 2])
     sketch.input("w", F32, [2])
     sketch.node("Add", ["x", "w"], "y")
@@ -79,7 +79,7 @@ def test_bytes_that_are_no_model_are_refused(data: Any) -> None:
 
 
 def test_an_operator_it_does_not_know_is_told() -> None:
-    sketch = Sketch("strange", opset=18)
+    sketch = GraphBuilder("strange", opset=18)
     sketch.input("x", F32, [1])
     sketch.node("NoSuchOperator", ["x"], "y")
     sketch.typed("y", F32, [1])
@@ -91,7 +91,9 @@ def test_a_missing_or_short_weights_file_is_told(plain_graph: bytes, tmp_path: P
     with pytest.raises(GraphError, match="swap: onnxruntime"):
         Session(plain_graph, folder=tmp_path, what="swap")
     made = cases.made("plain")
-    (tmp_path / WEIGHTS_FILE).write_bytes(made.halves.weights[: len(made.halves.weights) // 2])
+    (tmp_path / WEIGHTS_FILE).write_bytes(
+        made.halves.weights_data[: len(made.halves.weights_data) // 2]
+    )
     with pytest.raises(GraphError, match="swap: onnxruntime"):
         Session(plain_graph, folder=tmp_path, what="swap")
 
@@ -103,7 +105,7 @@ def test_weights_never_come_from_outside_the_folder(tmp_path: Path, place: Any) 
     (tmp_path / "secret.bin").write_bytes(packed.data)
     inner = tmp_path / "inner"
     inner.mkdir()
-    sketch = Sketch("escape", opset=18)
+    sketch = GraphBuilder("escape", opset=18)
     sketch.input("x", F32, [2])
     offset, length = packed.places["a.w"]
     where, shape = place.format(tmp_path), ir.Shape([2])

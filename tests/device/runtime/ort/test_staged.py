@@ -13,6 +13,7 @@ from toolchain.bundle.golden import shifted
 from toolchain.bundle.linkage import Linkage
 from toolchain.device.runtime.ort.session import Session
 from toolchain.device.runtime.ort.staged import StagedRunner
+from toolchain.export.check import candidates
 
 
 class Counting(Session):
@@ -34,7 +35,7 @@ def test_a_row_runs_through_one_branch_only(
 ) -> None:
     """Closed gates leave the block's segment unrun, open ones the other."""
     made = cases.made("plain")
-    monkeypatch.setattr(subjects, "Session", Counting)
+    monkeypatch.setattr(candidates, "Session", Counting)
     Counting.rows = {}
     model = made.staged()
     assert isinstance(model, StagedRunner)
