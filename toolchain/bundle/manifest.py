@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
+from typing import Any
 
 from toolchain.bundle.linkage import LINKED_ROLES
 from toolchain.core.canonical import canonical_json
@@ -262,6 +263,39 @@ class Manifest(Document):
         yield from _sorted("adaptor.slots", [slot.name for slot in self.adaptor.slots])
         yield from _selftest(self)
         yield from repeated("plans", (f"{plan.target} {plan.precision}" for plan in self.plans))
+
+
+# Fields that a release has just as its manifest has them.
+CARRIED = ("version", "classes", "preprocess")
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseInfo(Section):
+    """What requests need to know of a release; an installed domain keeps the same fields.
+
+    Those in :data:`CARRIED` are copied from the manifest by their name.
+
+    ``release``: digest of the bundle's manifest. ``gates``: gated blocks in the order of the
+    graph's output ``gates``; ``fixed``: those among them that a static graph has resolved, and how.
+    ``options``: those of its adaptors that the shapes of slots need not show, such as the pool
+    ratio; empty without adaptors. ``tolerance``: the largest error that a self-test lets pass,
+    relative to the range of the logits; ``time_limit_s``: what the self-test may take.
+    """
+
+    name: str = key(DOMAIN)
+    version: str = key(printable(64))
+    release: str = key(DIGEST)
+    classes: tuple[str, ...] = key(ListOf(printable(200), 1, 4096))
+    preprocess: Preprocessing = key(SectionOf(Preprocessing))
+    gates: tuple[str, ...] = key(ListOf(TENSOR_NAME, 0, 512))
+    fixed: Mapping[str, bool] = key(TableOf(TENSOR_NAME, BOOLEAN, 0, 512))
+    options: Notes = key(NOTES)
+    tolerance: float = key(number(0, 1))
+    time_limit_s: float = key(number(0.001, 86400))
+
+    def shared(self) -> dict[str, Any]:
+        """Return these fields by name, and none of those that a subclass adds."""
+        return {item.name: getattr(self, item.name) for item in fields(ReleaseInfo)}
 
 
 def _sorted(path: str, names: list[str]) -> Iterator[Fault]:

@@ -2,26 +2,23 @@
 
 Rules of this file: values only. A release comes from a bundle, whose archive, manifest, digests and
 slots were verified, or from an installed domain, which was verified before. A field of the manifest
-that a request needs goes into :class:`ReleaseInfo` and nowhere else: releases, installed domains
-and loaded domains share it. A release holds its own copy of the slots; the rest of the bundle stays
-alive only for as long as somebody can still ask for it.
+that a request needs is declared in :class:`toolchain.bundle.manifest.ReleaseInfo` and copied by its
+name: releases, installed domains and loaded domains share it. A release holds its own copy of the
+slots; the rest of the bundle stays alive only for as long as somebody can still ask for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from toolchain import bundle
-from toolchain.bundle import Adaptor, BackboneRef, Bundle, Note, Notes
+from toolchain.bundle import Adaptor, BackboneRef, Bundle, Note
 from toolchain.bundle.golden import Golden, golden_of
 from toolchain.bundle.linkage import LINKED_ROLES, Linkage, linkage_of
+from toolchain.bundle.manifest import CARRIED, ReleaseInfo
 from toolchain.bundle.slots import Slots, slot_arrays
 from toolchain.core.errors import BundleError
-from toolchain.core.fields import ListOf, Section, SectionOf, TableOf, key, number, printable
-from toolchain.core.words import BOOLEAN, DIGEST, DOMAIN, NOTES, TENSOR_NAME
-from toolchain.pictures.preprocess import Preprocessing
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,33 +46,6 @@ class PatchFile:
 
     about: bundle.Patch
     read: Callable[[], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseInfo(Section):
-    """What requests need to know of a release; an installed domain keeps the same fields.
-
-    ``release``: digest of the bundle's manifest. ``gates``: gated blocks in the order of the
-    graph's output ``gates``; ``fixed``: those among them that a static graph has resolved, and how.
-    ``options``: those of its adaptors that the shapes of slots need not show, such as the pool
-    ratio; empty without adaptors. ``tolerance``: the largest error that a self-test lets pass,
-    relative to the range of the logits; ``time_limit_s``: what the self-test may take.
-    """
-
-    name: str = key(DOMAIN)
-    version: str = key(printable(64))
-    release: str = key(DIGEST)
-    classes: tuple[str, ...] = key(ListOf(printable(200), 1, 4096))
-    preprocess: Preprocessing = key(SectionOf(Preprocessing))
-    gates: tuple[str, ...] = key(ListOf(TENSOR_NAME, 0, 512))
-    fixed: Mapping[str, bool] = key(TableOf(TENSOR_NAME, BOOLEAN, 0, 512))
-    options: Notes = key(NOTES)
-    tolerance: float = key(number(0, 1))
-    time_limit_s: float = key(number(0.001, 86400))
-
-    def shared(self) -> dict[str, Any]:
-        """Return these fields by name, and none of those that a subclass adds."""
-        return {item.name: getattr(self, item.name) for item in fields(ReleaseInfo)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,11 +96,9 @@ def read_release(opened: Bundle) -> Release:
     slots = slot_arrays(opened.blob(slots_name))
     blocks = manifest.gates.blocks
     return Release(
+        **{name: getattr(manifest, name) for name in CARRIED},
         name=manifest.domain,
-        version=manifest.version,
         release=opened.manifest_digest,
-        classes=manifest.classes,
-        preprocess=manifest.preprocess,
         gates=tuple(block.name for block in blocks if f"{block.name}.gate.bias" in slots),
         fixed={block.name: block.rate == 1 for block in blocks if block.rate in (0, 1)},
         options=shared_options(manifest.adaptor),

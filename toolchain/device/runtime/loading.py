@@ -18,7 +18,8 @@ from types import MappingProxyType
 import numpy as np
 
 from toolchain import bundle
-from toolchain.bundle.release import Release, ReleaseInfo, read_release
+from toolchain.bundle.manifest import ReleaseInfo
+from toolchain.bundle.release import Release, read_release
 from toolchain.bundle.slots import Slots
 from toolchain.core.arrays import Floats
 from toolchain.core.errors import DataError

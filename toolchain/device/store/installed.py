@@ -23,7 +23,8 @@ import numpy as np
 from toolchain import bundle
 from toolchain.bundle import BackboneRef, Bundle, open_bundle
 from toolchain.bundle.golden import golden_of
-from toolchain.bundle.release import Graph, PatchFile, Release, ReleaseInfo, patch_of
+from toolchain.bundle.manifest import ReleaseInfo
+from toolchain.bundle.release import Graph, PatchFile, Release, patch_of
 from toolchain.bundle.slots import Slots
 from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError
