@@ -96,7 +96,7 @@ class BuildReport:
 
 
 def check(
-    path: Path, wanted: BuildRequest = DEFAULT, *, notify: Notify = lambda _: None
+    path: Path, request: BuildRequest = DEFAULT, *, notify: Notify = lambda _: None
 ) -> BuildReport:
     """Parse and build every model of the kit without a device, and keep nothing.
 
@@ -104,24 +104,24 @@ def check(
     boundaries; not that they are fast, nor what another TensorRT makes of them. Raises as the
     rooms do; BuildError where the module needs a device.
     """
-    kit, trt = open_kit(path), load(wanted.module)
+    kit, trt = open_kit(path), load(request.module)
     _target(kit)
     free_bytes = read_machine().free_memory_bytes or _UNKNOWN_BYTES
-    found = []
-    for flavour in _chosen(kit, wanted):
-        job = Job(kit, trt, flavour, _options(wanted, kit, cpu_only=True), free_bytes)
+    reports = []
+    for flavour in _chosen(kit, request):
+        job = Job(kit, trt, flavour, _options(request, kit, cpu_only=True), free_bytes)
         pieces = tuple(job.piece(model, notify) for model in flavour.models)
         job.require_slots()
-        found.append(
+        reports.append(
             FlavourReport(flavour.flavour, None, False, None, pieces, "unproven", {}, None, ())
         )
-    return _report(kit, trt, None, found)
+    return _report(kit, trt, None, reports)
 
 
 def build(
     path: Path,
     store: Path,
-    wanted: BuildRequest = DEFAULT,
+    request: BuildRequest = DEFAULT,
     *,
     device: TrtDevice | None = None,
     machine: Machine | None = None,
@@ -135,16 +135,16 @@ def build(
     """
     kit, machine = open_kit(path), machine or read_machine()
     _require_target(kit, machine)
-    device = device or engine.open_device(wanted.module)
-    found = [
-        _made(kit, device, machine, flavour, store, wanted, notify)
-        for flavour in _chosen(kit, wanted)
+    device = device or engine.open_device(request.module)
+    reports = [
+        _made(kit, device, machine, flavour, store, request, notify)
+        for flavour in _chosen(kit, request)
     ]
-    return _report(kit, device.trt, device.cuda, found)
+    return _report(kit, device.trt, device.cuda, reports)
 
 
 def _report(
-    kit: Kit, trt: TensorRT, cuda: Cuda | None, found: Sequence[FlavourReport]
+    kit: Kit, trt: TensorRT, cuda: Cuda | None, flavours: Sequence[FlavourReport]
 ) -> BuildReport:
     manifest = kit.manifest
     return BuildReport(
@@ -153,24 +153,24 @@ def _report(
         manifest.precision,
         f"{trt.name} {trt.build}",
         None if cuda is None else f"{cuda.gpu.name} (SM {cuda.gpu.sm})",
-        tuple(found),
+        tuple(flavours),
     )
 
 
-def _chosen(kit: Kit, wanted: BuildRequest) -> tuple[KitFlavour, ...]:
-    if wanted.flavours is None:
+def _chosen(kit: Kit, request: BuildRequest) -> tuple[KitFlavour, ...]:
+    if request.flavours is None:
         return kit.manifest.flavours
-    return tuple(kit.manifest.flavour(name) for name in wanted.flavours)
+    return tuple(kit.manifest.flavour(name) for name in request.flavours)
 
 
 def _require_target(kit: Kit, machine: Machine) -> None:
     """A kit is written for one release of TensorRT: dialect, repairs and precision follow it."""
-    wanted, found = _target(kit), here(machine)
-    if found is not None and found.release.tensorrt != wanted.release.tensorrt:
+    target, own = _target(kit), here(machine)
+    if own is not None and own.release.tensorrt != target.release.tensorrt:
         raise EngineMismatchError(
-            f"{kit.path}: expected this machine to be {wanted.name} (TensorRT "
-            f"{wanted.release.tensorrt}), got {found.name} (TensorRT {found.release.tensorrt})",
-            fix=f"da3-export --domain NAME --target {found.name}",
+            f"{kit.path}: expected this machine to be {target.name} (TensorRT "
+            f"{target.release.tensorrt}), got {own.name} (TensorRT {own.release.tensorrt})",
+            fix=f"da3-export --domain NAME --target {own.name}",
         )
 
 
@@ -181,12 +181,12 @@ def _target(kit: Kit) -> Target:
     return target
 
 
-def _options(wanted: BuildRequest, kit: Kit, *, cpu_only: bool) -> BuildOptions:
+def _options(request: BuildRequest, kit: Kit, *, cpu_only: bool) -> BuildOptions:
     return BuildOptions(
         kit.manifest.precision,  # type: ignore[arg-type]  # one of them, by the schema
         kit.manifest.classes,
-        wanted.workspace_bytes,
-        wanted.level,
+        request.workspace_bytes,
+        request.level,
         cpu_only=cpu_only,
     )
 
@@ -197,19 +197,19 @@ def _made(
     machine: Machine,
     flavour: KitFlavour,
     folder: Path,
-    wanted: BuildRequest,
+    request: BuildRequest,
     notify: Notify,
 ) -> FlavourReport:
     """Take the engine of a flavour from the store, or build it; then prove that it skips."""
-    store, key = EngineStore(folder), _key(kit, device, machine, flavour, wanted)
-    found = store.find(key)
-    if isinstance(found, Path) and not wanted.rebuild:
+    store, key = EngineStore(folder), _key(kit, device, machine, flavour, request)
+    stored = store.find(key)
+    if isinstance(stored, Path) and not request.rebuild:
         try:
-            return _reused(open_engine(found), device, flavour, notify)
+            return _reused(open_engine(stored), device, flavour, notify)
         except BundleError as err:
             notify(f"{err.message}; building it again")
-    other = found if isinstance(found, Mismatch) else None
-    options = _options(wanted, kit, cpu_only=False)
+    other = stored if isinstance(stored, Mismatch) else None
+    options = _options(request, kit, cpu_only=False)
     job = Job(kit, device.trt, flavour, options, device.cuda.memory()[0])
     pieces, resumed, notes = _timed(job, kit, flavour, folder, key, notify)
     job.require_slots()
@@ -236,10 +236,10 @@ def _reused(
 
 
 def _key(
-    kit: Kit, device: TrtDevice, machine: Machine, flavour: KitFlavour, wanted: BuildRequest
+    kit: Kit, device: TrtDevice, machine: Machine, flavour: KitFlavour, request: BuildRequest
 ) -> EngineKey:
-    level = "default" if wanted.level is None else wanted.level
-    workspace = "free" if wanted.workspace_bytes is None else wanted.workspace_bytes
+    level = "default" if request.level is None else request.level
+    workspace = "free" if request.workspace_bytes is None else request.workspace_bytes
     return key_of(
         device.trt,
         device.cuda.gpu,
@@ -259,7 +259,7 @@ def _timed(
     After a build that was killed the kit's segments go first, if it has any: small, one by one.
     """
     make_folder(folder, fix="choose another with --engines")
-    kept = tactics.timings(folder, key.device())
+    timings = tactics.timings(folder, key.device())
     models = {model.file: model for model in flavour.models}
     pieces: dict[str, Piece] = {}
     notes: dict[str, None] = {}
@@ -275,9 +275,9 @@ def _timed(
         return tactics.serialise(cache)
 
     whole = next((model.file for model in flavour.models if model.role == "whole"), None)
-    segments = {m.file: m for m in _segments(kit)} if tactics.interrupted(kept) and whole else {}
-    before = tactics.run(kept, [*segments, *models], build_one)
-    resumed = None if before is None else before.during or "an unknown piece"
+    segments = {m.file: m for m in _segments(kit)} if tactics.interrupted(timings) and whole else {}
+    killed = tactics.run(timings, [*segments, *models], build_one)
+    resumed = None if killed is None else killed.during or "an unknown piece"
     return tuple(pieces[file] for file in models), resumed, tuple(notes)
 
 

@@ -155,12 +155,12 @@ def _differences(target: Target) -> Iterator[str]:
 def _abilities_there(target: Target) -> Iterator[Ability]:
     """Yield what can be done on a named target."""
     release, desktop = target.release, target.board.name == "desktop"
-    made = {
+    commands = {
         "train": "da3 train --domain NAME",
         "export": f"da3-export --domain NAME --target {target.name}",
         "check": "da3 check dist/NAME.da3b",
     }
-    for act, command in made.items():
+    for act, command in commands.items():
         if desktop:
             extra = _NEEDS[act][1]
             yield Ability(act, True, f"pip install 'da3-toolchain{extra}': {command}", "")
@@ -192,11 +192,11 @@ def _abilities_here(machine: Machine, target: Target | None) -> Iterator[Ability
     for act, (modules, extra) in _NEEDS.items():
         yield _packages(machine, act, modules, extra)
     missing, fix = _engine_needs(machine, target)
-    found = machine.package("tensorrt") or machine.package("tensorrt_rtx")
-    have = f"{found.module} {found.version or 'of unknown version'}" if found else ""
+    trt = machine.package("tensorrt") or machine.package("tensorrt_rtx")
+    have = f"{trt.module} {trt.version or 'of unknown version'}" if trt else ""
     for act in ("build an engine", "run an engine"):
         detail = missing or f"{have} on {machine.gpus[0].name}"
-        if act == "build an engine" and found and found.module == "tensorrt_rtx" and missing:
+        if act == "build an engine" and trt and trt.module == "tensorrt_rtx" and missing:
             detail += f"; {have} builds without a device, for checks only"
         yield Ability(act, not missing, detail, fix)
     if machine.trtexec is None:
@@ -211,8 +211,10 @@ def _abilities_here(machine: Machine, target: Target | None) -> Iterator[Ability
 def _packages(machine: Machine, act: str, modules: Sequence[str], extra: str) -> Ability:
     missing = [module for module in modules if machine.package(module) is None]
     if not missing:
-        found = [machine.package(module) for module in modules]
-        have = ", ".join(f"{one.module} {one.version or '?'}" for one in found if one is not None)
+        packages = [machine.package(module) for module in modules]
+        have = ", ".join(
+            f"{one.module} {one.version or '?'}" for one in packages if one is not None
+        )
         return Ability(act, True, have, "")
     fix = f"pip install 'da3-toolchain{extra}'"
     if machine.board is not None and "torch" in missing:

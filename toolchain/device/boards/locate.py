@@ -31,10 +31,10 @@ def here(machine: Machine) -> Target | None:
     if not machine.gpus:
         return None
     for module, prefix in (("tensorrt", "trt"), ("tensorrt_rtx", "rtx")):
-        found = machine.package(module)
-        if found is not None and found.version is not None:
+        package = machine.package(module)
+        if package is not None and package.version is not None:
             rows = [t for t in targets_of("desktop") if t.release.name.startswith(prefix)]
-            return _newest(_not_above(rows, found.version), None)
+            return _newest(_not_above(rows, package.version), None)
     return None
 
 
@@ -76,5 +76,5 @@ def _newest(rows: list[Target], jetpack: str | None) -> Target | None:
 
 def _number(version: str) -> tuple[int, ...]:
     """Return the first four numbers in a version or in a release's name, at least two of them."""
-    found = [int(part) for part in re.findall(r"[0-9]{1,9}", version)[:4]]
-    return tuple(found) if len(found) > 1 else (*found, 0, 0)[:2]
+    numbers = [int(part) for part in re.findall(r"[0-9]{1,9}", version)[:4]]
+    return tuple(numbers) if len(numbers) > 1 else (*numbers, 0, 0)[:2]

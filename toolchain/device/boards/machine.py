@@ -85,7 +85,7 @@ class Machine:
 
     def package(self, module: str) -> Package | None:
         """Return the package that carries ``module``, None if it is not installed."""
-        return next((found for found in self.packages if found.module == module), None)
+        return next((entry for entry in self.packages if entry.module == module), None)
 
 
 def read_machine(root: Path = Path("/"), driver: str = LIBRARY) -> Machine:
@@ -95,8 +95,10 @@ def read_machine(root: Path = Path("/"), driver: str = LIBRARY) -> Machine:
     """
     l4t = _l4t(root)
     memory = _memory(root)
-    packages = tuple(found for module in _DISTRIBUTIONS if (found := _package(module)) is not None)
-    known = {found.module for found in packages}
+    packages = tuple(
+        package for module in _DISTRIBUTIONS if (package := _package(module)) is not None
+    )
+    modules = {package.module for package in packages}
     gpus, fault = _gpus(driver)
     return Machine(
         system=platform.system(),
@@ -109,14 +111,14 @@ def read_machine(root: Path = Path("/"), driver: str = LIBRARY) -> Machine:
         gpus=gpus,
         driver_fault=fault,
         tensorrt_library=_library(root),
-        tensorrt_elsewhere=() if "tensorrt" in known else _elsewhere(root),
+        tensorrt_elsewhere=() if "tensorrt" in modules else _elsewhere(root),
         trtexec=_program(root, "trtexec", "/usr/src/tensorrt/bin"),
         cuda_toolkit=_toolkit(root),
         memory_bytes=memory.get("MemTotal"),
         free_memory_bytes=memory.get("MemAvailable"),
         free_disk_bytes=_free_disk(root),
         packages=packages,
-        providers=_providers() if "onnxruntime" in known else (),
+        providers=_providers() if "onnxruntime" in modules else (),
     )
 
 
@@ -128,11 +130,11 @@ def _board(root: Path) -> str | None:
 
 def _l4t(root: Path) -> str | None:
     """Return ``36.4.3`` from ``# R36 (release), REVISION: 4.3, GCID: ...``."""
-    found = re.search(
+    match = re.search(
         r"^# R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)",
         system_text(root / "etc/nv_tegra_release"),
     )
-    return f"{found[1]}.{found[2]}" if found else None
+    return f"{match[1]}.{match[2]}" if match else None
 
 
 def _jetpack(root: Path, l4t: str | None) -> str | None:
@@ -155,15 +157,15 @@ def _jetpack(root: Path, l4t: str | None) -> str | None:
 def _power_mode(root: Path) -> str | None:
     """Return the name of the power mode: what nvpmodel says, else what it wrote down."""
     if program := _program(root, "nvpmodel", "/usr/sbin"):
-        asked = re.search(r"NV Power Mode: *(\S+)", _answer([program, "-q"]))
-        if asked:
-            return asked[1]
+        match = re.search(r"NV Power Mode: *(\S+)", _answer([program, "-q"]))
+        if match:
+            return match[1]
     number = re.search(r"pmode: *(\d+)", system_text(root / "var/lib/nvpmodel/status"))
     if number is None:
         return None
-    named = rf"^< *POWER_MODEL +ID=0*{int(number[1])} +NAME=(\S+)"
-    found = re.search(named, system_text(root / "etc/nvpmodel.conf"), re.MULTILINE)
-    return found[1] if found else f"mode {int(number[1])}"
+    pattern = rf"^< *POWER_MODEL +ID=0*{int(number[1])} +NAME=(\S+)"
+    match = re.search(pattern, system_text(root / "etc/nvpmodel.conf"), re.MULTILINE)
+    return match[1] if match else f"mode {int(number[1])}"
 
 
 def _gpus(driver: str) -> tuple[tuple[Gpu, ...], str | None]:
@@ -183,19 +185,19 @@ def _library(root: Path) -> str | None:
 def _elsewhere(root: Path) -> tuple[str, ...]:
     """Return the system's folders of Python packages that have a TensorRT module."""
     try:
-        found = sorted((root / "usr/lib").glob("python3*/dist-packages/tensorrt/__init__.py"))
+        modules = sorted((root / "usr/lib").glob("python3*/dist-packages/tensorrt/__init__.py"))
     except OSError:
         return ()
-    return tuple(f"/{path.parents[1].relative_to(root)}" for path in found)
+    return tuple(f"/{path.parents[1].relative_to(root)}" for path in modules)
 
 
 def _toolkit(root: Path) -> str | None:
     """Return the CUDA toolkit's version: version.json from 11.1 on, version.txt before."""
     folder = root / "usr/local/cuda"
-    found = re.search(
+    match = re.search(
         r'"cuda"\s*:\s*\{[^{}]*"version"\s*:\s*"(\d+[\d.]*)"', system_text(folder / "version.json")
     ) or re.search(r"CUDA Version (\d+[\d.]*)", system_text(folder / "version.txt"))
-    return found[1] if found else None
+    return match[1] if match else None
 
 
 def _memory(root: Path) -> dict[str, int]:
@@ -231,15 +233,15 @@ def _package(module: str) -> Package | None:
             return Package(module, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             continue
-    said = _asked(f"import {module}; print({module}.__version__)")
-    return Package(module, said if re.fullmatch(r"[\w.+-]{1,64}", said) else None)
+    version = _asked(f"import {module}; print({module}.__version__)")
+    return Package(module, version if re.fullmatch(r"[\w.+-]{1,64}", version) else None)
 
 
 def _providers() -> tuple[str, ...]:
     """Return the execution providers of the installed onnxruntime."""
-    said = _asked("import json, onnxruntime as o; print(json.dumps(o.get_available_providers()))")
+    answer = _asked("import json, onnxruntime as o; print(json.dumps(o.get_available_providers()))")
     try:
-        names = json.loads(said)
+        names = json.loads(answer)
     except ValueError:
         return ()
     return tuple(filter(lambda name: isinstance(name, str), names if names is not None else ()))

@@ -73,16 +73,16 @@ def _line(cells: Sequence[str]) -> str:
 
 def _sources() -> Iterator[str]:
     yield "## Sources"
-    seen: set[Board | Release] = set()
+    listed: set[Board | Release] = set()
     for target in TARGETS.values():
         named: tuple[tuple[str, Board | Release], ...] = (
             (target.board.title, target.board),
             (_title(target.release), target.release),
         )
         for title, part in named:
-            if part in seen:
+            if part in listed:
                 continue
-            seen.add(part)
+            listed.add(part)
             yield from ("", f"**{title}**", "", f"* {part.source}")
             yield from (f"* {name}: {source}" for name, source in part.sources)
     notes = [(t.name, t.note) for t in TARGETS.values() if t.note]

@@ -79,7 +79,7 @@ class NetworkLayers:
             [layer.get_output(slot) for slot in range(layer.num_outputs)] for layer in self.layers
         ]
         self.producer = {
-            id(tensor): place for place, made in enumerate(self.outputs) for tensor in made
+            id(tensor): place for place, outputs in enumerate(self.outputs) for tensor in outputs
         }
         self.constants = {
             place for place, layer in enumerate(self.layers) if layer.type == kinds_of.CONSTANT
@@ -89,8 +89,8 @@ class NetworkLayers:
         """Places of the layers of a kind, of one conditional or of all."""
         return [
             place
-            for place, found in self.kinds.items()
-            if found == kind and (handle is None or self.handles[place] is handle)
+            for place, kind_here in self.kinds.items()
+            if kind_here == kind and (handle is None or self.handles[place] is handle)
         ]
 
     def source(self, tensor: Any) -> int:
@@ -136,8 +136,15 @@ def _conditional(
         if id(read.tensor) in bounds
     )
     direct = tuple(read for read in reads if id(read.tensor) not in bounds)
-    told = tuple(f"{handle.name}: {line}" for line in left)
-    return Conditional(handle, handle.name, condition, outputs, bounded, direct, told)
+    return Conditional(
+        handle=handle,
+        name=handle.name,
+        condition=condition,
+        outputs=outputs,
+        bounded=bounded,
+        direct=direct,
+        left=tuple(f"{handle.name}: {line}" for line in left),
+    )
 
 
 def _crossing(one: tuple[int, tuple[int, ...]], other: tuple[int, tuple[int, ...]]) -> bool:
@@ -187,16 +194,16 @@ def _cone(
     bounds: set[int],
 ) -> set[int]:
     """Layers within ``span`` that lead to input ``slot`` of the output layers."""
-    found: set[int] = set()
+    cone: set[int] = set()
     waiting = [walked.inputs[place][slot][1] for place in outputs]
     while waiting:
         tensor = waiting.pop()
         place = walked.source(tensor)
-        if id(tensor) in bounds or place in found or not span[0] < place < span[1]:
+        if id(tensor) in bounds or place in cone or not span[0] < place < span[1]:
             continue
-        found.add(place)
+        cone.add(place)
         waiting.extend(other for _, other in walked.inputs[place])
-    return found
+    return cone
 
 
 def _leaks(

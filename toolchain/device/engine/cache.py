@@ -132,8 +132,8 @@ class EngineArtefact:
 
 def require(key_here: EngineKey, artefact: EngineArtefact) -> None:
     """Hold an engine against this machine. Raises EngineMismatchError naming what differs."""
-    if found := key_differences(key_here, artefact.manifest.built_for):
-        lines = "".join(f"\n  {one}" for one in found)
+    if differing := key_differences(key_here, artefact.manifest.built_for):
+        lines = "".join(f"\n  {one}" for one in differing)
         raise EngineMismatchError(
             f"{artefact.path}: expected an engine for this machine and kit, got another one{lines}",
             fix=_REBUILD,
@@ -146,24 +146,24 @@ class EngineStore:
 
     folder: Path
 
-    def path(self, name: str, wanted: EngineKey) -> Path:
+    def path(self, name: str, key: EngineKey) -> Path:
         """Return where the engine of a backbone with this key lies, or would."""
-        return self.folder / f"engine-{name}-{wanted.flavour}-{short(wanted.digest())}"
+        return self.folder / f"engine-{name}-{key.flavour}-{short(key.digest())}"
 
-    def find(self, wanted: EngineKey) -> Path | Mismatch:
+    def find(self, key: EngineKey) -> Path | Mismatch:
         """Return the folder of the engine with exactly this key, or the nearest of its kit.
 
         Only manifests are read; :func:`open_engine` verifies. Folders that are no engine, or a
         damaged one, are passed over: they are not used, and building anew replaces them.
         """
-        found = sorted(self._stored(), key=lambda item: item[0])
-        for path, stored in found:
-            if stored == wanted:
+        engines = sorted(self._stored(), key=lambda item: item[0])
+        for path, stored in engines:
+            if stored == key:
                 return path
         near = [
             (len(differing), path, differing)
-            for path, stored in found
-            if stored.kit == wanted.kit and (differing := key_differences(wanted, stored))
+            for path, stored in engines
+            if stored.kit == key.kit and (differing := key_differences(key, stored))
         ]
         if not near:
             return Mismatch(None, ())

@@ -108,16 +108,16 @@ def _live(walked: NetworkLayers, trt: TensorRT) -> int:
     return len(read.intersection(walked.places(trt.module.LayerType.CONDITIONAL_INPUT)))
 
 
-def _report(found: Sequence[Conditional], layers: int, added: int) -> ConditionalReport:
+def _report(items: Sequence[Conditional], layers: int, added: int) -> ConditionalReport:
     return ConditionalReport(
-        conditionals=tuple(item.name for item in found),
+        conditionals=tuple(item.name for item in items),
         entries=frozenset(
             entry
-            for item in found
+            for item in items
             for entry in _entries(item, [read for read in item.bounded if not read.constant])
         ),
-        missing=frozenset(entry for item in found for entry in _entries(item, item.direct)),
-        left=tuple(line for item in found for line in item.left),
+        missing=frozenset(entry for item in items for entry in _entries(item, item.direct)),
+        left=tuple(line for item in items for line in item.left),
         layers=layers,
         added=added,
     )
@@ -131,17 +131,17 @@ def _repair_one(walked: NetworkLayers, item: Conditional) -> int:
     """Wire the direct reads of one conditional; returns how many layers that took."""
     if item.left:
         return 0
-    made: dict[int, Any] = {id(read.tensor): None for read in item.direct}
+    inside: dict[int, Any] = {id(read.tensor): None for read in item.direct}
     for read in item.bounded:
-        if id(read.tensor) in made:
-            made[id(read.tensor)] = walked.layers[read.reader].get_input(read.slot)
+        if id(read.tensor) in inside:
+            inside[id(read.tensor)] = walked.layers[read.reader].get_input(read.slot)
     added = 0
     for read in item.direct:
-        if made[id(read.tensor)] is None:
+        if inside[id(read.tensor)] is None:
             layer = item.handle.add_input(read.tensor)
             layer.name = f"{read.tensor.name}/into/{item.name}"
             layer.get_output(0).name = f"{read.tensor.name}/in/{item.name}"
-            made[id(read.tensor)] = layer.get_output(0)
+            inside[id(read.tensor)] = layer.get_output(0)
             added += 1
-        walked.layers[read.reader].set_input(read.slot, made[id(read.tensor)])
+        walked.layers[read.reader].set_input(read.slot, inside[id(read.tensor)])
     return added

@@ -79,8 +79,8 @@ def load(name: str | None = None) -> TensorRT:
     if name is not None and name not in MODULES:
         raise UnknownNameError("TensorRT module", name, MODULES)
     for candidate in (name,) if name else MODULES:
-        if (found := _loaded(candidate)) is not None:
-            return found
+        if (trt := _loaded(candidate)) is not None:
+            return trt
     raise EngineError(
         f"expected the Python module {name or ' or '.join(MODULES)}, which is not installed here",
         fix="pip install tensorrt" if name == "tensorrt" and not _on_board() else how_to_get(),

@@ -63,14 +63,14 @@ class Job:
         notify(f"{self._flavour.flavour}: {model.file}")
         network = self._parsed(model)
         self._inputs.append(network.interface())
-        shown = conditionals.repair(network.definition, self._trt)
-        conditionals.require(shown, conditionals=model.conditionals, pairs=model.boundaries)
+        report = conditionals.repair(network.definition, self._trt)
+        conditionals.require(report, conditionals=model.conditionals, pairs=model.boundaries)
         built = self.plans[model.file] = self._built(network, model, cache)
         return Piece(
             model.file,
-            len(shown.conditionals),
-            len(shown.pairs),
-            shown.added,
+            len(report.conditionals),
+            len(report.pairs),
+            report.added,
             len(built.plan),
             built.seconds,
             built.workspace_bytes,
@@ -85,8 +85,8 @@ class Job:
 
     def open_cache(self, data: bytes) -> tuple[object, str]:
         """Return TensorRT's timing cache with what was kept, and a note for the reader."""
-        with self._trt.journal.watch() as said:
-            builder = new_builder(self._trt, said)
+        with self._trt.journal.watch() as messages:
+            builder = new_builder(self._trt, messages)
         return tactics.open_cache(self._trt, builder, data)
 
     def require_slots(self) -> None:

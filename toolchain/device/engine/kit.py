@@ -223,8 +223,8 @@ class Kit:
         """
         if LAYERS_NAME not in {entry.name for entry in self.manifest.files}:
             return {}
-        found = read_document(self.read(LAYERS_NAME), LAYERS_NAME, limit_bytes=LIMIT_BYTES)
-        return {name: str(layer)[:200] for name, layer in found.items()}
+        layers = read_document(self.read(LAYERS_NAME), LAYERS_NAME, limit_bytes=LIMIT_BYTES)
+        return {name: str(layer)[:200] for name, layer in layers.items()}
 
 
 def kit_name(backbone: BackboneManifest, target: str, precision: str, domain: str = "") -> str:

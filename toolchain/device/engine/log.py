@@ -58,13 +58,13 @@ class Messages:
     def take(self, severity: str, text: str) -> None:
         """Keep one message of TensorRT's; ``severity`` as its enumeration names it."""
         if severity not in ("WARNING", *_ERRORS):
-            if found := _TIMED.search(text):
-                self.layer = found[1]
+            if match := _TIMED.search(text):
+                self.layer = match[1]
             return
         text = text[:LIMIT_CHARACTERS]
         self._keep(self.errors if severity in _ERRORS else self.warnings, text)
-        if found := _SKIPPED.search(text):
-            size = int(found[1]) * (_MIB if _IN_MIB in text else 1)
+        if match := _SKIPPED.search(text):
+            size = int(match[1]) * (_MIB if _IN_MIB in text else 1)
             if len(self.skipped) < LIMIT_SKIPPED:
                 self.skipped.append(SkippedTactic(self.layer, size))
             else:
@@ -102,20 +102,20 @@ class Journal:
     def take(self, severity: str, text: str) -> None:
         """Give one message to every watcher."""
         with self._lock:
-            for said in self._watchers:
-                said.take(severity, text)
+            for messages in self._watchers:
+                messages.take(severity, text)
 
     @contextmanager
     def watch(self) -> Iterator[Messages]:
         """Yield what is said while the block runs."""
-        said = Messages()
+        messages = Messages()
         with self._lock:
-            self._watchers.append(said)
+            self._watchers.append(messages)
         try:
-            yield said
+            yield messages
         finally:
             with self._lock:
-                self._watchers = [other for other in self._watchers if other is not said]
+                self._watchers = [other for other in self._watchers if other is not messages]
 
 
 def make_logger(module: Any, journal: Journal) -> Any:

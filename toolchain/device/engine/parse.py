@@ -56,8 +56,8 @@ class ParsedNetwork:
 
     def inputs(self) -> Mapping[str, Any]:
         """Return the network's inputs by name."""
-        found = [self.definition.get_input(i) for i in range(self.definition.num_inputs)]
-        return {tensor.name: tensor for tensor in found}
+        tensors = [self.definition.get_input(i) for i in range(self.definition.num_inputs)]
+        return {tensor.name: tensor for tensor in tensors}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,29 +84,31 @@ def parse(
     does not start.
     """
     require_plain(model, what)
-    with trt.journal.watch() as said:
-        builder = new_builder(trt, said)
+    with trt.journal.watch() as messages:
+        builder = new_builder(trt, messages)
         definition = builder.create_network(_creation_flags(trt))
         parser = trt.module.OnnxParser(definition, trt.logger)
         if trt.features.native_norm:
             # The plug-in that is used otherwise runs in fp32 alone, and not on a DLA.
             parser.set_flag(trt.module.OnnxParserFlag.NATIVE_INSTANCENORM)
         if not parser.parse(model):
-            raise _refused(trt, list(_refusals(trt, parser, said)), said, sites, layers, what)
+            raise _refused(
+                trt, list(_refusals(trt, parser, messages)), messages, sites, layers, what
+            )
         if not definition.num_outputs:
             # protobuf reads nothing, and much that is no model, as a model without a graph.
             raise _unreadable(trt, what)
-    return ParsedNetwork(trt, builder, definition, parser, tuple(said.warnings))
+    return ParsedNetwork(trt, builder, definition, parser, tuple(messages.warnings))
 
 
-def new_builder(trt: TensorRT, said: Messages) -> Any:
+def new_builder(trt: TensorRT, messages: Messages) -> Any:
     """Return a builder. Raises BuildError where TensorRT gives none: no driver, no memory."""
     try:
         builder = trt.module.Builder(trt.logger)
     except (TypeError, RuntimeError) as err:  # pybind: the factory returned nothing
-        raise _not_started(trt, said.first or str(err)) from err
+        raise _not_started(trt, messages.first or str(err)) from err
     if builder is None:
-        raise _not_started(trt, said.first)
+        raise _not_started(trt, messages.first)
     return builder
 
 
@@ -137,13 +139,13 @@ def require_slots(
 
 
 def _faults(slot: KitSlot, inputs: Sequence[Mapping[str, NetworkInput]]) -> Iterator[str]:
-    found = [tensors[slot.name] for tensors in inputs if slot.name in tensors]
-    if not found:
+    inputs_of_slot = [tensors[slot.name] for tensors in inputs if slot.name in tensors]
+    if not inputs_of_slot:
         yield f"{slot.name}: expected an input, got none"
-    wanted = tuple(-1 if size is None else size for size in slot.shape)
-    for tensor in found:
-        if tensor.shape != wanted:
-            yield f"{slot.name}: expected the shape {wanted}, got {tensor.shape}"
+    shape = tuple(-1 if size is None else size for size in slot.shape)
+    for tensor in inputs_of_slot:
+        if tensor.shape != shape:
+            yield f"{slot.name}: expected the shape {shape}, got {tensor.shape}"
         if tensor.element != "FLOAT":
             yield f"{slot.name}: expected float32, got {tensor.element}"
 
@@ -171,9 +173,9 @@ def _creation_flags(trt: TensorRT) -> int:
     return flags
 
 
-def _refusals(trt: TensorRT, parser: Any, said: Messages) -> Iterator[Refusal]:
+def _refusals(trt: TensorRT, parser: Any, messages: Messages) -> Iterator[Refusal]:
     """Return the parser's errors; older ones name no node, but their log does."""
-    logged = "\n".join(said.errors)
+    logged = "\n".join(messages.errors)
     parsing, named = _PARSING.search(logged), _NAMED.search(logged)
     for place in range(parser.num_errors):
         error = parser.get_error(place)
@@ -192,20 +194,20 @@ def _refusals(trt: TensorRT, parser: Any, said: Messages) -> Iterator[Refusal]:
 def _refused(
     trt: TensorRT,
     refusals: list[Refusal],
-    said: Messages,
+    messages: Messages,
     sites: Sequence[str],
     layers: Mapping[str, str],
     what: str,
 ) -> ModelRefusedError:
-    if said.memory:
+    if messages.memory:
         return ModelRefusedError(
-            f"{trt.name} {trt.build} ran out of memory while it read {what}: {said.memory[0]}",
+            f"{trt.name} {trt.build} ran out of memory while it read {what}: {messages.memory[0]}",
             fix="close other programs, or add a swap file",
         )
-    lines = [_line(one, said, sites, layers) for one in refusals[:_SHOWN]]
+    lines = [_line(one, messages, sites, layers) for one in refusals[:_SHOWN]]
     if not lines:
-        lines = [said.first or "it gives no reason"]
-    if any(_UNREADABLE in line for line in said.errors):
+        lines = [messages.first or "it gives no reason"]
+    if any(_UNREADABLE in line for line in messages.errors):
         return _unreadable(trt, what)
     return ModelRefusedError(
         f"{trt.name} {trt.build} refuses {what}:" + "".join(f"\n  {line}" for line in lines),
@@ -221,10 +223,10 @@ def _unreadable(trt: TensorRT, what: str) -> ModelRefusedError:
     )
 
 
-def _line(one: Refusal, said: Messages, sites: Sequence[str], layers: Mapping[str, str]) -> str:
+def _line(one: Refusal, messages: Messages, sites: Sequence[str], layers: Mapping[str, str]) -> str:
     """Return one refusal with its place: node, operator, block, layer."""
     # Inside a branch a node's own name may not show the block, but that of its If does.
-    around = [found[3] for line in said.errors if (found := _PARSING.search(line))]
+    around = [match[3] for line in messages.errors if (match := _PARSING.search(line))]
     site = site_of([one.node, *around], sites)
     parts = [f"node {one.node!r}" if one.node else "no node is named"]
     parts += [

@@ -67,12 +67,12 @@ def open_cache(trt: TensorRT, builder: Any, data: bytes) -> tuple[Any, str]:
     if not trt.features.timing_cache:
         return None, f"{trt.name} keeps no timings: it measures nothing while it builds"
     config = builder.create_builder_config()
-    with trt.journal.watch() as said:
+    with trt.journal.watch() as messages:
         cache = config.create_timing_cache(data)
     if cache is None:
         cache = config.create_timing_cache(b"")
-    told = said.errors or said.warnings
-    return cache, f"the kept timings are not used: {told[0]}" if data and told else ""
+    lines = messages.errors or messages.warnings
+    return cache, f"the kept timings are not used: {lines[0]}" if data and lines else ""
 
 
 def serialise(cache: Any) -> bytes:
@@ -116,21 +116,21 @@ def run(
     were done before: their timings are kept, so they take little. The marker goes when all are
     done, and if ``build`` raises: only a build that was killed leaves it. Raises StorageError.
     """
-    before = interrupted(timings)
+    killed = interrupted(timings)
     done: list[str] = []
     try:
         for piece in pieces:
             text = canonical_json({"during": piece, "done": done})
             write_atomic(timings.marker, text, overwrite=True)
-            kept = timings.load()
-            if (now := build(piece, kept)) and now != kept:
-                timings.save(now)
+            data = timings.load()
+            if (after := build(piece, data)) and after != data:
+                timings.save(after)
             done.append(piece)
     finally:
         # Where it cannot go, it could not be written either, and that was told.
         with suppress(OSError):
             timings.marker.unlink()
-    return before
+    return killed
 
 
 def _words(values: Sequence[object]) -> bool:

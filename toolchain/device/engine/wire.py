@@ -34,13 +34,13 @@ def require_plain(model: bytes, what: str) -> None:
 
 def fields(message: bytes, what: str) -> frozenset[int]:
     """Return the numbers of a message's outermost fields. Raises ModelRefusedError."""
-    found: set[int] = set()
+    numbers: set[int] = set()
     at = 0
     for _ in range(_MOST_FIELDS):
         if at == len(message):
-            return frozenset(found)
+            return frozenset(numbers)
         key, at = _varint(message, at, what)
-        found.add(key >> 3)
+        numbers.add(key >> 3)
         at = _after(message, at, key & 7, what)
     raise _unreadable(what)
 

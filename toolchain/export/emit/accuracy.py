@@ -96,41 +96,43 @@ def runnable(model: ir.Model | bytes, *, folder: Path | None = None) -> LinkedMo
     return LinkedModel(Session(data, folder=folder, what="graph under measurement"))
 
 
-def measure(got: Answer, wanted: Answer, labels: npt.NDArray[np.integer] | None = None) -> Accuracy:
+def measure(
+    got: Answer, reference: Answer, labels: npt.NDArray[np.integer] | None = None
+) -> Accuracy:
     """Compare answers with those of the fp32 swap graph to the same pictures.
 
     ``labels``: int ``[N]``. A graph that has resolved gates (``static``) is asked for none: its
     ``gates`` are narrower, and only logits are compared. Raises PrecisionError for no cases.
     """
-    if not len(wanted.logits) or got.logits.shape != wanted.logits.shape:
+    if not len(reference.logits) or got.logits.shape != reference.logits.shape:
         raise PrecisionError(
-            f"expected answers {wanted.logits.shape}, one case or more, got {got.logits.shape}",
+            f"expected answers {reference.logits.shape}, one case or more, got {got.logits.shape}",
             fix="measure both graphs over the same pictures and classes",
         )
-    flipped = _flipped(got, wanted)
-    reference = wanted.logits.astype(np.float64)
-    off = np.abs(got.logits - reference).max(axis=1)
+    flipped = _flipped(got, reference)
+    reference_logits = reference.logits.astype(np.float64)
+    off = np.abs(got.logits - reference_logits).max(axis=1)
     off[~np.isfinite(off)] = np.inf
-    off = off / (float(np.ptp(reference)) or 1.0)
-    best, wanted_best = got.logits.argmax(axis=1), wanted.logits.argmax(axis=1)
+    off = off / (float(np.ptp(reference_logits)) or 1.0)
+    best, reference_best = got.logits.argmax(axis=1), reference.logits.argmax(axis=1)
     return Accuracy(
         len(off),
         None if labels is None else float((best == labels).mean()),
-        None if labels is None else float((wanted_best == labels).mean()),
-        float((best != wanted_best).mean()),
+        None if labels is None else float((reference_best == labels).mean()),
+        float((best != reference_best).mean()),
         float(flipped.mean()),
         float(off[~flipped].max(initial=0.0)),
         float(off[flipped].max(initial=0.0)),
     )
 
 
-def require(precision: Precision, found: Accuracy, what: str, *, fix: str = "") -> None:
-    """Raise PrecisionError unless ``found`` lies within what ``precision`` may change.
+def require(precision: Precision, cost: Accuracy, what: str, *, fix: str = "") -> None:
+    """Raise PrecisionError unless ``cost`` lies within what ``precision`` may change.
 
     ``what`` says what was measured: ``cars, test samples``.
     """
     allowed = ALLOWED[precision]
-    if found.within(allowed):
+    if cost.within(allowed):
         return
     fixes = {
         "fp32": "report the graph: fp32 answers as the exported graph does",
@@ -140,14 +142,14 @@ def require(precision: Precision, found: Accuracy, what: str, *, fix: str = "") 
     raise PrecisionError(
         f"{what}: expected {precision} within {allowed.tolerance:g} of the logits' range, another "
         f"class in at most {allowed.classes_share:.1%} and another gate in at most "
-        f"{allowed.gates_share:.1%} of {found.cases} cases, got {found.error:.2g}, "
-        f"{found.classes_share:.1%} and {found.gates_share:.1%}",
+        f"{allowed.gates_share:.1%} of {cost.cases} cases, got {cost.error:.2g}, "
+        f"{cost.classes_share:.1%} and {cost.gates_share:.1%}",
         fix=fix or fixes[precision],
     )
 
 
-def _flipped(got: Answer, wanted: Answer) -> npt.NDArray[np.bool_]:
-    if got.gates.shape != wanted.gates.shape:
-        return np.zeros(len(wanted.logits), np.bool_)
-    found: npt.NDArray[np.bool_] = ((got.gates >= 0) != (wanted.gates >= 0)).any(axis=1)
-    return found
+def _flipped(got: Answer, reference: Answer) -> npt.NDArray[np.bool_]:
+    if got.gates.shape != reference.gates.shape:
+        return np.zeros(len(reference.logits), np.bool_)
+    flipped: npt.NDArray[np.bool_] = ((got.gates >= 0) != (reference.gates >= 0)).any(axis=1)
+    return flipped

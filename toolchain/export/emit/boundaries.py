@@ -85,12 +85,12 @@ def expected_boundaries(model: ir.Model) -> int:
 
 def entering(node: ir.Node) -> list[ir.Value]:
     """Return the outer tensors, constants apart, that the branches of an ``If`` read."""
-    found: dict[int, ir.Value] = {}
+    values: dict[int, ir.Value] = {}
     for _, branch in branches(node):
         for value in _outer(branch):
             if not _constant(value):
-                found.setdefault(id(value), value)
-    return list(found.values())
+                values.setdefault(id(value), value)
+    return list(values.values())
 
 
 def _constant(value: ir.Value) -> bool:
@@ -188,8 +188,8 @@ def _enter(branch: ir.Graph, ending: str, first: str) -> None:
     """
     width = len(str(len(branch)))
     for number, node in enumerate(branch):
-        said = node.name or value_name(node.outputs[0])
-        node.name = f"{first}/{branch.name}/{number:0{width}}/{said}"
+        called = node.name or value_name(node.outputs[0])
+        node.name = f"{first}/{branch.name}/{number:0{width}}/{called}"
     for value in _outer(branch):
         name = f"{value_name(value)}{ending}{branch.name}"
         own = ir.Value(name=name, type=value.type, shape=value.shape)
@@ -201,12 +201,12 @@ def _enter(branch: ir.Graph, ending: str, first: str) -> None:
             branch.insert_before(branch[0], start)
 
 
-def _absent(names: Iterable[str], wished: str, *, inside: bool) -> str:
+def _absent(names: Iterable[str], wishes: str, *, inside: bool) -> str:
     """Return a character that is in none of ``names``, or with which none begins."""
     taken = set("".join(names)) if inside else {name[:1] for name in names}
     more = (chr(code) for code in range(0xA1, 0xFFFF))
-    found: str = next(c for c in (*wished, *more) if c not in taken)
-    return found
+    character: str = next(c for c in (*wishes, *more) if c not in taken)
+    return character
 
 
 def _unused(name: str, taken: set[str]) -> str:

@@ -76,21 +76,21 @@ def ranges(
     return Ranges(amax=amax, unopened=unopened)
 
 
-def joined(found: Iterable[Ranges]) -> Ranges:
+def joined(each: Iterable[Ranges]) -> Ranges:
     """Return ranges that hold for several domains of one backbone: the largest of each.
 
     A site counts as unopened where no domain opens it. Raises PrecisionError for ranges of
     different backbones.
     """
-    given = list(found)
-    names = {tuple(sorted(item.amax)) for item in given}
+    domains = list(each)
+    names = {tuple(sorted(item.amax)) for item in domains}
     if len(names) != 1:
         raise PrecisionError(
             f"expected ranges of one backbone, got {len(names)} sets of activations",
             fix="calibrate every domain on the same backbone",
         )
-    amax = {name: max(item.amax[name] for item in given) for name in names.pop()}
-    unopened = set(given[0].unopened).intersection(*(item.unopened for item in given))
+    amax = {name: max(item.amax[name] for item in domains) for name in names.pop()}
+    unopened = set(domains[0].unopened).intersection(*(item.unopened for item in domains))
     return Ranges(amax, tuple(sorted(unopened)))
 
 
@@ -102,7 +102,7 @@ class _Dense:
 
     def __init__(self, halves: Halves, slots: Mapping[str, npt.NDArray[Any]]) -> None:
         self.guards = _guards(halves)
-        self.gates = {g for held in self.guards.values() if held is not None for g in held}
+        self.gates = {g for gates in self.guards.values() if gates is not None for g in gates}
         model = loaded(_with_slots(recompose(halves), slots))
         outputs = {value.name for value in model.graph.outputs}
         for value in [v for node in model.graph for v in node.outputs]:
@@ -142,16 +142,16 @@ class _Dense:
         return counts
 
     def _counts(self, name: str, opened: set[str]) -> bool:
-        held = self.guards[name]
-        return held is None or bool(held & opened)
+        gates = self.guards[name]
+        return gates is None or bool(gates & opened)
 
     def _rows(
         self, name: str, values: Mapping[str, Floats], opened: set[str]
     ) -> npt.NDArray[np.bool_]:
         """Which rows count: those that some gate before the activation lets in."""
-        held = self.guards[name]
-        rows = np.full(len(values[name]), held is None or not held & opened)
-        for gate in held or ():
+        gates = self.guards[name]
+        rows = np.full(len(values[name]), gates is None or not gates & opened)
+        for gate in gates or ():
             rows |= values[gate].reshape(-1) >= 0
         return rows
 
@@ -160,10 +160,10 @@ class _Dense:
         while start < len(images):
             part = images[start : start + size]
             start += size
-            found = self._session.run({IMAGE: part}, self._outputs)
-            yield {**found, IMAGE: part}
+            outputs = self._session.run({IMAGE: part}, self._outputs)
+            yield {**outputs, IMAGE: part}
             # The first picture shows how much one takes.
-            room = BUDGET_BYTES // max(1, sum(v.nbytes for v in found.values()) // len(part))
+            room = BUDGET_BYTES // max(1, sum(v.nbytes for v in outputs.values()) // len(part))
             size = min(LARGEST_BATCH, max(1, room))
 
 
@@ -182,8 +182,8 @@ def _guards(halves: Halves) -> dict[str, frozenset[str] | None]:
             gate_of.update((id(node), cut.gate) for node in block)
     readers: dict[str, set[str | None]] = {}
     for node in halves.backbone.graph:
-        found = frozen(node)
-        value = None if found is None else node.inputs[found.activation]
+        operands = frozen(node)
+        value = None if operands is None else node.inputs[operands.activation]
         if value is not None and value.name:
             readers.setdefault(value.name, set()).add(gate_of.get(id(node)))
     return {

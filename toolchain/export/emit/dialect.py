@@ -77,8 +77,8 @@ def _lower_node(node: ir.Node, model: ir.Model, opset: int) -> str:
 def _since(operator: str, opset: int) -> int | None:
     """The opset in which the form of ``operator`` that ``opset`` uses appeared, None if none."""
     try:
-        found = onnx.defs.get_schema(operator, max_inclusive_version=opset)
+        schema = onnx.defs.get_schema(operator, max_inclusive_version=opset)
     except onnx.defs.SchemaError:
         return None
-    version: int = found.since_version
+    version: int = schema.since_version
     return version

@@ -90,8 +90,8 @@ class _Halving:
                 value.dtype = HALF
         self._nodes(graph)
         for at, value in enumerate(graph.outputs):
-            wanted = HALF if _MAP.fullmatch(value.name or "") else FLOAT
-            self._output(graph, at, wanted)
+            kind = HALF if _MAP.fullmatch(value.name or "") else FLOAT
+            self._output(graph, at, kind)
         self._settle()
 
     def _nodes(self, graph: ir.Graph) -> None:
@@ -112,19 +112,19 @@ class _Halving:
         ]
         if not floats or node.op_type == "Cast":
             return
-        wanted = self._wanted(node, [node.inputs[at] for at in floats])
+        kind = self._kind(node, [node.inputs[at] for at in floats])
         for at in floats:
-            node.replace_input_with(at, self._as(_given(node, at), wanted, node))
-        chosen = {variables[at] for at in floats}
+            node.replace_input_with(at, self._as(_input(node, at), kind, node))
+        converted = {variables[at] for at in floats}
         schema = self._schema(node)
         for at, value in enumerate(node.outputs):
             place = schema.outputs[min(at, len(schema.outputs) - 1)]
-            if value.dtype == FLOAT and place.type_str in chosen:
-                value.dtype = wanted
+            if value.dtype == FLOAT and place.type_str in converted:
+                value.dtype = kind
 
-    def _wanted(self, node: ir.Node, given: list[ir.Value | None]) -> ir.DataType:
-        """The type that a node computes in; ``given``: its float inputs."""
-        computed = [v for v in given if v is not None and v.const_value is None]
+    def _kind(self, node: ir.Node, inputs: list[ir.Value | None]) -> ir.DataType:
+        """The type that a node computes in; ``inputs``: its float inputs."""
+        computed = [v for v in inputs if v is not None and v.const_value is None]
         wide = bool(computed) and all(v.dtype == FLOAT for v in computed)
         measured = [v for v in computed if id(v) in self._statistics]
         op = node.op_type
@@ -155,37 +155,37 @@ class _Halving:
         for at, value in enumerate(node.outputs):
             kinds = {branch.outputs[at].dtype for branch in inner}
             if kinds <= SUFFIX.keys():
-                wanted = HALF if HALF in kinds else FLOAT
-                value.dtype = wanted
+                kind = HALF if HALF in kinds else FLOAT
+                value.dtype = kind
                 for branch in inner:
-                    self._output(branch, at, wanted)
+                    self._output(branch, at, kind)
 
-    def _output(self, graph: ir.Graph, at: int, wanted: ir.DataType) -> None:
+    def _output(self, graph: ir.Graph, at: int, kind: ir.DataType) -> None:
         """Cast an output of a graph at its end; the name stays on what the graph gives."""
         value = graph.outputs[at]
-        if value.dtype not in SUFFIX or value.dtype == wanted:
+        if value.dtype not in SUFFIX or value.dtype == kind:
             return
-        name, kept = value.name, value.dtype
-        result = ir.Value(name=name, type=ir.TensorType(wanted), shape=value.shape)
-        value.name = f"{name}/{SUFFIX[kept]}"
-        graph.append(_cast(value, result, wanted))
+        name, was = value.name, value.dtype
+        result = ir.Value(name=name, type=ir.TensorType(kind), shape=value.shape)
+        value.name = f"{name}/{SUFFIX[was]}"
+        graph.append(_cast(value, result, kind))
         graph.outputs[at] = result
 
-    def _as(self, value: ir.Value, wanted: ir.DataType, user: ir.Node) -> ir.Value:
-        if value.dtype == wanted:
+    def _as(self, value: ir.Value, kind: ir.DataType, user: ir.Node) -> ir.Value:
+        if value.dtype == kind:
             return value
         if value.is_initializer() and not value.is_graph_input():
             return self._twin(value)
         for scope in self._scopes:
-            found = self._casts.get((id(scope), id(value), wanted))
-            if found is not None:
-                return found
+            cast = self._casts.get((id(scope), id(value), kind))
+            if cast is not None:
+                return cast
         graph = self._scopes[-1]
         prefix = "" if graph is self.model.graph else f"{graph.name}/"
-        result = ir.Value(name=f"{prefix}{value.name}/{SUFFIX[wanted]}")
-        result.type, result.shape = ir.TensorType(wanted), value.shape
-        graph.insert_before(user, _cast(value, result, wanted))
-        self._casts[id(graph), id(value), wanted] = result
+        result = ir.Value(name=f"{prefix}{value.name}/{SUFFIX[kind]}")
+        result.type, result.shape = ir.TensorType(kind), value.shape
+        graph.insert_before(user, _cast(value, result, kind))
+        self._casts[id(graph), id(value), kind] = result
         return result
 
     def _twin(self, value: ir.Value) -> ir.Value:
@@ -269,16 +269,18 @@ def halved(
 def _corrections(inner: list[ir.Graph]) -> list[ir.Value]:
     """The corrections that branches read: cast once outside, as every branch needs them."""
     read = [v for graph in inner for node in graph for v in node.inputs if v is not None]
-    found = {v.name: v for v in read if v.dtype == FLOAT and (v.name or "").startswith("adaptor.")}
-    return [value for name, value in sorted(found.items()) if name]
+    corrections = {
+        v.name: v for v in read if v.dtype == FLOAT and (v.name or "").startswith("adaptor.")
+    }
+    return [value for name, value in sorted(corrections.items()) if name]
 
 
-def _cast(value: ir.Value, result: ir.Value, wanted: ir.DataType) -> ir.Node:
-    to = ir.convenience.convert_attribute("to", int(wanted))
+def _cast(value: ir.Value, result: ir.Value, kind: ir.DataType) -> ir.Node:
+    to = ir.convenience.convert_attribute("to", int(kind))
     return ir.Node("", "Cast", [value], [to], outputs=[result], name=result.name)
 
 
-def _given(node: ir.Node, at: int) -> ir.Value:
+def _input(node: ir.Node, at: int) -> ir.Value:
     value = node.inputs[at]
     assert value is not None
     return value

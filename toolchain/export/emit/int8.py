@@ -106,16 +106,16 @@ class _Pairs:
         self._main = main
         self._made: dict[tuple[int, int], ir.Value] = {}
 
-    def wrap(self, graph: ir.Graph, node: ir.Node, found: Operands) -> None:
+    def wrap(self, graph: ir.Graph, node: ir.Node, operands: Operands) -> None:
         """Put a pair before the activation and the weight of ``node``."""
-        value = _input(node, found.activation)
+        value = _input(node, operands.activation)
         scale = np.array(self._scale(value.name or "", node), np.float32)
-        node.replace_input_with(found.activation, self._pair(graph, node, value, scale, None))
-        weight = _input(node, found.weight)
+        node.replace_input_with(operands.activation, self._pair(graph, node, value, scale, None))
+        weight = _input(node, operands.weight)
         assert weight.const_value is not None
-        scales = channel_scales(weight.name or "", weight.const_value.numpy(), found.axis)
-        pair = self._pair(graph, node, weight, scales, found.axis)
-        node.replace_input_with(found.weight, pair)
+        scales = channel_scales(weight.name or "", weight.const_value.numpy(), operands.axis)
+        pair = self._pair(graph, node, weight, scales, operands.axis)
+        node.replace_input_with(operands.weight, pair)
 
     def _scale(self, name: str, node: ir.Node) -> float:
         limit = self._ranges.get(name, float("nan"))
@@ -140,14 +140,14 @@ class _Pairs:
         if key not in self._made:
             prefix = "" if graph is self._main else f"{graph.name}/"
             base = f"{prefix}{value.name}"
-            given = [
+            operands = [
                 _constant(graph, f"{base}/scale", scale),
                 _constant(graph, f"{base}/zero", np.zeros(scale.shape, np.int8)),
             ]
             # Per tensor the attribute has no meaning, yet some parsers check it against the rank.
             axes = {} if axis is None else {"axis": axis}
-            small = _node("QuantizeLinear", [value, *given], f"{base}/int8", axes)
-            again = _node("DequantizeLinear", [small.outputs[0], *given], f"{base}/fp32", axes)
+            small = _node("QuantizeLinear", [value, *operands], f"{base}/int8", axes)
+            again = _node("DequantizeLinear", [small.outputs[0], *operands], f"{base}/fp32", axes)
             graph.insert_before(node, [small, again])
             self._made[key] = again.outputs[0]
         return self._made[key]

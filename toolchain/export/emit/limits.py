@@ -129,16 +129,16 @@ def _letter(dtype: ir.DataType, operator: str, version: Version) -> str:
 
 
 def _names(letters: str) -> str:
-    said = {"F": "fp32, fp16", "I": "int32, int64", "Q": "int8", "B": "bool"}
-    return ", ".join(said[letter] for letter in letters)
+    names = {"F": "fp32, fp16", "I": "int32, int64", "Q": "int8", "B": "bool"}
+    return ", ".join(names[letter] for letter in letters)
 
 
 def _variable(*places: int) -> Callable[[ir.Node], bool]:
     """Whether one of these inputs is there and no constant."""
 
     def broken(node: ir.Node) -> bool:
-        given = [node.inputs[at] for at in places if at < len(node.inputs)]
-        return any(value is not None and constant(value) is None for value in given)
+        inputs = [node.inputs[at] for at in places if at < len(node.inputs)]
+        return any(value is not None and constant(value) is None for value in inputs)
 
     return broken
 
@@ -147,8 +147,8 @@ def _fed(*places: int) -> Callable[[ir.Node], bool]:
     """As :func:`_variable`, but a constant that is quantised and back is one, as for weights."""
 
     def broken(node: ir.Node) -> bool:
-        given = [node.inputs[at] for at in places if at < len(node.inputs)]
-        return any(value is not None and constant(_unquantised(value)) is None for value in given)
+        inputs = [node.inputs[at] for at in places if at < len(node.inputs)]
+        return any(value is not None and constant(_unquantised(value)) is None for value in inputs)
 
     return broken
 
@@ -185,12 +185,13 @@ def _zero_point(node: ir.Node) -> bool:
 
 
 def _resize(node: ir.Node) -> bool:
-    said = node.attributes.get_string
-    policy = said("keep_aspect_ratio_policy", "stretch")
+    attribute = node.attributes.get_string
+    policy = attribute("keep_aspect_ratio_policy", "stretch")
     return (
-        said("mode", "nearest") not in parsers.RESIZE_MODES
-        or said("coordinate_transformation_mode", "half_pixel") not in parsers.RESIZE_COORDINATES
-        or said("nearest_mode", "round_prefer_floor") not in parsers.RESIZE_NEAREST
+        attribute("mode", "nearest") not in parsers.RESIZE_MODES
+        or attribute("coordinate_transformation_mode", "half_pixel")
+        not in parsers.RESIZE_COORDINATES
+        or attribute("nearest_mode", "round_prefer_floor") not in parsers.RESIZE_NEAREST
         or bool(node.attributes.get_int("antialias", 0))
         or policy != "stretch"
     )

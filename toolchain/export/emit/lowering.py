@@ -25,8 +25,8 @@ def _without(node: ir.Node, *names: str) -> dict[str, ir.Attr]:
 
 
 def _rank(value: ir.Value | None) -> int | None:
-    found = dims(value)
-    return None if found is None else len(found)
+    shape = dims(value)
+    return None if shape is None else len(shape)
 
 
 def _floats(value: ir.Value | None) -> Any:
@@ -37,9 +37,9 @@ def _floats(value: ir.Value | None) -> Any:
 
 def _reduce(node: ir.Node) -> str:
     """Opset 18 moved ``axes`` from an attribute to an input (ReduceSum did at 13)."""
-    given = node.inputs[1] if len(node.inputs) > 1 else None
-    axes = constant(given)
-    if given is not None and axes is None:
+    axes_input = node.inputs[1] if len(node.inputs) > 1 else None
+    axes = constant(axes_input)
+    if axes_input is not None and axes is None:
         return "its axes are computed at run time"
     attributes: dict[str, Any] = _without(node, "noop_with_empty_axes")
     if axes is not None and axes.size:
@@ -78,8 +78,8 @@ def _resize(node: ir.Node) -> str:
         return f"it names the axes {list(axes)}"
     if attributes.get_string("coordinate_transformation_mode", "") == "half_pixel_symmetric":
         return "it uses half_pixel_symmetric"
-    kept = _without(node, "antialias", "axes", "keep_aspect_ratio_policy")
-    rewritten(node, kept, node.inputs)
+    rest = _without(node, "antialias", "axes", "keep_aspect_ratio_policy")
+    rewritten(node, rest, node.inputs)
     return ""
 
 

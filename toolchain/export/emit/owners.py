@@ -55,13 +55,13 @@ def stated(model: ir.Model) -> ir.Model:
     What graphs and branches give keeps its stated type, which inference must agree with. Raises
     ModelRefusedError where types contradict each other, PrecisionError naming a value without one.
     """
-    kept = {id(value) for graph in graphs(model.graph) for value in graph.outputs}
-    made = [(node, value) for _, node in walk(model) for value in node.outputs if value.name]
-    for _, value in made:
-        if id(value) not in kept:
+    results = {id(value) for graph in graphs(model.graph) for value in graph.outputs}
+    outputs = [(node, value) for _, node in walk(model) for value in node.outputs if value.name]
+    for _, value in outputs:
+        if id(value) not in results:
             value.type, value.shape = None, None
     infer(model)
-    for node, value in made:
+    for node, value in outputs:
         if value.dtype is None:
             raise PrecisionError(
                 f"value {value.name!r}: expected an operator whose type ONNX infers, got "

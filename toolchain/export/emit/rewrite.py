@@ -60,9 +60,9 @@ def constant(value: ir.Value | None) -> Array | None:
         return None
     if value.const_value is not None:
         return value.const_value.numpy()
-    made = value.producer()
-    if made is not None and made.op_type == "Constant" and "value" in made.attributes:
-        return made.attributes["value"].as_tensor().numpy()
+    maker = value.producer()
+    if maker is not None and maker.op_type == "Constant" and "value" in maker.attributes:
+        return maker.attributes["value"].as_tensor().numpy()
     return None
 
 
@@ -84,13 +84,13 @@ def dims(value: ir.Value | None) -> tuple[int | None, ...] | None:
 
 def known_dims(value: ir.Value | None, node: ir.Node) -> tuple[int, ...]:
     """Return a shape without free dimensions. Raises ModelRefusedError naming ``node``."""
-    found = dims(value)
-    if found is None or any(d is None for d in found):
+    shape = dims(value)
+    if shape is None or any(d is None for d in shape):
         raise ModelRefusedError(
-            f"{where(node)}: expected an input of known shape, got {found}",
+            f"{where(node)}: expected an input of known shape, got {shape}",
             fix="link the form 'if' (batch 1), or fix the batch first",
         )
-    return tuple(d for d in found if d is not None)
+    return tuple(d for d in shape if d is not None)
 
 
 def infer(model: ir.Model) -> ir.Model:
@@ -101,7 +101,7 @@ def infer(model: ir.Model) -> ir.Model:
     """
     proto = _without_weights(ir.to_proto(model))
     try:
-        found = onnx.shape_inference.infer_shapes(
+        inferred = onnx.shape_inference.infer_shapes(
             proto, check_type=True, strict_mode=True, data_prop=True
         )
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError) as err:
@@ -109,7 +109,7 @@ def infer(model: ir.Model) -> ir.Model:
             f"types and shapes contradict each other: {err}",
             fix="run onnx.checker on the exported graph; capture the model again",
         ) from err
-    _take_shapes(model.graph, found.graph)
+    _take_shapes(model.graph, inferred.graph)
     return model
 
 
@@ -133,9 +133,9 @@ def _proto_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _proto_graphs(attribute.g)
 
 
-def _take_shapes(graph: ir.Graph, found: onnx.GraphProto) -> None:
-    typed = {info.name: info.type for info in (*found.value_info, *found.output)}
-    protos = {node.output[0]: node for node in found.node}
+def _take_shapes(graph: ir.Graph, inferred: onnx.GraphProto) -> None:
+    typed = {info.name: info.type for info in (*inferred.value_info, *inferred.output)}
+    protos = {node.output[0]: node for node in inferred.node}
     for node in graph:
         for value in node.outputs:
             if value_name(value) in typed:
@@ -145,8 +145,8 @@ def _take_shapes(graph: ir.Graph, found: onnx.GraphProto) -> None:
             _take_shapes(branch, inner[name])
 
 
-def _state(value: ir.Value, found: onnx.TypeProto) -> None:
-    tensor = found.tensor_type
+def _state(value: ir.Value, inferred: onnx.TypeProto) -> None:
+    tensor = inferred.tensor_type
     value.type = ir.TensorType(ir.DataType(tensor.elem_type))
     if tensor.HasField("shape"):
         sides = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim]
@@ -184,10 +184,10 @@ class Draft:
     def node(self, op: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> ir.Value:
         """Put a node of the default domain in front of the old one and return its output."""
         name = self._fresh(op)
-        given = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
+        attrs = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
         result = ir.Value(name=name)
         self.graph.insert_before(
-            self.old, ir.Node("", op, inputs, given, outputs=[result], name=name)
+            self.old, ir.Node("", op, inputs, attrs, outputs=[result], name=name)
         )
         return result
 
@@ -266,8 +266,8 @@ def layer_of(node: ir.Node) -> str:
     """
     level, prefix = [node], "at"
     for _ in range(_FAR):
-        for found in level:
-            for value in found.inputs:
+        for node_there in level:
+            for value in node_there.inputs:
                 name = value_name(value) if value is not None else ""
                 if "." in name and value is not None and value.producer() is None:
                     return f"{prefix} {_layer(name)}"
