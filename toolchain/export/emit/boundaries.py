@@ -1,29 +1,31 @@
 """Name the nodes of branches so that every ONNX parser makes exactly the right boundaries.
 
-Rules of this file: names and ``Identity`` nodes, no arithmetic; the answers stay as they are, bit
-for bit. It is the last pass over a graph: what runs after it may not rename or add nodes inside a
-branch. Whether a parser really made the boundaries is counted after parsing, on the network.
+Rules of this file: it changes names and adds ``Identity`` nodes, and computes nothing. The answers
+stay the same, bit for bit. It is the last pass over a graph: a later pass must not rename or add
+nodes inside a branch. It does not prove that a parser made the boundaries;
+:mod:`toolchain.device.engine.conditionals` counts them in the parsed network.
 
-In TensorRT a branch is skipped only if every tensor from outside enters it through a conditional
-input layer (``IIfConditionalInputLayer``, NVIDIA's developer guide, "Working with Conditionals").
-The parser makes these layers, one per conditional and outer tensor, shared by both branches. How
-it finds the readers of outer tensors (onnx-tensorrt, ConditionalHelpers.cpp):
+TensorRT skips a branch only if every tensor from outside enters it through a conditional input
+layer (``IIfConditionalInputLayer``; NVIDIA's developer guide, "Working with Conditionals"). The
+parser makes these layers: one for each conditional and outer tensor, which both branches share. To
+make one, it must find the layers that read an outer tensor. How it finds them depends on its
+version (onnx-tensorrt, ConditionalHelpers.cpp):
 
-* 8.2 and 8.4: a layer's inputs are gathered in a copy that is thrown away, so no reader is found
-  and **no boundary is made, whatever the names are**. Naming cannot help there.
-* 8.5: readers are kept by layer name. A layer whose name *begins with* a reader's name is taken for
-  that reader, so ``v1`` also stands for ``v12``. The branch's result is found in the same way: a
-  layer whose name begins with that of the layer which makes the result counts as a further result,
-  and comes first if it runs first (``out/up`` before ``out``), so that **the answer is wrong**.
-* 8.6 to 10.5: readers are kept by the outer tensor's name; a layer is taken for a reader if *its*
-  name begins with that tensor's name; input places of all readers of a tensor are merged, and of
-  several fitting tensors the first in an unordered table counts.
-* from 10.6: by the tensors themselves.
+* 8.2 and 8.4 collect a layer's inputs in a copy and throw the copy away. They find no reader and
+  **make no boundary, whatever the names are**. Names cannot help there.
+* 8.5 keeps readers by layer name. It takes a layer for a reader if the layer's name *begins with* a
+  reader's name, so ``v1`` also stands for ``v12``. It finds the branch's result in the same way: a
+  layer whose name begins with the name of the layer that makes the result counts as a result too.
+  If that layer runs first (``out/up`` before ``out``), **the answer is wrong**.
+* 8.6 to 10.5 keep readers by the outer tensor's name. They take a layer for a reader if *the
+  layer's* name begins with that tensor's name. They merge the input places of all readers of a
+  tensor. If several tensors fit, the first in an unordered table counts.
+* 10.6 and later compare the tensors themselves.
 
-So here each outer tensor is read in a branch by one ``Identity`` alone, whose name begins with the
-tensor's, at its only input; all other nodes of the branch are called so that neither an outer
-tensor's name nor another node's begins theirs. Whatever the order of the table, each rule from 8.5
-on finds the Identity nodes, place 0, and nothing else, and one result.
+So this pass lets one ``Identity`` read each outer tensor in a branch, at its only input. The name
+of the ``Identity`` begins with the tensor's name. All other nodes of the branch get names that
+begin neither with an outer tensor's name nor with another node's. Then every rule from 8.5 on finds
+the Identity nodes at place 0, nothing else, and one result, whatever the order of the table.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ from toolchain.export.emit.rewrite import (
 )
 from toolchain.export.graph.builder import value_name
 
-# Only their being in none of the names counts; the first are the ones that read well.
+# Any character will do that is in none of the names. Those that read well come first.
 _ENDINGS = "/|~:;!@"
 _FIRSTS = "_~^!;"
 
@@ -53,18 +55,21 @@ _FIRSTS = "_~^!;"
 def name_boundaries(model: ir.Model) -> ir.Model:
     """Return a copy whose branches enter by named ``Identity`` nodes; see this file's docstring.
 
-    Constants that several graphs share are copied into each branch under names of their own: 8.2
-    mixes equal names of branches up (onnx-tensorrt, changelog of 8.5), and later parsers make one
-    layer of them, which then lies outside. The gate's ``Reshape`` to a scalar becomes a ``Squeeze``
-    of constant axes, since the newest parser warns of an empty constant. Raises ModelRefusedError
-    for conditionals inside branches.
+    Each branch gets its own copy of a constant that several graphs share, under a name of its own:
+    8.2 mixes up equal names in two branches (onnx-tensorrt, changelog of 8.5), and later parsers
+    make one layer of both, which then lies outside. The gate's ``Reshape`` to a scalar becomes a
+    ``Squeeze`` of constant axes, because the newest parser warns of an empty constant. Raises
+    ModelRefusedError for a conditional inside a branch.
     """
     named = infer(copied(model))
     _refuse_nested(named)
+    # Constants first: a constant that a branch owns does not enter it, and needs no Identity.
     for node in conditionals(named):
         for _, branch in branches(node):
             _own_constants(named, branch)
     _squeeze_flags(named)
+    # One separator for the whole model, which is in no outer tensor's name. So the name of an
+    # Identity never begins with the name of a tensor that is longer than its own tensor's.
     outer = sorted({value_name(v) for node in conditionals(named) for v in entering(node)})
     ending = _absent(outer, _ENDINGS, inside=True)
     first = _absent(outer, _FIRSTS, inside=False)
@@ -77,8 +82,8 @@ def name_boundaries(model: ir.Model) -> ir.Model:
 def expected_boundaries(model: ir.Model) -> int:
     """Return how many conditional input layers the model's network must have.
 
-    One per conditional and outer tensor that either branch reads: every parser shares the layer
-    between the branches of one conditional.
+    That is one for each conditional and each outer tensor that one of its branches reads: every
+    parser shares the layer between the two branches.
     """
     return sum(len(entering(node)) for node in conditionals(model))
 
@@ -99,7 +104,7 @@ def _constant(value: ir.Value) -> bool:
 
 
 def _outer(branch: ir.Graph) -> list[ir.Value]:
-    """Return every value from around that the branch reads or passes on, each once."""
+    """Return every outer value that the branch reads or passes on, each once."""
     own = {id(value) for value in (*branch.inputs, *branch.initializers.values())}
     own |= {id(value) for node in branch for value in node.outputs}
     read = [value for node in branch for value in node.inputs if value is not None]
@@ -138,6 +143,7 @@ def _names(graph: ir.Graph) -> Iterator[str]:
 
 
 def _adopt(branch: ir.Graph, value: ir.Value) -> None:
+    """Let the branch read its own copy of an outer constant."""
     maker = value.producer()
     tensor = value.const_value
     if tensor is None:
@@ -166,7 +172,7 @@ def _redirect(branch: ir.Graph, old: ir.Value, new: ir.Value) -> None:
 
 
 def _squeeze_flags(model: ir.Model) -> None:
-    """Write the reshape of each gate's answer to a scalar as a Squeeze of all its axes."""
+    """Replace the Reshape of each gate's answer to a scalar by a Squeeze of all its axes."""
     for node in conditionals(model):
         flag = node.inputs[0]
         maker = None if flag is None else flag.producer()
@@ -182,10 +188,8 @@ def _squeeze_flags(model: ir.Model) -> None:
 
 
 def _enter(branch: ir.Graph, ending: str, first: str) -> None:
-    """Put one Identity per outer tensor at the branch's beginning and rename the other nodes.
-
-    Numbers of equal width keep every name from beginning another one.
-    """
+    """Put one Identity per outer tensor at the branch's beginning, and rename the other nodes."""
+    # Numbers of equal width: no name begins with another one, as "/1" would begin "/12".
     width = len(str(len(branch)))
     for number, node in enumerate(branch):
         called = node.name or value_name(node.outputs[0])
@@ -202,7 +206,7 @@ def _enter(branch: ir.Graph, ending: str, first: str) -> None:
 
 
 def _absent(names: Iterable[str], wishes: str, *, inside: bool) -> str:
-    """Return a character that is in none of ``names``, or with which none begins."""
+    """Return a character that is in none of ``names`` (``inside``), or with which none begins."""
     taken = set("".join(names)) if inside else {name[:1] for name in names}
     more = (chr(code) for code in range(0xA1, 0xFFFF))
     character: str = next(c for c in (*wishes, *more) if c not in taken)

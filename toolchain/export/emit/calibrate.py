@@ -1,13 +1,14 @@
 """Find the range of every activation that is quantised, from samples of a domain.
 
 Rules of this file: it runs the dense graph with onnxruntime on the CPU, in batches whose outputs
-take at most ``BUDGET_BYTES``, twice: once for the largest magnitude and once for the histogram. It
-changes no graph. Same halves, slots and pictures, same ranges: they are written into graphs whose
-bytes are hashed, so they are rounded to four digits, coarser than what differs between processors.
+take at most ``BUDGET_BYTES``. It runs it twice: once for the largest magnitude and once for the
+histogram. It changes no graph. The same halves, slots and pictures give the same ranges. The ranges
+go into graphs whose bytes are hashed, so they are rounded to four digits. That is coarser than what
+differs between processors.
 
-Inside a gated block only the rows whose gate is open count, as only they run there. A gate that no
-sample opens leaves its block without rows; then all rows count, as when the gate is forced open,
-and the answer says so.
+Inside a gated block only the rows count whose gate is open, because only they run there. If no
+sample opens a gate, its block has no rows. Then all rows count, as if the gate were forced open,
+and ``Ranges.unopened`` names the site.
 
 Which threshold: error of the logits in per cent of their range, 256 pictures for calibration and
 all test pictures, over cars, digits, chirps and cells: maximum 1.6, 2.7, 2.1, 2.1; 99.99th
@@ -77,9 +78,9 @@ def ranges(
 
 
 def joined(each: Iterable[Ranges]) -> Ranges:
-    """Return ranges that hold for several domains of one backbone: the largest of each.
+    """Return ranges that hold for several domains of one backbone: the largest range of each value.
 
-    A site counts as unopened where no domain opens it. Raises PrecisionError for ranges of
+    A site is unopened if no domain opens it. Raises PrecisionError for ranges of
     different backbones.
     """
     domains = list(each)
@@ -162,7 +163,7 @@ class _Dense:
             start += size
             outputs = self._session.run({IMAGE: part}, self._outputs)
             yield {**outputs, IMAGE: part}
-            # The first picture shows how much one takes.
+            # The first batch is one picture. It shows how many bytes the outputs of one take.
             room = BUDGET_BYTES // max(1, sum(v.nbytes for v in outputs.values()) // len(part))
             size = min(LARGEST_BATCH, max(1, room))
 
@@ -200,7 +201,7 @@ def _with_slots(model: ir.Model, slots: Mapping[str, npt.NDArray[Any]]) -> ir.Mo
 
 
 def _larger(so_far: float, peaks: Floats) -> float:
-    """The larger one; what is not a number stays, so that it is told at the end."""
+    """Return the larger one. NaN stays NaN, so that :func:`_require` finds it at the end."""
     return float(np.max(peaks, initial=so_far))
 
 
@@ -217,14 +218,16 @@ def _require(largest: Mapping[str, float]) -> None:
 def _least_error(counts: npt.NDArray[np.int64], largest: float) -> float:
     """Return the threshold whose squared error of rounding and clipping together is least.
 
-    Rounding costs a twelfth of the step squared per value, clipping the squared distance: the two
-    terms of Banner, Nahshan and Soudry, "Post training 4-bit quantization of convolutional networks
-    for rapid-deployment" (NeurIPS 2019), here over the histogram instead of a fitted density.
+    Rounding costs a twelfth of the squared step per value; clipping costs the squared distance.
+    These are the two terms of Banner, Nahshan and Soudry, "Post training 4-bit quantization of
+    convolutional networks for rapid-deployment" (NeurIPS 2019), taken over the histogram instead of
+    a fitted density.
     """
     width = largest / BINS
     centres = (np.arange(BINS) + 0.5) * width
     limits = np.arange(1, BINS + 1) * width
-    # Sums over the bins beyond each limit give sum(count * (centre - limit)^2) without a loop.
+    # sum(count * (centre - limit)^2) over the bins beyond each limit, without a loop: expand the
+    # square, and take the sums of count * centre^power for powers 0, 1 and 2.
     beyond = [_suffix(counts * centres**power) for power in range(3)]
     clipped = beyond[2] - 2 * limits * beyond[1] + limits**2 * beyond[0]
     rounded = (limits / LEVELS) ** 2 / 12 * (counts.sum() - beyond[0])

@@ -1,21 +1,21 @@
 """Half precision in the graph: the frozen backbone in fp16, the domain in fp32.
 
-Rules of this file: a pass over a linked graph or a segment of ``staged`` that states a type for
-every value, for strongly typed networks; it gives a new model and leaves the given one alone. It
-moves no node in or out of a branch but for casts, and decides no range of int8
+Rules of this file: a pass over a linked graph or a segment of ``staged``. It states a type for
+every value, as strongly typed networks need it. It returns a new model and leaves its argument
+alone. It moves no node into or out of a branch, except for casts. It decides no range of int8
 (:mod:`toolchain.export.emit.int8`).
 
-Why only the backbone is reduced: nearly all arithmetic and all large tensors are there; a domain
-in fp32 keeps one slots file for every precision, and a gate that is decided in fp32 is in the same
-state on every device unless its block's input itself has moved. So:
+Why only the backbone is reduced: nearly all arithmetic and all large tensors are there. A domain in
+fp32 has one slots file for every precision. And a gate that is decided in fp32 is in the same state
+on every device, unless its block's input itself has moved. So:
 
 * ``image``, slots, ``adaptor.s``, ``gate.s``, ``gates``, ``features`` and ``logits`` are fp32;
 * the maps ``in.s``, ``block.s`` and ``out.s`` are fp16 wherever they cross between segments;
-* the adaptor's pool reads the fp16 map and its small answer is cast to fp32 (the block's input
-  itself, where the adaptor has no pool or takes a mean); the correction is cast to fp16 on its
-  coarse grid, once for both branches, before it is resized and added;
-* norms, softmax, reductions, powers and roots are fp32, as is arithmetic with their statistics:
-  squares in fp16 overflow at 256, and TensorRT's parser itself warns of LayerNorm in fp16
+* the adaptor's pool reads the fp16 map, and a cast makes fp32 of its small answer (of the block's
+  input itself, where the adaptor has no pool or takes a mean). The correction is cast to fp16 on
+  its coarse grid, once for both branches, before it is resized and added;
+* norms, softmax, reductions, powers and roots are fp32, and so is arithmetic with their statistics.
+  Squares overflow in fp16 from 256 on, and TensorRT's parser itself warns of LayerNorm in fp16
   ("Improving Model Accuracy" in NVIDIA's documentation says to give such layers a wider type).
 """
 
@@ -72,7 +72,12 @@ def to_fp16(model: ir.Model) -> ir.Model:
 
 
 class _Halving:
-    """One run over a model. ``_casts``: what was cast already, by graph, value and type."""
+    """One run over a model.
+
+    ``_casts``: the casts so far, by graph, value and type. ``_twins``: frozen constants and their
+    fp16 copies. ``_statistics``: values that come from a reduction; arithmetic with them is fp32.
+    ``_scopes``: the graph at work and those around it, the outermost first.
+    """
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model

@@ -1,22 +1,22 @@
-"""Eight bits in the graph: explicit Q/DQ round the frozen convolutions and matrix products.
+"""Eight bits in the graph: explicit Q/DQ around the frozen convolutions and matrix products.
 
-Rules of this file: a pass over a linked graph or a segment of ``staged``, branches included; it
-gives a new model and decides no range, those come from :mod:`toolchain.export.emit.calibrate`.
-Everything but the frozen products (the domain, additions, norms, pools) stays fp32, for the reasons
-that :mod:`toolchain.export.emit.fp16` gives.
+Rules of this file: a pass over a linked graph or a segment of ``staged``, branches included. It
+returns a new model and decides no range; :mod:`toolchain.export.emit.calibrate` does that. Only the
+frozen products become int8. The domain, additions, norms and pools stay fp32, for the reasons that
+:mod:`toolchain.export.emit.fp16` gives.
 
-Form: ``QuantizeLinear`` and ``DequantizeLinear`` of opset 13, int8, symmetric, the zero point given
-and zero, a scale for an activation and one per output channel for a weight. The weight stands in
-the graph as an fp32 constant that is quantised there: the parsers of TensorRT 8.2 to 8.6 want a
-float constant before Q and ask for all three inputs (onnx-tensorrt ``docs/operators.md`` of those
-branches, ``QuantDequantLinearHelper``), and later ones take float as well as int8 weights
-("Explicit Quantization", Quantized Weights, in NVIDIA's documentation). It costs bytes of the ONNX
-file, none of the plan. onnxruntime's ``quantize_static`` is no way here: it leaves branches alone
-without a word.
+Form: ``QuantizeLinear`` and ``DequantizeLinear`` of opset 13, int8, symmetric. The zero point is
+there and is zero. An activation has one scale, a weight one per output channel. The weight stands
+in the graph as an fp32 constant, which a ``QuantizeLinear`` quantises there. The parsers of
+TensorRT 8.2 to 8.6 want a float constant before Q and ask for all three inputs (onnx-tensorrt
+``docs/operators.md`` of those branches, ``QuantDequantLinearHelper``). Later parsers take float
+weights as well as int8 weights ("Explicit Quantization", Quantized Weights, in NVIDIA's
+documentation). This costs bytes of the ONNX file, and none of the plan. onnxruntime's
+``quantize_static`` does not help here: it leaves branches alone and does not say so.
 
-The products that read the picture are quantised too: measured on cars, digits, chirps and cells, to
-leave them out changes the error of the logits from 2.2, 2.1, 2.0 and 2.1 per cent of their range to
-2.0, 2.0, 2.2 and 2.5.
+The products that read the picture become int8 too. Measured on cars, digits, chirps and cells:
+leaving them out changes the error of the logits from 2.2, 2.1, 2.0 and 2.1 per cent of their range
+to 2.0, 2.0, 2.2 and 2.5.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LOWEST_OPSET = 13
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """Where a frozen product has its activation and its weight, and the weight's output axis."""
+    """Which inputs of a frozen product are activation and weight; the weight's output axis."""
 
     activation: int
     weight: int
@@ -48,8 +48,8 @@ class Operands:
 def frozen(node: ir.Node) -> Operands | None:
     """Return the operands of a frozen Conv, Gemm or MatMul, None for every other node.
 
-    Frozen: not the domain's, and one operand is a constant of two dimensions or more. Two
-    activations multiplied with each other, as in attention, are not.
+    A product is frozen if it is not the domain's and one operand is a constant of two dimensions or
+    more. The product of two activations, as in attention, is not.
     """
     if node.op_type not in ("Conv", "Gemm", "MatMul") or node.domain or is_domain(node):
         return None
@@ -99,7 +99,7 @@ def to_int8(model: ir.Model, ranges: Mapping[str, float]) -> ir.Model:
 
 
 class _Pairs:
-    """Draws Q/DQ pairs; in one graph an activation has one, however many products read it."""
+    """Adds Q/DQ pairs. In one graph an activation has one pair, however many products read it."""
 
     def __init__(self, ranges: Mapping[str, float], main: ir.Graph) -> None:
         self._ranges = ranges
@@ -119,7 +119,7 @@ class _Pairs:
 
     def _scale(self, name: str, node: ir.Node) -> float:
         limit = self._ranges.get(name, float("nan"))
-        # A scale below the smallest normal float32 would be flushed to zero on a device.
+        # A device would flush a scale below the smallest normal float32 to zero.
         if not np.isfinite(limit) or limit / LEVELS < np.finfo(np.float32).tiny:
             got = limit if name in self._ranges else "none"
             raise PrecisionError(
@@ -136,6 +136,7 @@ class _Pairs:
         scale: npt.NDArray[np.float32],
         axis: int | None,
     ) -> ir.Value:
+        # Per graph: a branch must not read a pair of the outer graph, which would run always.
         key = (id(graph), id(value))
         if key not in self._made:
             prefix = "" if graph is self._main else f"{graph.name}/"
@@ -144,7 +145,7 @@ class _Pairs:
                 _constant(graph, f"{base}/scale", scale),
                 _constant(graph, f"{base}/zero", np.zeros(scale.shape, np.int8)),
             ]
-            # Per tensor the attribute has no meaning, yet some parsers check it against the rank.
+            # For one scale the attribute means nothing, but some parsers check it against the rank.
             axes = {} if axis is None else {"axis": axis}
             small = _node("QuantizeLinear", [value, *operands], f"{base}/int8", axes)
             again = _node("DequantizeLinear", [small.outputs[0], *operands], f"{base}/fp32", axes)
@@ -156,8 +157,8 @@ class _Pairs:
 def channel_scales(name: str, weight: npt.NDArray[Any], axis: int) -> npt.NDArray[np.float32]:
     """Return the scale of each output channel, float32 ``[weight.shape[axis]]``.
 
-    A channel of zeros gets one, as zero is exact at any scale. Raises PrecisionError for a weight
-    that is not finite.
+    A channel of zeros gets the scale 1, as zero is exact at any scale. Raises PrecisionError for a
+    weight that is not finite.
     """
     others = tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(axis=others).astype(np.float32)

@@ -1,8 +1,9 @@
-"""One rule per operator whose form changed between opset 13 and 20: how it was said before.
+"""One rule for each operator whose form changed between opset 13 and 20: its form before.
 
-Rules of this file: a rule changes one node in place and returns "", or leaves it and returns why it
-cannot be said in the older opset. It is called only where the schema differs between the two, and
-requires inferred shapes. Definitions are those of ONNX's docs/Changelog.md and Operators.md.
+Rules of this file: a rule changes one node in place and returns "". If the older opset has no form
+for it, the rule leaves the node alone and returns why. :mod:`toolchain.export.emit.dialect` calls a
+rule only where the operator's schema differs between the two opsets, and infers shapes before. The
+definitions are those of ONNX's docs/Changelog.md and docs/Operators.md.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def _reduce(node: ir.Node) -> str:
     if axes is not None and axes.size:
         attributes["axes"] = [int(axis) for axis in axes]
     elif node.attributes.get_int("noop_with_empty_axes", 0):
-        # Over no axes a sum of squares still squares; only these four leave their input as it is.
+        # Without axes a sum of squares still squares each value. Only these four leave their input
+        # as it is, so only they become an Identity.
         if node.op_type not in _IDEMPOTENT:
             return "it reduces over no axes"
         draft = Draft(node)
@@ -56,7 +58,7 @@ def _reduce(node: ir.Node) -> str:
 
 
 def _reshape(node: ir.Node) -> str:
-    """Opset 14 added ``allowzero``; it matters for targets with a 0 alone."""
+    """Opset 14 added ``allowzero``. It changes nothing unless the target shape has a 0."""
     target = constant(node.inputs[1])
     literal = node.attributes.get_int("allowzero", 0)
     if literal and (target is None or 0 in target):
@@ -66,7 +68,7 @@ def _reshape(node: ir.Node) -> str:
 
 
 def _resize(node: ir.Node) -> str:
-    """Opset 18 added ``antialias``, ``axes`` and an aspect ratio's policy, 19 one more grid."""
+    """Opset 18 added ``antialias``, ``axes`` and an aspect-ratio policy; 19 added one more grid."""
     attributes = node.attributes
     rank = _rank(node.inputs[0])
     axes = attributes.get_ints("axes", ())
@@ -84,7 +86,7 @@ def _resize(node: ir.Node) -> str:
 
 
 def _split(node: ir.Node) -> str:
-    """Opset 18 added ``num_outputs``; before, parts are equal or their sizes an input."""
+    """Opset 18 added ``num_outputs``. Before, the parts are equal, or their sizes are an input."""
     if len(node.inputs) > 1 and node.inputs[1] is not None:
         rewritten(node, _without(node, "num_outputs"), node.inputs)
         return ""
@@ -94,6 +96,7 @@ def _split(node: ir.Node) -> str:
     if side is None:
         return "the size of the axis that it splits is not known"
     count = len(node.outputs)
+    # As opset 18 defines it: all parts but the last are equal, and the last one may be smaller.
     part = math.ceil(side / count)
     sizes = [min(part, side - index * part) for index in range(count)]
     if sizes[-1] < 1:
@@ -112,6 +115,7 @@ def _pad(node: ir.Node) -> str:
     axes, pads, rank = constant(node.inputs[3]), constant(node.inputs[1]), _rank(node.inputs[0])
     if axes is None or pads is None or rank is None:
         return "its axes, its amounts or the rank of its input are not constant"
+    # Before, amounts stand for every axis: all begins, then all ends.
     full = np.zeros((2, rank), np.int64)
     full[:, [int(axis) % rank for axis in axes]] = pads.reshape(2, -1)
     amounts = Draft(node).constant(full.reshape(-1), np.int64)
@@ -120,7 +124,7 @@ def _pad(node: ir.Node) -> str:
 
 
 def _batch_norm(node: ir.Node) -> str:
-    """Opset 14 added ``training_mode``; before, one output meant inference."""
+    """Opset 14 added ``training_mode``. Before, a single output meant inference."""
     if node.attributes.get_int("training_mode", 0) or len(node.outputs) != 1:
         return "it is in training mode"
     rewritten(node, _without(node, "training_mode"), node.inputs)
@@ -128,7 +132,7 @@ def _batch_norm(node: ir.Node) -> str:
 
 
 def _shape(node: ir.Node) -> str:
-    """Opset 15 added ``start`` and ``end``: a slice of the shape."""
+    """Opset 15 added ``start`` and ``end``. Before, a Slice takes part of the shape."""
     start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", 2**31)
     if (start, end) == (0, 2**31):
         rewritten(node, {}, node.inputs)
@@ -141,17 +145,18 @@ def _shape(node: ir.Node) -> str:
 
 
 def _layer_norm(node: ir.Node) -> str:
-    """Opset 17: mean and variance over the last axes, then scale and shift."""
+    """Opset 17 added it. Before: mean and variance over the last axes, then scale and shift."""
     if len([value for value in node.outputs if value.uses() or value.is_graph_output()]) > 1:
         return "its mean or deviation is read as well"
     rank = _rank(node.inputs[0])
     axis = node.attributes.get_int("axis", -1)
     if rank is None:
         return "the rank of its input is not known"
+    # Negative axes, from ``axis`` to the last one.
     axes = list(range(axis - rank if axis >= 0 else axis, 0))
     draft, source = Draft(node), node.inputs[0]
     half = source is not None and source.dtype == ir.DataType.FLOAT16
-    # stash_type is 1 unless said otherwise: mean and variance are taken in fp32.
+    # stash_type is 1 by default: the operator takes mean and variance in fp32.
     stashed = half and node.attributes.get_int("stash_type", 1) == 1
     if stashed:
         source = draft.node("Cast", [source], to=ir.DataType.FLOAT.value)
@@ -170,7 +175,7 @@ def _layer_norm(node: ir.Node) -> str:
 
 
 def _take_over(draft: Draft, node: ir.Node, result: ir.Value) -> None:
-    """Replace a node of which the first output alone is read."""
+    """Replace a node; its further outputs, which nobody reads, go."""
     node.resize_outputs(1)
     draft.replace(result)
 
@@ -187,9 +192,10 @@ def _normalised(
 
 
 def _group_norm(node: ir.Node) -> str:
-    """Opset 18: InstanceNormalization over groups of channels; scale and shift per group there.
+    """Opset 18 added it. Before: InstanceNormalization over groups, then scale and shift.
 
-    From opset 21 they are per channel; both are told apart by their length.
+    In opset 18 scale and shift are per group, from opset 21 on per channel. Their length tells
+    which.
     """
     shape, length = dims(node.inputs[0]), dims(node.inputs[1])
     groups = node.attributes.get_int("num_groups", 1)
@@ -197,11 +203,13 @@ def _group_norm(node: ir.Node) -> str:
         return "the shape of its input is not known"
     channels, sides = shape[1] or 1, [side or 1 for side in shape[2:]]
     draft = Draft(node)
+    # One row per group, [N, groups, rest], which an InstanceNormalization normalises row by row.
     flat = draft.node("Reshape", [node.inputs[0], draft.constant([0, groups, -1], np.int64)])
     floats = _floats(node.inputs[0])
     ones, zeros = (draft.constant(np.full(groups, fill), floats) for fill in (1, 0))
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     result = draft.node("InstanceNormalization", [flat, ones, zeros], epsilon=epsilon)
+    # Then one row per scale: per group or per channel, [N, rows, rest].
     rows = length[0]
     rest = math.prod(sides) * channels // rows
     result = draft.node("Reshape", [result, draft.constant([0, rows, rest], np.int64)])
@@ -214,7 +222,7 @@ def _group_norm(node: ir.Node) -> str:
 
 
 def _hard_swish(node: ir.Node) -> str:
-    """Opset 14: x * HardSigmoid(x) with a slope of 1/6."""
+    """Opset 14 added it. Before: x * HardSigmoid(x) with a slope of 1/6."""
     draft = Draft(node)
     gate = draft.node("HardSigmoid", node.inputs, alpha=1 / 6, beta=0.5)
     draft.replace(draft.node("Mul", [node.inputs[0], gate]))
@@ -222,7 +230,7 @@ def _hard_swish(node: ir.Node) -> str:
 
 
 def _mish(node: ir.Node) -> str:
-    """Opset 18: x * tanh(softplus(x))."""
+    """Opset 18 added it. Before: x * tanh(softplus(x))."""
     draft = Draft(node)
     gate = draft.node("Tanh", [draft.node("Softplus", node.inputs)])
     draft.replace(draft.node("Mul", [node.inputs[0], gate]))
@@ -230,7 +238,7 @@ def _mish(node: ir.Node) -> str:
 
 
 def _gelu(node: ir.Node) -> str:
-    """Opset 20: x/2 * (1 + erf(x / sqrt 2)), or its approximation by tanh."""
+    """Opset 20 added it. Before: x/2 * (1 + erf(x / sqrt 2)), or its approximation by tanh."""
     source, draft, floats = node.inputs[0], Draft(node), _floats(node.inputs[0])
     half, one = (draft.constant(number, floats) for number in (0.5, 1.0))
     if node.attributes.get_string("approximate", "none") == "none":

@@ -1,8 +1,8 @@
-"""Which node belongs to whom, and copies of a model whose every value has a type.
+"""Which nodes are the domain's, and copies of a model in which every value has a type.
 
-Rules of this file: what the passes for precision share; it reads names as
-:mod:`toolchain.export.graph.cut` and :mod:`toolchain.export.graph.link` give them, so it takes
-linked graphs and segments of ``staged``, and changes no value of any tensor.
+Rules of this file: it holds what the passes for precision share. It reads the names that
+:mod:`toolchain.export.graph.cut` and :mod:`toolchain.export.graph.link` give, so it takes linked
+graphs and segments of ``staged``. It changes no value of any tensor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import onnx_ir as ir
 from toolchain.core.errors import PrecisionError
 from toolchain.export.emit.rewrite import copied, graphs, infer
 
-# What a later pass derives from one begins with it.
+# The names that linking gives to the domain's values. A name that a later pass derives from one of
+# them begins with it.
 _DOMAIN = re.compile(
     r"(w\d+|adaptor\..+?|gate\..+?|logits|gates)(/.*)?"
     r"|[^/]+/(open|flag|mask|nonzero|rows|index|count|some)"
@@ -52,7 +53,7 @@ def loaded(model: ir.Model) -> ir.Model:
 def stated(model: ir.Model) -> ir.Model:
     """Infer the type and shape of every value anew, in place, and return the model.
 
-    What graphs and branches give keeps its stated type, which inference must agree with. Raises
+    Outputs of graphs and branches keep their stated type; inference must agree with it. Raises
     ModelRefusedError where types contradict each other, PrecisionError naming a value without one.
     """
     results = {id(value) for graph in graphs(model.graph) for value in graph.outputs}
