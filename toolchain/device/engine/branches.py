@@ -2,11 +2,12 @@
 
 Rules of this file: it walks ``INetworkDefinition`` and changes nothing.
 
-A branch is found by two facts. What it computes leads to its side of the conditional's output
-layers. And the parser imports an ``If`` in one go (onnx-tensorrt, importer of ``If``): condition,
-then-branch, else-branch, input layers, output layers, so that what belongs to a branch lies
-between the condition and the outputs, then before else. A constant that one branch made and
-another reads is outside for the other, as the parser's own input layers have it.
+Two facts tell which layers belong to a branch. First, what the branch computes leads to its side of
+the conditional's output layers. Second, the parser imports an ``If`` in one go (onnx-tensorrt,
+importer of ``If``): condition, then-branch, else-branch, input layers, output layers. So the layers
+of a branch lie between the condition and the outputs, and those of "then" come before those of
+"else". If one branch makes a constant and the other reads it, the constant is outside for the other
+branch; the parser's own input layers treat it so.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ BRANCHES = ("then", "else")
 
 @dataclass(frozen=True, slots=True)
 class OuterRead:
-    """An outer ``tensor`` at input ``slot`` of the layer ``reader``; places are layers' indices.
+    """A layer of a branch reads a tensor from outside.
 
-    ``constant``: its value is known when the engine is built.
+    ``tensor`` is the outer tensor, at input ``slot`` of the layer ``reader`` (a place: the index of
+    a layer). ``constant``: its value is known when the engine is built.
     """
 
     branch: str
@@ -36,7 +38,11 @@ class OuterRead:
 
 @dataclass(frozen=True, slots=True)
 class Conditional:
-    """One conditional: places of its layers, and the reads of its branches."""
+    """One conditional: places of its layers, and what its branches read from outside.
+
+    ``bounded``: reads through an input layer of this conditional; ``direct``: reads without one;
+    ``left``: what cannot be decided, one sentence each.
+    """
 
     handle: Any
     name: str
@@ -48,7 +54,11 @@ class Conditional:
 
 
 class NetworkLayers:
-    """Layers with their tensors; holds every object, so that one tensor is one Python object."""
+    """The layers of a network with their tensors.
+
+    It holds every object. TensorRT's bindings make Python objects as they are asked for, and a
+    tensor must stay one object, because tensors are compared by ``id``.
+    """
 
     def __init__(self, network: Any, trt: TensorRT) -> None:
         module, kinds_of = trt.module, trt.module.LayerType
@@ -63,7 +73,8 @@ class NetworkLayers:
         for place, layer in enumerate(self.layers):
             if layer.type in kinds:
                 self.kinds[place] = layer.type
-                # get_layer gives the base class, which hides the conditional.
+                # get_layer returns the base class, which has no attribute ``conditional``. Setting
+                # the class of the kind gives access to it.
                 layer.__class__ = kinds[layer.type]
                 self.handles[place] = layer.conditional
         self.inputs = [
@@ -74,7 +85,7 @@ class NetworkLayers:
             ]
             for layer in self.layers
         ]
-        # All are held while ids are compared: the id of a dropped object is given away again.
+        # Python gives the id of a dropped object to a new one, so all stay here while ids count.
         self.outputs = [
             [layer.get_output(slot) for slot in range(layer.num_outputs)] for layer in self.layers
         ]
@@ -103,7 +114,7 @@ class NetworkLayers:
 
 
 def conditionals(walked: NetworkLayers, trt: TensorRT) -> list[Conditional]:
-    """Every conditional; one inside another is not decided, nor is the outer one."""
+    """Return every conditional. If one lies inside another, neither is decided."""
     kinds = trt.module.LayerType
     spans = {
         place: tuple(walked.places(kinds.CONDITIONAL_OUTPUT, walked.handles[place]))
@@ -156,12 +167,13 @@ def _crossing(one: tuple[int, tuple[int, ...]], other: tuple[int, tuple[int, ...
 def _reads(
     walked: NetworkLayers, condition: int, outputs: tuple[int, ...], bounds: set[int]
 ) -> tuple[list[OuterRead], tuple[str, ...]]:
-    """Reads of both branches that leave them, boundaries among these, and what is undecided."""
+    """Return what both branches read from outside, boundaries too, and what is undecided."""
     end = min(outputs)
     cones = [
         _cone(walked, (condition, end), outputs, slot, bounds) for slot in range(len(BRANCHES))
     ]
-    # The then-branch was imported first, so a layer that both reach was made there.
+    # The parser imported "then" first. So a layer that both branches reach belongs to "then", and
+    # "else" begins after the last layer of "then".
     last = max(cones[0], default=condition)
     inside = [cones[0], {place for place in cones[1] if place > last}]
     left = [
@@ -170,6 +182,7 @@ def _reads(
         if walked.inputs[place]
     ]
     left += _leaks(walked, inside, outputs)
+    # What a layer inside reads from a layer that is not inside, it reads from outside.
     reads = [
         walked.read(branch, place, slot, tensor)
         for index, branch in enumerate(BRANCHES)
@@ -177,6 +190,7 @@ def _reads(
         for slot, tensor in walked.inputs[place]
         if walked.source(tensor) not in inside[index]
     ]
+    # A branch may hand an outer tensor on as its result: then the output layer itself reads it.
     reads += [
         walked.read(branch, place, index, tensor)
         for place in outputs
@@ -193,7 +207,10 @@ def _cone(
     slot: int,
     bounds: set[int],
 ) -> set[int]:
-    """Layers within ``span`` that lead to input ``slot`` of the output layers."""
+    """Return the layers within ``span`` that lead to input ``slot`` of the output layers.
+
+    It walks back from the outputs, and stops at boundaries and at the ends of the span.
+    """
     cone: set[int] = set()
     waiting = [walked.inputs[place][slot][1] for place in outputs]
     while waiting:
@@ -209,7 +226,10 @@ def _cone(
 def _leaks(
     walked: NetworkLayers, inside: list[set[int]], outputs: tuple[int, ...]
 ) -> Iterator[str]:
-    """Layers of a branch that are read elsewhere; constants may be, as the parser keeps them."""
+    """Yield each layer of a branch that a layer outside reads, constants apart.
+
+    The parser keeps one layer for a constant that several graphs share.
+    """
     owned = inside[0] | inside[1]
     for place, inputs in enumerate(walked.inputs):
         if place in owned or place in outputs:

@@ -1,9 +1,9 @@
 """From a network to a plan.
 
-Rules of this file: one network, one plan, no files. Everything that TensorRT could decide silently
-is decided here: TF32 is off, precision stands in the graph where networks are strongly typed, and
-is asked for by flags, with the nodes that the kit names pinned to fp32, where they are not. A plan
-that was built without a device is for checks alone and says so.
+Rules of this file: one network, one plan, no files. TensorRT decides nothing silently here. TF32 is
+off. Where networks are strongly typed, precision stands in the graph. Where they are not, flags ask
+for it, and the nodes that the kit names are pinned to fp32. A plan that was built without a device
+is for checks only, and says so.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _FURTHER = re.compile(r"_\d+$")
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """How to build. ``workspace_bytes``: for tactics, None to take it from free memory.
+    """How to build one plan.
 
-    ``level``: optimisation level 0 to 5, None for TensorRT's own; ``refit``: marked weights can be
-    replaced in the engine; ``cpu_only``: build without a device, where the module can.
+    ``workspace_bytes``: memory for tactics, None to take it from what is free. ``level``:
+    optimisation level 0 to 5, None for TensorRT's own. ``refit``: marked weights can be replaced in
+    the engine. ``cpu_only``: build without a device, where the module can.
     """
 
     precision: Precision
@@ -46,9 +47,10 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True)
 class BuiltPlan:
-    """A serialised engine and how it came about; ``skipped``: tactics left out for lack of memory.
+    """A serialised engine, and how it was built.
 
-    ``cpu_only``: no device chose its tactics, so it is not an engine for the machine at hand.
+    ``skipped``: tactics that TensorRT left out for lack of memory. ``cpu_only``: no device chose
+    its tactics, so it is not an engine for the machine at hand.
     """
 
     plan: bytes
@@ -62,8 +64,8 @@ class BuiltPlan:
 def workspace(free_bytes: int) -> int:
     """Return how much of ``free_bytes`` tactics may use, in bytes, at least 16 MiB.
 
-    A quarter stays for weights, activations and, on boards where they share it, for the system;
-    half a GiB where a quarter is more than that.
+    A quarter, but at most half a GiB, stays for weights and activations, and for the system on
+    boards where it shares the memory.
     """
     return max(16 * MIB, free_bytes - min(free_bytes // 4, 512 * MIB))
 
@@ -129,10 +131,10 @@ def _set_workspace(trt: TensorRT, config: Any, nbytes: int) -> None:
 def _set_precision(
     network: ParsedNetwork, config: Any, precision: Precision, pinned: frozenset[str]
 ) -> None:
-    """Set the flags of a precision; none but "no TF32" where the graph says it all."""
+    """Set the flags of a precision. Where the graph has the precision, only TF32 is cleared."""
     trt, flag = network.trt, network.trt.module.BuilderFlag
     if trt.features.tf32:
-        # On by default: fp32 convolutions would silently keep 10 bits of mantissa.
+        # TF32 is on by default: fp32 convolutions would silently have 10 bits of mantissa.
         config.clear_flag(flag.TF32)
     if precision == "fp32" or trt.features.typing != "absent":
         return
@@ -142,7 +144,7 @@ def _set_precision(
             f"expected a TensorRT that builds {precision}, got {trt.name} {trt.build} without it",
             fix="build fp32",
         )
-    # With int8 alone whatever the graph does not quantise stays fp32, as it stands there.
+    # With INT8 alone, what the graph does not quantise stays fp32, as in the graph.
     config.set_flag(flag.FP16 if precision == "fp16" else flag.INT8)
     config.set_flag(flag.OBEY_PRECISION_CONSTRAINTS)
     for layer in _layers(network, pinned):
@@ -152,7 +154,7 @@ def _set_precision(
 
 
 def _layers(network: ParsedNetwork, pinned: frozenset[str]) -> Iterator[Any]:
-    """Layers of the ``pinned`` nodes that compute in floats; others have no precision to pin."""
+    """Yield the layers of the ``pinned`` nodes that compute in floats: only they can be pinned."""
     definition = network.definition
     for place in range(definition.num_layers):
         layer = definition.get_layer(place)
@@ -170,7 +172,7 @@ def _set_device(trt: TensorRT, config: Any, cpu_only: bool) -> None:
             fix="build on the board itself; for checks on a PC install tensorrt-rtx",
         )
     if trt.features.without_device and not cpu_only:
-        # Else it would be built for every card it knows, on a machine that may be none of them.
+        # Otherwise it builds for every card that it knows; this machine may be none of them.
         config.num_compute_capabilities = 1
         config.set_compute_capability(trt.module.ComputeCapability.CURRENT, 0)
 
@@ -195,7 +197,7 @@ def _set_refit(trt: TensorRT, config: Any) -> None:
 
 
 def _set_profile(network: ParsedNetwork, config: Any, classes: ClassProfile) -> None:
-    """Set the class counts wherever a size is open (-1); every open size is a class count."""
+    """Set the class counts where a size is open (-1): every open size is the class count."""
     profile = network.builder.create_optimization_profile()
     sizes = (classes.low, classes.best, classes.high)
     dynamic = [tensor for tensor in network.inputs().values() if -1 in tuple(tensor.shape)]

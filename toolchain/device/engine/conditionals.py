@@ -1,11 +1,11 @@
 """Conditionals of a parsed network: what each branch reads from outside, and through what.
 
-Rules of this file: layers and tensors of ``INetworkDefinition`` only; it adds conditional input
-layers and rewires their consumers, and changes nothing else. TensorRT skips a branch only if
-whatever the branch reads from outside comes through an input layer of that conditional (TensorRT
-developer guide, "Conditionals"; ``IIfConditional::addInput``). The ONNX parser of 8.6 to 10.5
-leaves most of these layers out, and both branches run (NVIDIA/TensorRT #4402). Where it cannot be
-shown that a network has them all, :func:`require` refuses it.
+Rules of this file: it works on layers and tensors of ``INetworkDefinition``. It adds conditional
+input layers, rewires the layers that read them, and changes nothing else. TensorRT skips a branch
+only if everything that the branch reads from outside comes through an input layer of that
+conditional (TensorRT developer guide, "Conditionals"; ``IIfConditional::addInput``). The ONNX
+parser of 8.6 to 10.5 leaves most of these layers out, and then both branches run (NVIDIA/TensorRT
+#4402). If a network may lack one of them, :func:`require` refuses it.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ class ConditionalInput:
 
 @dataclass(frozen=True, slots=True)
 class ConditionalReport:
-    """What a walk found, and what :func:`repair` did about it.
+    """What the conditionals of a network read from outside, and what :func:`repair` added.
 
-    ``entries``: read through an input layer of their own conditional, constants apart, as parsers
-    differ in how many of these they share. ``missing``: read directly, constants too. ``left``:
-    what cannot be decided, one sentence each. ``layers``: input layers that are read; branches of
-    one conditional may share them. ``added``: how many of these were added.
+    ``entries``: what branches read through an input layer of their own conditional; constants are
+    left out, as parsers differ in how many of them they share. ``missing``: what branches read
+    directly, constants too. ``left``: what cannot be decided, one sentence each. ``layers``: input
+    layers that somebody reads; the branches of one conditional may share one. ``added``: how many
+    of these :func:`repair` added.
     """
 
     conditionals: tuple[str, ...]
@@ -55,7 +56,7 @@ class ConditionalReport:
 
     @property
     def pairs(self) -> frozenset[ConditionalInput]:
-        """The entries whatever their branch: what the ONNX says that there must be."""
+        """The entries without their branch: the kit says how many there must be."""
         return frozenset(
             ConditionalInput(entry.conditional, entry.tensor) for entry in self.entries
         )
@@ -70,8 +71,9 @@ def examine(network: Any, trt: TensorRT) -> ConditionalReport:
 def repair(network: Any, trt: TensorRT) -> ConditionalReport:
     """Add the input layers that are missing, one per conditional and outer tensor.
 
-    Every direct reader in both branches is wired to it; a layer for the same tensor that is read
-    already is used. Reads that cannot be decided are left and told. Returns the state afterwards.
+    Every layer of both branches that reads the tensor directly is wired to the new layer. If there
+    is already a layer for the tensor, it serves. A conditional that is undecided stays as it is.
+    Returns the state afterwards.
     """
     walked = NetworkLayers(network, trt)
     added = sum(_repair_one(walked, item) for item in conditionals(walked, trt))
@@ -80,10 +82,11 @@ def repair(network: Any, trt: TensorRT) -> ConditionalReport:
 
 
 def require(report: ConditionalReport, *, conditionals: int, pairs: int) -> None:
-    """Hold a network against its ONNX: ``If`` nodes, and pairs of these and outer tensors.
+    """Compare a network with its ONNX model: the number of ``If`` nodes, and of their inputs.
 
-    Raises ConditionalError for another count, and for whatever is missing or undecided: an engine
-    is not called gated where that cannot be shown.
+    ``pairs``: pairs of an ``If`` and an outer tensor that it reads. Raises ConditionalError for
+    another count, and for whatever is missing or undecided: nobody may call an engine gated whose
+    network does not show it.
     """
     faults = [
         f"{entry.tensor!r} enters {entry.conditional}/{entry.branch} directly"
@@ -103,7 +106,7 @@ def require(report: ConditionalReport, *, conditionals: int, pairs: int) -> None
 
 
 def _live(walked: NetworkLayers, trt: TensorRT) -> int:
-    """How many conditional input layers somebody reads."""
+    """Return how many conditional input layers somebody reads."""
     read = {walked.source(tensor) for inputs in walked.inputs for _, tensor in inputs}
     return len(read.intersection(walked.places(trt.module.LayerType.CONDITIONAL_INPUT)))
 
@@ -131,6 +134,8 @@ def _repair_one(walked: NetworkLayers, item: Conditional) -> int:
     """Wire the direct reads of one conditional; returns how many layers that took."""
     if item.left:
         return 0
+    # By outer tensor: the tensor inside the conditional that stands for it. A layer that the parser
+    # made for the other branch is used again, so that the conditional has one for each tensor.
     inside: dict[int, Any] = {id(read.tensor): None for read in item.direct}
     for read in item.bounded:
         if id(read.tensor) in inside:

@@ -1,12 +1,13 @@
-"""What an installed TensorRT module offers, found by looking at it.
+"""What an installed TensorRT module offers, by the names that it has.
 
 Rules of this file: the one place for the differences between TensorRT 8.2, 8.5, 8.6, 10.x, 11.x and
-TensorRT-RTX. A feature is there if the name that it needs is there; no version is compared here or
-anywhere else, because one JetPack's 10.3 and another's differ by more than a number. The module is
-imported when it is asked for. What to do with a feature is decided where it is used.
+TensorRT-RTX. A module has a feature if it has the name that the feature needs. No code compares
+versions, here or elsewhere, because one JetPack's 10.3 and another's differ by more than a number.
+The module is imported when somebody asks for it. Whoever uses a feature decides what to do with it.
 
-Which names each release has was taken from the modules themselves (``dir`` of the bindings); the
-listing and the table that this file is held to lie in ``tests/engine/``.
+The names that each release has come from the modules themselves (``dir`` of the bindings). The
+listing is ``tests/goldens/tensorrt-apis.json``; ``tests/device/engine/test_features.py`` has the
+table that this file must agree with.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class Features:
 class TensorRT:
     """A loaded module: ``build`` is its whole version, to which engines are tied.
 
-    ``logger`` is what TensorRT is given and ``journal`` what it told that logger. There is one of
-    each per module, as TensorRT keeps one logger for the whole process and passes the others over.
+    TensorRT writes to ``logger``, and ``journal`` passes the messages on. There is one of each per
+    module, because TensorRT keeps one logger for the whole process and ignores later ones.
     """
 
     module: Any
@@ -73,8 +74,8 @@ class TensorRT:
 def load(name: str | None = None) -> TensorRT:
     """Return the module ``name``, or the first of :data:`MODULES` that is installed.
 
-    Raises UnknownNameError for another name, EngineError where it is not installed (the fix says
-    how to get it on this machine) or does not start.
+    Raises UnknownNameError for another name, and EngineError if the module is not installed (the
+    fix says how to get it on this machine) or does not start.
     """
     if name is not None and name not in MODULES:
         raise UnknownNameError("TensorRT module", name, MODULES)
@@ -124,7 +125,7 @@ def examine(module: Any) -> Features:
         tf32="TF32" in flags,
         level="builder_optimization_level" in config,
         refit_individual="REFIT_INDIVIDUAL" in flags and "mark_weights_refittable" in network,
-        # A builder that needs no device measures nothing: it takes a cache and keeps it empty.
+        # A builder that needs no device measures nothing: it accepts a cache and leaves it empty.
         timing_cache="create_timing_cache" in config and not without_device,
         error_nodes={"node_name", "node_operator"} <= _names(module, "ParserError"),
         native_norm="NATIVE_INSTANCENORM" in _names(module, "OnnxParserFlag"),
@@ -167,7 +168,7 @@ def _broken(name: str, reason: object) -> EngineError:
 def _typing(flags: frozenset[str], creation: frozenset[str]) -> Typing:
     if "STRONGLY_TYPED" not in creation:
         return "absent"
-    # Where precision flags are gone, the graph is all that is left to say it.
+    # Without precision flags, only the graph can say the precision.
     return "flag" if "FP16" in flags else "implied"
 
 

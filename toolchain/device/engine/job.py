@@ -1,8 +1,8 @@
-"""One flavour of a kit on its way to plans: parsed, repaired, shown to be gated, built.
+"""Builds one flavour of a kit: parse each model, repair it, show that it is gated, build its plan.
 
-Rules of this file: models one after another, each let go before the next, as a small board has not
-the memory for all of them; nothing is stored and nothing runs. In which order models are built, and
-what becomes of the plans, is the caller's business.
+Rules of this file: one model after another. Each network is gone before the next, because a small
+board has not the memory for all of them. It stores nothing and runs nothing. The caller decides the
+order of the models and what becomes of the plans.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from toolchain.device.engine.parse import (
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One plan and what it took.
+    """One plan and how it was built.
 
-    ``conditionals`` in its network; ``boundaries``: outer tensors that their branches read through
-    input layers, of which ``repaired`` layers were added after parsing; ``skipped``: tactics that
-    were left out for lack of memory.
+    ``conditionals``: how many its network has. ``boundaries``: outer tensors that their branches
+    read through input layers; ``repaired``: how many of these layers were added after parsing.
+    ``skipped``: tactics that TensorRT left out for lack of memory.
     """
 
     file: str
@@ -45,9 +45,9 @@ class Piece:
 
 
 class Job:
-    """Builds the models of ``flavour``; ``free_bytes`` of device memory are there.
+    """Builds the models of ``flavour``, with ``free_bytes`` of free device memory.
 
-    ``plans`` by file name, as they are made.
+    ``plans``: those built so far, by file name.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Job:
         self._built(self._parsed(model), model, cache)
 
     def open_cache(self, data: bytes) -> tuple[object, str]:
-        """Return TensorRT's timing cache with what was kept, and a note for the reader."""
+        """Return TensorRT's timing cache with earlier timings, and a note for the user."""
         with self._trt.journal.watch() as messages:
             builder = new_builder(self._trt, messages)
         return tactics.open_cache(self._trt, builder, data)

@@ -1,7 +1,7 @@
-"""The key of an engine: all that it depends on.
+"""The key of an engine: everything that it depends on.
 
-Rules of this file: values; it asks no device and opens no file. Two engines may stand for each
-other if every part is equal, and never otherwise; what differs is named, with both values.
+Rules of this file: values; it asks no device and opens no file. One engine may replace another only
+if every part of their keys is equal. A difference is named, with both values.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LINE = printable(200)
 
 @dataclass(frozen=True, slots=True)
 class EngineKey(Section):
-    """All that an engine depends on.
+    """Everything that an engine depends on.
 
     TensorRT ties a plan to its own build and to the device (TensorRT developer guide, "Engine
     portability"); tactics are chosen by timing, so power mode and memory count. ``memory_mib`` is

@@ -1,11 +1,11 @@
-"""What TensorRT says while it parses, builds and runs.
+"""The messages of TensorRT while it parses, builds and runs.
 
-Rules of this file: lines in, values out; nothing is printed. TensorRT returns nothing where it
-fails and tells the reason to a logger, of which it keeps one per process, so a journal outlives
-whoever asks: :meth:`Journal.watch` collects what is said while a block runs. What is kept is
-bounded, and a line that is not understood is kept as it is.
+Rules of this file: lines in, values out; nothing is printed. When TensorRT fails, it returns
+nothing and gives the reason to its logger. It keeps one logger per process, so a journal outlives
+the calls that use it: :meth:`Journal.watch` collects the messages while a block runs. The number of
+messages is bounded, and a line that is not understood stays as it is.
 
-Wordings are those of public build logs: NVIDIA/TensorRT-LLM #493, ultralytics/yolov5 #12248,
+The patterns are those of public build logs: NVIDIA/TensorRT-LLM #493, ultralytics/yolov5 #12248,
 ultralytics/ultralytics #14751 and #22271, NVIDIA-AI-IOT/torch2trt #706.
 """
 
@@ -35,9 +35,9 @@ _SHORT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class SkippedTactic:
-    """A way to compute a layer that was not tried for lack of memory.
+    """A way to compute a layer that TensorRT did not try for lack of memory.
 
-    ``layer`` is the one that was timed last, "" where the log does not say.
+    ``layer``: the layer that it timed last, "" if the log does not say.
     """
 
     layer: str
@@ -46,7 +46,11 @@ class SkippedTactic:
 
 @dataclass(slots=True)
 class Messages:
-    """What was said: first errors and last warnings, each with the rest counted in ``dropped``."""
+    """TensorRT's messages: errors, warnings and complaints about memory.
+
+    Each list holds the first :data:`LIMIT_LINES`; ``dropped`` counts the rest. ``layer``: the layer
+    that was timed last.
+    """
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -74,12 +78,12 @@ class Messages:
 
     @property
     def short_of_memory(self) -> bool:
-        """Whether memory was said to be short."""
+        """Whether a message said that memory was short."""
         return bool(self.memory or self.skipped)
 
     @property
     def first(self) -> str:
-        """The first error on one line, "" if there is none: later ones follow from it."""
+        """The first error on one line, "" if there is none. Later errors follow from it."""
         return " ".join(self.errors[0].split()) if self.errors else ""
 
     def _keep(self, lines: list[str], text: str) -> None:
@@ -90,9 +94,9 @@ class Messages:
 
 
 class Journal:
-    """Everything that one logger hears, given to those who watch at the time.
+    """Gives each message of one logger to everybody who watches at that time.
 
-    TensorRT may log from threads of its own, so lines of two builds at once reach both watchers.
+    TensorRT may log from threads of its own. So if two builds run at once, both get all lines.
     """
 
     def __init__(self) -> None:
@@ -107,7 +111,7 @@ class Journal:
 
     @contextmanager
     def watch(self) -> Iterator[Messages]:
-        """Yield what is said while the block runs."""
+        """Yield the messages, which fill while the block runs."""
         messages = Messages()
         with self._lock:
             self._watchers.append(messages)

@@ -1,8 +1,8 @@
 """From ONNX bytes to a TensorRT network, and what the network must take.
 
-Rules of this file: bytes in, network out; no ONNX is read here but by TensorRT's own parser. What
-it refuses is told with node, operator, block and, where it is known, the layer in PyTorch. The
-graph is not mended: a slot that is not where the kit says is an error.
+Rules of this file: bytes in, network out. Only TensorRT's own parser reads ONNX here. What the
+parser refuses becomes an error with node, operator, block and, where it is known, the layer in
+PyTorch. The graph is not mended: a slot that is not where the kit says is an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from toolchain.device.engine.kit import KitSlot
 from toolchain.device.engine.log import Messages
 from toolchain.device.engine.wire import require_plain
 
-# As the parser names a node in its log: While parsing node number 31 [If -> "out.block02"]:
+# A line of the parser's log: While parsing node number 31 [If -> "out.block02"]:
 _PARSING = re.compile(r'While parsing node number (\d+) \[(\w+) -> "([^"]*)"')
 _NAMED = re.compile(r"Node name: (.+)|^name: \"([^\"]+)\"", re.MULTILINE)
 _UNREADABLE = "MODEL_DESERIALIZE_FAILED"
@@ -36,9 +36,9 @@ class NetworkInput:
 
 @dataclass(frozen=True, slots=True)
 class ParsedNetwork:
-    """A parsed network; holds builder and parser, which must outlive it (TensorRT API, OnnxParser).
+    """A parsed network; builder and parser must outlive it (TensorRT API, OnnxParser).
 
-    ``warnings``: what the parser said beside it.
+    ``warnings``: the parser's warnings.
     """
 
     trt: TensorRT
@@ -48,7 +48,7 @@ class ParsedNetwork:
     warnings: tuple[str, ...] = ()
 
     def interface(self) -> dict[str, NetworkInput]:
-        """Return what the inputs are, to be looked at when the network is gone."""
+        """Return the inputs as values, which outlive the network."""
         return {
             name: NetworkInput(tuple(tensor.shape), tensor.dtype.name)
             for name, tensor in self.inputs().items()
@@ -89,14 +89,14 @@ def parse(
         definition = builder.create_network(_creation_flags(trt))
         parser = trt.module.OnnxParser(definition, trt.logger)
         if trt.features.native_norm:
-            # The plug-in that is used otherwise runs in fp32 alone, and not on a DLA.
+            # Without the flag the parser takes a plug-in, which runs in fp32 only and not on a DLA.
             parser.set_flag(trt.module.OnnxParserFlag.NATIVE_INSTANCENORM)
         if not parser.parse(model):
             raise _refused(
                 trt, list(_refusals(trt, parser, messages)), messages, sites, layers, what
             )
         if not definition.num_outputs:
-            # protobuf reads nothing, and much that is no model, as a model without a graph.
+            # protobuf reads an empty file, and much that is no model, as a model without a graph.
             raise _unreadable(trt, what)
     return ParsedNetwork(trt, builder, definition, parser, tuple(messages.warnings))
 
@@ -118,11 +118,11 @@ def require_slots(
     *,
     whole: bool = False,
 ) -> None:
-    """Hold the inputs of one flavour's networks together against the kit's slots.
+    """Compare the inputs of one flavour's networks, taken together, with the kit's slots.
 
-    Each slot must be an input of at least one of them, with the kit's shape (-1 for the class
-    count) and fp32. ``whole``: the networks read nothing from each other, so besides the slots
-    there is the picture alone. Raises EngineError with every fault.
+    Each slot must be an input of at least one network, in fp32 and with the kit's shape (-1 for the
+    class count). ``whole``: the networks read nothing from each other, so the picture is the only
+    other input. Raises EngineError with every fault.
     """
     slots = tuple(slots)
     faults = [fault for slot in slots for fault in _faults(slot, inputs)]
@@ -153,8 +153,8 @@ def _faults(slot: KitSlot, inputs: Sequence[Mapping[str, NetworkInput]]) -> Iter
 def site_of(names: Iterable[str], sites: Sequence[str]) -> str:
     """Return the block that one of ``names`` belongs to, "" if none does.
 
-    Names in linked graphs are ``in.<site>``, ``gate.<site>``, ``<site>/then/...`` and the like;
-    the longest site wins, as one may begin with another.
+    Names in linked graphs are ``in.<site>``, ``gate.<site>``, ``<site>/then/...`` and the like.
+    The longest site wins, because one site's name may begin with another's.
     """
     ordered = sorted(sites, key=len, reverse=True)
     for name in names:
@@ -174,7 +174,7 @@ def _creation_flags(trt: TensorRT) -> int:
 
 
 def _refusals(trt: TensorRT, parser: Any, messages: Messages) -> Iterator[Refusal]:
-    """Return the parser's errors; older ones name no node, but their log does."""
+    """Yield the parser's errors. Older parsers name no node in them, but their log does."""
     logged = "\n".join(messages.errors)
     parsing, named = _PARSING.search(logged), _NAMED.search(logged)
     for place in range(parser.num_errors):
@@ -183,7 +183,7 @@ def _refusals(trt: TensorRT, parser: Any, messages: Messages) -> Iterator[Refusa
         if trt.features.error_nodes:
             node, operator = error.node_name(), error.node_operator()
         if not node and parsing:
-            # Without a node's name the log has that of its first output.
+            # If the node has no name, the log has the name of its first output.
             node = (named and (named[1] or named[2])) or parsing[3]
             operator = operator or parsing[2]
         if not node and error.node() >= 0:
@@ -225,7 +225,7 @@ def _unreadable(trt: TensorRT, what: str) -> ModelRefusedError:
 
 def _line(one: Refusal, messages: Messages, sites: Sequence[str], layers: Mapping[str, str]) -> str:
     """Return one refusal with its place: node, operator, block, layer."""
-    # Inside a branch a node's own name may not show the block, but that of its If does.
+    # In a branch, the node's own name may not show the block; the name of its If does.
     around = [match[3] for line in messages.errors if (match := _PARSING.search(line))]
     site = site_of([one.node, *around], sites)
     parts = [f"node {one.node!r}" if one.node else "no node is named"]

@@ -1,10 +1,10 @@
 """The shell script of a kit: for boards whose JetPack has no Python that this toolchain runs on.
 
 Rules of this file: it fills in ``build.sh.in`` and runs nothing. The script needs a POSIX shell,
-coreutils and ``trtexec``, all of which JetPack 4.6 and 5.1 carry. It checks the kit's files by
-their hashes before it builds, names the engine by the cache key, says which parts of the key differ
-where another engine lies, writes under a temporary name, and, asked with ``--prove``, holds all
-gates closed against all gates open.
+coreutils and ``trtexec``; JetPack 4.6 and 5.1 carry all three. Before it builds, the script checks
+the kit's files by their hashes. It names the engine by the key, and if there is another engine it
+says which parts of the key differ. It writes under a temporary name. With ``--prove`` it compares
+the time with all gates closed to the time with all gates open.
 
 Sources: options of ``trtexec`` in samples/common/sampleOptions.cpp of NVIDIA/TensorRT, tags 8.2.1
 and 8.5.2. Both have ``--workspace``, ``--timingCacheFile``, ``--buildOnly``, ``--minShapes`` and
@@ -31,8 +31,8 @@ _INSTEAD = {
 def precision_options(manifest: KitManifest, target: Target, model: KitModel) -> tuple[str, ...]:
     """Return the options of ``trtexec`` beside ``--noTF32`` that decide the precision.
 
-    TensorRT before strongly typed networks takes flags beside the graph; from 8.4 on ``trtexec``
-    can be told which layers stay fp32, before it cannot, and chooses the faster for each.
+    Before strongly typed networks, TensorRT takes flags beside the graph. From 8.4 on, ``trtexec``
+    takes a list of layers that stay fp32. Before, it chooses the faster precision for each layer.
     """
     if target.release.typed or manifest.precision == "fp32":
         return ()

@@ -1,10 +1,10 @@
-"""Timings of tactics: kept between builds, and the way on after a build that was killed.
+"""Timings of tactics: kept between builds, and used after a build that was killed.
 
-Rules of this file: bytes, files and their order. Building takes minutes on a small board, nearly
-all of it timing tactics, and TensorRT hands its timings out only when a build has ended. So what is
-built in pieces saves them after each piece: a board that ran out of memory or power loses one piece
-at most. A timing cache is good for the same TensorRT build on the same device alone; its file is
-named after the parts of the key that say so.
+Rules of this file: bytes and files. A build takes minutes on a small board. Nearly all of that time
+TensorRT times tactics, and it hands its timings out only when a build has ended. So a build in
+pieces saves the timings after each piece: a board that runs out of memory or power loses at most
+one piece. A timing cache is valid only for the same TensorRT build on the same device. The name of
+its file is a digest of the parts of the engine's key that say so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LIMIT_MARKER_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """The file of one device and TensorRT: ``<12 hex>.timing``, and the marker of a build there."""
+    """The files of one device and TensorRT: ``<12 hex>.timing``, and the marker of a build."""
 
     folder: Path
     name: str
@@ -39,7 +39,7 @@ class Timings:
 
     @property
     def marker(self) -> Path:
-        """There while a build runs; left behind by one that was killed."""
+        """The file that exists while a build runs; a killed build leaves it behind."""
         return self.folder / f"{self.name}.building"
 
     def load(self) -> bytes:
@@ -61,8 +61,8 @@ def timings(folder: Path, parts: Sequence[tuple[str, str | int | None]]) -> Timi
 def open_cache(trt: TensorRT, builder: Any, data: bytes) -> tuple[Any, str]:
     """Return a timing cache that holds ``data``, and a note for the reader, "" if all is well.
 
-    It is None where the module keeps no timings. TensorRT gives an empty cache for data of another
-    build or device (TensorRT API, ``create_timing_cache``) and says so in its log.
+    The cache is None where the module keeps no timings. For data of another build or device
+    TensorRT returns an empty cache (TensorRT API, ``create_timing_cache``) and says so in its log.
     """
     if not trt.features.timing_cache:
         return None, f"{trt.name} keeps no timings: it measures nothing while it builds"
@@ -82,7 +82,7 @@ def serialise(cache: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """A build that left its marker: ``during`` is the piece it died in, ``done`` came before."""
+    """What a killed build left: it was building ``during``, and had ``done`` those before."""
 
     during: str
     done: tuple[str, ...]
@@ -91,7 +91,7 @@ class Interrupted:
 def interrupted(timings: Timings) -> Interrupted | None:
     """Return what a killed build left, None if there is nothing. Raises StorageError.
 
-    A marker that cannot be read is that of a build of which nothing is known.
+    A marker that cannot be read stands for a build of which nothing is known.
     """
     try:
         text = read_limited(timings.marker, limit_bytes=_LIMIT_MARKER_BYTES, what="build marker")
@@ -112,9 +112,9 @@ def run(
 ) -> Interrupted | None:
     """Build every piece, keeping timings after each; returns what an earlier build had left.
 
-    ``build(piece, timings)`` returns the timings afterwards. All pieces are built, also those that
-    were done before: their timings are kept, so they take little. The marker goes when all are
-    done, and if ``build`` raises: only a build that was killed leaves it. Raises StorageError.
+    ``build(piece, timings)`` returns the timings afterwards. It builds all pieces, also those that
+    were done before; their timings are there, so they take little time. The marker goes when all
+    are done, and also if ``build`` raises. Only a killed build leaves it. Raises StorageError.
     """
     killed = interrupted(timings)
     done: list[str] = []
@@ -127,7 +127,7 @@ def run(
                 timings.save(after)
             done.append(piece)
     finally:
-        # Where it cannot go, it could not be written either, and that was told.
+        # A marker that cannot be removed could not be written either, and that has raised.
         with suppress(OSError):
             timings.marker.unlink()
     return killed

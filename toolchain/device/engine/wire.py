@@ -1,8 +1,8 @@
 """Look at an ONNX file's outermost fields without the package onnx, before a parser gets it.
 
-Rules of this file: it reads what lies at the top of a message and skips the rest unseen; nothing
-is built from it. A parser of C++ takes the process with it when it fails, so what is known to break
-one is refused here. Sources: protobuf, "Encoding" (wire types, varints); onnx.proto, ModelProto.
+Rules of this file: it reads the fields at the top of a message and skips what is in them. It builds
+nothing. If a parser in C++ fails, the whole process ends; so this file refuses what is known to
+break one. Sources: protobuf, "Encoding" (wire types, varints); onnx.proto, ModelProto.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _MOST_FIELDS = 10_000
 def require_plain(model: bytes, what: str) -> None:
     """Refuse a model with functions of its own, or without a graph.
 
-    A function that calls itself ends TensorRT's parser, and the process with it; none of our models
-    has any. Raises ModelRefusedError, also for bytes that are no message.
+    A function that calls itself ends TensorRT's parser and the whole process. None of our models
+    has functions. Raises ModelRefusedError, also for bytes that are no message.
     """
     numbers = fields(model, what)
     if _FUNCTIONS in numbers or _GRAPH not in numbers:
