@@ -10,7 +10,8 @@ import tarfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolchain.bundle.archive import read_archive, write_archive
+from tests.support.archives import read_archive
+from toolchain.bundle.archive import write_archive
 from toolchain.core.digest import sha256
 
 BLOBS = st.lists(st.binary(max_size=1500), min_size=1, max_size=8).map(

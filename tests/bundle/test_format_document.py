@@ -17,14 +17,14 @@ from toolchain.bundle.backbone import (
     BackboneManifest,
 )
 from toolchain.bundle.manifest import (
-    Adaptor,
+    Adaptation,
     BackboneRef,
     FileEntry,
     GateBlock,
     Gates,
     GateStates,
     Manifest,
-    Plan,
+    PrecisionCost,
     Requires,
     Selftest,
     Slot,
@@ -37,8 +37,9 @@ from toolchain.pictures.preprocess import Preprocessing
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bundle-format.md"
 RECORDS: list[type[Section]] = [
-    Manifest, FileEntry, BackboneRef, Tap, Adaptor, Slot, Preprocessing, Gates, GateBlock, Requires,
-    Selftest, GateStates, Plan, BackboneManifest, BackboneFile, BackboneInput, BackboneBlock,
+    Manifest, FileEntry, BackboneRef, Tap, Adaptation, Slot, Preprocessing, Gates, GateBlock,
+    Requires, Selftest, GateStates, PrecisionCost,
+    BackboneManifest, BackboneFile, BackboneInput, BackboneBlock,
 ]  # fmt: skip
 
 

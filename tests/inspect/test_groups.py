@@ -5,18 +5,18 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolchain.inspect import Tensor
+from toolchain.inspect import TensorEntry
 from toolchain.inspect.groups import grouped
 
 WORDS = st.sampled_from(["block00", "block01", "head", "adaptor", "gate", "weight"])
 NAMES = st.lists(WORDS, min_size=1, max_size=3).map(".".join)
 TENSORS = st.builds(
-    Tensor, NAMES, st.lists(st.integers(0, 5), max_size=3).map(tuple), st.just("float32")
+    TensorEntry, NAMES, st.lists(st.integers(0, 5), max_size=3).map(tuple), st.just("float32")
 )
 
 
 @given(st.lists(TENSORS, max_size=20))
-def test_law_no_tensor_is_lost(tensors: list[Tensor]) -> None:
+def test_law_no_tensor_is_lost(tensors: list[TensorEntry]) -> None:
     """Blocks and their parts add up to the tensors and elements that went in."""
     blocks = grouped(tensors)
     assert sum(block.tensors for block in blocks) == len(tensors)
@@ -27,9 +27,9 @@ def test_law_no_tensor_is_lost(tensors: list[Tensor]) -> None:
 
 def test_the_parts_of_a_block() -> None:
     slots = [
-        Tensor("block00.adaptor.reduce.weight", (4, 2), "float32"),
-        Tensor("block00.gate.bias", (1,), "float32"),
-        Tensor("head.weight", (3, 2), "float32"),
+        TensorEntry("block00.adaptor.reduce.weight", (4, 2), "float32"),
+        TensorEntry("block00.gate.bias", (1,), "float32"),
+        TensorEntry("head.weight", (3, 2), "float32"),
     ]
     assert [(block.name, dict(block.parts)) for block in grouped(slots)] == [
         ("block00", {"adaptor": 8, "gate": 1}),

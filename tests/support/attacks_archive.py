@@ -14,7 +14,8 @@ import tarfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from toolchain.bundle.archive import read_archive, write_archive
+from tests.support.archives import read_archive
+from toolchain.bundle.archive import write_archive
 from toolchain.core.canonical import canonical_json
 from toolchain.core.digest import sha256
 

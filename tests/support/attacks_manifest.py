@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from tests.support.archives import read_archive
 from tests.support.attacks_archive import Attack, Edit
 from tests.support.samples import SLOTS, edited, resealed, with_slots
-from toolchain.bundle.archive import read_archive
 
 ATTACKS: dict[str, Attack] = {}
 

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
+from tests.support.archives import read_archive
 from toolchain.bundle import (
-    Adaptor,
+    Adaptation,
     BackboneBlock,
     BackboneInput,
     BackboneManifest,
@@ -28,7 +29,7 @@ from toolchain.bundle import (
     Tap,
     read_bundle,
 )
-from toolchain.bundle.archive import read_archive, write_archive
+from toolchain.bundle.archive import write_archive
 from toolchain.core.canonical import canonical_json
 from toolchain.core.digest import sha256
 
@@ -44,7 +45,7 @@ MANIFEST = Manifest(
     release_counter=1,
     files=(),
     backbone=BackboneRef("resnet20", sha256(b"weights"), sha256(b"graph"), TAPS),
-    adaptor=Adaptor("da3", {"pool": 4, "norm": "none", "bias": True, "lr": 0.1, "x": None}, ()),
+    adaptor=Adaptation("da3", {"pool": 4, "norm": "none", "bias": True, "lr": 0.1, "x": None}, ()),
     preprocess=Preprocessing(
         32, 36, "center", "bilinear", "RGB", (0.5, 0.5, 0.25), (1.0, 0.5, 0.25)
     ),

@@ -21,7 +21,7 @@ from toolchain.bundle.backbone import (
     write_backbone,
 )
 from toolchain.bundle.manifest import (
-    Adaptor,
+    Adaptation,
     BackboneRef,
     FileEntry,
     GateBlock,
@@ -29,7 +29,7 @@ from toolchain.bundle.manifest import (
     GateStates,
     Manifest,
     Patch,
-    Plan,
+    PrecisionCost,
     Requires,
     Selftest,
     Slot,
@@ -52,7 +52,7 @@ from toolchain.core.words import Note, Notes
 from toolchain.pictures.preprocess import Preprocessing
 
 __all__ = [
-    "Adaptor",
+    "Adaptation",
     "BackboneArtefact",
     "BackboneBlock",
     "BackboneFile",
@@ -70,7 +70,7 @@ __all__ = [
     "Patch",
     "Patched",
     "Payload",
-    "Plan",
+    "PrecisionCost",
     "Preprocessing",
     "Report",
     "Requires",

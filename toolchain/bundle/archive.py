@@ -11,7 +11,6 @@ can list and extract it, but what they repack is refused.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,7 +51,7 @@ _KINDS = {
 }
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """What an archive is read from: a file, or bytes in memory."""
 
     def read(self, size: int, /) -> bytes:
@@ -96,7 +95,7 @@ class Archive:
 def write_archive(blobs: Mapping[str, bytes], manifest_digest: str) -> bytes:
     """Return the archive that holds ``blobs`` (digest to bytes), one of them the manifest.
 
-    The keys are taken as they are: :func:`read_archive` is what proves them.
+    The keys are taken as they are: :func:`scan_archive` is what proves them.
     """
     index = _index(manifest_digest, len(blobs[manifest_digest]))
     members = [(_LAYOUT_NAME, _LAYOUT), (_INDEX_NAME, index)]
@@ -109,19 +108,7 @@ def write_archive(blobs: Mapping[str, bytes], manifest_digest: str) -> bytes:
     return b"".join([*parts, _END])
 
 
-def read_archive(data: bytes) -> Archive:
-    """Return the archive in ``data`` with every blob checked against its digest.
-
-    Raises BundleError as :func:`scan_archive`, and for a blob that is not what its name says.
-    """
-    archive = scan_archive(io.BytesIO(data), len(data))
-    with archive.hashing():
-        pass
-    archive.manifest()
-    return archive
-
-
-def scan_archive(source: Source, size: int) -> Archive:
+def scan_archive(source: ByteSource, size: int) -> Archive:
     """Return the archive of ``size`` bytes that ``source`` reads; its digests are not checked yet.
 
     Each blob is read into bytes of its own, so that keeping one keeps nothing else. Raises
@@ -159,7 +146,7 @@ def _read_blobs(members: Iterator[Member]) -> tuple[dict[str, bytes], dict[str, 
     return blobs, places
 
 
-def _members(source: Source, total: int) -> Iterator[Member]:
+def _members(source: ByteSource, total: int) -> Iterator[Member]:
     """Yield name, content and offset of each member; checks headers, padding and the end."""
     at = 0
     for _ in range(_LIMIT_MEMBERS + 1):

@@ -3,8 +3,9 @@
 Rules of this file: numpy and safetensors only; values, their bytes and their limits. It neither
 runs a model nor chooses pictures.
 
-A *case* is one picture together with a shift per gate, added to that gate's bias: zero in a natural
-case, ``FORCE`` up or down where the data never brings a gate into a state and it had to be forced.
+A *case* is one picture and a shift per gate, which is added to the gate's bias. In a natural case
+every shift is zero. Some gates never take one of their two states on the data; a case forces such a
+gate, with a shift of ``FORCE`` up or down.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as safetensors_load
 from safetensors.numpy import save as safetensors_save
 
+from toolchain.bundle.manifest import GateStates, Manifest, Selftest
 from toolchain.core.canonical import parse_json
 from toolchain.core.errors import BundleError
 from toolchain.core.safetensors import read_metadata
@@ -69,11 +71,12 @@ class Golden:
         forced: npt.NDArray[np.bool_] = (self.shifts != 0).any(axis=1)
         return ~forced
 
-    def states(self) -> dict[str, GateState]:
+    def states(self) -> dict[str, GateStates]:
         """Count, per gate, the cases that find it open and closed."""
+        # Shifts are part of the gates' logits, so the sign alone tells the state.
         opened = self.gates >= 0
         return {
-            site: GateState(
+            site: GateStates(
                 int(opened[:, i].sum()), int((~opened[:, i]).sum()), bool(self.shifts[:, i].any())
             )
             for i, site in enumerate(self.gate_sites)
@@ -81,26 +84,18 @@ class Golden:
 
     def take(self, rows: npt.NDArray[Any] | Sequence[int] | slice) -> Golden:
         """Return some of the cases."""
-        kept = {name: getattr(self, name)[rows] for name in _FIELDS}
-        return Golden(**kept, gate_sites=self.gate_sites, sites=self.sites)
+        arrays = {name: getattr(self, name)[rows] for name in _FIELDS}
+        return Golden(**arrays, gate_sites=self.gate_sites, sites=self.sites)
 
     def to_bytes(self) -> bytes:
         """Serialise; the same cases give the same bytes."""
         # One metadata key only: safetensors keeps no order among several.
         names = json.dumps({"gates": self.gate_sites, "sites": self.sites}, sort_keys=True)
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _FIELDS}
+        # Cases that force gates show pictures of natural ones: each picture is stored once.
         rows, arrays["picture"] = _distinct(self.pixels)
         arrays["pixels"] = np.ascontiguousarray(self.pixels[rows])
         return safetensors_save(arrays, metadata={"names": names})
-
-
-@dataclass(frozen=True, slots=True)
-class GateState:
-    """In how many cases a gate is open and closed, and whether any was forced."""
-
-    open: int
-    closed: int
-    forced: bool
 
 
 def read_golden(data: bytes, what: str) -> Golden:
@@ -113,57 +108,50 @@ def read_golden(data: bytes, what: str) -> Golden:
         raise BundleError(
             f"{what}: expected golden data, got: {err}", fix="export the domain again"
         ) from err
-    fault = _fault(arrays, gates, sites)
-    if fault:
+    if fault := _fault(arrays, gates, sites):
         raise BundleError(f"{what}: {fault}", fix="export the domain again")
     arrays["pixels"] = arrays["pixels"][arrays.pop("picture")]
     return Golden(**arrays, gate_sites=gates, sites=sites)
 
 
-def golden_of(held: Bundle) -> Golden:
-    """Return a bundle's golden data, held against its manifest.
+def golden_of(opened: Bundle) -> Golden:
+    """Return a bundle's golden data, compared with its manifest.
 
     Raises BundleError if there are none, or if they are those of another domain.
     """
-    names = held.names("golden")
+    names = opened.names("golden")
     if not names:
         raise BundleError(
             "the bundle holds no golden data, expected one file of role 'golden'",
             fix="export the domain again",
         )
-    golden = read_golden(held.blob(names[0]), names[0])
-    if fault := _foreign(golden, held):
+    golden = read_golden(opened.blob(names[0]), names[0])
+    if fault := _foreign(golden, opened.manifest):
         raise BundleError(f"{names[0]}: {fault}", fix="export the domain again")
     return golden
 
 
-def _foreign(golden: Golden, held: Bundle) -> str:
-    """Golden data that are right by themselves may still be another domain's."""
-    manifest = held.manifest
-    wanted, found = len(manifest.classes), golden.logits.shape[1]
-    if wanted != found:
-        return f"expected logits of {wanted} classes, got {found}"
+def _foreign(golden: Golden, manifest: Manifest) -> str:
+    """Return what shows that the golden data are another domain's, or nothing."""
+    classes, outputs = len(manifest.classes), golden.logits.shape[1]
+    if outputs != classes:
+        return f"expected logits of {classes} classes, got {outputs}"
     if (side := golden.pixels.shape[1]) != manifest.preprocess.size:
         return f"expected pictures of {manifest.preprocess.size} pixels, got {side}"
     slots = {slot.name for slot in manifest.adaptor.slots}
     strange = [site for site in golden.gate_sites if f"{site}.gate.bias" not in slots]
     if strange:
         return f"expected gates of this domain, got {strange}"
-    return _other_states(golden, held)
+    return _misdescribed(golden, manifest.selftest)
 
 
-def _other_states(golden: Golden, held: Bundle) -> str:
-    """Tell how the manifest describes the golden data otherwise than they are."""
-    manifest = held.manifest
-    if (said := manifest.selftest.samples) != len(golden):
-        return f"expected {said} samples as the manifest says, got {len(golden)}"
-    told = {
-        site: (state.open, state.closed, state.forced)
-        for site, state in manifest.selftest.gate_states.items()
-    }
-    seen = {site: (s.open, s.closed, s.forced) for site, s in golden.states().items()}
-    if told != seen:
-        return f"expected the gate states {told} as the manifest says, got {seen}"
+def _misdescribed(golden: Golden, selftest: Selftest) -> str:
+    """Return what the manifest says of the golden data otherwise than they are, or nothing."""
+    if selftest.samples != len(golden):
+        return f"expected {selftest.samples} samples as the manifest says, got {len(golden)}"
+    expected, actual = dict(selftest.gate_states), golden.states()
+    if expected != actual:
+        return f"expected the gate states {expected} as the manifest says, got {actual}"
     return ""
 
 
@@ -180,12 +168,13 @@ def _distinct(
 def _fault(
     arrays: Mapping[str, npt.NDArray[Any]], gates: tuple[str, ...], sites: tuple[str, ...]
 ) -> str:
+    """Return what is wrong with the stored arrays, or nothing."""
     if set(arrays) != set(_STORED):
         return f"expected the tensors {sorted(_STORED)}, got {sorted(arrays)}"
     for name, (dtype, rank) in _STORED.items():
         if arrays[name].dtype != dtype or arrays[name].ndim != rank:
-            found = f"{arrays[name].dtype} of rank {arrays[name].ndim}"
-            return f"{name}: expected {np.dtype(dtype)} of rank {rank}, got {found}"
+            actual = f"{arrays[name].dtype} of rank {arrays[name].ndim}"
+            return f"{name}: expected {np.dtype(dtype)} of rank {rank}, got {actual}"
         if not np.isfinite(arrays[name]).all():
             return f"{name}: expected finite values"
     return _shape_fault(arrays, gates, sites)
@@ -199,6 +188,7 @@ def _shape_fault(
     per_case = (a for name, a in arrays.items() if name != "pixels")
     if not 1 <= count <= MAX_CASES or any(len(a) != count for a in per_case):
         return f"expected 1 to {MAX_CASES} cases in every tensor, got {count}"
+    # Every stored picture is shown by some case, so no picture hides in the file.
     if not np.array_equal(np.unique(picture), np.arange(len(arrays["pixels"]))):
         return f"picture: expected every one of {len(arrays['pixels'])} pictures, and no other"
     widths = (arrays["shifts"].shape[1], arrays["gates"].shape[1], arrays["probes"].shape[1])
@@ -215,7 +205,8 @@ def _shape_fault(
 def probe(block: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return a block's output ``[N, ...]`` at ``PROBES`` evenly spread places, ``[N, PROBES]``.
 
-    Small maps repeat places. A few values per block suffice to name the first one that diverges.
+    Small maps repeat places. A few values of each block are enough to name the first block that
+    diverges.
     """
     flat = block.reshape(len(block), -1)
     places = np.linspace(0, flat.shape[1] - 1, PROBES).round().astype(np.int64)

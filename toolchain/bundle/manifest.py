@@ -56,7 +56,6 @@ from toolchain.core.words import (
 from toolchain.pictures.preprocess import Preprocessing
 
 SCHEMA = "da3.bundle/1"
-MIN_AGENT = "0.1"
 EPOCH = "1970-01-01T00:00:00Z"
 LIMIT_FILES = 256
 MANIFEST_NAME = "manifest.json"
@@ -108,7 +107,7 @@ class Slot(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Adaptor(Section):
+class Adaptation(Section):
     """How the domain was adapted, and its tensors, sorted by name."""
 
     method: str = key(WORD)
@@ -165,7 +164,7 @@ class Selftest(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan(Section):
+class PrecisionCost(Section):
     """What a precision costs this domain on a target, measured when it was exported.
 
     ``model``: digest of the kit's whole model; ``samples`` of the test set. ``accuracy``: top-1;
@@ -232,11 +231,11 @@ class Manifest(Document):
     release_counter: int = key(NATURAL)
     files: tuple[FileEntry, ...] = key(ListOf(SectionOf(FileEntry), 1, LIMIT_FILES))
     backbone: BackboneRef = key(SectionOf(BackboneRef))
-    adaptor: Adaptor = key(SectionOf(Adaptor))
+    adaptor: Adaptation = key(SectionOf(Adaptation))
     preprocess: Preprocessing = key(SectionOf(Preprocessing))
     classes: tuple[str, ...] = key(ListOf(printable(200), 1, 4096))
     gates: Gates = key(SectionOf(Gates))
-    plans: tuple[Plan, ...] = key(ListOf(SectionOf(Plan), 0, 64))
+    plans: tuple[PrecisionCost, ...] = key(ListOf(SectionOf(PrecisionCost), 0, 64))
     requires: Requires = key(SectionOf(Requires))
     selftest: Selftest = key(SectionOf(Selftest))
     parity: Notes = key(NOTES)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from toolchain.bundle.archive import LIMIT_BYTES, Archive, Source, scan_archive, write_archive
+from toolchain.bundle.archive import LIMIT_BYTES, Archive, ByteSource, scan_archive, write_archive
 from toolchain.bundle.manifest import EPOCH, MANIFEST_NAME, FileEntry, Manifest
 from toolchain.bundle.patch import check_patch
 from toolchain.bundle.slots import check_slots, slot_table
@@ -146,7 +146,7 @@ def read_bundle(data: bytes) -> Bundle:
     return _read(io.BytesIO(data), len(data))
 
 
-def _read(source: Source, size: int) -> Bundle:
+def _read(source: ByteSource, size: int) -> Bundle:
     archive = scan_archive(source, size)
     # The manifest is checked and read while the large blobs are hashed; nothing leaves before.
     with archive.hashing():

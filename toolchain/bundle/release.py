@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from toolchain import bundle
-from toolchain.bundle import Adaptor, BackboneRef, Bundle, Note
+from toolchain.bundle import Adaptation, BackboneRef, Bundle, Note
 from toolchain.bundle.golden import Golden, golden_of
 from toolchain.bundle.linkage import LINKED_ROLES, Linkage, linkage_of
 from toolchain.bundle.manifest import CARRIED, ReleaseInfo
@@ -120,7 +120,7 @@ def patch_of(opened: Bundle) -> PatchFile | None:
     return PatchFile(opened.manifest.patch, lambda: opened.blob(name))
 
 
-def shared_options(adaptor: Adaptor) -> dict[str, Note]:
+def shared_options(adaptor: Adaptation) -> dict[str, Note]:
     """Return the options that two domains must share to run on one graph."""
     if not any(".adaptor." in slot.name for slot in adaptor.slots):
         return {}

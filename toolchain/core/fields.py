@@ -148,11 +148,11 @@ def number(low: float, high: float, *, above: bool = False) -> Scalar:
 
 def choice(*known: str) -> Rule:
     """Return the rule for one of the ``known`` words; a near miss is named in the fix."""
-    return _Choice(known)
+    return _OneOf(known)
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
+class _OneOf:
     known: tuple[str, ...]
 
     def read(self, path: str, value: object, faults: list[Fault]) -> Any:

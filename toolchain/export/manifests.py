@@ -15,7 +15,7 @@ import onnxruntime
 
 from toolchain import bundle
 from toolchain.bundle import (
-    Adaptor,
+    Adaptation,
     BackboneArtefact,
     BackboneBlock,
     BackboneInput,
@@ -23,10 +23,9 @@ from toolchain.bundle import (
     BackboneRef,
     GateBlock,
     Gates,
-    GateStates,
     Manifest,
     Patch,
-    Plan,
+    PrecisionCost,
     Requires,
     Selftest,
     Tap,
@@ -91,7 +90,7 @@ def domain(
     artefact: BackboneArtefact,
     chosen: Chosen,
     report: ParityReport,
-    plans: tuple[Plan, ...] = (),
+    plans: tuple[PrecisionCost, ...] = (),
     patch: Patch | None = None,
 ) -> Manifest:
     """Return the manifest of a domain's bundle; files and slots are filled in when packed."""
@@ -106,7 +105,7 @@ def domain(
         release_counter=0,
         files=(),
         backbone=BackboneRef(own.name, own.weights_digest, own.graph_digest, own.taps),
-        adaptor=Adaptor(info.method, asdict(info.options), ()),
+        adaptor=Adaptation(info.method, asdict(info.options), ()),
         preprocess=info.preprocess,
         classes=info.classes,
         gates=Gates(_gate_blocks(halves, metrics.gate_rates), rounded(metrics.executed_share)),
@@ -141,11 +140,15 @@ def _gate_blocks(halves: Halves, rates: Mapping[str, float]) -> tuple[GateBlock,
 
 
 def _selftest(chosen: Chosen, report: ParityReport) -> Selftest:
-    states = {
-        site: GateStates(state.open, state.closed, state.forced)
-        for site, state in chosen.golden.states().items()
-    }
-    return Selftest("golden", "golden", len(chosen.golden), report.tolerance, states, TIME_LIMIT_S)
+    golden = chosen.golden
+    return Selftest(
+        inputs="golden",
+        outputs="golden",
+        samples=len(golden),
+        tolerance_relative=report.tolerance,
+        gate_states=golden.states(),
+        time_limit_s=TIME_LIMIT_S,
+    )
 
 
 def _parity(report: ParityReport) -> dict[str, int | float | str | bool | None]:

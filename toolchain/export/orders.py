@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from toolchain.bundle import BackboneManifest, Plan
+from toolchain.bundle import BackboneManifest, PrecisionCost
 from toolchain.bundle.linkage import FLAVOURS
 from toolchain.core.errors import BundleError
 from toolchain.device.engine.kit import Kit
@@ -38,7 +38,7 @@ class KitReport:
 
     kit: Kit
     state: State
-    plan: Plan
+    plan: PrecisionCost
     unopened: tuple[str, ...]
     stale: tuple[str, ...]
 
@@ -60,7 +60,7 @@ class Orders:
 
     def prepare(
         self, domain: KitDomain, step: Callable[[str], AbstractContextManager[None]]
-    ) -> tuple[Plan, ...]:
+    ) -> tuple[PrecisionCost, ...]:
         """Make and measure the models of every order, each as a ``step``.
 
         Returns what the bundle tells of them. Raises as :func:`toolchain.export.prepare.prepare`,

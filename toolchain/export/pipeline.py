@@ -23,7 +23,7 @@ from toolchain.bundle import (
     Manifest,
     Patched,
     Payload,
-    Plan,
+    PrecisionCost,
 )
 from toolchain.bundle.golden import Golden
 from toolchain.bundle.linkage import SHIPPED, SWAP_IF
@@ -252,7 +252,9 @@ def _rates(kept: checkpoints.Checkpoint) -> dict[str, float]:
     return {site: rounded(rate) for site, rate in kept.info.metrics.gate_rates.items()}
 
 
-def _kept_plans(path: Path, halves: PackedHalves, plans: tuple[Plan, ...]) -> tuple[Plan, ...]:
+def _kept_plans(
+    path: Path, halves: PackedHalves, plans: tuple[PrecisionCost, ...]
+) -> tuple[PrecisionCost, ...]:
     """Return what the bundle that is replaced says of other kits, if its tensors are the same."""
     try:
         before = bundle.open_bundle(path).manifest

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from toolchain.bundle import Plan
+from toolchain.bundle import PrecisionCost
 from toolchain.bundle.linkage import SWAP_IF
 from toolchain.core.canonical import rounded
 from toolchain.core.digest import sha256
@@ -54,7 +54,7 @@ class PreparedKit:
 
     source: KitSource
     models: KitModels
-    plan: Plan
+    plan: PrecisionCost
     unopened: tuple[str, ...]
 
 
@@ -89,7 +89,7 @@ def prepare(
     )
 
 
-def measured(domain: KitDomain, models: KitModels, *, others: bool = False) -> Plan:
+def measured(domain: KitDomain, models: KitModels, *, others: bool = False) -> PrecisionCost:
     """Return what the precision costs the domain on its test pictures, as the bundle tells it.
 
     ``others``: the ranges were those of other domains. Raises PrecisionError where it costs more
@@ -105,7 +105,7 @@ def measured(domain: KitDomain, models: KitModels, *, others: bool = False) -> P
     cost = accuracy.measure(got, reference, labels)
     what = f"{domain.source.manifest.domain} on {order.target.name}"
     accuracy.require(order.precision, cost, what, fix=_WIDEN if others else "")
-    return Plan(
+    return PrecisionCost(
         target=order.target.name,
         precision=order.precision,
         model=sha256(models.whole),

@@ -18,7 +18,7 @@ from toolchain.inspect.file_facts import (
     TrainingFacts,
 )
 from toolchain.inspect.graph_facts import GraphFacts
-from toolchain.inspect.groups import Block, Tensor
+from toolchain.inspect.groups import Block, TensorEntry
 from toolchain.inspect.recognise import KINDS, Facts, Inspection, inspect
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
     "Inspection",
     "KitFacts",
     "RecipeFacts",
-    "Tensor",
+    "TensorEntry",
     "TensorsFacts",
     "TrainingFacts",
     "inspect",

@@ -1,12 +1,11 @@
 """What recipes, checkpoints, bundles, backbones, golden data and plain tensors say of themselves.
 
-Rules of this file: each reader is the one of the room that owns the format, with its limits and
-checks; here its value is only taken apart. No torch, no onnx.
+Rules of this file: the room that owns a format reads it, with its limits and checks; here the value
+is only taken apart. No torch, no onnx.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from toolchain import bundle, recipe
 from toolchain.bundle import BackboneManifest, GateStates, Manifest
 from toolchain.bundle.golden import read_golden
+from toolchain.core.canonical import parse_json
 from toolchain.core.errors import UsageError
 from toolchain.core.files import read_limited
-from toolchain.inspect.groups import Block, Tensor, grouped
+from toolchain.inspect.groups import Block, TensorEntry, grouped
 from toolchain.recipe import Recipe
 from toolchain.training.adapt import checkpoint
 from toolchain.training.adapt.checkpoint import Info
@@ -42,7 +42,7 @@ class CheckpointFacts:
     info: Info
     size_bytes: int
     blocks: tuple[Block, ...]
-    slots: tuple[Tensor, ...]
+    slots: tuple[TensorEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +82,14 @@ class TensorsFacts:
     size_bytes: int
     elements: int
     metadata: Mapping[str, str]
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[TensorEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingFacts:
     """A half-done training that can be resumed; ``identity`` is what it depends on.
 
-    Its tensors are looked at by resuming only.
+    Nobody has checked its tensors: only resuming does that.
     """
 
     size_bytes: int
@@ -105,20 +105,20 @@ def read_recipe(path: Path) -> RecipeFacts:
 
 def read_checkpoint(folder: Path) -> CheckpointFacts:
     """Return a checkpoint; raises as :func:`toolchain.training.adapt.checkpoint.read`."""
-    found = checkpoint.read(folder)
+    trained = checkpoint.read(folder)
     slots = tuple(
-        Tensor(name, tuple(array.shape), array.dtype.name)
-        for name, array in sorted(found.tensors.items())
+        TensorEntry(name, tuple(array.shape), array.dtype.name)
+        for name, array in sorted(trained.tensors.items())
     )
-    size_bytes = sum(array.nbytes for array in found.tensors.values())
-    return CheckpointFacts(found.info, size_bytes, grouped(slots), slots)
+    size_bytes = sum(array.nbytes for array in trained.tensors.values())
+    return CheckpointFacts(trained.info, size_bytes, grouped(slots), slots)
 
 
 def read_bundle(path: Path) -> BundleFacts:
     """Return a bundle; raises as :func:`toolchain.bundle.open_bundle`."""
-    held = bundle.open_bundle(path)
-    slots = [Tensor(s.name, s.shape, s.dtype) for s in held.manifest.adaptor.slots]
-    return BundleFacts(held.manifest_digest, held.size_bytes, grouped(slots), held.manifest)
+    opened = bundle.open_bundle(path)
+    slots = [TensorEntry(s.name, s.shape, s.dtype) for s in opened.manifest.adaptor.slots]
+    return BundleFacts(opened.manifest_digest, opened.size_bytes, grouped(slots), opened.manifest)
 
 
 def read_backbone(folder: Path) -> BackboneFacts:
@@ -129,17 +129,15 @@ def read_backbone(folder: Path) -> BackboneFacts:
 
 def golden(path: Path) -> GoldenFacts:
     """Return golden data; raises as :func:`toolchain.bundle.golden.read_golden`."""
-    found = read_golden(
-        read_limited(path, limit_bytes=GOLDEN_LIMIT_BYTES, what="golden data"), str(path)
-    )
-    states = found.states().items()
+    data = read_limited(path, limit_bytes=GOLDEN_LIMIT_BYTES, what="golden data")
+    cases = read_golden(data, str(path))
     return GoldenFacts(
-        len(found),
-        int(found.natural.sum()),
-        tuple(found.pixels.shape[1:]),
-        found.logits.shape[1],
-        found.sites,
-        {site: GateStates(one.open, one.closed, one.forced) for site, one in states},
+        cases=len(cases),
+        natural=int(cases.natural.sum()),
+        picture=tuple(cases.pixels.shape[1:]),
+        classes=cases.logits.shape[1],
+        sites=cases.sites,
+        gates=cases.states(),
     )
 
 
@@ -153,8 +151,7 @@ def tensors(path: Path) -> TensorsFacts:
         with safe_open(str(path), framework="np") as file:
             metadata = dict(file.metadata() or {})
             names = sorted(file.keys())
-            slices = [(name, file.get_slice(name)) for name in names[:TENSORS_LIMIT]]
-            held = tuple(Tensor(n, tuple(s.get_shape()), str(s.get_dtype())) for n, s in slices)
+            entries = tuple(_entry(file, name) for name in names[:TENSORS_LIMIT])
     except (SafetensorError, OSError, ValueError) as err:
         raise UsageError(
             f"{path}: expected a safetensors file, got: {err}", fix="take it from its source again"
@@ -164,31 +161,37 @@ def tensors(path: Path) -> TensorsFacts:
             f"{path}: expected at most {TENSORS_LIMIT} tensors, got {len(names)}",
             fix="check that this is the file that was meant",
         )
-    total = sum(tensor.elements for tensor in held)
-    return TensorsFacts(path.stat().st_size, total, metadata, held)
+    total = sum(entry.elements for entry in entries)
+    return TensorsFacts(path.stat().st_size, total, metadata, entries)
+
+
+def _entry(file: Any, name: str) -> TensorEntry:
+    """Return what an open safetensors file says of one tensor; its values stay on the disk."""
+    described = file.get_slice(name)
+    return TensorEntry(name, tuple(described.get_shape()), str(described.get_dtype()))
 
 
 def training(path: Path) -> TrainingFacts:
     """Return what the state of a training says; raises UsageError for a file that is none."""
-    found = tensors(path)
-    about = training_note(found)
-    if about is None:
+    facts = tensors(path)
+    note = training_note(facts)
+    if note is None:
         raise UsageError(
             f"{path}: expected the state of a training, got other tensors",
             fix="name NAME.training.safetensors, which `da3 train` keeps until it is done",
         )
     return TrainingFacts(
-        found.size_bytes, about["step"], float(about["head_accuracy"]), about["identity"]
+        facts.size_bytes, note["step"], float(note["head_accuracy"]), note["identity"]
     )
 
 
-def training_note(found: TensorsFacts) -> dict[str, Any] | None:
+def training_note(facts: TensorsFacts) -> dict[str, Any] | None:
     """Return what the state of a training notes beside its tensors, None for other files."""
     try:
-        about = json.loads(found.metadata.get("da3", ""))
-    except (ValueError, RecursionError):
+        note = parse_json(facts.metadata.get("da3", ""))
+    except ValueError:
         return None
-    wanted = {"step": int, "head_accuracy": float | int, "identity": dict}
-    if not isinstance(about, dict):
+    if not isinstance(note, dict):
         return None
-    return about if all(isinstance(about.get(n), kind) for n, kind in wanted.items()) else None
+    kinds = {"step": int, "head_accuracy": float | int, "identity": dict}
+    return note if all(isinstance(note.get(name), kind) for name, kind in kinds.items()) else None

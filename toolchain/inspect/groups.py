@@ -14,7 +14,7 @@ PARTS = ("adaptor", "gate")
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class TensorEntry:
     """One tensor as its file describes it; ``dtype`` in the file's own words."""
 
     name: str
@@ -37,15 +37,15 @@ class Block:
     parts: Mapping[str, int]
 
 
-def grouped(tensors: Iterable[Tensor]) -> tuple[Block, ...]:
+def grouped(tensors: Iterable[TensorEntry]) -> tuple[Block, ...]:
     """Return the blocks in the order of their first tensor."""
-    found: dict[str, list[Tensor]] = {}
+    found: dict[str, list[TensorEntry]] = {}
     for tensor in tensors:
         found.setdefault(tensor.name.partition(".")[0], []).append(tensor)
     return tuple(_block(name, held) for name, held in found.items())
 
 
-def _block(name: str, tensors: list[Tensor]) -> Block:
+def _block(name: str, tensors: list[TensorEntry]) -> Block:
     parts: dict[str, int] = {}
     for tensor in tensors:
         second = tensor.name.split(".")[1:2]

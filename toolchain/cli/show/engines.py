@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from toolchain.bundle import Plan
+from toolchain.bundle import PrecisionCost
 from toolchain.cli.show import layout
 from toolchain.inspect.engine_facts import EngineFacts, KitFacts
 
@@ -68,7 +68,7 @@ def engine(facts: EngineFacts) -> list[str]:
     ]
 
 
-def plans(entries: Sequence[Plan]) -> list[str]:
+def plans(entries: Sequence[PrecisionCost]) -> list[str]:
     """Return the lines for what each precision costs a domain; none without plans."""
     if not entries:
         return []

@@ -73,7 +73,7 @@ _ROW = Scalar("name, dtype, shape and offset", _is_row)
 
 
 @dataclass(frozen=True, slots=True)
-class Place(Section):
+class Extent(Section):
     """Where the slots lie in the bundle's file, in bytes."""
 
     offset: int = key(whole(0, LIMIT_BUNDLE_BYTES))
@@ -101,7 +101,7 @@ class Record(ReleaseInfo):
     file: str = key(printable(200))
     tested_with: str = key(printable(200))
     backbone: Fitting = key(SectionOf(Fitting))
-    slots: Place = key(SectionOf(Place))
+    slots: Extent = key(SectionOf(Extent))
     arrays: tuple[_Row, ...] = key(ListOf(_ROW, 0, 1024))
     graphs: dict[str, str] = key(TableOf(TENSOR_NAME, DIGEST, 1, 16))
     patch: bundle.Patch | None = key(Nullable(SectionOf(bundle.Patch)), default=None)
@@ -186,7 +186,7 @@ def _record(held: Bundle, release: Release, file: str, tested_on: str) -> Record
         file=file,
         tested_with=tested_on,
         backbone=Fitting(own.name, own.weights_digest, own.graph_digest),
-        slots=Place(*held.place(slots)),
+        slots=Extent(*held.place(slots)),
         arrays=tuple(
             (place.name, release.slots[place.name].dtype.name, place.shape, place.offset)
             for place in read_places(held.blob(slots))
