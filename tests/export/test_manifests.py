@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.support.exported import Exported
 from toolchain import bundle
 from toolchain.core.canonical import rounded
-from toolchain.export.graph.names import TARGETS
+from toolchain.export.graph.names import DIALECT
 
 
 def test_the_backbones_manifest_tells_its_graph(exported: Exported) -> None:
@@ -18,8 +18,8 @@ def test_the_backbones_manifest_tells_its_graph(exported: Exported) -> None:
     ]
     assert all(block.flops > 0 for block in found.blocks)
     assert (found.opset, found.ir_version) == (
-        TARGETS["onnxruntime"].opset,
-        TARGETS["onnxruntime"].ir_version,
+        DIALECT.opset,
+        DIALECT.ir_version,
     )
     assert (found.input.size, found.input.channels) == (12, 3)
     assert {tap.name for tap in found.taps} == {

@@ -36,7 +36,7 @@ from toolchain.core.sealed import listing
 from toolchain.export.check.parity import ParityReport
 from toolchain.export.check.reference import Chosen
 from toolchain.export.graph.halves import Halves
-from toolchain.export.graph.names import TARGETS, Cut
+from toolchain.export.graph.names import DIALECT, Cut
 from toolchain.export.graph.split import PackedHalves
 from toolchain.recipe import Recipe
 from toolchain.training.adapt.checkpoint import Checkpoint
@@ -49,7 +49,6 @@ OWN_LICENCE = "see the backbone's source"
 def backbone(kept: Checkpoint, halves: PackedHalves) -> BackboneManifest:
     """Return the manifest of the backbone artefact; file entries are filled in when written."""
     info = kept.info.backbone
-    dialect = TARGETS["onnxruntime"]
     contents = {GRAPH_NAME: halves.backbone_graph, WEIGHTS_NAME: halves.weights_data}
     files = listing(bundle.BackboneFile, contents)
     return BackboneManifest(
@@ -58,8 +57,8 @@ def backbone(kept: Checkpoint, halves: PackedHalves) -> BackboneManifest:
         weights_digest=info.weights_digest,
         graph_digest=bundle.graph_digest(files[0].digest, files[1].digest),
         input=BackboneInput(size=info.input_shape[1], channels=info.input_shape[0]),
-        opset=dialect.opset,
-        ir_version=dialect.ir_version,
+        opset=DIALECT.opset,
+        ir_version=DIALECT.ir_version,
         files=files,
         blocks=tuple(_block(cut) for cut in halves.cuts),
         taps=taps(halves),

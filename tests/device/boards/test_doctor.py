@@ -213,6 +213,6 @@ def test_how_tensorrt_gets_there(name: str, command: str) -> None:
 
 def test_the_opset_is_the_one_that_is_exported() -> None:
     from toolchain.device.boards import parsers
-    from toolchain.export.graph.names import TARGETS as EXPORTED
+    from toolchain.export.graph.names import DIALECT
 
-    assert EXPORTED["onnxruntime"].opset == parsers.EXPORTED
+    assert DIALECT.opset == parsers.EXPORTED

@@ -19,7 +19,7 @@ from toolchain.export.graph.capture import Captured
 from toolchain.export.graph.cut import cut_model
 from toolchain.export.graph.fold import fold_batchnorm
 from toolchain.export.graph.halves import META_CUTS, read_halves, recompose
-from toolchain.export.graph.names import BACKBONE, IMAGE, TARGETS
+from toolchain.export.graph.names import BACKBONE, DIALECT, IMAGE
 
 
 def folded(made: Made) -> ir.Model:
@@ -94,7 +94,7 @@ def test_the_backbone_is_one_whatever_the_domain_is() -> None:
 
 
 def test_opset_and_ir_version_are_the_targets(made: Made) -> None:
-    dialect = TARGETS["onnxruntime"]
+    dialect = DIALECT
     for half in (made.halves.backbone, made.halves.domain):
         assert dict(half.graph.opset_imports) == {"": dialect.opset}
         assert half.ir_version == dialect.ir_version

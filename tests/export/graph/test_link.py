@@ -26,10 +26,10 @@ from toolchain.export.graph.link import link
 from toolchain.export.graph.names import (
     BACKBONE,
     CLASSES,
+    DIALECT,
     HEAD_SLOTS,
     IMAGE,
     SLOTS_FILE,
-    TARGETS,
     WEIGHTS_FILE,
 )
 
@@ -181,7 +181,7 @@ def test_onnx_checker_passes_and_dialect_is_the_targets(
     path = tmp_path / f"{linkage.stem}.onnx"
     path.write_bytes(store.to_bytes(model))
     store.check(path)
-    dialect = TARGETS["onnxruntime"]
+    dialect = DIALECT
     assert dict(model.graph.opset_imports) == {"": dialect.opset}
     assert model.ir_version == dialect.ir_version
     assert {node.domain for node in walk(model.graph)} <= {""}

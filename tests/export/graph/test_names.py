@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from toolchain.export.graph.names import TARGETS, Cut
+from toolchain.export.graph.names import DIALECT, Cut
 
 CUT = Cut("block03", "layer1.2", "out.block02", "block.block03", "NCHW", (8, 4, 4), (8, 4, 4), 10)
 
@@ -24,4 +24,4 @@ def test_a_gate_needs_one_shape_on_both_sides() -> None:
 
 def test_the_dialect_of_a_target_is_stated() -> None:
     """Changing it changes every graph's bytes: that is a decision, not an accident."""
-    assert (TARGETS["onnxruntime"].opset, TARGETS["onnxruntime"].ir_version) == (18, 10)
+    assert (DIALECT.opset, DIALECT.ir_version) == (18, 10)

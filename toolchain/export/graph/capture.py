@@ -29,10 +29,10 @@ from toolchain.core.errors import CaptureError
 from toolchain.export.graph.fold import fix_reshapes
 from toolchain.export.graph.names import (
     BACKBONE,
+    DIALECT,
     FEATURES,
     IMAGE,
     LOGITS,
-    TARGETS,
     Cut,
     Opset,
 )
@@ -55,27 +55,26 @@ class Captured:
     slots: tuple[str, ...]
 
 
-def capture(model: AttachedModel, *, target: str = "onnxruntime") -> Captured:
+def capture(model: AttachedModel) -> Captured:
     """Capture ``model`` in evaluation mode with a dynamic batch.
 
     Raises CaptureError when the exporter cannot trace it (a Python ``if`` on a tensor is named as
     such), or when an initializer differs from its PyTorch tensor.
     """
-    dialect = TARGETS[target]
     model.train(False)
     _check_runs_batches(model)
     notes = _Notes([], [])
-    program = _export(_Recorder(model, notes), model.anatomy.input_shape, dialect)
+    program = _export(_Recorder(model, notes), model.anatomy.input_shape, DIALECT)
     for value, name in zip(program.graph.outputs, notes.names, strict=True):
         value.name = name
     _check_free_batch(program)
-    program.ir_version = dialect.ir_version
+    program.ir_version = DIALECT.ir_version
     slots = tuple(domain_state(model))
     _rename_initializers(program)
     _check_one_to_one(program, model)
     _clean(program, slots)
     _check_cuts(program, notes.names)
-    return Captured(program, dialect, tuple(notes.cuts), slots)
+    return Captured(program, DIALECT, tuple(notes.cuts), slots)
 
 
 @dataclass(slots=True)

@@ -21,14 +21,14 @@ HEAD_SLOTS = ("head.bias", "head.weight")
 
 @dataclass(frozen=True, slots=True)
 class Opset:
-    """The ONNX dialect of a target: default-domain opset and IR version."""
+    """An ONNX dialect: opset of the default domain, and IR version."""
 
     opset: int
     ir_version: int
 
 
 # Both are the oldest that the exporter writes without converting: the widest reach, no translation.
-TARGETS = {"onnxruntime": Opset(opset=18, ir_version=10)}
+DIALECT = Opset(opset=18, ir_version=10)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from toolchain.export.graph.capture import capture
 from toolchain.export.graph.cut import cut_model
 from toolchain.export.graph.fold import fold_batchnorm
 from toolchain.export.graph.halves import Halves, read_halves, recompose
-from toolchain.export.graph.names import IMAGE, LOGITS, SLOTS_FILE, TARGETS, WEIGHTS_FILE
+from toolchain.export.graph.names import DIALECT, IMAGE, LOGITS, SLOTS_FILE, WEIGHTS_FILE
 from toolchain.training.adapt.attached import AttachedModel, arrays, domain_state, weights_digest
 
 # Raised whenever the captured, folded or split graphs change for the same model.
@@ -99,26 +99,24 @@ class PackedHalves(Halves):
         return store.to_bytes(self.domain)
 
 
-def split(
-    model: AttachedModel, *, cache: Path | None = None, target: str = "onnxruntime"
-) -> PackedHalves:
+def split(model: AttachedModel, *, cache: Path | None = None) -> PackedHalves:
     """Split ``model`` into its frozen backbone and its domain, proved to recompose exactly.
 
     With ``cache``, reuse or fill that folder. Raises CaptureError, SplitError.
     """
     values = arrays(domain_state(model))
-    entry = None if cache is None else cache / f"split-{digest.short(interface(model, target))}"
+    entry = None if cache is None else cache / f"split-{digest.short(interface(model))}"
     if entry is not None and entry.is_dir():
         cached = _read_entry(entry)
         if cached is not None:
             return _filled(*cached, values, cached=True)
-    structure, weights = _capture_verified(model, target)
+    structure, weights = _capture_verified(model)
     if entry is not None:
         _write_entry(entry, structure, weights)
     return _filled(structure, weights, values, cached=False)
 
 
-def interface(model: AttachedModel, target: str = "onnxruntime") -> str:
+def interface(model: AttachedModel) -> str:
     """Return the digest of all that shapes a split: backbone, method, options, versions."""
     return digest.sha256(
         canonical_json(
@@ -129,7 +127,7 @@ def interface(model: AttachedModel, target: str = "onnxruntime") -> str:
                 "sites": [asdict(site) for site in model.anatomy.sites],
                 "head": model.anatomy.head,
                 "input": list(model.anatomy.input_shape),
-                "dialect": asdict(TARGETS[target]),
+                "dialect": asdict(DIALECT),
                 "packages": {name: version(name) for name in _SHAPING},
                 "structure": STRUCTURE_VERSION,
             }
@@ -174,8 +172,8 @@ def _differing(one: ir.Model, other: ir.Model) -> list[str]:
     return sorted(n for n in first.keys() | second.keys() if first.get(n) != second.get(n))
 
 
-def _capture_verified(model: AttachedModel, target: str) -> tuple[Halves, bytes]:
-    captured = capture(model, target=target)
+def _capture_verified(model: AttachedModel) -> tuple[Halves, bytes]:
+    captured = capture(model)
     picture = _probe(model)
     # Folding changes values by rounding, so it is held to a tolerance, once. The split may change
     # nothing at all, so it is held to the folded graph's very bits.
