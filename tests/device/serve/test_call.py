@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from toolchain.core.errors import DataError
-from toolchain.device.serve.call import Call, guard
+from toolchain.device.serve.call import HttpRequest, guard
 from toolchain.device.serve.faults import RefusedError
 
 
-def _call(**further: Any) -> Call:
+def _call(**further: Any) -> HttpRequest:
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/v2", "SERVER_PROTOCOL": "HTTP/1.1"}
-    return Call({**environ, "HTTP_HOST": "localhost:8000", **further}, 100)
+    return HttpRequest({**environ, "HTTP_HOST": "localhost:8000", **further}, 100)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from toolchain.device import Runner
 from toolchain.device.serve.domains import config, predict, version
 from toolchain.device.serve.faults import RefusedError
 from toolchain.device.serve.protocol import Request
-from toolchain.device.serve.tensors import Tensor
+from toolchain.device.serve.tensors import NamedTensor
 
 NAME = "toy_chirps"
 TENSOR = pictures(2)
-REQUEST = Request("", (Tensor("image", "FP32", TENSOR),), (), True, None)
+REQUEST = Request("", (NamedTensor("image", "FP32", TENSOR),), (), True, None)
 
 
 def test_while_a_domain_is_replaced_each_answer_is_of_one_release(

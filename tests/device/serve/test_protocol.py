@@ -14,13 +14,20 @@ from tests.device.serve.test_tensors import tensors
 from tests.support.asking import inference, pictures
 from toolchain.core.errors import DataError
 from toolchain.device.serve.limits import Limits
-from toolchain.device.serve.protocol import Request, Response, Wanted, decode, encode, read_json
-from toolchain.device.serve.tensors import Tensor, to_binary
+from toolchain.device.serve.protocol import (
+    Request,
+    RequestedOutput,
+    Response,
+    decode,
+    encode,
+    read_json,
+)
+from toolchain.device.serve.tensors import NamedTensor, to_binary
 
 LIMITS = Limits(json_bytes=10_000)
 
 
-def _body(*inputs: Tensor, **further: Any) -> tuple[bytes, str]:
+def _body(*inputs: NamedTensor, **further: Any) -> tuple[bytes, str]:
     """A request with binary data, and its header."""
     data = [to_binary(one) for one in inputs]
     entries = [
@@ -37,8 +44,8 @@ def _body(*inputs: Tensor, **further: Any) -> tuple[bytes, str]:
 
 
 @given(st.lists(tensors(), min_size=1, max_size=3), st.text(max_size=20))
-def test_a_request_comes_back(drawn: list[Tensor], name: str) -> None:
-    sent = [Tensor(f"t{i}", one.datatype, one.array) for i, one in enumerate(drawn)]
+def test_a_request_comes_back(drawn: list[NamedTensor], name: str) -> None:
+    sent = [NamedTensor(f"t{i}", one.datatype, one.array) for i, one in enumerate(drawn)]
     found = decode(*_body(*sent, id=name), LIMITS)
     assert found.id == name
     for one, other in zip(found.inputs, sent, strict=True):
@@ -47,8 +54,8 @@ def test_a_request_comes_back(drawn: list[Tensor], name: str) -> None:
 
 
 @given(tensors(text=True), st.booleans())
-def test_a_response_can_be_read_as_a_request_is(tensor: Tensor, binary: bool) -> None:
-    response = Response("m", "1", "7", ((tensor, Wanted("t", binary)),), {"ms": 1.5})
+def test_a_response_can_be_read_as_a_request_is(tensor: NamedTensor, binary: bool) -> None:
+    response = Response("m", "1", "7", ((tensor, RequestedOutput("t", binary)),), {"ms": 1.5})
     body, length = encode(response)
     assert (length is None) == (not binary)
     document = json.loads(body[:length])
@@ -105,7 +112,7 @@ def test_outputs_and_parameters_are_read() -> None:
         parameters={"binary_data_output": True, "timeout": 2_500_000},
     )
     found = decode(body, None, Limits())
-    assert found.outputs == (Wanted("logits", True, 3), Wanted("label", False))
+    assert found.outputs == (RequestedOutput("logits", True, 3), RequestedOutput("label", False))
     assert (found.id, found.binary, found.timeout_s) == ("a", True, 2.5)
 
 
@@ -226,12 +233,12 @@ def test_a_header_length_that_lies_is_refused(header: str) -> None:
 
 
 def test_binary_data_left_over_are_refused() -> None:
-    body, header = _body(Tensor("image", "UINT8", np.zeros(3, np.uint8)))
+    body, header = _body(NamedTensor("image", "UINT8", np.zeros(3, np.uint8)))
     with pytest.raises(DataError, match="expected 3 bytes after the JSON, got 4"):
         decode(body + b"x", header, LIMITS)
 
 
 def test_truncated_binary_data_are_refused() -> None:
-    body, header = _body(Tensor("image", "UINT8", np.zeros(3, np.uint8)))
+    body, header = _body(NamedTensor("image", "UINT8", np.zeros(3, np.uint8)))
     with pytest.raises(DataError, match="expected a binary_data_size from 0 to 2, got 3"):
         decode(body[:-1], header, LIMITS)

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 from toolchain.core.errors import DataError
 from toolchain.device.serve.tensors import (
     DATATYPES,
-    Tensor,
+    NamedTensor,
     elements,
     from_binary,
     from_json,
@@ -28,7 +28,7 @@ SHAPES = arrays.array_shapes(max_dims=4, max_side=4)
 
 
 @st.composite
-def tensors(draw: st.DrawFn, *, text: bool = False) -> Tensor:
+def tensors(draw: st.DrawFn, *, text: bool = False) -> NamedTensor:
     """Any tensor of any datatype; ``text``: one that JSON can say."""
     datatype = draw(st.sampled_from(sorted(DATATYPES)))
     shape = draw(SHAPES)
@@ -42,16 +42,16 @@ def tensors(draw: st.DrawFn, *, text: bool = False) -> Tensor:
         )
         array = np.empty(len(values), object)
         array[:] = values
-        return Tensor("t", datatype, array.reshape(shape))
+        return NamedTensor("t", datatype, array.reshape(shape))
     dtype = DATATYPES[datatype]
     array = draw(arrays.arrays(dtype, shape, elements=arrays.from_dtype(dtype)))
     if text and dtype.kind == "f":
         array = np.nan_to_num(array)
-    return Tensor("t", datatype, array)
+    return NamedTensor("t", datatype, array)
 
 
 @given(tensors())
-def test_binary_data_come_back(tensor: Tensor) -> None:
+def test_binary_data_come_back(tensor: NamedTensor) -> None:
     data = to_binary(tensor)
     found = from_binary(memoryview(data), tensor.datatype, list(tensor.array.shape))
     np.testing.assert_array_equal(found, tensor.array)
@@ -59,14 +59,14 @@ def test_binary_data_come_back(tensor: Tensor) -> None:
 
 
 @given(tensors(text=True))
-def test_json_data_come_back(tensor: Tensor) -> None:
+def test_json_data_come_back(tensor: NamedTensor) -> None:
     flat = json.loads(json.dumps(to_json(tensor), allow_nan=False))
     found = from_json(flat, tensor.datatype, list(tensor.array.shape))
     np.testing.assert_array_equal(found, tensor.array)
 
 
 @given(tensors(text=True))
-def test_nested_data_are_flat_data(tensor: Tensor) -> None:
+def test_nested_data_are_flat_data(tensor: NamedTensor) -> None:
     shape = list(tensor.array.shape)
     values = to_json(tensor)
     nested = np.empty(len(values), object)
@@ -84,7 +84,7 @@ def test_any_bytes_are_a_tensor_or_an_error(
     except DataError:
         return
     assert found.shape == shape
-    assert to_binary(Tensor("t", datatype, found)) == data
+    assert to_binary(NamedTensor("t", datatype, found)) == data
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_lies_about_lengths_are_refused(data: bytes, datatype: str) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_json_says_no_nan(value: float) -> None:
-    tensor = Tensor("logits", "FP32", np.array([0, value], np.float32))
+    tensor = NamedTensor("logits", "FP32", np.array([0, value], np.float32))
     with pytest.raises(DataError, match="logits: expected finite values for JSON"):
         to_json(tensor)
     assert len(to_binary(tensor)) == 8
@@ -198,7 +198,7 @@ def test_json_says_no_bytes_that_are_no_text() -> None:
     array = np.empty(1, object)
     array[0] = b"\xff"
     with pytest.raises(DataError, match="expected UTF-8 for JSON"):
-        to_json(Tensor("label", "BYTES", array))
+        to_json(NamedTensor("label", "BYTES", array))
 
 
 def test_texts_keep_their_script() -> None:

@@ -29,7 +29,7 @@ from toolchain import __version__
 from toolchain.core.errors import DataError
 from toolchain.device.serve import domains, protocol
 from toolchain.device.serve.admission import Admission
-from toolchain.device.serve.call import Call, guard
+from toolchain.device.serve.call import HttpRequest, guard
 from toolchain.device.serve.faults import RefusedError, refusal
 from toolchain.device.serve.limits import Limits
 from toolchain.device.serve.repository import Repository
@@ -90,7 +90,7 @@ class App:
     ) -> Iterable[bytes]:
         """Answer one request."""
         try:
-            call = Call(environ, self._limits.body_bytes)
+            call = HttpRequest(environ, self._limits.body_bytes)
             guard(call, loopback=self._loopback)
             reply = self._dispatch(call)
         # This is where every error ends: what is unknown is told as such.
@@ -107,7 +107,7 @@ class App:
         # The head is a GET's, whole (RFC 9110, 9.3.2); a body would be read as the next answer.
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [reply.body]
 
-    def _dispatch(self, call: Call) -> Reply:
+    def _dispatch(self, call: HttpRequest) -> Reply:
         found = list(_matches(call.segments))
         if not found:
             raise RefusedError(HTTPStatus.NOT_FOUND, "no such resource")
@@ -162,7 +162,7 @@ class App:
 
     # -- work ------------------------------------------------------------------------------------
 
-    def _infer(self, call: Call, model: str, version: str | None = None) -> Reply:
+    def _infer(self, call: HttpRequest, model: str, version: str | None = None) -> Reply:
         begun = time.monotonic()
         self._find(model, version)
         with self._counting_failure(model), self.inferring.turn() as waited_s:
@@ -186,33 +186,33 @@ class App:
         headers = {"Content-Type": "application/octet-stream", protocol.HEADER: str(length)}
         return Reply(HTTPStatus.OK, body, headers)
 
-    def _index(self, call: Call) -> Reply:
+    def _index(self, call: HttpRequest) -> Reply:
         asked = self._document(call, "ready")
         ready = asked.get("ready", False)
         if type(ready) is not bool:
             raise DataError("ready: expected true or false, got another value")
         return _json(self._repository.index(ready_only=ready))
 
-    def _load(self, call: Call, model: str) -> Reply:
+    def _load(self, call: HttpRequest, model: str) -> Reply:
         parameters = self._parameters(call)
         with self.loading.turn():
             self._repository.load(model, parameters)
         return _json({})
 
-    def _unload(self, call: Call, model: str) -> Reply:
+    def _unload(self, call: HttpRequest, model: str) -> Reply:
         parameters = self._parameters(call)
         with self.loading.turn():
             self._repository.unload(model, parameters)
             self._statistics.forget(model)
         return _json({})
 
-    def _parameters(self, call: Call) -> dict[str, Any]:
+    def _parameters(self, call: HttpRequest) -> dict[str, Any]:
         parameters = self._document(call, "parameters").get("parameters", {})
         if not isinstance(parameters, dict):
             raise DataError("expected parameters as a JSON object, got another value")
         return parameters
 
-    def _document(self, call: Call, known: str) -> dict[str, Any]:
+    def _document(self, call: HttpRequest, known: str) -> dict[str, Any]:
         """Return the small JSON object of a request whose body may be missing."""
         body = call.body(limit_bytes=_SMALL, needed=False)
         value = protocol.read_json(body, _SMALL) if body else {}

@@ -22,7 +22,7 @@ _TYPES = ("application/json", "application/octet-stream")
 _HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[^:\[\]]+))(?::[0-9]{0,5})?")
 
 
-class Call:
+class HttpRequest:
     """A request behind WSGI's ``environ``; ``limit_bytes`` of its body are read at most.
 
     ``segments`` are the parts of its path, percent-decoded (an encoded slash parts them as well).
@@ -79,7 +79,7 @@ class Call:
         return data
 
 
-def guard(call: Call, *, loopback: bool) -> None:
+def guard(call: HttpRequest, *, loopback: bool) -> None:
     """Refuse a request that nobody on this machine meant, and one in a form that is not spoken.
 
     Raises RefusedError: 400 without Host, 421 for a Host that is not this machine (if

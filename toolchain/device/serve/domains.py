@@ -17,8 +17,8 @@ import numpy as np
 from toolchain.core.arrays import Array
 from toolchain.core.errors import DataError, TimeLimitError, UnknownNameError
 from toolchain.device.serve.faults import overloaded
-from toolchain.device.serve.protocol import Request, Response, Wanted
-from toolchain.device.serve.tensors import Tensor, texts
+from toolchain.device.serve.protocol import Request, RequestedOutput, Response
+from toolchain.device.serve.tensors import NamedTensor, texts
 
 if TYPE_CHECKING:
     from toolchain.device.runtime.answers import Domain, Outcome
@@ -170,7 +170,7 @@ def _decoded(runner: Runner, domain: Domain, files: Array, deadline: float) -> A
     return np.concatenate(tensors)
 
 
-def _wanted(request: Request, domain: Domain) -> tuple[Wanted, ...]:
+def _wanted(request: Request, domain: Domain) -> tuple[RequestedOutput, ...]:
     """Return the outputs asked for, or all; refused before anything runs."""
     known = _outputs(domain)
     for one in request.outputs:
@@ -178,14 +178,14 @@ def _wanted(request: Request, domain: Domain) -> tuple[Wanted, ...]:
             raise DataError(f"expected outputs of {', '.join(known)}, got {one.name!r}")
         if one.classes and one.name not in ("logits", "probabilities"):
             raise DataError(f"{one.name}: expected logits or probabilities for a classification")
-    return request.outputs or tuple(Wanted(name, request.binary) for name in known)
+    return request.outputs or tuple(RequestedOutput(name, request.binary) for name in known)
 
 
-def _answer(outcome: Outcome, domain: Domain, wanted: Wanted) -> Tensor:
+def _answer(outcome: Outcome, domain: Domain, wanted: RequestedOutput) -> NamedTensor:
     values = _values(wanted.name, outcome, domain)
     if wanted.classes:
-        return Tensor(wanted.name, "BYTES", _ranked(values, domain, wanted.classes))
-    return Tensor(wanted.name, _outputs(domain)[wanted.name][0], values)
+        return NamedTensor(wanted.name, "BYTES", _ranked(values, domain, wanted.classes))
+    return NamedTensor(wanted.name, _outputs(domain)[wanted.name][0], values)
 
 
 def _values(name: str, outcome: Outcome, domain: Domain) -> Array:

@@ -24,7 +24,7 @@ from toolchain.core.errors import DataError
 from toolchain.device.serve.limits import Limits
 from toolchain.device.serve.tensors import (
     DATATYPES,
-    Tensor,
+    NamedTensor,
     from_binary,
     from_json,
     to_binary,
@@ -37,7 +37,7 @@ _NAME = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RequestedOutput:
     """An output that was asked for; ``classes``: the best so many as "value:index:label", or 0."""
 
     name: str
@@ -50,8 +50,8 @@ class Request:
     """An inference request; ``outputs`` is empty where all are wanted, ``binary`` says how then."""
 
     id: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Wanted, ...]
+    inputs: tuple[NamedTensor, ...]
+    outputs: tuple[RequestedOutput, ...]
     binary: bool
     timeout_s: float | None
 
@@ -63,7 +63,7 @@ class Response:
     model: str
     version: str
     id: str
-    outputs: tuple[tuple[Tensor, Wanted], ...]
+    outputs: tuple[tuple[NamedTensor, RequestedOutput], ...]
     parameters: Mapping[str, float]
 
 
@@ -151,11 +151,11 @@ def _length(header: str | None, size: int) -> int:
 def _raw(body: bytes) -> Request:
     """A body that is one encoded picture and nothing else."""
     framed = len(body).to_bytes(4, "little") + body
-    tensor = Tensor("image", "BYTES", from_binary(memoryview(framed), "BYTES", [1]))
+    tensor = NamedTensor("image", "BYTES", from_binary(memoryview(framed), "BYTES", [1]))
     return Request("", (tensor,), (), False, None)
 
 
-def _inputs(entries: Sequence[Any], tail: memoryview) -> tuple[Tensor, ...]:
+def _inputs(entries: Sequence[Any], tail: memoryview) -> tuple[NamedTensor, ...]:
     if not entries:
         raise DataError("inputs: expected at least one, got none")
     tensors, at = [], 0
@@ -169,7 +169,7 @@ def _inputs(entries: Sequence[Any], tail: memoryview) -> tuple[Tensor, ...]:
     return tuple(tensors)
 
 
-def _input(entry: Any, tail: memoryview) -> tuple[Tensor, int]:
+def _input(entry: Any, tail: memoryview) -> tuple[NamedTensor, int]:
     """Return the tensor of ``entry`` and how many bytes of ``tail`` it took."""
     _keys(entry, "an input", {"name", "shape", "datatype"}, {"data", "parameters"})
     name, datatype, shape = _name(entry), entry["datatype"], entry["shape"]
@@ -181,22 +181,22 @@ def _input(entry: Any, tail: memoryview) -> tuple[Tensor, int]:
     if (size is None) == ("data" not in entry):
         raise DataError(f"{name}: expected either data or binary_data_size, got both or neither")
     if size is None:
-        return Tensor(name, datatype, from_json(entry["data"], datatype, shape)), 0
+        return NamedTensor(name, datatype, from_json(entry["data"], datatype, shape)), 0
     if type(size) is not int or not 0 <= size <= len(tail):
         raise DataError(
             f"{name}: expected a binary_data_size from 0 to {len(tail)}, got {short(size)}"
         )
-    return Tensor(name, datatype, from_binary(tail[:size], datatype, shape)), size
+    return NamedTensor(name, datatype, from_binary(tail[:size], datatype, shape)), size
 
 
-def _wanted(entry: Any) -> Wanted:
+def _wanted(entry: Any) -> RequestedOutput:
     _keys(entry, "an output", {"name"}, {"parameters"})
     name = _name(entry)
     asked = _parameters(entry, name, {"binary_data", "classification"})
     classes = asked.get("classification", 0)
     if type(classes) is not int or not 0 <= classes < 2**31:
         raise DataError(f"{name}: expected a number of classes from 0 on, got {short(classes)}")
-    return Wanted(name, _flag(asked, "binary_data"), classes)
+    return RequestedOutput(name, _flag(asked, "binary_data"), classes)
 
 
 def _keys(value: Any, what: str, needed: Collection[str], further: Collection[str]) -> None:

@@ -5,7 +5,8 @@ anything is allocated; the count of values or bytes must be exactly what the sha
 converted between kinds (a string is no number, ``true`` is no 1, 300 is no UINT8), and NaN or
 infinities are no JSON (RFC 8259, section 6). BF16 is not here: numpy has none.
 
-Sources: Open Inference Protocol v2, "Tensor Data"; Triton, "Binary Tensor Data Extension".
+Sources: Open Inference Protocol v2, "Tensor Data"; Triton, "Binary Tensor Data
+Extension".
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _KINDS: dict[str, frozenset[type]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class NamedTensor:
     """A named tensor; ``array`` has the dtype of ``datatype``, or bytes objects for BYTES."""
 
     name: str
@@ -103,7 +104,7 @@ def from_binary(data: memoryview, datatype: str, shape: Sequence[int]) -> Array:
     return given.astype(dtype, copy=False).reshape(tuple(shape))
 
 
-def to_json(tensor: Tensor) -> list[Any]:
+def to_json(tensor: NamedTensor) -> list[Any]:
     """Return the values in row-major order as JSON values.
 
     Raises DataError for NaN and infinities, and for BYTES that are no UTF-8: ask for binary data.
@@ -122,7 +123,7 @@ def to_json(tensor: Tensor) -> list[Any]:
         raise DataError(f"{tensor.name}: expected UTF-8 for JSON, got other bytes") from err
 
 
-def to_binary(tensor: Tensor) -> bytes:
+def to_binary(tensor: NamedTensor) -> bytes:
     """Return the values as :func:`from_binary` reads them."""
     if tensor.array.dtype.kind == "O":
         flat = tensor.array.reshape(-1)

@@ -81,7 +81,7 @@ class Extent(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Fitting(Section):
+class BackboneIdentity(Section):
     """The backbone that the domain was verified against."""
 
     name: str = key(IDENTIFIER)
@@ -90,7 +90,7 @@ class Fitting(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Record(ReleaseInfo):
+class InstalledRecord(ReleaseInfo):
     """What running needs of a bundle; ``file`` identifies the bundle's file as it was verified.
 
     ``arrays``: name, dtype, shape of each slot and the offset of its bytes in ``slots``. ``patch``:
@@ -100,7 +100,7 @@ class Record(ReleaseInfo):
     schema: str = key(choice(SCHEMA))
     file: str = key(printable(200))
     tested_with: str = key(printable(200))
-    backbone: Fitting = key(SectionOf(Fitting))
+    backbone: BackboneIdentity = key(SectionOf(BackboneIdentity))
     slots: Extent = key(SectionOf(Extent))
     arrays: tuple[_Row, ...] = key(ListOf(_ROW, 0, 1024))
     graphs: dict[str, str] = key(TableOf(TENSOR_NAME, DIGEST, 1, 16))
@@ -150,24 +150,24 @@ def read(folder: str | Path) -> tuple[Release, str]:
     return release, record.tested_with
 
 
-def _graph(path: Path, record: Record, name: str) -> Callable[[], bytes]:
+def _graph(path: Path, record: InstalledRecord, name: str) -> Callable[[], bytes]:
     return lambda: _bundle(path, record).blob(f"{name}.onnx")
 
 
-def _patch(path: Path, record: Record) -> PatchFile | None:
+def _patch(path: Path, record: InstalledRecord) -> PatchFile | None:
     if record.patch is None:
         return None
     return PatchFile(record.patch, lambda: _patch_bytes(path, record))
 
 
-def _patch_bytes(path: Path, record: Record) -> bytes:
+def _patch_bytes(path: Path, record: InstalledRecord) -> bytes:
     found = patch_of(_bundle(path, record))
     if found is None or found.about != record.patch:
         raise BundleError(f"{path}: expected the patch that the record tells of", fix=_FIX)
     return found.read()
 
 
-def _bundle(path: Path, record: Record) -> Bundle:
+def _bundle(path: Path, record: InstalledRecord) -> Bundle:
     """Return the bundle, verified, if it is still the release that was read before."""
     held = open_bundle(path)
     if held.manifest_digest != record.release:
@@ -177,15 +177,15 @@ def _bundle(path: Path, record: Record) -> Bundle:
     return held
 
 
-def _record(held: Bundle, release: Release, file: str, tested_on: str) -> Record:
+def _record(held: Bundle, release: Release, file: str, tested_on: str) -> InstalledRecord:
     (slots,) = held.names("slots")
     own = release.backbone
-    return Record(
+    return InstalledRecord(
         **release.shared(),
         schema=SCHEMA,
         file=file,
         tested_with=tested_on,
-        backbone=Fitting(own.name, own.weights_digest, own.graph_digest),
+        backbone=BackboneIdentity(own.name, own.weights_digest, own.graph_digest),
         slots=Extent(*held.place(slots)),
         arrays=tuple(
             (place.name, release.slots[place.name].dtype.name, place.shape, place.offset)
@@ -196,7 +196,7 @@ def _record(held: Bundle, release: Release, file: str, tested_on: str) -> Record
     )
 
 
-def _read_record(path: Path) -> Record:
+def _read_record(path: Path) -> InstalledRecord:
     data = read_limited(path, limit_bytes=LIMIT_RECORD_BYTES, what="installed domain")
     digest, _, body = data.partition(b"\n")
     if sha256(body).encode() != digest:
@@ -208,10 +208,10 @@ def _read_record(path: Path) -> Record:
         value = json.loads(body)
     except (ValueError, RecursionError) as err:
         raise BundleError(f"{path}: expected JSON, got {err}", fix=_FIX) from err
-    return read_record(Record, value, str(path), fix=_FIX)
+    return read_record(InstalledRecord, value, str(path), fix=_FIX)
 
 
-def _map_slots(path: Path, record: Record) -> memoryview:
+def _map_slots(path: Path, record: InstalledRecord) -> memoryview:
     """Return the slots' bytes in memory mapped from the file, if it is the one that was verified.
 
     Nothing is copied; see docs/decisions/0007-verified-once.md for what that takes and costs.
@@ -231,7 +231,7 @@ def _map_slots(path: Path, record: Record) -> memoryview:
     return memoryview(mapped)[first - start :]
 
 
-def _arrays(path: Path, record: Record, slots: memoryview) -> Slots:
+def _arrays(path: Path, record: InstalledRecord, slots: memoryview) -> Slots:
     """Return the slots as views of their bytes; numpy holds each to the bytes that are there."""
     try:
         return {

@@ -31,7 +31,7 @@ from toolchain.core.errors import (
 from toolchain.device.runtime.backend import Answer
 from toolchain.device.runtime.limit import TimeLimit
 from toolchain.device.runtime.trt.backend import EngineBackend
-from toolchain.device.runtime.trt.plan import Plan, Tensor, TrtDevice, class_range
+from toolchain.device.runtime.trt.plan import Plan, PlanTensor, TrtDevice, class_range
 
 
 @pytest.fixture
@@ -101,13 +101,13 @@ def test_contexts_that_cannot_share_a_profile_are_one() -> None:
     assert caught.value.fix == "run with contexts=1"
 
 
-def side(name: str, low: int, high: int) -> Tensor:
-    return Tensor(name, True, (-1,), "FLOAT", (low,), (high,))
+def side(name: str, low: int, high: int) -> PlanTensor:
+    return PlanTensor(name, True, (-1,), "FLOAT", (low,), (high,))
 
 
 def test_there_is_one_class_count() -> None:
     assert class_range([side("a", 1, 5), side("b", 1, 5)]) == (1, 5)
-    assert class_range([Tensor("a", True, (3,), "FLOAT", (3,), (3,))]) is None
+    assert class_range([PlanTensor("a", True, (3,), "FLOAT", (3,), (3,))]) is None
     with pytest.raises(BundleError, match="one range of class counts"):
         class_range([side("a", 1, 5), side("b", 1, 6)])
 

@@ -102,7 +102,7 @@ def test_one_byte_is_read_per_gate_and_maps_stay(staged: Staged) -> None:
 
 def test_the_sign_of_the_logit_decides_where_there_is_no_byte(staged: Staged, fleet: Fleet) -> None:
     plain = Staged(fleet["first"], flags=False)
-    assert {stage.decides for stage in plain.program.stages if stage.gate} == {
+    assert {site.decides for site in plain.program.sites if site.gate} == {
         f"gate.{site}" for site in SITES
     }
     images = tensor(6, 8)

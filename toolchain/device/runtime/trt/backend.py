@@ -1,4 +1,4 @@
-"""A TensorRT engine as a session: what :mod:`backbone_session` runs on.
+"""A TensorRT engine as a backend of :mod:`~toolchain.device.runtime.backbone_session`.
 
 Rules of this file: loading a domain allocates once and touches no engine; a request allocates
 nothing on the device. Any number of threads may run it; as many pictures are computed at the same
@@ -20,7 +20,7 @@ from toolchain.device.runtime.backend import Answer, Shape, answer
 from toolchain.device.runtime.limit import TimeLimit
 from toolchain.device.runtime.trt.buffers import DeviceSlots
 from toolchain.device.runtime.trt.lanes import Lanes
-from toolchain.device.runtime.trt.plan import Tensor, TrtDevice
+from toolchain.device.runtime.trt.plan import PlanTensor, TrtDevice
 from toolchain.device.runtime.trt.program import Program
 
 _FLOAT = np.dtype(np.float32)
@@ -85,8 +85,8 @@ class EngineBackend:
         """Copy a domain's tensors to the device, in one allocation.
 
         Raises GraphError for tensors that are missing, of another shape or dtype, or outside the
-        profile: an address that names less memory than an engine reads is nothing that a device
-        would tell. Raises DeviceMemoryError where there is no room.
+        profile. All of that is checked here, as a device does not notice an address that names less
+        memory than the engine reads. Raises DeviceMemoryError where there is no room.
         """
         self._lanes.sweep()
         faults = [line for name in self._shapes if (line := self._fault(name, slots))]
@@ -100,14 +100,15 @@ class EngineBackend:
 
         Raises GraphError, TimeLimitError also while all lanes are taken, and DeviceError.
         """
-        found: list[dict[str, Floats]] = []
+        answers: list[dict[str, Floats]] = []
         with ExitStack() as stack:
             lane = stack.enter_context(self._lanes.one(binding, limit))
             for row in range(len(images)):
                 if limit is not None and limit.over:
                     raise limit.stopped(self._what)
-                found.append(lane.run(images[row : row + 1], binding, limit))
-        return answer({n: np.concatenate([f[n] for f in found]) for n in found[0]}, self._gates)
+                answers.append(lane.run(images[row : row + 1], binding, limit))
+        outputs = {name: np.concatenate([one[name] for one in answers]) for name in answers[0]}
+        return answer(outputs, self._gates)
 
     def _fault(self, name: str, slots: Slots) -> str:
         wanted, array = self._shapes[name], slots.get(name)
@@ -121,7 +122,7 @@ class EngineBackend:
         return f"{name}: expected float32 {list(wanted)}, got {array.dtype} {list(array.shape)}"
 
 
-def _shape(tensor: Tensor) -> Shape:
+def _shape(tensor: PlanTensor) -> Shape:
     return tuple(None if side == -1 else side for side in tensor.shape)
 
 

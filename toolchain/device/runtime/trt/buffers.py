@@ -108,7 +108,7 @@ class DeviceSlots:
 def owned(owner: object, give_back: Callable[..., object], *handles: object) -> None:
     """Call ``give_back(*handles)`` once, when ``owner`` goes; not when the process ends.
 
-    A device that failed refuses to take anything back; that was told to who waited for it.
+    A device that failed refuses to take anything back. Whoever waited for it has been told.
     """
     weakref.finalize(owner, _quietly, give_back, *handles).atexit = False
 

@@ -1,9 +1,10 @@
 """Lanes: what one request at a time runs on, so that none allocates and none waits for another.
 
-Rules of this file: a lane is a stream, one context per plan, and memory for everything but slots,
-all made at the start. It remembers which binding its contexts' addresses name, and sets addresses
-only for another one: that is what swapping costs. A lane whose request was cut short is used again
-when its stream is idle; until then it keeps that request's binding alive.
+Rules of this file: a lane is a stream, one context per plan, and memory for everything except
+slots, all made at the start. It remembers which binding the addresses of its contexts name, and
+sets addresses only for another one: that is all that swapping costs. A request that was cut short
+leaves work on its lane's stream. Such a lane is used again when its stream is idle; until then it
+keeps that request's binding alive.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from toolchain.core.arrays import Floats
 from toolchain.core.errors import DeviceError, GraphError
@@ -30,7 +30,7 @@ from toolchain.device.runtime.trt.buffers import (
     owned,
 )
 from toolchain.device.runtime.trt.plan import REBUILD, Plan, TrtDevice
-from toolchain.device.runtime.trt.program import Program, Stage
+from toolchain.device.runtime.trt.program import Program, SitePlans
 
 # How long to look away from a stream between two looks: far below any engine's time.
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 2e-5, 2e-4
@@ -48,15 +48,17 @@ class Lane:
         self._device, self._program, self._what = device, plans, what
         high = plans.classes[1] if plans.classes else 1
         sizes = {name: tensor.nbytes(high) for name, tensor in plans.tensors.items()}
-        seen = {"image", "logits", "gates", *plans.gates, *(s.decides for s in plans.stages)}
+        # The host reads these, so they need page-locked memory; the rest never leaves the device.
+        read = {"image", "logits", "gates", *plans.gates, *(s.decides for s in plans.sites)}
         self._memory = DeviceBlock(device.cuda, layout(sizes))
         self._host = PinnedBlock(
-            device.cuda, layout({name: size for name, size in sizes.items() if name in seen})
+            device.cuda, layout({name: size for name, size in sizes.items() if name in read})
         )
         self._contexts: dict[Plan, Any] = {plan: plan.context() for plan in plans.plans}
         self._bound: dict[Plan, int] = {}
         self.stream = device.cuda.stream()
-        self.held: DeviceSlots | None = None
+        # Kept for as long as the stream may read it.
+        self.binding: DeviceSlots | None = None
         owned(self, _close, device.cuda, self.stream, self._contexts)
         for plan, context in self._contexts.items():
             for name in plan.tensors.keys() - plans.slots.keys():
@@ -87,30 +89,30 @@ class Lane:
         self._device.cuda.upload(
             self._memory.address("image"), self._host.view("image"), self.stream
         )
-        with self._device.trt.journal.watch() as said:
+        with self._device.trt.journal.watch() as messages:
             try:
-                for stage in self._program.stages:
-                    self._pass(stage, binding, limit)
+                for site in self._program.sites:
+                    self._pass(site, binding, limit)
                 self._execute(self._program.last, binding)
                 return self._answer(limit)
             except (DeviceError, GraphError) as err:
-                if not said.first:
+                if not messages.first:
                     raise
-                raise type(err)(f"{err.message}: {said.first}", fix=err.fix) from err
+                raise type(err)(f"{err.message}: {messages.first}", fix=err.fix) from err
 
-    def _pass(self, stage: Stage, binding: DeviceSlots, limit: TimeLimit | None) -> None:
+    def _pass(self, site: SitePlans, binding: DeviceSlots, limit: TimeLimit | None) -> None:
         """Run one site; the gate's byte is all that the host waits for."""
-        self._execute(stage.side, binding)
-        if stage.closed is None:
-            self._execute(stage.opened, binding)
+        self._execute(site.side, binding)
+        if site.closed is None:
+            self._execute(site.opened, binding)
             return
-        for name in dict.fromkeys((stage.decides, stage.gate)):
+        for name in dict.fromkeys((site.decides, site.gate)):
             self._fetch(name)
         settle(self._device.cuda, self.stream, limit, self._what)
-        element = np.float32 if stage.decides == stage.gate else np.int8
-        (value,) = self._host.view(stage.decides).view(element)
-        is_open = value >= 0 if stage.decides == stage.gate else value != 0
-        self._execute(stage.opened if is_open else stage.closed, binding)
+        element = np.float32 if site.decides == site.gate else np.int8
+        (value,) = self._host.view(site.decides).view(element)
+        is_open = value >= 0 if site.decides == site.gate else value != 0
+        self._execute(site.opened if is_open else site.closed, binding)
 
     def _execute(self, plan: Plan, binding: DeviceSlots) -> None:
         context = self._contexts[plan]
@@ -123,6 +125,7 @@ class Lane:
             )
 
     def _bind(self, plan: Plan, context: Any, binding: DeviceSlots) -> None:
+        # Until all is set the context names some addresses of each: nobody may take it for bound.
         self._bound.pop(plan, None)
         for name in plan.inputs.keys() & self._program.slots.keys():
             if -1 in plan.inputs[name].shape:
@@ -138,19 +141,20 @@ class Lane:
         for name, shape in shapes.items():
             self._fetch(name, 4 * int(np.prod(shape, dtype=np.int64)))
         settle(self._device.cuda, self.stream, limit, self._what)
-        found = {name: self._floats(name, shape) for name, shape in shapes.items()}
-        return {**found, **{gate: self._floats(gate, (1, 1)) for gate in self._program.gates}}
+        outputs = {name: self._floats(name, shape) for name, shape in shapes.items()}
+        return {**outputs, **{gate: self._floats(gate, (1, 1)) for gate in self._program.gates}}
 
     def _fetch(self, name: str, nbytes: int | None = None) -> None:
         target, source = self._host.view(name, nbytes), self._memory.address(name)
-        # The driver refuses a copy of nothing; a network without gates may tell none.
+        # A network without gates may answer with none, and the driver refuses to copy no bytes.
         if target.size:
             self._device.cuda.download(target, source, self.stream)
 
     def _floats(self, name: str, shape: tuple[int, ...]) -> Floats:
         count = int(np.prod(shape, dtype=np.int64))
-        found: npt.NDArray[np.float32] = self._host.view(name, 4 * count).view(np.float32)
-        return found.reshape(shape).copy()
+        values: Floats = self._host.view(name, 4 * count).view(np.float32)
+        # A copy: the next request of this lane overwrites the page-locked memory.
+        return values.reshape(shape).copy()
 
     def _require(self, taken: bool, name: str) -> None:
         if not taken:
@@ -178,7 +182,7 @@ class Lanes:
         Raises TimeLimitError when ``limit`` is over before there is one.
         """
         lane = self._take(limit)
-        lane.held = binding
+        lane.binding = binding
         finished = False
         try:
             yield lane
@@ -186,7 +190,7 @@ class Lanes:
         finally:
             with self._changed:
                 if finished:
-                    lane.held = None
+                    lane.binding = None
                     self._free.append(lane)
                 else:
                     self._draining.append(lane)
@@ -207,7 +211,8 @@ class Lanes:
                     if self._free and self._waiting[0] is turn:
                         return self._free.pop()
                     _require_time(limit, self._what)
-                    # Nobody tells when a stream gets idle or a limit is over: those are looked at.
+                    # No one wakes this thread when a stream becomes idle or a limit is over: it has
+                    # to look again and again.
                     looking = self._draining or limit is not None
                     self._changed.wait(_LONGEST_LOOK_S if looking else None)
             finally:
@@ -218,7 +223,7 @@ class Lanes:
     def _sweep(self) -> None:
         done = [lane for lane in self._draining if not lane.busy]
         for lane in done:
-            lane.held = None
+            lane.binding = None
         self._draining = [lane for lane in self._draining if lane not in done]
         self._free += done
 

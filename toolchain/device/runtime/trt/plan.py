@@ -1,9 +1,9 @@
-"""One TensorRT plan on a device: deserialised, looked at, and held to what its kit says.
+"""One TensorRT plan on a device: deserialised, and its interface checked.
 
-Rules of this file: what TensorRT answers with None or False becomes one of our errors here, with
-TensorRT's own first line; a plan's interface is checked once, so that a request cannot hand over an
-address or a shape that the engine does not expect. Only name-based tensors are used (TensorRT 8.5
-and later, RTX); nothing runs here.
+Rules of this file: TensorRT answers with None or False where something is wrong. That becomes one
+of our errors here, with TensorRT's own first line. A plan's interface is checked once, so that a
+request cannot hand over an address or a shape that the engine does not expect. Only name-based
+tensors are used (TensorRT 8.5 and later, RTX); nothing runs here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TrtDevice:
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class PlanTensor:
     """One input or output: -1 in ``shape`` is the class count.
 
     ``element``: its DataType's name; ``low`` and ``high``: the profile's ends of an open input.
@@ -88,24 +88,26 @@ class Plan:
         self.what = what
         self._device = device
         _require_names(device)
-        with device.trt.journal.watch() as said:
+        with device.trt.journal.watch() as messages:
             # The documentation wants the runtime to outlive its engines.
             self._runtime = device.trt.module.Runtime(device.trt.logger)
             self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
-            raise _refused(device, what, len(data), said)
+            raise _refused(device, what, len(data), messages)
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        self.tensors: Mapping[str, Tensor] = MappingProxyType({n: self._tensor(n) for n in names})
+        self.tensors: Mapping[str, PlanTensor] = MappingProxyType(
+            {n: self._tensor(n) for n in names}
+        )
 
     @property
-    def inputs(self) -> dict[str, Tensor]:
+    def inputs(self) -> dict[str, PlanTensor]:
         """What goes in, by name."""
-        return {name: found for name, found in self.tensors.items() if found.is_input}
+        return {name: tensor for name, tensor in self.tensors.items() if tensor.is_input}
 
     @property
-    def outputs(self) -> dict[str, Tensor]:
+    def outputs(self) -> dict[str, PlanTensor]:
         """What comes out, by name."""
-        return {name: found for name, found in self.tensors.items() if not found.is_input}
+        return {name: tensor for name, tensor in self.tensors.items() if not tensor.is_input}
 
     def context(self) -> Any:
         """Return a new IExecutionContext.
@@ -113,17 +115,17 @@ class Plan:
         Raises DeviceMemoryError, as that is what it needs, and EngineError for a second one where
         contexts cannot share a profile (TensorRT before 10, ``PROFILE_SHARING_0806``).
         """
-        with self._device.trt.journal.watch() as said:
-            made = self._engine.create_execution_context()
-        if made is None:
-            raise _no_memory(self._device, f"{self.what}: a context", self._scratch_bytes, said)
-        if made.active_optimization_profile < 0:
+        with self._device.trt.journal.watch() as messages:
+            context = self._engine.create_execution_context()
+        if context is None:
+            raise _no_memory(self._device, f"{self.what}: a context", self._scratch_bytes, messages)
+        if context.active_optimization_profile < 0:
             raise EngineError(
                 f"{self.what}: {self._device.trt.name} {self._device.trt.build} gives the engine's "
                 "one profile to one context alone",
                 fix="run with contexts=1",
             )
-        return made
+        return context
 
     @property
     def _scratch_bytes(self) -> int:
@@ -131,61 +133,61 @@ class Plan:
         v2 = getattr(self._engine, "device_memory_size_v2", None)
         return int(self._engine.device_memory_size if v2 is None else v2)
 
-    def _tensor(self, name: str) -> Tensor:
+    def _tensor(self, name: str) -> PlanTensor:
         modes = self._device.trt.module.TensorIOMode
         is_input = self._engine.get_tensor_mode(name) == modes.INPUT
         shape = tuple(self._engine.get_tensor_shape(name))
         element = self._element(name)
         if not is_input or -1 not in shape:
-            return Tensor(name, is_input, shape, element)
+            return PlanTensor(name, is_input, shape, element)
         low, _, high = self._engine.get_tensor_profile_shape(name, 0)
-        return Tensor(name, is_input, shape, element, tuple(low), tuple(high))
+        return PlanTensor(name, is_input, shape, element, tuple(low), tuple(high))
 
     def _element(self, name: str) -> str:
-        found, types = self._engine.get_tensor_dtype(name), self._device.trt.module.DataType
+        dtype, types = self._engine.get_tensor_dtype(name), self._device.trt.module.DataType
         for element in ELEMENT_BYTES:
-            if getattr(types, element, None) == found:
+            if getattr(types, element, None) == dtype:
                 return element
         raise BundleError(
-            f"{self.what}: {name}: expected one of {', '.join(ELEMENT_BYTES)}, got {found}",
+            f"{self.what}: {name}: expected one of {', '.join(ELEMENT_BYTES)}, got {dtype}",
             fix=REBUILD,
         )
 
 
-def class_range(tensors: Iterable[Tensor]) -> tuple[int, int] | None:
+def class_range(tensors: Iterable[PlanTensor]) -> tuple[int, int] | None:
     """Return the class counts that the profiles allow, None where no input has an open dimension.
 
     Raises BundleError unless all open dimensions have one range, as there is one class count.
     """
-    found = {
+    ranges = {
         (low, high)
         for tensor in tensors
         for side, low, high in zip(tensor.shape, tensor.low, tensor.high, strict=False)
         if side == -1
     }
-    if len(found) > 1:
+    if len(ranges) > 1:
         raise BundleError(
-            f"expected one range of class counts in the engine's profile, got {sorted(found)}",
+            f"expected one range of class counts in the engine's profile, got {sorted(ranges)}",
             fix=REBUILD,
         )
-    return found.pop() if found else None
+    return ranges.pop() if ranges else None
 
 
-def _refused(device: TrtDevice, what: str, nbytes: int, said: Messages) -> Da3Error:
+def _refused(device: TrtDevice, what: str, nbytes: int, messages: Messages) -> Da3Error:
     """Return the error for a plan that was not taken: memory was short, or it is another's."""
-    if said.short_of_memory:
-        return _no_memory(device, f"{what}: its plan", nbytes, said)
+    if messages.short_of_memory:
+        return _no_memory(device, f"{what}: its plan", nbytes, messages)
     return EngineMismatchError(
-        f"{what}: {device.title} does not take the plan: {said.first or 'no reason given'}",
+        f"{what}: {device.title} does not take the plan: {messages.first or 'no reason given'}",
         fix=f"an engine runs on the device and TensorRT that built it; {REBUILD}",
     )
 
 
-def _no_memory(device: TrtDevice, what: str, nbytes: int, said: Messages) -> DeviceMemoryError:
+def _no_memory(device: TrtDevice, what: str, nbytes: int, messages: Messages) -> DeviceMemoryError:
     free, total = device.cuda.memory()
     return DeviceMemoryError(
         f"{what} needs about {nbytes} bytes of device memory, got {free} free of {total}: "
-        f"{said.first or 'no reason given'}",
+        f"{messages.first or 'no reason given'}",
         fix="close other programs, or run with contexts=1",
     )
 

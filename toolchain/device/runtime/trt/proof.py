@@ -57,13 +57,13 @@ def prove(
 def alone_ms(artefact: EngineArtefact, device: TrtDevice, *, rounds: int = ROUNDS) -> float:
     """Return the median milliseconds of a request on an engine whose gates nothing forces.
 
-    Written into the engine beside its verdict, to be held against what others measured.
+    It is written into the engine beside its verdict, for comparison with what others measured.
     """
     backend = make_session(artefact, device).backend
     side = artefact.backbone.input.size
     image = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
     bound = backend.bind(neutral(backend, artefact.kit.classes.best))
     calls = {"alone": lambda: backend.run_bound(image, bound, None)}
-    found = interleaved(calls, rounds=rounds, clock=WALL)["alone"].median_ms
-    mark(artefact.path, artefact.manifest.gates, {"ms": found})
-    return found
+    median_ms = interleaved(calls, rounds=rounds, clock=WALL)["alone"].median_ms
+    mark(artefact.path, artefact.manifest.gates, {"ms": median_ms})
+    return median_ms

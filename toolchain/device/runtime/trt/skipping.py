@@ -1,9 +1,9 @@
 """Show that a closed gate skips its block: all gates closed against all gates open.
 
 Rules of this file: what is timed is what requests run (one picture, a bound domain), interleaved
-in one run; the gates' states are set through their bias alone, so nothing else differs. A backend
-whose conditionals run both branches answers rightly and saves nothing: only the clock tells. It
-runs on whatever computes, so the proof itself is proved without a GPU.
+in one run. The gates' states are set through their bias alone, so nothing else differs. A backend
+whose conditionals run both branches answers rightly and saves nothing; only the clock shows it. The
+proof runs on whatever computes, so tests can check it without a GPU.
 """
 
 from __future__ import annotations
@@ -88,10 +88,12 @@ def measure_skipping(
         bound: Binding = backend.bind(forced(slots, gates, opened))
         return lambda: backend.run_bound(image, bound, None)
 
-    found = interleaved(
+    timings = interleaved(
         {"open": call(gates), "closed": call(())}, rounds=rounds, clock=WALL, notify=notify
     )
-    return Skipping(found["open"].median_ms, found["closed"].median_ms, share)
+    return Skipping(
+        open_ms=timings["open"].median_ms, closed_ms=timings["closed"].median_ms, share=share
+    )
 
 
 def neutral(backend: Backend[Any], classes: int) -> dict[str, npt.NDArray[Any]]:
