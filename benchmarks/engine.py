@@ -64,7 +64,7 @@ CLASSES = 196
 
 
 @dataclass(frozen=True)
-class Subject:
+class DrawnDomains:
     """A backbone with two drawn domains, as kits are made from them."""
 
     materials: Materials
@@ -98,17 +98,17 @@ def _rates(held: bundle.Bundle) -> dict[str, float]:
     return {b.name: b.rate for b in held.manifest.gates.blocks if b.rate is not None}
 
 
-def subject(name: str, side: int, work: Path) -> Subject:
+def draw_domains(name: str, side: int, work: Path) -> DrawnDomains:
     """Draw two domains on a backbone and read their halves, tensors in memory."""
     work.mkdir()
-    materials = domains.make(work, domains.Plan(name, side, 2, CLASSES), notify=_tell)
+    materials = domains.make(work, domains.MaterialsSetup(name, side, 2, CLASSES), notify=_tell)
     held = materials.open()
     backbone = store.read_graph(materials.backbone / "backbone.onnx")
     store.load_tensors(backbone, WEIGHTS_FILE, (materials.backbone / WEIGHTS_FILE).read_bytes())
     domain = store.from_bytes(held.blob("domain.onnx"), what="domain.onnx")
     store.load_tensors(domain, SLOTS_FILE, held.blob(SLOTS_FILE))
     slots = dict(slot_arrays(held.blob(SLOTS_FILE)))
-    return Subject(materials, read_halves(backbone, domain), slots, side)
+    return DrawnDomains(materials, read_halves(backbone, domain), slots, side)
 
 
 def measure(sides: dict[str, int], trained: Path, *, rounds: int) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def measure(sides: dict[str, int], trained: Path, *, rounds: int) -> dict[str, A
     ran: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="da3-engine-") as folder:
         for name, side in sides.items():
-            one = subject(name, side, Path(folder) / name)
+            one = draw_domains(name, side, Path(folder) / name)
             for precision in PRECISIONS:
                 _tell(f"{name} {precision}")
                 kits = one.kits(target or find(WITHOUT), precision, Path(folder) / name)
@@ -160,7 +160,7 @@ def _accuracy(folder: Path, trained: Path) -> Iterator[dict[str, Any]]:
             yield {"domain": checkpoint.name, **asdict(item.plan)}
 
 
-def _trtexec(one: Subject, program: str, folder: Path) -> float | None:
+def _trtexec(one: DrawnDomains, program: str, folder: Path) -> float | None:
     """Return what NVIDIA's own program needs for the plain backbone, median ms on the GPU."""
     path = folder / "plain.onnx"
     model = store.from_bytes(one.materials.statics["plain"].read_bytes(), what="plain")
@@ -197,7 +197,7 @@ def _builds(name: str, precision: str, kits: Sequence[Kit]) -> Iterator[dict[str
 
 
 def _ran(
-    name: str, precision: str, kits: Sequence[Kit], one: Subject, folder: Path, rounds: int
+    name: str, precision: str, kits: Sequence[Kit], one: DrawnDomains, folder: Path, rounds: int
 ) -> Iterator[dict[str, Any]]:
     """Build on the device, run both domains, prove skipping."""
     for kit in kits:
@@ -209,7 +209,7 @@ def _ran(
             yield {"backbone": name, "precision": precision, "flavour": item.flavour} | measured
 
 
-def _refit(name: str, one: Subject) -> dict[str, Any]:
+def _refit(name: str, one: DrawnDomains) -> dict[str, Any]:
     """Hold slots as inputs against slots as weights that can be refitted one by one."""
     trt = load()
     model = store.to_bytes(link(one.split, Linkage("static", "if")))
@@ -224,7 +224,7 @@ def _refit(name: str, one: Subject) -> dict[str, Any]:
     return found | (_refitted(trt, network, one) if gpus() else {})
 
 
-def _refitted(trt: TensorRT, network: ParsedNetwork, one: Subject) -> dict[str, Any]:
+def _refitted(trt: TensorRT, network: ParsedNetwork, one: DrawnDomains) -> dict[str, Any]:
     """Build a refittable engine on the device and time how long its slots take to exchange."""
     free_bytes, _ = open_cuda().memory()
     options = BuildOptions("fp32", ClassProfile(1, CLASSES, 1000), refit=True)

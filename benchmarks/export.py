@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from benchmarks import plot, results, samples, second, speed
-from benchmarks.forms import STATES, Bench, Case
+from benchmarks.forms import STATES, Case, FormBench
 from toolchain.bench import machine
 from toolchain.cli.show.progress import telling
 from toolchain.core.files import write_atomic
@@ -28,7 +28,7 @@ from toolchain.training.adapt.weights import load_backbone
 RESNET50 = Case("resnet50", lambda: load_backbone("resnet50", untrained_seed=0), 224, 196)
 RESNET20 = Case("resnet20", lambda: load_backbone("resnet20"), 32, 8)
 GROUPS = {"one": speed.one, "many": speed.many, "lost": speed.lost}
-TARGETS = {
+GOALS = {
     "open_ratio": 1.15,
     "half_ratio": 0.82,
     "closed_ratio": 0.50,
@@ -54,7 +54,7 @@ QUICK = Rounds(one=5, many=2, lost=3, small=5, second=1)
 def measure_speed(case: Case, rounds: Mapping[str, int], cache: Path) -> dict[str, Any]:
     """Return the timings of one backbone: groups of :mod:`benchmarks.speed` by name."""
     groups = {}
-    with Bench(case, cache=cache) as bench:
+    with FormBench(case, cache=cache) as bench:
         for name, count in rounds.items():
             with telling(f"{case.name} {name}") as tell:
                 groups[name] = GROUPS[name](bench, count, tell)
@@ -75,7 +75,7 @@ def measure(rounds: Rounds, domains: Path, *, training: bool) -> dict[str, Any]:
         small = {"one": rounds.small, "many": rounds.small}
         resnet50 = measure_speed(RESNET50, large, cache)
         resnet20 = measure_speed(RESNET20, small, cache)
-        setup = second.Setup(runs=rounds.second)
+        setup = second.SecondSetup(runs=rounds.second)
         with telling("second domain") as tell:
             other = second.measure(Path(folder) / "second", setup, notify=tell)
     with telling("samples") as tell:
@@ -86,7 +86,7 @@ def measure(rounds: Rounds, domains: Path, *, training: bool) -> dict[str, Any]:
         "second_domain_s": other["second_domain_s"],
         "bundle_ratio": other["bundle_ratio"],
         "samples": reached,
-        "targets": TARGETS,
+        "targets": GOALS,
         "clock": CLOCK,
         "machine": before | {"load_after": machine.machine()["load"]},
         "versions": machine.versions(),

@@ -50,7 +50,7 @@ class Case:
     classes: int
 
 
-class Bench(AbstractContextManager["Bench"]):
+class FormBench(AbstractContextManager["FormBench"]):
     """One backbone's halves on disk, and sessions over them."""
 
     def __init__(self, case: Case, *, cache: Path | None = None) -> None:

@@ -20,7 +20,7 @@ import click
 import torch
 
 from benchmarks import results
-from toolchain.bench import footprint, trainingplot
+from toolchain.bench import footprint, plots
 from toolchain.cli.show.output import plain
 from toolchain.cli.show.progress import telling
 from toolchain.core.files import write_atomic
@@ -31,7 +31,7 @@ BATCH = 8
 CUDA = "cuda"
 
 
-def measure(setup: footprint.Setup) -> dict[str, Any]:
+def measure(setup: footprint.FootprintSetup) -> dict[str, Any]:
     """Return the document of one backbone, with its ``cuda`` part where there is a GPU."""
     with telling() as tell:
         document = footprint.measure(setup, notify=tell)
@@ -88,14 +88,16 @@ def main(
     methods = (footprint.OURS,) if quick else ("all",)
     for name in sides if quick else names or sides:
         started = time.monotonic()
-        setup = footprint.Setup(name, sides[name], BATCH, methods, rounds=rounds, threads=threads)
+        setup = footprint.FootprintSetup(
+            name, sides[name], BATCH, methods, rounds=rounds, threads=threads
+        )
         gc.collect()  # steps hold their models in cycles, gigabytes of them
         now = measure(setup)
         now["conditions"]["runs"][name]["took_s"] = time.monotonic() - started
         document = plain(joined(json.loads(path.read_text()) if path.is_file() else {}, now))
         text = json.dumps(document, indent=1, allow_nan=False) + "\n"
         write_atomic(path, text.encode(), overwrite=True)
-        plot = trainingplot.draw(document, name, ".svg")
+        plot = plots.training(document, name, ".svg")
         write_atomic(out / f"memory-{name}.svg", plot, overwrite=True)
         _tell(document, name)
     tables = tables or (path.with_suffix(".md") if quick else Path("docs/results.md"))

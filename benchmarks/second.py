@@ -27,7 +27,7 @@ DOMAINS = ("first", "second")
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class SecondSetup:
     """A backbone, the size of its domains, and how often the second one is exported.
 
     One train picture is drawn for each of ``classes``, and one test picture for the first ``test``.
@@ -40,7 +40,7 @@ class Setup:
     runs: int = 3
 
 
-def measure(work: Path, setup: Setup, *, notify: Notify = lambda _: None) -> dict[str, Any]:
+def measure(work: Path, setup: SecondSetup, *, notify: Notify = lambda _: None) -> dict[str, Any]:
     """Export two domains into ``work/dist`` and return what the second one took.
 
     ``second_domain_s`` is wall-clock time of ``export`` (restore, split, link, check, pack) in the
@@ -65,7 +65,7 @@ def measure(work: Path, setup: Setup, *, notify: Notify = lambda _: None) -> dic
     }
 
 
-def _prepare(work: Path, setup: Setup, notify: Notify) -> None:
+def _prepare(work: Path, setup: SecondSetup, notify: Notify) -> None:
     """Write weights, pictures, recipes and checkpoints; torch is imported here alone."""
     from safetensors.torch import save_file
 
@@ -83,7 +83,7 @@ def _prepare(work: Path, setup: Setup, notify: Notify) -> None:
         _checkpoint(work, load(work / f"{domain}.yaml"), seed)
 
 
-def _draw(folder: Path, setup: Setup) -> None:
+def _draw(folder: Path, setup: SecondSetup) -> None:
     """Write an image folder: soft noise, one picture a class and split."""
     generator = np.random.default_rng(0)
     for part, count in (("train", setup.classes), ("test", setup.test)):
@@ -94,7 +94,7 @@ def _draw(folder: Path, setup: Setup) -> None:
             Image.fromarray(coarse).resize((setup.side, setup.side)).save(path)
 
 
-def _recipe(work: Path, setup: Setup, domain: str, sha256: str) -> str:
+def _recipe(work: Path, setup: SecondSetup, domain: str, sha256: str) -> str:
     template = load(Path(__file__).with_name("second.yaml"))
     recipe = replace(
         template,

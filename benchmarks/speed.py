@@ -6,7 +6,7 @@ same batch in one interleaved run, and lets them go. Names of contenders are ``f
 
 from __future__ import annotations
 
-from benchmarks.forms import STATES, Bench, Call
+from benchmarks.forms import STATES, Call, FormBench
 from benchmarks.joins import REJECTED
 from toolchain.core.timing import Notify, Timing, interleaved
 
@@ -14,7 +14,7 @@ PLAIN = "plain"
 Timings = dict[str, Timing]
 
 
-def one(bench: Bench, rounds: int, notify: Notify) -> Timings:
+def one(bench: FormBench, rounds: int, notify: Notify) -> Timings:
     """Time batch 1: both forms and ``static`` in every state, and the naive export."""
     plain, naive = bench.plain("if"), bench.naive()
     calls: dict[str, Call] = {
@@ -28,7 +28,7 @@ def one(bench: Bench, rounds: int, notify: Notify) -> Timings:
     return interleaved(calls, rounds=rounds, notify=notify)
 
 
-def many(bench: Bench, rounds: int, notify: Notify, *, batch: int = 16) -> Timings:
+def many(bench: FormBench, rounds: int, notify: Notify, *, batch: int = 16) -> Timings:
     """Time one batch: ``rows`` at once, and the batch-1 form in a loop, in every state."""
     calls: dict[str, Call] = {
         PLAIN: bench.call(bench.plain("rows"), batch),
@@ -39,7 +39,7 @@ def many(bench: Bench, rounds: int, notify: Notify, *, batch: int = 16) -> Timin
     return interleaved(calls, rounds=rounds, notify=notify)
 
 
-def lost(bench: Bench, rounds: int, notify: Notify) -> Timings:
+def lost(bench: FormBench, rounds: int, notify: Notify) -> Timings:
     """Time the rejected forms at batch 1, with the form that won beside them."""
     swap = bench.swap("if")
     calls: dict[str, Call] = {PLAIN: bench.call(bench.plain("if"), 1)}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from toolchain.bench import run
-from toolchain.bench.domains import Plan, make
+from toolchain.bench.domains import MaterialsSetup, make
 from toolchain.bench.materials import Materials
 
-PLAN = Plan("resnet20", 32, 4, classes=7)
+SETUP = MaterialsSetup("resnet20", 32, 4, classes=7)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,17 +25,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
-    return make(tmp_path_factory.mktemp("materials"), PLAN)
+    return make(tmp_path_factory.mktemp("materials"), SETUP)
 
 
 @pytest.fixture(scope="session")
 def document(materials: Materials) -> dict[str, Any]:
     """A whole document of a quick run, as it comes back from JSON."""
-    setup = run.Setup(
-        backbone=PLAN.backbone,
-        side=PLAN.side,
-        domains=PLAN.domains,
-        classes=PLAN.classes,
+    setup = run.BenchSetup(
+        backbone=SETUP.backbone,
+        side=SETUP.side,
+        domains=SETUP.domains,
+        classes=SETUP.classes,
         rounds=run.QUICK,
         work=materials.bundles[0].parent,
     )

@@ -8,20 +8,20 @@ import numpy as np
 import onnx
 import pytest
 
-from toolchain.bench.contenders import OTHERS, OURS, Contenders, Kind, bare, options_of
+from toolchain.bench.contenders import OTHERS, OURS, Kind, Ways, bare, options_of
 from toolchain.bench.materials import Materials, foreign
 from toolchain.device import Outcome
 
 
 @pytest.fixture(scope="module")
-def ways(materials: Materials) -> Iterator[Contenders]:
-    with Contenders(materials, threads=1) as opened:
+def ways(materials: Materials) -> Iterator[Ways]:
+    with Ways(materials, threads=1) as opened:
         for kind in opened.kinds:
             opened.prepare(kind, 3)
         yield opened
 
 
-def logits(ways: Contenders, kind: Kind, index: int) -> np.ndarray:
+def logits(ways: Ways, kind: Kind, index: int) -> np.ndarray:
     loaded = ways.load(kind, index)
     found = loaded.ask(ways.image())
     loaded.drop()
@@ -30,16 +30,16 @@ def logits(ways: Contenders, kind: Kind, index: int) -> np.ndarray:
 
 @pytest.mark.parametrize("index", range(3))
 @pytest.mark.parametrize("kind", [*OURS, *OTHERS])
-def test_every_way_answers_alike(ways: Contenders, kind: Kind, index: int) -> None:
+def test_every_way_answers_alike(ways: Ways, kind: Kind, index: int) -> None:
     want = logits(ways, "bundle", index)
     np.testing.assert_allclose(logits(ways, kind, index), want, rtol=1e-3, atol=1e-4)
 
 
-def test_domains_differ(ways: Contenders) -> None:
+def test_domains_differ(ways: Ways) -> None:
     assert np.abs(logits(ways, "bundle", 0) - logits(ways, "bundle", 1)).max() > 0.01
 
 
-def test_what_is_dropped_is_gone(ways: Contenders) -> None:
+def test_what_is_dropped_is_gone(ways: Ways) -> None:
     before = set(ways.runner.domains)
     loaded = ways.load("installed", 1)
     assert len(ways.runner.domains) == len(before) + 1
@@ -48,7 +48,7 @@ def test_what_is_dropped_is_gone(ways: Contenders) -> None:
 
 
 def test_bundles_alone_have_our_ways_alone(materials: Materials) -> None:
-    with Contenders(foreign(materials.bundles), threads=1) as ways:
+    with Ways(foreign(materials.bundles), threads=1) as ways:
         assert ways.kinds == OURS
 
 

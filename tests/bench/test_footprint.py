@@ -12,14 +12,14 @@ from click.testing import CliRunner
 
 from benchmarks import memory, results
 from tests.support import toys
-from toolchain.bench import footprint, trainingplot
-from toolchain.bench.footprint import Bench, Setup
+from toolchain.bench import footprint, plots
+from toolchain.bench.footprint import FootprintSetup, MethodBench
 from toolchain.core.errors import AttachError, MemoryBudgetError, UnknownNameError, UsageError
 from toolchain.training.adapt.methods import REGISTRY
 from toolchain.training.lean.ledger import Stored
 
 NAME = "resnet20"
-SETUP = Setup(NAME, 32, batch=4, methods=("da3", "bias", "da3-half", "sparse"), rounds=1)
+SETUP = FootprintSetup(NAME, 32, batch=4, methods=("da3", "bias", "da3-half", "sparse"), rounds=1)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,9 @@ def test_conditions_name_machine_run_and_counting(document: dict[str, Any]) -> N
 
 def test_the_number_of_threads_is_restored() -> None:
     before = torch.get_num_threads()
-    footprint.measure(Setup(NAME, 32, batch=1, methods=("head",), rounds=0, threads=before + 1))
+    footprint.measure(
+        FootprintSetup(NAME, 32, batch=1, methods=("head",), rounds=0, threads=before + 1)
+    )
     assert torch.get_num_threads() == before
 
 
@@ -75,15 +77,15 @@ def test_rows_are_the_methods_and_da3_in_each_precision() -> None:
         footprint.chosen(["da4"])
 
 
-@pytest.mark.parametrize("setup", [Setup(NAME, batch=0), Setup(NAME, rounds=-1)])
-def test_setups_that_cannot_be_meant(setup: Setup) -> None:
+@pytest.mark.parametrize("setup", [FootprintSetup(NAME, batch=0), FootprintSetup(NAME, rounds=-1)])
+def test_setups_that_cannot_be_meant(setup: FootprintSetup) -> None:
     with pytest.raises(UsageError):
         footprint.measure(setup)
 
 
 @pytest.mark.parametrize("budget", [0.3, 0.6, 1.0])
 def test_gates_close_until_the_budget_is_left(budget: float) -> None:
-    bench = Bench(footprint.load(NAME), 32, Setup(NAME, 32, batch=16))
+    bench = MethodBench(footprint.load(NAME), 32, FootprintSetup(NAME, 32, batch=16))
     model = bench.attached(footprint.rows()["da3"])
     model.forced = bench.opened(model, budget)
     with torch.no_grad():
@@ -97,7 +99,7 @@ def _least(model: Any) -> float:
 
 
 def test_a_budget_is_answered_by_rule() -> None:
-    setup = Setup(NAME, 32, batch=4, methods=("bias", "head"))
+    setup = FootprintSetup(NAME, 32, batch=4, methods=("bias", "head"))
     found = footprint.fits(setup, 3_000_000)
     best = found["choices"][0]
     assert best["method"] == "bias"
@@ -116,40 +118,42 @@ def test_what_disagrees_is_explained() -> None:
 
 def test_bars_end_at_the_peak(document: dict[str, Any]) -> None:
     for row in document[NAME].values():
-        bars = trainingplot.parts(row)
+        bars = plots.peak_parts(row)
         assert sum(bars.values()) == row["peak"]
         assert all(value >= 0 for value in bars.values())
     few = {"peak": 10, "stored_measured": 6, "optimiser": 3, "gradients": 4}
-    assert list(trainingplot.parts(few).values()) == [6, 3, 1, 0]
+    assert list(plots.peak_parts(few).values()) == [6, 3, 1, 0]
 
 
 def test_a_method_that_the_backbone_cannot_take_is_left_out_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(footprint, "load", lambda _: toys.TokenNet(8, 16, 2).eval())
-    found = footprint.measure(Setup(NAME, 16, batch=2, methods=("series", "bias"), rounds=0))
+    found = footprint.measure(
+        FootprintSetup(NAME, 16, batch=2, methods=("series", "bias"), rounds=0)
+    )
     assert list(found[NAME]) == ["finetune", "bias"]
     left_out = found["conditions"]["runs"][NAME]["left_out"]
     assert list(left_out) == ["series"]
     assert "spatial kernel" in left_out["series"]
     with pytest.raises(AttachError, match="does not run"):
-        footprint.measure(Setup(NAME, 12, batch=2, rounds=0))
+        footprint.measure(FootprintSetup(NAME, 12, batch=2, rounds=0))
 
 
 @pytest.mark.parametrize(("suffix", "start"), [(".svg", b"<?xml"), (".png", b"\x89PNG")])
 def test_the_plot_is_drawn_alike_each_time(
     document: dict[str, Any], suffix: str, start: bytes
 ) -> None:
-    drawn = trainingplot.draw(document, NAME, suffix)
+    drawn = plots.training(document, NAME, suffix)
     assert drawn.startswith(start)
-    assert drawn == trainingplot.draw(document, NAME, suffix)
+    assert drawn == plots.training(document, NAME, suffix)
     if suffix == ".svg":
         assert b"da3-half" in drawn
 
 
 def test_a_plot_of_another_kind_is_refused() -> None:
     with pytest.raises(UsageError, match=r"\.svg or \.png, got \.pdf"):
-        trainingplot.require(Path("memory.pdf"))
+        plots.check_suffix(Path("memory.pdf"))
 
 
 def test_documents_of_backbones_are_joined(document: dict[str, Any]) -> None:
@@ -193,7 +197,7 @@ def test_the_benchmark_adds_its_section_to_the_results(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_resnet50_reaches_its_figures() -> None:
-    found = footprint.measure(Setup("resnet50", 224, rounds=0))["resnet50"]
+    found = footprint.measure(FootprintSetup("resnet50", 224, rounds=0))["resnet50"]
     whole = found["finetune"]["stored_measured"]
     assert 37 * found["da3"]["stored_measured"] <= whole
     assert 12 * found["da3-fp32"]["stored_measured"] <= whole
@@ -204,7 +208,7 @@ def test_resnet50_reaches_its_figures() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_the_same_is_kept_on_a_gpu(document: dict[str, Any]) -> None:
-    setup = Setup(NAME, 32, batch=4, methods=SETUP.methods, rounds=1, device="cuda")
+    setup = FootprintSetup(NAME, 32, batch=4, methods=SETUP.methods, rounds=1, device="cuda")
     found = footprint.measure(setup)[NAME]
     for name, row in found.items():
         assert row["stored_measured"] == pytest.approx(

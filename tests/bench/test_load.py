@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolchain import bundle
-from toolchain.bench.contenders import Contenders
+from toolchain.bench.contenders import Ways
 from toolchain.bench.load import pairs_of
 from toolchain.bench.materials import Materials
 from toolchain.bench.run import QUICK
@@ -23,7 +23,7 @@ from toolchain.core.errors import UsageError
 
 @pytest.fixture(scope="module")
 def known(materials: Materials) -> Known:
-    with Contenders(materials, threads=1) as ways:
+    with Ways(materials, threads=1) as ways:
         return known_answers(ways.runner, materials.bundles, ways.image())
 
 
@@ -62,14 +62,14 @@ def test_twins_cannot_be_told_apart(materials: Materials, tmp_path: Path) -> Non
     held = materials.open()
     files = [Payload(e.role, e.name, held.blob(e.name)) for e in held.manifest.files]
     bundle.pack(tmp_path / "twin.da3b", dataclasses.replace(held.manifest, domain="twin"), files)
-    with Contenders(materials, threads=1) as ways:
+    with Ways(materials, threads=1) as ways:
         sources = [materials.bundles[0], tmp_path / "twin.da3b"]
         with pytest.raises(UsageError, match="nearly alike"):
             known_answers(ways.runner, sources, ways.image())
 
 
 def test_a_request_that_raises_is_a_failure(materials: Materials, known: Known) -> None:
-    with Contenders(materials, threads=1) as ways:
+    with Ways(materials, threads=1) as ways:
         with Traffic(ways.runner, ["nobody"], ways.image(), known, clients=2) as traffic:
             while traffic.counts().answers < 10:
                 pass

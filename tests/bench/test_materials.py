@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.conftest import PLAN
+from tests.bench.conftest import SETUP
 from tests.support.exported import Fleet
 from toolchain import bundle
 from toolchain.bench import domains
@@ -23,7 +23,7 @@ def test_materials_survive_json(materials: Materials) -> None:
 
 
 def test_every_file_is_there(materials: Materials) -> None:
-    assert len(materials.bundles) == len(materials.shared) == PLAN.domains
+    assert len(materials.bundles) == len(materials.shared) == SETUP.domains
     paths = (*materials.bundles, *materials.wholes, *materials.shared, *materials.statics.values())
     assert all(path.is_file() for path in paths)
     bundle.open_backbone(materials.backbone)
@@ -31,7 +31,7 @@ def test_every_file_is_there(materials: Materials) -> None:
 
 def test_domains_have_gates_in_both_states_and_golden_data(materials: Materials) -> None:
     manifest = materials.open(1).manifest
-    assert len(manifest.classes) == PLAN.classes
+    assert len(manifest.classes) == SETUP.classes
     states = manifest.selftest.gate_states
     assert all(state.open and state.closed and state.forced for state in states.values())
     rates = [block.rate for block in manifest.gates.blocks if block.rate is not None]
@@ -47,13 +47,13 @@ def test_a_drawn_domain_is_a_real_one(materials: Materials) -> None:
 
 def test_what_is_there_is_not_made_again(materials: Materials) -> None:
     told: list[str] = []
-    assert domains.make(materials.bundles[0].parent, PLAN, notify=told.append) == materials
+    assert domains.make(materials.bundles[0].parent, SETUP, notify=told.append) == materials
     assert told == []
 
 
-def test_another_plan_is_not_served_with_these(materials: Materials) -> None:
-    work, other = materials.bundles[0].parent, dataclasses.replace(PLAN, classes=8)
-    assert read_index(work, PLAN.made()) == materials
+def test_another_setup_is_not_served_with_these(materials: Materials) -> None:
+    work, other = materials.bundles[0].parent, dataclasses.replace(SETUP, classes=8)
+    assert read_index(work, SETUP.made()) == materials
     assert read_index(work, other.made()) is None
 
 

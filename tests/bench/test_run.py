@@ -17,22 +17,22 @@ from toolchain.core.errors import RunError, UnknownNameError, UsageError
 @pytest.mark.parametrize(
     "setup",
     [
-        run.Setup(),
-        run.Setup(backbone="resnet20", bundles=(Path("a.da3b"), Path("b.da3b"))),
-        run.Setup(backbone="resnet20", domains=1),
-        run.Setup(bundles=(Path("a.da3b"),)),
+        run.BenchSetup(),
+        run.BenchSetup(backbone="resnet20", bundles=(Path("a.da3b"), Path("b.da3b"))),
+        run.BenchSetup(backbone="resnet20", domains=1),
+        run.BenchSetup(bundles=(Path("a.da3b"),)),
     ],
 )
-def test_setups_that_cannot_be_meant(setup: run.Setup) -> None:
+def test_setups_that_cannot_be_meant(setup: run.BenchSetup) -> None:
     with pytest.raises(UsageError):
         run.measure(setup)
 
 
 def test_unknown_names_are_told_with_the_known_ones() -> None:
     with pytest.raises(UnknownNameError, match="latency"):
-        run.measure(run.Setup(backbone="resnet20", parts=("latencies",)))
+        run.measure(run.BenchSetup(backbone="resnet20", parts=("latencies",)))
     with pytest.raises(UnknownNameError, match="resnet20"):
-        run.measure(run.Setup(backbone="resnet21"))
+        run.measure(run.BenchSetup(backbone="resnet21"))
 
 
 def test_the_document_says_what_it_is(document: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ def test_the_document_says_what_it_is(document: dict[str, Any]) -> None:
 
 
 def test_bundles_alone_say_what_is_missing(materials: Materials) -> None:
-    setup = run.Setup(bundles=materials.bundles, parts=("latency", "switch"), rounds=run.QUICK)
+    setup = run.BenchSetup(bundles=materials.bundles, parts=("latency", "switch"), rounds=run.QUICK)
     found = run.measure(setup)
     assert set(found["parts"]) == {"latency", "switch"}
     assert found["settings"]["drawn"] is False
@@ -54,9 +54,9 @@ def test_bundles_alone_say_what_is_missing(materials: Materials) -> None:
 
 
 def test_an_error_of_the_child_is_told(tmp_path: Path) -> None:
-    plan = {"backbone": "resnet21", "side": 32, "domains": 2, "classes": 2}
+    setup = {"backbone": "resnet21", "side": 32, "domains": 2, "classes": 2}
     with pytest.raises(RunError, match="resnet21"):
-        child.run("domains", {"work": str(tmp_path), "plan": plan})
+        child.run("domains", {"work": str(tmp_path), "setup": setup})
 
 
 def test_a_child_that_dies_is_told(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import export, plot, results, samples, second
-from benchmarks.forms import STATES, Bench, Case
+from benchmarks.forms import STATES, Case, FormBench
 from benchmarks.joins import REJECTED
 from tests.support import toys
 from toolchain.bench import machine
@@ -24,19 +24,19 @@ TOY = Case("plain", lambda: toys.backbone("plain"), 12, toys.CLASSES)
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with Bench(TOY, cache=tmp_path_factory.mktemp("cache")) as opened:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FormBench]:
+    with FormBench(TOY, cache=tmp_path_factory.mktemp("cache")) as opened:
         generator = np.random.default_rng(0)
         for name, value in opened.slots.items():
             opened.slots[name] = generator.normal(0, 0.4, value.shape).astype(np.float32)
         yield opened
 
 
-def logits(bench: Bench, runner: LinkedModel, state: str, batch: int = 1) -> Any:
+def logits(bench: FormBench, runner: LinkedModel, state: str, batch: int = 1) -> Any:
     return runner.run(bench.images(batch), bench.state(state)).logits
 
 
-def test_states_set_the_gates_they_say(bench: Bench) -> None:
+def test_states_set_the_gates_they_say(bench: FormBench) -> None:
     swap = bench.swap("if")
     gates = {s: swap.run(bench.images(1), bench.state(s)).gates[0] >= 0 for s in STATES}
     assert gates["open"].tolist() == [True, True]
@@ -44,21 +44,21 @@ def test_states_set_the_gates_they_say(bench: Bench) -> None:
     assert gates["closed"].tolist() == [False, False]
 
 
-def test_floors_fall_with_the_blocks_that_close(bench: Bench) -> None:
+def test_floors_fall_with_the_blocks_that_close(bench: FormBench) -> None:
     floors = [bench.floor(state) for state in STATES]
     assert floors[0] == 1.0
     assert 0 < floors[2] < floors[1] < floors[0]
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_every_timed_form_answers_alike(bench: Bench, state: str) -> None:
+def test_every_timed_form_answers_alike(bench: FormBench, state: str) -> None:
     want = logits(bench, bench.swap("if"), state)
     for runner in (bench.swap("rows"), bench.static(state)):
         np.testing.assert_allclose(logits(bench, runner, state), want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", REJECTED)
-def test_forms_that_lost_answer_alike(bench: Bench, name: str) -> None:
+def test_forms_that_lost_answer_alike(bench: FormBench, name: str) -> None:
     swap, rejected = bench.swap("if"), bench.rejected(REJECTED[name])
     for state in STATES:
         np.testing.assert_allclose(
@@ -79,7 +79,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A whole document, from real runs of every part at toy size."""
     folder = tmp_path_factory.mktemp("bench")
     speed = export.measure_speed(TOY, {"one": 2, "many": 2, "lost": 2}, folder / "cache")
-    setup = second.Setup(backbone="resnet20", side=32, classes=6, test=6, runs=1)
+    setup = second.SecondSetup(backbone="resnet20", side=32, classes=6, test=6, runs=1)
     other = second.measure(folder / "second", setup)
     checkpoint = folder / "second" / "domains" / "second"
     ratios = {f"{state}_ratio": speed["one"][f"if {state}"]["ratio"] for state in STATES}
@@ -88,7 +88,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "second_domain_s": other["second_domain_s"],
         "bundle_ratio": other["bundle_ratio"],
         "samples": {"cars": samples.figures(checkpoint), "digits": None},
-        "targets": export.TARGETS,
+        "targets": export.GOALS,
         "clock": "thread_time",
         "machine": machine.machine() | {"load_after": 0.0},
         "versions": machine.versions(),

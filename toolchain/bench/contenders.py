@@ -38,7 +38,7 @@ class Loaded:
     drop: Callable[[], None]
 
 
-class Contenders(AbstractContextManager["Contenders"]):
+class Ways(AbstractContextManager["Ways"]):
     """Every way that the materials allow, over one runner and one copy of shared tensors.
 
     After :meth:`prepare` the runner holds its session, as that of a device which swaps does, and
@@ -54,7 +54,7 @@ class Contenders(AbstractContextManager["Contenders"]):
         self._shared: Mapping[str, Any] = {}
         self._loads = 0
 
-    def __enter__(self) -> Contenders:
+    def __enter__(self) -> Ways:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -51,7 +51,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MaterialsSetup:
     """What to make: ``side`` in pixels, ``domains`` of ``classes`` classes each."""
 
     backbone: str
@@ -64,29 +64,29 @@ class Plan:
         return {**asdict(self), "toolchain": version(DISTRIBUTION), "torch": torch.__version__}
 
 
-def make(work: Path, plan: Plan, *, notify: Notify = lambda _: None) -> Materials:
+def make(work: Path, setup: MaterialsSetup, *, notify: Notify = lambda _: None) -> Materials:
     """Return the materials in the folder ``work``, made unless they are there already.
 
     Raises UnknownNameError for the backbone, AttachError, ParityError, StorageError.
     """
-    if (found := read_index(work, plan.made())) is not None:
+    if (found := read_index(work, setup.made())) is not None:
         return found
-    model = _attached(plan, "da3")
-    for index in reversed(range(plan.domains)):
-        notify(f"domain {plan.domains - index} of {plan.domains}")
+    model = _attached(setup, "da3")
+    for index in reversed(range(setup.domains)):
+        notify(f"domain {setup.domains - index} of {setup.domains}")
         # The first domain comes last, and is what the static graphs are linked from.
-        made = _Maker(work, plan, model, index).made()
-    plain = split(_attached(plan, "head"), cache=work / "cache")
+        made = _Maker(work, setup, model, index).made()
+    plain = split(_attached(setup, "head"), cache=work / "cache")
     drawn = graphs.statics(made.halves, list(made.rates))
     drawn["plain"] = store.to_bytes(link(plain, STATIC_IF))
-    names = [_name(index) for index in range(plan.domains)]
+    names = [_name(index) for index in range(setup.domains)]
     materials = Materials(
         made.artefact.path,
         tuple(work / f"{name}.da3b" for name in names),
         tuple(work / "whole" / f"{name}.onnx" for name in names[:WHOLES]),
         tuple(work / "shared" / f"{name}.onnx" for name in names),
         {name: _written(work, "static", name, data) for name, data in drawn.items()},
-        plan.made(),
+        setup.made(),
     )
     write_index(work, materials)
     return materials
@@ -102,12 +102,12 @@ class _Made:
 class _Maker:
     """One domain from drawn values to its files."""
 
-    def __init__(self, work: Path, plan: Plan, model: AttachedModel, index: int) -> None:
+    def __init__(self, work: Path, setup: MaterialsSetup, model: AttachedModel, index: int) -> None:
         self.work = work
         self.model = model
         self.index = index
-        self.recipe = _recipe(plan, _name(index))
-        self.classes = tuple(f"class {place}" for place in range(plan.classes))
+        self.recipe = _recipe(setup, _name(index))
+        self.classes = tuple(f"class {place}" for place in range(setup.classes))
         self._folder = work / "checkpoints" / self.recipe.domain
 
     def made(self) -> _Made:
@@ -183,13 +183,13 @@ class _Maker:
             _written(self.work, "whole", name, graphs.whole(halves))
 
 
-def _attached(plan: Plan, method: str) -> AttachedModel:
-    shipped = backbones.get(plan.backbone).weights_file is not None
+def _attached(setup: MaterialsSetup, method: str) -> AttachedModel:
+    shipped = backbones.get(setup.backbone).weights_file is not None
     return attach(
-        load_backbone(plan.backbone, untrained_seed=None if shipped else 0),
+        load_backbone(setup.backbone, untrained_seed=None if shipped else 0),
         method=method,
-        classes=plan.classes,
-        input_shape=(3, plan.side, plan.side),
+        classes=setup.classes,
+        input_shape=(3, setup.side, setup.side),
     )
 
 
@@ -209,13 +209,13 @@ def _draw(model: AttachedModel, seed: int) -> dict[str, float]:
     return rates
 
 
-def _recipe(plan: Plan, domain: str) -> Recipe:
-    side = plan.side
+def _recipe(setup: MaterialsSetup, domain: str) -> Recipe:
+    side = setup.side
     return Recipe(
         domain=domain,
         title="Drawn values, for measuring",
         licence="CC0-1.0",
-        backbone=plan.backbone,
+        backbone=setup.backbone,
         weights=None,
         weights_sha256=None,
         data=DataSpec("folder", "drawn", None, None, 0),
@@ -240,4 +240,4 @@ def _written(work: Path, kind: str, name: str, data: bytes) -> Path:
 
 def in_child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
     """Make materials in a process of its own; see :mod:`toolchain.bench.child`."""
-    return make(Path(given["work"]), Plan(**given["plan"]), notify=notify).to_json()
+    return make(Path(given["work"]), MaterialsSetup(**given["setup"]), notify=notify).to_json()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Goal:
     """What a figure is, and the ``least`` or the ``most`` that it should be."""
 
     what: str
@@ -24,20 +24,20 @@ class Target:
         return found >= self.value if self.sense == "least" else found <= self.value
 
 
-TARGETS: Mapping[str, Target] = {
-    "swap_cold_speedup": Target(
+GOALS: Mapping[str, Goal] = {
+    "swap_cold_speedup": Goal(
         "bundle on disk to ready, against making a session of the whole model", "least", 20
     ),
-    "swap_installed_speedup": Target("the same, verified when it was installed", "least", 200),
-    "switch_overhead": Target("what changing the loaded domain adds to a request", "most", 0.01),
-    "domain_resident_ratio": Target(
+    "swap_installed_speedup": Goal("the same, verified when it was installed", "least", 200),
+    "switch_overhead": Goal("what changing the loaded domain adds to a request", "most", 0.01),
+    "domain_resident_ratio": Goal(
         "resident memory of a further domain, against its weights", "most", 1.5
     ),
-    "swap_throughput_ratio": Target("throughput while domains are swapped", "least", 0.95),
-    "memory_after_ratio": Target("memory after all swaps, against before", "most", 1.01),
-    "failed": Target("requests that failed under swaps", "most", 0),
-    "mixed": Target("answers that mix two releases", "most", 0),
-    "overhead_ms": Target("what the runner adds to onnxruntime's own call, ms", "most", 0.2),
+    "swap_throughput_ratio": Goal("throughput while domains are swapped", "least", 0.95),
+    "memory_after_ratio": Goal("memory after all swaps, against before", "most", 1.01),
+    "failed": Goal("requests that failed under swaps", "most", 0),
+    "mixed": Goal("answers that mix two releases", "most", 0),
+    "overhead_ms": Goal("what the runner adds to onnxruntime's own call, ms", "most", 0.2),
 }
 
 

@@ -42,7 +42,7 @@ BUDGET_SUFFIX = ", gates"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MethodRow:
     """One row of the comparison: a method, and the precision in which trained layers' inputs wait.
 
     ``keep`` None runs PyTorch's own layers.
@@ -54,7 +54,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class FootprintSetup:
     """What is compared and how.
 
     ``side`` None is the backbone's own; ``rounds`` of timing, 0 for none; ``budget`` the share of
@@ -79,18 +79,18 @@ def default_keep() -> Precision:
     return found  # type: ignore[return-value]
 
 
-def rows() -> dict[str, Row]:
+def rows() -> dict[str, MethodRow]:
     """Return every row by its name: the methods as `da3 train` runs them, da3 in each precision."""
     keep, found = default_keep(), {}
     for name, method in REGISTRY.items():
-        found[name] = Row(name, name, keep if method.lean else None)
+        found[name] = MethodRow(name, name, keep if method.lean else None)
     for precision in get_args(Precision):
         if precision != keep:
-            found[f"{OURS}-{precision}"] = Row(f"{OURS}-{precision}", OURS, precision)
+            found[f"{OURS}-{precision}"] = MethodRow(f"{OURS}-{precision}", OURS, precision)
     return found
 
 
-def chosen(names: Sequence[str]) -> list[Row]:
+def chosen(names: Sequence[str]) -> list[MethodRow]:
     """Return the rows named, ``all`` for every one, fine-tuning first as the measure.
 
     Raises UnknownNameError.
@@ -103,7 +103,7 @@ def chosen(names: Sequence[str]) -> list[Row]:
     return [known[name] for name in dict.fromkeys((REFERENCE, *wanted))]
 
 
-def measure(setup: Setup, *, notify: Notify = lambda _: None) -> dict[str, Any]:
+def measure(setup: FootprintSetup, *, notify: Notify = lambda _: None) -> dict[str, Any]:
     """Return ``{"conditions": ..., backbone: {method: figures}}``, bytes and ratios.
 
     The number of PyTorch's threads is ``setup.threads`` meanwhile. Raises UnknownNameError (method,
@@ -115,7 +115,7 @@ def measure(setup: Setup, *, notify: Notify = lambda _: None) -> dict[str, Any]:
     before = torch.get_num_threads()
     torch.set_num_threads(setup.threads)
     try:
-        bench = Bench(load(setup.backbone), side, setup)
+        bench = MethodBench(load(setup.backbone), side, setup)
         found: dict[str, dict[str, Any]] = {}
         left_out: dict[str, str] = {}
         for row in wanted:
@@ -143,7 +143,7 @@ def measure(setup: Setup, *, notify: Notify = lambda _: None) -> dict[str, Any]:
     }
 
 
-def fits(setup: Setup, budget: int) -> dict[str, Any]:
+def fits(setup: FootprintSetup, budget: int) -> dict[str, Any]:
     """Return what ``budget`` bytes beside the frozen weights hold, best first, by rule alone.
 
     Every method that is asked for is tried, da3 first and the head alone last. Raises
@@ -193,7 +193,7 @@ def load(name: str) -> nn.Module:
     return training.load_backbone(name, untrained_seed=None if shipped else 0)
 
 
-def _check(setup: Setup) -> None:
+def _check(setup: FootprintSetup) -> None:
     if setup.batch < 1 or setup.rounds < 0 or setup.threads < 1:
         raise UsageError(
             f"expected a batch and threads of at least 1 and rounds of at least 0, got "
@@ -202,7 +202,7 @@ def _check(setup: Setup) -> None:
         )
 
 
-def _conditions(setup: Setup, side: int) -> dict[str, Any]:
+def _conditions(setup: FootprintSetup, side: int) -> dict[str, Any]:
     return {
         "input": side,
         "classes": CLASSES,
@@ -210,10 +210,10 @@ def _conditions(setup: Setup, side: int) -> dict[str, Any]:
     }
 
 
-class Bench:
+class MethodBench:
     """One backbone with its pictures ``[N, 3, side, side]``, drawn from the setup's seed."""
 
-    def __init__(self, backbone: nn.Module, side: int, setup: Setup) -> None:
+    def __init__(self, backbone: nn.Module, side: int, setup: FootprintSetup) -> None:
         self.setup, self.side = setup, side
         self.device = torch.device(setup.device)
         self.backbone = backbone.to(self.device)
@@ -223,7 +223,7 @@ class Bench:
         labels = torch.randint(0, CLASSES, (setup.batch,), generator=generator)
         self.labels = labels.to(self.device)
 
-    def attached(self, row: Row, *, lean: bool = True) -> AttachedModel:
+    def attached(self, row: MethodRow, *, lean: bool = True) -> AttachedModel:
         """Return the backbone with a fresh domain that trains as ``row`` says, all gates open."""
         keep = row.keep if lean and row.keep is not None else False
         shape = (3, self.side, self.side)
@@ -282,7 +282,7 @@ class Bench:
 
         return run
 
-    def memory(self, row: Row) -> dict[str, Any]:
+    def memory(self, row: MethodRow) -> dict[str, Any]:
         """Return a row's figures but for time; AttachError: the backbone cannot take the method."""
         model = self.attached(row)
         kept = self._kept(model)
@@ -316,7 +316,7 @@ class Bench:
     def _kept(self, model: AttachedModel) -> Stored:
         return stored(model, lambda: self.loss(model), held=(self.images, self.labels))
 
-    def times(self, wanted: Sequence[Row], notify: Notify) -> dict[str, dict[str, Any]]:
+    def times(self, wanted: Sequence[MethodRow], notify: Notify) -> dict[str, dict[str, Any]]:
         """Return each row's step time relative to the first one's, da3's also at its budget."""
         if not self.setup.rounds:
             return {}
@@ -340,7 +340,7 @@ class Bench:
                 found[row_name]["executed_share"] = shares[name]
         return found
 
-    def _timed(self, row: Row) -> Iterator[tuple[str, AttachedModel, float]]:
+    def _timed(self, row: MethodRow) -> Iterator[tuple[str, AttachedModel, float]]:
         model = self.attached(row)
         yield row.name, model, 1.0
         if row.method != OURS:

@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from toolchain.bench import child
-from toolchain.bench.contenders import Contenders
+from toolchain.bench.contenders import Ways
 from toolchain.bench.materials import Materials, from_json
 from toolchain.bench.memory import resident_bytes
 from toolchain.bench.traffic import Traffic, known_answers
@@ -30,7 +30,7 @@ Pairs = Sequence[tuple[Path, Path]]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoadSetup:
     """``swaps`` spread over ``slices`` of ``seconds`` each; as many slices pass without any.
 
     ``bundle_swaps``: in a third of the time, each reading and verifying a bundle; ``clients``:
@@ -45,20 +45,20 @@ class Plan:
 
 
 def measure(
-    materials: Materials, *, threads: int, plan: Plan, notify: Notify = lambda _: None
+    materials: Materials, *, threads: int, setup: LoadSetup, notify: Notify = lambda _: None
 ) -> dict[str, Any]:
     """Return ``rows`` by way of swapping, ``failed`` and ``mixed`` over all, and ``memory``.
 
     A row's ``cpu_ms`` is CPU time for an answer, swaps included: it does not count what others do.
     """
-    given = {"materials": materials.to_json(), "threads": threads, "plan": asdict(plan)}
+    given = {"materials": materials.to_json(), "threads": threads, "setup": asdict(setup)}
     return child.run("load", given, notify=notify)
 
 
 def in_child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
     """Run every row in a process of its own; see :mod:`toolchain.bench.child`."""
-    plan, materials = Plan(**given["plan"]), from_json(given["materials"])
-    with Contenders(materials, threads=given["threads"]) as ways:
+    setup, materials = LoadSetup(**given["setup"]), from_json(given["materials"])
+    with Ways(materials, threads=given["threads"]) as ways:
         count, runner, image = len(materials.bundles), ways.runner, ways.image()
         ways.prepare("installed", count)
         runner.unload("first")
@@ -66,21 +66,21 @@ def in_child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
         known = known_answers(runner, folders, image)
         swaps = _Swaps(runner, pairs_of(folders))
         names = sorted(runner.domains)
-        with Traffic(runner, names, image, known, clients=plan.clients) as traffic:
-            few = replace(plan, slices=(plan.slices + 2) // 3)
+        with Traffic(runner, names, image, known, clients=setup.clients) as traffic:
+            few = replace(setup, slices=(setup.slices + 2) // 3)
             rows = {}
             # First, as what grows once for so many clients has grown after it.
             notify("swaps of installed domains without a pause")
             rows["installed, no pause"] = _Slices(few, traffic, swaps).row(None)
-            notify(f"{plan.swaps} swaps of installed domains")
+            notify(f"{setup.swaps} swaps of installed domains")
             before = resident_bytes()
-            rows["installed"] = _Slices(plan, traffic, swaps).row(plan.swaps)
+            rows["installed"] = _Slices(setup, traffic, swaps).row(setup.swaps)
             after = resident_bytes()
-            notify(f"{plan.bundle_swaps} swaps from bundles")
+            notify(f"{setup.bundle_swaps} swaps from bundles")
             swaps.pairs = pairs_of(materials.bundles)
-            rows["bundle"] = _Slices(few, traffic, swaps).row(plan.bundle_swaps)
+            rows["bundle"] = _Slices(few, traffic, swaps).row(setup.bundle_swaps)
     return {
-        "clients": plan.clients,
+        "clients": setup.clients,
         "rows": rows,
         "failed": traffic.counts().failed,
         "mixed": traffic.counts().mixed,
@@ -120,8 +120,8 @@ class _Swaps:
 class _Slices:
     """Slices of time with and without swaps, and the answers in each."""
 
-    def __init__(self, plan: Plan, traffic: Traffic, swaps: _Swaps) -> None:
-        self.plan = plan
+    def __init__(self, setup: LoadSetup, traffic: Traffic, swaps: _Swaps) -> None:
+        self.setup = setup
         self.traffic = traffic
         self.swaps = swaps
         self.done = 0
@@ -132,7 +132,7 @@ class _Slices:
     def row(self, count: int | None) -> dict[str, Any]:
         """Let all slices pass with ``count`` swaps in all, None for as many as there can be."""
         before = self.traffic.counts()
-        for turn in range(2 * self.plan.slices):
+        for turn in range(2 * self.setup.slices):
             swapping = ORDER[turn % len(ORDER)]
             due = self._due(count, len(self.rates[True])) if swapping else 0
             started, cpu, seen = time.perf_counter(), time.process_time(), self._answers()
@@ -144,7 +144,7 @@ class _Slices:
         after = self.traffic.counts()
         return {
             "swaps": self.done,
-            "swaps_per_s": self.done / (self.plan.slices * self.plan.seconds),
+            "swaps_per_s": self.done / (self.setup.slices * self.setup.seconds),
             "answers_per_s": median(self.rates[True]),
             "answers_per_s_without": median(self.rates[False]),
             "ratio": self._ratio(),
@@ -165,7 +165,7 @@ class _Slices:
         ratios = [one / other for one, other in pairs if other]
         if not ratios:
             raise RunError(
-                f"expected an answer in a slice of {self.plan.seconds:g} s, got none in any",
+                f"expected an answer in a slice of {self.setup.seconds:g} s, got none in any",
                 fix="measure a smaller backbone, or without --quick",
             )
         return median(ratios)
@@ -176,18 +176,18 @@ class _Slices:
 
     def _due(self, count: int | None, turn: int) -> int | None:
         """Return how many swaps the ``turn``-th slice with swaps shall have."""
-        slices = self.plan.slices
+        slices = self.setup.slices
         return None if count is None else count * (turn + 1) // slices - count * turn // slices
 
     def _slice(self, count: int | None) -> None:
         """Let a slice pass, with ``count`` swaps evenly in it, or one after the other."""
-        end = time.perf_counter() + self.plan.seconds
+        end = time.perf_counter() + self.setup.seconds
         if count is None:
             while time.perf_counter() < end:
                 self._swap()
         for left in reversed(range(count or 0)):
             self._swap()
-            _sleep_until(end - self.plan.seconds * left / (count or 1))
+            _sleep_until(end - self.setup.seconds * left / (count or 1))
         _sleep_until(end)
 
     def _swap(self) -> None:

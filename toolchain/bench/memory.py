@@ -16,7 +16,7 @@ from statistics import mean
 from typing import Any
 
 from toolchain.bench import child
-from toolchain.bench.contenders import Contenders, Kind
+from toolchain.bench.contenders import Kind, Ways
 from toolchain.bench.materials import Materials, from_json
 from toolchain.core.errors import RunError
 from toolchain.core.timing import Notify
@@ -89,7 +89,7 @@ def in_child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, list[int]
     kind: Kind = given["kind"]
     kept = []
     found: dict[str, list[int]] = {"resident": [], "private": []}
-    with Contenders(from_json(given["materials"]), threads=given["threads"]) as ways:
+    with Ways(from_json(given["materials"]), threads=given["threads"]) as ways:
         ways.prepare(kind, 1)
         image = ways.image()
         for index in range(given["count"]):

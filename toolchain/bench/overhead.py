@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
-from toolchain.bench.contenders import FOLDER, Contenders, bare, options_of
+from toolchain.bench.contenders import FOLDER, Ways, bare, options_of
 from toolchain.bench.materials import Materials
 from toolchain.bundle.linkage import SWAP_IF
 from toolchain.bundle.slots import slot_arrays
@@ -36,7 +36,7 @@ def measure(
             options = options_of(threads)
             options.add_session_config_entry(FOLDER, str(materials.backbone))
             session = bare(graph, options)
-            ways = stack.enter_context(Contenders(materials, threads=threads))
+            ways = stack.enter_context(Ways(materials, threads=threads))
             ways.prepare("bundle", 1)
             image = ways.image()
             feeds = {"image": image, **slots}

@@ -1,8 +1,9 @@
-"""The document's plots, each as an SVG element that takes its text colour from the page.
+"""Plots of what was measured.
 
-Rules of this file: the JSON document in, text out; it computes nothing. Text stays text, so that it
-is searched, scaled and printed like the rest; nothing in a plot refers to anything outside of it.
-Needs matplotlib.
+Rules of this file: a JSON document in, a picture out; it computes nothing but sums. Text stays
+text, so that a reader can search, scale and print it; nothing in a plot refers to anything outside
+of it. The plots of ``da3 bench`` are SVG elements that take their text colour from the page. The
+one of ``da3 memory`` is a file of its own, SVG or PNG by its suffix. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import io
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.bench.tables import NAMES
+from toolchain.core.errors import MissingPackageError, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +28,14 @@ Draw = Callable[["Axes", Document], None]
 # Stands for the page's own text colour until the SVG is written.
 _INK = "#010203"
 _OURS, _OTHER, _THIRD = "#3a86c8", "#c9892b", "#5aa469"
+
+SUFFIXES = (".svg", ".png")
+PEAK_PARTS = {
+    "stored_measured": ("kept for the backward pass", _OURS),
+    "optimiser": ("optimiser's state", _OTHER),
+    "gradients": ("gradients", _THIRD),
+    "rest": ("rest of the peak", "#b7b7b7"),
+}
 _COLOURS = {
     "bundle": _OURS,
     "installed": "#7fb6e0",
@@ -55,12 +67,12 @@ class Plot:
     svg: str
 
 
-def plots(found: Document) -> list[Plot]:
+def plots(document: Document) -> list[Plot]:
     """Return the plots of the parts that the document has."""
     return [
-        Plot(key, caption, _svg(key, draw, found["parts"][part]))
+        Plot(key, caption, _svg(key, draw, document["parts"][part]))
         for key, part, caption, draw in _drawings()
-        if part in found["parts"]
+        if part in document["parts"]
     ]
 
 
@@ -183,3 +195,59 @@ def _slices(axes: Axes, part: Document) -> None:
 def _legend(axes: Axes, columns: int) -> None:
     """Put the legend above the plot, where it hides nothing."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns)
+
+
+def check_suffix(path: Path) -> None:
+    """Raise before anything is measured if ``path`` could not be drawn.
+
+    Raises UsageError (suffix), MissingPackageError.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UsageError(
+            f"{path.name}: expected a plot that ends in {' or '.join(SUFFIXES)}, got "
+            f"{path.suffix or 'no suffix'}",
+            fix="write --plot memory.svg",
+        )
+    if find_spec("matplotlib") is None:
+        raise MissingPackageError("matplotlib", "the plot", "bench")
+
+
+def peak_parts(row: Document) -> dict[str, int]:
+    """Return the bars of one method: bytes by part of ``PEAK_PARTS``.
+
+    They add up to the peak. Gradients come while what was kept goes, so not all of them need be
+    there at the fullest moment.
+    """
+    left, bars = int(row["peak"]), {}
+    for name in PEAK_PARTS:
+        bars[name] = left if name == "rest" else min(left, int(row[name]))
+        left -= bars[name]
+    return bars
+
+
+def training(document: Document, backbone: str, suffix: str) -> bytes:
+    """Return the plot of one backbone's methods as an SVG or PNG file's content."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    rows, run = document[backbone], document["conditions"]["runs"][backbone]
+    names = list(rows)
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": backbone}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(8.4, 1.4 + 0.34 * len(names)), layout="constrained")
+        axes = figure.subplots()
+        left = [0.0] * len(names)
+        for part, (label, colour) in PEAK_PARTS.items():
+            values = [peak_parts(rows[name])[part] / 2**20 for name in names]
+            axes.barh(names, values, left=left, color=colour, label=label)
+            left = [a + b for a, b in zip(left, values, strict=True)]
+        axes.set_xlim(0, 1.04 * max(left))
+        axes.invert_yaxis()
+        axes.set_xlabel("MiB beside the weights")
+        axes.set_title(f"{backbone}, {run['input']} px, batch {run['batch']}: one training step")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="lower right", frameon=False)
+        data = io.BytesIO()
+        metadata = {"Date": None} if suffix == ".svg" else {}
+        figure.savefig(data, format=suffix.removeprefix("."), dpi=130, metadata=metadata)
+    return data.getvalue()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.bench import child, latency, load, memory, overhead, swap
-from toolchain.bench.figures import TARGETS, figures
+from toolchain.bench.figures import GOALS, figures
 from toolchain.bench.machine import machine, versions
 from toolchain.bench.materials import Materials, foreign, from_json
 from toolchain.core.errors import MissingPackageError, UnknownNameError, UsageError
@@ -39,14 +39,16 @@ class Rounds:
     switch: int = 4
     many: int = 100
     overhead: int = 96
-    load: load.Plan = field(default_factory=load.Plan)
+    load: load.LoadSetup = field(default_factory=load.LoadSetup)
 
 
-QUICK = Rounds(latency=3, swap=1, switch=1, many=12, overhead=5, load=load.Plan(20, 4, 2, 0.3, 4))
+QUICK = Rounds(
+    latency=3, swap=1, switch=1, many=12, overhead=5, load=load.LoadSetup(20, 4, 2, 0.3, 4)
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class BenchSetup:
     """What to measure.
 
     Either ``backbone``, a registered name, with ``side`` in pixels (None: the backbone's own) and
@@ -66,7 +68,7 @@ class Setup:
     work: Path | None = None
 
 
-def measure(setup: Setup, *, notify: Notify = lambda _: None) -> dict[str, Any]:
+def measure(setup: BenchSetup, *, notify: Notify = lambda _: None) -> dict[str, Any]:
     """Measure and return the document: the figures first, then all that they come from.
 
     Raises UsageError, UnknownNameError for a part, MissingPackageError where domains are to be made
@@ -87,7 +89,7 @@ def measure(setup: Setup, *, notify: Notify = lambda _: None) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         **figures(parts),
-        "targets": {name: asdict(target) for name, target in TARGETS.items()},
+        "targets": {name: asdict(goal) for name, goal in GOALS.items()},
         "not_measured": _not_measured(setup, materials),
         "settings": settings,
         "machine": before | {"load_after": machine()["load"]},
@@ -97,7 +99,7 @@ def measure(setup: Setup, *, notify: Notify = lambda _: None) -> dict[str, Any]:
     }
 
 
-def _check(setup: Setup) -> None:
+def _check(setup: BenchSetup) -> None:
     for part in setup.parts:
         if part not in PARTS:
             raise UnknownNameError("part", part, PARTS)
@@ -115,7 +117,7 @@ def _check(setup: Setup) -> None:
         )
 
 
-def _materials(setup: Setup, work: Path, notify: Notify) -> Materials:
+def _materials(setup: BenchSetup, work: Path, notify: Notify) -> Materials:
     if setup.bundles:
         return foreign(setup.bundles, setup.artefact)
     if find_spec("torch") is None:
@@ -124,13 +126,13 @@ def _materials(setup: Setup, work: Path, notify: Notify) -> Materials:
 
     found = backbones.get(str(setup.backbone))
     make_folder(work, fix="choose another with --work")
-    plan = {
+    setup_fields = {
         "backbone": found.name,
         "side": setup.side or found.input_size,
         "domains": setup.domains,
         "classes": setup.classes,
     }
-    given = {"work": str(work.resolve()), "plan": plan}
+    given = {"work": str(work.resolve()), "setup": setup_fields}
     return from_json(child.run("domains", given, notify=_told_of("domains", notify)))
 
 
@@ -138,7 +140,7 @@ def _told_of(part: str, notify: Notify) -> Notify:
     return lambda text: notify(f"{part}: {text}")
 
 
-def _part(name: str, setup: Setup, materials: Materials, notify: Notify) -> dict[str, Any]:
+def _part(name: str, setup: BenchSetup, materials: Materials, notify: Notify) -> dict[str, Any]:
     rounds, threads = setup.rounds, setup.threads
     match name:
         case "latency":
@@ -153,11 +155,11 @@ def _part(name: str, setup: Setup, materials: Materials, notify: Notify) -> dict
                 materials, threads=threads, domains=count, many=rounds.many, notify=notify
             )
         case "load":
-            return load.measure(materials, threads=threads, plan=rounds.load, notify=notify)
+            return load.measure(materials, threads=threads, setup=rounds.load, notify=notify)
     return overhead.measure(materials, threads=threads, rounds=rounds.overhead, notify=notify)
 
 
-def _settings(setup: Setup, materials: Materials) -> dict[str, Any]:
+def _settings(setup: BenchSetup, materials: Materials) -> dict[str, Any]:
     manifest = materials.open().manifest
     return {
         "backbone": manifest.backbone.name,
@@ -172,7 +174,7 @@ def _settings(setup: Setup, materials: Materials) -> dict[str, Any]:
     }
 
 
-def _not_measured(setup: Setup, materials: Materials) -> dict[str, str]:
+def _not_measured(setup: BenchSetup, materials: Materials) -> dict[str, str]:
     """Return what is missing from the document and why."""
     found = {part: "was not asked for" for part in PARTS if part not in setup.parts}
     lacking = {

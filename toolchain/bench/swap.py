@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from toolchain.bench import child
-from toolchain.bench.contenders import Contenders, Kind, Loaded
+from toolchain.bench.contenders import Kind, Loaded, Ways
 from toolchain.bench.materials import Materials, from_json
 from toolchain.core.arrays import Floats
 from toolchain.core.timing import WALL, Notify, Timing, clock_of, timing
@@ -65,7 +65,7 @@ def _phase(runs: Sequence[Series], chosen: slice) -> dict[str, Any]:
 
 def in_child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
     """Swap in a process of its own; return seconds by step and way, and a self-test's time."""
-    with Contenders(from_json(given["materials"]), threads=given["threads"]) as ways:
+    with Ways(from_json(given["materials"]), threads=given["threads"]) as ways:
         for kind in ways.kinds:
             ways.prepare(kind, SWAPS + 1)
         image, order = ways.image(), random.Random(0)
@@ -85,9 +85,7 @@ def in_child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
     return {"seconds": seen, "selftest_ms": 1e3 * tested.seconds["selftest"]}
 
 
-def _timed(
-    ways: Contenders, kind: Kind, index: int, image: Floats
-) -> tuple[tuple[float, float], Loaded]:
+def _timed(ways: Ways, kind: Kind, index: int, image: Floats) -> tuple[tuple[float, float], Loaded]:
     """Return seconds until the domain is in place and until its first answer, and the domain."""
     started = time.perf_counter()
     loaded = ways.load(kind, index)
@@ -104,7 +102,7 @@ def switching(
     Every domain is in place and asked twice, one after the other: the same work, once after another
     domain's and once after its own. A way's turns follow each other, no other's come between.
     """
-    with Contenders(materials, threads=threads) as ways:
+    with Ways(materials, threads=threads) as ways:
         kinds = [kind for kind in ways.kinds if kind != "installed"]
         rings = {kind: _ring(ways, kind) for kind in kinds}
         image, clock = ways.image(), clock_of(threads)
@@ -117,7 +115,7 @@ def switching(
     return {"clock": clock, "ways": {kind: _switched(pairs) for kind, pairs in seen.items()}}
 
 
-def _ring(ways: Contenders, kind: Kind) -> list[Loaded]:
+def _ring(ways: Ways, kind: Kind) -> list[Loaded]:
     """Put every domain in place, whole models as often as there are files."""
     count = len(ways.materials.wholes if kind == "whole" else ways.materials.bundles)
     ways.prepare(kind, count)

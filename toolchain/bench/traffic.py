@@ -27,7 +27,7 @@ APART = 100 * TOLERANCE
 Known = Mapping[str, Outcome]
 
 
-class Counts(NamedTuple):
+class AnswerCounts(NamedTuple):
     """How many requests ended, and how many of them were failed or mixed."""
 
     answers: int
@@ -45,7 +45,7 @@ class Traffic:
         self._runner = runner
         self._image = image
         self._known = known
-        self._counts = [Counts(0, 0, 0)] * clients
+        self._counts = [AnswerCounts(0, 0, 0)] * clients
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._ask, args=(i, [*names[i:], *names[:i]]))
@@ -67,9 +67,9 @@ class Traffic:
         for thread in self._threads:
             thread.join()
 
-    def counts(self) -> Counts:
+    def counts(self) -> AnswerCounts:
         """Return the sums over all clients until now."""
-        return Counts(*map(sum, zip(*self._counts, strict=True)))
+        return AnswerCounts(*map(sum, zip(*self._counts, strict=True)))
 
     def _ask(self, client: int, names: Sequence[str]) -> None:
         for name in cycle(names):
@@ -80,10 +80,10 @@ class Traffic:
                 found = self._runner.infer(self._image, name)
             except Exception as err:
                 self.first_failure = self.first_failure or f"{type(err).__name__}: {err}"
-                self._counts[client] = Counts(answers + 1, failed + 1, mixed)
+                self._counts[client] = AnswerCounts(answers + 1, failed + 1, mixed)
                 continue
             wrong = not is_known(found, self._known)
-            self._counts[client] = Counts(answers + 1, failed, mixed + wrong)
+            self._counts[client] = AnswerCounts(answers + 1, failed, mixed + wrong)
 
 
 def is_known(found: Outcome, known: Known) -> bool:

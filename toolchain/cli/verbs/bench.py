@@ -99,7 +99,7 @@ def bench(
 
     if html_path is not None:
         report.require_plots()
-    setup = run.Setup(
+    setup = run.BenchSetup(
         backbone=None if bundles else backbone,
         side=side,
         domains=domains,

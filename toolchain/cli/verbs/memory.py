@@ -100,10 +100,10 @@ def memory(
     require_folders(json_path, plot_path)
     if budget is not None and plot_path is not None:
         raise click.UsageError("expected --budget or --plot, got both")
-    from toolchain.bench import footprint, trainingplot
+    from toolchain.bench import footprint, plots
     from toolchain.training.memory.fit import parse_size
 
-    setup = footprint.Setup(
+    setup = footprint.FootprintSetup(
         backbone=backbone,
         side=side,
         batch=batch,
@@ -117,12 +117,12 @@ def memory(
         write(document, _budget_lines(document), json_path)
         return
     if plot_path is not None:
-        trainingplot.require(plot_path)
+        plots.check_suffix(plot_path)
     with telling() as tell:
         document = plain(footprint.measure(setup, notify=tell))
     write(document, _lines(document, backbone), json_path)
     if plot_path is not None:
-        drawn = trainingplot.draw(document, backbone, plot_path.suffix)
+        drawn = plots.training(document, backbone, plot_path.suffix)
         write_atomic(plot_path, drawn, overwrite=True)
 
 
