@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolchain import bundle
-from toolchain.bench.contenders import Ways
 from toolchain.bench.load import pairs_of
 from toolchain.bench.materials import Materials
 from toolchain.bench.run import QUICK
 from toolchain.bench.traffic import Known, Traffic, is_known, known_answers
+from toolchain.bench.ways import Ways
 from toolchain.bundle import Payload
 from toolchain.core.errors import UsageError
 

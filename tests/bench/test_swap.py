@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from toolchain.bench.contenders import OTHERS, OURS
 from toolchain.bench.materials import Materials, foreign
 from toolchain.bench.run import QUICK
 from toolchain.bench.swap import LATER, SWAPS, switching
+from toolchain.bench.ways import OTHERS, OURS
 
 
 @pytest.mark.parametrize("phase", ["first", "again"])

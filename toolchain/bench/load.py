@@ -17,10 +17,10 @@ from statistics import median
 from typing import Any
 
 from toolchain.bench import child
-from toolchain.bench.contenders import Ways
 from toolchain.bench.materials import Materials, from_json
 from toolchain.bench.memory import resident_bytes
 from toolchain.bench.traffic import Traffic, known_answers
+from toolchain.bench.ways import Ways
 from toolchain.core.errors import RunError
 from toolchain.core.timing import Notify
 from toolchain.device import Runner

@@ -16,8 +16,8 @@ from statistics import mean
 from typing import Any
 
 from toolchain.bench import child
-from toolchain.bench.contenders import Kind, Ways
 from toolchain.bench.materials import Materials, from_json
+from toolchain.bench.ways import Kind, Ways
 from toolchain.core.errors import RunError
 from toolchain.core.timing import Notify
 

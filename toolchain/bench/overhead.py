@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
-from toolchain.bench.contenders import FOLDER, Ways, bare, options_of
 from toolchain.bench.materials import Materials
+from toolchain.bench.ways import FOLDER, Ways, bare, options_of
 from toolchain.bundle.linkage import SWAP_IF
 from toolchain.bundle.slots import slot_arrays
 from toolchain.core.timing import Call, Notify, clock_of, rebuilt

@@ -17,8 +17,8 @@ from statistics import median
 from typing import Any
 
 from toolchain.bench import child
-from toolchain.bench.contenders import Kind, Loaded, Ways
 from toolchain.bench.materials import Materials, from_json
+from toolchain.bench.ways import Kind, Loaded, Ways
 from toolchain.core.arrays import Floats
 from toolchain.core.timing import WALL, Notify, Timing, clock_of, timing
 

@@ -34,6 +34,8 @@ from toolchain.training.adapt.rows import PROBED, Rows
 from toolchain.training.lean.ledger import Stack, Stored, address, named, stored
 from toolchain.training.lean.mode import TABLE as LEAN_TABLE
 
+_PARAMETERS = ("torch::autograd::AccumulateGrad", "TBackward0")
+
 
 @dataclass(frozen=True, slots=True)
 class Count:
@@ -242,12 +244,13 @@ def _tensors(value: object) -> Iterator[Tensor]:
 def _widest_gradient(loss: Tensor) -> int:
     """Return the bytes of the largest gradient that flows back from a loss, parameters' left out.
 
-    Autograd's graph knows the shape of the gradient that each of its nodes takes.
+    Autograd's graph knows the shape of the gradient that each of its nodes takes. A stock linear
+    layer turns its weight, so a node of that name takes a parameter's gradient, too.
     """
     widest, nodes, met = 0, [loss.grad_fn], set()
     while nodes:
         node = nodes.pop()
-        if node is None or node in met or node.name() == "torch::autograd::AccumulateGrad":
+        if node is None or node in met or node.name() in _PARAMETERS:
             continue
         met.add(node)
         for gradient in node._input_metadata:

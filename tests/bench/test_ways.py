@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from toolchain.bench.contenders import OTHERS, OURS, Kind, Ways, bare, options_of
 from toolchain.bench.materials import Materials, foreign
+from toolchain.bench.ways import OTHERS, OURS, Kind, Ways, bare, options_of
 from toolchain.device import Outcome
 
 
