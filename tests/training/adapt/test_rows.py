@@ -44,13 +44,13 @@ def test_values_and_gradients_are_those_of_the_plain_equation(
     decision = hard + (soft - soft.detach())
 
     chosen = rows.Rows.of(decision)
-    run, rest = rows.part(x, chosen)
-    block = y.index_select(0, chosen.run) + 0 * run  # depends on the rows that were given
+    run, rest = rows.split_rows(x, chosen)
+    block = y.index_select(0, chosen.opened) + 0 * run  # depends on the rows that were given
     with torch.no_grad():
-        change = pooled(block, layout, cells) - pooled(x, layout, cells)[chosen.run]
-    weight = torch.full((len(chosen.run),), 2.0, dtype=torch.float64)
-    difference = rows.DecisionGradient(decision, change, chosen.run, weight)
-    found = rows.join(block, rest, correction, chosen, layout, difference=difference)
+        change = pooled(block, layout, cells) - pooled(x, layout, cells)[chosen.opened]
+    weight = torch.full((len(chosen.opened),), 2.0, dtype=torch.float64)
+    gradient = rows.DecisionGradient(decision, change, chosen.opened, weight)
+    found = rows.join(block, rest, correction, chosen, layout, gradient=gradient)
 
     mask = hard.reshape(-1, *[1] * (x.dim() - 1))
     change_all = (pooled(y, layout, cells) - pooled(x, layout, cells)).detach()
@@ -88,8 +88,8 @@ def test_what_waits_in_fewer_bytes_bends_the_gates_gradient_a_little(
             correction,
             chosen,
             "NCHW",
-            difference=rows.DecisionGradient(decision, change, chosen.run, torch.ones(4)),
-            kept=precision,
+            gradient=rows.DecisionGradient(decision, change, chosen.opened, torch.ones(4)),
+            precision=precision,
         )
         grads.append(torch.autograd.grad(joined, (correction, decision), upstream))
     (exact_c, exact), (coarse_c, coarse) = grads
@@ -110,7 +110,7 @@ def test_parting_keeps_indices_alone() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(noted, lambda t: t):
-        run, _ = rows.part(x, chosen)
+        run, _ = rows.split_rows(x, chosen)
         rows.corrected(run, torch.zeros(2, 3, 2, 2), "NCHW")
     assert {t.dtype for t in kept} == {torch.int64}
 

@@ -1,12 +1,11 @@
 """Attach a domain to a frozen backbone.
 
-Rules of this file: the backbone's module tree, names and weights stay as they are; adaptors, gates,
-head and what a method has of its own in place of backbone tensors live beside it in
-``AttachedModel.domain`` and act through hooks that exist only while a forward runs. So one backbone
-object serves any number of domains, one forward at a time, and its state-dict keys are those of its
-own checkpoint. In training, rows whose gate is closed skip their block (``gated``), and with
-``lean`` frozen layers keep only what their gradients need (``lean``). Nothing here trains or
-exports.
+Rules of this file: the backbone's module tree, names and weights stay as they are. Adaptors, gates,
+head and overrides live beside it in ``AttachedModel.domain`` and act through hooks that exist only
+while a forward runs. So one backbone object serves any number of domains, one forward at a time,
+and its state-dict keys are those of its own checkpoint. In training, rows whose gate is closed skip
+their block (``gated``), and lean layers keep only what their gradients need (``lean``). Nothing
+here trains or exports.
 
 Law: after ``attach`` and after any training, ``weights_digest(model)`` is unchanged.
 """
@@ -30,7 +29,7 @@ from toolchain.training.adapt import guards, rows
 from toolchain.training.adapt.adaptors import BlockDomain, decide, logistic_noise
 from toolchain.training.adapt.blocks import Anatomy, Site, examine
 from toolchain.training.adapt.dryrun import block_input, first_tensor, output_tensor
-from toolchain.training.adapt.gated import GatedForward, Parting
+from toolchain.training.adapt.gated import GatedForward, RowsOf
 from toolchain.training.adapt.methods import REGISTRY, DomainParts, MethodInputs
 from toolchain.training.adapt.overrides import Overrides, Selection
 from toolchain.training.lean.mode import LeanMode
@@ -38,20 +37,21 @@ from toolchain.training.lean.options import Lean, Precision
 
 HEAD = "head"
 OWN = "own"
+"""The first word of the slots of overrides, in checkpoints and bundles."""
 
 _LAST_IS_FASTER = "cpu"  # oneDNN's convolutions need no reordering there, in either direction
 
 
 @dataclass(slots=True)
 class Trace:
-    """What happens at each cut point in one forward, by name; maps are ``[N, ...]``.
+    """The tensors at each cut point of one forward, by block; maps are ``[N, ...]``.
 
-    ``inputs``, ``outputs``: each block's input and the frozen block's own output, adapted or not;
-    the rest exists for adapted blocks only. ``corrections``: the
-    adaptor's answer on the coarse grid. ``gates``: logits ``[N, 1]``. ``results``: the adapted
-    output. ``features``: the head's input. ``opened``: the decisions used. Maps (``inputs``,
-    ``outputs``, ``corrections``, ``results``) are left out in training, and where they are not
-    asked for: they would keep every activation alive.
+    ``inputs``, ``outputs``: each block's input and the frozen block's own output, adapted or not.
+    The rest exists for adapted blocks only. ``corrections``: the adaptor's output on the coarse
+    grid. ``gates``: logits ``[N, 1]``. ``opened``: the decisions used, ``[N, 1]``. ``results``: the
+    adapted output. ``features``: the head's input. Training leaves out the maps (``inputs``,
+    ``outputs``, ``corrections``, ``results``), and so does ``trace(maps=False)``: they would keep
+    every activation alive.
     """
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
@@ -68,12 +68,11 @@ class AttachedModel(nn.Module):
     """A frozen backbone with one domain: maps ``[N, C, H, W]`` to logits ``[N, classes]``.
 
     ``sites`` maps the adapted blocks' short names (``block03``) to where they are. In training mode
-    gates are sampled with Gumbel noise from ``generator``, as strong as ``noise_scale`` says; in
-    evaluation they are exact. ``lean`` says what layers keep for the backward pass, None for
-    PyTorch's own way. ``forced`` overrides decisions ``[N, 1]`` by block, for measurements.
-    ``slots_only`` leaves out what the method has of its own in place of backbone tensors.
-    ``parting`` turns decisions into the rows that a gated block runs for; tensors without values
-    need another one (``memory.analytic``), for their decisions cannot be read.
+    gates are sampled with Gumbel noise from ``generator``, scaled by ``noise_scale``; in evaluation
+    they are exact. ``lean`` says what layers keep for the backward pass; None is PyTorch's own way.
+    ``forced`` replaces decisions ``[N, 1]`` by block, for measurements. ``slots_only`` leaves out
+    the method's overrides. ``rows_of`` turns decisions into the rows that a gated block runs for;
+    tensors without values need another one (``memory.analytic``): nobody can read their decisions.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class AttachedModel(nn.Module):
         self.temperature = 1.0
         self.noise_scale = 1.0
         self.forced: Mapping[str, Tensor] = {}
-        self.parting: Parting = rows.Rows.of
+        self.rows_of: RowsOf = rows.Rows.of
         self.lean = lean if REGISTRY[method].lean else None
         parts = REGISTRY[method].parts(MethodInputs(backbone, anatomy, options, self.selection))
         self.batch_statistics = parts.batch_statistics and not slots_only
@@ -120,9 +119,9 @@ class AttachedModel(nn.Module):
     @property
     def overrides(self) -> Overrides | None:
         """What the domain has of its own in place of backbone tensors."""
-        found = self.domain._modules.get(OWN)
-        assert found is None or isinstance(found, Overrides)
-        return found
+        overrides = self.domain._modules.get(OWN)
+        assert overrides is None or isinstance(overrides, Overrides)
+        return overrides
 
     def train(self, mode: bool = True) -> AttachedModel:
         """Switch the domain's mode; the backbone stays in evaluation, its statistics never move."""
@@ -137,29 +136,30 @@ class AttachedModel(nn.Module):
         return logits
 
     def trace(self, x: Tensor, *, maps: bool = True) -> Trace:
-        """Run once and return every cut point; without ``maps`` what is small alone."""
+        """Run once and return the tensors at every cut point; without ``maps`` the small ones."""
         if any(module.training for module in self.backbone.modules()):
             self.backbone.eval()  # someone switched a part of it: its statistics would move
-        seen = Trace()
+        trace = Trace()
         lean = self.lean if torch.is_grad_enabled() else None
         own = self.overrides
+        # Lean convolutions take the trained channels apart from the frozen kernel.
         slices = own.slices(self.backbone) if own is not None and lean is not None else {}
         mode = nullcontext() if lean is None else LeanMode(lean, slices)
         with (
             guards.alone(self.backbone),
-            self._hooked(seen, maps=maps and not self.training),
+            self._hooked(trace, maps=maps and not self.training),
             guards.batch_statistics(self.backbone, self.batch_statistics and self.training),
             mode,
         ):
             if lean is not None:
                 x = self.laid_out(x)
-            answer = output_tensor(self._answer(x, sparse=lean is None))
-            assert answer is not None
+            output = output_tensor(self._run(x, sparse=lean is None))
+            assert output is not None
             if self.anatomy.head is None:
-                seen.features, seen.logits = answer, self.domain[HEAD](answer)
+                trace.features, trace.logits = output, self.domain[HEAD](output)
         if own is not None and isinstance(mode, LeanMode):
             guards.refuse_unmet(own, self.backbone, mode)
-        return seen
+        return trace
 
     def laid_out(self, x: Tensor) -> Tensor:
         """Return pictures in the layout that lean layers run fastest in."""
@@ -167,12 +167,12 @@ class AttachedModel(nn.Module):
         last = able and x.device.type == _LAST_IS_FASTER
         return x.contiguous(memory_format=torch.channels_last) if last else x
 
-    def _answer(self, x: Tensor, *, sparse: bool) -> object:
-        """Run the backbone with what the domain has of its own."""
+    def _run(self, x: Tensor, *, sparse: bool) -> object:
+        """Run the backbone with the domain's overrides."""
         if self.overrides is None:
             return self.backbone(x)
         values = self.overrides.values(self.backbone, sparse=sparse)
-        # Modules are swapped in place, so one that stands in two places is swapped once: untied.
+        # Tensors are swapped module by module, so a module in two places is swapped once: untied.
         return torch.func.functional_call(self.backbone, values, (x,), tie_weights=False)
 
     def executed_share(self, trace: Trace) -> Tensor:
@@ -190,7 +190,8 @@ class AttachedModel(nn.Module):
         return 1 - torch.stack(shares).sum(0)
 
     @contextmanager
-    def _hooked(self, seen: Trace, *, maps: bool) -> Iterator[None]:
+    def _hooked(self, trace: Trace, *, maps: bool) -> Iterator[None]:
+        """Join the domain by hooks inside the block of code; they fill ``trace``."""
         learns = self.training and torch.is_grad_enabled()
         with ExitStack() as stack:
             for name, site in self.anatomy.named_sites():
@@ -198,82 +199,87 @@ class AttachedModel(nn.Module):
                 if learns:
                     stack.enter_context(block.register_forward_pre_hook(guards.refuse_ungraded))
                 if self.training and self._gated(name):
-                    stack.enter_context(guards.replaced(block, self._skipping(name, block, seen)))
+                    stack.enter_context(guards.replaced(block, self._skipping(name, block, trace)))
                 elif maps or name in self.sites:
-                    hook = self._block_hook(name, seen, maps=maps)
+                    hook = self._block_hook(name, trace, maps=maps)
                     handle = block.register_forward_hook(hook, with_kwargs=True, prepend=True)
                     stack.enter_context(handle)
             if self.anatomy.head is not None:
                 classifier = self.backbone.get_submodule(self.anatomy.head)
-                stack.enter_context(classifier.register_forward_hook(self._head_hook(seen)))
+                stack.enter_context(classifier.register_forward_hook(self._head_hook(trace)))
             yield
 
     def _gated(self, name: str) -> bool:
-        return name in self.sites and self._part(name).gate is not None
+        return name in self.sites and self._block_domain(name).gate is not None
 
-    def _part(self, name: str) -> BlockDomain:
+    def _block_domain(self, name: str) -> BlockDomain:
         module = self.domain[name]
         assert isinstance(module, BlockDomain)
         return module
 
-    def _block_hook(self, name: str, seen: Trace, *, maps: bool) -> Any:
+    def _block_hook(self, name: str, trace: Trace, *, maps: bool) -> Any:
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             x, y = block_input(args, kwargs), first_tensor(output)
             assert x is not None
             assert y is not None
             if maps:
-                seen.inputs[name], seen.outputs[name] = x, y
+                trace.inputs[name], trace.outputs[name] = x, y
             if name not in self.sites:
                 return None
             if self.training:
                 result = self._corrected(name, x, y)
             else:
-                result = self._adapt(name, x, y, seen, maps=maps)
+                result = self._adapt(name, x, y, trace, maps=maps)
             return (result, *output[1:]) if isinstance(output, tuple) else result
 
         return hook
 
-    def _adapt(self, name: str, x: Tensor, y: Tensor, seen: Trace, *, maps: bool) -> Tensor:
-        module = self._part(name)
-        correction, logits = module(x)
+    def _adapt(self, name: str, x: Tensor, y: Tensor, trace: Trace, *, maps: bool) -> Tensor:
+        domain = self._block_domain(name)
+        correction, logits = domain(x)
         opened = None
         if logits is not None:
             opened = decide(logits, forced=self.forced.get(name))
-            seen.gates[name], seen.opened[name] = logits, opened
-        result = module.join(x, y, correction, opened)
+            trace.gates[name], trace.opened[name] = logits, opened
+        result = domain.join(x, y, correction, opened)
         if maps:
-            seen.corrections[name], seen.results[name] = correction, result
+            trace.corrections[name], trace.results[name] = correction, result
         return result
 
     def _corrected(self, name: str, x: Tensor, y: Tensor) -> Tensor:
         """Add the correction of an adaptor without a gate."""
-        module = self._part(name)
-        return rows.corrected(y, module(x)[0], module.layout)
+        domain = self._block_domain(name)
+        return rows.corrected(y, domain(x)[0], domain.layout)
 
-    def _skipping(self, name: str, block: nn.Module, seen: Trace) -> GatedForward:
+    def _skipping(self, name: str, block: nn.Module, trace: Trace) -> GatedForward:
         """Return a forward of a gated block that runs it for the rows whose gate is open."""
 
-        def choose(logits: Tensor) -> Tensor:
+        def decided(logits: Tensor) -> Tensor:
             noise, forced = self._noise(logits), self.forced.get(name)
             opened = decide(logits, noise=noise, temperature=self.temperature, forced=forced)
-            seen.gates[name], seen.opened[name] = logits, opened
+            trace.gates[name], trace.opened[name] = logits, opened
             return opened
 
-        kept: Precision = "fp32" if self.lean is None else self.lean.keep
-        part, run = self._part(name), block.forward
         return GatedForward(
-            name, part, run, choose, kept, self.parting, self.generator, self._whole
+            name=name,
+            domain=self._block_domain(name),
+            run=block.forward,
+            decide=decided,
+            precision="fp32" if self.lean is None else self.lean.keep,
+            rows_of=self.rows_of,
+            generator=self.generator,
+            whole=self._whole,
         )
 
     def _noise(self, logits: Tensor) -> Tensor:
         noise = logistic_noise(logits.shape, self.generator)
         return (self.noise_scale * noise).to(logits.device)
 
-    def _head_hook(self, seen: Trace) -> Any:
+    def _head_hook(self, trace: Trace) -> Any:
         def hook(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
-            pooled = args[0].dim() == 4  # the classifier is a convolution of one pixel
-            seen.features = args[0].flatten(1) if pooled else args[0]
-            seen.logits = self.domain[HEAD](seen.features)
+            pixel = args[0].dim() == 4  # the classifier is a convolution of one pixel
+            trace.features = args[0].flatten(1) if pixel else args[0]
+            trace.logits = self.domain[HEAD](trace.features)
 
         return hook
 
@@ -306,14 +312,14 @@ def attach(
 
     ``input_shape`` (channels, height, width) fixes the blocks' shapes. ``blocks`` and ``head`` name
     modules where the structure does not tell them (``head=""``: the backbone returns features).
-    Single options may be given by keyword: ``attach(net, classes=10, pool=2)``. The domain starts
-    from ``seed``; the global random state is left as it was. The backbone's parameters lose
+    Single options may be passed by keyword: ``attach(net, classes=10, pool=2)``. The domain starts
+    from ``seed``; the global random state stays as it was. The backbone's parameters lose
     ``requires_grad``; nothing else about it changes.
 
-    ``lean=True``: training keeps only what gradients need, which stay those of the stock layers for
-    the same layout of maps (mobiletl alone masks smooth activations); ``lean="int8"`` or
+    ``lean=True``: training keeps only what gradients need. The gradients stay those of the stock
+    layers for the same layout of maps; only mobiletl masks smooth activations. ``lean="int8"`` or
     ``"half"``: inputs of trained layers wait in that precision, too (``lean.Lean`` has all
-    choices). ``selection``: what ``sparse`` updates (``sparse.search``).
+    choices). ``selection``: the channels that ``sparse`` updates (``loop.contribution.search``).
     Raises AttachError, UnknownNameError (method, option).
     """
     if method not in METHODS:
@@ -324,7 +330,7 @@ def attach(
     for key in overrides:
         if key not in known:
             raise UnknownNameError("adaptor option", key, known)
-    chosen = _checked({**asdict(options or AdaptorOptions()), **overrides})
+    checked = _checked({**asdict(options or AdaptorOptions()), **overrides})
     guards.refuse_weights(backbone)
     anatomy = examine(backbone, input_shape, blocks=blocks, head=head)
     with torch.random.fork_rng(devices=[]):
@@ -334,7 +340,7 @@ def attach(
             anatomy,
             method,
             classes,
-            chosen,
+            checked,
             lean=_lean(lean, method),
             selection=selection,
         )
@@ -346,39 +352,39 @@ def attach(
     return model
 
 
-def _lean(asked: bool | Precision | Lean, method: str) -> Lean | None:
-    """Return what ``attach(lean=...)`` asks for."""
+def _lean(argument: bool | Precision | Lean, method: str) -> Lean | None:
+    """Return what ``attach(lean=...)`` means."""
     smooth = REGISTRY[method].smooth
-    if isinstance(asked, Lean):
-        return asked
-    if isinstance(asked, bool):
-        return Lean(smooth=smooth) if asked else None
-    if asked not in get_args(Precision):
+    if isinstance(argument, Lean):
+        return argument
+    if isinstance(argument, bool):
+        return Lean(smooth=smooth) if argument else None
+    if argument not in get_args(Precision):
         raise AttachError(
             f"expected lean as True, False or one of {', '.join(get_args(Precision))}, "
-            f"got {show(asked)}",
+            f"got {show(argument)}",
             fix="pass lean=True for exact gradients",
         )
-    return Lean(keep=asked, smooth=smooth)
+    return Lean(keep=argument, smooth=smooth)
 
 
 def _checked(values: Mapping[str, Any]) -> AdaptorOptions:
-    """Hold options given in code to the rules of the recipe."""
+    """Return options from code, checked by the rules of the recipe."""
     faults: list[Fault] = []
-    chosen = read_section(AdaptorOptions, "", values, faults)
-    if chosen is None:
+    options = read_section(AdaptorOptions, "", values, faults)
+    if options is None:
         lines = "\n  ".join(str(fault) for fault in faults)
         raise AttachError(
             f"expected adaptor options as in a recipe, got\n  {lines}",
             fix="correct the options named above",
         )
-    return chosen
+    return options
 
 
 def backbone_state(backbone: nn.Module, head: str | None) -> dict[str, Tensor]:
-    """Return the tensors that make a backbone what it is.
+    """Return the tensors that identify a backbone.
 
-    The classifier is left out (a domain's head replaces it) and so are BatchNorm's batch counters,
+    It leaves out the classifier, which a domain's head replaces, and BatchNorm's batch counters,
     which evaluation never reads.
     """
     prefix = f"{head}." if head else None
@@ -401,7 +407,7 @@ def weights_digest(model: AttachedModel) -> str:
 
 
 def domain_state(model: AttachedModel) -> dict[str, Tensor]:
-    """Return the domain's tensors by slot name, BatchNorm's batch counters left out."""
+    """Return the domain's tensors by slot name, without BatchNorm's batch counters."""
     return {
         name: tensor
         for name, tensor in model.domain.state_dict().items()

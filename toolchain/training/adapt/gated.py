@@ -1,8 +1,8 @@
-"""A gated block's forward in training: decide first, run what is open, tell closed gates a little.
+"""A gated block's forward in training: decide first, run open rows, probe a few closed ones.
 
 Rules of this file: it stands in for a block's own forward while a training forward runs
-(``attached``), calls that forward for the rows whose gate is open, and joins (``rows``). It decides
-nothing itself and owns no tensors.
+(``attached``). It calls the block's forward for the rows whose gate is open, and joins all rows
+again (``rows``). It decides nothing itself and owns no tensors.
 """
 
 from __future__ import annotations
@@ -22,104 +22,125 @@ from toolchain.training.lean.options import Precision
 Decide = Callable[[Tensor], Tensor]
 """From gate logits ``[N, 1]`` to decisions that pass a gradient."""
 
-Parting = Callable[[Tensor], rows.Rows]
-"""From decisions ``[N, 1]`` to the rows that run and the others."""
+RowsOf = Callable[[Tensor], rows.Rows]
+"""From decisions ``[N, 1]`` to the open rows and the closed ones."""
 
 
 @dataclass(eq=False)
 class GatedForward:
     """The forward of one gated block, for one forward of the model.
 
-    ``run``: the block's own forward. ``decide`` is told the gate's logits once. ``kept``: the
-    precision in which what blocks changed waits. ``whole``: names of blocks that take or return
-    more than one map and so run for the whole batch; found out here.
+    ``run``: the block's own forward. ``decide`` is called once with the gate's logits.
+    ``precision``: that in which the blocks' changes wait for the backward pass. ``whole``: names of
+    blocks that take or return more than one map and so run for the whole batch; this class adds to
+    it what it finds.
     """
 
     name: str
-    part: BlockDomain
+    domain: BlockDomain
     run: Callable[..., Any]
     decide: Decide
-    kept: Precision
-    parting: Parting
+    precision: Precision
+    rows_of: RowsOf
     generator: torch.Generator | None
     whole: set[str]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the block returns, its map adapted."""
-        x, part = block_input(args, kwargs), self.part
+        x, domain = block_input(args, kwargs), self.domain
         assert x is not None
-        assert part.gate is not None
-        pooled = part.coarse(x)
-        correction = part.adaptor(pooled)
-        opened = self.decide(part.gate(pooled))
-        chosen = self.parting(opened)
-        ran = self._computed(x, chosen, args, kwargs)
-        seen = torch.cat([chosen.run, ran.probed])
+        assert domain.gate is not None
+        pooled = domain.coarse(x)
+        correction = domain.adaptor(pooled)
+        decision = self.decide(domain.gate(pooled))
+        batch = self.rows_of(decision)
+        outcome = self._run_rows(x, batch, args, kwargs)
+        ran = torch.cat([batch.opened, outcome.probed])
         with torch.no_grad():
-            after = torch.cat([part.coarse(ran.y), part.coarse(ran.extra)])
-            change = after - pooled.index_select(0, seen)
-            weight = after.new_ones(len(seen))
-            weight[len(chosen.run) :] = ran.weight
-        wide = torch.promote_types(ran.y.dtype, ran.rest.dtype)  # autocast narrows what runs
-        y, rest = ran.y.to(wide), ran.rest.to(wide)
-        difference = rows.DecisionGradient(opened, change, seen, weight)
+            after = torch.cat([domain.coarse(outcome.opened), domain.coarse(outcome.probes)])
+            change = after - pooled.index_select(0, ran)
+            weight = after.new_ones(len(ran))
+            weight[len(batch.opened) :] = outcome.weight
+        # Autocast narrows what runs and leaves what does not.
+        wide = torch.promote_types(outcome.opened.dtype, outcome.closed.dtype)
         result = rows.join(
-            y, rest, correction, chosen, part.layout, difference=difference, kept=self.kept
+            outcome.opened.to(wide),
+            outcome.closed.to(wide),
+            correction,
+            batch,
+            domain.layout,
+            gradient=rows.DecisionGradient(decision, change, ran, weight),
+            precision=self.precision,
         )
-        return (result, *ran.output[1:]) if isinstance(ran.output, tuple) else result
+        output = outcome.output
+        return (result, *output[1:]) if isinstance(output, tuple) else result
 
-    def _computed(
-        self, x: Tensor, chosen: rows.Rows, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> _Ran:
-        """Run the block for the rows whose gate is open, and without gradient for the probed."""
+    def _run_rows(
+        self, x: Tensor, batch: rows.Rows, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> _Outcome:
+        """Run the block for the open rows, and without gradient for the probes."""
         alone = len(args) == 1 and args[0] is x and not kwargs and self.name not in self.whole
         if not alone:
-            return self._wholly(x, chosen, args, kwargs)
-        some, rest = rows.part(x, chosen)
-        probed = chosen.probes(self.generator)
-        # Where nothing runs, one row tells what the block returns.
-        looked = probed if len(probed) or len(some) else chosen.rest[:1]
+            return self._run_whole(x, batch, args, kwargs)
+        opened, closed = rows.split_rows(x, batch)
+        probed = batch.probes(self.generator)
+        # Where nothing else runs, one row has to: only the block knows what it returns.
+        tried = probed if len(probed) or len(opened) else batch.closed[:1]
         output: Any = None
-        extra = x[:0]
-        if len(looked):
+        probes = x[:0]
+        if len(tried):
             with torch.no_grad():
-                output = self.run(rows.taken(x, looked))
-                extra = _map(output)[: len(probed)]
-        if len(some):
-            output = self.run(some)
+                output = self.run(rows.take_rows(x, tried))
+                probes = _map(output)[: len(probed)]
+        if len(opened):
+            output = self.run(opened)
         if isinstance(output, tuple) and len(output) > 1:
-            # It returns more than its map, which belongs to the whole batch.
+            # It returns more than its map, and the rest belongs to the whole batch.
             self.whole.add(self.name)
-            return self._wholly(x, chosen, args, kwargs)
-        y = _map(output) if len(some) else some
-        return _Ran(output, y, rest, probed, extra, rows.PROBED)
+            return self._run_whole(x, batch, args, kwargs)
+        return _Outcome(
+            output=output,
+            opened=_map(output) if len(opened) else opened,
+            closed=closed,
+            probed=probed,
+            probes=probes,
+            weight=rows.PROBED,
+        )
 
-    def _wholly(
-        self, x: Tensor, chosen: rows.Rows, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> _Ran:
+    def _run_whole(
+        self, x: Tensor, batch: rows.Rows, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> _Outcome:
+        """Run the block for the whole batch; every closed row is then a probe that counts once."""
         output = self.run(*args, **kwargs)
         y = _map(output)
-        run, rest = (rows.taken(y, part) for part in (chosen.run, chosen.rest))
-        return _Ran(output, run, rows.taken(x, chosen.rest), chosen.rest, rest.detach(), 1)
+        opened, probes = (rows.take_rows(y, part) for part in (batch.opened, batch.closed))
+        return _Outcome(
+            output=output,
+            opened=opened,
+            closed=rows.take_rows(x, batch.closed),
+            probed=batch.closed,
+            probes=probes.detach(),
+            weight=1,
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class _Ran:
-    """What a block answered.
+class _Outcome:
+    """What a block returned.
 
-    ``y``: maps of open rows. ``rest``: the others' input. ``extra``: maps of the rows ``probed``,
-    without gradient, each of which counts ``weight`` times.
+    ``opened``: output maps of the open rows. ``closed``: input maps of the closed rows. ``probes``:
+    output maps of the rows ``probed``, without gradient; each of them counts ``weight`` times.
     """
 
     output: Any
-    y: Tensor
-    rest: Tensor
+    opened: Tensor
+    closed: Tensor
     probed: Tensor
-    extra: Tensor
+    probes: Tensor
     weight: int
 
 
 def _map(output: object) -> Tensor:
-    found = first_tensor(output)
-    assert found is not None
-    return found
+    y = first_tensor(output)
+    assert y is not None
+    return y

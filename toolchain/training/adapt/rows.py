@@ -1,18 +1,18 @@
 """Blocks in training: rows whose gate is closed neither run nor keep anything.
 
 Rules of this file: pure functions of tensors with gradients of their own; no module, no gate, no
-backbone. A batch is parted into the rows that a block computes and those that pass it by, and
-joined again with the correction on top, each in one pass over the map.
+backbone. It splits a batch into the rows that a block computes and the rows that skip it, and joins
+them again with the correction on top, each in one pass over the map.
 
-The gradient of a decision is the straight-through one, seen on the adaptor's coarse grid::
+The gradient of a decision is the straight-through one, taken on the adaptor's coarse grid::
 
     dL / d open_n  =  < dL / d correction_n , pool(block(x))_n - pool(x)_n >
 
-The full-resolution product would keep the whole map ``block(x) - x`` for each block, which is what
-this project exists to avoid. For a row whose gate is open the block has run anyway. Of the others
-one in ``PROBED`` is run for its gate's sake, without a gradient of its own, and counts ``PROBED``
-times: the expectation is that of running all. Without them a gate that closes early never hears
-that its block would have helped (docs/decisions/0014).
+The full-resolution product would keep the whole map ``block(x) - x`` for each block, and avoiding
+that is what this project is for. For a row whose gate is open the block has run anyway. Of the
+closed rows, one in ``PROBED`` runs for its gate's sake, without a gradient of its own, and counts
+``PROBED`` times: the expectation is that of running all of them. Without probes, a gate that closes
+early never learns that its block would have helped (docs/decisions/0014).
 """
 
 from __future__ import annotations
@@ -32,50 +32,51 @@ from toolchain.training.lean.function import is_last
 from toolchain.training.lean.options import Precision
 
 PROBED = 8
-"""One in so many rows of closed gates is run to tell the gate what its block would have changed."""
+"""One in so many closed rows runs, to tell its gate what the block would have changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A batch parted by a decision: indices (int64) of the rows that run and of the others."""
+    """A batch split by a decision: indices (int64) of the rows with an open and a closed gate."""
 
-    run: Tensor
-    rest: Tensor
+    opened: Tensor
+    closed: Tensor
 
     @classmethod
     def of(cls, decision: Tensor) -> Rows:
-        """Part a batch by a decision ``[N, 1]`` of 0 and 1."""
-        chosen = decision.detach().reshape(-1) > 0
-        return cls(chosen.nonzero().reshape(-1), (~chosen).nonzero().reshape(-1))
+        """Split a batch by a decision ``[N, 1]`` of 0 and 1."""
+        is_open = decision.detach().reshape(-1) > 0
+        return cls(is_open.nonzero().reshape(-1), (~is_open).nonzero().reshape(-1))
 
     def probes(self, generator: torch.Generator | None) -> Tensor:
-        """Draw the rows of closed gates that run to inform their gate: int64 indices."""
-        drawn = torch.rand(len(self.rest), generator=generator) < 1 / PROBED
-        return self.rest[drawn.to(self.rest.device)]
+        """Draw the closed rows that run to inform their gate: int64 indices."""
+        drawn = torch.rand(len(self.closed), generator=generator) < 1 / PROBED
+        return self.closed[drawn.to(self.closed.device)]
 
 
 @dataclass(frozen=True, slots=True)
 class DecisionGradient:
-    """What a decision's gradient needs: the decision ``[N, 1]`` and what blocks changed.
+    """What a decision's gradient needs: the decision ``[N, 1]`` and what the block changed.
 
-    ``change``: ``pool(block(x)) - pool(x)`` ``[R, C, h, w]`` of the rows ``seen`` (int64 ``[R]``),
-    each of which counts ``weight`` ``[R]`` times.
+    ``change``: ``pool(block(x)) - pool(x)`` ``[R, C, h, w]`` of the rows that ran, ``ran`` (int64
+    ``[R]``); each of them counts ``weight`` ``[R]`` times.
     """
 
     decision: Tensor
     change: Tensor
-    seen: Tensor
+    ran: Tensor
     weight: Tensor
 
 
-def part(x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Return the rows of ``x`` that run and the others."""
-    if not len(rows.rest):
+def split_rows(x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Return the open rows of ``x`` and the closed ones."""
+    # Without rows on one side there is nothing to split and nothing to copy.
+    if not len(rows.closed):
         return x, x[:0]
-    if not len(rows.run):
+    if not len(rows.opened):
         return x[:0], x
-    run, rest = _Part.apply(x, rows.run, rows.rest)  # type: ignore[no-untyped-call]
-    return run, rest
+    opened, closed = _Split.apply(x, rows.opened, rows.closed)  # type: ignore[no-untyped-call]
+    return opened, closed
 
 
 def corrected(y: Tensor, correction: Tensor, layout: Layout) -> Tensor:
@@ -85,62 +86,69 @@ def corrected(y: Tensor, correction: Tensor, layout: Layout) -> Tensor:
 
 
 def join(
-    run: Tensor,
-    rest: Tensor,
+    opened: Tensor,
+    closed: Tensor,
     correction: Tensor,
     rows: Rows,
     layout: Layout,
     *,
-    difference: DecisionGradient,
-    kept: Precision = "fp32",
+    gradient: DecisionGradient,
+    precision: Precision = "fp32",
 ) -> Tensor:
-    """Return the whole map: each row from ``run`` or ``rest``, plus the upsampled correction.
+    """Return the whole map: each row from ``opened`` or ``closed``, plus the upsampled correction.
 
-    ``correction``: ``[N, C, h, w]`` for maps of any layout. ``difference`` gives the decision its
-    gradient; its change waits for it in the precision ``kept``.
+    ``correction``: ``[N, C, h, w]`` for maps of any layout. ``gradient`` gives the decision its
+    gradient; the change in it waits for the backward pass in ``precision``.
     """
     joined: Tensor = _Join.apply(  # type: ignore[no-untyped-call]
-        (layout, kept),
-        *(run, rest, correction),
-        *(difference.decision, difference.change, difference.seen, difference.weight),
-        *(rows.run, rows.rest),
+        (layout, precision),
+        *(opened, closed, correction),
+        *(gradient.decision, gradient.change, gradient.ran, gradient.weight),
+        *(rows.opened, rows.closed),
     )
     return joined
 
 
-class _Part(torch.autograd.Function):
+class _Split(torch.autograd.Function):
+    """The rows of a batch in two parts; one pass over the map merges their gradients."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, run: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(run, rest)
-        return taken(x, run), taken(x, rest)
+    def forward(
+        ctx: Any, x: Tensor, opened_rows: Tensor, closed_rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(opened_rows, closed_rows)
+        return take_rows(x, opened_rows), take_rows(x, closed_rows)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        run, rest = ctx.saved_tensors
-        return _merged(grads[0], grads[1], run, rest), None, None
+        opened_rows, closed_rows = ctx.saved_tensors
+        return _merged(grads[0], grads[1], opened_rows, closed_rows), None, None
 
 
-def taken(x: Tensor, chosen: Tensor) -> Tensor:
-    """Return rows of a batch in the memory format that it has."""
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Return the rows (int64 ``[R]``) of a batch, in the batch's memory format."""
+    # Indexing a channels-last map would return a contiguous one.
     if is_last(x):
-        return x.permute(0, 2, 3, 1)[chosen].permute(0, 3, 1, 2)
-    return x[chosen]
+        return x.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
+    return x[rows]
 
 
-def _merged(run: Tensor, rest: Tensor, run_rows: Tensor, rest_rows: Tensor) -> Tensor:
+def _merged(opened: Tensor, closed: Tensor, opened_rows: Tensor, closed_rows: Tensor) -> Tensor:
     """Put two parts of a batch together again, in one pass."""
-    shape = (len(run_rows) + len(rest_rows), *run.shape[1:])
-    like = rest if len(rest_rows) else run
+    shape = (len(opened_rows) + len(closed_rows), *opened.shape[1:])
+    like = closed if len(closed_rows) else opened
     if is_last(like):
         last = (0, 2, 3, 1)
-        whole = _merged(run.permute(last), rest.permute(last), run_rows, rest_rows)
-        return whole.permute(0, 3, 1, 2)
-    whole = like.new_empty(shape)
-    whole.index_copy_(0, run_rows, run)
-    return whole.index_copy_(0, rest_rows, rest)
+        batch = _merged(opened.permute(last), closed.permute(last), opened_rows, closed_rows)
+        return batch.permute(0, 3, 1, 2)
+    batch = like.new_empty(shape)
+    batch.index_copy_(0, opened_rows, opened)
+    return batch.index_copy_(0, closed_rows, closed)
 
 
 class _Corrected(torch.autograd.Function):
+    """A map plus its upsampled correction. The backward pass needs shapes alone."""
+
     @staticmethod
     def forward(ctx: Any, y: Tensor, correction: Tensor, layout: Layout) -> Tensor:
         ctx.layout, ctx.coarse = layout, correction.shape[2:]
@@ -153,50 +161,53 @@ class _Corrected(torch.autograd.Function):
 
 
 class _Join(torch.autograd.Function):
+    """Two parts of a batch and the correction, joined; the decision gets its coarse gradient."""
+
     @staticmethod
     def forward(
         ctx: Any,
         how: tuple[Layout, Precision],
-        run: Tensor,
-        rest: Tensor,
+        opened: Tensor,
+        closed: Tensor,
         correction: Tensor,
         decision: Tensor,  # noqa: ARG004 - it receives a gradient
         change: Tensor,
-        seen: Tensor,
+        ran: Tensor,
         weight: Tensor,
-        run_rows: Tensor,
-        rest_rows: Tensor,
+        opened_rows: Tensor,
+        closed_rows: Tensor,
     ) -> Tensor:
-        layout, kept = how
+        layout, precision = how
         ctx.layout, ctx.coarse = layout, correction.shape[2:]
-        ctx.save_for_backward(run_rows, rest_rows, seen, weight, *compress(change, kept))
-        if not len(rest_rows):
-            y = run
-        elif not len(run_rows):
-            y = rest
+        ctx.save_for_backward(opened_rows, closed_rows, ran, weight, *compress(change, precision))
+        if not len(closed_rows):
+            y = opened
+        elif not len(opened_rows):
+            y = closed
         else:
-            y = _merged(run, rest, run_rows, rest_rows)
+            y = _merged(opened, closed, opened_rows, closed_rows)
         return channels_back(_add(channels_first(y, layout), correction), layout)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        run_rows, rest_rows, seen, weight, *change = ctx.saved_tensors
+        opened_rows, closed_rows, ran, weight, *change = ctx.saved_tensors
         correction = _pooled_sum(channels_first(grad, ctx.layout), ctx.coarse)
-        run, rest = grad, grad[:0]
-        if len(rest_rows):
-            run, rest = taken(grad, run_rows), taken(grad, rest_rows)
+        opened, closed = grad, grad[:0]
+        if len(closed_rows):
+            opened, closed = take_rows(grad, opened_rows), take_rows(grad, closed_rows)
+        # The equation above. Rows that did not run say nothing: their gate's gradient is zero.
         decision = grad.new_zeros(grad.shape[0], 1)
-        products = correction.index_select(0, seen) * decompress(tuple(change), grad.dtype)
-        decision[seen] = (products.flatten(1).sum(1) * weight).unsqueeze(1)
-        return None, run, rest, correction, decision, None, None, None, None, None
+        products = correction.index_select(0, ran) * decompress(tuple(change), grad.dtype)
+        decision[ran] = (products.flatten(1).sum(1) * weight).unsqueeze(1)
+        return None, opened, closed, correction, decision, None, None, None, None, None
 
 
 def _cells(first: Tensor, coarse: Sequence[int]) -> Tensor:
-    """View ``[N, C, H, W]`` as ``[N, C, h, H / h, w, W / w]``."""
+    """View ``[N, C, H, W]`` as ``[N, C, h, H / h, w, W / w]``: the pixels of each coarse cell."""
     (n, c, height, width), (high, wide) = first.shape, coarse
     shape = (n, c, high, height // high, wide, width // wide)
-    # A channels-last map has no such view of one stride; splitting an axis always has.
+    # Tensor.view refuses a channels-last map, though splitting an axis has always a view.
     return first.as_strided(shape, _split(first.stride(), height // high, width // wide))
 
 
@@ -210,6 +221,7 @@ def _add(first: Tensor, correction: Tensor) -> Tensor:
     coarse = correction.shape[2:]
     if coarse == first.shape[2:] or tuple(coarse) == (1, 1):
         return first + correction
+    # Broadcasting over the cells makes no upsampled copy of the correction.
     return (_cells(first, coarse) + correction[:, :, :, None, :, None]).reshape(first.shape)
 
 

@@ -129,13 +129,13 @@ class _ByShare(Rows):
 
     def probes(self, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002
         """Return as many rows as are probed on average, rounded up."""
-        return self.rest[: ceil(len(self.rest) / PROBED)]
+        return self.closed[: ceil(len(self.closed) / PROBED)]
 
 
 def _part_by_share(shapes: AttachedModel, share: float, functions: _Functions) -> None:
     """Let ``share`` of the rows run each gated block, and list no function that decides so."""
 
-    def parting(decision: Tensor) -> Rows:
+    def rows_of(decision: Tensor) -> Rows:
         functions.listing = True
         order, batch = torch.arange(len(decision)), len(decision)
         opened = min(batch, ceil(share * batch))
@@ -144,7 +144,7 @@ def _part_by_share(shapes: AttachedModel, share: float, functions: _Functions) -
     def after_gate(*_: object) -> None:
         functions.listing = False
 
-    shapes.parting = parting
+    shapes.rows_of = rows_of
     for part in shapes.domain.children():
         if isinstance(part, BlockDomain) and part.gate is not None:
             part.gate.register_forward_hook(after_gate)
