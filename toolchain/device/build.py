@@ -1,9 +1,9 @@
 """The pipeline of ``da3 build``: kit in, engine out, proved to skip; on the board that runs it.
 
 Rules of this file: it calls the rooms in order (kit, key, cache, parse, repair, build, store,
-prove) and holds no logic of theirs. An engine whose key is equal in every part is taken as it is;
-else what differs is told and it is built. ``check`` does the same without a device and keeps
-nothing. Progress is told to a callback, never printed.
+prove) and has no logic of theirs. If there is an engine whose key is equal in every part, it is
+used as it is. Otherwise the report says what differs, and a new engine is built. ``check`` does the
+same without a device and keeps nothing. A callback takes the progress; nothing is printed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class BuildRequest:
 
 
 DEFAULT = BuildRequest()
-# Taken for what is free where the system does not tell.
+# Stands for the free memory if the system does not tell it.
 _UNKNOWN_BYTES = 1 << 30
 
 
@@ -164,7 +164,7 @@ def _chosen(kit: Kit, request: BuildRequest) -> tuple[KitFlavour, ...]:
 
 
 def _require_target(kit: Kit, machine: Machine) -> None:
-    """A kit is written for one release of TensorRT: dialect, repairs and precision follow it."""
+    """Refuse a kit of another TensorRT: its dialect, repairs and precision follow the release."""
     target, own = _target(kit), here(machine)
     if own is not None and own.release.tensorrt != target.release.tensorrt:
         raise EngineMismatchError(

@@ -1,8 +1,8 @@
 """The kits of one export: prepared before its bundle is packed, written after it.
 
-Rules of this file: it keeps the order of things. What a precision costs stands in the bundle, so
-models are made and measured first; a static kit names its release, so kits are written last; and a
-kit that would be refused is refused before anything is written.
+Rules of this file: it keeps the order of steps. The bundle says what a precision costs, so models
+are made and measured before it is packed. A static kit names its release, so kits are written last.
+A kit that would be refused is refused before anything is written.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What an export does for a target: calibrate, emit, measure.
 
-Rules of this file: pictures come as the domain's splits, answers are compared with the fp32 graph
-that the bundle carries; nothing is written. A kit that is there already is measured as it is, never
-made anew in silence: engines were built from it.
+Rules of this file: pictures come as the domain's splits. Answers are compared with the fp32 graph
+that the bundle carries. Nothing is written. The ranges of an existing kit are used as they are,
+unless the order says otherwise: engines were built from them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What this machine can do of the toolchain, or a named target, and what the rest needs.
 
-Rules of this file: reports from values, :class:`Machine` or :class:`Target`; nothing is probed,
-run or printed. Where something cannot be done, ``fix`` is a command or names a document. That a
-device builds and runs what is said here is shown by building and running, not by this report.
+Rules of this file: it makes reports from values, a :class:`Machine` or a :class:`Target`. It
+probes, runs and prints nothing. If something cannot be done, ``fix`` is a command or names a
+document. The report is no proof: only building and running show that a device builds and runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _NEEDS = {
 
 @dataclass(frozen=True, slots=True)
 class Ability:
-    """One act of the toolchain: whether it can be done, with or for want of what, and the fix."""
+    """One act of the toolchain and whether it can be done.
+
+    ``detail``: with what, or what is missing; ``fix``: how to get that.
+    """
 
     act: str
     able: bool
@@ -45,9 +48,10 @@ class TableFact:
 
 @dataclass(frozen=True, slots=True)
 class DoctorReport:
-    """``machine`` is None for a named target; ``target`` is None for a machine that is none.
+    """What a machine or a named target can do.
 
-    ``why_none`` says then why; ``differences`` is what the toolchain does differently there.
+    ``machine`` is None for a named target. ``target`` is None for a machine that is no target;
+    ``why_none`` then says why. ``differences``: what the toolchain does differently there.
     """
 
     machine: Machine | None
@@ -116,7 +120,7 @@ def facts(target: Target) -> tuple[TableFact, ...]:
 
 
 def differences(target: Target) -> tuple[str, ...]:
-    """Return what the toolchain does for ``target`` and not for every other."""
+    """Return what the toolchain does for ``target`` and not for every target."""
     return tuple(_differences(target))
 
 

@@ -1,6 +1,6 @@
 """How to get TensorRT on a board or a PC: exact commands and documents.
 
-Rules of this file: texts made from values of the table; nothing is looked up and nothing run.
+Rules of this file: it makes texts from values of the table. It looks nothing up and runs nothing.
 Sources: packages of JetPack's apt repository (python3-libnvinfer carries the Python module,
 libnvinfer-bin carries trtexec), TensorRT installation guide, PyPI.
 """
@@ -41,7 +41,7 @@ def trtexec(target: Target) -> str:
 
 
 def environment(folder: str) -> str:
-    """Return how a Python sees a module that the system's packages put into ``folder``."""
+    """Return how this Python can see a module that the system's packages put into ``folder``."""
     return (
         f"the module lies in {folder}, which this Python does not see: make the environment with "
         "/usr/bin/python3 -m venv --system-site-packages"

@@ -1,8 +1,8 @@
 """Which target a machine is: its board from the device tree, its release from TensorRT.
 
-Rules of this file: pure functions of values that :mod:`toolchain.device.boards.machine` found. A
-TensorRT between two rows belongs to the older, whose limits hold for it as well; one below every
-row of its board belongs to none.
+Rules of this file: pure functions of the values of :mod:`toolchain.device.boards.machine`. A
+TensorRT between two rows belongs to the older row, whose limits hold for it too. A TensorRT below
+every row of its board belongs to none.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def board_of(model: str) -> Board | None:
 def here(machine: Machine) -> Target | None:
     """Return the target that this machine is, None for a machine that is none.
 
-    A PC with an NVIDIA card is ``desktop``, by the package that is installed, ``tensorrt`` before
-    ``tensorrt_rtx``.
+    A PC with an NVIDIA card is a ``desktop``. The installed package says which one; ``tensorrt``
+    counts before ``tensorrt_rtx``.
     """
     if machine.board is not None:
         board = board_of(machine.board)
@@ -55,7 +55,7 @@ def _on_board(machine: Machine, board: Board) -> Target | None:
         return _newest(_not_above(rows, version), machine.jetpack)
     if machine.jetpack is None:
         return None
-    # Nothing of TensorRT is installed yet: what the JetPack carries is what will be.
+    # TensorRT is not installed yet, so take the one that this JetPack carries.
     named = [row for row in rows if _number(row.release.name) <= _number(machine.jetpack)]
     major = _number(machine.jetpack)[0]
     return _newest([row for row in named if _number(row.release.name)[0] == major], machine.jetpack)
@@ -69,7 +69,7 @@ def _not_above(rows: list[Target], version: str) -> list[Target]:
 
 
 def _newest(rows: list[Target], jetpack: str | None) -> Target | None:
-    """Return the row of the newest JetPack, but not of one above ``jetpack`` where there is one."""
+    """Return the row of the newest JetPack; of those not above ``jetpack`` if there are any."""
     fitting = [row for row in rows if jetpack and _number(row.release.name) <= _number(jetpack)]
     return next(reversed(fitting or rows), None)
 

@@ -1,9 +1,9 @@
 """What the machine at hand is: board, JetPack, GPU, TensorRT, and the packages beside it.
 
-Rules of this file: it looks and judges nothing; what is not there is None or empty and never an
-error. Every file is read below a root, at most 64 KiB of it (the package list of dpkg: 16 MiB).
-Packages that are heavy or may crash are asked in a child process and imported nowhere here. What
-follows from the answers is said in :mod:`toolchain.device.boards.doctor`.
+Rules of this file: it reads and judges nothing. What is not there is None or empty, and never an
+error. It reads every file below a root, and at most 64 KiB of it (16 MiB of dpkg's package list).
+It imports no package that is heavy or may crash; a child process asks such a package for its
+version. :mod:`toolchain.device.boards.doctor` says what follows from the answers.
 
 Sources: /etc/nv_tegra_release and nvpmodel as in the Jetson Linux Developer Guide; device tree
 specification 0.4, 2.3.2 ``model``; proc(5).
@@ -48,7 +48,7 @@ _CHILD_SECONDS = 60
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A Python module that can be imported here; None is a version that it does not tell."""
+    """A Python module that can be imported here; ``version`` is None if it does not tell it."""
 
     module: str
     version: str | None
@@ -56,12 +56,12 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What was found; sizes in bytes, versions as they are written.
+    """A machine: sizes in bytes, versions as they are written.
 
-    ``board`` is the device tree's model. ``tensorrt_library`` is the version in the name of the
-    installed ``libnvinfer``; ``tensorrt_elsewhere`` names folders of the system's Pythons with a
-    TensorRT module that this Python does not see. ``driver_fault`` says why a driver that is there
-    shows no device.
+    ``board``: the device tree's model. ``tensorrt_library``: the version in the name of the
+    installed ``libnvinfer``. ``tensorrt_elsewhere``: folders of the system's Pythons with a
+    TensorRT module that this Python does not see. ``driver_fault``: why an installed driver shows
+    no device.
     """
 
     system: str
@@ -89,7 +89,7 @@ class Machine:
 
 
 def read_machine(root: Path = Path("/"), driver: str = LIBRARY) -> Machine:
-    """Return what this machine is, its files read below ``root``; it raises nothing.
+    """Return what this machine is; it reads files below ``root`` and raises nothing.
 
     ``driver``: name or path of the CUDA driver library.
     """
@@ -146,7 +146,7 @@ def _jetpack(root: Path, l4t: str | None) -> str | None:
     stanza = re.search(r"^Package: nvidia-jetpack\n((?:.+\n)*)", listed, re.MULTILINE)
     fields = stanza[1] if stanza else ""
     version = re.search(r"^Version: (\d+(?:\.\d+)*)", fields, re.MULTILINE)
-    # A package that was removed stays in the list.
+    # dpkg lists a removed package too, with another status.
     if version and "Status: install ok installed\n" in fields:
         return version[1]
     parts = (l4t or "").split(".")
@@ -155,7 +155,7 @@ def _jetpack(root: Path, l4t: str | None) -> str | None:
 
 
 def _power_mode(root: Path) -> str | None:
-    """Return the name of the power mode: what nvpmodel says, else what it wrote down."""
+    """Return the name of the power mode: from nvpmodel itself, else from the file it writes."""
     if program := _program(root, "nvpmodel", "/usr/sbin"):
         match = re.search(r"NV Power Mode: *(\S+)", _answer([program, "-q"]))
         if match:
@@ -169,7 +169,7 @@ def _power_mode(root: Path) -> str | None:
 
 
 def _gpus(driver: str) -> tuple[tuple[Gpu, ...], str | None]:
-    """Return the devices, and the fault of a driver that cannot be used."""
+    """Return the devices, and what is wrong with a driver that cannot be used."""
     try:
         return tuple(cuda.gpus(driver)), None
     except DeviceError as err:
@@ -207,7 +207,7 @@ def _memory(root: Path) -> dict[str, int]:
 
 
 def _free_disk(root: Path) -> int | None:
-    """Return what is free where the engines will lie: the working directory, if it is there."""
+    """Return the free space where engines will be written: in the working directory."""
     try:
         return shutil.disk_usage(Path.cwd() if root == Path("/") else root).free
     except OSError:
@@ -222,10 +222,10 @@ def _program(root: Path, name: str, *beside: str) -> str | None:
 
 
 def _package(module: str) -> Package | None:
-    """Return the module if this Python finds it, its version from metadata, else by asking it."""
-    # A finder's own method: importlib.util.find_spec would ask modules that are loaded already.
+    """Return the module if this Python finds it; its version is in metadata, else it is asked."""
+    # importlib.util.find_spec would look at modules that are loaded already; the finder does not.
     spec = importlib.machinery.PathFinder.find_spec(module)
-    # Without an origin it is a folder that happens to have the name.
+    # Without an origin it is only a folder of that name.
     if spec is None or spec.origin is None:
         return None
     for name in _DISTRIBUTIONS[module]:
@@ -250,9 +250,9 @@ def _providers() -> tuple[str, ...]:
 def _asked(program: str) -> str:
     """Return the last line that ``program`` prints in a Python of its own, empty if it fails.
 
-    A child: a binding without its library may end the process that imports it.
+    It is a child process because a binding without its library may end the process that imports it.
     """
-    # The working directory is no place to import from; PYTHONSAFEPATH needs Python 3.11.
+    # Nothing must be imported from the working directory; PYTHONSAFEPATH needs Python 3.11.
     apart = "import sys; sys.path[:] = filter(None, sys.path)"
     lines = _answer([sys.executable, "-c", f"{apart}; {program}"]).splitlines()
     return lines[-1] if lines else ""
@@ -280,7 +280,7 @@ def system_text(path: Path, limit_bytes: int = _LIMIT_BYTES) -> str:
     files whose size reads as zero, as those of /proc do, and cuts off what is longer.
     """
     try:
-        # Without waiting: a pipe in its place would never be opened for want of a writer.
+        # O_NONBLOCK: if a pipe is in its place, open would wait for a writer for ever.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError):
         return ""

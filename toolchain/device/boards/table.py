@@ -1,7 +1,7 @@
 """The table of targets as rows of text: for a terminal, and for docs/targets.md.
 
-Rules of this file: every cell is made from :mod:`toolchain.device.boards.target`; nothing is
-written twice, so that the document cannot say anything else than the code does.
+Rules of this file: every cell comes from :mod:`toolchain.device.boards.target`. Nothing is written
+twice, so the document says what the code does.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str
 
 
 def _line(cells: Sequence[str]) -> str:
-    # A bar would end the cell.
+    # In Markdown a bar ends the cell.
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 

@@ -1,11 +1,10 @@
 """How far a graph of lower precision is from the fp32 one, and how far it may be.
 
-Rules of this file: it runs graphs with onnxruntime on the CPU and compares answers; it changes no
-graph. What this emulation shows: the effect of rounding weights and maps to the types that stand in
-the graph. What it does not: onnxruntime's CPU provider computes an fp16 node in fp32 and rounds
-between nodes, so sums that a device keeps in fp16 inside a convolution are not seen, nor is a
-device's order of summation, nor what its builder fuses. The device's own self-test over the golden
-data says that.
+Rules of this file: it runs graphs with onnxruntime on the CPU and compares answers. It changes no
+graph. This emulation shows the effect of rounding weights and maps to the types in the graph. It
+does not show what happens inside a device's node: onnxruntime's CPU provider computes an fp16 node
+in fp32 and rounds between nodes, while a device may sum in fp16 inside a convolution, in another
+order, and fuse nodes. The device's own self-test over the golden data shows that.
 
 ``ALLOWED`` is about twice the worst that was measured over cars, digits, chirps and cells on
 resnet20, on test pictures and golden cases. fp16: error 0.0005 of the range (4 times that allowed,
@@ -66,8 +65,8 @@ class Accuracy:
     def within(self, allowed: Allowance) -> bool:
         """Whether all figures are allowed; answers that are not finite never are.
 
-        Of a share above zero one case is always allowed: golden data have a dozen, and one picture
-        whose gate stands near its threshold says nothing about the rest.
+        If a share above zero is allowed, one case always is: golden data have a dozen cases, and
+        one picture whose gate is near its threshold says nothing about the others.
         """
         return (
             self.error <= allowed.tolerance

@@ -1,10 +1,10 @@
 """Lower a model's opset to what an older parser reads.
 
 Rules of this file: the operators' schemas (onnx.defs) say whether an operator's form changed
-between two opsets; one that did needs a row in ``SAME`` (only data types were added), or a rule in
-:mod:`toolchain.export.emit.lowering`; without a row it is refused by name, never passed on in the
-hope that it means the same. Law: the same answers as before, bit for bit, or within 1e-6 of the
-range where a rule takes an operator apart.
+between two opsets. If it did, the operator needs a row in ``SAME`` (only data types were added) or
+a rule in :mod:`toolchain.export.emit.lowering`. Without either it is refused by name; nothing is
+passed on in the hope that it means the same. Law: the answers stay the same, bit for bit, or within
+1e-6 of the range where a rule takes an operator apart.
 
 Opset and IR version belong together: ONNX 1.8 wrote opset 13 and IR 7, ONNX 1.11 and 1.12 opsets 16
 and 17 with IR 8 (ONNX, docs/Versioning.md). TensorRT 8.2 reads opset 13, 8.5 and 8.6 opset 17,
@@ -35,7 +35,7 @@ _ADVICE = "replace it in the backbone by operators of that opset, or choose a ne
 def lower(model: ir.Model, opset: int) -> ir.Model:
     """Return a copy of ``model`` in ``opset`` (13 to 18) and the IR version that goes with it.
 
-    Branches are lowered too; a model that is in that opset or below is copied as it is. Raises
+    Branches are lowered too. A model in that opset or below comes back as a copy. Raises
     ModelRefusedError with every operator that has no form there: node, module and what to do.
     """
     if opset not in IR_VERSIONS:

@@ -1,8 +1,9 @@
 """Put what was prepared for a target into kits beside the bundle.
 
-Rules of this file: the kit of ``swap`` and ``staged`` is the backbone's and holds no domain; the
-kit of ``static`` is one domain's. A kit that is there is left as it is if it is what would be
-written, else refused: engines on devices were built from it. It emits nothing.
+Rules of this file: the kit of ``swap`` and ``staged`` is the backbone's and holds no domain. The
+kit of ``static`` is one domain's. Devices have engines that were built from a kit, so an existing
+kit stays as it is if it equals the new one; otherwise the export is refused. This file emits no
+models.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from toolchain.export.graph.names import HEAD_SLOTS
 # ImageNet has this many; a domain with more raises it.
 MOST_CLASSES = 1000
 RANGES_NAME = "ranges.json"
-# Beyond it nothing of a network that works was measured.
+# No activation of a working network was measured above this.
 MOST = 1e6
 State = Literal["written", "reused", "replaced"]
 

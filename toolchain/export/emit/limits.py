@@ -1,8 +1,9 @@
 """Refuse on the workstation what a target's ONNX parser would refuse on the board.
 
-Rules of this file: the tables are :mod:`toolchain.device.boards.parsers`'; here is how a node is
-held to them. All faults are told at once, each with node, module, limit, source, and what to do. It
-changes no model; a model that passes may still be refused by a parser for what no table says.
+Rules of this file: the tables are in :mod:`toolchain.device.boards.parsers`; this file compares
+nodes with them. It reports all faults at once, each with node, module, limit, source, and what to
+do. It changes no model. A model that passes may still be refused by a parser, for a reason that is
+in no table.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Limit:
 
 
 def refuse_unsupported(model: ir.Model, tensorrt: str) -> None:
-    """Hold every node to the limits of the parser in TensorRT ``tensorrt`` (``"10.3"``).
+    """Compare every node with the limits of the parser in TensorRT ``tensorrt`` (``"10.3"``).
 
     Raises ModelRefusedError that lists every breach.
     """
@@ -65,10 +66,10 @@ def refuse_unsupported(model: ir.Model, tensorrt: str) -> None:
 
 
 def refuse_branches(model: ir.Model) -> None:
-    """Hold the branches of every ``If`` to one another, in the strictest form of any TensorRT.
+    """Compare the two branches of every ``If``, by the strictest rule of any TensorRT.
 
-    Equal data types and exactly equal, fully known shapes (8.2 to 10.10; from 10.11 equal ranks
-    are enough), and result names that differ between the branches (8.2, ``If`` importer). Raises
+    Results must have equal data types, equal and fully known shapes (8.2 to 10.10; from 10.11 on
+    equal ranks are enough), and different names in the two branches (8.2, ``If`` importer). Raises
     ModelRefusedError that lists every breach by the name of the ``If``.
     """
     typed = infer(copied(model))
@@ -144,7 +145,7 @@ def _variable(*places: int) -> Callable[[ir.Node], bool]:
 
 
 def _fed(*places: int) -> Callable[[ir.Node], bool]:
-    """As :func:`_variable`, but a constant that is quantised and back is one, as for weights."""
+    """As :func:`_variable`, but a constant behind Q/DQ counts as a constant, as weights do."""
 
     def broken(node: ir.Node) -> bool:
         inputs = [node.inputs[at] for at in places if at < len(node.inputs)]
@@ -154,7 +155,7 @@ def _fed(*places: int) -> Callable[[ir.Node], bool]:
 
 
 def _unquantised(value: ir.Value) -> ir.Value:
-    """Walk back over Q/DQ, which builders take together with the convolution behind it."""
+    """Walk back over Q/DQ, which builders fuse into the convolution behind it."""
     maker = value.producer()
     while maker is not None and maker.op_type in ("QuantizeLinear", "DequantizeLinear"):
         source = maker.inputs[0]

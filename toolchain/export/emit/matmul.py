@@ -1,15 +1,17 @@
 """Write convolutions whose kernel is a slot as matrix products.
 
 Rules of this file: TensorRT before 10.4 has faults in convolutions with more than one input
-(NVIDIA's release notes of 10.4), and 8.2 wants constant kernels, so there no slot may feed a Conv;
-batch 1, two spatial dimensions; frozen convolutions are left alone. The sums are the same, their
-order may differ: equal to Conv within 1e-6 of the sum of the products' magnitudes.
+(NVIDIA's release notes of 10.4), and 8.2 wants constant kernels. So no slot may feed a Conv there.
+The pass takes batch 1 and two spatial dimensions, and leaves frozen convolutions alone. The sums
+are the same; their order may differ: the result equals Conv's within 1e-6 of the sum of the
+products' magnitudes.
 
-A 1x1 kernel is one product of ``[G, O/G, C/G]`` with the map as ``[G, C/G, HW]``. For a larger one
-the shifted views of the map are laid beside each other (the "im2col" of Chellapilla, Puri and
-Simard, 2006) by one convolution per channel whose constant kernels hold a single 1 each; it copies
-numbers exactly. Slices would do the same, but the newest parser lays some 20 layers of shape
-arithmetic for each: 2565 layers for a ResNet-20 with nine 3x3 adaptors, against 360 this way.
+A 1x1 kernel is one product of ``[G, O/G, C/G]`` with the map as ``[G, C/G, HW]``. For a larger
+kernel the shifted views of the map come first, side by side (the "im2col" of Chellapilla, Puri and
+Simard, 2006). One convolution per channel makes them; each of its constant kernels has a single 1,
+so it copies numbers exactly. Slices would do the same, but the newest parser makes some 20 layers
+of shape arithmetic for each Slice: 2565 layers for a ResNet-20 with nine 3x3 adaptors, against 360
+this way.
 """
 
 from __future__ import annotations

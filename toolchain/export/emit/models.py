@@ -1,9 +1,9 @@
 """From a split to the kit of a target: link or stage, then the target's passes in their order.
 
-Rules of this file: it orders the passes and names the files; what a pass does stands in its own
-file. The order: precision (it reads the names that linking gave), dialect, slots through MatMul,
-the limits, and last the names of boundaries, which any later pass could break. Same inputs, same
-bytes. It measures nothing and writes nothing.
+Rules of this file: it orders the passes and names the files; each pass has a file of its own. The
+order: precision first, because it reads the names that linking gave; then dialect, slots through
+MatMul, and the limits; last the names of boundaries, which any later pass could break. The same
+inputs give the same bytes. It measures nothing and writes nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.export.graph.split import PackedHalves
 from toolchain.export.graph.stage import stage
 
-# Computed in fp32 where precision is a flag: their sums and squares leave the range of fp16.
+# Where precision is a flag, these stay fp32: their sums and squares leave the range of fp16.
 _NORMS = {
     "InstanceNormalization",
     "LayerNormalization",

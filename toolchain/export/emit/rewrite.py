@@ -1,8 +1,8 @@
 """Walk and rewrite models, branches included: what the passes of this room share.
 
-Rules of this file: values keep their names when the node that makes them is replaced, so that what
-other files know by name stays true; a new node and a new constant lie in the graph of the node that
-they replace. It knows no operator's meaning.
+Rules of this file: when a node is replaced, the values that it makes keep their names, because
+other files know values by name. A new node or constant lies in the graph of the node that it
+replaces. This file knows no operator's meaning.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from toolchain.core.errors import ModelRefusedError
 from toolchain.export.graph.builder import value_name
 from toolchain.export.graph.names import BACKBONE, BATCH
 
-# Far above any linked graph: a cycle would be a fault of ours, and shall not hang.
+# More steps than any linked graph has. A cycle would be our fault, and must not hang.
 _FAR = 64
 
 
@@ -114,7 +114,7 @@ def infer(model: ir.Model) -> ir.Model:
 
 
 def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Leave shapes' arithmetic its small constants and weights their types alone."""
+    """Drop the values of large constants; inference needs only those of shape arithmetic."""
     for graph in _proto_graphs(proto.graph):
         for tensor in graph.initializer:
             if int(np.prod(tensor.dims)) > 1024:
@@ -172,7 +172,10 @@ def _made(graph: ir.Graph) -> list[ir.Value]:
 
 
 class Draft:
-    """New nodes in front of one that they replace; names derive from the replaced node's output."""
+    """New nodes in front of the node that they replace.
+
+    Their names derive from the name of the replaced node's output.
+    """
 
     def __init__(self, node: ir.Node) -> None:
         assert node.graph is not None
@@ -250,8 +253,8 @@ def finish(model: ir.Model) -> ir.Model:
 def where(node: ir.Node) -> str:
     """Say which node it is and where in the PyTorch model it lies.
 
-    A tensor that the node reads carries its name from the state dict; a node without tensors is
-    said to follow the nearest node before it that has one.
+    A tensor that the node reads has its name from the state dict. A node without tensors is said to
+    follow the nearest node before it that reads one.
     """
     place = layer_of(node)
     graph = node.graph
