@@ -1,12 +1,12 @@
 """The archive: content-addressed blobs in one file, an uncompressed tar that has one form only.
 
-Rules of this file: bytes in, values out; nothing is opened here and nothing is known about what a
-blob means. The layout is that of an OCI image (image-spec 1.0, "image-layout"): ``oci-layout``,
+Rules of this file: bytes in, values out; it opens nothing, and it does not know what a blob means.
+The layout is that of an OCI image (image-spec 1.0, "image-layout"): ``oci-layout``,
 ``index.json``, then ``blobs/sha256/<hex>`` in sorted order, as POSIX ustar members (IEEE 1003.1
-"pax", ustar interchange format). Every byte follows from the blobs: a header is accepted only if
-it is the very header that the writer would make, padding is zero, nothing follows the end. So any
+"pax", ustar interchange format). Every byte follows from the blobs. A header is accepted only if
+it is the very header that the writer would make; padding is zero; nothing follows the end. So any
 changed bit is found, and two archives with the same blobs are the same file. Other tar programs
-can list and extract it, but what they repack is refused.
+can list and extract the archive, but what they repack is refused.
 """
 
 from __future__ import annotations
@@ -73,19 +73,20 @@ class Archive:
 
     @contextmanager
     def hashing(self) -> Iterator[None]:
-        """Hash every blob while the block runs; BundleError at its end for one that is another."""
+        """Hash every blob while the block runs; BundleError at its end if a digest is wrong."""
         digests = BackgroundDigests(list(self.blobs.values()))
         yield
-        for name, found in zip(self.blobs, digests.result(), strict=True):
-            if name != found:
-                _fail(f"the blob {name}: expected bytes with that digest, got {found}")
+        for name, digest in zip(self.blobs, digests.result(), strict=True):
+            if name != digest:
+                _fail(f"the blob {name}: expected bytes with that digest, got {digest}")
 
     def manifest(self) -> bytes:
         """Return the manifest's bytes, its size and digest checked."""
         data = self.blobs[self.manifest_digest]
-        if (found := sha256(data)) != self.manifest_digest:
+        if (digest := sha256(data)) != self.manifest_digest:
             _fail(
-                f"the manifest {self.manifest_digest}: expected bytes with that digest, got {found}"
+                f"the manifest {self.manifest_digest}: "
+                f"expected bytes with that digest, got {digest}"
             )
         if len(data) != self.manifest_size:
             _fail(f"expected a manifest of {self.manifest_size} bytes, got {len(data)} bytes")
@@ -95,7 +96,7 @@ class Archive:
 def write_archive(blobs: Mapping[str, bytes], manifest_digest: str) -> bytes:
     """Return the archive that holds ``blobs`` (digest to bytes), one of them the manifest.
 
-    The keys are taken as they are: :func:`scan_archive` is what proves them.
+    It takes the keys as they are. Whoever reads the archive proves them (:meth:`Archive.hashing`).
     """
     index = _index(manifest_digest, len(blobs[manifest_digest]))
     members = [(_LAYOUT_NAME, _LAYOUT), (_INDEX_NAME, index)]
@@ -137,6 +138,7 @@ def _read_blobs(members: Iterator[Member]) -> tuple[dict[str, bytes], dict[str, 
     for name, content, place in members:
         if not _BLOB_NAME.fullmatch(name):
             _fail(f"unexpected member {name!r}")
+        # In strictly rising order no name can stand twice.
         if name <= last:
             _fail(f"expected each member once and in sorted order, got {name} after {last}")
         last = name
@@ -157,7 +159,7 @@ def _members(source: ByteSource, total: int) -> Iterator[Member]:
             return
         name, size = _read_header(block, at)
         start = at + BLOCK_BYTES
-        # Looked at before reading, so that a header cannot ask for memory.
+        # The size is compared before anything is read, so that no header can ask for memory.
         content = source.read(size) if size <= total - start else b""
         if len(content) != size:
             _fail(f"member {name!r}: expected {size} bytes, got {total - start}; truncated?")
@@ -170,11 +172,12 @@ def _members(source: ByteSource, total: int) -> Iterator[Member]:
 
 
 def _read_header(block: bytes, at: int) -> tuple[str, int]:
-    """Name and size of a member, whose header must be exactly the writer's."""
+    """Return name and size of a member, whose header must be exactly the writer's."""
     if len(block) != BLOCK_BYTES:
         _fail(f"expected a member or the end at byte {at}, got {len(block)} bytes; truncated?")
     if block[156:157] in _KINDS:
         _fail(f"member at byte {at}: expected a regular file, got {_KINDS[block[156:157]]}")
+    # Only name and size are read; comparing the whole block proves every other field.
     name = block[:100].partition(b"\0")[0].decode("ascii", "replace")
     digits = block[124:135]
     size = int(digits, 8) if re.fullmatch(rb"[0-7]{11}", digits) else 0
@@ -194,6 +197,7 @@ def _header(name: str, size: int) -> bytes:
         b"ustar\x0000",
     )
     block = b"".join(fields).ljust(BLOCK_BYTES, b"\0")
+    # The checksum counts its own field as eight spaces; six octal digits, a null and a space.
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
 
 
@@ -210,7 +214,7 @@ def _index(digest: str, size: int) -> bytes:
 
 
 def _read_index(data: bytes) -> tuple[str, int]:
-    """Digest and size of the manifest; the index must be the one that the writer would make."""
+    """Return the manifest's digest and size; the index must be the one that the writer makes."""
     match read_document(data, _INDEX_NAME):
         case {"manifests": [{"digest": str(digest), "size": int(size)}]}:
             expected = _index(digest, size)
@@ -222,9 +226,9 @@ def _read_index(data: bytes) -> tuple[str, int]:
 
 
 def _expect_member(members: Iterator[Member], name: str, content: bytes) -> None:
-    found, data, _ = next(members, _NOTHING)
-    if found != name or data != content:
-        _fail(f"expected the member {name} with {content!r}, got {found!r} with other bytes")
+    actual, data, _ = next(members, _NOTHING)
+    if actual != name or data != content:
+        _fail(f"expected the member {name} with {content!r}, got {actual!r} with other bytes")
 
 
 def _fail(message: str) -> NoReturn:

@@ -1,12 +1,14 @@
 """The backbone artefact: a directory with graph, weights and manifest, referenced by digest.
 
 Rules of this file: schema ``da3.backbone/1`` and the only code that writes or reads such a
-directory. It is named after the backbone and its ``weights_digest`` and holds exactly four files:
-graph, weights, manifest, and ``SHA256SUMS`` over the three (as coreutils' sha256sum writes it), so
-that a changed bit is found in the manifest as well. ``graph_digest`` binds graph and weights file;
-it is checked by hashing. ``weights_digest`` is the identity of the trained weights before export
-(folding changes the tensors), so it is carried, not recomputed: it is trusted because a bundle
-names both digests and :func:`match` compares both.
+directory. Its name is that of the backbone and of its ``weights_digest``. It holds exactly four
+files: graph, weights, manifest, and ``SHA256SUMS`` over the three, as coreutils' sha256sum writes
+it. So a changed bit is found in the manifest as well.
+
+``graph_digest`` binds graph and weights file, and hashing checks it. ``weights_digest`` is the
+identity of the trained weights before the export. Folding changes the tensors, so nobody can
+compute it again here. It is trusted because a bundle names both digests, and :func:`match` compares
+both.
 """
 
 from __future__ import annotations
@@ -143,14 +145,14 @@ def graph_digest(graph: str, weights: str) -> str:
     return sha256(canonical_json({"graph": graph, "weights": weights}))
 
 
-def find_backbone(wanted: BackboneRef, folder: Path) -> BackboneArtefact:
-    """Return the verified artefact that a domain wants; ``folder`` is it, or holds it.
+def find_backbone(reference: BackboneRef, folder: Path) -> BackboneArtefact:
+    """Return the verified artefact that a domain needs; ``folder`` is it, or holds it.
 
     Raises DataError saying where it was looked for, and what :func:`open_backbone` raises.
     """
     if (folder / MANIFEST_NAME).is_file():
         return open_backbone(folder)
-    candidate = folder / artefact_name(wanted.name, wanted.weights_digest)
+    candidate = folder / artefact_name(reference.name, reference.weights_digest)
     if not candidate.is_dir():
         raise DataError(
             f"expected the backbone {candidate.name} at {candidate}, found nothing",
@@ -200,29 +202,29 @@ def open_backbone(path: str | Path) -> BackboneArtefact:
     return BackboneArtefact(path, manifest)
 
 
-def match(wanted: BackboneRef, artefact: BackboneArtefact, domain: str) -> None:
-    """Hold what a domain wants against a backbone; both digests must be equal, every tap there.
+def match(reference: BackboneRef, artefact: BackboneArtefact, domain: str) -> None:
+    """Compare what a domain needs with a backbone: both digests must be equal, every tap there.
 
     Raises BackboneMismatchError that shows what each side has.
     """
     actual = artefact.manifest
     sides = {
-        "weights_digest": (wanted.weights_digest, actual.weights_digest),
-        "graph_digest": (wanted.graph_digest, actual.graph_digest),
+        "weights_digest": (reference.weights_digest, actual.weights_digest),
+        "graph_digest": (reference.graph_digest, actual.graph_digest),
     }
     lines = [
         f"\n  {key}: the bundle expects {want}\n  {' ' * len(key)}  the backbone has   {got}"
         for key, (want, got) in sides.items()
         if want != got
     ]
-    lacking = [tap.name for tap in wanted.taps if tap not in actual.taps]
+    lacking = [tap.name for tap in reference.taps if tap not in actual.taps]
     if lacking:
         lines.append(f"\n  the backbone lacks the taps {first_few(lacking, 3)}")
     if lines:
         raise BackboneMismatchError(
-            f"{artefact.path}: expected the backbone {wanted.name!r} of the bundle for "
+            f"{artefact.path}: expected the backbone {reference.name!r} of the bundle for "
             f"{domain!r}, got another one ({actual.name!r}){''.join(lines)}",
-            fix=f"use {artefact_name(wanted.name, wanted.weights_digest)}, "
+            fix=f"use {artefact_name(reference.name, reference.weights_digest)}, "
             "or export the domain for this backbone",
         )
 

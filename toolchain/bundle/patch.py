@@ -1,6 +1,6 @@
 """Patches: what a domain has in place of tensors of its backbone, as one safetensors file.
 
-Rules of this file: bytes in, values out; no framework, no file is opened, no method is known. A
+Rules of this file: bytes in, values out; no framework; it opens no file and knows no method. A
 patch is the difference between two weights files with the same tensors, by tensor name:
 
 * absent: the backbone's tensor;
@@ -10,11 +10,12 @@ patch is the difference between two weights files with the same tensors, by tens
 * float32 of one dimension where the backbone's tensor has more: a factor per output channel (axis
   0), by which the backbone's elements are multiplied, once, in float32.
 
-The form with the fewest bytes is taken. The first three give the changed tensor to the bit; factors
-give it within ``SCALED_WITHIN``, and the product is the domain's tensor from then on.
+The form with the fewest bytes is taken. The first three give the changed tensor to the bit. Factors
+give it within ``SCALED_WITHIN``, and from then on the product is the domain's tensor.
 
-Only float32 tensors can be replaced. What comes out of applying is held to the digest that the
-manifest gives, so a domain runs on the very weights that were compared with PyTorch.
+Only float32 tensors can be replaced. The manifest gives the digest of the patched weights, and
+whoever applies a patch compares it: a domain runs on the very weights that were compared with
+PyTorch.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ PATCH_NAME = "patch.safetensors"
 SCALED_WITHIN = 1e-6
 """Largest error of a scaled element, relative to the largest of its channel.
 
-A norm is folded into base and changed tensor by one rounding each; the factor and the product round
-once more. Four roundings of 2**-24 are 2.4e-7; the rest is for kernels that were rounded before.
+A norm is folded into the base's tensor and into the changed one, with one rounding each. The factor
+and the product round once more. Four roundings of 2**-24 are 2.4e-7; the rest is room for kernels
+that were rounded before.
 """
 
 _DENSE, _MASK = "F32", "U8"
@@ -60,9 +62,9 @@ class Patched:
 def make_patch(base: bytes, changed: bytes) -> Patched | None:
     """Return what turns the weights file ``base`` into ``changed``; None where nothing differs.
 
-    A tensor each of whose elements is the base's or zero can become a mask, one that is the base's
-    but for a factor per output channel those factors, whatever made it so. With factors the
-    ``weights`` that it returns are not ``changed`` to the last bit, and they are what to check.
+    A tensor can become a mask if each of its elements is the base's or zero. It can become factors
+    if it is the base's times one factor per output channel. What made it so does not matter. With
+    factors the returned ``weights`` are not ``changed`` to the last bit; check the returned ones.
     Raises GraphError for files with other tensors, or a difference that is not one of float32;
     UsageError for a patch that no bundle can hold.
     """
@@ -75,8 +77,8 @@ def make_patch(base: bytes, changed: bytes) -> Patched | None:
         )
     tensors: dict[str, _Bytes | _Floats] = {}
     for name, place in new.items():
-        if (found := _difference(old[name], place)) is not None:
-            tensors[name] = found
+        if (form := _smallest_form(old[name], place)) is not None:
+            tensors[name] = form
     if not tensors:
         return None
     data = save(tensors)
@@ -87,16 +89,22 @@ def make_patch(base: bytes, changed: bytes) -> Patched | None:
         )
     masks = sum(array.dtype == np.uint8 for array in tensors.values())
     weights, scaled = _applied(base, data, PATCH_NAME)
-    about = Patch(len(tensors), masks, scaled, len(_floats(old)), sha256(weights))
-    return Patched(about, data, weights)
+    about = Patch(
+        tensors=len(tensors),
+        masks=masks,
+        scaled=scaled,
+        of=len(_floats(old)),
+        digest=sha256(weights),
+    )
+    return Patched(about=about, data=data, weights=weights)
 
 
 def check_patch(expected: Patch, data: bytes, what: str = PATCH_NAME) -> None:
-    """Hold the patch file ``data`` against the manifest, as far as that goes without a backbone.
+    """Compare the patch file ``data`` with the manifest, as far as that goes without a backbone.
 
     Raises BundleError for a file that is not safetensors, dtypes and shapes that a patch has not,
-    values that are not finite, and another number of tensors or masks than ``expected`` says. What
-    are factors and what is a tensor of one dimension shows beside the backbone only.
+    values that are not finite, and another number of tensors or masks than ``expected`` says.
+    Factors and a tensor of one dimension look alike here: only the backbone tells them apart.
     """
     places = _by_name(data, what)
     faults = [fault for place in places.values() for fault in _faults(place)]
@@ -119,11 +127,11 @@ def apply_patch(base: bytes, expected: Patch, data: bytes, what: str = PATCH_NAM
     check_patch(expected, data, what)
     weights, scaled = _applied(base, data, what)
     if scaled != expected.scaled:
-        told = f"expected {expected.scaled} as the manifest says, got {scaled}"
-        raise_faults(what, [Fault("scaled", told)])
-    if (found := sha256(weights)) != expected.digest:
+        message = f"expected {expected.scaled} as the manifest says, got {scaled}"
+        raise_faults(what, [Fault("scaled", message)])
+    if (digest := sha256(weights)) != expected.digest:
         raise BundleError(
-            f"{what}: expected the patched weights {expected.digest}, got {found}", fix=_EXPORT
+            f"{what}: expected the patched weights {expected.digest}, got {digest}", fix=_EXPORT
         )
     return weights
 
@@ -138,15 +146,17 @@ def _applied(base: bytes, data: bytes, what: str) -> tuple[bytes, int]:
             faults.append(Fault(name[:200], fault))
             continue
         here = old[name]
-        kept = np.frombuffer(weights, "<f4", len(here.data) // 4, here.offset)
+        # A view of the new file: what is written into it is written into the file.
+        target = np.frombuffer(weights, "<f4", len(here.data) // 4, here.offset)
         if place.dtype == _MASK:
-            kept[~_bits(place)[: kept.size]] = 0
+            target[~_bits(place)[: target.size]] = 0
         elif place.shape == here.shape:
-            kept[:] = np.frombuffer(place.data, "<f4")
+            target[:] = np.frombuffer(place.data, "<f4")
         else:
             scaled += 1
-            kept[:] = _scaled(_rows(here), np.frombuffer(place.data, "<f4")).ravel()
-            if not np.isfinite(kept).all():
+            target[:] = _scaled(_rows(here), np.frombuffer(place.data, "<f4")).ravel()
+            # Finite factors and elements may still overflow in their product.
+            if not np.isfinite(target).all():
                 faults.append(Fault(name[:200], "expected finite products, got NaN or infinity"))
     raise_faults(what, faults)
     return bytes(weights), scaled
@@ -171,10 +181,10 @@ def _alike(one: Place | None, other: Place | None) -> bool:
     return one is not None and other is not None and _kind(one) == _kind(other)
 
 
-def _difference(base: Place, changed: Place) -> _Bytes | _Floats | None:
+def _smallest_form(base: Place, changed: Place) -> _Bytes | _Floats | None:
     """Return what a patch holds of one tensor; None where at most the signs of zeros differ.
 
-    Of forms with as many bytes an exact one is taken.
+    Of two forms with as many bytes the exact one is taken.
     """
     if bytes(base.data) == bytes(changed.data):
         return None
@@ -184,6 +194,7 @@ def _difference(base: Place, changed: Place) -> _Bytes | _Floats | None:
             fix="keep tensors of other types as the backbone has them",
         )
     old, new = np.frombuffer(base.data, "<f4"), np.frombuffer(changed.data, "<f4")
+    # -0.0 equals 0.0: such a tensor computes the same, so it needs no patch.
     same = old == new
     if same.all():
         return None
@@ -192,20 +203,22 @@ def _difference(base: Place, changed: Place) -> _Bytes | _Floats | None:
         forms.insert(0, np.packbits(same, bitorder="little"))
     if (factors := _factors(base, changed)) is not None:
         forms.append(factors)
+    # min() takes the first of equals, and the exact forms stand before the factors.
     return min(forms, key=lambda form: form.nbytes)
 
 
 def _factors(base: Place, changed: Place) -> _Floats | None:
     """Return the factor of each output channel, [O]; None where factors do not give ``changed``.
 
-    They are those of least squares, and 1 for a channel of zeros.
+    A factor minimises the squared error of its channel; a channel of zeros has the factor 1.
     """
     if len(base.shape) < 2:
         return None
     old, new = _rows(base), _rows(changed)
+    # In float64, so that the sums add no rounding of their own to the four that are allowed.
     wide = old.astype(np.float64)
     power = (wide * wide).sum(axis=1)
-    # What is not finite fails the comparison.
+    # Values that are not finite need no warning: they fail the comparison below.
     with np.errstate(over="ignore", invalid="ignore"):
         best = np.divide((wide * new).sum(axis=1), power, out=np.ones_like(power), where=power > 0)
         factors = best.astype(np.float32)
@@ -217,8 +230,8 @@ def _factors(base: Place, changed: Place) -> _Floats | None:
 def _scaled(rows: _Floats, factors: _Floats) -> _Floats:
     """Return the rows [O, n] times their factors [O]: one float32 product per element."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        found: _Floats = rows * factors[:, None]
-    return found
+        products: _Floats = rows * factors[:, None]
+    return products
 
 
 def _rows(place: Place) -> _Floats:
@@ -244,12 +257,13 @@ def _misfit(place: Place, base: Place | None) -> str:
     if base.dtype != _DENSE:
         return f"expected a float32 tensor of the backbone, it has {base.dtype}"
     if place.dtype == _DENSE:
+        # Its own shape, or one factor per output channel.
         known = [base.shape] + ([base.shape[:1]] if len(base.shape) > 1 else [])
         words = " or ".join(str(list(shape)) for shape in known)
         return "" if place.shape in known else f"expected shape {words}, got {list(place.shape)}"
     count = len(base.data) // 4
-    if len(place.data) != (wanted := -(-count // 8)):
-        return f"expected {wanted} bytes for a mask of {count} bits, got {len(place.data)}"
+    if len(place.data) != (size := -(-count // 8)):
+        return f"expected {size} bytes for a mask of {count} bits, got {len(place.data)}"
     return "expected zeros behind the last bit" if _bits(place)[count:].any() else ""
 
 

@@ -1,8 +1,9 @@
-"""Slots: the tensors of a domain, read from safetensors bytes and held against their table.
+"""Slots: the tensors of a domain, read from safetensors bytes and compared with their table.
 
 Rules of this file: bytes in, values out; no framework. A table and a file agree only if every slot
-is on both sides exactly once with the same shape, dtype and digest, and every value is finite: a
-NaN that reaches a gate would silently close it. What a slot is for is not known here.
+stands on both sides exactly once, with the same shape, dtype and digest. Every value must be
+finite: a NaN that reaches a gate would silently close it. This file does not know what a slot is
+for.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def slot_table(data: bytes, what: str = "slots.safetensors") -> tuple[Slot, ...]
             f"{what}: expected a safetensors file, got {err}", fix="export the domain again"
         ) from err
     faults: list[Fault] = []
+    # Hashing runs on a second thread while this one looks for values that are not finite.
     digests = BackgroundDigests([place.data for place in places])
     slots = [_slot(place, faults) for place in places]
     raise_faults(what, faults)
@@ -58,14 +60,14 @@ def slot_table(data: bytes, what: str = "slots.safetensors") -> tuple[Slot, ...]
 
 
 def check_slots(expected: Sequence[Slot], data: bytes, what: str = "slots.safetensors") -> None:
-    """Hold the slots in ``data`` against the table ``expected``.
+    """Compare the slots in ``data`` with the table ``expected``.
 
     Raises BundleError naming every slot that is missing, not expected, or has another shape,
     dtype or digest, and what :func:`slot_table` raises.
     """
-    wanted = {slot.name: slot for slot in expected}
-    found = {slot.name: slot for slot in slot_table(data, what)}
-    raise_faults(what, _differences(wanted, found))
+    listed = {slot.name: slot for slot in expected}
+    present = {slot.name: slot for slot in slot_table(data, what)}
+    raise_faults(what, _differences(listed, present))
 
 
 def slot_arrays(data: bytes | memoryview) -> dict[str, npt.NDArray[Any]]:
@@ -87,15 +89,15 @@ def _view(place: Place) -> npt.NDArray[Any]:
     return np.frombuffer(place.data, kind).reshape(place.shape)
 
 
-def _differences(wanted: dict[str, Slot], found: dict[str, Slot]) -> Iterable[Fault]:
-    for name in sorted(wanted.keys() | found.keys()):
-        if name not in found:
+def _differences(listed: dict[str, Slot], present: dict[str, Slot]) -> Iterable[Fault]:
+    for name in sorted(listed.keys() | present.keys()):
+        if name not in present:
             yield Fault(name, "missing slot: the manifest lists it, the file does not hold it")
-        elif name not in wanted:
+        elif name not in listed:
             yield Fault(name, "extra slot: the file holds it, the manifest does not list it")
         else:
             for key in ("shape", "dtype", "digest"):
-                want, got = getattr(wanted[name], key), getattr(found[name], key)
+                want, got = getattr(listed[name], key), getattr(present[name], key)
                 if want != got:
                     yield Fault(name, f"expected {key} {want}, got {got}")
 

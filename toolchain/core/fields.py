@@ -1,9 +1,10 @@
 """Typed fields with rules: how data from outside becomes a frozen dataclass.
 
-Rules of this file: a section is a frozen dataclass whose fields are declared with `key`; reading a
-section collects every fault with its key path and never raises; a field without a default is
-required; a key without a field is a fault. Nothing here knows YAML, JSON or what a recipe is, and
-nothing is converted silently: the only conversions are whole number -> float and list -> tuple.
+Rules of this file: a section is a frozen dataclass whose fields are declared with `key`. Reading a
+section collects every fault with its key path and never raises. A field without a default is
+required; a key without a field is a fault. Nothing here knows YAML, JSON or what a recipe is.
+Nothing is converted silently: whole numbers become floats, lists become tuples, tables become
+read-only mappings, and that is all.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def show(value: object) -> str:
 class Scalar:
     """A rule for one plain value: ``expected`` completes the sentence "expected ...".
 
-    ``accepts_all``: whether it takes every value of a list, where that is found faster at once.
+    ``accepts_all``: whether it takes every value of a list, where one look at all is faster than a
+    look at each.
     """
 
     expected: str
@@ -114,6 +116,7 @@ def printable(limit: int) -> Scalar:
     """Return the rule for one line of 1 to ``limit`` printable characters, not only spaces."""
 
     def accepts_all(values: Sequence[object]) -> bool:
+        # A bundle may hold thousands of class names: they are joined and looked at once.
         lines = [value for value in values if isinstance(value, str)]
         return (
             len(lines) == len(values)
@@ -259,9 +262,9 @@ def read_section(
     if len(faults) > before:
         return None
     built = section(**values)
-    found = [Fault(join(path, f.path), f.message, f.fix) for f in built.contradictions()]
-    faults.extend(found)
-    return None if found else built
+    # Fields that are each right may still contradict each other; their paths begin at the section.
+    faults.extend(Fault(join(path, f.path), f.message, f.fix) for f in built.contradictions())
+    return None if len(faults) > before else built
 
 
 def join(path: str, name: str) -> str:

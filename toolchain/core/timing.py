@@ -1,12 +1,14 @@
 """Time contenders against each other, on a machine that does other things as well.
 
 Rules of this file: contenders run interleaved, in an order drawn anew each round, and are compared
-within a round; what is told is the median of the per-round ratios and differences, and their
+within a round. The figures are medians of the per-round ratios and differences, with their
 quartiles. A short call is repeated within its turn, so that it is measured warm, as a long one is
-for most of its run. With one thread the clock is the calling thread's CPU time, so that waiting for
-a busy machine is not counted (what other processes do to caches and clock rates still is, and the
-quartiles show it); a session with more threads works outside of the calling one, and what touches
-files waits for them: those need the wall clock. It knows nothing about models.
+for most of its run.
+
+With one thread the clock is the CPU time of the calling thread: waiting for a busy machine does not
+count. What other processes do to caches and clock rates still counts, and the quartiles show it. A
+session with more threads works outside the calling thread, and a call that touches files waits for
+them: both need the wall clock. This file knows nothing about models.
 """
 
 from __future__ import annotations
@@ -65,9 +67,9 @@ def interleaved(
     notify: Notify = lambda _: None,
 ) -> dict[str, Timing]:
     """Time every contender ``rounds`` times, warmed up by two calls; the first is the measure."""
-    seen = _sampled(contenders, rounds, clock, notify)
-    measure = next(iter(seen.values()))
-    return {name: timing(values, measure) for name, values in seen.items()}
+    samples = _sampled(contenders, rounds, clock, notify)
+    measure = next(iter(samples.values()))
+    return {name: timing(values, measure) for name, values in samples.items()}
 
 
 def rebuilt(
@@ -80,22 +82,23 @@ def rebuilt(
 ) -> dict[str, Timing]:
     """Time contenders that are built anew ``times`` times, ``rounds`` in all.
 
-    Two sessions of one model differ by where their weights came to lie, by more than many a small
-    difference, and for as long as they live. So the noise is taken from how far the builds lie
-    apart, not the rounds; three standard errors, as builds are few.
+    Two sessions of one model differ, because their weights lie at other addresses. They differ for
+    as long as they live, and by more than many of the differences to measure. So the noise comes
+    from how far the builds lie apart, and not from the rounds: three standard errors, as builds are
+    few.
     """
     builds = []
     for turn in range(times):
         notify(f"build {turn + 1} of {times}")
         builds.append(_sampled(build(), max(2, rounds // times), clock, lambda _: None))
     names = list(builds[0])
-    found = {}
+    timings = {}
     for name in names:
         own, measure = ([s for one in builds for s in one[key]] for key in (name, names[0]))
         apart = [timing(one[name], one[names[0]]).difference_ms for one in builds]
         noise = 3 * stdev(apart) / sqrt(times) if times > 1 else 0.0
-        found[name] = replace(timing(own, measure), noise_ms=noise)
-    return found
+        timings[name] = replace(timing(own, measure), noise_ms=noise)
+    return timings
 
 
 def timing(own_s: Sequence[float], measure_s: Sequence[float]) -> Timing:
@@ -105,15 +108,15 @@ def timing(own_s: Sequence[float], measure_s: Sequence[float]) -> Timing:
     times_ms = [1e3 * value for value in own_s]
     low, high = quartiles(gaps_ms)
     return Timing(
-        median(times_ms),
-        quartiles(times_ms),
-        percentile95(times_ms),
-        median(ratios),
-        quartiles(ratios),
-        median(gaps_ms),
-        (low, high),
-        _NOISE * (high - low) / sqrt(len(gaps_ms)),
-        len(times_ms),
+        median_ms=median(times_ms),
+        quartiles_ms=quartiles(times_ms),
+        p95_ms=percentile95(times_ms),
+        ratio=median(ratios),
+        ratio_quartiles=quartiles(ratios),
+        difference_ms=median(gaps_ms),
+        difference_quartiles_ms=(low, high),
+        noise_ms=_NOISE * (high - low) / sqrt(len(gaps_ms)),
+        rounds=len(times_ms),
     )
 
 
@@ -135,12 +138,12 @@ def _sampled(contenders: Mapping[str, Call], rounds: int, clock: Clock, notify: 
     names, order = list(contenders), random.Random(0)
     now: Callable[[], float] = getattr(time, clock)
     repeats = {name: _repeats(call, now) for name, call in contenders.items()}
-    seen: Samples = {name: [] for name in names}
+    samples: Samples = {name: [] for name in names}
     for turn in range(rounds):
         for name in order.sample(names, len(names)):
-            seen[name].append(_seconds(contenders[name], repeats[name], now))
+            samples[name].append(_seconds(contenders[name], repeats[name], now))
         notify(f"round {turn + 1} of {rounds}")
-    return seen
+    return samples
 
 
 def _repeats(call: Call, now: Callable[[], float]) -> int:

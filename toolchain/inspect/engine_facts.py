@@ -42,6 +42,6 @@ def read_kit(folder: Path) -> KitFacts:
 
 def read_engine(folder: Path) -> EngineFacts:
     """Return an engine; raises as :func:`toolchain.device.engine.cache.open_engine`."""
-    found = open_engine(folder)
-    size_bytes = sum(entry.size for entry in found.manifest.files)
-    return EngineFacts(size_bytes, found.manifest, found.kit)
+    engine = open_engine(folder)
+    size_bytes = sum(entry.size for entry in engine.manifest.files)
+    return EngineFacts(size_bytes, engine.manifest, engine.kit)

@@ -1,8 +1,8 @@
 """What an ONNX file holds: role, inputs, outputs, operators in and outside branches, tensors.
 
-Rules of this file: needs onnx and nothing else; the graph is parsed, never run and never resolved:
-external data is counted, its files are not opened. Source: ONNX IR specification, "Graphs" and
-"External tensor data".
+Rules of this file: it needs onnx and nothing else. It parses the graph and never runs it. It counts
+external data and does not open their files. Source: ONNX IR specification, "Graphs" and "External
+tensor data".
 """
 
 from __future__ import annotations
@@ -85,27 +85,27 @@ def graph(path: Path) -> GraphFacts:
     for depth, one in graphs:
         place = counts[_BRANCH if depth else _MAIN]
         place.update(_operator(node) for node in one.node)
-    held = [tensor for _, one in graphs for tensor in one.initializer]
-    inline = [tensor for tensor in held if not tensor.external_data]
+    tensors = [tensor for _, one in graphs for tensor in one.initializer]
+    inline = [tensor for tensor in tensors if not tensor.external_data]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     constants = {tensor.name for tensor in model.graph.initializer}
     return GraphFacts(
-        metadata.get(ROLE_KEY, ""),
-        len(data),
-        f"{model.producer_name} {model.producer_version}".strip(),
-        model.ir_version,
-        {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-        tuple(_port(value) for value in model.graph.input if value.name not in constants),
-        tuple(_port(value) for value in model.graph.output),
-        counts[_MAIN].total(),
-        counts[_BRANCH].total(),
-        len(graphs) - 1,
-        dict(counts[_MAIN].most_common(NAMES_LIMIT)),
-        dict(counts[_BRANCH].most_common(NAMES_LIMIT)),
-        len(inline),
-        sum(tensor.ByteSize() for tensor in inline),
-        _external(held),
-        metadata,
+        role=metadata.get(ROLE_KEY, ""),
+        size_bytes=len(data),
+        producer=f"{model.producer_name} {model.producer_version}".strip(),
+        ir_version=model.ir_version,
+        opsets={entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        inputs=tuple(_port(value) for value in model.graph.input if value.name not in constants),
+        outputs=tuple(_port(value) for value in model.graph.output),
+        nodes=counts[_MAIN].total(),
+        branch_nodes=counts[_BRANCH].total(),
+        branches=len(graphs) - 1,
+        operators=dict(counts[_MAIN].most_common(NAMES_LIMIT)),
+        branch_operators=dict(counts[_BRANCH].most_common(NAMES_LIMIT)),
+        inline_tensors=len(inline),
+        inline_bytes=sum(tensor.ByteSize() for tensor in inline),
+        external=_external(tensors),
+        metadata=metadata,
     )
 
 
@@ -133,10 +133,10 @@ def parsed(path: Path, data: bytes) -> onnx.ModelProto:
     return model
 
 
-def _graphs(found: onnx.GraphProto, depth: int) -> Iterator[tuple[int, onnx.GraphProto]]:
+def _graphs(graph: onnx.GraphProto, depth: int) -> Iterator[tuple[int, onnx.GraphProto]]:
     """Yield a graph and those inside its nodes; protobuf's parser bounds the nesting to 100."""
-    yield depth, found
-    for node in found.node:
+    yield depth, graph
+    for node in graph.node:
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield from _graphs(inner, depth + 1)
@@ -149,21 +149,21 @@ def _operator(node: onnx.NodeProto) -> str:
 def _port(value: onnx.ValueInfoProto) -> Port:
     import onnx
 
-    held = value.type.tensor_type
+    kind = value.type.tensor_type
     try:
-        dtype = onnx.TensorProto.DataType.Name(held.elem_type).lower()
+        dtype = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
     except ValueError:
-        dtype = f"unknown ({held.elem_type})"
+        dtype = f"unknown ({kind.elem_type})"
     dims = tuple(
-        d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in held.shape.dim
+        d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in kind.shape.dim
     )
     return Port(value.name, _NAMES.get(dtype, dtype), dims)
 
 
-def _external(held: list[onnx.TensorProto]) -> tuple[ExternalFile, ...]:
+def _external(tensors: list[onnx.TensorProto]) -> tuple[ExternalFile, ...]:
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    for tensor in held:
+    for tensor in tensors:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         if not entries:
             continue

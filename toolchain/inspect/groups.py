@@ -39,10 +39,10 @@ class Block:
 
 def grouped(tensors: Iterable[TensorEntry]) -> tuple[Block, ...]:
     """Return the blocks in the order of their first tensor."""
-    found: dict[str, list[TensorEntry]] = {}
+    groups: dict[str, list[TensorEntry]] = {}
     for tensor in tensors:
-        found.setdefault(tensor.name.partition(".")[0], []).append(tensor)
-    return tuple(_block(name, held) for name, held in found.items())
+        groups.setdefault(tensor.name.partition(".")[0], []).append(tensor)
+    return tuple(_block(name, entries) for name, entries in groups.items())
 
 
 def _block(name: str, tensors: list[TensorEntry]) -> Block:

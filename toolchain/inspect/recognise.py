@@ -1,7 +1,7 @@
-"""Recognise a file or folder by its content, and look into it.
+"""Recognise a file or folder by its content, and read it with the reader of its format.
 
-Rules of this file: it reads the first bytes, chooses one reader and holds no knowledge of the
-formats beyond what tells them apart.
+Rules of this file: it reads the first bytes and chooses one reader. Of the formats it knows what
+tells them apart, and no more.
 """
 
 from __future__ import annotations
@@ -132,10 +132,10 @@ def _folder(path: Path) -> str:
 
 
 def _safetensors(path: Path) -> tuple[str, Path]:
-    found = file_facts.tensors(path)
-    if {tensor.name for tensor in found.tensors} == GOLDEN_TENSORS:
+    facts = file_facts.tensors(path)
+    if {tensor.name for tensor in facts.tensors} == GOLDEN_TENSORS:
         return "golden", path
-    if file_facts.training_note(found) is not None:
+    if file_facts.training_note(facts) is not None:
         return "training", path
     if path.name == TENSORS_FILE and (path.parent / INFO_FILE).is_file():
         return "checkpoint", path.parent

@@ -1,9 +1,9 @@
 """From a picture to the tensor that a model sees: the same in training and on a device.
 
-Rules of this file: numpy and Pillow only; the settings are data (`Preprocessing`), written in the
-recipe and carried in the bundle; every step is deterministic and per picture. Colour profiles are
-not applied, animation stops at the first frame, and nothing random happens here (augmentation is
-training's).
+Rules of this file: numpy and Pillow only. The settings are data (`Preprocessing`): recipes, bundles
+and installed domains hold this one record. Every step is deterministic and looks at one picture.
+Colour profiles are not applied, an animation stops at its first frame, and nothing is random:
+augmentation belongs to training.
 
 ::
 
@@ -140,8 +140,8 @@ def _open(path: Path) -> Image.Image:
 def _decoded(source: Path | io.BytesIO, size: int, what: str) -> Image.Image:
     """Return the picture in a file of ``size`` bytes, upright, in 8-bit RGB.
 
-    Pillow warns of a picture that is refused here anyway; warnings are left alone, as silencing
-    them for a moment is no matter of one thread.
+    Pillow warns of very large pictures, which are refused here anyway. The warnings stay: silencing
+    them for a moment would silence them in every thread.
     """
     if size > MAX_FILE_BYTES:
         raise DataError(

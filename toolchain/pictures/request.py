@@ -1,7 +1,7 @@
 """What a request may bring, and the one tensor that it becomes.
 
-Rules of this file: everything is checked here, once, before a model sees it; pictures go through
-:mod:`toolchain.pictures.preprocess`, prepared tensors are taken as they are. Nothing is guessed: a
+Rules of this file: everything is checked here, once, before a model sees it. Pictures go through
+:mod:`toolchain.pictures.preprocess`; prepared tensors are taken as they are. Nothing is guessed: a
 tensor of another size is refused, not resized.
 """
 
@@ -62,30 +62,30 @@ def many(p: Preprocessing, pictures: Sequence[Picture] | npt.NDArray[Any], limit
     return np.concatenate([_placed(p, place, each) for place, each in enumerate(pictures)])
 
 
-def tensor(p: Preprocessing, given: npt.NDArray[Any], *, limit: int) -> Floats:
-    """Return the prepared tensor ``given`` if a model can take it: finite, float32, its shape.
+def tensor(p: Preprocessing, array: npt.NDArray[Any], *, limit: int) -> Floats:
+    """Return the prepared tensor ``array`` if a model can take it: finite, float32, its shape.
 
     Raises DataError. Values are not compared with the preprocessing: that it was normalised is for
     the caller to know.
     """
-    wanted = (CHANNELS, p.size, p.size)
-    if not isinstance(given, np.ndarray):
+    shape = (CHANNELS, p.size, p.size)
+    if not isinstance(array, np.ndarray):
         raise DataError(
-            f"expected a numpy array, got {type(given).__name__}", fix="pass np.asarray(...) of it"
+            f"expected a numpy array, got {type(array).__name__}", fix="pass np.asarray(...) of it"
         )
-    if given.dtype != np.float32 or given.ndim != 4 or given.shape[1:] != wanted:
+    if array.dtype != np.float32 or array.ndim != 4 or array.shape[1:] != shape:
         raise DataError(
-            f"expected a tensor float32 [N, {', '.join(map(str, wanted))}], "
-            f"got {given.dtype} {list(given.shape)}",
+            f"expected a tensor float32 [N, {', '.join(map(str, shape))}], "
+            f"got {array.dtype} {list(array.shape)}",
             fix="pass the picture itself, which is scaled and normalised, or prepare() its result",
         )
-    _check_count(len(given), limit)
-    if not np.isfinite(given).all():
+    _check_count(len(array), limit)
+    if not np.isfinite(array).all():
         raise DataError(
             "expected finite values, got NaN or infinity in the tensor",
             fix="look at what computes it; a NaN would close gates in silence",
         )
-    return np.ascontiguousarray(given)
+    return np.ascontiguousarray(array)
 
 
 def _pixels(p: Preprocessing, picture: Picture) -> npt.NDArray[np.uint8]:

@@ -1,10 +1,10 @@
 """Frames of videos and cameras, through OpenCV, which is an extra (``video``).
 
-Rules of this file: nothing else imports OpenCV, and this only when a source is opened; frames come
-out as uint8 ``[H, W, 3]`` RGB; closing a generator releases what it had opened. A video is decoded
-one frame ahead of whoever asks. A camera does not wait: its newest frame is given and those that
-came in between are dropped, which the gaps in their numbers show. OpenCV's settings belong to the
-process and are left alone, so what it prints is the application's to silence (environment variables
+Rules of this file: no other file imports OpenCV, and this one only when a source is opened. Frames
+are uint8 ``[H, W, 3]`` RGB. Closing a generator releases what it opened. A video is decoded one
+frame ahead of whoever asks. A camera does not wait: the caller gets its newest frame, the frames in
+between are dropped, and gaps in the numbers show it. OpenCV's settings belong to the process, so
+they are left alone; an application can silence what OpenCV prints (environment variables
 ``OPENCV_LOG_LEVEL`` and ``OPENCV_FFMPEG_LOGLEVEL``).
 """
 
@@ -110,16 +110,16 @@ def _video(path: Path, every: int) -> Generator[Still]:
         raise DataError(f"{path}: expected a video file, found none", fix="check the path")
     fix = "convert it, for example to MP4 with H.264"
     # FFmpeg alone: other readers would take a name with % for a series of files.
-    with _opened(str(path), fix, lambda cv2: cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)) as found:
-        capture, cv2 = found
+    with _opened(str(path), fix, lambda cv2: cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)) as opened:
+        capture, cv2 = opened
         _check_area(capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         announced = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        seen = yield from _stills(capture, every, lambda: capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3)
-        if seen == 0:
+        count = yield from _stills(capture, every, lambda: capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3)
+        if count == 0:
             raise DataError("expected frames, got none", fix=fix)
-        if seen < announced - max(_MISSING_FRAMES, _MISSING_SHARE * announced):
+        if count < announced - max(_MISSING_FRAMES, _MISSING_SHARE * announced):
             raise DataError(
-                f"expected {announced:.0f} frames, got {seen} before it breaks off",
+                f"expected {announced:.0f} frames, got {count} before it breaks off",
                 fix="copy or record it again; the frames before were answered",
             )
 
@@ -128,8 +128,8 @@ def _camera(number: int, every: int) -> Generator[Still]:
     fix = "connect one, or try another number: camera:0, camera:1, ..."
     with _opened(f"camera:{number}", fix, lambda cv2: cv2.VideoCapture(number)) as (capture, _):
         started = time.monotonic()
-        seen = yield from _stills(capture, every, lambda: time.monotonic() - started)
-        raise DataError(f"expected another frame after {seen}, got none", fix="connect it again")
+        count = yield from _stills(capture, every, lambda: time.monotonic() - started)
+        raise DataError(f"expected another frame after {count}, got none", fix="connect it again")
 
 
 def _stills(

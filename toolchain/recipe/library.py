@@ -75,10 +75,10 @@ def _stem_fault(domain: object, stem: str | None) -> Iterator[Fault]:
 def find(name: str, folders: Sequence[Path] = ()) -> Path:
     """Return the file of the domain ``name``; raises UnknownNameError with the nearest names."""
     known = _files(folders)
-    wanted = unicodedata.normalize("NFC", name)
-    if wanted not in known:
+    domain = unicodedata.normalize("NFC", name)
+    if domain not in known:
         raise UnknownNameError("domain", name, known, fix="(list them: da3 recipes ls)")
-    return known[wanted]
+    return known[domain]
 
 
 def available(folders: Sequence[Path] = ()) -> list[Entry]:

@@ -1,7 +1,7 @@
 """What an image folder holds: which pictures, of which class, in which part.
 
-Rules of this file: names and file types only, nothing is decoded; links that lead out of the
-folder are refused; the same files give the same listing on every machine. Two layouts::
+Rules of this file: names and file types only; it decodes nothing. Links that lead out of the folder
+are refused. The same files give the same listing on every machine. Two layouts::
 
     ROOT/train/<class>/*.jpg        or        ROOT/<class>/*.jpg
     ROOT/test/<class>/*.jpg                   (a fifth of each class, chosen by the hash of
@@ -80,12 +80,14 @@ def _split_by_hash(root: Path) -> Listing:
     for name, paths in files.items():
         ranked = sorted(paths, key=lambda path: _rank(root, path))
         # A class of one picture trains; from two on, each class has at least one to test.
-        held = (len(ranked) + TEST_SHARE - 1) // TEST_SHARE if len(ranked) > 1 else 0
-        parts[0][name], parts[1][name] = sorted(ranked[held:]), sorted(ranked[:held])
+        count = -(-len(ranked) // TEST_SHARE) if len(ranked) > 1 else 0
+        parts[0][name], parts[1][name] = sorted(ranked[count:]), sorted(ranked[:count])
     return Listing(root, classes, _pairs(parts[0], classes), _pairs(parts[1], classes), False)
 
 
 def _rank(root: Path, path: Path) -> bytes:
+    """Return what orders a class's pictures: by chance, and the same on every machine."""
+    # Some file systems store names decomposed; NFC makes them the same text.
     name = unicodedata.normalize("NFC", path.relative_to(root).as_posix())
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 
@@ -150,7 +152,7 @@ def _refuse_outside(entry: os.DirEntry[str], inside: Path) -> None:
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as found:
-            return sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as err:
         raise DataError(f"{folder}: cannot be listed: {err.strerror}", fix="check access") from err

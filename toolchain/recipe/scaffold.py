@@ -1,7 +1,7 @@
 """A first recipe for a user's own folder of pictures.
 
-Rules of this file: everything is read before anything is written; what was read stands in the
-header, so that the file explains itself; the folder is not changed.
+Rules of this file: everything is read before anything is written. The header says what was read, so
+that the file explains itself. The folder of pictures is not changed.
 """
 
 from __future__ import annotations
@@ -153,19 +153,19 @@ def _epochs(pictures: int) -> int:
 
 
 def _header(name: str, survey: Survey) -> str:
-    found = survey.listing
+    listing = survey.listing
     widths, heights = zip(*survey.sizes, strict=True)
-    parts = "as found in the folders" if found.was_split else "a fifth of each class to test"
-    counts = Counter(index for _, index in found.train + found.test)
-    classes = [f"{counts[place]:6d}  {name}" for place, name in enumerate(found.classes)]
+    parts = "as found in the folders" if listing.was_split else "a fifth of each class to test"
+    counts = Counter(index for _, index in listing.train + listing.test)
+    classes = [f"{counts[place]:6d}  {name}" for place, name in enumerate(listing.classes)]
     lines = [
         f"Build it:  da3-export --train --domain {f'{name!r}' if ' ' in name else name}",
         "",
-        f"Read from {found.root}:",
-        f"  pictures  {len(found.train)} to train, {len(found.test)} to test ({parts})",
+        f"Read from {listing.root}:",
+        f"  pictures  {len(listing.train)} to train, {len(listing.test)} to test ({parts})",
         f"  sizes     {min(widths)} to {max(widths)} px wide, {min(heights)} to {max(heights)} px "
         f"high ({len(survey.sizes)} measured)",
-        f"  classes   {len(found.classes)}",
+        f"  classes   {len(listing.classes)}",
         "    " + first_few(classes, _LISTED_CLASSES, "\n    "),
     ]
     lines += ["", "Check before training: title, licence, and whether a mirrored picture is still"]
