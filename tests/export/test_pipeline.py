@@ -32,7 +32,7 @@ from toolchain.core.errors import (
     UsageError,
 )
 from toolchain.device.boards.target import find
-from toolchain.export import pipeline
+from toolchain.export import linked, pipeline
 from toolchain.export.check.bundles import check_bundle
 from toolchain.export.emit.models import KitOrder
 from toolchain.export.graph import store
@@ -146,7 +146,7 @@ def test_a_parity_failure_leaves_nothing(
         head.attributes["alpha"] = ir.AttrFloat32("alpha", 0.9)
         return model
 
-    monkeypatch.setattr(pipeline, "link", wrong)
+    monkeypatch.setattr(linked, "link", wrong)
     dist = tmp_path / "dist"
     with pytest.raises(ParityError, match="parity failed") as caught:
         run(exported, dist)

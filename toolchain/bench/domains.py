@@ -17,23 +17,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load as load_safetensors
 
 from toolchain import bundle
 from toolchain.bench import graphs
 from toolchain.bench.materials import Materials, read_index, write_index
-from toolchain.bundle import BackboneArtefact, Payload
-from toolchain.bundle.linkage import SHIPPED, STATIC_IF, SWAP_IF
+from toolchain.bundle import BackboneArtefact
+from toolchain.bundle.linkage import STATIC_IF, SWAP_IF
 from toolchain.core.files import write_atomic
 from toolchain.core.timing import Notify
 from toolchain.export import manifests
-from toolchain.export.check import candidates, parity
-from toolchain.export.check.reference import Chosen, choose
+from toolchain.export.check.reference import choose
 from toolchain.export.graph import store
 from toolchain.export.graph.link import link
-from toolchain.export.graph.names import SLOTS_FILE
 from toolchain.export.graph.split import PackedHalves, split
-from toolchain.recipe import AdaptorOptions, DataSpec, Preprocessing, Recipe, TrainSpec, dump
+from toolchain.export.linked import compare, link_domain, payloads, write_artefact
+from toolchain.recipe import AdaptorOptions, DataSpec, Preprocessing, Recipe, TrainSpec
 from toolchain.training.adapt import backbones
 from toolchain.training.adapt.attached import AttachedModel, attach
 from toolchain.training.adapt.checkpoint import INFO_FILE, Checkpoint
@@ -114,31 +112,29 @@ class _Maker:
         """Draw, split, link, compare and pack; then write what the domain is compared with."""
         rates = _draw(self.model, self.index)
         halves = split(self.model, cache=self.work / "cache")
-        kept = self._checkpoint(rates)
-        chosen = choose(self.model, self._pictures(), self.recipe.preprocess, count=PICTURES)
-        linked = {one.stem: store.to_bytes(link(halves, one, rates=rates)) for one in SHIPPED}
-        artefact = self._artefact(kept, halves)
-        report = self._compared(halves, linked[SWAP_IF.stem], artefact, chosen)
-        manifest = manifests.domain(
-            kept, self.recipe, halves, artefact=artefact, chosen=chosen, report=report
+        trained = self._checkpoint(rates)
+        reference = choose(self.model, self._pictures(), self.recipe.preprocess, count=PICTURES)
+        linked = link_domain(halves, trained)
+        own = manifests.backbone(trained, halves)
+        artefact, _ = write_artefact(self.work, own, halves, replace=True)
+        # One flavour tells that the drawn values arrived; all of them take long at full size.
+        report = compare(
+            linked,
+            reference.golden,
+            self.recipe.preprocess,
+            artefact.path,
+            linkages=[SWAP_IF],
+            staged=False,
+            threads=1,
         )
-        path = self.work / f"{self.recipe.domain}.da3b"
-        bundle.pack(path, manifest, self._files(halves, linked, chosen), overwrite=True)
+        manifest = manifests.domain(
+            trained, self.recipe, halves, artefact=artefact, reference=reference, report=report
+        )
+        info = (self._folder / INFO_FILE).read_bytes()
+        files = payloads(linked, reference.golden, self.recipe, info)
+        bundle.pack(self.work / f"{self.recipe.domain}.da3b", manifest, files, overwrite=True)
         self._compete(halves)
         return _Made(halves, artefact, rates)
-
-    def _files(
-        self, halves: PackedHalves, linked: Mapping[str, bytes], chosen: Chosen
-    ) -> list[Payload]:
-        """Return the files that an export packs."""
-        files = [
-            Payload("domain", "domain.onnx", halves.domain_graph),
-            Payload("slots", SLOTS_FILE, halves.slots_data),
-            Payload("golden", "golden.safetensors", chosen.golden.to_bytes()),
-            Payload("recipe", "recipe.yaml", dump(self.recipe).encode()),
-            Payload("training", "training.json", (self._folder / INFO_FILE).read_bytes()),
-        ]
-        return files + [Payload(one.role, one.file, linked[one.stem]) for one in SHIPPED]
 
     def _checkpoint(self, rates: Mapping[str, float]) -> Checkpoint:
         """Write the drawn values as training would; its figures are none."""
@@ -151,30 +147,6 @@ class _Maker:
         generator = np.random.default_rng(self.index)
         pictures = generator.integers(0, 256, (PICTURES, side, side, 3), np.uint8)
         return ArraySplit(self.recipe.domain, pictures, np.zeros(PICTURES, np.int64))
-
-    def _artefact(self, kept: Checkpoint, halves: PackedHalves) -> BackboneArtefact:
-        wanted = manifests.backbone(kept, halves)
-        path = self.work / bundle.artefact_name(wanted.name, wanted.weights_digest)
-        if path.is_dir():
-            found = bundle.open_backbone(path)
-            if found.manifest.graph_digest == wanted.graph_digest:
-                return found
-        return bundle.write_backbone(
-            self.work,
-            wanted,
-            graph=halves.backbone_graph,
-            weights=halves.weights_data,
-            overwrite=True,
-        )
-
-    def _compared(
-        self, halves: PackedHalves, graph: bytes, artefact: BackboneArtefact, chosen: Chosen
-    ) -> parity.ParityReport:
-        slots = load_safetensors(halves.slots_data)
-        subject = candidates.shipped(SWAP_IF, graph, artefact.path, slots)
-        return parity.compare(
-            chosen.golden, [subject], slots, self.recipe.preprocess, threads=1
-        ).require()
 
     def _compete(self, halves: PackedHalves) -> None:
         name = self.recipe.domain

@@ -34,7 +34,7 @@ from toolchain.bundle.backbone import GRAPH_NAME, WEIGHTS_NAME
 from toolchain.core.canonical import rounded
 from toolchain.core.sealed import listing
 from toolchain.export.check.parity import ParityReport
-from toolchain.export.check.reference import Chosen
+from toolchain.export.check.reference import ReferenceCases
 from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.names import DIALECT, Cut
 from toolchain.export.graph.split import PackedHalves
@@ -46,9 +46,9 @@ TIME_LIMIT_S = 60.0
 OWN_LICENCE = "see the backbone's source"
 
 
-def backbone(kept: Checkpoint, halves: PackedHalves) -> BackboneManifest:
+def backbone(trained: Checkpoint, halves: PackedHalves) -> BackboneManifest:
     """Return the manifest of the backbone artefact; file entries are filled in when written."""
-    info = kept.info.backbone
+    info = trained.info.backbone
     contents = {GRAPH_NAME: halves.backbone_graph, WEIGHTS_NAME: halves.weights_data}
     files = listing(bundle.BackboneFile, contents)
     return BackboneManifest(
@@ -63,7 +63,7 @@ def backbone(kept: Checkpoint, halves: PackedHalves) -> BackboneManifest:
         blocks=tuple(_block(cut) for cut in halves.cuts),
         taps=taps(halves),
         licence=OWN_LICENCE,
-        provenance={"toolchain": version(DISTRIBUTION), "torch": kept.info.versions.torch},
+        provenance={"toolchain": version(DISTRIBUTION), "torch": trained.info.versions.torch},
     )
 
 
@@ -82,18 +82,18 @@ def taps(halves: Halves) -> tuple[Tap, ...]:
 
 
 def domain(
-    kept: Checkpoint,
+    trained: Checkpoint,
     recipe: Recipe,
     halves: PackedHalves,
     *,
     artefact: BackboneArtefact,
-    chosen: Chosen,
+    reference: ReferenceCases,
     report: ParityReport,
     plans: tuple[PrecisionCost, ...] = (),
     patch: Patch | None = None,
 ) -> Manifest:
     """Return the manifest of a domain's bundle; files and slots are filled in when packed."""
-    info, metrics = kept.info, kept.info.metrics
+    info, metrics = trained.info, trained.info.metrics
     own = artefact.manifest
     return Manifest(
         schema="da3.bundle/1",
@@ -110,9 +110,9 @@ def domain(
         gates=Gates(_gate_blocks(halves, metrics.gate_rates), rounded(metrics.executed_share)),
         plans=plans,
         requires=Requires(None, None, None),
-        selftest=_selftest(chosen, report),
+        selftest=_selftest(reference, report),
         parity=_parity(report),
-        metrics=_metrics(kept),
+        metrics=_metrics(trained),
         fallback=None,
         provenance={
             "toolchain": version(DISTRIBUTION),
@@ -138,8 +138,8 @@ def _gate_blocks(halves: Halves, rates: Mapping[str, float]) -> tuple[GateBlock,
     )
 
 
-def _selftest(chosen: Chosen, report: ParityReport) -> Selftest:
-    golden = chosen.golden
+def _selftest(reference: ReferenceCases, report: ParityReport) -> Selftest:
+    golden = reference.golden
     return Selftest(
         inputs="golden",
         outputs="golden",
@@ -161,8 +161,8 @@ def _parity(report: ParityReport) -> dict[str, int | float | str | bool | None]:
     return notes | {"cases": report.cases, "forced": report.forced}
 
 
-def _metrics(kept: Checkpoint) -> dict[str, int | float | str | bool | None]:
-    metrics = kept.info.metrics
+def _metrics(trained: Checkpoint) -> dict[str, int | float | str | bool | None]:
+    metrics = trained.info.metrics
     alone = metrics.head_accuracy
     return {
         "accuracy": rounded(metrics.accuracy),

@@ -1,8 +1,9 @@
 """The pipeline of ``da3-export``: checkpoint in, checked bundle out.
 
 Rules of this file: it calls the rooms in order (restore, split, link, check, pack) and holds no
-logic of theirs; nothing appears in the destination before parity has passed; the backbone artefact
-is written once and reused while its digests match. Progress is told to a callback, never printed.
+logic of theirs. Nothing appears in the destination before parity has passed. The backbone artefact
+is written once, and reused while its digests match. A callback hears of progress; nothing is
+printed. What lies between a split and a bundle is in :mod:`toolchain.export.linked`.
 """
 
 from __future__ import annotations
@@ -25,35 +26,36 @@ from toolchain.bundle import (
     Payload,
     PrecisionCost,
 )
-from toolchain.bundle.golden import Golden
-from toolchain.bundle.linkage import SHIPPED, SWAP_IF
-from toolchain.bundle.patch import PATCH_NAME
 from toolchain.core import digest
-from toolchain.core.canonical import rounded
 from toolchain.core.errors import (
-    BackboneMismatchError,
     CheckpointError,
     Da3Error,
     ExistsError,
     UsageError,
 )
-from toolchain.core.files import make_folder, write_atomic
+from toolchain.core.files import make_folder
 from toolchain.core.timing import Notify
 from toolchain.export import manifests
-from toolchain.export.check import candidates, parity
-from toolchain.export.check.parity import ParityReport, Subject
-from toolchain.export.check.reference import Chosen, choose, join
+from toolchain.export.check import parity
+from toolchain.export.check.parity import ParityReport
+from toolchain.export.check.reference import ReferenceCases, choose, join
 from toolchain.export.emit.kits import KitSource
 from toolchain.export.emit.models import KitOrder, in_memory
-from toolchain.export.graph import store
-from toolchain.export.graph.link import link
-from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.export.graph.split import PackedHalves, require_same_graphs, split
+from toolchain.export.linked import (
+    LinkedDomain,
+    compare,
+    link_domain,
+    payloads,
+    write_artefact,
+    write_graphs,
+)
 from toolchain.export.orders import KitReport, Orders
 from toolchain.export.prepare import KitDomain
-from toolchain.recipe import Recipe, dump
+from toolchain.recipe import Recipe
 from toolchain.training.adapt import checkpoint as checkpoints
 from toolchain.training.adapt.attached import AttachedModel
+from toolchain.training.adapt.checkpoint import Checkpoint
 from toolchain.training.adapt.folded import overrides_folded, slots_alone
 from toolchain.training.adapt.restore import restore
 from toolchain.training.data import DomainData
@@ -123,67 +125,54 @@ def export(
     target = dist / f"{recipe.domain}{SUFFIX}"
     if not overwrite:
         refuse_existing(target)
-    with clock.step("restore"):
-        model, kept = restore(checkpoint, weights=recipe.weights_path)
-        changed = overrides_folded(model)
-        if changed is not None and orders:
-            raise _no_kit(recipe)
-    with clock.step("data"):
-        data = load_data(recipe)
-        _refuse_foreign(checkpoint, kept, recipe, data.classes)
+    source = _load(recipe, checkpoint, clock, for_kits=bool(orders))
     with clock.step("split"):
-        halves, patch = _split(model, changed, cache)
+        halves, patch = _split(source.model, source.folded, cache)
     with clock.step("reference"):
-        chosen = choose(model, data.test, recipe.preprocess, count=recipe.golden)
-    with tempfile.TemporaryDirectory(prefix="da3-export-") as folder:
-        with clock.step("link"):
-            weights = halves.weights_data if patch is None else patch.weights
-            graphs = _link(halves, weights, kept, Path(folder))
-        with clock.step("check"):
-            linked = _Linked(halves, graphs, _rates(kept), Path(folder))
-            cases = join([chosen.golden, chosen.others])
-            report = _check(linked, cases, recipe, threads=threads, tolerance=tolerance)
-    own = manifests.backbone(kept, halves)
+        test = source.data.test
+        reference = choose(source.model, test, recipe.preprocess, count=recipe.golden)
+    linked, report = _checked(
+        source, halves, patch, reference, clock, threads=threads, tolerance=tolerance
+    )
+    own = manifests.backbone(source.trained, halves)
     place = dist / bundle.artefact_name(own.name, own.weights_digest)
     draft = manifests.domain(
-        kept,
+        source.trained,
         recipe,
         halves,
         artefact=BackboneArtefact(place, own),
-        chosen=chosen,
+        reference=reference,
         report=report,
         patch=None if patch is None else patch.about,
     )
-    ordered = Orders(orders, _rates(kept), dist, overwrite=overwrite)
+    kits = Orders(orders, linked.rates, dist, overwrite=overwrite)
     if orders:
-        graph = digest.sha256(graphs[SWAP_IF.stem])
-        plans = ordered.prepare(_kit_domain(recipe, draft, own, halves, graph, data), clock.step)
+        plans = kits.prepare(_kit_domain(source, draft, own, linked), clock.step)
         draft = replace(draft, plans=plans)
     if patch is None:
         draft = replace(draft, plans=draft.plans + _kept_plans(target, halves, draft.plans))
     with clock.step("pack"):
         make_folder(dist, fix="choose another with --dist")
-        artefact, reused = _backbone(own, halves, place)
-        payloads = _payloads(halves, graphs, checkpoint, chosen, recipe)
-        if patch is not None:
-            payloads.append(Payload("patch", PATCH_NAME, patch.data))
+        artefact, reused = write_artefact(dist, own, halves)
+        info = (checkpoint / checkpoints.INFO_FILE).read_bytes()
+        files = payloads(linked, reference.golden, recipe, info)
         # The bundle comes last: whoever finds it finds what it tells of.
-        kits = ordered.write(_release(draft, payloads) if orders else "")
-        manifest = bundle.pack(target, draft, payloads, overwrite=overwrite)
+        kit_reports = kits.write(_release(draft, files) if orders else "")
+        manifest = bundle.pack(target, draft, files, overwrite=overwrite)
     return ExportReport(
-        recipe.domain,
-        target,
-        target.stat().st_size,
-        manifest,
-        artefact.path,
-        sum(f.size for f in artefact.manifest.files),
-        reused,
-        halves.cached,
-        report,
-        chosen.searched,
-        chosen.ambiguous,
-        kits,
-        clock.seconds,
+        domain=recipe.domain,
+        bundle=target,
+        bundle_bytes=target.stat().st_size,
+        manifest=manifest,
+        backbone=artefact.path,
+        backbone_bytes=sum(f.size for f in artefact.manifest.files),
+        backbone_reused=reused,
+        structure_cached=halves.cached,
+        parity=report,
+        searched=reference.searched,
+        ambiguous=reference.ambiguous,
+        kits=kit_reports,
+        seconds=clock.seconds,
     )
 
 
@@ -195,33 +184,83 @@ def refuse_existing(path: Path) -> None:
         )
 
 
-def _no_kit(recipe: Recipe) -> UsageError:
-    return UsageError(
-        f"{recipe.domain}: expected a domain on the frozen backbone for --target, got one whose "
-        f"method {recipe.method!r} changes the backbone's tensors; engines share the frozen one",
-        fix="export without --target, or train the domain with da3, da2 or head",
-    )
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What is exported: a trained domain, and the pictures that it is checked with.
+
+    ``folded``: the model with the domain's own tensors of the backbone in place; None for a domain
+    on the frozen backbone.
+    """
+
+    recipe: Recipe
+    model: AttachedModel
+    folded: AttachedModel | None
+    trained: Checkpoint
+    data: DomainData
+
+
+def _load(recipe: Recipe, folder: Path, clock: _Clock, *, for_kits: bool) -> _Source:
+    """Restore the checkpoint in ``folder`` and read the data that its recipe names."""
+    with clock.step("restore"):
+        model, trained = restore(folder, weights=recipe.weights_path)
+        folded = overrides_folded(model)
+        if folded is not None and for_kits:
+            raise UsageError(
+                f"{recipe.domain}: expected a domain on the frozen backbone for --target, got one "
+                f"whose method {recipe.method!r} changes the backbone's tensors; engines share the "
+                "frozen one",
+                fix="export without --target, or train the domain with da3, da2 or head",
+            )
+    with clock.step("data"):
+        data = load_data(recipe)
+        _refuse_foreign(folder, trained, recipe, data.classes)
+    return _Source(recipe, model, folded, trained, data)
 
 
 def _split(
-    model: AttachedModel, changed: AttachedModel | None, cache: Path | None
+    model: AttachedModel, folded: AttachedModel | None, cache: Path | None
 ) -> tuple[PackedHalves, Patched | None]:
-    """Return the halves on the frozen backbone, and the patch for the changed one.
+    """Return the halves on the frozen backbone, and the patch for a changed one.
 
-    The changed one is captured each time: nobody but this domain would find it in the cache.
+    The changed backbone is captured each time: no other domain would find it in the cache.
     """
-    if changed is None:
+    if folded is None:
         return split(model, cache=cache), None
-    halves, theirs = split(slots_alone(model), cache=cache), split(changed)
-    require_same_graphs(halves, theirs)
-    return halves, bundle.make_patch(halves.weights_data, theirs.weights_data)
+    halves, changed = split(slots_alone(model), cache=cache), split(folded)
+    require_same_graphs(halves, changed)
+    return halves, bundle.make_patch(halves.weights_data, changed.weights_data)
+
+
+def _checked(
+    source: _Source,
+    halves: PackedHalves,
+    patch: Patched | None,
+    reference: ReferenceCases,
+    clock: _Clock,
+    *,
+    threads: int | None,
+    tolerance: float,
+) -> tuple[LinkedDomain, ParityReport]:
+    """Link the domain in a temporary folder, and hold every flavour to the reference."""
+    with tempfile.TemporaryDirectory(prefix="da3-export-") as name:
+        folder = Path(name)
+        with clock.step("link"):
+            linked = link_domain(halves, source.trained, patch)
+            write_graphs(linked, folder)
+        with clock.step("check"):
+            cases = join([reference.golden, reference.others])
+            preprocess = source.recipe.preprocess
+            report = compare(
+                linked, cases, preprocess, folder, threads=threads, tolerance=tolerance
+            )
+    return linked, report
 
 
 def _refuse_foreign(
-    folder: Path, kept: checkpoints.Checkpoint, recipe: Recipe, classes: tuple[str, ...]
+    folder: Path, trained: Checkpoint, recipe: Recipe, classes: tuple[str, ...]
 ) -> None:
     """Refuse a checkpoint that another recipe trained: parity could not tell."""
-    info = kept.info
+    info = trained.info
     pairs = {
         "domain": (recipe.domain, info.domain),
         "backbone": (recipe.backbone, info.backbone.name),
@@ -247,11 +286,6 @@ def _other_method(recipe: Recipe, trained: str) -> str:
     return "" if trained == recipe.method else f"export it as what it is, with --method {trained}"
 
 
-def _rates(kept: checkpoints.Checkpoint) -> dict[str, float]:
-    # Rounded as in the manifest, so that linking anew from a bundle gives the same graphs.
-    return {site: rounded(rate) for site, rate in kept.info.metrics.gate_rates.items()}
-
-
 def _kept_plans(
     path: Path, halves: PackedHalves, plans: tuple[PrecisionCost, ...]
 ) -> tuple[PrecisionCost, ...]:
@@ -267,113 +301,24 @@ def _kept_plans(
 
 
 def _kit_domain(
-    recipe: Recipe,
-    manifest: Manifest,
-    own: BackboneManifest,
-    halves: PackedHalves,
-    graph: str,
-    data: DomainData,
+    source: _Source, manifest: Manifest, own: BackboneManifest, linked: LinkedDomain
 ) -> KitDomain:
-    """Return the domain as kits are made for it; ``graph``: digest of ``swap-if``."""
-    source = KitSource(
-        manifest=manifest, backbone=own, slots=load_safetensors(halves.slots_data), graph=graph
+    """Return the domain as kits are made for it."""
+    kit_source = KitSource(
+        manifest=manifest,
+        backbone=own,
+        slots=load_safetensors(linked.halves.slots_data),
+        graph=linked.graph_digest,
     )
     return KitDomain(
-        source=source, split=in_memory(halves), data=data, preprocess=recipe.preprocess
+        source=kit_source,
+        split=in_memory(linked.halves),
+        data=source.data,
+        preprocess=source.recipe.preprocess,
     )
 
 
-def _release(draft: Manifest, payloads: list[Payload]) -> str:
+def _release(draft: Manifest, files: list[Payload]) -> str:
     """Return the digest that the bundle's manifest will have."""
     with tempfile.TemporaryDirectory(prefix="da3-export-") as folder:
-        return digest.sha256(bundle.pack(Path(folder) / "bundle", draft, payloads).to_json())
-
-
-def _link(
-    halves: PackedHalves, weights: bytes, kept: checkpoints.Checkpoint, folder: Path
-) -> dict[str, bytes]:
-    """Link every shipped flavour, write it beside its tensors, and let onnx.checker look at all.
-
-    ``weights``: the file that it runs on, patched where the domain has a patch.
-    """
-    write_atomic(folder / WEIGHTS_FILE, weights)
-    write_atomic(folder / SLOTS_FILE, halves.slots_data)
-    graphs = {one.stem: store.to_bytes(link(halves, one, rates=_rates(kept))) for one in SHIPPED}
-    for stem, data in {
-        "backbone": halves.backbone_graph,
-        "domain": halves.domain_graph,
-        **graphs,
-    }.items():
-        path = folder / f"{stem}.onnx"
-        write_atomic(path, data)
-        store.check(path)
-    return graphs
-
-
-@dataclass(frozen=True, slots=True)
-class _Linked:
-    """What the check runs: halves, graphs by name, how each was linked, and where tensors lie."""
-
-    halves: PackedHalves
-    graphs: dict[str, bytes]
-    rates: dict[str, float]
-    folder: Path
-
-
-def _check(
-    linked: _Linked, cases: Golden, recipe: Recipe, *, threads: int | None, tolerance: float
-) -> ParityReport:
-    halves, folder = linked.halves, linked.folder
-    slots = load_safetensors(halves.slots_data)
-    found: list[Subject] = [
-        candidates.shipped(
-            one,
-            linked.graphs[one.stem],
-            folder,
-            slots,
-            tapped=candidates.tapped(halves, one, linked.rates, folder, slots),
-        )
-        for one in SHIPPED
-    ]
-    found.append(candidates.staged(halves, folder))
-    return parity.compare(
-        cases, found, slots, recipe.preprocess, tolerance=tolerance, threads=threads
-    ).require()
-
-
-def _backbone(
-    wanted: BackboneManifest, halves: PackedHalves, path: Path
-) -> tuple[BackboneArtefact, bool]:
-    """Return the artefact at ``path``, written if it is not there, and whether it was there."""
-    try:
-        written = bundle.write_backbone(
-            path.parent, wanted, graph=halves.backbone_graph, weights=halves.weights_data
-        )
-    except ExistsError:
-        # There before, or put there this moment by another export.
-        return _same_backbone(path, wanted), True
-    return written, False
-
-
-def _same_backbone(path: Path, wanted: BackboneManifest) -> BackboneArtefact:
-    found = bundle.open_backbone(path)
-    if found.manifest.graph_digest != wanted.graph_digest:
-        raise BackboneMismatchError(
-            f"{path} was exported by another version: expected the graph "
-            f"{wanted.graph_digest}, got {found.manifest.graph_digest}",
-            fix="export into another folder, and its other domains again, or remove it",
-        )
-    return found
-
-
-def _payloads(
-    halves: PackedHalves, graphs: dict[str, bytes], folder: Path, chosen: Chosen, recipe: Recipe
-) -> list[Payload]:
-    files = [
-        Payload("domain", "domain.onnx", halves.domain_graph),
-        Payload("slots", SLOTS_FILE, halves.slots_data),
-        Payload("golden", "golden.safetensors", chosen.golden.to_bytes()),
-        Payload("recipe", "recipe.yaml", dump(recipe).encode()),
-        Payload("training", "training.json", (folder / checkpoints.INFO_FILE).read_bytes()),
-    ]
-    return files + [Payload(one.role, one.file, graphs[one.stem]) for one in SHIPPED]
+        return digest.sha256(bundle.pack(Path(folder) / "bundle", draft, files).to_json())

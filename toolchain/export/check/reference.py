@@ -26,7 +26,7 @@ BATCH_PIXELS = 8 * 224 * 224
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ReferenceCases:
     """Golden cases and how they were found.
 
     ``golden``: covers both states of every gate. ``others``: further natural pictures that fill a
@@ -42,7 +42,7 @@ class Chosen:
 
 def choose(
     model: AttachedModel, split: Split, preprocess: Preprocessing, *, count: int, batch: int = 16
-) -> Chosen:
+) -> ReferenceCases:
     """Search ``split`` for golden cases: up to ``count`` natural ones, plus up to two forced."""
     low, high = SEARCH_RANGE
     searched = min(len(split), max(low, min(high, SEARCH_FLOPS // max(1, model.anatomy.flops))))
@@ -55,7 +55,7 @@ def choose(
     rest = [i for i in range(len(usable)) if i not in picked][: max(0, batch - len(picked))]
     golden = _with_forced(model, preprocess, seen.take(usable[picked]))
     others = seen.take(usable[np.asarray(rest, np.int64)])
-    return Chosen(golden, others, len(rows), len(rows) - len(clear))
+    return ReferenceCases(golden, others, len(rows), len(rows) - len(clear))
 
 
 def _gates(trace: Trace, batch: int) -> npt.NDArray[np.float32]:
