@@ -1,9 +1,9 @@
 """The CUDA driver as this project uses it: memory, streams, and what the device is.
 
-Rules of this file: the driver API alone (``libcuda.so.1``), which every NVIDIA machine has under
-that one name whatever its CUDA version, so that a board needs no further package; found when it is
-asked for, never at import. What runs on the device is TensorRT's business. The calls themselves
-are declared in :mod:`toolchain.device.boards.cudriver`.
+Rules of this file: it uses the driver API only (``libcuda.so.1``). Every NVIDIA machine has it
+under that one name, whatever its CUDA version, so a board needs no further package. It is loaded
+when a function asks for it, never at import. What runs on the device is TensorRT's business.
+:mod:`toolchain.device.boards.cudriver` declares the calls.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The CUDA driver library: which calls it has, and what its result codes mean.
 
 Rules of this file: ctypes declarations of the driver API as cuda.h has them (sizes and the ``_v2``
-names are those of CUDA 3.2 and later), loading, and errors; nothing is loaded at import. What the
-calls are used for stands in :mod:`toolchain.device.boards.cuda`. Source: CUDA Driver API reference,
+names are those of CUDA 3.2 and later), loading, and errors. Nothing is loaded at import.
+:mod:`toolchain.device.boards.cuda` uses the calls. Source: CUDA Driver API reference,
 docs.nvidia.com/cuda/cuda-driver-api.
 """
 
@@ -20,7 +20,7 @@ LIBRARY = "libcuda.so.1"
 # CUresult of cuda.h.
 OUT_OF_MEMORY, NO_DEVICE, NOT_READY = 2, 100, 600
 _STUB = 34
-# After these the context answers nothing but the same code.
+# After one of these, every call of the context returns the same code.
 _LOST = range(700, 720)
 _INT, _UINT, _SIZE = ctypes.c_int, ctypes.c_uint, ctypes.c_size_t
 _ADDRESS, _DEVICE_ADDRESS = ctypes.c_void_p, ctypes.c_uint64

@@ -152,20 +152,20 @@ def _differences(target: Target) -> Iterator[str]:
         yield "int8 is refused: its GPU does not compute in it"
     if release.scripted:
         yield f"built by trtexec from the kit's build.sh: its Python is {release.python}"
-    if target.board.name != "desktop":
+    if not target.board.is_card:
         yield "the engine is built on the board itself, nowhere else"
 
 
 def _abilities_there(target: Target) -> Iterator[Ability]:
     """Yield what can be done on a named target."""
-    release, desktop = target.release, target.board.name == "desktop"
+    release, is_card = target.release, target.board.is_card
     commands = {
         "train": "da3 train --domain NAME",
         "export": f"da3-export --domain NAME --target {target.name}",
         "check": "da3 check dist/NAME.da3b",
     }
     for act, command in commands.items():
-        if desktop:
+        if is_card:
             extra = _NEEDS[act][1]
             yield Ability(act, True, f"pip install 'da3-toolchain{extra}': {command}", "")
         else:

@@ -17,7 +17,7 @@ RTX = "pip install 'da3-toolchain[tensorrt-rtx]'"
 def module(target: Target) -> str:
     """Return how to get the Python module that ``target`` builds and runs engines with."""
     release = target.release
-    if target.board.name == "desktop":
+    if target.board.is_card:
         return _wheel(target)
     if release.scripted:
         return (
@@ -35,7 +35,7 @@ def module(target: Target) -> str:
 
 def trtexec(target: Target) -> str:
     """Return how to get ``trtexec``, which the kit's script builds with."""
-    if target.board.name == "desktop":
+    if target.board.is_card:
         return "the tar package of TensorRT (developer.nvidia.com/tensorrt) has it in bin/"
     return "sudo apt install libnvinfer-bin, which puts it into /usr/src/tensorrt/bin"
 
@@ -50,7 +50,7 @@ def environment(folder: str) -> str:
 
 def _wheel(target: Target) -> str:
     release = target.release
-    if release.name.startswith("rtx"):
+    if release.is_rtx:
         return RTX
     major = release.cuda.partition(".")[0]
     numbers = ".".join(release.tensorrt.split(".")[:2])

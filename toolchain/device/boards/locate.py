@@ -30,10 +30,11 @@ def here(machine: Machine) -> Target | None:
         return _on_board(machine, board) if board is not None else None
     if not machine.gpus:
         return None
-    for module, prefix in (("tensorrt", "trt"), ("tensorrt_rtx", "rtx")):
+    cards = [target for target in TARGETS.values() if target.board.is_card]
+    for module, is_rtx in (("tensorrt", False), ("tensorrt_rtx", True)):
         package = machine.package(module)
         if package is not None and package.version is not None:
-            rows = [t for t in targets_of("desktop") if t.release.name.startswith(prefix)]
+            rows = [target for target in cards if target.release.is_rtx == is_rtx]
             return _newest(_not_above(rows, package.version), None)
     return None
 

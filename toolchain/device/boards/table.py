@@ -92,6 +92,6 @@ def _sources() -> Iterator[str]:
 
 def _title(release: Release) -> str:
     if not release.jetpack:
-        product = "TensorRT for RTX" if release.name.startswith("rtx") else "TensorRT"
+        product = "TensorRT for RTX" if release.is_rtx else "TensorRT"
         return f"{product} {release.tensorrt} on a PC"
     return f"JetPack {release.jetpack}"

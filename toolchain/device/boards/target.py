@@ -20,6 +20,7 @@ from toolchain.device.boards.parsers import Boundaries, Sources
 
 # The lowest Python that the toolchain runs on.
 LOWEST_PYTHON = (3, 10)
+_DESKTOP = "desktop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,11 @@ class Release:
         """Whether the board builds with ``trtexec`` alone."""
         return tuple(map(int, self.python.split("."))) < LOWEST_PYTHON
 
+    @property
+    def is_rtx(self) -> bool:
+        """Whether it is TensorRT for RTX."""
+        return self.name.startswith("rtx")
+
 
 @dataclass(frozen=True, slots=True)
 class Board:
@@ -69,6 +75,11 @@ class Board:
     precisions: tuple[Precision, ...]
     source: str
     sources: Sources = ()
+
+    @property
+    def is_card(self) -> bool:
+        """Whether it is a card in a PC, and no module with a JetPack."""
+        return self.name == _DESKTOP
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,7 +393,7 @@ MODELS: tuple[tuple[str, Board], ...] = tuple((row.model, row.board) for row in 
 
 _RTX_MATRIX = "docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix-1"
 _CARD = Board(
-    name="desktop",
+    name=_DESKTOP,
     title="NVIDIA card in a PC",
     sm="7.5 or later",
     dla=0,
@@ -392,7 +403,7 @@ _CARD = Board(
     "deeplearning/tensorrt/latest/getting-started/support-matrix-10/10.15.1.html",
 )
 _RTX_CARD = Board(
-    name="desktop",
+    name=_DESKTOP,
     title="NVIDIA RTX card in a PC",
     sm="7.5, 8.6, 8.9, 12.x",
     dla=0,

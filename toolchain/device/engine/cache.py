@@ -1,9 +1,9 @@
-"""Built engines on disk, each under a key of all that it depends on.
+"""Built engines on disk, each under a key of everything that it depends on.
 
-Rules of this file: schema ``da3.engine/1`` and the only code that writes or reads such a folder. An
-engine is taken if every part of its key is equal, and never otherwise; what differs is named, each
-part with both values. Every file is listed with digest and size and checked by hashing before the
-engine is used, because TensorRT runs what a plan says. It builds nothing and asks no device.
+Rules of this file: schema ``da3.engine/1``, and the only code that writes or reads such a folder.
+An engine is used only if every part of its key is equal. Otherwise the parts that differ are named,
+with both values. Every file is listed with digest and size, and is hashed before the engine is
+used, because TensorRT runs whatever a plan says. This file builds nothing and asks no device.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The kit: what a target needs to build its engines, as one folder.
 
-Rules of this file: schema ``da3.kit/1`` and the only code that writes or reads such a folder; every
-file is listed with its digest and size, and its bytes are checked as they are read. A kit holds
-self-contained ONNX models in the target's dialect; no domain's tensors but for the flavour
-``static``. It builds nothing and knows no ONNX.
+Rules of this file: schema ``da3.kit/1``, and the only code that writes or reads such a folder. The
+manifest lists every file with its digest and size, and a file's bytes are checked when it is read.
+A kit holds self-contained ONNX models in the target's dialect. Only the flavour ``static`` has a
+domain's tensors. This file builds nothing and knows no ONNX.
 """
 
 from __future__ import annotations
