@@ -22,7 +22,7 @@ TOUCHING = [
         for name in ("branches", "build", "conditionals", "features", "log", "parse", "tactics")
     ),
     *(DEVICE / "runtime" / "trt" / f"{name}.py" for name in ("backend", "plan")),
-    DEVICE.parents[1] / "benchmarks" / "refit.py",
+    Path(__file__).parents[3] / "benchmarks" / "refit.py",
 ]
 
 

@@ -89,7 +89,7 @@ class BackboneIdentity(Section):
     graph_digest: str = key(DIGEST)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledRecord(ReleaseInfo):
     """What running needs of a bundle; ``file`` identifies the bundle's file as it was verified.
 
