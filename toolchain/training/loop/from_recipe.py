@@ -43,7 +43,7 @@ def train_recipe(
     check_destination(out, resume=resume, overwrite=overwrite)
     pictures = data.load(recipe)
     model = build(recipe, classes=len(pictures.classes), data=pictures)
-    notify(fit.told(model, recipe.train.batch))
+    notify(fit.summary(model, recipe.train.batch))
     return train(
         model,
         pictures,

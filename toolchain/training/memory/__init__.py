@@ -1,7 +1,7 @@
-"""What training keeps: counted on real allocations, told by rule, and held to a budget.
+"""What training keeps: told before it runs, measured while it runs, and held to a budget.
 
-Rules of this folder: nothing here changes how a model trains. ``measured`` counts what autograd
-really keeps and allocates; ``analytic`` and ``rules`` tell it from shapes alone, without looking at
-what autograd does, so that holding one against the other means something; ``fit`` answers what a
-budget holds. Comparing methods and plotting is another room's (``bench``).
+Rules of this room: nothing here changes how a model trains. ``analytic`` counts a step on tensors
+without values, with the ledger that counts real steps (``lean.ledger``). ``measured`` reads the
+peak of a real step. ``fit`` answers what a budget holds. ``bench`` compares methods and plots them;
+this room does not.
 """

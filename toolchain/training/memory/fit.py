@@ -1,10 +1,10 @@
 """What a training needs, and what a memory budget holds.
 
-Rules of this file: answers come from ``analytic`` alone, so they are there before the first step
-and on any machine. A *need* is what comes on top of the frozen weights and the picture batch, which
-are there whatever is trained. It takes everything to be there at once: what is kept, the maps under
-way (``analytic.Count``), parameters, gradients and AdamW's moments; so it is rather too large, but
-for scratch memory of kernels, which it does not know. It never trains and never changes a model.
+Rules of this file: answers come from ``analytic`` alone, so they exist before the first step and on
+any machine. A *need* comes on top of the frozen weights and the batch of pictures, which are there
+whatever is trained. It adds up what is kept, the maps under way (``analytic.Count``), parameters,
+gradients and AdamW's moments as if all were there at once. So a need is rather too large; but it
+does not know the scratch memory of kernels. This file never trains and never changes a model.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ class Choice:
 def need(model: AttachedModel, batch: int) -> Need:
     """Return what a training of ``model``'s domain on ``batch`` pictures a step needs.
 
-    Every gate is taken to be open. Raises TrainingError where that cannot be told (``count``).
+    Every gate counts as open. Raises TrainingError where that cannot be counted (``count``).
     """
-    found = count(model, batch)
+    counted = count(model, batch)
     trainable = sum(p.numel() for p in model.domain.parameters() if p.requires_grad)
     return Need(
-        stored=found.stored.bytes,
-        working=found.working,
+        stored=counted.stored.bytes,
+        working=counted.working,
         optimiser=_MOMENTS * _FLOAT * trainable,
         gradients=_FLOAT * trainable,
         parameters=_FLOAT * trainable,
@@ -97,11 +97,11 @@ def need(model: AttachedModel, batch: int) -> Need:
 def domain_bytes(model: AttachedModel) -> int:
     """Return what a further domain like ``model``'s costs in storage: slots and patch, in bytes.
 
-    Told by rule, without an export (decision 13): a norm is folded into the convolution before it,
-    so its weight is a factor per channel and its bias a bias, and its statistics are part of both.
-    What stands before a norm is not looked up, so it is 4 bytes a channel too much where a kernel
-    or bias of the domain's own is folded with the norm's, and 8 too few for a norm without a
-    convolution before it.
+    This needs no export (decision 13). A norm is folded into the convolution before it, so its
+    weight is a factor per channel and its bias a bias, and its statistics are part of both. Nobody
+    looks up what stands before a norm. So the answer is 4 bytes a channel too much where the domain
+    has a kernel or bias of its own that is folded with the norm's, and 8 bytes too few for a norm
+    without a convolution before it.
     """
     slots = (t for name, t in domain_state(model).items() if not name.startswith("own."))
     own = dict(model.overrides.items()) if model.overrides is not None else {}
@@ -120,14 +120,14 @@ def within(model: AttachedModel, batch: int, budget: int) -> Need:
 
     Raises MemoryBudgetError otherwise, with the best training that they hold as the fix.
     """
-    found = need(model, batch)
-    if found.total <= budget:
-        return found
+    needed = need(model, batch)
+    if needed.total <= budget:
+        return needed
     methods = dict.fromkeys((model.method, "da3", "head"))
     best = fitting(model, budget, batch, methods=methods)[0]
     best = replace(best, batch=min(batch, best.batch))  # no more than was asked for
     raise MemoryBudgetError(
-        f"training {model.method} with batch {batch} needs {mib(found.total)} beside the weights, "
+        f"training {model.method} with batch {batch} needs {mib(needed.total)} beside the weights, "
         f"expected at most {mib(budget)}",
         fix=f"train {best} in the recipe",
     )
@@ -138,19 +138,19 @@ def fitting(
 ) -> list[Choice]:
     """Return the trainings that ``budget`` bytes hold, best first.
 
-    Tried are ``methods`` on the model's backbone, in the order of preference, where they have them
-    with its pool ratio and larger ones and with its precision of kept inputs and smaller ones.
-    First come those that hold ``batch`` pictures, as little changed as possible, then those with
-    the largest batch, the head alone last. Left out are methods that the backbone cannot take, and
-    what holds no more pictures than the same method does less changed.
-    Raises MemoryBudgetError when not even one picture fits, naming the smallest need found.
+    It tries ``methods`` on the model's backbone, in the order of preference: with the model's pool
+    ratio and larger ones, and with its precision of kept inputs and smaller ones, where a method
+    has these. First come the trainings that hold ``batch`` pictures, as little changed as possible,
+    then those with the largest batch; the head alone comes last. It leaves out methods that the
+    backbone cannot take, and a training that holds no more pictures than a less changed one does.
+    Raises MemoryBudgetError when not even one picture fits, and names the smallest need.
     """
     tried = list(_tried(model, budget, methods))
-    held: list[Choice] = []
+    fits: list[Choice] = []
     for choice in tried:
-        if choice.batch > max((c.batch for c in held if c.method == choice.method), default=0):
-            held.append(choice)
-    if not held:
+        if choice.batch > max((c.batch for c in fits if c.method == choice.method), default=0):
+            fits.append(choice)
+    if not fits:
         least = min(tried, key=lambda choice: choice.need.total)
         raise MemoryBudgetError(
             f"expected a training within {mib(budget)} beside the weights, got none: the smallest "
@@ -158,7 +158,7 @@ def fitting(
             fix=f"give it {mib(least.need.total)}, or smaller pictures or a smaller backbone",
         )
     # Sorting is stable: what was tried first stays first among equals.
-    return sorted(held, key=lambda c: (c.method == "head", -min(c.batch, batch)))
+    return sorted(fits, key=lambda c: (c.method == "head", -min(c.batch, batch)))
 
 
 def _tried(model: AttachedModel, budget: int, methods: Iterable[str]) -> Iterator[Choice]:
@@ -247,17 +247,17 @@ class _Straight:
         return batch
 
 
-def line(found: Need, batch: int, method: str) -> str:
+def line(needed: Need, batch: int, method: str) -> str:
     """Return the one line that tells what a training will need, before it starts."""
     return (
-        f"{method}, batch {batch}: keeps {mib(found.stored)} for the backward pass, "
-        f"{mib(found.optimiser)} for the optimiser of {found.trainable} parameters; "
-        f"at most {mib(found.total)} beside the weights; the domain takes "
-        f"{mib(found.domain_bytes)} of storage"
+        f"{method}, batch {batch}: keeps {mib(needed.stored)} for the backward pass, "
+        f"{mib(needed.optimiser)} for the optimiser of {needed.trainable} parameters; "
+        f"at most {mib(needed.total)} beside the weights; the domain takes "
+        f"{mib(needed.domain_bytes)} of storage"
     )
 
 
-def told(model: AttachedModel, batch: int) -> str:
+def summary(model: AttachedModel, batch: int) -> str:
     """Return :func:`line` for a model, or why it cannot be told before it trains."""
     try:
         return line(need(model, batch), batch, model.method)
@@ -275,8 +275,8 @@ def parse_size(text: str | int) -> int:
 
     Raises UsageError for anything else, or nothing at all.
     """
-    found = _SIZE.fullmatch(str(text))
-    size = float(found[1]) * _UNITS.get(found[2].lower(), 0) if found else 0
+    match = _SIZE.fullmatch(str(text))
+    size = float(match[1]) * _UNITS.get(match[2].lower(), 0) if match else 0
     if size < 1:
         raise UsageError(
             f"expected a size such as 64MB or 64MiB, got {str(text)[:40]!r}",

@@ -33,15 +33,15 @@ def peak(step: Callable[[], None], *, device: str = "cpu") -> int:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    seen = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    profiled = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     with _without_stderr():
-        seen.start()
+        profiled.start()
     try:
         step()
     finally:
         with _without_stderr():
-            seen.stop()
-    return _highest(_allocations(seen))
+            profiled.stop()
+    return _highest(_allocations(profiled))
 
 
 @contextmanager
@@ -62,10 +62,10 @@ def _without_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _allocations(seen: profile) -> Iterator[int]:
+def _allocations(profiled: profile) -> Iterator[int]:
     """Yield the CPU allocator's events in their order: bytes taken, or given back as negative."""
-    assert seen.profiler is not None
-    results = seen.profiler.kineto_results
+    assert profiled.profiler is not None
+    results = profiled.profiler.kineto_results
     assert results is not None
     events = [e for e in results.events() if e.name() == "[memory]"]
     for event in sorted(events, key=lambda e: e.start_ns()):
@@ -73,8 +73,8 @@ def _allocations(seen: profile) -> Iterator[int]:
 
 
 def _highest(changes: Iterable[int]) -> int:
-    held = highest = 0
+    allocated = highest = 0
     for change in changes:
-        held += change
-        highest = max(highest, held)
+        allocated += change
+        highest = max(highest, allocated)
     return highest
