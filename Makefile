@@ -46,6 +46,8 @@ $(DIST)/%.da3b: build/domains/%/adaptor.json $(EXPORTS)
 
 # -- quality -------------------------------------------------------------------------------------
 
+# One thread for each of the two workers: more would only fight for the same two cores.
+test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)  ## every test that needs no GPU
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not full'
 

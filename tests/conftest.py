@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import shared
 from tests.support.exported import Domain, Exported, Fleet, make_domain, register
 from tests.support.kitted import Kitted
 from tests.support.kitted import make as kits_of
@@ -27,15 +29,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep tests that share captured or exported toys together: each is made once per worker."""
+    """Keep the tests of a folder that share an exported toy on one worker, which makes it once.
+
+    One group for all of them would be half of the whole run. The toy of the command line takes
+    longest to make, so that all its tests are one group.
+    """
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
-        names = getattr(item, "fixturenames", ())
-        if {"made", "plain"} & set(names):
-            item.add_marker(pytest.mark.xdist_group("captured"))
-        elif {"exported", "fleet", "kitted"} & set(names):
-            item.add_marker(pytest.mark.xdist_group("exported"))
+        names = set(getattr(item, "fixturenames", ()))
+        if "run" in names:
+            item.add_marker(pytest.mark.xdist_group("command line"))
+        elif {"exported", "fleet", "kitted"} & names:
+            folder = item.path.parent.relative_to(config.rootpath)
+            item.add_marker(pytest.mark.xdist_group(f"exported for {folder}"))
 
 
 @pytest.fixture
@@ -51,6 +58,13 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8"), f"differs from tests/goldens/{name}"
 
     return compare
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The folder of :mod:`tests.support.shared`: that of the run, above the workers' own."""
+    own = tmp_path_factory.getbasetemp()
+    shared.FOLDER = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
 
 
 @pytest.fixture(scope="session")

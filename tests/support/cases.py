@@ -6,6 +6,7 @@ not every combination. Whoever needs to change a model builds one of their own.
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import torch
 from safetensors.numpy import load as load_safetensors
 from torch import Tensor, nn
 
-from tests.support import toys
+from tests.support import shared, toys
 from toolchain.bundle.linkage import LINKAGES, STAGED, Linkage
 from toolchain.device.runtime.backend import Runnable
 from toolchain.device.runtime.ort.backend import LinkedModel
@@ -145,12 +146,18 @@ CASES = {
 
 
 class Made:
-    """A case, captured and split; ``raw`` is the captured graph before BatchNorm was folded."""
+    """A case, captured and split; ``raw`` is the captured graph before BatchNorm was folded.
 
-    def __init__(self, case: Case) -> None:
+    With a ``name`` one worker captures it for all of them.
+    """
+
+    def __init__(self, case: Case, name: str = "") -> None:
         self.case = case
         self.model = case.model()
-        self.captured, self.raw, self.halves = _make(self.model)
+        self.captured = _captured(name, self.model) if name else capture(self.model)
+        self.raw = store.to_bytes(self.captured.model)
+        with mock.patch.object(split_file, "capture", lambda *_, **__: self.captured):
+            self.halves = split(self.model)
         self._folder = tempfile.TemporaryDirectory(prefix="da3-case-")
         self.folder = Path(self._folder.name)
         (self.folder / WEIGHTS_FILE).write_bytes(self.halves.weights_data)
@@ -191,25 +198,21 @@ class Made:
         return {**{one.stem: self.run(one) for one in graphs}, STAGED.stem: self.staged()}
 
 
-def _make(model: AttachedModel) -> tuple[Captured, bytes, PackedHalves]:
-    """Make the halves and keep what capture gave on the way (the real one, only watched)."""
-    seen: list[tuple[Captured, bytes]] = []
+def _captured(name: str, model: AttachedModel) -> Captured:
+    """Return the captured graph of a case, which takes seconds: one worker captures for all."""
 
-    def watched(*args: Any, **kwargs: Any) -> Captured:
-        found = capture(*args, **kwargs)
-        seen.append((found, store.to_bytes(found.model)))
-        return found
+    def captured() -> bytes:
+        graph = capture(model)
+        return pickle.dumps((store.to_bytes(graph.model), graph.opset, graph.cuts, graph.slots))
 
-    with mock.patch.object(split_file, "capture", watched):
-        made = split(model)
-    ((captured, raw),) = seen
-    return captured, raw, made
+    raw, opset, cuts, slots = pickle.loads(shared.once(f"captured/{name}", captured))
+    return Captured(store.from_bytes(raw, what="captured"), opset, cuts, slots)
 
 
 @cache
 def made(name: str) -> Made:
-    """The case ``name``, captured once per run."""
-    return Made(CASES[name])
+    """The case ``name``; nobody changes it."""
+    return Made(CASES[name], name)
 
 
 @cache

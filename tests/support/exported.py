@@ -15,6 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from tests.support import shared
+
 if TYPE_CHECKING:
     from toolchain.export.pipeline import ExportReport
     from toolchain.recipe import Recipe
@@ -183,8 +185,11 @@ class Fleet:
         own = self._folder / name
         own.mkdir()
         domain = make_domain(own, **{"name": _name(name), **variants()[name]})
-        cache = self._folder / "cache"
-        report = export(domain.recipe, checkpoint=domain.checkpoint, dist=own / "dist", cache=cache)
+        # A structure takes seconds to capture. The worker that does it first does it for all.
+        with shared.locked("structures") as cache:
+            report = export(
+                domain.recipe, checkpoint=domain.checkpoint, dist=own / "dist", cache=cache
+            )
         return Exported(domain, report, cache)
 
 
