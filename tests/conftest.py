@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import shared
 from tests.support.exported import Domain, Exported, Fleet, make_domain, register
@@ -17,6 +18,11 @@ from tests.support.kitted import make as kits_of
 if TYPE_CHECKING:
     from tests.support.toy_export import Run
 
+# No property is about time: on a busy machine an example may take long.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 GOLDENS = Path(__file__).parent / "goldens"
 
 

@@ -6,8 +6,6 @@ import http.client
 import io
 import json
 import socket
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,14 +90,6 @@ def rest(connection: socket.socket) -> bytes:
     while part := connection.recv(65536):
         parts.append(part)
     return b"".join(parts)
-
-
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Return as soon as ``condition`` holds; what is asked of has no event of its own."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.002)
 
 
 def pictures(count: int = 1, size: int = 12) -> npt.NDArray[np.float32]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import gc
 import itertools
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.support.drawn import pixels, same, tensor
+from tests.support.drawn import same
 from tests.support.exported import Fleet
-from toolchain.core.errors import ClosedError, LoadedError, SessionLimitError, UnknownNameError
+from tests.support.storm import IMAGES, Known, Storm, answer, answer_to_pictures
+from toolchain.core.errors import ClosedError, SessionLimitError, UnknownNameError
 from toolchain.device import Runner
 
 # By the name that they are loaded under; ``digits`` has another class count than those it replaces.
@@ -33,10 +33,6 @@ RELEASES = {
     "head": ("head",),
     "da2": ("da2",),
 }
-IMAGES = tensor(3, 42)
-PICTURES = pixels(3, 42)
-EXPECTED = (LoadedError, UnknownNameError, SessionLimitError)
-Known = dict[tuple[str, bytes], str]
 
 
 @pytest.fixture(scope="module")
@@ -60,102 +56,6 @@ def known(artefact: Path, fleet: Fleet) -> Known:
     return found
 
 
-def answer(runner: Runner, name: str) -> bytes:
-    found = runner.infer(IMAGES, name)
-    return found.release.encode() + found.logits.tobytes() + found.gates.tobytes()
-
-
-def answer_to_pictures(runner: Runner, name: str) -> bytes:
-    found = runner.run_batch(PICTURES, name)
-    (release,) = {one.release for one in found}
-    gates = np.array([list(one.gates.values()) for one in found], np.bool_)
-    labels = " ".join(one.label for one in found).encode()
-    logits = b"".join(one.logits.tobytes() for one in found)
-    return release.encode() + logits + gates.tobytes() + labels
-
-
-class Storm:
-    """Threads that run, load, replace, unload and install until the time is over."""
-
-    def __init__(
-        self,
-        runner: Runner,
-        fleet: Fleet,
-        known: Known,
-        folder: Path,
-        releases: Mapping[str, Sequence[str]] = RELEASES,
-    ) -> None:
-        self.runner, self.fleet, self.known, self.folder = runner, fleet, known, folder
-        self.releases = releases
-        self.answers, self.exchanges, self.refusals = (itertools.count() for _ in range(3))
-        self.seen: set[str] = set()
-        self._numbers = itertools.count()
-
-    def run(self, seed: int) -> None:
-        """Requests of both kinds; each answer is one that a release is known to give."""
-        rng = np.random.default_rng(seed)
-        name = str(rng.choice(list(self.releases)))
-        found = (answer, answer_to_pictures)[seed % 2](self.runner, name)
-        release = found[: len("sha256:") + 64].decode()
-        assert (release, found) in self.known, f"no release of {name} answers so"
-        self.seen.add(self.known[release, found])
-        next(self.answers)
-
-    def change(self, seed: int) -> None:
-        """Load, replace or unload; what is refused is refused by name."""
-        rng = np.random.default_rng(seed)
-        name = str(rng.choice(list(self.releases)))
-        source = self.fleet[str(rng.choice(self.releases[name]))].bundle
-        action = rng.choice(3, p=(0.3, 0.5, 0.2))
-        if action == 0:
-            self.runner.load(source, name=name)
-        elif action == 1:
-            self.runner.replace(source, name=name)
-        else:
-            self.runner.unload(name)
-        next(self.exchanges)
-
-    def install(self, seed: int) -> None:
-        """Install into a new folder, and put that in the place of what is loaded."""
-        rng = np.random.default_rng(seed)
-        chosen = str(rng.choice(self.releases["toy_chirps"]))
-        folder = self.folder / f"installed-{next(self._numbers)}"
-        self.runner.install(self.fleet[chosen].bundle, folder)
-        self.runner.replace(folder, name="toy_chirps")
-
-    def watch(self, seed: int) -> None:
-        """No more sessions are in use than are allowed."""
-        runner = self.runner
-        assert len({domain.session for domain in runner.domains.values()}) <= 2
-        assert runner.facts.sessions <= runner.facts.session_limit + len(CHANGERS)
-
-    def rage(self, seconds: float) -> None:
-        """Let all of it happen at once; what a thread raises is raised here."""
-        deadline = time.monotonic() + seconds
-        actions = [
-            *((self.run, seed) for seed in RUNNERS),
-            *((self.change, 100 + seed) for seed in CHANGERS),
-            (self.install, 200),
-            (self.watch, 300),
-        ]
-        with ThreadPoolExecutor(len(actions)) as pool:
-            jobs = [pool.submit(self.repeat, action, seed, deadline) for action, seed in actions]
-        for job in jobs:
-            job.result()
-
-    def repeat(self, action: Callable[[int], None], seed: int, deadline: float) -> None:
-        for turn in itertools.count():
-            if time.monotonic() > deadline:
-                return
-            try:
-                action(seed + 1000 * turn)
-            except EXPECTED:
-                next(self.refusals)
-                # Asking again at once would leave the others no time.
-                time.sleep(1e-3)
-
-
-RUNNERS, CHANGERS = range(8), range(3)
 LIMIT_S = 543.21
 
 
@@ -165,13 +65,16 @@ def test_every_answer_is_one_releases_own(
 ) -> None:
     """Law: whatever happens at the same time, no answer mixes two releases."""
     with Runner(artefact, sessions=2) as runner:
-        storm = Storm(runner, fleet, known, tmp_path)
+        storm = Storm(runner, fleet, known, tmp_path, RELEASES)
         runner.load(fleet["first"].bundle, name="toy_chirps")
-        storm.rage(seconds)
+
+        def enough(storm: Storm) -> bool:
+            many = len(storm.answers) > 10 * seconds and len(storm.exchanges) > seconds
+            return many and storm.seen >= {"first", "next", "third", "digits"}
+
+        storm.rage(seconds, enough)
         assert runner.facts.sessions <= 2
-        assert storm.seen >= {"first", "next", "third", "digits"}
-        assert next(storm.answers) > 10 * seconds
-        assert next(storm.exchanges) > seconds
+        assert enough(storm), (storm.seen, len(storm.answers), len(storm.exchanges))
 
 
 # -- a request that is under way -------------------------------------------------------------------

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.asking import until
+from tests.support.waiting import until
 from toolchain.device.serve.admission import Admission
 from toolchain.device.serve.faults import RefusedError
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.device.serve.conftest import LIMITS
-from tests.support.asking import call, inference, pictures, until
+from tests.support.asking import call, inference, pictures
 from tests.support.exported import Exported
+from tests.support.waiting import until
 from toolchain.device import Runner
 from toolchain.device.serve.app import App
 

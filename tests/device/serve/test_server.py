@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.asking import Answer, ask, inference, opened, pictures, until
+from tests.support.asking import Answer, ask, inference, opened, pictures
+from tests.support.waiting import until
 from toolchain.core.errors import MissingPackageError, RunError, UsageError
 from toolchain.device import Runner
 from toolchain.device.serve import Limits, Server, serve

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tests.support.simulated import small
 from tests.support.simulated.engines import cuda_of, given_back, simulated
 from tests.support.simulated.small import images, logits, slots
+from tests.support.waiting import until
 from toolchain.core.errors import (
     BundleError,
     DeviceError,
@@ -205,13 +206,6 @@ def test_as_many_requests_compute_at_once_as_there_are_contexts(
 
 
 # -- time limits and faults ------------------------------------------------------------------------
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(1e-3)
 
 
 @contextmanager
