@@ -35,20 +35,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of a folder that share an exported toy on one worker, which makes it once.
+    """Keep tests that share what takes long to make on one worker, which makes it once.
 
-    One group for all of them would be half of the whole run. The toy of the command line takes
-    longest to make, so that all its tests are one group.
+    Exported toys are grouped by folder: one group for all would be half of the whole run.
     """
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
         names = set(getattr(item, "fixturenames", ()))
+        group = ""
         if "run" in names:
-            item.add_marker(pytest.mark.xdist_group("command line"))
+            group = "command line"
+        elif {"made", "plain"} & names:
+            group = "captured"
         elif {"exported", "fleet", "kitted"} & names:
-            folder = item.path.parent.relative_to(config.rootpath)
-            item.add_marker(pytest.mark.xdist_group(f"exported for {folder}"))
+            group = f"exported for {item.path.parent.relative_to(config.rootpath)}"
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture
