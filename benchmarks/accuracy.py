@@ -125,14 +125,14 @@ def _is_text(line: ast.stmt) -> bool:
 
 def read(folder: Path, runs: Iterable[Run], recipes: Sequence[Path] = ()) -> dict[Run, Entry]:
     """Return what was kept of ``runs``, failures too; what is of another recipe is left out."""
-    found: dict[Run, Entry] = {}
+    entries: dict[Run, Entry] = {}
     for run in runs:
         path = folder / run.file
-        wanted = stamp(run, _recipe(run.domain, tuple(recipes)))
+        expected = stamp(run, _recipe(run.domain, tuple(recipes)))
         entry = json.loads(path.read_text()) if path.is_file() else {}
-        if wanted.items() <= entry.items():
-            found[run] = entry
-    return found
+        if expected.items() <= entry.items():
+            entries[run] = entry
+    return entries
 
 
 def missing(runs: Iterable[Run], kept: dict[Run, Entry]) -> list[Run]:
@@ -311,15 +311,15 @@ def main(
         _names(methods, METHODS, "method"), list(_names(domains, samples.SAMPLES, "domain")), seeds
     )
     folder = out.with_suffix("")
-    kept = {} if renew else read(folder, runs, recipes)
-    wanted = missing(runs, kept)
-    if wanted and not redraw:
-        train(wanted, folder, jobs=jobs, recipes=recipes, notify=_tell)
-    found = document(read(folder, runs, recipes), runs)
+    finished = {} if renew else read(folder, runs, recipes)
+    to_train = missing(runs, finished)
+    if to_train and not redraw:
+        train(to_train, folder, jobs=jobs, recipes=recipes, notify=_tell)
+    measured = document(read(folder, runs, recipes), runs)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps(found, indent=1).encode() + b"\n", overwrite=True)
-    results.put(tables, results.accuracy(found))
-    for name, error in found["failed"].items():
+    write_atomic(out, json.dumps(measured, indent=1).encode() + b"\n", overwrite=True)
+    results.put(tables, results.accuracy(measured))
+    for name, error in measured["failed"].items():
         _tell(f"failed: {name}: {error}")
 
 

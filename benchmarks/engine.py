@@ -74,18 +74,18 @@ class DrawnDomains:
 
     def kits(self, target: Target, precision: Precision, folder: Path) -> list[Kit]:
         """Write and return the kits of every flavour."""
-        held = self.materials.open()
+        first = self.materials.open()
         artefact = bundle.open_backbone(self.materials.backbone)
         ranges = self._ranges() if precision == "int8" else {}
         order = KitOrder(target, precision, FLAVOURS)
         source = KitSource(
-            manifest=held.manifest,
+            manifest=first.manifest,
             backbone=artefact.manifest,
             slots=self.slots,
-            graph=sha256(held.blob("swap-if.onnx")),
+            graph=sha256(first.blob("swap-if.onnx")),
         )
-        models = emit(self.split, order, rates=_rates(held), ranges=ranges)
-        kits = write_kits(models, source, folder, release=held.manifest_digest)
+        models = emit(self.split, order, rates=_rates(first), ranges=ranges)
+        kits = write_kits(models, source, folder, release=first.manifest_digest)
         return [kit for kit, _ in kits]
 
     def _ranges(self) -> dict[str, float]:
@@ -94,27 +94,27 @@ class DrawnDomains:
         return dict(calibrate.ranges(self.split, self.slots, images).amax)
 
 
-def _rates(held: bundle.Bundle) -> dict[str, float]:
-    return {b.name: b.rate for b in held.manifest.gates.blocks if b.rate is not None}
+def _rates(domain: bundle.Bundle) -> dict[str, float]:
+    return {b.name: b.rate for b in domain.manifest.gates.blocks if b.rate is not None}
 
 
 def draw_domains(name: str, side: int, work: Path) -> DrawnDomains:
     """Draw two domains on a backbone and read their halves, tensors in memory."""
     work.mkdir()
     materials = domains.make(work, domains.MaterialsSetup(name, side, 2, CLASSES), notify=_tell)
-    held = materials.open()
+    first = materials.open()
     backbone = store.read_graph(materials.backbone / "backbone.onnx")
     store.load_tensors(backbone, WEIGHTS_FILE, (materials.backbone / WEIGHTS_FILE).read_bytes())
-    domain = store.from_bytes(held.blob("domain.onnx"), what="domain.onnx")
-    store.load_tensors(domain, SLOTS_FILE, held.blob(SLOTS_FILE))
-    slots = dict(slot_arrays(held.blob(SLOTS_FILE)))
+    domain = store.from_bytes(first.blob("domain.onnx"), what="domain.onnx")
+    store.load_tensors(domain, SLOTS_FILE, first.blob(SLOTS_FILE))
+    slots = dict(slot_arrays(first.blob(SLOTS_FILE)))
     return DrawnDomains(materials, read_halves(backbone, domain), slots, side)
 
 
 def measure(sides: dict[str, int], trained: Path, *, rounds: int) -> dict[str, Any]:
     """Return the document: builds of every backbone, and what ran on a device, if there is one."""
-    started, found = time.monotonic(), read_machine()
-    target = here(found) if gpus() else None
+    started, board = time.monotonic(), read_machine()
+    target = here(board) if gpus() else None
     builds: list[dict[str, Any]] = []
     ran: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="da3-engine-") as folder:
@@ -128,7 +128,7 @@ def measure(sides: dict[str, int], trained: Path, *, rounds: int) -> dict[str, A
                     ran += _ran(name, precision, kits, one, Path(folder), rounds)
             if name == "resnet50" or len(sides) == 1:
                 against = _refit(name, one)
-                plain = _trtexec(one, found.trtexec, Path(folder)) if found.trtexec else None
+                plain = _trtexec(one, board.trtexec, Path(folder)) if board.trtexec else None
         accuracy = list(_accuracy(Path(folder), trained))
     return {
         "builds": builds,
@@ -175,8 +175,8 @@ def _trtexec(one: DrawnDomains, program: str, folder: Path) -> float | None:
     done = subprocess.run(
         [program, f"--onnx={path}", "--noTF32"], capture_output=True, text=True, check=False
     )
-    found = re.search(r"GPU Compute Time:.*median = ([0-9.]+) ms", done.stdout)
-    return float(found[1]) if found else None
+    match = re.search(r"GPU Compute Time:.*median = ([0-9.]+) ms", done.stdout)
+    return float(match[1]) if match else None
 
 
 def _builds(name: str, precision: str, kits: Sequence[Kit]) -> Iterator[dict[str, Any]]:
@@ -204,8 +204,8 @@ def _ran(
         report = pipeline.build(kit.path, folder / "engines")
         for item in report.flavours:
             assert item.engine is not None
-            found = one.materials.bundles[: 1 if item.flavour == "static" else 2]
-            measured = engines.measure(item.engine, found, rounds=rounds, notify=_tell)
+            bundles = one.materials.bundles[: 1 if item.flavour == "static" else 2]
+            measured = engines.measure(item.engine, bundles, rounds=rounds, notify=_tell)
             yield {"backbone": name, "precision": precision, "flavour": item.flavour} | measured
 
 
@@ -215,13 +215,13 @@ def _refit(name: str, one: DrawnDomains) -> dict[str, Any]:
     model = store.to_bytes(link(one.split, Linkage("static", "if")))
     network = parse(trt, model, what="slots as weights")
     coverage = refit.mark(network, one.slots)
-    found = {
+    figures = {
         "backbone": name,
         "slots": len(one.slots),
         "known": len(coverage.known),
         "layers": network.definition.num_layers,
     }
-    return found | (_refitted(trt, network, one) if gpus() else {})
+    return figures | (_refitted(trt, network, one) if gpus() else {})
 
 
 def _refitted(trt: TensorRT, network: ParsedNetwork, one: DrawnDomains) -> dict[str, Any]:
@@ -230,12 +230,12 @@ def _refitted(trt: TensorRT, network: ParsedNetwork, one: DrawnDomains) -> dict[
     options = BuildOptions("fp32", ClassProfile(1, CLASSES, 1000), refit=True)
     built = build_plan(network, options, free_bytes=free_bytes)
     engine = trt.module.Runtime(trt.logger).deserialize_cuda_engine(built.plan)
-    seen = []
+    seconds = []
     for _ in range(5):
         started = time.perf_counter()
         refit.refit(trt, engine, one.slots)
-        seen.append(time.perf_counter() - started)
-    return {"plan_bytes": len(built.plan), "build_s": built.seconds, "refit_s": median(seen)}
+        seconds.append(time.perf_counter() - started)
+    return {"plan_bytes": len(built.plan), "build_s": built.seconds, "refit_s": median(seconds)}
 
 
 def _tell(text: str) -> None:
@@ -253,12 +253,12 @@ def main(
 ) -> None:
     """Measure engines: what building takes, and on a GPU what they do."""
     if not redraw:
-        found = measure(QUICK if quick else SIDES, domains_path, rounds=5 if quick else 40)
+        document = measure(QUICK if quick else SIDES, domains_path, rounds=5 if quick else 40)
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=1, default=asdict).encode() + b"\n"
+        text = json.dumps(document, indent=1, default=asdict).encode() + b"\n"
         write_atomic(json_path, text, overwrite=True)
-    found = json.loads(json_path.read_text())
-    section = results.engines(found)
+    document = json.loads(json_path.read_text())
+    section = results.engines(document)
     if quick:
         print("\n".join(section) + "\n")
         return

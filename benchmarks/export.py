@@ -124,19 +124,19 @@ def main(
 ) -> None:
     """Measure the export side against its targets."""
     if not redraw:
-        found = measure(QUICK if quick else Rounds(), domains, training=train and not quick)
+        document = measure(QUICK if quick else Rounds(), domains, training=train and not quick)
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(json_path, json.dumps(found, indent=1).encode() + b"\n", overwrite=True)
-    found = json.loads(json_path.read_text())
+        write_atomic(json_path, json.dumps(document, indent=1).encode() + b"\n", overwrite=True)
+    document = json.loads(json_path.read_text())
     tables = results_path or (json_path.with_suffix(".md") if quick else Path("docs/results.md"))
     swapping = json.loads(runtime.read_text()) if runtime.is_file() else None
     built = json.loads(engine.read_text()) if engine.is_file() else None
     reached = json.loads(accuracy.read_text()) if accuracy.is_file() else None
-    kept = json.loads(memory.read_text()) if memory.is_file() else None
-    text = results.text(found, swapping, built, reached=reached, kept=kept)
+    memory_document = json.loads(memory.read_text()) if memory.is_file() else None
+    text = results.text(document, swapping, built, reached=reached, kept=memory_document)
     write_atomic(tables, text.encode(), overwrite=True)
-    plot.draw(found, plot_path)
-    print(results.summary(found))
+    plot.draw(document, plot_path)
+    print(results.summary(document))
 
 
 if __name__ == "__main__":

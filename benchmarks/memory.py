@@ -45,11 +45,11 @@ def joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document with a backbone measured anew, that of CUDA likewise."""
     if not before:
         return dict(now)
-    found = footprint.merged([before, now])
+    document = footprint.merged([before, now])
     if CUDA in before:
         there = [before[CUDA], *([now[CUDA]] if CUDA in now else [])]
-        found[CUDA] = footprint.merged(there)
-    return found
+        document[CUDA] = footprint.merged(there)
+    return document
 
 
 @click.command()

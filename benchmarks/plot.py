@@ -24,18 +24,18 @@ _SHARES = {"accuracy": "#2f6f9f", "head_accuracy": "#b9b9b9", "executed_share": 
 _LABELS = {"if": "swap, if", "rows": "swap, rows", "static": "static", "if loop": "if, 16 runs"}
 
 
-def draw(found: Document, path: Path) -> None:
+def draw(document: Document, path: Path) -> None:
     """Draw the document's figures into ``path``; its suffix chooses PNG or SVG."""
     figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.6), width_ratios=(1.25, 1, 1))
-    large = found["resnet50"]
+    large = document["resnet50"]
     _bars(axes[0], large["one"], ("if", "rows", "static"), "ResNet-50, batch 1")
-    _marks(axes[0], large["floors"], found["targets"])
+    _marks(axes[0], large["floors"], document["targets"])
     _bars(axes[1], large["many"], ("rows", "if loop"), "ResNet-50, batch 16")
     _marks(axes[1], large["floors"], {})
-    _samples(axes[2], found["samples"])
+    _samples(axes[2], document["samples"])
     figure.suptitle(
-        f"Time against the plain backbone, onnxruntime {found['versions']['onnxruntime']}, "
-        f"one thread, {found['machine']['processor']}",
+        f"Time against the plain backbone, onnxruntime {document['versions']['onnxruntime']}, "
+        f"one thread, {document['machine']['processor']}",
         fontsize=10,
     )
     figure.tight_layout()
@@ -77,8 +77,8 @@ def _marks(axes: Axes, floors: Document, targets: Document) -> None:
     axes.legend(fontsize=8, frameon=False, loc="upper right")
 
 
-def _samples(axes: Axes, found: Document) -> None:
-    trained = {domain: got for domain, got in found.items() if got}
+def _samples(axes: Axes, samples: Document) -> None:
+    trained = {domain: got for domain, got in samples.items() if got}
     for place, got in enumerate(trained.values()):
         for offset, (key, colour) in enumerate(_SHARES.items()):
             value = got[key] or 0.0

@@ -41,10 +41,10 @@ def mark(network: ParsedNetwork, slots: Iterable[str]) -> Coverage:
             f"expected a TensorRT that refits single weights, got {trt.name} {trt.build}",
             fix="build the slots as inputs (flavour swap)",
         )
-    found = {name: network.definition.mark_weights_refittable(name) for name in sorted(slots)}
+    refittable = {name: network.definition.mark_weights_refittable(name) for name in sorted(slots)}
     return Coverage(
-        tuple(name for name, known in found.items() if known),
-        tuple(name for name, known in found.items() if not known),
+        tuple(name for name, known in refittable.items() if known),
+        tuple(name for name, known in refittable.items() if not known),
     )
 
 

@@ -33,13 +33,13 @@ KEPT_TARGETS = {"da3": 37, "da3-fp32": 12}
 _STATES = ("open", "half", "closed")
 
 
-def summary(found: Document) -> str:
+def summary(document: Document) -> str:
     """Return the figures with their targets, one per line, for a terminal."""
     lines = [
-        f"{_verdict(found[key], target)} {key:16s} {found[key]:7.3f} (at most {target})"
-        for key, target in found["targets"].items()
+        f"{_verdict(document[key], target)} {key:16s} {document[key]:7.3f} (at most {target})"
+        for key, target in document["targets"].items()
     ]
-    for domain, got in found["samples"].items():
+    for domain, got in document["samples"].items():
         lines.append(f"     {domain:16s} {_sample(got)}")
     return "\n".join(lines)
 
@@ -49,7 +49,7 @@ def _verdict(value: float, target: float) -> str:
 
 
 def text(
-    found: Document,
+    document: Document,
     runtime: Document | None = None,
     engine: Document | None = None,
     *,
@@ -68,21 +68,21 @@ def text(
             "a plot, and `build/bench/runtime.json` with a page (`python -m benchmarks.export "
             "--redraw` writes this file and the plot again).",
             "",
-            *_conditions(found),
+            *_conditions(document),
             "",
             "## Figures and targets",
             "",
             *_table(
                 ("figure", "what", "measured", "target"),
                 (
-                    (f"`{key}`", _FIGURES[key], f"{found[key]:.3f}", f"at most {target}")
-                    for key, target in found["targets"].items()
+                    (f"`{key}`", _FIGURES[key], f"{document[key]:.3f}", f"at most {target}")
+                    for key, target in document["targets"].items()
                 ),
             ),
             "",
-            *_speed(found),
-            *_second(found["second"]),
-            *samples(found["samples"]),
+            *_speed(document),
+            *_second(document["second"]),
+            *samples(document["samples"]),
             "",
             *(_runtime(runtime) if runtime else []),
             *([*memory(kept), ""] if kept else []),
@@ -92,17 +92,17 @@ def text(
     )
 
 
-def engines(found: Document) -> list[str]:
+def engines(document: Document) -> list[str]:
     """Return the section of engines from the document of ``benchmarks.engine``."""
-    own, versions = found["machine"], found["versions"]
+    own, versions = document["machine"], document["versions"]
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
-    against = found["refit"]
+    against = document["refit"]
     return [
         ENGINES,
         "",
         "`make bench-gpu` (`python -m benchmarks.engine`), domains drawn, not trained, kits for "
-        f"`{found['target']}`. Machine: {own['processor']}, {own['cores']} cores; versions: "
-        f"{shown}. GPUs: {', '.join(gpu['name'] for gpu in found['gpus']) or 'none'}.",
+        f"`{document['target']}`. Machine: {own['processor']}, {own['cores']} cores; versions: "
+        f"{shown}. GPUs: {', '.join(gpu['name'] for gpu in document['gpus']) or 'none'}.",
         "",
         *_table(
             (
@@ -116,7 +116,7 @@ def engines(found: Document) -> list[str]:
                     *(f"{row[key] / 1e6:.1f}" for key in ("onnx_bytes", "plan_bytes")),
                     f"{row['build_s']:.1f}",
                 )
-                for row in found["builds"]
+                for row in document["builds"]
             ),
         ),
         "",
@@ -137,7 +137,7 @@ def engines(found: Document) -> list[str]:
                     *(f"{row[key]:.1%}" for key in ("accuracy", "agreement", "gate_agreement")),
                     f"{row['max_relative']:.2%}",
                 )
-                for row in found["accuracy"]
+                for row in document["accuracy"]
             ),
         ),
         "",
@@ -145,13 +145,13 @@ def engines(found: Document) -> list[str]:
         "stands in the bundles; the largest error is that of a logit over the range of all, of "
         "pictures with another gate too.",
         "",
-        *(_ran(found["ran"]) if found["ran"] else []),
+        *(_ran(document["ran"]) if document["ran"] else []),
         *(
-            [f"`trtexec` on the plain backbone: {found['trtexec_plain_ms']:.3f} ms.", ""]
-            if found["trtexec_plain_ms"]
+            [f"`trtexec` on the plain backbone: {document['trtexec_plain_ms']:.3f} ms.", ""]
+            if document["trtexec_plain_ms"]
             else []
         ),
-        *(f"Not run: {what}." for what in found["not_run"]),
+        *(f"Not run: {what}." for what in document["not_run"]),
     ]
 
 
@@ -205,29 +205,38 @@ def placed(whole: str, section: list[str]) -> str:
     return "".join(parts).rstrip("\n") + "\n"
 
 
-def accuracy(found: Document) -> list[str]:
+def accuracy(document: Document) -> list[str]:
     """Return the section of accuracies from the document of ``benchmarks.accuracy``."""
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    older = found["older_code"]
+    versions = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
+    older = document["older_code"]
     return [
         ACCURACY,
         "",
         f"`python -m benchmarks.accuracy`, resnet20, 32 px, the recipes of the sample domains but "
-        f"for method and seed: {found['finished']} of {found['planned']} runs"
+        f"for method and seed: {document['finished']} of {document['planned']} runs"
         + (f", {older} of them from earlier code" if older else "")
-        + f". One thread per run; machine: {'; '.join(found['machines'])}; versions: {versions}.",
+        + f". One thread per run; machine: {'; '.join(document['machines'])}; "
+        f"versions: {versions}.",
         "",
         *_table(
-            ("method", *found["domains"], "average", "against `finetune`", "share", "trained", "s"),
-            (_reached(row) for row in found["rows"]),
+            (
+                "method",
+                *document["domains"],
+                "average",
+                "against `finetune`",
+                "share",
+                "trained",
+                "s",
+            ),
+            (_reached(row) for row in document["rows"]),
         ),
         "",
-        f"Test accuracy in per cent, mean over up to {found['seeds']} seeds, in brackets the "
+        f"Test accuracy in per cent, mean over up to {document['seeds']} seeds, in brackets the "
         "highest less the lowest. `against finetune` in points, over the pairs of domain and seed "
         "that both have; `share` of the backbone's multiply-adds that open gates execute; `trained`"
         " parameters, head included; `s` per run, testing and sparse's search included.",
         "",
-        *(f"Failed: {name}: {error}" for name, error in found["failed"].items()),
+        *(f"Failed: {name}: {error}" for name, error in document["failed"].items()),
     ]
 
 
@@ -248,9 +257,9 @@ def _reached(row: Document) -> tuple[str, ...]:
     )
 
 
-def memory(found: Document) -> list[str]:
+def memory(document: Document) -> list[str]:
     """Return the section of training's memory from the document of ``benchmarks.memory``."""
-    own, versions = found["conditions"]["machine"], found["conditions"]["versions"]
+    own, versions = document["conditions"]["machine"], document["conditions"]["versions"]
     shown = ", ".join(f"{name} {number}" for name, number in versions.items())
     lines = [
         MEMORY,
@@ -259,23 +268,23 @@ def memory(found: Document) -> list[str]:
         f"column is says [docs/memory.md](memory.md). Machine: {own['processor']}, {own['cores']} "
         f"cores; versions: {shown}.",
         "",
-        f"Kept: {found['conditions']['how_kept']}. Peak: {found['conditions']['how_peak']}.",
+        f"Kept: {document['conditions']['how_kept']}. Peak: {document['conditions']['how_peak']}.",
         "",
     ]
-    lines += _targets(found)
-    for name in found["conditions"]["runs"]:
-        lines += _kept_on(found, name, "CPU")
-    if "cuda" in found:
-        there = found["cuda"]
+    lines += _targets(document)
+    for name in document["conditions"]["runs"]:
+        lines += _kept_on(document, name, "CPU")
+    if "cuda" in document:
+        there = document["cuda"]
         lines += [f"On a GPU ({there['gpu']}): {there['conditions']['how_peak']}.", ""]
         for name in there["conditions"]["runs"]:
             lines += _kept_on(there, name, there["gpu"])
     return lines
 
 
-def _targets(found: Document) -> list[str]:
+def _targets(document: Document) -> list[str]:
     """Return the targets of ResNet-50's training; no lines where it was not measured."""
-    rows = found.get("resnet50", {})
+    rows = document.get("resnet50", {})
     if not {"finetune", *KEPT_TARGETS} <= set(rows):
         return []
     whole, ours = rows["finetune"]["stored_measured"], rows["da3"]
@@ -302,9 +311,9 @@ def _targets(found: Document) -> list[str]:
     return [*_table(heads, figures), ""]
 
 
-def _kept_on(found: Document, name: str, where: str) -> list[str]:
+def _kept_on(document: Document, name: str, where: str) -> list[str]:
     """Return one backbone's heading, table and remarks."""
-    rows, run = found[name], found["conditions"]["runs"][name]
+    rows, run = document[name], document["conditions"]["runs"][name]
     whole = next(iter(rows.values()))["stored_measured"]
     share = f"{100 * run['budget']:.0f} %"
     explained = (
@@ -341,9 +350,9 @@ def _kept_row(method: str, row: Document, whole: int) -> Iterable[str]:
         yield f"{row[key]:.2f}" if key in row else ""
 
 
-def _runtime(found: Document) -> list[str]:
+def _runtime(document: Document) -> list[str]:
     """Return what `da3 bench` measured: its figures, then its tables."""
-    own, settings = found["machine"], found["settings"]
+    own, settings = document["machine"], document["settings"]
     lines = [
         "# Swapping domains at run time",
         "",
@@ -353,7 +362,7 @@ def _runtime(found: Document) -> list[str]:
         "[docs/benchmarks.md](benchmarks.md).",
         "",
     ]
-    for table in tables(found):
+    for table in tables(document):
         if table.key == "figures":
             rows = ((f"`{name}`", what, value, goal) for name, value, goal, _, what in table.rows)
             lines += _table(("figure", "what", "measured", "target"), rows)
@@ -363,25 +372,25 @@ def _runtime(found: Document) -> list[str]:
     return lines
 
 
-def _conditions(found: Document) -> list[str]:
-    own, versions = found["machine"], found["versions"]
+def _conditions(document: Document) -> list[str]:
+    own, versions = document["machine"], document["versions"]
     packages = ", ".join(f"{name} {number}" for name, number in versions.items())
     return [
         f"Machine: {own['processor']} ({own['vector']}), {own['cores']} cores, {own['system']}; "
         f"load average {own['load']} before and {own['load_after']} after. Versions: {packages}.",
         "",
         f"Speed: onnxruntime's CPU provider with one thread; contenders interleaved, clock "
-        f"`{found['clock']}`; a ratio is the median over rounds of the time against the plain "
+        f"`{document['clock']}`; a ratio is the median over rounds of the time against the plain "
         "frozen backbone in the same round (same split, head only, BatchNorm folded, all "
         "optimisations on), its quartiles in brackets. ResNet-50 untrained, 224 px, 196 classes, "
         "adaptors with the default options; gates set through their bias slots.",
     ]
 
 
-def _speed(found: Document) -> list[str]:
+def _speed(document: Document) -> list[str]:
     lines = []
     for name, title in (("resnet50", "ResNet-50, 224 px"), ("resnet20", "resnet20, 32 px")):
-        one, many, floors = (found[name][key] for key in ("one", "many", "floors"))
+        one, many, floors = (document[name][key] for key in ("one", "many", "floors"))
         floor = ("share of multiply-adds that run", *(f"{floors[s]:.2f}" for s in _STATES))
         lines += [
             f"## {title}, batch 1",
@@ -400,7 +409,7 @@ def _speed(found: Document) -> list[str]:
             *_table(("form", *_STATES), _rows(many, ("rows", "if loop"))),
             "",
         ]
-    lost = found["resnet50"]["lost"]
+    lost = document["resnet50"]["lost"]
     return [
         *lines,
         "## Forms that lost",
@@ -442,11 +451,11 @@ def _second(own: Document) -> list[str]:
     ]
 
 
-def samples(found: Document) -> list[str]:
+def samples(document: Document) -> list[str]:
     """Return the section of the sample domains from what ``benchmarks.samples`` read."""
     rows = [
         (f"`{domain}`", *_percents(got)) if got else (f"`{domain}`", "not trained", "", "")
-        for domain, got in found.items()
+        for domain, got in document.items()
     ]
     return [
         SAMPLES,

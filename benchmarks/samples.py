@@ -28,13 +28,15 @@ def read(folder: Path, *, training: bool, notify: Notify = lambda _: None) -> di
 
     Without ``training`` a missing domain is None.
     """
-    found: dict[str, Any] = {}
+    figures_by_domain: dict[str, Any] = {}
     for domain in SAMPLES:
         if not _current(folder / domain, domain) and training:
             notify(f"training {domain}")
             _train(folder / domain, domain)
-        found[domain] = figures(folder / domain) if _current(folder / domain, domain) else None
-    return found
+        figures_by_domain[domain] = (
+            figures(folder / domain) if _current(folder / domain, domain) else None
+        )
+    return figures_by_domain
 
 
 def figures(folder: Path) -> dict[str, float | None]:
@@ -67,8 +69,8 @@ def _train(folder: Path, domain: str) -> None:
 @click.option("--train/--no-train", default=True, help="Train samples that are missing.")
 def main(domains: Path, tables: Path, train: bool) -> None:
     """Write the section of the results."""
-    found = read(domains, training=train, notify=lambda text: click.echo(text, err=True))
-    results.put(tables, results.samples(found))
+    samples = read(domains, training=train, notify=lambda text: click.echo(text, err=True))
+    results.put(tables, results.samples(samples))
 
 
 if __name__ == "__main__":

@@ -122,16 +122,16 @@ def _checkpoint(work: Path, recipe: Recipe, seed: int) -> None:
     with torch.no_grad():
         for parameter in model.domain.parameters():
             parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-    found = evaluate(model, data.test, recipe.preprocess, batch=8)
-    save(work / "domains" / recipe.domain, model, recipe, data.classes, found, overwrite=True)
+    evaluation = evaluate(model, data.test, recipe.preprocess, batch=8)
+    save(work / "domains" / recipe.domain, model, recipe, data.classes, evaluation, overwrite=True)
 
 
 def _in_fresh_process(work: Path, domain: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.second", str(work.resolve()), domain]
     checkout = Path(__file__).resolve().parents[1]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=checkout)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def _export(work: Path, domain: str) -> dict[str, Any]:

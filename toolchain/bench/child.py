@@ -21,7 +21,9 @@ from toolchain.core.timing import Notify
 PARTS = ("domains", "swap", "memory", "load")
 
 
-def run(part: str, given: Mapping[str, Any], *, notify: Notify = lambda _: None) -> dict[str, Any]:
+def run(
+    part: str, request: Mapping[str, Any], *, notify: Notify = lambda _: None
+) -> dict[str, Any]:
     """Return what ``<part>.in_child`` returns for ``given``, in a fresh interpreter.
 
     Raises RunError with the child's message if it fails.
@@ -31,7 +33,7 @@ def run(part: str, given: Mapping[str, Any], *, notify: Notify = lambda _: None)
         assert child.stdin is not None
         assert child.stdout is not None
         with child.stdin as pipe:
-            pipe.write(json.dumps(dict(given)).encode())
+            pipe.write(json.dumps(dict(request)).encode())
         last: dict[str, Any] = {}
         for line in child.stdout:
             last = json.loads(line)
@@ -52,8 +54,8 @@ def main(part: str) -> None:
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
-    def say(**said: Any) -> None:
-        channel.write(json.dumps(said) + "\n")
+    def say(**message: Any) -> None:
+        channel.write(json.dumps(message) + "\n")
 
     in_child = import_module(f"toolchain.bench.{part}").in_child
     try:

@@ -67,8 +67,8 @@ def make(work: Path, setup: MaterialsSetup, *, notify: Notify = lambda _: None) 
 
     Raises UnknownNameError for the backbone, AttachError, ParityError, StorageError.
     """
-    if (found := read_index(work, setup.made())) is not None:
-        return found
+    if (ready := read_index(work, setup.made())) is not None:
+        return ready
     model = _attached(setup, "da3")
     for index in reversed(range(setup.domains)):
         notify(f"domain {setup.domains - index} of {setup.domains}")
@@ -138,9 +138,9 @@ class _Maker:
 
     def _checkpoint(self, rates: Mapping[str, float]) -> Checkpoint:
         """Write the drawn values as training would; its figures are none."""
-        found = Evaluation(0.0, 0.0, 1.0, dict(rates), 0)
+        evaluation = Evaluation(0.0, 0.0, 1.0, dict(rates), 0)
         self._folder.parent.mkdir(exist_ok=True)
-        return save(self._folder, self.model, self.recipe, self.classes, found, overwrite=True)
+        return save(self._folder, self.model, self.recipe, self.classes, evaluation, overwrite=True)
 
     def _pictures(self) -> ArraySplit:
         side = self.recipe.preprocess.size
@@ -210,6 +210,6 @@ def _written(work: Path, kind: str, name: str, data: bytes) -> Path:
     return folder / f"{name}.onnx"
 
 
-def in_child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
+def in_child(request: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
     """Make materials in a process of its own; see :mod:`toolchain.bench.child`."""
-    return make(Path(given["work"]), MaterialsSetup(**given["setup"]), notify=notify).to_json()
+    return make(Path(request["work"]), MaterialsSetup(**request["setup"]), notify=notify).to_json()

@@ -58,7 +58,7 @@ def measure(
     artefact = open_engine(path)
     where = device or engine.open_device(artefact.manifest.built_for.module)
     before = _digests(artefact)
-    found = _running(path, bundles, where, rounds, notify)
+    running = _running(path, bundles, where, rounds, notify)
     notify("parity")
     parity = {bundle.stem: _parity(artefact, bundle, where) for bundle in bundles}
     proof = prove(artefact, where, rounds=rounds, notify=notify)
@@ -66,7 +66,7 @@ def measure(
         "schema": SCHEMA,
         "engine": path.name,
         "built_for": artefact.manifest.built_for,
-        **found,
+        **running,
         "parity": parity,
         "skipping": None if proof is None else {**asdict(proof), **_derived(proof)},
         "unchanged": _digests(open_engine(path)) == before,
@@ -90,12 +90,12 @@ def _parity(artefact: EngineArtefact, path: Path, device: TrtDevice) -> dict[str
     with TimeLimit(release.time_limit_s) as limit:
         bound = SessionUnderTest(loaded, release, limit)
         got = run_cases(cases, bound, release.slots, release.preprocess, 1)
-    found = difference(got, cases, gates=not loaded.is_static)
+    apart = difference(got, cases, gates=not loaded.is_static)
     return {
         "cases": len(cases),
-        "error": found.agreed_absolute / found.span,
-        "classes": found.top1,
-        "gates": found.gates,
+        "error": apart.agreed_absolute / apart.span,
+        "classes": apart.top1,
+        "gates": apart.gates,
     }
 
 
@@ -132,12 +132,12 @@ def _running(
 
 def _swap_s(runner: Runner, name: str, bundle: Path, times: int = 5) -> float:
     """Median seconds of replacing a loaded domain by its own bundle, without the self-test."""
-    seen = []
+    seconds = []
     for _ in range(times):
         started = time.perf_counter()
         runner.replace(bundle, name=name, selftest=False)
-        seen.append(time.perf_counter() - started)
-    return median(seen)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds)
 
 
 def _call(runner: Runner, name: str) -> Callable[[], object]:
@@ -162,5 +162,5 @@ def _switch(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, An
         first()
         second()
 
-    found = interleaved({"same": same, "switching": switching}, rounds=rounds, clock=WALL)
-    return {name: asdict(timing) for name, timing in found.items()}
+    timings = interleaved({"same": same, "switching": switching}, rounds=rounds, clock=WALL)
+    return {name: asdict(timing) for name, timing in timings.items()}

@@ -19,9 +19,9 @@ class Goal:
     sense: Literal["least", "most"]
     value: float
 
-    def met(self, found: float) -> bool:
+    def met(self, value: float) -> bool:
         """Whether ``found`` reaches the target."""
-        return found >= self.value if self.sense == "least" else found <= self.value
+        return value >= self.value if self.sense == "least" else value <= self.value
 
 
 GOALS: Mapping[str, Goal] = {
@@ -43,30 +43,30 @@ GOALS: Mapping[str, Goal] = {
 
 def figures(parts: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures of those parts that were measured."""
-    found: dict[str, float] = {}
+    by_name: dict[str, float] = {}
     if "swap" in parts:
-        found |= _speedups(parts["swap"])
+        by_name |= _speedups(parts["swap"])
     if "switch" in parts:
-        found["switch_overhead"] = parts["switch"]["ways"]["bundle"]["overhead"]
+        by_name["switch_overhead"] = parts["switch"]["ways"]["bundle"]["overhead"]
     if "memory" in parts:
         ways = parts["memory"]["ways"]
-        found["domain_resident_ratio"] = ways.get("bundle, many", ways["bundle"])["ratio"]
+        by_name["domain_resident_ratio"] = ways.get("bundle, many", ways["bundle"])["ratio"]
     if "load" in parts:
         load = parts["load"]
-        found["swap_throughput_ratio"] = load["rows"]["installed"]["ratio"]
-        found["memory_after_ratio"] = load["memory"]["ratio"]
-        found |= {key: load[key] for key in ("failed", "mixed")}
+        by_name["swap_throughput_ratio"] = load["rows"]["installed"]["ratio"]
+        by_name["memory_after_ratio"] = load["memory"]["ratio"]
+        by_name |= {key: load[key] for key in ("failed", "mixed")}
     if "overhead" in parts:
-        found["overhead_ms"] = parts["overhead"]["runner"]["difference_ms"]
-    return found
+        by_name["overhead_ms"] = parts["overhead"]["runner"]["difference_ms"]
+    return by_name
 
 
 def _speedups(swap: Mapping[str, Any]) -> dict[str, float]:
     """Return how many times faster ours are ready, at a process's first swap and at later ones."""
-    found = {}
+    speedups = {}
     for phase, suffix in (("first", ""), ("again", "_again")):
         ready = swap[phase]["ready"]
         for kind, name in (("bundle", "swap_cold"), ("installed", "swap_installed")):
             if "whole" in ready:
-                found[f"{name}_speedup{suffix}"] = 1 / ready[kind]["ratio"]
-    return found
+                speedups[f"{name}_speedup{suffix}"] = 1 / ready[kind]["ratio"]
+    return speedups

@@ -74,20 +74,20 @@ class FootprintSetup:
 
 def default_keep() -> Precision:
     """Return the precision that a recipe has where it says nothing."""
-    (found,) = (item.default for item in fields(TrainSpec) if item.name == "keep")
-    assert found in get_args(Precision)
-    return found  # type: ignore[return-value]
+    (keep,) = (item.default for item in fields(TrainSpec) if item.name == "keep")
+    assert keep in get_args(Precision)
+    return keep  # type: ignore[return-value]
 
 
 def rows() -> dict[str, MethodRow]:
     """Return every row by its name: the methods as `da3 train` runs them, da3 in each precision."""
-    keep, found = default_keep(), {}
+    keep, by_name = default_keep(), {}
     for name, method in REGISTRY.items():
-        found[name] = MethodRow(name, name, keep if method.lean else None)
+        by_name[name] = MethodRow(name, name, keep if method.lean else None)
     for precision in get_args(Precision):
         if precision != keep:
-            found[f"{OURS}-{precision}"] = MethodRow(f"{OURS}-{precision}", OURS, precision)
-    return found
+            by_name[f"{OURS}-{precision}"] = MethodRow(f"{OURS}-{precision}", OURS, precision)
+    return by_name
 
 
 def chosen(names: Sequence[str]) -> list[MethodRow]:
@@ -96,11 +96,11 @@ def chosen(names: Sequence[str]) -> list[MethodRow]:
     Raises UnknownNameError.
     """
     known = rows()
-    wanted = list(known) if "all" in names else list(names)
-    for name in wanted:
+    row_names = list(known) if "all" in names else list(names)
+    for name in row_names:
         if name not in known:
             raise UnknownNameError("method", name, (*known, "all"))
-    return [known[name] for name in dict.fromkeys((REFERENCE, *wanted))]
+    return [known[name] for name in dict.fromkeys((REFERENCE, *row_names))]
 
 
 def measure(setup: FootprintSetup, *, notify: Notify = lambda _: None) -> dict[str, Any]:
@@ -110,25 +110,25 @@ def measure(setup: FootprintSetup, *, notify: Notify = lambda _: None) -> dict[s
     backbone), UsageError, and what attaching and training raise.
     """
     _check(setup)
-    wanted = chosen(setup.methods)
+    compared = chosen(setup.methods)
     side = setup.side or backbones.get(setup.backbone).input_size
     before = torch.get_num_threads()
     torch.set_num_threads(setup.threads)
     try:
         bench = MethodBench(load(setup.backbone), side, setup)
-        found: dict[str, dict[str, Any]] = {}
+        figures: dict[str, dict[str, Any]] = {}
         left_out: dict[str, str] = {}
-        for row in wanted:
+        for row in compared:
             notify(f"{setup.backbone}: {row.name}, memory")
             try:
-                found[row.name] = bench.memory(row)
+                figures[row.name] = bench.memory(row)
             except AttachError as err:
                 if row.name == REFERENCE:
                     raise
                 left_out[row.name] = err.message
-        measured = [row for row in wanted if row.name in found]
+        measured = [row for row in compared if row.name in figures]
         for name, ratios in bench.times(measured, notify).items():
-            found[name] |= ratios
+            figures[name] |= ratios
     finally:
         torch.set_num_threads(before)
     return {
@@ -139,7 +139,7 @@ def measure(setup: FootprintSetup, *, notify: Notify = lambda _: None) -> dict[s
             "how_peak": HOW_PEAK[setup.device],
             "runs": {setup.backbone: _conditions(setup, side) | {"left_out": left_out}},
         },
-        setup.backbone: found,
+        setup.backbone: figures,
     }
 
 
@@ -150,15 +150,15 @@ def fits(setup: FootprintSetup, budget: int) -> dict[str, Any]:
     MemoryBudgetError when nothing fits, and as :func:`measure`.
     """
     _check(setup)
-    asked = {row.method for row in chosen(setup.methods)}
+    methods = {row.method for row in chosen(setup.methods)}
     if "all" not in setup.methods and REFERENCE not in setup.methods:
-        asked.discard(REFERENCE)
+        methods.discard(REFERENCE)
     side = setup.side or backbones.get(setup.backbone).input_size
     # From exact gradients on: what approximates comes later.
     model = attach(
         load(setup.backbone), method=OURS, classes=CLASSES, input_shape=(3, side, side), lean=True
     )
-    order = sorted(asked, key=lambda m: (m != OURS, m == "head", list(REGISTRY).index(m)))
+    order = sorted(methods, key=lambda m: (m != OURS, m == "head", list(REGISTRY).index(m)))
     choices = fitting(model, budget, setup.batch, methods=order)
     weights = (*model.backbone.parameters(), *model.backbone.buffers())
     return {
@@ -174,17 +174,17 @@ def fits(setup: FootprintSetup, budget: int) -> dict[str, Any]:
     }
 
 
-def found_device(asked: str) -> str:
+def found_device(device: str) -> str:
     """Return the device to train on, ``auto`` being the GPU that PyTorch finds, else the CPU.
 
     Raises UsageError for ``cuda`` where there is none.
     """
     there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
+    if device == "cuda" and not there:
         raise UsageError(
             "expected an NVIDIA GPU that PyTorch can use, got none", fix="use --device cpu"
         )
-    return ("cuda" if there else "cpu") if asked == "auto" else asked
+    return ("cuda" if there else "cpu") if device == "auto" else device
 
 
 def load(name: str) -> nn.Module:
@@ -286,7 +286,7 @@ class MethodBench:
         """Return a row's figures but for time; AttachError: the backbone cannot take the method."""
         model = self.attached(row)
         kept = self._kept(model)
-        told = analytic(model, self.setup.batch)
+        counted = analytic(model, self.setup.batch)
         # The same by PyTorch's own layers: what the method is usually taken to cost.
         stock = self._kept(self.attached(row, lean=False)).bytes
         needs = need(model, self.setup.batch)
@@ -294,15 +294,15 @@ class MethodBench:
         step()  # the first one makes the optimiser's moments
         gc.collect()
         highest = peak(step, device=self.device.type) + needs.optimiser
-        agreement = told.bytes / kept.bytes - 1 if kept.bytes else 0.0
+        agreement = counted.bytes / kept.bytes - 1 if kept.bytes else 0.0
         return {
             "method": row.method,
             "keep": row.keep,
             "stored_measured": kept.bytes,
-            "stored_analytic": told.bytes,
+            "stored_analytic": counted.bytes,
             "stored_stock": stock,
             "agreement": agreement,
-            "explanation": _explained(kept, told) if abs(agreement) > AGREEMENT else None,
+            "explanation": _explained(kept, counted) if abs(agreement) > AGREEMENT else None,
             "peak": highest,
             "peak_by_rule": needs.total - needs.parameters,
             "optimiser": needs.optimiser,
@@ -310,19 +310,19 @@ class MethodBench:
             "trainable": needs.trainable,
             "domain_bytes": domain_bytes(model),
             "largest": dict(kept.largest(LARGEST)),
-            "stock_layers": dict(told.stock),
+            "stock_layers": dict(counted.stock),
         }
 
     def _kept(self, model: AttachedModel) -> Stored:
         return stored(model, lambda: self.loss(model), held=(self.images, self.labels))
 
-    def times(self, wanted: Sequence[MethodRow], notify: Notify) -> dict[str, dict[str, Any]]:
+    def times(self, compared: Sequence[MethodRow], notify: Notify) -> dict[str, dict[str, Any]]:
         """Return each row's step time relative to the first one's, da3's also at its budget."""
         if not self.setup.rounds:
             return {}
         steps: dict[str, Callable[[], object]] = {}
         shares: dict[str, float] = {}
-        for row in wanted:
+        for row in compared:
             for name, model, share in self._timed(row):
                 steps[name], shares[name] = self.step(model), share
         timings = interleaved(
@@ -331,14 +331,14 @@ class MethodBench:
             clock=WALL if self.device.type == "cuda" else clock_of(self.setup.threads),
             notify=lambda text: notify(f"{self.setup.backbone}: time, {text}"),
         )
-        found: dict[str, dict[str, Any]] = {}
+        figures: dict[str, dict[str, Any]] = {}
         for name, timing in timings.items():
             row_name = name.removesuffix(BUDGET_SUFFIX)
             suffix = "_budget" if name != row_name else ""
-            found.setdefault(row_name, {}).update(_told(timing, suffix))
+            figures.setdefault(row_name, {}).update(_told(timing, suffix))
             if suffix:
-                found[row_name]["executed_share"] = shares[name]
-        return found
+                figures[row_name]["executed_share"] = shares[name]
+        return figures
 
     def _timed(self, row: MethodRow) -> Iterator[tuple[str, AttachedModel, float]]:
         model = self.attached(row)
@@ -360,10 +360,10 @@ def _told(timing: Timing, suffix: str) -> dict[str, Any]:
     }
 
 
-def _explained(kept: Stored, told: Stored) -> str:
+def _explained(kept: Stored, counted: Stored) -> str:
     """Name the layers that keep something else than the rules say."""
-    names = {*kept.by_layer, *told.by_layer}
-    apart = {name: kept.by_layer.get(name, 0) - told.by_layer.get(name, 0) for name in names}
+    names = {*kept.by_layer, *counted.by_layer}
+    apart = {name: kept.by_layer.get(name, 0) - counted.by_layer.get(name, 0) for name in names}
     worst = sorted(apart.items(), key=lambda item: -abs(item[1]))[:LARGEST]
     listed = ", ".join(f"{name or 'the loss'} {gap:+d} bytes" for name, gap in worst if gap)
     return f"measured against the rules: {listed}"
@@ -371,10 +371,10 @@ def _explained(kept: Stored, told: Stored) -> str:
 
 def merged(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return documents of several backbones as one; the machine's conditions are the last one's."""
-    found: dict[str, Any] = {}
+    joined: dict[str, Any] = {}
     runs: dict[str, Any] = {}
     for document in documents:
         runs |= document["conditions"]["runs"]
-        found |= document
-    found["conditions"] = {**found["conditions"], "runs": runs}
-    return found
+        joined |= document
+    joined["conditions"] = {**joined["conditions"], "runs": runs}
+    return joined

@@ -88,16 +88,16 @@ class _Models:
     """Sessions over the first domain, and its slots in every state."""
 
     def __init__(self, materials: Materials, threads: int) -> None:
-        held = materials.open()
+        bundle = materials.open()
         self.materials = materials
         self.threads = threads
-        self.slots: Slots = slot_arrays(held.blob(held.names("slots")[0]))
-        blocks = held.manifest.gates.blocks
+        self.slots: Slots = slot_arrays(bundle.blob(bundle.names("slots")[0]))
+        blocks = bundle.manifest.gates.blocks
         self.gates = [b.name for b in blocks if f"{b.name}.gate.bias" in self.slots]
-        side = held.manifest.preprocess.size
+        side = bundle.manifest.preprocess.size
         self.image = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
         self.swap = Session(
-            held.blob(SWAP_IF.file), folder=materials.backbone, threads=threads, what=SWAP_IF.stem
+            bundle.blob(SWAP_IF.file), folder=materials.backbone, threads=threads, what=SWAP_IF.stem
         )
 
     def time(self, calls: Mapping[str, Call], rounds: int, notify: Notify) -> dict[str, Timing]:
@@ -140,13 +140,13 @@ class _Models:
         return lambda: self.swap.run(feeds)
 
     def _static(self, name: str, slots: Slots | None = None) -> Call:
-        given = self.slots if slots is None else slots
+        constants = self.slots if slots is None else slots
         if name == "plain":
-            given = {key: value for key, value in given.items() if key.startswith("head.")}
+            constants = {key: value for key, value in constants.items() if key.startswith("head.")}
         session = Session(
             self.materials.statics[name].read_bytes(),
             folder=self.materials.backbone,
-            constants=given,
+            constants=constants,
             threads=self.threads,
             what=name,
         )

@@ -51,14 +51,14 @@ def measure(
 
     A row's ``cpu_ms`` is CPU time for an answer, swaps included: it does not count what others do.
     """
-    given = {"materials": materials.to_json(), "threads": threads, "setup": asdict(setup)}
-    return child.run("load", given, notify=notify)
+    request = {"materials": materials.to_json(), "threads": threads, "setup": asdict(setup)}
+    return child.run("load", request, notify=notify)
 
 
-def in_child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
+def in_child(request: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
     """Run every row in a process of its own; see :mod:`toolchain.bench.child`."""
-    setup, materials = LoadSetup(**given["setup"]), from_json(given["materials"])
-    with Ways(materials, threads=given["threads"]) as ways:
+    setup, materials = LoadSetup(**request["setup"]), from_json(request["materials"])
+    with Ways(materials, threads=request["threads"]) as ways:
         count, runner, image = len(materials.bundles), ways.runner, ways.image()
         ways.prepare("installed", count)
         runner.unload("first")
@@ -135,9 +135,13 @@ class _Slices:
         for turn in range(2 * self.setup.slices):
             swapping = ORDER[turn % len(ORDER)]
             due = self._due(count, len(self.rates[True])) if swapping else 0
-            started, cpu, seen = time.perf_counter(), time.process_time(), self._answers()
+            started, cpu, answered_before = (
+                time.perf_counter(),
+                time.process_time(),
+                self._answers(),
+            )
             self._slice(due)
-            answers = self._answers() - seen
+            answers = self._answers() - answered_before
             self.rates[swapping].append(answers / (time.perf_counter() - started))
             self.cpu_s[swapping] += time.process_time() - cpu
             self.answers[swapping] += answers

@@ -54,15 +54,15 @@ class Materials:
         }
 
 
-def from_json(given: Mapping[str, Any]) -> Materials:
+def from_json(document: Mapping[str, Any]) -> Materials:
     """Return the materials that :meth:`Materials.to_json` wrote."""
     return Materials(
-        Path(given["backbone"]),
-        _paths(given["bundles"]),
-        _paths(given["wholes"]),
-        _paths(given["shared"]),
-        {name: Path(path) for name, path in given["statics"].items()},
-        dict(given["made"]),
+        Path(document["backbone"]),
+        _paths(document["bundles"]),
+        _paths(document["wholes"]),
+        _paths(document["shared"]),
+        {name: Path(path) for name, path in document["statics"].items()},
+        dict(document["made"]),
     )
 
 
@@ -86,13 +86,13 @@ def foreign(bundles: Sequence[Path], backbone: Path | None = None) -> Materials:
                 f"({manifest.adaptor.method}): there is no session to share",
                 fix="leave it out; its latency is that of the plain backbone",
             )
-    wanted = manifests[0].backbone
-    name = bundle.artefact_name(wanted.name, wanted.weights_digest)
+    reference = manifests[0].backbone
+    name = bundle.artefact_name(reference.name, reference.weights_digest)
     place = bundles[0].parent if backbone is None else backbone
-    found = place if (place / bundle.backbone.WEIGHTS_NAME).is_file() else place / name
-    if not found.is_dir():
+    artefact_path = place if (place / bundle.backbone.WEIGHTS_NAME).is_file() else place / name
+    if not artefact_path.is_dir():
         raise StorageError(f"expected the backbone {name} in {place}, found none", fix="--backbone")
-    return Materials(found, tuple(bundles))
+    return Materials(artefact_path, tuple(bundles))
 
 
 def write_index(work: Path, materials: Materials) -> None:
@@ -108,10 +108,10 @@ def read_index(work: Path, made: Mapping[str, Any]) -> Materials | None:
         return None
     try:
         text = read_limited(path, limit_bytes=LIMIT_INDEX_BYTES, what="bench index")
-        found = from_json(json.loads(text))
+        materials = from_json(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return found if dict(found.made) == dict(made) else None
+    return materials if dict(materials.made) == dict(made) else None
 
 
 def _texts(paths: Sequence[Path]) -> list[str]:

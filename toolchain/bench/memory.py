@@ -40,21 +40,21 @@ def measure(
     kinds: list[Kind] = ["bundle"]
     kinds += ["whole"] if materials.wholes else []
     kinds += ["shared", "shared, extended"] if materials.shared else []
-    found: dict[str, dict[str, Any]] = {}
+    ways: dict[str, dict[str, Any]] = {}
     for kind in kinds:
-        given = {"materials": materials.to_json(), "threads": threads, "kind": kind}
+        request = {"materials": materials.to_json(), "threads": threads, "kind": kind}
         count = max(domains, many) if kind == "bundle" else domains
-        series = child.run("memory", {**given, "count": count}, notify=notify)
+        series = child.run("memory", {**request, "count": count}, notify=notify)
         size = {"file_bytes": _file_bytes(materials, kind)}
-        found[kind] = _figures(series, 1, domains) | size
+        ways[kind] = _figures(series, 1, domains) | size
         if kind == "bundle" and many > domains:
-            found["bundle, many"] = _figures(series, domains, many) | size
+            ways["bundle, many"] = _figures(series, domains, many) | size
     slots = _slots_bytes(materials)
     return {
         "slots_bytes": slots,
         "ways": {
             kind: figures | {"ratio": figures["resident_bytes_each"] / slots}
-            for kind, figures in found.items()
+            for kind, figures in ways.items()
         },
     }
 
@@ -80,26 +80,26 @@ def _file_bytes(materials: Materials, kind: Kind) -> float:
 
 def _slots_bytes(materials: Materials) -> float:
     """Return the mean bytes of a domain's own tensors."""
-    held = [materials.open(index) for index in range(len(materials.bundles))]
-    return mean(len(one.blob(one.names("slots")[0])) for one in held)
+    bundles = [materials.open(index) for index in range(len(materials.bundles))]
+    return mean(len(one.blob(one.names("slots")[0])) for one in bundles)
 
 
-def in_child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, list[int]]:
+def in_child(request: Mapping[str, Any], *, notify: Notify) -> dict[str, list[int]]:
     """Put ``count`` domains in place one after the other and look at the memory after each."""
-    kind: Kind = given["kind"]
-    kept = []
-    found: dict[str, list[int]] = {"resident": [], "private": []}
-    with Ways(from_json(given["materials"]), threads=given["threads"]) as ways:
+    kind: Kind = request["kind"]
+    loaded = []
+    series: dict[str, list[int]] = {"resident": [], "private": []}
+    with Ways(from_json(request["materials"]), threads=request["threads"]) as ways:
         ways.prepare(kind, 1)
         image = ways.image()
-        for index in range(given["count"]):
-            kept.append(ways.load(kind, index))
-            kept[-1].ask(image)
+        for index in range(request["count"]):
+            loaded.append(ways.load(kind, index))
+            loaded[-1].ask(image)
             gc.collect()
-            found["resident"].append(resident_bytes())
-            found["private"].append(private_bytes())
-            notify(f"{kind}, {index + 1} of {given['count']}")
-    return found
+            series["resident"].append(resident_bytes())
+            series["private"].append(private_bytes())
+            notify(f"{kind}, {index + 1} of {request['count']}")
+    return series
 
 
 def resident_bytes(path: Path = STATM) -> int:

@@ -28,8 +28,8 @@ def measure(
     notify: Notify = lambda _: None,
 ) -> dict[str, Any]:
     """Return the timings ``bare`` and ``runner``, and ``slots``, how many tensors a request has."""
-    held = materials.open()
-    graph, slots = held.blob(SWAP_IF.file), slot_arrays(held.blob(held.names("slots")[0]))
+    bundle = materials.open()
+    graph, slots = bundle.blob(SWAP_IF.file), slot_arrays(bundle.blob(bundle.names("slots")[0]))
     with ExitStack() as stack:
 
         def build() -> dict[str, Call]:
@@ -46,9 +46,11 @@ def measure(
             }
 
         clock = clock_of(threads)
-        found = rebuilt(build, times=min(BUILDS, rounds), rounds=rounds, clock=clock, notify=notify)
+        timings = rebuilt(
+            build, times=min(BUILDS, rounds), rounds=rounds, clock=clock, notify=notify
+        )
     return {
         "clock": clock_of(threads),
         "slots": len(slots),
-        **{name: asdict(timing) for name, timing in found.items()},
+        **{name: asdict(timing) for name, timing in timings.items()},
     }

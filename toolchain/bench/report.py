@@ -46,15 +46,15 @@ def require_plots() -> None:
         raise MissingPackageError("matplotlib", "the page", "bench")
 
 
-def page(found: Document) -> str:
+def page(document: Document) -> str:
     """Return the page. Raises MissingPackageError as :func:`require_plots`."""
     require_plots()
-    drawn = plots(found)
-    body = [*_head(found)]
-    for table in tables(found):
+    drawn = plots(document)
+    body = [*_head(document)]
+    for table in tables(document):
         body += [*_table(table), *(_figure(plot) for plot in drawn if plot.key == table.key)]
-    body += [*_absent(found["not_measured"]), *_conditions(found)]
-    title = escape(_title(found))
+    body += [*_absent(document["not_measured"]), *_conditions(document)]
+    title = escape(_title(document))
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -66,19 +66,19 @@ def page(found: Document) -> str:
     )
 
 
-def _title(found: Document) -> str:
-    settings = found["settings"]
+def _title(document: Document) -> str:
+    settings = document["settings"]
     return f"DA3 runtime on {settings['backbone']}, {settings['side']} px"
 
 
-def _head(found: Document) -> Iterator[str]:
-    settings, machine = found["settings"], found["machine"]
+def _head(document: Document) -> Iterator[str]:
+    settings, machine = document["settings"], document["machine"]
     drawn = "drawn, untrained values" if settings["drawn"] else "bundles that were given"
-    yield f"<h1>{escape(_title(found))}</h1>"
+    yield f"<h1>{escape(_title(document))}</h1>"
     yield (
         f'<p class="dim">{settings["domains"]} domains ({drawn}), {settings["threads"]} '
         f"thread(s) of an operator, {escape(str(machine['processor']))}, "
-        f"{machine['cores']} cores, onnxruntime {escape(found['versions']['onnxruntime'])}</p>"
+        f"{machine['cores']} cores, onnxruntime {escape(document['versions']['onnxruntime'])}</p>"
     )
 
 
@@ -111,10 +111,10 @@ def _absent(missing: Mapping[str, str]) -> Iterator[str]:
         yield "</ul>"
 
 
-def _conditions(found: Document) -> Iterator[str]:
-    machine = found["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["took_s"].items())
+def _conditions(document: Document) -> Iterator[str]:
+    machine = document["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
+    took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in document["took_s"].items())
     yield "<h2>Taken on</h2>"
     yield (
         f"<p>{escape(str(machine['processor']))} ({escape(machine['vector'])}), "

@@ -124,16 +124,16 @@ def _materials(setup: BenchSetup, work: Path, notify: Notify) -> Materials:
         raise MissingPackageError("torch", "making domains to measure", "bench")
     from toolchain.training.adapt import backbones
 
-    found = backbones.get(str(setup.backbone))
+    backbone = backbones.get(str(setup.backbone))
     make_folder(work, fix="choose another with --work")
     setup_fields = {
-        "backbone": found.name,
-        "side": setup.side or found.input_size,
+        "backbone": backbone.name,
+        "side": setup.side or backbone.input_size,
         "domains": setup.domains,
         "classes": setup.classes,
     }
-    given = {"work": str(work.resolve()), "setup": setup_fields}
-    return from_json(child.run("domains", given, notify=_told_of("domains", notify)))
+    request = {"work": str(work.resolve()), "setup": setup_fields}
+    return from_json(child.run("domains", request, notify=_told_of("domains", notify)))
 
 
 def _told_of(part: str, notify: Notify) -> Notify:
@@ -176,12 +176,12 @@ def _settings(setup: BenchSetup, materials: Materials) -> dict[str, Any]:
 
 def _not_measured(setup: BenchSetup, materials: Materials) -> dict[str, str]:
     """Return what is missing from the document and why."""
-    found = {part: "was not asked for" for part in PARTS if part not in setup.parts}
+    reasons = {part: "was not asked for" for part in PARTS if part not in setup.parts}
     lacking = {
         "latency": ("plain, static and the cost of a gate", materials.statics),
         "swap": ("whole models and shared sessions, to compare with", materials.wholes),
     }
     for part, (what, there) in lacking.items():
         if part in setup.parts and not there:
-            found[f"{part}: {what}"] = NEEDS_LINKER
-    return found
+            reasons[f"{part}: {what}"] = NEEDS_LINKER
+    return reasons

@@ -53,24 +53,24 @@ def measure(
 
 def _phase(runs: Sequence[Series], chosen: slice) -> dict[str, Any]:
     """Return timings by step and way over the chosen swaps of all processes."""
-    found = {}
+    timings = {}
     for step in STEPS:
-        seen = {
+        samples = {
             kind: [s for run in runs for s in run[step][kind][chosen]] for kind in runs[0][step]
         }
-        base = seen.get(MEASURE) or next(iter(seen.values()))
-        found[step] = {kind: asdict(timing(values, base)) for kind, values in seen.items()}
-    return found
+        base = samples.get(MEASURE) or next(iter(samples.values()))
+        timings[step] = {kind: asdict(timing(values, base)) for kind, values in samples.items()}
+    return timings
 
 
-def in_child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
+def in_child(request: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
     """Swap in a process of its own; return seconds by step and way, and a self-test's time."""
-    with Ways(from_json(given["materials"]), threads=given["threads"]) as ways:
+    with Ways(from_json(request["materials"]), threads=request["threads"]) as ways:
         for kind in ways.kinds:
             ways.prepare(kind, SWAPS + 1)
         image, order = ways.image(), random.Random(0)
         last = {kind: _timed(ways, kind, 0, image)[1] for kind in ways.kinds}
-        seen: dict[str, dict[str, list[float]]] = {
+        series: dict[str, dict[str, list[float]]] = {
             step: {kind: [] for kind in ways.kinds} for step in STEPS
         }
         for turn in range(1, SWAPS + 1):
@@ -80,9 +80,9 @@ def in_child(given: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
                 last[kind].drop()
                 last[kind] = loaded
                 for step, value in zip(STEPS, seconds, strict=True):
-                    seen[step][kind].append(value)
+                    series[step][kind].append(value)
         tested = ways.runner.load(ways.materials.bundles[0], name="tested")
-    return {"seconds": seen, "selftest_ms": 1e3 * tested.seconds["selftest"]}
+    return {"seconds": series, "selftest_ms": 1e3 * tested.seconds["selftest"]}
 
 
 def _timed(ways: Ways, kind: Kind, index: int, image: Floats) -> tuple[tuple[float, float], Loaded]:
@@ -136,14 +136,14 @@ def _turn(ring: list[Loaded], image: Floats, now: Callable[[], float]) -> list[t
 
 
 def _switched(pairs: list[tuple[float, float]]) -> dict[str, Any]:
-    found: Timing = timing([first for first, _ in pairs], [second for _, second in pairs])
+    switched: Timing = timing([first for first, _ in pairs], [second for _, second in pairs])
     staying = timing([second for _, second in pairs], [second for _, second in pairs])
     return {
-        "overhead": found.ratio - 1,
-        "overhead_quartiles": [edge - 1 for edge in found.ratio_quartiles],
-        "overhead_ms": found.difference_ms,
-        "switched_ms": found.median_ms,
-        "switched_p95_ms": found.p95_ms,
+        "overhead": switched.ratio - 1,
+        "overhead_quartiles": [edge - 1 for edge in switched.ratio_quartiles],
+        "overhead_ms": switched.difference_ms,
+        "switched_ms": switched.median_ms,
+        "switched_p95_ms": switched.p95_ms,
         "staying_ms": staying.median_ms,
         "pairs": len(pairs),
     }

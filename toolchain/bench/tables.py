@@ -33,7 +33,7 @@ class Table:
     text: bool = False
 
 
-def tables(found: Document) -> list[Table]:
+def tables(document: Document) -> list[Table]:
     """Return every table that the document has figures for, the judged figures first."""
     makers: Mapping[str, Callable[[Document], Iterable[Table]]] = {
         "latency": _latency,
@@ -43,38 +43,38 @@ def tables(found: Document) -> list[Table]:
         "load": _load,
         "overhead": _overhead,
     }
-    parts = found["parts"]
+    parts = document["parts"]
     return [
-        _figures(found),
+        _figures(document),
         *(table for name, make in makers.items() if name in parts for table in make(parts[name])),
     ]
 
 
-def verdict(found: Document, name: str) -> str:
+def verdict(document: Document, name: str) -> str:
     """Return ``met`` or ``missed``, and nothing where that would mean nothing.
 
     Targets are for the standard run on ResNet-50 at 224 px.
     """
-    own = found["settings"]
+    own = document["settings"]
     standard = own["backbone"] == "resnet50" and own["side"] == 224 and not own["quick"]
-    if name not in found or not standard:
+    if name not in document or not standard:
         return ""
-    target = found["targets"][name]
+    target = document["targets"][name]
     least = target["sense"] == "least"
-    met = found[name] >= target["value"] if least else found[name] <= target["value"]
+    met = document[name] >= target["value"] if least else document[name] <= target["value"]
     return "met" if met else "missed"
 
 
-def _figures(found: Document) -> Table:
+def _figures(document: Document) -> Table:
     rows = []
-    for name, target in found["targets"].items():
-        value = _number(found[name]) if name in found else "not measured"
-        wanted = f"at {target['sense']} {target['value']:g}"
-        rows.append((name, value, wanted, verdict(found, name), target["what"]))
+    for name, target in document["targets"].items():
+        value = _number(document[name]) if name in document else "not measured"
+        goal = f"at {target['sense']} {target['value']:g}"
+        rows.append((name, value, goal, verdict(document, name), target["what"]))
     return Table(
         "figures",
         "Figures and targets",
-        ("Few rounds: these figures mean nothing. " if found["settings"]["quick"] else "")
+        ("Few rounds: these figures mean nothing. " if document["settings"]["quick"] else "")
         + "Targets are for ResNet-50 at 224 px on a CPU; they are shown, never enforced.",
         ("figure", "measured", "target", "", "what"),
         tuple(rows),
@@ -122,11 +122,11 @@ def _block(name: str, block: Document) -> tuple[str, ...]:
     )
 
 
-def _difference(found: Document | None) -> tuple[str, str]:
-    if found is None:
+def _difference(change: Document | None) -> tuple[str, str]:
+    if change is None:
         return "not measured", "-"
-    low, high = found["quartiles_ms"]
-    value = _ms(found["ms"]) if found["measurable"] else f"not measurable ({_ms(found['ms'])})"
+    low, high = change["quartiles_ms"]
+    value = _ms(change["ms"]) if change["measurable"] else f"not measurable ({_ms(change['ms'])})"
     return value, f"{_ms(low)} to {_ms(high)}"
 
 

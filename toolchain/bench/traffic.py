@@ -77,19 +77,19 @@ class Traffic:
                 return
             answers, failed, mixed = self._counts[client]
             try:
-                found = self._runner.infer(self._image, name)
+                outcome = self._runner.infer(self._image, name)
             except Exception as err:
                 self.first_failure = self.first_failure or f"{type(err).__name__}: {err}"
                 self._counts[client] = AnswerCounts(answers + 1, failed + 1, mixed)
                 continue
-            wrong = not is_known(found, self._known)
+            wrong = not is_known(outcome, self._known)
             self._counts[client] = AnswerCounts(answers + 1, failed, mixed + wrong)
 
 
-def is_known(found: Outcome, known: Known) -> bool:
+def is_known(outcome: Outcome, known: Known) -> bool:
     """Whether an answer is that of the release which it names."""
-    wanted = known.get(found.release)
-    return wanted is not None and distance(found, wanted) <= TOLERANCE
+    expected = known.get(outcome.release)
+    return expected is not None and distance(outcome, expected) <= TOLERANCE
 
 
 def distance(one: Outcome, other: Outcome) -> float:
@@ -108,8 +108,8 @@ def known_answers(runner: Runner, sources: Sequence[Path], image: Floats) -> Kno
     known = {}
     for source in sources:
         runner.load(source, name="known", selftest=False)
-        found = runner.infer(image, "known")
-        known[found.release] = found
+        outcome = runner.infer(image, "known")
+        known[outcome.release] = outcome
         runner.unload("known")
     for one, other in combinations(known.values(), 2):
         if distance(one, other) < APART:

@@ -131,8 +131,8 @@ def options_of(threads: int) -> ort.SessionOptions:
 
 def bare(model: bytes | Path, options: ort.SessionOptions) -> ort.InferenceSession:
     """Return onnxruntime's own session on the CPU, nothing of ours around it."""
-    given = model if isinstance(model, bytes) else str(model)
-    return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    source = model if isinstance(model, bytes) else str(model)
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def _values(path: Path) -> Mapping[str, Any]:
