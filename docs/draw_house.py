@@ -29,7 +29,7 @@ NOTES = {
     "recipe": "what to train: one YAML file per domain",
     "bundle": "the product: .da3b, backbone, patch",
     "training": "on a workstation, in PyTorch",
-    "training/data": "pictures and labels",
+    "training/data": "pictures",
     "training/lean": "keeps little",
     "training/adapt": "methods, adaptors, gates",
     "training/memory": "what a step keeps, counted",
@@ -45,10 +45,10 @@ NOTES = {
     "export/graph": "capture, split, link",
     "export/emit": "passes for a board: dialect, precision",
     "export/check": "parity with PyTorch",
-    "export/linked": "every flavour: linked, checked",
+    "export/linked": "link, check, pack",
     "export/pipeline": "da3-export",
     "export/orders": "kits: prepared before the bundle, written after it",
-    "export/prepare": "calibrate, emit, measure",
+    "export/prepare": "makes a kit",
     "export/manifests": "what is written",
     "inspect": "looks into any file",
     "bench": "measures",
@@ -265,7 +265,9 @@ class House:
             for name in line:
                 yield _box(Area(x, y, width, BOX), "#ffffff", stroke, 'rx="4"')
                 label = f"{name}.py" if (CODE / room / f"{name}.py").is_file() else name
-                yield _named(x + 10, y + 16.5, label, NOTES.get(f"{room}/{name}", ""), 13)
+                note = NOTES.get(f"{room}/{name}", "")
+                fits = 8.4 * len(label) + 6.8 * len(note) + 24 < width
+                yield _named(x + 10, y + 16.5, label, note if fits else "", 13)
                 x += width + SPACE
             y += BOX + SPACE
 
