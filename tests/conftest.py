@@ -25,6 +25,10 @@ settings.register_profile(
 settings.load_profile("any machine")
 GOLDENS = Path(__file__).parent / "goldens"
 
+# How long an example takes says how busy the machine is, and nothing about the code.
+settings.register_profile("any_load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_load")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

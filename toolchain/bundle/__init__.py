@@ -1,8 +1,8 @@
 """Bundles: the ``.da3b`` format of a domain and the backbone artefact that it fits.
 
-Rules of this room: standard library, numpy, safetensors and rfc8785, never a framework, so that a
-device reads bundles without one. Values are decided from bytes (document, fields, manifest,
-archive, slots); files are touched in two places only (package, backbone). Nothing is signed here.
+Rules of this room: standard library, numpy and safetensors, never a framework, so that a device
+reads bundles without one. Values come from bytes (``manifest``, ``archive``, ``slots``, ``patch``,
+``golden``). Only ``package`` and ``backbone`` touch files. Nothing is signed here.
 """
 
 from __future__ import annotations

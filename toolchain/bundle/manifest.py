@@ -1,10 +1,10 @@
 """The manifest of a bundle, schema ``da3.bundle/1``: every field, its type, range and meaning.
 
-Rules of this file: values and checks only, nothing is opened or hashed here. The dataclasses are
-the schema; docs/bundle-format.md shows the same tables and a test compares the two. A manifest is
-data about a domain, bound to its files by digest: it holds no code, no path and no address. What
-an adaptor method, a parity run or a training run wants to note beyond the typed fields goes into
-flat tables of scalars, so that an unknown note can be shown but never changes what is run.
+Rules of this file: values and checks only; it opens and hashes nothing. The dataclasses are the
+schema. docs/bundle-format.md shows the same tables, and a test compares the two. A manifest is data
+about a domain, bound to its files by digest: it holds no code, no path and no address. A method, a
+parity run or a training may note more than the typed fields, in flat tables of notes. An unknown
+note can be shown, but it never changes what is run.
 """
 
 from __future__ import annotations

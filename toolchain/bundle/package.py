@@ -1,9 +1,9 @@
-"""Packing and opening ``.da3b`` files: manifest, archive and slots held against each other.
+"""Packing and opening ``.da3b`` files: manifest, archive and slots compared with each other.
 
 Rules of this file: the one place of the room that touches bundle files. A bundle is verified as a
-whole before any of it is handed out, and what was verified is what is handed out: the bytes are
-read once. The writer reads its own result back before it appears under its name, so nothing is
-written that a reader would refuse. Nothing here is signed: digests show damage, not origin.
+whole before a caller gets any of it. The bytes are read once, so the caller gets the very bytes
+that were verified. The writer reads its own result back before it appears under its name, so it
+never writes what a reader would refuse. Nothing here is signed: digests show damage, not origin.
 """
 
 from __future__ import annotations
@@ -201,11 +201,13 @@ def created_now() -> str:
 def _entry(payload: Payload) -> FileEntry:
     media_type = _MEDIA_TYPES.get(Path(payload.name).suffix, "application/octet-stream")
     digest, size = sha256(payload.data), len(payload.data)
-    return FileEntry(payload.role, payload.name, digest, size, media_type)
+    return FileEntry(
+        role=payload.role, name=payload.name, digest=digest, size=size, media_type=media_type
+    )
 
 
 def _check_files(manifest: Manifest, manifest_digest: str, blobs: Mapping[str, bytes]) -> None:
-    """Every listed file is there with its size, and every blob is listed."""
+    """Raise BundleError unless every listed file is there with its size, and every blob listed."""
     faults: list[Fault] = []
     for entry in manifest.files:
         if entry.digest not in blobs:

@@ -54,7 +54,7 @@ def slot_table(data: bytes, what: str = "slots.safetensors") -> tuple[Slot, ...]
     slots = [_slot(place, faults) for place in places]
     raise_faults(what, faults)
     return tuple(
-        Slot(place.name, place.shape, dtype, digest)
+        Slot(name=place.name, shape=place.shape, dtype=dtype, digest=digest)
         for place, dtype, digest in zip(places, slots, digests.result(), strict=True)
     )
 

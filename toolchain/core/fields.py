@@ -116,6 +116,7 @@ def printable(limit: int) -> Scalar:
     """Return the rule for one line of 1 to ``limit`` printable characters, not only spaces."""
 
     def accepts_all(values: Sequence[object]) -> bool:
+        """Whether each value is such a line."""
         # A bundle may hold thousands of class names: they are joined and looked at once.
         lines = [value for value in values if isinstance(value, str)]
         return (
@@ -141,6 +142,7 @@ def number(low: float, high: float, *, above: bool = False) -> Scalar:
     """Return the rule for a finite number in [low, high], or in (low, high] if ``above``."""
 
     def accepts(value: object) -> bool:
+        """Whether the value is a finite number in the interval."""
         if type(value) is not int and type(value) is not float:
             return False
         return math.isfinite(value) and (low < value if above else low <= value) and value <= high
@@ -159,6 +161,7 @@ class _OneOf:
     known: tuple[str, ...]
 
     def read(self, path: str, value: object, faults: list[Fault]) -> Any:
+        """Return the word, or None with a fault that names the nearest one."""
         if isinstance(value, str) and value in self.known:
             return value
         message = f"expected one of {', '.join(self.known)}, got {show(value)}"

@@ -1,10 +1,10 @@
 """Files: the only way in which the toolchain puts bytes on a disk or takes them from it.
 
-Rules of this file: the standard library only; what is written appears under its name whole or not
-at all; a failure leaves nothing behind; an existing destination is an error unless overwriting was
-asked for. Each write is fsynced before the name appears, and the directory after it, so a name
-that survives a power cut has its bytes. A reader states its limit before the first byte is read.
-Parent directories are not made unasked: a mistyped path shall not become a tree.
+Rules of this file: the standard library only. A file appears under its name whole or not at all,
+and a failure leaves nothing behind. An existing destination is an error, unless the caller asks to
+overwrite it. Each write is fsynced before the name appears, and the directory after it: a name that
+survives a power cut has its bytes. A reader states its limit before it reads the first byte. Parent
+directories are not made unasked: a mistyped path shall not become a tree.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ def lazily(package: str, homes: Mapping[str, Iterable[str]]) -> Callable[[str], 
     home_of = {name: home for home, names in homes.items() for name in names}
 
     def attribute(name: str) -> Any:
+        """Return what the home file of ``name`` defines. Raises AttributeError."""
         if name not in home_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{home_of[name]}"), name)

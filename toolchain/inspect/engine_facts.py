@@ -37,7 +37,9 @@ def read_kit(folder: Path) -> KitFacts:
     """Return a kit; raises as :func:`toolchain.device.engine.kit.open_kit` and ``Kit.read``."""
     kit = open_kit(folder)
     size_bytes = sum(len(kit.read(entry.name)) for entry in kit.manifest.files)
-    return KitFacts(kit.digest, size_bytes, kit.manifest, kit.backbone)
+    return KitFacts(
+        digest=kit.digest, size_bytes=size_bytes, manifest=kit.manifest, backbone=kit.backbone
+    )
 
 
 def read_engine(folder: Path) -> EngineFacts:

@@ -79,6 +79,7 @@ def newest(stills: Generator[Still]) -> Generator[Still]:
     news, stop = Event(), Event()
 
     def read() -> None:
+        """Take the frames as they come, until the caller stops."""
         for still in stills:
             if stop.is_set():
                 return

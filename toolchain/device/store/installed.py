@@ -54,6 +54,10 @@ SCHEMA = "da3.installed/1"
 BUNDLE_NAME, RECORD_NAME = "bundle.da3b", "installed.json"
 LIMIT_RECORD_BYTES = 256 * 1024
 LIMIT_BUNDLE_BYTES = 512 * 1024 * 1024
+_FIRST_KEYS = (
+    *("schema", "file", "tested_with", "name", "version", "release", "backbone", "classes"),
+    *("preprocess", "gates", "fixed", "options", "slots", "arrays", "graphs"),
+)
 _FIX = "install it again from its bundle"
 # A slot as the record lists it; it is read thousands of times, so as a plain list.
 _Row = tuple[str, str, tuple[int, ...], int]
@@ -119,7 +123,10 @@ def write(folder: str | Path, held: Bundle, release: Release, tested_on: str) ->
         # Mapped while it runs: nobody shall write into it by accident.
         path.chmod(0o444)
         record = _record(held, release, _identity(path.stat()), tested_on)
-        body = json.dumps(to_json(record), ensure_ascii=False).encode()
+        document = to_json(record)
+        # Keys stand in the schema's order, whatever class of the record declares them.
+        ordered = {name: document[name] for name in (*_FIRST_KEYS, *document)}
+        body = json.dumps(ordered, ensure_ascii=False).encode()
         (partial / RECORD_NAME).write_bytes(f"{sha256(body)}\n".encode() + body)
 
 
