@@ -39,11 +39,13 @@ class InvertedResidual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = inputs * expansion
+        # torchvision leaves out the first 1x1 where it would not widen anything.
         expand = [] if expansion == 1 else [_conv_norm_relu(inputs, hidden, 1)]
         self.use_res_connect = stride == 1 and inputs == outputs
         self.conv = nn.Sequential(
             *expand,
             _conv_norm_relu(hidden, hidden, 3, stride, groups=hidden),
+            # Linear: an activation on so few channels would lose information (section 3.2).
             nn.Conv2d(hidden, outputs, 1, bias=False),
             nn.BatchNorm2d(outputs),
         )

@@ -74,6 +74,7 @@ def accuracies(model: nn.Module, seed: int, pictures: int) -> dict[str, float]:
 
 def train(model: nn.Module, *, seed: int, pictures: int, peak_lr: float, report_s: float) -> None:
     """Train in place: SGD with Nesterov momentum, one cycle up to ``peak_lr`` and down to zero."""
+    # Biases and norms do not decay, as usual.
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}]

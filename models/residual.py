@@ -70,6 +70,7 @@ class BasicBlock(nn.Module):
         """Map float32 [N, inputs, H, W] to [N, width, H / stride, W / stride]."""
         shortcut = x if self.downsample is None else self.downsample(x)
         y = self.relu(self.bn1(self.conv1(x)))
+        # No activation before the sum: the branch may subtract from the shortcut.
         y = self.bn2(self.conv2(y))
         out: Tensor = self.relu(y + shortcut)
         return out
@@ -121,6 +122,7 @@ class ResidualNet(nn.Module):
         self.relu = nn.ReLU()
         self.maxpool = maxpool
         self.stages = tuple(f"layer{index}" for index in range(1, len(stages) + 1))
+        # add_module() and not one Sequential: torchvision's names are layer1, layer2, ...
         channels = conv1.out_channels
         for name, stage in zip(self.stages, stages, strict=True):
             blocks = []
@@ -128,6 +130,7 @@ class ResidualNet(nn.Module):
                 blocks.append(block(channels, stage.width, stage.stride if index == 0 else 1))
                 channels = stage.width * expansion
             self.add_module(name, nn.Sequential(*blocks))
+        # Pooling to one pixel lets pictures have any size.
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, classes)
         _initialise(self)

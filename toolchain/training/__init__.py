@@ -1,9 +1,9 @@
-"""The PyTorch side: attach a domain to a frozen backbone, train it, keep it.
+"""The PyTorch side: attach a domain to a frozen backbone, train it, save it, restore it.
 
-Rules of this room: only a domain's own tensors ever change; torch is imported when a name that
-needs it is first used, so that data and checkpoints can be read without it. ``blocks`` finds the
-places, ``adaptors`` is what joins there, ``attached`` joins it, ``training`` trains it,
-``checkpoint`` and ``models`` keep and restore it. ONNX is another room's (``graph``).
+Rules of this room: only a domain's own tensors ever change. torch is imported when a name that
+needs it is first used, so that data and checkpoints can be read without it. The sub-rooms, lower
+first: ``data`` and ``lean``, then ``adapt``, ``memory``, ``loop``; none imports one above it. Users
+import the names below; the toolchain imports each from its own file. It knows no ONNX (``export``).
 """
 
 from __future__ import annotations

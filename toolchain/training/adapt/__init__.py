@@ -1,6 +1,7 @@
 """Adapt: what joins a frozen backbone to make it a domain's model.
 
 Rules of this room: only a domain's own tensors ever change. ``blocks`` finds the places,
-``adaptors`` is what joins there, ``attached`` joins it, ``methods`` lists what can be learnt,
-``checkpoint`` keeps it. Nothing here trains; ``loop`` does.
+``adaptors`` is what joins there, ``overrides`` is what stands in place of backbone tensors,
+``methods`` lists what can be learned, ``attached`` joins it all. ``checkpoint`` writes and reads a
+domain, ``restore`` makes a model of it again. Nothing here trains; ``loop`` does.
 """

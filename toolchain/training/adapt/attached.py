@@ -113,6 +113,7 @@ class AttachedModel(nn.Module):
         if parts.overrides and not slots_only:
             guards.refuse_shared(backbone, parts.overrides)
             self.domain[OWN] = Overrides(parts.overrides)
+        # Found in the first step and remembered, so that later steps do not run such a block twice.
         self._whole: set[str] = set()  # gated blocks that take or return more than one map
         self.train(False)
 
@@ -198,10 +199,13 @@ class AttachedModel(nn.Module):
                 block = self.backbone.get_submodule(site.name)
                 if learns:
                     stack.enter_context(block.register_forward_pre_hook(guards.refuse_ungraded))
+                # In training a gated block's forward is replaced, as a hook could not stop it from
+                # running; in evaluation it runs, and where() picks, as in the exported graph.
                 if self.training and self._gated(name):
                     stack.enter_context(guards.replaced(block, self._skipping(name, block, trace)))
                 elif maps or name in self.sites:
                     hook = self._block_hook(name, trace, maps=maps)
+                    # First, so that hooks of the caller see the adapted map.
                     handle = block.register_forward_hook(hook, with_kwargs=True, prepend=True)
                     stack.enter_context(handle)
             if self.anatomy.head is not None:

@@ -93,11 +93,12 @@ def examine(
     head = _classifier_name(backbone, calls, output) if head is None else head or None
     sites = tuple(_site(backbone, name, calls, counter) for name in names)
     features = _features(backbone, head, calls, output)
+    # FlopCounterMode names modules by their path behind the class name of the outermost one.
     prefix = f"{type(backbone).__name__}."
     counts = counter.get_flop_counts()
     total = sum(counts.get("Global", {}).values())
     classifier = sum(counts.get(prefix + head, {}).values()) if head else 0
-    # FlopCounterMode counts a multiply-add as two operations; shares do not care, readers do.
+    # It counts a multiply-add as two operations; shares do not care, readers do.
     return Anatomy(
         sites=sites,
         head=head,
@@ -156,6 +157,8 @@ def _is_map_to_map(call: ModuleCall) -> bool:
 
 def _block_names(backbone: nn.Module, calls: dict[str, ModuleCall]) -> list[str]:
     modules = dict(backbone.named_modules())
+    # Only a child of a container is known to be one step of a chain: what comes out of it goes into
+    # the next one, so a gate may pass its input on.
     candidates = [
         name
         for name, module in modules.items()
@@ -180,6 +183,7 @@ def _suggested(backbone: nn.Module, calls: dict[str, ModuleCall]) -> list[str]:
     """Return names for the message: modules like blocks outside a container, else single layers."""
     modules = {n: m for n, m in backbone.named_modules() if n and _is_map_to_map(calls[n])}
     outer: list[str] = []
+    # Without any module of two weighted layers, those of one are still worth naming.
     for least in (2, 1):
         able = [
             n for n, m in modules.items() if not _is_plain_container(m) and _weighted(m) >= least

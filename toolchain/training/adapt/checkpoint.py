@@ -1,9 +1,9 @@
 """A trained domain on disk: ``adaptor.safetensors`` and ``adaptor.json`` in one folder.
 
-Rules of this file: numpy only, no torch, so that a checkpoint can be looked at anywhere; both files
-appear together or not at all; the JSON binds the tensors by their sha256 and both bind the backbone
-by its ``weights_digest``; everything is checked before it is handed out, and all faults are told at
-once. It does not build models (``models``) and does not keep half-done trainings (``state``).
+Rules of this file: numpy only, no torch, so that any machine can look at a checkpoint. Both files
+appear together or not at all. The JSON binds the tensors by their sha256, and both files bind the
+backbone by its ``weights_digest``. It checks everything before it returns it and reports all faults
+at once. It builds no models (``restore``) and saves no half-done trainings (``loop.state``).
 """
 
 from __future__ import annotations

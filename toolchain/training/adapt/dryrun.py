@@ -117,6 +117,8 @@ def dry_run(
 
         return hook
 
+    # Every module gets hooks, not only likely blocks: the layout of a block's map is read off the
+    # layers inside, and the classifier is found by the identity of its output.
     handles = [
         handle
         for name, module in backbone.named_modules()

@@ -46,6 +46,7 @@ def batch_statistics(backbone: nn.Module, active: bool) -> Iterator[None]:
     try:
         yield
     except ValueError as err:
+        # torch has no class of its own for this error.
         if "more than 1 value per channel" not in str(err):
             raise
         raise AttachError(
@@ -106,6 +107,7 @@ def refuse_ungraded(block: nn.Module, _: object) -> None:
 
 def refuse_shared(backbone: nn.Module, overrides: Mapping[str, object]) -> None:
     """Refuse to replace a tensor that two modules share, or that no module holds as such."""
+    # The same tensor object under two names is tied: a replacement under one would untie it.
     owners: dict[int, list[str]] = {}
     for prefix, module in backbone.named_modules():
         tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))

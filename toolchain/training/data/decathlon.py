@@ -112,6 +112,7 @@ class _Annotations:
 
     def pairs(self, base: Path, label_of: Mapping[int, int]) -> Pairs:
         """Return the path and label of every annotated picture, by image id."""
+        # Resolved: a symbolic link below the root may lead out of it.
         root = base.resolve()
         return tuple(
             (self._inside(base, root, self.files[image]), label_of[self.category_of[image]])
@@ -128,6 +129,7 @@ class _Annotations:
         data = read_limited(self.path, limit_bytes=MAX_BYTES, what="annotation file")
         try:
             text = data.decode("utf-8")
+            # Before parsing: json recurses, and a deep text would exhaust the stack.
             _refuse_deep(text)
             document = json.loads(text, parse_int=_short_int, parse_constant=_no_constant)
         except ValueError as err:
@@ -212,6 +214,7 @@ def _is_plain(name: str) -> bool:
 
 def _refuse_deep(text: str) -> None:
     """Raise ValueError where brackets outside strings nest deeper than MAX_DEPTH."""
+    # Strings match first and whole, so a bracket inside one does not count.
     depth = 0
     for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text):
         token = match.group()

@@ -88,6 +88,7 @@ class _Average:
         """Repeat each share over its window, in the storage order of the dropped input."""
         n, c, h, w = g.shape
         a, b = self.kernel
+        # Whole windows have no padding, so every one divides by the same number.
         share = g / (self.divisor or a * b)
         if source.format is torch.channels_last:
             cells = share.permute(0, 2, 3, 1)[:, :, None, :, None].expand(n, h, a, w, b, c)

@@ -93,6 +93,7 @@ def save_state(path: Path, state: State) -> None:
         for prefix, part in ((_DOMAIN, state.domain), (_OPTIMISER, state.optimiser))
         for name, tensor in part.items()
     }
+    # One metadata key for all: safetensors writes several in no fixed order.
     about = {
         "format": FORMAT,
         "step": state.step,

@@ -111,6 +111,7 @@ def train(
     if memory is not None:
         within(model, recipe.train.batch, memory)
     check_destination(out, resume=resume, overwrite=overwrite)
+    # The state is removed last, so without it a checkpoint is whole.
     if resume and out.exists() and not state_path(out).exists():
         raise TrainingError(
             f"expected a training to resume, got a finished one at {out}",
@@ -284,6 +285,7 @@ def _loop(run: _Run, progress: Progress, save_every_s: float) -> None:
             while run.step < run.steps:
                 epoch, place = divmod(run.step, run.steps_per_epoch)
                 meter = Meter()
+                # A resumed epoch draws the same order again and starts at its place in it.
                 drawn = draw(spec.seed, epoch, count, spec.augment)
                 for _ in range(place, run.steps_per_epoch):
                     with _memory_watched(run, saves=True):
@@ -405,6 +407,7 @@ def _batch(run: _Run, drawn: Epoch) -> tuple[Tensor, Tensor]:
 
 
 def _noise(seed: int, step: int) -> torch.Generator:
+    # A generator of its own per step: the number of steps is all that a resume needs to know.
     word = np.random.SeedSequence([seed, _GATE_NOISE, step]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(word))
 

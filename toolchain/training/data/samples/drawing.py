@@ -38,6 +38,7 @@ class Sample:
         labels = np.arange(count, dtype=np.int64) % len(self.classes)
         pictures = np.empty((count, SIDE, SIDE, 3), dtype=np.uint8)
         for index, label in enumerate(labels.tolist()):
+            # A generator for each picture: its look does not depend on the others.
             pictures[index] = self.draw_one(label, np.random.default_rng([*seed, index]))
         return pictures, labels
 
@@ -62,6 +63,7 @@ class Pose:
     def place(self, points: Points) -> Points:
         """Return ``points``, float64 [N, 2], on the sheet."""
         cos, sin = np.cos(self.turn_rad), np.sin(self.turn_rad)
+        # Mirror first: mirrored after the turn, a drawing would be turned the other way.
         flipped = points * np.array([-1.0 if self.mirror else 1.0, 1.0]) * self.scale
         turned = flipped @ np.array([[cos, sin], [-sin, cos]])
         return np.asarray(turned + np.array(self.move))
@@ -72,6 +74,7 @@ class Sheet:
 
     def __init__(self, background: Picture) -> None:
         """Start with ``background``, [H, W, 3] of any size, values 0 to 255."""
+        # A background of a few cells becomes soft clouds when it is enlarged.
         image = Image.fromarray(np.clip(background, 0, 255).astype(np.uint8))
         size = (SIDE * SUPER, SIDE * SUPER)
         self._image = image.resize(size, Image.Resampling.BICUBIC)
@@ -92,6 +95,7 @@ class Sheet:
 
         ``blur`` is in pixels, ``light`` a factor, ``noise`` a standard deviation of 0 to 255.
         """
+        # Light and noise come after the blur, as in a camera: the lens blurs, the sensor is noisy.
         small = self._image.reduce(SUPER).filter(ImageFilter.GaussianBlur(blur))
         grain = rng.normal(0.0, noise, (SIDE, SIDE, 3))
         lit = np.asarray(small, dtype=np.float64) * light + grain
