@@ -35,8 +35,8 @@ def section(title: str) -> str:
 
 
 def block(part: str) -> str:
-    (found,) = [text for _, text in BLOCKS if part in text]
-    return found
+    (code,) = [text for _, text in BLOCKS if part in text]
+    return code
 
 
 @pytest.fixture
@@ -89,10 +89,10 @@ def test_the_runner_example_runs(
     Image.new("RGB", (40, 30), "teal").save("photo.jpg")
     code = block("runner.replace").replace('domain="cars"', 'domain="toy_chirps"')
     names: dict[str, Any] = {"backbone": fleet["first"].backbone}
-    with contextlib.redirect_stdout(io.StringIO()) as told:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(code, "README.md", "exec"), names)
     names["runner"].close()
-    assert names["out"].label in told.getvalue()
+    assert names["out"].label in printed.getvalue()
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:
