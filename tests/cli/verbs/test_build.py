@@ -24,10 +24,18 @@ from toolchain.core.digest import sha256
 from toolchain.device.boards.cuda import gpus
 
 # Ctrl-C may be ignored where the tests run, and a child inherits that.
-START = (
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from toolchain.cli import main; main()"
-)
+START = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from toolchain.cli import main
+from toolchain.device.engine import build
+clock = build.perf_counter
+def started():
+    print("the builder starts", flush=True)
+    return clock()
+build.perf_counter = started
+main()
+"""
 RTX = ("--module", "tensorrt_rtx")
 NO_GPU = pytest.mark.skipif(bool(gpus()), reason="says what it says on a machine without a GPU")
 
@@ -154,7 +162,9 @@ def test_ctrl_c_ends_a_check_inside_the_builder(kitted: Kitted, tmp_path: Path) 
         "swap",
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        time.sleep(6)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"the builder starts\n"
+        time.sleep(1)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) in (-signal.SIGINT, 130)
+        assert process.wait(timeout=60) in (-signal.SIGINT, 130)

@@ -174,17 +174,17 @@ def _orders(
             fix="add --precision int8",
         )
     boards = dict.fromkeys(find(name) for name in targets)
-    in_order = [name for name in PRECISIONS if name in (precisions or ("fp16",))]
-    held = tuple(name for name in FLAVOURS if name in (flavours or ("swap",)))
+    kit_precisions = [name for name in PRECISIONS if name in (precisions or ("fp16",))]
+    kit_flavours = tuple(name for name in FLAVOURS if name in (flavours or ("swap",)))
     orders = [
         KitOrder(
             target=target,
             precision=precision,
-            flavours=held,
+            flavours=kit_flavours,
             recalibrate=recalibrate and precision == "int8",
         )
         for target in boards
-        for precision in in_order
+        for precision in kit_precisions
     ]
     for order in orders:
         order.require()
