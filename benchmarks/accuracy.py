@@ -1,10 +1,11 @@
 """``python -m benchmarks.accuracy``: what every method reaches on the sample domains.
 
-Rules of this file: it trains through ``adapt.train`` with the recipes as they are, but for method
-and seed, and keeps figures only. Each finished run is one file, written whole or not at all; a run
-counts as finished if its recipe, torch and toolchain are those of now, so a second call trains what
-is missing, and what failed. Seeds come one after another, so that a part of the table is of use.
-A figure from older code stays, and the table says how many there are; ``--renew`` trains all again.
+Rules of this file: it trains through ``toolchain.training.train`` with the recipes as they are, but
+for method and seed, and keeps figures only. Each finished run is one file, written whole or not at
+all. A run counts as finished if its recipe, torch and toolchain are those of now. So a second call
+trains what is missing and what failed. Seeds come one after another, so that a part of the table is
+of use. A figure from older code stays, and the table says how many there are; ``--renew`` trains
+everything again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """``python -m benchmarks.engine``: what engines take to build, and on a GPU what they do.
 
-Rules of this file: domains are drawn (:mod:`toolchain.bench.domains`), kits go through the
-library's own path; without a GPU NVIDIA's builder runs on the CPU, and what needs a device is
-listed as not run. The document goes into JSON, its tables to the end of docs/results.md; no figure
-is typed.
+Rules of this file: domains are drawn (:mod:`toolchain.bench.domains`), and kits go through the
+library's own path. Without a GPU NVIDIA's builder runs on the CPU, and the document lists what
+needs a device as not run. The document goes into JSON, its tables to the end of docs/results.md.
+Nobody types a figure.
 """
 
 from __future__ import annotations

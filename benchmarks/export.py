@@ -1,8 +1,8 @@
 """``python -m benchmarks.export``: every figure of the export side, into JSON, a plot and tables.
 
-Rules of this file: it runs the parts in order, one process busy at a time, and writes what they
-return; progress goes to stderr. About four minutes on two quiet cores with the samples trained.
-Targets are written beside the figures and never enforced.
+Rules of this file: it runs the parts in order, one busy process at a time, and writes what they
+return. Progress goes to stderr. It takes about four minutes on two quiet cores once the samples are
+trained. Goals stand beside the figures; nobody enforces them.
 """
 
 from __future__ import annotations

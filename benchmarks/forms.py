@@ -1,8 +1,8 @@
 """The linked models that are timed: the plain backbone, the flavours and forms, the naive export.
 
-Rules of this file: every model comes from the library's own path (attach, split, link,
-Session with one thread); gates are put into a state through their bias slots alone, so ``swap`` is
-one session for all states. It times nothing.
+Rules of this file: every model comes from the library's own path (attach, split, link, Session with
+one thread). Gates are put into a state through their bias slots alone, so ``swap`` is one session
+for all states. It times nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Forms of the linked graph that lost, made from the one that won, to time them again.
 
 Rules of this file: each function takes the linked ``swap`` model of form ``if``, changes it in
-place to another form of the same answers and returns it; docs/decisions/0003-forms.md tells what
-they cost. NCHW only. It times nothing.
+place to another form with the same answers, and returns it. docs/decisions/0003-forms.md says what
+the forms cost. Maps are NCHW only. It times nothing.
 """
 
 from __future__ import annotations

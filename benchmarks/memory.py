@@ -1,9 +1,9 @@
 """``python -m benchmarks.memory``: what each method's training keeps, on three backbones.
 
 Rules of this file: it runs :mod:`toolchain.bench.footprint` and writes build/bench/memory.json with
-one plot per backbone, and the section of docs/results.md; a backbone that is measured anew replaces
-its own entry alone. Where an NVIDIA GPU is at hand the same is measured there, under ``cuda``. No
-figure is typed.
+one plot per backbone, and the section of docs/results.md. A backbone that is measured anew replaces
+its own entry alone. If an NVIDIA GPU is at hand, the same is measured there, under ``cuda``. Nobody
+types a figure.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The figures as one picture: ratios with their floors and targets, and the sample domains.
+"""The figures as one picture: ratios with their floors and goals, and the sample domains.
 
-Rules of this file: the JSON document in, one image file out; it computes nothing.
+Rules of this file: the JSON document in, one image file out. It computes nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """``python -m benchmarks.rates``: the learning rate that each method's own tensors want.
 
-Rules of this file: it sees training pictures only, of which it holds some out to choose by, and a
-seed that no table uses; it writes nothing. What it shows is copied by hand into ``lr_factor`` of
-``adapt.methods``, which scales the recipe's rate.
+Rules of this file: it sees training pictures only. It holds some of them out to choose by, and uses
+a seed that no table uses. It writes nothing: somebody copies what it shows into ``lr_factor`` of
+``training.adapt.methods``, which scales the recipe's rate.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Refitting: replacing a domain's weights inside an engine.
 
-Rules of this file: only the slots are refittable (``REFIT_INDIVIDUAL``), never the whole network,
-which was seen 1.7 to 2 times slower (NVIDIA/TensorRT #2936, #3099). A refit that fails may have
-been applied in part, so the engine is not to be used after one; whoever refits keeps the old
+Rules of this file: only the slots are refittable (``REFIT_INDIVIDUAL``), never the whole network:
+that was measured to be 1.7 to 2 times slower (NVIDIA/TensorRT #2936, #3099). A refit that fails may
+have been applied in part, so nobody may use the engine after one. Whoever refits keeps the old
 weights and checks the answers afterwards.
 """
 

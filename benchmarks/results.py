@@ -1,7 +1,7 @@
 """Figures as text: docs/results.md and the lines at the end of a run.
 
-Rules of this file: the JSON document in, Markdown out; every number in the text comes from the
-document, none is typed by hand. A section replaces its own kind in the file and touches no other.
+Rules of this file: the JSON document in, Markdown out. Every number in the text comes from the
+document; nobody types one. A section replaces its own kind in the file and touches no other.
 """
 
 from __future__ import annotations

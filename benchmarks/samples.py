@@ -1,8 +1,7 @@
 """``python -m benchmarks.samples``: what the sample domains reach, from their checkpoints.
 
-Rules of this file: a checkpoint counts only if it was trained with the recipe as it is now, one
-that is missing is trained first, and training goes through the command that a user would call. It
-measures nothing itself.
+Rules of this file: a checkpoint counts only if it was trained with the recipe as it is now. A
+missing one is trained first, by the command that a user would call. It measures nothing itself.
 """
 
 from __future__ import annotations

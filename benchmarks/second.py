@@ -1,9 +1,9 @@
 """What a second domain costs on a backbone that was exported before: time and bytes.
 
-Rules of this file: a ResNet-50 without training and 196 classes of drawn noise at 224 px stand in
-for a user's data, as neither time nor bytes depend on what was learnt (the gates of a drawn domain
-hardly depend on the picture, so their other states are forced: the dearer case of checking). Both
-domains go through ``toolchain.export.export`` into one folder, each in a process of its own
+Rules of this file: an untrained ResNet-50 and 196 classes of drawn noise at 224 px stand in for a
+user's data, because neither time nor bytes depend on what was learnt. The gates of a drawn domain
+hardly depend on the picture, so the export forces their other states: the dearer case of checking.
+Both domains go through ``toolchain.export.export`` into one folder, each in a process of its own
 (``python -m benchmarks.second FOLDER DOMAIN``), so nothing is warm but the files on disk.
 """
 

@@ -1,7 +1,7 @@
 """Time the linked forms of one backbone: batch 1, batch 16, and the forms that lost.
 
 Rules of this file: each function builds its sessions, times them against the plain backbone of the
-same batch in one interleaved run, and lets them go. Names of contenders are ``form state``.
+same batch in one interleaved run, and lets them go. Contenders are named ``form state``.
 """
 
 from __future__ import annotations

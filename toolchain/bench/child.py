@@ -1,8 +1,8 @@
 """Run a part in a process of its own: ``python -m toolchain.bench.child PART``.
 
-Rules of this file: what to measure comes as one JSON document on stdin; what the child says comes
-back on stdout as one JSON object a line: ``told`` for progress, at last ``answer`` or ``error``.
-stderr is the caller's. Only the parts named in ``PARTS`` can be run.
+Rules of this file: the parent writes what to measure to stdin, as one JSON document. The child
+writes one JSON object a line to stdout: ``told`` for progress, at last ``answer`` or ``error``. Its
+stderr is the caller's. Only the parts named in ``PARTS`` can run.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Make what is measured: a backbone artefact, domains on it, and the models they are compared with.
 
 Rules of this file: everything goes through the library's own path (attach, split, link, compare
-with PyTorch, pack); domains are drawn from a seed, as neither time nor memory depends on what was
-learnt. Their gates are decided at run time and stand firm (zero weight, every second one open), so
-that every domain costs the same and a difference is not one between domains. Runs in a process of
-its own (:mod:`toolchain.bench.child`): nobody who measures has torch in memory.
+with PyTorch, pack). Domains are drawn from a seed, because neither time nor memory depends on what
+a domain learnt. Their gates are decided at run time but never change (zero weight, every second
+one open). So every domain costs the same, and a difference is never one between domains. This file
+runs in a process of its own (:mod:`toolchain.bench.child`): no process that measures has torch in
+memory.
 """
 
 from __future__ import annotations

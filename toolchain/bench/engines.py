@@ -1,9 +1,9 @@
 """What an engine does on its device: skipping, swapping, memory, and that swapping leaves it alone.
 
-Rules of this file: everything goes through the runner that applications use, except the proof of
-skipping, which :mod:`~toolchain.device.runtime.trt.proof` runs and writes into the engine. Wall
-clock, one picture, interleaved. It compares with nothing that is not on the device: PyTorch's
-answers are in the bundles' golden data.
+Rules of this file: everything goes through the runner that applications use. Only the proof of
+skipping does not: :mod:`~toolchain.device.runtime.trt.proof` runs it and writes it into the engine.
+Times are wall clock, for one picture, interleaved. This file compares with nothing that is not on
+the device: PyTorch's answers are in the bundles' golden data.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The figures that a run is judged by: where each stands in the parts, and its target.
+"""The figures that a run is judged by: where each stands in the parts, and its goal.
 
-Rules of this file: parts in, numbers out; a figure whose part was not measured is left out. Targets
-are for ResNet-50 at 224 px on a CPU; they stand beside figures and nothing is refused for them.
+Rules of this file: parts in, numbers out. If a part was not measured, its figures are left out.
+Goals are for ResNet-50 at 224 px on a CPU. They stand beside figures; nothing is refused for them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What each method's training keeps, allocates, takes and stores, side by side.
 
-Rules of this file: every method gets the same pictures, drawn from a seed, on the same backbone,
-whose weights need not be trained: bytes do not depend on values, and of time gates alone would,
-which are forced. Memory is counted one method after the other (``adapt.memory``), time is taken
-interleaved and told relative to fine-tuning. It prints and draws nothing. ``bench.memory`` is
+Rules of this file: every method gets the same pictures, drawn from a seed, and the same backbone.
+Its weights need not be trained: bytes do not depend on values. Time would depend on gates alone, so
+gates are forced. Memory is counted one method after the other (``training.memory``). Time is taken
+interleaved, relative to fine-tuning. This file prints and draws nothing. ``bench.memory`` has
 another subject: what domains cost where they run.
 """
 

@@ -1,10 +1,11 @@
 """The models that swapping is compared with, made from the same halves as a domain's own.
 
-Rules of this file: graphs in, bytes out; every model computes what the linked one computes, only
-its tensors lie elsewhere. ``whole`` is what is deployed without this toolchain: one file per domain
-that holds everything. ``shared`` is the best that onnxruntime itself offers: the backbone's tensors
-are given by whoever makes the session, one copy for all; it reaches only tensors of the main graph,
-so they are moved out of the branches (where docs/decisions/0003-forms.md puts them for speed).
+Rules of this file: graphs in, bytes out. Every model computes what the linked one computes; only
+its tensors lie elsewhere. ``whole`` is what people deploy without this toolchain: one file per
+domain that holds everything. ``shared`` is the best that onnxruntime itself offers: whoever makes
+the session gives it the backbone's tensors, one copy for all. onnxruntime takes such tensors for
+the main graph only, so this file moves them out of the branches (docs/decisions/0003-forms.md puts
+them there for speed).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What gates cost and save: latency by state, and block by block.
 
-Rules of this file: states are set through the gates' bias slots alone, so one session answers in
-all of them. What a gate costs is taken from two static models that differ in that gate only, with
-all other gates closed at run time, which leaves least around it; both are built anew several times,
-and two sessions are held at a time. Batch 1, without preprocessing.
+Rules of this file: a state is set through the gates' bias slots alone, so one session answers in
+all states. What a gate costs comes from two static models that differ in that gate only, while all
+other gates are closed at run time, which leaves the least around it. Both models are built anew
+several times, and at most two sessions exist at a time. Batch 1, without preprocessing.
 """
 
 from __future__ import annotations

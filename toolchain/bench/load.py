@@ -1,9 +1,10 @@
 """Requests from several threads while domains are replaced: throughput, wrong answers, memory.
 
-Rules of this file: slices with and without swaps follow each other (without, with, with, without),
-so that a busy machine slows down both. Two releases stand for each name; half of the names hold
-their first and the others their second at any time, so that requests cost the same with and without
-swaps. Runs in a process of its own, whose memory is looked at before and after.
+Rules of this file: slices of time with and without swaps follow each other (without, with, with,
+without), so that a busy machine slows down both alike. Two releases stand for each name. At any
+time half of the names hold their first release and half their second, so requests cost the same
+with and without swaps. The rows run in a process of its own, and its memory is read before and
+after.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the figures were taken on: processor, load and versions, without names or paths.
 
-Rules of this file: it reads and never decides; what a system does not tell is ``unknown``.
+Rules of this file: it reads and never decides. What a system does not say is ``unknown``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What is measured, as files: a backbone artefact, bundles, and what they are compared with.
 
-Rules of this file: paths and how they are written down; numpy and the format, no framework. Bundles
-that somebody else exported are materials too: they lack the comparisons, and the parts say so.
+Rules of this file: it knows paths and how they are written down. It needs numpy and the bundle
+format, no framework. Bundles that somebody else exported are materials too: they lack the models to
+compare with, and the parts say so.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What one more domain costs in memory and on disk, for each way to have it.
 
-Rules of this file: each way is looked at in a process of its own, so that no other's leftovers are
-in it; every domain is put in place and asked once, as memory that is only promised does not count.
-Resident bytes are those of proc(5): ``statm`` for all, ``smaps_rollup`` for what no other process
-shares. Without /proc nothing is guessed.
+Rules of this file: each way runs in a process of its own, so that no other way's leftovers are in
+it. Every domain is put in place and asked once, because memory that is only promised does not
+count. Resident bytes are those of proc(5): ``statm`` for all, ``smaps_rollup`` for what no other
+process shares. Without /proc this file guesses nothing.
 """
 
 from __future__ import annotations

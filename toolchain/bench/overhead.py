@@ -1,8 +1,8 @@
 """What the runner adds to onnxruntime: a request against the bare call with the same tensors.
 
-Rules of this file: batch 1, a prepared tensor, the first domain; both sessions are made from the
-same graph with the same options, anew several times, and both calls are timed within a round.
-Nothing of ours is around the bare one.
+Rules of this file: batch 1, a prepared tensor, the first domain. Both sessions come from the same
+graph with the same options, and are made anew several times. Both calls are timed within a round.
+Nothing of this library is around the bare call.
 """
 
 from __future__ import annotations

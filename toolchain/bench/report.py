@@ -1,7 +1,7 @@
 """The document as one page: tables and plots, readable in light and dark, on a screen and printed.
 
-Rules of this file: one file of HTML that asks for nothing else, no script, no font, no picture from
-elsewhere; whatever is text in the document is escaped. It computes nothing.
+Rules of this file: it writes one file of HTML that asks for nothing else: no script, no font, no
+picture from elsewhere. Text of the document is escaped. It computes nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run the parts in order and return one document.
 
-Rules of this file: one part is busy at a time; a part that cannot be measured here is left out and
-the document says why; progress is told to a callback. Nothing is printed or judged.
+Rules of this file: one part runs at a time. A part that cannot be measured here is left out, and
+the document says why. A callback hears of progress. This file prints and judges nothing.
 """
 
 from __future__ import annotations

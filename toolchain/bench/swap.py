@@ -1,10 +1,10 @@
 """How long a domain takes to be there, and what changing between loaded ones adds to a request.
 
-Rules of this file: wall-clock time, as files are read; they were read before, so the disk is not in
-it. A swap puts the next domain in place while the last one is still there, then lets that go. What
-a session costs depends on where its memory comes from, so both are told: ``first``, the first swap
-of a process, and ``again``, later ones, which find the memory of those that went. Each process is a
-fresh one, and every way swaps interleaved with the others.
+Rules of this file: times are wall clock, because files are read. They were read before, so the disk
+is not in it. A swap puts the next domain in place while the last one is still there, then lets that
+one go. What a session costs depends on where its memory comes from, so the document has both:
+``first``, the first swap of a process, and ``again``, later swaps, which find the memory that
+earlier ones freed. Each process is fresh, and every way swaps interleaved with the others.
 """
 
 from __future__ import annotations

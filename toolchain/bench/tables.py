@@ -1,6 +1,6 @@
 """The document as tables of text, for a terminal and for a page alike.
 
-Rules of this file: the JSON document in, cells out; every number comes from the document. A part
+Rules of this file: the JSON document in, cells out. Every number comes from the document. A part
 that is not in it has no table.
 """
 

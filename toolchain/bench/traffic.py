@@ -1,8 +1,8 @@
 """Clients that ask one runner without a pause, and hold every answer against what is known.
 
-Rules of this file: an answer is *mixed* unless it is, up to rounding, what the release that it
-names answered before all this, and *failed* if asking raised. Threads of this process; they end
-with the context.
+Rules of this file: each answer names its release. The answer is *mixed* if it differs, by more than
+rounding, from what that release answered before all this. It is *failed* if asking raised. Clients
+are threads of this process; they end with the context.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The ways to have several domains in one process, behind one call.
 
-Rules of this file: a way puts a domain in place and hands out what answers a picture; it neither
-times nor chooses. ``runner`` is ours, from a bundle or from an installed folder; ``whole`` makes a
-session of a model that holds everything; ``shared`` gives the backbone's tensors to each session
-from one copy (onnxruntime's ``SessionOptions.add_initializer``), at full optimisation, which lays
-weights out anew in every session, and at ``extended``, which leaves them where they are and is
-slower for it.
+Rules of this file: a way puts a domain in place and hands out what answers a picture. It neither
+times nor chooses. ``bundle`` and ``installed`` are this library's runner, from a bundle or from an
+installed folder. ``whole`` makes a session of a model that holds everything. ``shared`` gives each
+session the backbone's tensors from one copy (onnxruntime's ``SessionOptions.add_initializer``). At
+full optimisation onnxruntime lays weights out anew in every session; at ``extended`` it leaves them
+where they are and is slower for it.
 """
 
 from __future__ import annotations
