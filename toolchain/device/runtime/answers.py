@@ -67,26 +67,27 @@ class Prediction:
 
 def probabilities(logits: Floats) -> Floats:
     """Return the softmax over the last axis, float32 of the same shape."""
+    # Without the largest, exp() of a large logit would overflow.
     shifted = logits - logits.max(axis=-1, keepdims=True)
     powers = np.exp(shifted)
     total: Floats = powers / powers.sum(axis=-1, keepdims=True)
     return total
 
 
-def predictions(found: Outcome, domain: Domain) -> tuple[Prediction, ...]:
+def predictions(outcome: Outcome, domain: Domain) -> tuple[Prediction, ...]:
     """Return an outcome picture by picture, with class names."""
-    likely = probabilities(found.logits)
-    best = found.logits.argmax(axis=1)
+    likely = probabilities(outcome.logits)
+    best = outcome.logits.argmax(axis=1)
     return tuple(
         Prediction(
-            domain.classes[index],
-            int(index),
-            float(likely[row, index]),
-            found.logits[row],
-            dict(zip(domain.gates, map(bool, found.gates[row]), strict=True)),
-            domain.name,
-            found.release,
-            found.ms,
+            label=domain.classes[index],
+            index=int(index),
+            probability=float(likely[row, index]),
+            logits=outcome.logits[row],
+            gates=dict(zip(domain.gates, map(bool, outcome.gates[row]), strict=True)),
+            domain=domain.name,
+            release=outcome.release,
+            ms=outcome.ms,
         )
         for row, index in enumerate(best)
     )

@@ -1,4 +1,4 @@
-"""What a runner may be asked for, and what is refused before anything is opened.
+"""The options of a runner that can be refused before anything is opened.
 
 Rules of this file: checks of single arguments; every refusal is a UsageError that names the
 argument, what was expected and what came.
@@ -34,12 +34,12 @@ def require_session(path: Path, provider: str | None) -> None:
         )
 
 
-def require_engines_own(provider: str | None, **given: object) -> None:
-    """Refuse what an engine cannot be asked to be; what it is was decided when it was built."""
+def require_engines_own(provider: str | None, **options: object) -> None:
+    """Refuse options that the build of the engine decided, unless they have their default."""
     decided = {"flavour": "swap", "form": "if", "sessions": 1}
     faults = [
         f"{name}: expected what the engine was built as, got {value!r}"
-        for name, value in given.items()
+        for name, value in options.items()
         if value != decided[name]
     ]
     if provider not in (None, ENGINE):
@@ -50,9 +50,9 @@ def require_engines_own(provider: str | None, **given: object) -> None:
         raise UsageError(faults[0], fix="leave it out, or name the backbone's folder instead")
 
 
-def require_one_of(known: Sequence[str], **given: str) -> None:
+def require_one_of(known: Sequence[str], **options: str) -> None:
     """Refuse arguments that are not among ``known``."""
-    for name, value in given.items():
+    for name, value in options.items():
         if value not in known:
             raise UsageError(
                 f"{name}: expected one of {', '.join(known)}, got {value!r:.80}",

@@ -1,8 +1,8 @@
-"""Run golden cases and say how far a model's answers are from what PyTorch said.
+"""Run golden cases and measure how far a model's answers are from PyTorch's.
 
-Rules of this file: numpy only; it runs what it is given and compares; whether a difference is too
-large is decided by who asked, except in :func:`selftest`, which a device runs before a domain
-serves its first request.
+Rules of this file: numpy only. It runs a model and compares. The caller decides whether a
+difference is too large, except in :func:`selftest`, which a device runs before a domain serves its
+first request.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Allowance:
     gates_share: float = 0.0
 
 
-# Of TensorRT engines, by precision; onnxruntime is held to the bundle's own tolerance. At fp32
-# TensorRT adds up in another order and picks other convolution algorithms than onnxruntime. The
-# others are what toolchain/export/emit/accuracy.py allows of the emulation with room for the
-# device: twice that for int8, ten times that for fp16, as devices may add up in fp16 what is
-# emulated in fp32.
+# For TensorRT engines, by precision; onnxruntime has to keep the bundle's own tolerance. At fp32
+# TensorRT adds up in another order and picks other convolution algorithms than onnxruntime. For the
+# others toolchain/export/emit/accuracy.py says what the emulation may differ by. A device gets more
+# room: twice that for int8, and ten times that for fp16, because devices may add up in fp16 what
+# the emulation adds up in fp32.
 ALLOWED: Mapping[str, Allowance] = MappingProxyType(
     {
         "fp32": Allowance(1e-3),
@@ -87,10 +87,10 @@ class Difference:
 def difference(got: Answer, golden: Golden, *, gates: bool = True) -> Difference:
     """Compare; ``gates`` is false for a model that has resolved some."""
     # In float64, as golden logits near the end of float32 would have an infinite range.
-    wanted = golden.logits.astype(np.float64)
+    expected = golden.logits.astype(np.float64)
     finite = bool(np.isfinite(got.logits).all())
-    errors = np.abs(got.logits - wanted).max(axis=1) if finite else np.full(len(wanted), np.inf)
-    span = float(np.ptp(wanted)) or 1.0
+    errors = np.abs(got.logits - expected).max(axis=1) if finite else np.full(len(expected), np.inf)
+    span = float(np.ptp(expected)) or 1.0
     top1 = int((got.logits.argmax(1) != golden.logits.argmax(1)).sum())
     other = _other_gates(got, golden, gates=gates)
     agreed = float(errors[~other].max(initial=0.0))
@@ -130,17 +130,18 @@ def selftest(
         got = run_cases(cases, model, slots, preprocess, 1)
     except (GraphError, TimeLimitError, DeviceError) as err:
         raise SelftestError(f"no answer to the golden cases: {err.message}", fix=err.fix) from err
-    found = difference(got, cases, gates=not static)
+    measured = difference(got, cases, gates=not static)
     if static:
-        found = replace(found, gates=0, agreed_absolute=found.max_absolute)
-    if not found.allowed(allowed, len(cases)):
+        # Its gates are folded or not told, so every case counts.
+        measured = replace(measured, gates=0, agreed_absolute=measured.max_absolute)
+    if not measured.allowed(allowed, len(cases)):
         raise SelftestError(
             f"expected the golden answers in {len(cases)} cases within {allowed.tolerance:g} of "
-            f"the logits' range, got an error of {found.max_absolute / found.span:.2g}, another "
-            f"class in {found.top1} and another gate in {found.gates} of them",
+            f"the logits' range, got an error of {measured.max_absolute / measured.span:.2g}, "
+            f"another class in {measured.top1} and another gate in {measured.gates} of them",
             fix="run `da3 check` on the bundle; if it passes, this device computes otherwise",
         )
-    return found
+    return measured
 
 
 def run_cases(
@@ -159,13 +160,13 @@ def run_cases(
     gates: npt.NDArray[np.float32] | None = None
     taps: dict[str, npt.NDArray[np.float32]] = {}
     for shift in np.unique(golden.shifts, axis=0) if golden.shifts.size else golden.shifts[:1]:
-        given = shifted(slots, golden.gate_sites, shift)
+        forced = shifted(slots, golden.gate_sites, shift)
         same = np.flatnonzero((golden.shifts == shift).all(axis=1))
         for start in range(0, len(same), batch):
             rows = same[start : start + batch]
             filled = rows if shift.any() else np.resize(rows, batch)
             images = normalise(preprocess, golden.pixels[filled])
-            got = model.run(images, given)
+            got = model.run(images, forced)
             if got.logits.shape[1] != logits.shape[1]:
                 raise SelftestError(
                     f"expected logits of {logits.shape[1]} classes, got {got.logits.shape[1]}",
@@ -176,7 +177,7 @@ def run_cases(
                 gates = np.zeros((len(golden), got.gates.shape[1]), np.float32)
             gates[rows] = got.gates[: len(rows)]
             for name, value in got.taps.items():
-                seen = probe(value[: len(rows)])
-                empty = np.zeros((len(golden), seen.shape[1]), np.float32)
-                taps.setdefault(name, empty)[rows] = seen
+                probed = probe(value[: len(rows)])
+                empty = np.zeros((len(golden), probed.shape[1]), np.float32)
+                taps.setdefault(name, empty)[rows] = probed
     return Answer(logits, gates if gates is not None else golden.gates[:, :0], taps)

@@ -1,6 +1,6 @@
 """A folder as ``da3 export`` leaves it: bundles, and the backbones that they need beside them.
 
-Rules of this file: names only; what a bundle or a backbone is worth is verified by who loads it. A
+Rules of this file: names only; whoever loads a bundle or a backbone verifies it. A
 name from outside is looked up among the files that are there and never joined to a path.
 """
 
@@ -26,8 +26,8 @@ SUFFIX = ".da3b"
 
 def listed(folder: Path) -> dict[str, Path]:
     """Return the bundles right in ``folder`` by their files' names, sorted; there may be none."""
-    found = sorted(folder.glob(f"*{SUFFIX}"))
-    return {path.stem: path for path in found if DOMAIN.accepts(path.stem) and path.is_file()}
+    paths = sorted(folder.glob(f"*{SUFFIX}"))
+    return {path.stem: path for path in paths if DOMAIN.accepts(path.stem) and path.is_file()}
 
 
 def bundles(folder: Path) -> dict[str, Path]:
@@ -69,5 +69,5 @@ def _backbone_of(path: Path, where: Path | None) -> Path:
         return where
     if where is not None:
         refuse_kit(where)
-    wanted = bundle.open_bundle(path).manifest.backbone
-    return bundle.find_backbone(wanted, where or path.parent).path
+    backbone = bundle.open_bundle(path).manifest.backbone
+    return bundle.find_backbone(backbone, where or path.parent).path

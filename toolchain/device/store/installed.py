@@ -1,12 +1,12 @@
 """Installed domains: a bundle that was verified and tested once, laid out to be loaded fast.
 
-Rules of this file: the folder holds the bundle's files as they are and ``installed.json``, which
-says what running needs, whose bundle it was, and what each file was (size, times, inode) right
-after it had been verified and written. Loading looks at those again instead of hashing. That finds
-a file that was edited, exchanged, restored from elsewhere or copied, and not a disk that changes
-bits by itself, nor somebody who may write there and sets the clock back: who fears these loads the
-bundle. The test counts for the onnxruntime, provider and linked graph that it ran on, or for the
-one TensorRT engine, and no other.
+Rules of this file: the folder holds the bundle as it is, and ``installed.json``. The record says
+what running needs, whose bundle it was, and what identified the file (size, times, inode) right
+after it was verified and written. Loading compares that again instead of hashing. The comparison
+finds a file that was edited, exchanged, restored from elsewhere or copied. It does not find a disk
+that changes bits by itself, nor an attacker who may write there and sets the clock back. Whoever
+fears these loads the bundle, which is hashed each time. The self-test counts for the onnxruntime,
+provider and linked graph that it ran on, or for the one TensorRT engine, and for no other.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ _DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("float32", "float
 
 
 def _is_row(row: object) -> bool:
-    """Whether numpy may be given a row; what it checks itself is left to it."""
+    """Whether numpy may be given a row; numpy checks the rest itself."""
     match row:
         case [str(), str(), list(), int(offset)]:
-            # numpy takes bytes before the buffer for what they are.
+            # numpy would read what lies before the buffer.
             return offset >= 0
     return False
 
@@ -111,18 +111,18 @@ class InstalledRecord(ReleaseInfo):
     patch: bundle.Patch | None = key(Nullable(SectionOf(bundle.Patch)), default=None)
 
 
-def write(folder: str | Path, held: Bundle, release: Release, tested_on: str) -> None:
+def write(folder: str | Path, opened: Bundle, release: Release, tested_with: str) -> None:
     """Write the verified and tested bundle into the new ``folder``, whole or not at all.
 
-    ``tested_on``: ``tested_with`` of the session that passed the test. Raises
+    ``tested_with``: that of the session that passed the test. Raises
     ExistsError and StorageError as :func:`toolchain.core.files.atomic_directory`.
     """
     with atomic_directory(folder) as partial:
         path = partial / BUNDLE_NAME
-        path.write_bytes(held.to_bytes())
+        path.write_bytes(opened.to_bytes())
         # Mapped while it runs: nobody shall write into it by accident.
         path.chmod(0o444)
-        record = _record(held, release, _identity(path.stat()), tested_on)
+        record = _record(opened, release, _identity(path.stat()), tested_with)
         document = to_json(record)
         # Keys stand in the schema's order, whatever class of the record declares them.
         ordered = {name: document[name] for name in (*_FIRST_KEYS, *document)}
@@ -141,7 +141,8 @@ def read(folder: str | Path) -> tuple[Release, str]:
     record = _read_record(folder / RECORD_NAME)
     path = folder / BUNDLE_NAME
     slots = _map_slots(path, record)
-    # Graphs, golden data and the patch are needed seldom, and are verified anew then.
+    # Graphs, golden data and the patch are seldom needed. Whoever reads one verifies the bundle
+    # anew.
     release = Release(
         **record.shared(),
         backbone=BackboneRef(**to_json(record.backbone), taps=()),
@@ -168,38 +169,38 @@ def _patch(path: Path, record: InstalledRecord) -> PatchFile | None:
 
 
 def _patch_bytes(path: Path, record: InstalledRecord) -> bytes:
-    found = patch_of(_bundle(path, record))
-    if found is None or found.about != record.patch:
+    patch = patch_of(_bundle(path, record))
+    if patch is None or patch.about != record.patch:
         raise BundleError(f"{path}: expected the patch that the record tells of", fix=_FIX)
-    return found.read()
+    return patch.read()
 
 
 def _bundle(path: Path, record: InstalledRecord) -> Bundle:
     """Return the bundle, verified, if it is still the release that was read before."""
-    held = open_bundle(path)
-    if held.manifest_digest != record.release:
+    opened = open_bundle(path)
+    if opened.manifest_digest != record.release:
         raise BundleError(
-            f"{path}: expected the release {record.release}, got {held.manifest_digest}", fix=_FIX
+            f"{path}: expected the release {record.release}, got {opened.manifest_digest}", fix=_FIX
         )
-    return held
+    return opened
 
 
-def _record(held: Bundle, release: Release, file: str, tested_on: str) -> InstalledRecord:
-    (slots,) = held.names("slots")
+def _record(opened: Bundle, release: Release, file: str, tested_with: str) -> InstalledRecord:
+    (slots,) = opened.names("slots")
     own = release.backbone
     return InstalledRecord(
         **release.shared(),
         schema=SCHEMA,
         file=file,
-        tested_with=tested_on,
+        tested_with=tested_with,
         backbone=BackboneIdentity(own.name, own.weights_digest, own.graph_digest),
-        slots=Extent(*held.place(slots)),
+        slots=Extent(*opened.place(slots)),
         arrays=tuple(
             (place.name, release.slots[place.name].dtype.name, place.shape, place.offset)
-            for place in read_places(held.blob(slots))
+            for place in read_places(opened.blob(slots))
         ),
         graphs={graph.name: graph.digest for graph in release.graphs.values()},
-        patch=held.manifest.patch,
+        patch=opened.manifest.patch,
     )
 
 
@@ -226,11 +227,11 @@ def _map_slots(path: Path, record: InstalledRecord) -> memoryview:
     first, size = record.slots.offset, record.slots.size
     start = first - first % mmap.ALLOCATIONGRANULARITY
     with open_limited(path, limit_bytes=LIMIT_BUNDLE_BYTES, what="bundle") as (file, length):
-        found = _identity(os.fstat(file.fileno()))
-        if found != record.file or first + size > length:
+        identity = _identity(os.fstat(file.fileno()))
+        if identity != record.file or first + size > length:
             raise BundleError(
                 f"{path}: expected the file that was verified ({record.file}), got another "
-                f"({found})",
+                f"({identity})",
                 fix=_FIX,
             )
         end = first + size - start

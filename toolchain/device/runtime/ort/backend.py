@@ -1,8 +1,8 @@
 """Run a linked model on batches: one call for both forms.
 
-Rules of this file: ``if`` models answer one sample at a time and are looped; slots are given with
-each run (``swap``) or not at all (``static``). Nothing here knows where a model came from. It is
-also onnxruntime's :class:`~toolchain.device.runtime.backend.Backend`.
+Rules of this file: ``if`` models answer one sample at a time and are looped. Slots come with each
+run (``swap``) or not at all (``static``). Nothing here knows where a model came from. This is
+onnxruntime's :class:`~toolchain.device.runtime.backend.Backend`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class LinkedModel:
         """
         feeds = {name: slots[name] for name in self.slots if name in slots}
         parts = [images[i : i + 1] for i in range(len(images))] if self._one_by_one else [images]
-        found = [self._session.run({"image": part, **feeds}, limit=limit) for part in parts]
-        if len(found) == 1:
-            return answer(found[0])
-        return answer({name: np.concatenate([f[name] for f in found]) for name in found[0]})
+        runs = [self._session.run({"image": part, **feeds}, limit=limit) for part in parts]
+        if len(runs) == 1:
+            return answer(runs[0])
+        return answer({name: np.concatenate([run[name] for run in runs]) for name in runs[0]})

@@ -1,8 +1,8 @@
 """onnxruntime sessions as this project uses them.
 
-Rules of this file: one provider, chosen by name and never exchanged for another in silence; a model
-comes as bytes and its large tensors from one folder; every fault of onnxruntime becomes one of our
-errors, here and nowhere else.
+Rules of this file: one provider, named by the caller and never exchanged for another in silence. A
+model comes as bytes, and its large tensors come from one folder. Every fault of onnxruntime becomes
+one of our errors, here and nowhere else.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ FAULTS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
     *(
-        found
-        for found in vars(ort.capi.onnxruntime_pybind11_state).values()
-        if isinstance(found, type) and issubclass(found, Exception)
+        value
+        for value in vars(ort.capi.onnxruntime_pybind11_state).values()
+        if isinstance(value, type) and issubclass(value, Exception)
     ),
 )
 _FOLDER = "session.model_external_initializers_file_folder_path"
@@ -58,7 +58,7 @@ class Session:
         provider: str = "cpu",
         what: str = "model",
     ) -> None:
-        wanted = available(provider)
+        full_name = available(provider)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -74,20 +74,20 @@ class Session:
         self.what = what
         # What a provider has no kernel for runs on the CPU, as onnxruntime always adds it last.
         try:
-            self._session = ort.InferenceSession(model, options, providers=[wanted])
+            self._session = ort.InferenceSession(model, options, providers=[full_name])
             # Names that are no UTF-8 show here.
-            given = self._session.get_inputs()
-            self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in given}
-            self.dtypes: dict[str, str] = {i.name: i.type for i in given}
+            inputs = self._session.get_inputs()
+            self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in inputs}
+            self.dtypes: dict[str, str] = {i.name: i.type for i in inputs}
             self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
         except FAULTS as err:
             raise GraphError(
                 f"{what}: onnxruntime {ort.__version__} cannot load it: {_first_line(err)}",
                 fix="use the onnxruntime of constraints.txt, or export again",
             ) from err
-        if wanted not in self._session.get_providers():
+        if full_name not in self._session.get_providers():
             raise ProviderError(
-                f"{what}: expected it to run on {wanted}, which did not start; "
+                f"{what}: expected it to run on {full_name}, which did not start; "
                 f"onnxruntime took {', '.join(self._session.get_providers())}",
                 fix="check the provider's libraries (CUDA, cuDNN, TensorRT), or ask for cpu",
             )
@@ -98,7 +98,7 @@ class Session:
         outputs: Sequence[str] | None = None,
         limit: TimeLimit | None = None,
     ) -> dict[str, Array]:
-        """Run once; returns the outputs asked for (all, by default) by name.
+        """Run once and return the named ``outputs`` (all, by default) by name.
 
         Any number of threads may run one session. Raises GraphError for a missing, unknown or
         misshapen input, TimeLimitError when ``limit`` is over, also in the middle of the run.

@@ -41,14 +41,14 @@ class StagedRunner:
     def run(self, images: Floats, slots: Slots) -> Answer:
         """Answer a batch of normalised pictures, float32 ``[N, C, H, W]``."""
         values: dict[str, Array] = {**slots, "image": images}
-        kept: dict[str, Floats] = {}
+        results: dict[str, Floats] = {}
         for site in self._sites:
             values.update(_run(site.side, values))
             values[site.result] = _routed(site, values, slots)
-            kept[site.result] = values[site.result]
+            results[site.result] = values[site.result]
             if site.gate is not None:
-                kept[site.gate] = values[site.gate]
-        return answer({**kept, **_run(self._tail, values)}, self._gates)
+                results[site.gate] = values[site.gate]
+        return answer({**results, **_run(self._tail, values)}, self._gates)
 
 
 def _run(session: Session, values: Mapping[str, Array]) -> dict[str, Floats]:

@@ -1,10 +1,10 @@
 """The weights that a session of a domain is made from: the backbone's, or those with its patch.
 
-Rules of this file: what a patch makes is held to its digest in memory before a byte of it is
-written; the backbone's own files are never touched. onnxruntime takes large tensors from a file:
-given the file's bytes in memory instead, it reads those inside a conditional from the disk all the
-same, silently (1.31), so the patched file stands in a private folder while a session is made. The
-session holds what it needs of it then.
+Rules of this file: the weights that a patch makes are compared with their digest in memory, before
+a byte of them is written. The backbone's own files are never touched. onnxruntime takes large
+tensors from a file. It can take the file's bytes from memory instead, but then it still reads the
+tensors inside a conditional from the disk, silently (1.31). So the patched file stands in a private
+folder while a session is made; after that the session needs it no more.
 """
 
 from __future__ import annotations
