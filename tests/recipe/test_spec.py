@@ -1,65 +1,26 @@
-"""Recipes: what is read is checked whole, what is written reads back equal."""
+"""What a recipe may say: every fault comes with its path, its words and its fix."""
 
 from __future__ import annotations
 
 import dataclasses
-import unicodedata
-from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from tests.support.recipes import cars
 from toolchain import recipe
-from toolchain.core.errors import RecipeError, StorageError, UnknownNameError
-from toolchain.core.words import is_domain_name
-from toolchain.recipe import AdaptorOptions, DataSpec, Preprocessing, Recipe, TrainSpec, yamlio
+from toolchain.core.errors import RecipeError
+from toolchain.recipe import AdaptorOptions, DataSpec
 from toolchain.recipe.library import packaged
-
-DECATHLON = "imagenet12 aircraft cifar100 daimlerpedcls dtd gtsrb vgg-flowers omniglot svhn ucf101"
-SHIPPED = sorted(path.stem for path in packaged().glob("*.yaml"))
-
-
-def cars() -> Recipe:
-    return recipe.load(packaged() / "cars.yaml")
-
-
-def test_the_shipped_domains_are_those_that_are_promised() -> None:
-    samples = {"cars", "digits", "chirps", "cells"}
-    folders = {"stanford_cars", "cubs", "flowers", "wikiart", "sketch"}
-    decathlon = set(DECATHLON.replace("-", "_").split())
-    assert samples | folders | {f"vd_{name}" for name in decathlon} == set(SHIPPED)
-
-
-@pytest.mark.parametrize("dataset", DECATHLON.split())
-def test_the_ten_decathlon_domains_name_their_data_set(dataset: str) -> None:
-    found = recipe.load(recipe.find(f"vd_{dataset.replace('-', '_')}"))
-    assert (found.data.loader, found.data.dataset) == ("decathlon", dataset)
-    assert ("flip" in found.train.augment) == (dataset not in ("gtsrb", "omniglot", "svhn"))
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_recipe_loads_and_names_its_command(name: str) -> None:
-    path = packaged() / f"{name}.yaml"
-    assert recipe.load(path).domain == name
-    assert f"# Build it:  da3-export --domain {name}\n" in path.read_text(encoding="utf-8")
 
 
 def test_the_contract_of_cars() -> None:
-    found = cars()
-    assert found.data == DataSpec("cars", None, 4000, 1000, 1)
-    assert found.train.lr == pytest.approx(0.01)
-    assert found.train.augment == ("shift", "flip")
-    assert found.adaptor == AdaptorOptions(placement="all", pool=2, kernel=3, rank=16)
-    assert found.folder == packaged()
-    assert found.weights_path is None
-
-
-def test_weights_lie_relative_to_the_recipe(tmp_path: Path) -> None:
-    changed = dataclasses.replace(cars(), weights="w/a.pth", weights_sha256="sha256:" + "0" * 64)
-    path = tmp_path / "cars.yaml"
-    path.write_text(recipe.dump(changed), encoding="utf-8")
-    assert recipe.load(path).weights_path == tmp_path / "w" / "a.pth"
+    loaded = cars()
+    assert loaded.data == DataSpec("cars", None, 4000, 1000, 1)
+    assert loaded.train.lr == pytest.approx(0.01)
+    assert loaded.train.augment == ("shift", "flip")
+    assert loaded.adaptor == AdaptorOptions(placement="all", pool=2, kernel=3, rank=16)
+    assert loaded.folder == packaged()
+    assert loaded.weights_path is None
 
 
 def test_all_faults_come_at_once_with_path_and_fix() -> None:
@@ -84,15 +45,6 @@ def test_all_faults_come_at_once_with_path_and_fix() -> None:
         "metod": "did you mean method?",
     }
     assert "here.yaml: 5 faults" in str(caught.value)
-
-
-def test_words_of_yaml_1_1_are_text_and_exponents_are_numbers() -> None:
-    text = recipe.dump(dataclasses.replace(cars(), title="cars")).replace(
-        "title: cars", "title: yes"
-    )
-    found = recipe.loads(text.replace("lr: 0.01", "lr: 1e-2"))
-    assert found.title == "yes"
-    assert found.train.lr == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(
@@ -120,117 +72,3 @@ def test_decathlon_needs_a_data_set() -> None:
     data = dataclasses.replace(cars().data, loader="decathlon", root="d")
     with pytest.raises(RecipeError, match=r"data\.dataset"):
         recipe.loads(recipe.dump(dataclasses.replace(cars(), data=data)))
-
-
-def test_find_looks_here_first_then_in_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert recipe.find("digits") == packaged() / "digits.yaml"
-    own = tmp_path / "own"
-    for folder in (own, tmp_path / "recipes"):
-        folder.mkdir()
-        (folder / "digits.yaml").write_bytes((packaged() / "digits.yaml").read_bytes())
-    assert recipe.find("digits").resolve() == tmp_path / "recipes" / "digits.yaml"
-    assert recipe.find("digits", [own]) == own / "digits.yaml"
-
-
-def test_find_takes_a_decomposed_file_name(tmp_path: Path) -> None:
-    decomposed = unicodedata.normalize("NFD", "blüten")
-    path = tmp_path / f"{decomposed}.yaml"
-    path.write_text(recipe.dump(dataclasses.replace(cars(), domain="blüten")), encoding="utf-8")
-    assert recipe.load(recipe.find("blüten", [tmp_path])).domain == "blüten"
-    assert recipe.find(decomposed, [tmp_path]) == path
-
-
-@pytest.mark.parametrize("name", ["carz", "../cars", "/etc/passwd", "", "cars.yaml"])
-def test_an_unknown_name_is_refused_with_the_nearest(name: str) -> None:
-    with pytest.raises(UnknownNameError, match="da3 recipes ls"):
-        recipe.find(name)
-
-
-def test_available_lists_an_unreadable_recipe_with_its_error(tmp_path: Path) -> None:
-    (tmp_path / "broken.yaml").write_text("domain: other\n", encoding="utf-8")
-    entries = {entry.name: entry for entry in recipe.available([tmp_path])}
-    assert set(SHIPPED) < set(entries)
-    assert entries["broken"].recipe is None
-    assert isinstance(entries["broken"].error, RecipeError)
-    assert entries["cars"].recipe == cars()
-
-
-def test_a_missing_file_and_a_large_one_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(StorageError):
-        recipe.load(tmp_path / "none.yaml")
-    (tmp_path / "big.yaml").write_bytes(b"#" * (yamlio.MAX_BYTES + 1))
-    with pytest.raises(StorageError, match="big"):
-        recipe.load(tmp_path / "big.yaml")
-    with pytest.raises(RecipeError, match="at most"):
-        recipe.loads(b"#" * (yamlio.MAX_BYTES + 1))
-
-
-SHOWN = st.characters(codec="utf-8", exclude_categories=["C", "Z"]) | st.just(" ")
-WORD = st.builds(str.__add__, st.sampled_from("aé#-:'\"花1~"), st.text(SHOWN, max_size=30))
-NAME = st.text(st.characters(categories=["L", "Nd"]), min_size=1, max_size=9)
-UNIT = st.floats(0, 1, allow_subnormal=False)
-RECIPES = st.builds(
-    Recipe,
-    domain=NAME.map(lambda text: unicodedata.normalize("NFC", text)).filter(is_domain_name),
-    title=WORD,
-    licence=WORD,
-    backbone=st.sampled_from(["resnet20", "null", "true", "1e3", "42", "a-b.c"]),
-    weights=st.none(),
-    weights_sha256=st.none(),
-    data=st.builds(
-        DataSpec,
-        loader=st.just("folder"),
-        root=WORD,
-        train=st.none() | st.integers(1, 10**7),
-        test=st.none() | st.integers(1, 10**7),
-        seed=st.integers(0, 2**31 - 1),
-        dataset=st.none(),
-    ),
-    preprocess=st.builds(
-        Preprocessing,
-        size=st.integers(8, 64),
-        resize=st.integers(64, 128),
-        crop=st.just("center"),
-        interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
-        colour=st.sampled_from(["RGB", "BGR", "L3"]),
-        mean=st.tuples(UNIT, UNIT, UNIT),
-        std=st.tuples(*[st.floats(1e-3, 10)] * 3),
-    ),
-    method=st.just("da3"),
-    adaptor=st.builds(
-        AdaptorOptions,
-        placement=st.sampled_from(["all", "gateable"]),
-        pool=st.integers(0, 64),
-        rank=st.integers(1, 4096),
-        norm=st.sampled_from(["none", "batch", "group"]),
-    ),
-    train=st.builds(
-        TrainSpec,
-        epochs=st.integers(1, 10_000),
-        batch=st.integers(1, 65_536),
-        lr=st.floats(0, 10, exclude_min=True, allow_subnormal=False),
-        weight_decay=UNIT,
-        seed=st.integers(0, 2**31 - 1),
-        budget=st.floats(0.01, 1),
-        budget_weight=st.floats(0, 1000),
-        augment=st.sampled_from([(), ("flip",), ("shift", "flip")]),
-    ),
-    golden=st.integers(1, 256),
-)
-
-
-@settings(deadline=None, max_examples=60)
-@given(RECIPES, st.text(max_size=60))
-def test_law_dump_then_loads_is_the_same_recipe(one: Recipe, header: str) -> None:
-    """Law: loads(dump(recipe, header)) == recipe, whatever the header holds."""
-    assert recipe.loads(recipe.dump(one, header), stem=one.domain) == one
-
-
-@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode()))
-def test_law_any_bytes_give_a_recipe_error(data: bytes) -> None:
-    """Law: bytes that are no recipe raise RecipeError and nothing else."""
-    with pytest.raises(RecipeError):
-        recipe.loads(data)

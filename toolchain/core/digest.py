@@ -67,8 +67,8 @@ class BackgroundDigests:
 def tensor_digest(array: npt.NDArray[Any]) -> str:
     """Digest of one array's elements as little-endian C-order bytes.
 
-    Shape and dtype are not part of it; whoever compares tensors compares those beside it, as
-    :func:`weights_digest` does. Raises WeightsError for arrays that do not hold plain numbers.
+    Shape and dtype are not part of it: compare those as well, as :func:`weights_digest` does.
+    Raises WeightsError for arrays that do not hold plain numbers.
     """
     if array.dtype.kind not in _NUMBER_KINDS:
         raise WeightsError(

@@ -211,7 +211,7 @@ class StorageError(Da3Error):
 
 
 class ExistsError(StorageError):
-    """The destination exists and overwriting was not asked for."""
+    """The destination exists, and the caller did not ask to overwrite it."""
 
 
 class MissingPackageError(Da3Error):

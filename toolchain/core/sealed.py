@@ -1,9 +1,9 @@
 """The sealed folder: a folder whose manifest lists its files, each with its size and digest.
 
 Rules of this file: the only code that writes such a folder, or reads one back. Backbone artefacts,
-kits, engines and the cache of split models are kinds of it: each brings the schema of its manifest
-and what may not contradict in it. A folder appears under its name whole or not at all. Each fault
-is told by the name of its file. What a file means is not known here.
+kits, engines and the cache of split models are kinds of it. Each kind brings the schema of its
+manifest, and says which fields contradict each other. A folder appears under its name whole or not
+at all. Each fault names its file. This file does not know what a file is for.
 """
 
 from __future__ import annotations

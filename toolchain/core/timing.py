@@ -102,7 +102,10 @@ def rebuilt(
 
 
 def timing(own_s: Sequence[float], measure_s: Sequence[float]) -> Timing:
-    """Return the statistics of seconds per round against those of the measure's same rounds."""
+    """Return the statistics of ``own_s``, compared round by round with ``measure_s``.
+
+    Both are seconds per call, one value per round.
+    """
     ratios = [a / b for a, b in zip(own_s, measure_s, strict=True)]
     gaps_ms = [1e3 * (a - b) for a, b in zip(own_s, measure_s, strict=True)]
     times_ms = [1e3 * value for value in own_s]

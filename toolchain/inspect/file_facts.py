@@ -147,7 +147,8 @@ def tensors(path: Path) -> TensorsFacts:
     Raises UsageError for a file that is none.
     """
     try:
-        # The parser bounds the header (100 MB) and holds every offset against the file's size.
+        # The library's parser reads the header alone, at most 100 MB of it, and compares every
+        # offset with the file's size: files of any size can be looked at.
         with safe_open(str(path), framework="np") as file:
             metadata = dict(file.metadata() or {})
             names = sorted(file.keys())

@@ -1,9 +1,10 @@
 """Where pictures come from: a picture, a folder of them, a video file or a camera.
 
-Rules of this file: it finds frames and opens none of the picture files; decoding videos and cameras
-is :mod:`~toolchain.pictures.video`'s. What is wrong with one frame stands in the place of its
-picture, and the next frame follows. What is wrong with the whole source is raised. Nothing is
-opened before the first frame is asked for, and closing the generator releases everything.
+Rules of this file: it finds frames and opens none of the picture files;
+:mod:`~toolchain.pictures.video` decodes videos and cameras. What is wrong with one frame stands in
+the place of its picture, and the next frame follows. What is wrong with the whole source is raised.
+Nothing is opened before the caller takes the first frame. Closing the generator releases
+everything.
 """
 
 from __future__ import annotations

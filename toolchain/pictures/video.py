@@ -159,7 +159,7 @@ def _rgb(frame: Any) -> Pixels:
 def _opened(
     what: str, fix: str, opening: Callable[[Any], cv2.VideoCapture]
 ) -> Iterator[tuple[cv2.VideoCapture, Any]]:
-    """Yield an open capture and OpenCV; errors of the block are told as those of ``what``."""
+    """Yield an open capture and OpenCV; errors of the block name ``what``."""
     try:
         import cv2
     except ImportError as err:

@@ -172,7 +172,7 @@ class TrainSpec(Section):
 class Recipe(Section):
     """One domain: its data, preprocessing, method and training.
 
-    ``folder`` is where the file lay (None for text), against which ``weights`` is resolved.
+    ``folder`` is where the file lay, None for text; a relative ``weights`` is looked for there.
     """
 
     domain: str = key(DOMAIN_NAME)
