@@ -27,65 +27,68 @@ PACKAGES = (
 
 HEAD = """# Real models
 
-What happens to classification models of torchvision, timm and transformers on their way through
-attach, split, link and parity. This page is written by
+This page says what happens to classification models of torchvision, timm and transformers on their
+way through attach, split, link and parity. These commands write it:
 
 ```
 make test-zoo                                      # all of them
 .venv-zoo/bin/python -m tests.zoo swin densenet    # some of them, by a part of their names
 ```
 
-in an environment of its own (`.venv-zoo`, about 5 GB, pinned in `constraints-zoo.txt`). It is no
-part of `make test`.
+They run in an environment of their own (`.venv-zoo`, about 5 GB, pinned in `constraints-zoo.txt`).
+They are no part of `make test`.
 
 {versions}
 
-Weights are untrained and drawn from a seed; scales that a zoo starts at zero (layer scale, the last
-norm of a residual branch) are drawn anew, so that every block acts, and BatchNorm statistics are
-those of one batch of pictures. Every block takes an adaptor (`placement="all"`) with random weights
-and, where it keeps its shape, a gate that half of the pictures open.
+Weights are untrained and drawn from a seed. Scales that a zoo starts at zero (layer scale, the last
+norm of a residual branch) are drawn anew, so that every block acts. BatchNorm statistics are those
+of one batch of pictures. Every block takes an adaptor (`placement="all"`) with random weights. A
+block that keeps its shape also takes a gate, which half of the pictures open.
 
-Each model that passes has
+For each model that passes, all of this holds:
 
-* been captured, its BatchNorms folded, split, and recomposed from its halves bit for bit;
-* been linked as `swap` and `static`, each with `If` (batch 1) and with rows (batch 1 and 16), as
-  `staged`, and as `static` with every gate resolved, half of them open; `onnx.checker` accepts all;
-* answered as eager fp32 PyTorch does, in every one of these: the same top-1 and the same state of
-  every gate, each gate open in some pictures and closed in others, logits within 1e-4 of their
-  range. *max error* is the largest of these differences, relative to that range;
-* given each picture the same logits alone and in a batch (*alone*: largest relative difference).
+* It was captured, its BatchNorms were folded, and it was split. Its halves together gave the same
+  answers bit for bit.
+* It was linked as `swap` and `static`, each with `If` (batch 1) and with rows (batch 1 and 16), as
+  `staged`, and as `static` with every gate resolved, half of them open. `onnx.checker` accepts all.
+* Every one of these answers as eager fp32 PyTorch does: the same top-1, the same state of every
+  gate, and logits within 1e-4 of their range. Each gate is open in some pictures and closed in
+  others. *max error* is the largest of these differences, relative to that range.
+* Each picture gets the same logits alone and in a batch (*alone*: largest relative difference).
 
 """
 
 PROSE = """
 ## Naming blocks by hand
 
-A block is found by structure: a module inside a `Sequential` or `ModuleList` that is run once,
-takes one map, returns one map of the same rank, and holds at least two weighted layers. Nothing is
-known of any zoo. Where a model is built otherwise, name its blocks; the error lists candidates:
+`attach` finds a block by its structure: a module inside a `Sequential` or `ModuleList` that runs
+once, takes one map, returns one map of the same rank, and holds at least two weighted layers. It
+knows nothing of any zoo. If a model is built in another way, name its blocks. The error lists
+candidates:
 
 ```python
 attach(googlenet, classes=7, blocks=["inception3a", "inception3b", "inception4a"])
 ```
 
-Any module that is run once from map to map can be named, a single convolution too. To know:
+You can name any module that runs once from map to map, also a single convolution. These rules hold:
 
-* A gate needs a block that keeps its shape; others take an adaptor only, and nothing is skipped:
-  `placement="all"` is needed where no block keeps it (whole stages, dense blocks). Where a model
-  offers finer parts that do, name those.
-* A block's input and output must stay as they are. Activations that write in place into either are
-  refused; this changes no answer and helps:
+* A gate needs a block that keeps its shape. Other blocks take an adaptor only, and nothing is
+  skipped. Where no block keeps its shape (whole stages, dense blocks), say `placement="all"`. Where
+  a model offers finer parts that do, name those.
+* A block's input and output must stay as they are. `attach` refuses activations that write in place
+  into either. This helps and changes no answer:
   `for m in net.modules(): if hasattr(m, "inplace"): m.inplace = False`.
-* The classifier is found when it is a `Linear` layer, or a 1x1 convolution of one pixel, that
+* `attach` finds the classifier if it is a `Linear` layer, or a 1x1 convolution of one pixel, that
   returns the answer. Otherwise name it (`head="classifier.1"`), build the model without one
-  (`timm.create_model(..., num_classes=0)`), or wrap it in a module that returns pooled features,
-  with `head=""` where the structure could be read either way.
-* A block that reads a second value made per batch is refused, as its rows cannot be gathered alone:
-  the attention of transformers' ViT shares one mask among all layers. Make such a value inside the
-  block, or take a model that needs none (timm's and torchvision's).
-* Named parts of a stage that carries a second map past them (cross-stage partial) link as `swap`
-  and `static`, but not as `staged`, and an export checks all of them: name whole stages.
-* `input_shape` is part of what is attached: adaptors pool to a grid that divides the block's map,
+  (`timm.create_model(..., num_classes=0)`), or wrap it in a module that returns pooled features.
+  Say `head=""` where the structure could be read either way.
+* A block that reads a second value made per batch is refused, because its rows cannot be gathered
+  alone: the attention of transformers' ViT shares one mask among all layers. Make such a value
+  inside the block, or take a model that needs none (timm's and torchvision's).
+* Some stages carry a second map past their parts (cross-stage partial). If you name the parts, they
+  link as `swap` and `static`, but not as `staged`, and an export checks all three: name whole
+  stages.
+* `input_shape` is part of what is attached. Adaptors pool to a grid that divides the block's map,
   so a model is attached, trained and exported at one picture size.
 """
 
