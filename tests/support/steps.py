@@ -38,4 +38,4 @@ def step(model: AttachedModel, images: Tensor, labels: Tensor) -> Callable[[], T
 def measured(model: AttachedModel, name: str, rows: int = BATCH) -> Stored:
     """What a step of the toy ``name`` keeps."""
     images, labels = toys.pictures(name, BATCH), torch.zeros(BATCH, dtype=torch.int64)
-    return stored(model, step(forced(model, rows), images, labels), held=(images, labels))
+    return stored(model, step(forced(model, rows), images, labels), ignored=(images, labels))

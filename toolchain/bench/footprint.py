@@ -314,7 +314,7 @@ class MethodBench:
         }
 
     def _kept(self, model: AttachedModel) -> Stored:
-        return stored(model, lambda: self.loss(model), held=(self.images, self.labels))
+        return stored(model, lambda: self.loss(model), ignored=(self.images, self.labels))
 
     def times(self, compared: Sequence[MethodRow], notify: Notify) -> dict[str, dict[str, Any]]:
         """Return each row's step time relative to the first one's, da3's also at its budget."""

@@ -27,7 +27,7 @@ class Product(nn.Module):
 
 def counted(run: Callable[[Product], Tensor], *held: Tensor) -> int:
     model = Product()
-    return stored(model, lambda: run(model).sum(), held=held).bytes
+    return stored(model, lambda: run(model).sum(), ignored=held).bytes
 
 
 def test_a_map_that_several_layers_keep_counts_once() -> None:

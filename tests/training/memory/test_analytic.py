@@ -39,7 +39,7 @@ def kept_by(model: AttachedModel) -> Stored:
     """What a real step keeps, all gates open."""
     shape = model.anatomy.input_shape
     images, labels = torch.randn(BATCH, *shape), torch.zeros(BATCH, dtype=torch.int64)
-    return stored(model, step(forced(model, BATCH), images, labels), held=(images, labels))
+    return stored(model, step(forced(model, BATCH), images, labels), ignored=(images, labels))
 
 
 @pytest.mark.parametrize("method", REGISTRY)

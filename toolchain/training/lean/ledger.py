@@ -42,24 +42,24 @@ class Stored:
         return sorted(self.by_layer.items(), key=lambda item: -item[1])[:count]
 
 
-Count = Callable[[str, int], None]
-"""Is told a module's name and the bytes that it keeps and nobody kept before it."""
+Booking = Callable[[str, int], None]
+"""Is called with a module's name and the bytes that it keeps, each storage once."""
 
 
 def stored(
     model: nn.Module,
     step: Callable[[], Tensor],
     *,
-    held: Iterable[Tensor] = (),
-    notify: Count = lambda _name, _bytes: None,
+    ignored: Iterable[Tensor] = (),
+    notify: Booking = lambda _name, _bytes: None,
 ) -> Stored:
     """Run ``step``, a forward of ``model`` with its loss, and count what is kept for its backward.
 
-    ``held``: tensors that are there anyway, such as pictures ``[N, C, H, W]`` and labels ``[N]``.
+    ``ignored``: tensors that are there anyway, such as pictures ``[N, C, H, W]`` and labels ``[N]``.
     ``step`` returns the loss; nothing is run backward. ``notify`` is called while it runs.
     """
     ledger = Ledger()
-    ledger.ignore(*model.parameters(), *model.buffers(), *held)
+    ledger.ignore(*model.parameters(), *model.buffers(), *ignored)
 
     def pack(tensor: Tensor) -> Tensor:
         notify(stack.name, ledger.count(tensor, stack.name))

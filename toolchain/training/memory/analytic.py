@@ -97,7 +97,7 @@ def _count(shapes: AttachedModel, functions: _Functions, batch: int, share: floa
         return loss
 
     with torch.enable_grad():
-        kept = stored(shapes, watched, held=(images, labels), notify=functions.book)
+        kept = stored(shapes, watched, ignored=(images, labels), notify=functions.book)
     with torch.no_grad(), named(shapes) as stack:  # nothing is kept: what lives is what code holds
         live = _Live(stack, (*shapes.parameters(), *shapes.buffers(), images, labels))
         with live:
