@@ -55,8 +55,8 @@ def stored(
 ) -> Stored:
     """Run ``step``, a forward of ``model`` with its loss, and count what is kept for its backward.
 
-    ``ignored``: tensors that are there anyway, such as pictures ``[N, C, H, W]`` and labels ``[N]``.
-    ``step`` returns the loss; nothing is run backward. ``notify`` is called while it runs.
+    ``ignored``: tensors that are there anyway, such as pictures ``[N, C, H, W]`` and labels
+    ``[N]``. ``step`` returns the loss; nothing is run backward. ``notify`` is called while it runs.
     """
     ledger = Ledger()
     ledger.ignore(*model.parameters(), *model.buffers(), *ignored)

@@ -1,15 +1,15 @@
-"""What a training step keeps, told without running one.
+"""What a training step keeps, counted without computing one.
 
-Rules of this file: nothing is computed. A copy of the model runs a real forward on fake tensors,
-which have shapes but no values, and the ledger that counts real steps (``lean.ledger``) counts what
-autograd keeps of it. So a batch of any size is told in a moment, also for a board that could not
-hold it. There is no rule per layer: a fake tensor says that it lies on the CPU, so torch picks the
-CPU's kernels, attention's among them (tensors on the meta device would get others).
+Rules of this file: a copy of the model runs its real forward on fake tensors, which have shapes but
+no values. The ledger that counts real steps (``lean.ledger``) counts what autograd keeps of it. So
+any batch is counted within about a second, also one that no board could hold. No layer has a rule
+of its own. A fake tensor says that it lies on the CPU, so torch picks the CPU's kernels, also for
+attention; on the meta device it would pick others, which keep more.
 
 One thing depends on values: which rows pass a closed gate by. Here ``share`` of the batch goes
-through (``_ByShare``).
+through the block (``_ByShare``). It is the only code that runs in place of the model's own.
 
-Agreement with a measured step is a matter of tests and of ``da3 memory``, which shows both.
+That the count agrees with a measured step is for tests and for ``da3 memory``, which shows both.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _PARAMETERS = ("torch::autograd::AccumulateGrad", "TBackward0")
 class Count:
     """What a step keeps, and the bytes of maps that are under way at once, ``working``.
 
-    The latter are the maps that the forward's code holds at its fullest moment, were nothing kept,
-    and the largest one that a gradient flows through. It is an estimate, made for the backward
-    pass, whose gradients have the shapes of the maps, with a residual's beside them.
+    ``working`` is an estimate: the maps that the forward's code would hold at its fullest moment if
+    nothing were kept, and the largest gradient. It stands for the backward pass, whose gradients
+    have the shapes of the maps, with those of a residual beside them.
     """
 
     stored: Stored
