@@ -32,7 +32,7 @@ from toolchain.bundle.golden import FORCE, Golden, shifted
 from toolchain.bundle.linkage import LINKAGES, STATIC_ROWS, Linkage
 from toolchain.core.errors import Da3Error
 from toolchain.export.check import candidates
-from toolchain.export.check.parity import Subject, compare
+from toolchain.export.check.parity import Candidate, compare
 from toolchain.export.check.reference import choose, join, observe
 from toolchain.export.graph import store
 from toolchain.export.graph.link import link
@@ -144,7 +144,7 @@ def _check(
         if not linkage.is_segmented
     ]
     found.append(candidates.staged(halves, folder))
-    found = [_sized(subject, entry.batch) for subject in found]
+    found = [_sized(candidate, entry.batch) for candidate in found]
     how = preprocessing(entry.size)
     report = compare(cases, found, slots, how)
     row.error = max(c.max_relative for c in report.comparisons)
@@ -152,8 +152,8 @@ def _check(
     row.error = max(row.error, _resolved(halves, model, entry, folder))
 
 
-def _sized(subject: Subject, batch: int) -> Subject:
-    return replace(subject, batches=tuple(b if b == 1 else batch for b in subject.batches))
+def _sized(candidate: Candidate, batch: int) -> Candidate:
+    return replace(candidate, batches=tuple(b if b == 1 else batch for b in candidate.batches))
 
 
 def _subject(
@@ -162,7 +162,7 @@ def _subject(
     rates: dict[str, float],
     folder: Path,
     slots: dict[str, np.ndarray],
-) -> Subject:
+) -> Candidate:
     graph = store.to_bytes(link(halves, linkage, rates=rates))
     path = folder / linkage.file
     path.write_bytes(graph)
@@ -183,6 +183,6 @@ def _resolved(halves: PackedHalves, model: AttachedModel, entry: Entry, folder: 
     cases = replace(cases, shifts=np.zeros_like(cases.shifts))  # the shift is in the slots
     rates = dict(zip(gated, opened.astype(float), strict=True))
     slots = shifted(load_safetensors(halves.slots_data), gated, shift)
-    subject = _sized(_subject(halves, STATIC_ROWS, rates, folder, slots), entry.batch)
-    report = compare(cases, [subject], slots, how).require()
+    candidate = _sized(_subject(halves, STATIC_ROWS, rates, folder, slots), entry.batch)
+    report = compare(cases, [candidate], slots, how).require()
     return max(c.max_relative for c in report.comparisons)

@@ -73,12 +73,12 @@ def _block(cut: Cut) -> BackboneBlock:
 
 def taps(halves: Halves) -> tuple[Tap, ...]:
     """Return what a domain may read of the backbone: every graph output, without the batch."""
-    found = []
+    outputs = []
     for value in halves.backbone.graph.outputs:
         assert value.shape is not None
         shape = tuple(d for d in list(value.shape)[1:] if isinstance(d, int))
-        found.append(Tap(value.name or "", shape, "float32"))
-    return tuple(found)
+        outputs.append(Tap(value.name or "", shape, "float32"))
+    return tuple(outputs)
 
 
 def domain(

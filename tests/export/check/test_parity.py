@@ -15,7 +15,7 @@ from toolchain.core.arrays import Floats
 from toolchain.core.errors import ParityError
 from toolchain.device.runtime.backend import Answer
 from toolchain.device.runtime.selftest import run_cases
-from toolchain.export.check.parity import Subject, compare, first_divergence
+from toolchain.export.check.parity import Candidate, compare, first_divergence
 from toolchain.pictures.preprocess import Preprocessing, normalise
 
 PREPROCESS = Preprocessing(8, 8, "none", "nearest", "RGB", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -64,13 +64,13 @@ def reference(count: int = 5) -> Golden:
 GOLDEN = reference()
 
 
-def subject(model: Linear, **changes: Any) -> Subject:
-    return Subject(**{"name": "swap-rows", "run": model, "batches": (1, 16), **changes})
+def candidate(model: Linear, **changes: Any) -> Candidate:
+    return Candidate(**{"name": "swap-rows", "run": model, "batches": (1, 16), **changes})
 
 
 def test_the_same_model_passes_at_every_batch_size() -> None:
     model = Linear()
-    report = compare(GOLDEN, [subject(model)], SLOTS, PREPROCESS).require()
+    report = compare(GOLDEN, [candidate(model)], SLOTS, PREPROCESS).require()
     assert report.passed
     assert {c.batch for c in report.comparisons} == {1, 16}
     assert all(c.max_relative < 1e-6 and c.cases == 5 for c in report.comparisons)
@@ -88,8 +88,8 @@ def test_every_case_is_run_with_its_own_shift() -> None:
 
 
 def test_an_error_beyond_the_tolerance_fails_and_says_where() -> None:
-    wrong = subject(Linear(error=0.5), tapped=lambda: Linear(error=0.5, taps=True))
-    report = compare(GOLDEN, [subject(Linear(), name="good"), wrong], SLOTS, PREPROCESS)
+    wrong = candidate(Linear(error=0.5), tapped=lambda: Linear(error=0.5, taps=True))
+    report = compare(GOLDEN, [candidate(Linear(), name="good"), wrong], SLOTS, PREPROCESS)
     assert [c.passed for c in report.comparisons] == [True, True, False, False]
     with pytest.raises(
         ParityError, match=r"failed in 2 comparisons\n  swap-rows batch 1"
@@ -103,7 +103,7 @@ def test_the_tolerance_is_relative_to_the_logits_range() -> None:
     span = float(np.ptp(GOLDEN.logits))
     for share, passed in ((0.5, True), (2.0, False)):
         model = Linear(error=1e-3 * span * share)
-        report = compare(GOLDEN, [subject(model)], SLOTS, PREPROCESS, tolerance=1e-3)
+        report = compare(GOLDEN, [candidate(model)], SLOTS, PREPROCESS, tolerance=1e-3)
         gates = [c.gate_mismatches for c in report.comparisons]
         assert gates == [0, 0]
         assert [c.max_relative <= 1e-3 for c in report.comparisons] == [passed] * 2
@@ -113,7 +113,7 @@ def test_a_top1_that_differs_fails_within_any_tolerance() -> None:
     logits = GOLDEN.logits.copy()
     logits[0] = np.roll(logits[0], 1)
     report = compare(
-        replace(GOLDEN, logits=logits), [subject(Linear())], SLOTS, PREPROCESS, tolerance=100.0
+        replace(GOLDEN, logits=logits), [candidate(Linear())], SLOTS, PREPROCESS, tolerance=100.0
     )
     assert [c.top1_mismatches for c in report.comparisons] == [1, 1]
     assert not report.passed
@@ -122,27 +122,27 @@ def test_a_top1_that_differs_fails_within_any_tolerance() -> None:
 def test_a_gate_in_another_state_fails() -> None:
     gates = GOLDEN.gates.copy()
     gates[1, 1] *= -1
-    report = compare(replace(GOLDEN, gates=gates), [subject(Linear())], SLOTS, PREPROCESS)
+    report = compare(replace(GOLDEN, gates=gates), [candidate(Linear())], SLOTS, PREPROCESS)
     assert [c.gate_mismatches for c in report.comparisons] == [1, 1]
     assert not report.passed
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_answers_that_are_not_finite_fail(value: Any) -> None:
-    report = compare(GOLDEN, [subject(Linear(error=value))], SLOTS, PREPROCESS)
+    report = compare(GOLDEN, [candidate(Linear(error=value))], SLOTS, PREPROCESS)
     assert not any(c.passed for c in report.comparisons)
     assert all(c.max_absolute == np.inf for c in report.comparisons)
 
 
 def test_a_static_model_skips_forced_cases_and_says_so() -> None:
-    static = subject(Linear(), name="static-if", takes_slots=False)
+    static = candidate(Linear(), name="static-if", takes_slots=False)
     report = compare(GOLDEN, [static], SLOTS, PREPROCESS).require()
     assert {c.cases for c in report.comparisons} == {4}
     assert report.notes == ("static-if: 1 forced cases do not apply",)
 
 
 def test_a_static_model_without_gates_is_held_to_its_logits() -> None:
-    static = subject(Linear(gates=False), name="static-if", takes_slots=False)
+    static = candidate(Linear(gates=False), name="static-if", takes_slots=False)
     report = compare(GOLDEN, [static], SLOTS, PREPROCESS)
     assert [c.gate_mismatches for c in report.comparisons] == [0, 0]
     assert report.passed
@@ -150,7 +150,7 @@ def test_a_static_model_without_gates_is_held_to_its_logits() -> None:
 
 def test_a_model_that_takes_slots_may_not_lose_its_gates() -> None:
     """Gates that are not given cannot be compared: that is a failure, not a pass."""
-    report = compare(GOLDEN, [subject(Linear(gates=False))], SLOTS, PREPROCESS)
+    report = compare(GOLDEN, [candidate(Linear(gates=False))], SLOTS, PREPROCESS)
     assert not report.passed
 
 
@@ -163,7 +163,7 @@ def test_a_domain_without_gates_is_compared() -> None:
             return Answer(flat, np.zeros((len(images), 0), np.float32), {})
 
     want = Plain().run(normalise(PREPROCESS, bare.pixels), {}).logits
-    report = compare(replace(bare, logits=want), [subject(Plain())], {}, PREPROCESS)
+    report = compare(replace(bare, logits=want), [candidate(Plain())], {}, PREPROCESS)
     assert report.passed
     assert {c.cases for c in report.comparisons} == {3}
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,12 +12,12 @@ from tests.support import cases
 from tests.support.cases import Made, run_exact
 from toolchain.core.errors import SplitError
 from toolchain.export.graph import store
-from toolchain.export.graph.builder import GraphBuilder, input_names
+from toolchain.export.graph.builder import input_names
 from toolchain.export.graph.capture import Captured
 from toolchain.export.graph.cut import cut_model
 from toolchain.export.graph.fold import fold_batchnorm
-from toolchain.export.graph.halves import META_CUTS, read_halves, recompose
-from toolchain.export.graph.names import BACKBONE, DIALECT, IMAGE
+from toolchain.export.graph.halves import recompose
+from toolchain.export.graph.names import BACKBONE, DIALECT
 
 
 def folded(made: Made) -> ir.Model:
@@ -107,32 +105,6 @@ def test_a_head_alone_reads_the_features_only() -> None:
     assert made.halves.slots == ("head.bias", "head.weight")
 
 
-def test_halves_of_different_cuts_are_refused(plain: Made) -> None:
-    other = cases.made("odd").halves
-    with pytest.raises(SplitError, match="cut at different places"):
-        read_halves(plain.halves.backbone, other.domain)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{}", "[1]", '[{"site": "block00"}]', '[{"in_shape": 3, "out_shape": []}]']
-)
-def test_damaged_metadata_is_refused(plain: Made, text: Any) -> None:
-    backbone = store.from_bytes(plain.halves.backbone_graph, what="backbone")
-    backbone.metadata_props[META_CUTS] = text
-    with pytest.raises(SplitError):
-        read_halves(backbone, plain.halves.domain)
-
-
-def test_a_foreign_model_has_no_cut_points(plain: Made) -> None:
-    sketch = GraphBuilder("foreign", opset=18)
-    sketch.input(IMAGE, ir.DataType.FLOAT, [1, 3])
-    sketch.node("Identity", [IMAGE], "y")
-    sketch.typed("y", ir.DataType.FLOAT, [1, 3])
-    foreign = sketch.model(["y"], ir_version=10, metadata={})
-    with pytest.raises(SplitError, match=r"foreign.*no cut points[\s\S]*da3-export"):
-        read_halves(foreign, plain.halves.domain)
-
-
 def test_a_domain_that_reads_backbone_arithmetic_has_no_single_owner(plain: Made) -> None:
     """Sabotage: a domain node reads a backbone value between the cut points."""
     captured = _captured(plain)
@@ -165,17 +137,6 @@ def test_a_slot_that_nothing_uses_is_named(plain: Made) -> None:
     with pytest.raises(SplitError, match=r"block00\.adaptor\.lost"):
         slots = (*captured.slots, "block00.adaptor.lost")
         cut_model(captured.model, captured.cuts, slots, captured.opset)
-
-
-def test_cut_points_survive_writing(plain: Made) -> None:
-    """Law: read_halves(write(halves)) has the cuts, features and slots of halves."""
-    found = plain.loaded()
-    assert found.cuts == plain.halves.cuts
-    assert found.features == plain.halves.features
-    assert found.slots == plain.halves.slots
-    row = json.loads(plain.halves.backbone.metadata_props[META_CUTS])[0]
-    assert row["site"] == "block00"
-    assert row["flops"] == plain.halves.cuts[0].flops > 0
 
 
 def _captured(made: Made) -> Captured:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -187,3 +188,17 @@ def test_text_that_is_not_utf8_is_one_error(word: bytes) -> None:
     data = made.SerializeToString().replace(word, b"\xff" + word[1:])
     with pytest.raises(GraphError, match="half: not an ONNX model: expected UTF-8"):
         store.from_bytes(data, what="half")
+
+
+@given(st.lists(st.integers(1, 4), min_size=0, max_size=4), st.randoms())
+def test_a_turned_tensor_is_packed_as_it_reads_not_as_it_lies(
+    shape: list[int], random: Random
+) -> None:
+    """Law: the packed bytes are the tensor's values in C order, whatever its strides."""
+    straight = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+    axes = list(range(len(shape)))
+    random.shuffle(axes)
+    turned = straight.transpose(axes)
+    packed = store.pack_tensors({"a.weight": turned}, "x.safetensors")
+    offset, length = packed.places["a.weight"]
+    assert packed.data[offset : offset + length] == turned.tobytes()

@@ -1,9 +1,10 @@
 """Check a finished bundle against its own golden data: what a user's CI runs, without torch.
 
 Rules of this file: everything is verified before it runs (archive, manifest, slots, backbone
-digests); the shipped graphs run with onnxruntime alone; with onnx and onnx-ir installed the graphs
-are linked anew from the halves as well, must come out byte for byte, and the staged reference runs
-beside them. What was not run is listed, with the reason.
+digests). A bundle is checked by what it says it holds. The shipped graphs run with onnxruntime
+alone. Where onnx and onnx-ir are installed, the graphs are linked anew from the halves as well and
+must come out byte for byte, and the staged reference runs beside them. What was not run is listed,
+with the reason.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from toolchain.bundle.slots import Slots
 from toolchain.core.errors import BundleError, GraphError
 from toolchain.device.runtime.ort.weights import weights_folder
 from toolchain.export.check import candidates, parity
-from toolchain.export.check.parity import ParityReport, Subject
+from toolchain.export.check.parity import Candidate, ParityReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,33 +56,35 @@ def check_bundle(
     beside the bundle. Raises BundleError, BackboneMismatchError, DataError (no backbone found),
     ParityError.
     """
-    held = bundle.open_bundle(path)
-    artefact = bundle.find_backbone(held.manifest.backbone, backbone or path.parent)
-    bundle.match(held.manifest.backbone, artefact, held.manifest.domain)
-    _require_compared(held)
-    golden = golden_of(held)
-    slots = load_safetensors(held.blob(held.names("slots")[0]))
+    opened = bundle.open_bundle(path)
+    artefact = bundle.find_backbone(opened.manifest.backbone, backbone or path.parent)
+    bundle.match(opened.manifest.backbone, artefact, opened.manifest.domain)
+    _require_compared(opened)
+    golden = golden_of(opened)
+    slots = load_safetensors(opened.blob(opened.names("slots")[0]))
     # Tapped twins are made after a failure only, so the folder stays until all was compared.
-    with weights_folder(artefact, patch_of(held)) as folder:
+    with weights_folder(artefact, patch_of(opened)) as folder:
         try:
-            under_test = _subjects(held, artefact, slots, folder)
+            under_test = _under_test(opened, artefact, slots, folder)
         except GraphError as err:
             # Whatever a graph of a bundle does wrong, the bundle is not what its manifest says.
             raise BundleError(f"{path}: {err.message}", fix="export the domain again") from err
         report = parity.compare(
             golden,
-            under_test.subjects,
+            under_test.tested,
             slots,
-            held.manifest.preprocess,
-            tolerance=held.manifest.selftest.tolerance_relative if tolerance is None else tolerance,
+            opened.manifest.preprocess,
+            tolerance=opened.manifest.selftest.tolerance_relative
+            if tolerance is None
+            else tolerance,
             threads=threads,
         ).require()
     return BundleCheck(
         path,
         artefact.path,
-        held.manifest.domain,
+        opened.manifest.domain,
         report,
-        held.checks,
+        opened.checks,
         under_test.relinked,
         under_test.not_run,
     )
@@ -91,46 +94,48 @@ def check_bundle(
 class _UnderTest:
     """What is compared, which graphs were linked anew, and what was left out."""
 
-    subjects: tuple[Subject, ...]
+    tested: tuple[Candidate, ...]
     relinked: tuple[str, ...]
     not_run: tuple[str, ...]
 
 
-def _subjects(held: Bundle, artefact: BackboneArtefact, slots: Slots, folder: Path) -> _UnderTest:
+def _under_test(
+    opened: Bundle, artefact: BackboneArtefact, slots: Slots, folder: Path
+) -> _UnderTest:
     """Return what is compared, its sessions made from the weights in ``folder``."""
-    found: list[Subject] = []
+    tested: list[Candidate] = []
     relinked: tuple[str, ...] = ()
     not_run: tuple[str, ...] = ()
     tapped: dict[str, candidates.Builder] = {}
     if _has_onnx():
         from toolchain.export.check import relink
 
-        linked = relink.relink(held, artefact)
+        linked = relink.relink(opened, artefact)
         relinked = linked.identical
         tapped = linked.tapped(folder, slots)
-        found.append(candidates.staged(linked.halves, folder))
+        tested.append(candidates.staged(linked.halves, folder))
     else:
         not_run = (
             "staged, and linking anew from domain.onnx: the packages onnx and onnx-ir are not "
             "installed (pip install 'da3-toolchain[check]')",
         )
-    for linkage in candidates.linkages_of(held):
-        graph = held.blob(linkage.file)
-        found.append(
+    for linkage in candidates.linkages_of(opened):
+        graph = opened.blob(linkage.file)
+        tested.append(
             candidates.shipped(linkage, graph, folder, slots, tapped=tapped.get(linkage.stem))
         )
-    return _UnderTest(tuple(found), relinked, not_run)
+    return _UnderTest(tuple(tested), relinked, not_run)
 
 
-def _require_compared(held: Bundle) -> None:
+def _require_compared(opened: Bundle) -> None:
     """Refuse a bundle that lacks a graph which its own parity figures name.
 
     A graph that is not there cannot fail. How many there are is the export's choice, which changes
     from version to version; the figures tell which graphs the export compared with PyTorch.
     """
-    stems = {key.partition(".")[0] for key in held.manifest.parity}
+    stems = {key.partition(".")[0] for key in opened.manifest.parity}
     compared = [one for one in LINKAGES if one.stem in stems and not one.is_segmented]
-    listed = candidates.linkages_of(held)
+    listed = candidates.linkages_of(opened)
     if not {*compared} <= {*listed}:
         raise BundleError(
             f"expected the linked graphs {[one.stem for one in compared]}, which the manifest has "

@@ -19,7 +19,7 @@ from toolchain.device.runtime.backend import Runnable, fits
 from toolchain.device.runtime.ort.backend import LinkedModel
 from toolchain.device.runtime.ort.session import Session
 from toolchain.device.runtime.ort.staged import Segments, StagedRunner
-from toolchain.export.check.parity import BATCHES, Subject
+from toolchain.export.check.parity import BATCHES, Candidate
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -38,23 +38,25 @@ def shipped(
     slots: Slots,
     *,
     tapped: Builder | None = None,
-) -> Subject:
-    """Return a linked graph as a subject. Raises GraphError where it is not of ``linkage``."""
+) -> Candidate:
+    """Return a linked graph as a candidate. Raises GraphError where it is not of ``linkage``."""
     name, folds = linkage.stem, linkage.folds_domain
     session = Session(graph, folder=folder, constants=slots if folds else None, what=name)
     _check_interface(linkage, session, slots)
     # A batch-1 graph is looped whatever the batch: one size tells all.
     batches = BATCHES[:1] if linkage.takes_one_picture else BATCHES
-    return Subject(name, LinkedModel(session), tapped, takes_slots=not folds, batches=batches)
+    return Candidate(name, LinkedModel(session), tapped, takes_slots=not folds, batches=batches)
 
 
 def _check_interface(linkage: Linkage, session: Session, slots: Slots) -> None:
     """Hold a graph to its name: batch, inputs and outputs. Raises GraphError."""
     name = linkage.stem
     shapes = {slot: tuple(array.shape) for slot, array in slots.items()}
-    wanted = {} if linkage.folds_domain else shapes
-    found = {k: v for k, v in session.inputs.items() if k != "image"}
-    odd = sorted(k for k in wanted.keys() | found.keys() if not fits(found.get(k), wanted.get(k)))
+    expected = {} if linkage.folds_domain else shapes
+    inputs = {k: v for k, v in session.inputs.items() if k != "image"}
+    odd = sorted(
+        k for k in expected.keys() | inputs.keys() if not fits(inputs.get(k), expected.get(k))
+    )
     if odd:
         raise GraphError(f"{name}: expected image and the slots as inputs, they differ in {odd}")
     batch = session.inputs.get("image", (None,))[0]
@@ -64,13 +66,13 @@ def _check_interface(linkage: Linkage, session: Session, slots: Slots) -> None:
         raise GraphError(f"{name}: expected the outputs logits and gates, got {session.outputs}")
 
 
-def linkages_of(held: Bundle) -> tuple[Linkage, ...]:
+def linkages_of(opened: Bundle) -> tuple[Linkage, ...]:
     """Return what linked graphs a bundle lists, in the order of :data:`LINKAGES`.
 
     Raises BundleError for none at all, and for a graph under a name or role that this version does
     not know: nobody could say how to run it, and leaving it out would pass it unseen.
     """
-    listed = {(role, name) for role in LINKED_ROLES for name in held.names(role)}
+    listed = {(role, name) for role in LINKED_ROLES for name in opened.names(role)}
     if not listed:
         raise BundleError("expected at least one linked graph, got none", fix=_EXPORT_AGAIN)
     known = {(one.role, one.file): one for one in LINKAGES if not one.is_segmented}
@@ -78,7 +80,7 @@ def linkages_of(held: Bundle) -> tuple[Linkage, ...]:
         raise BundleError(
             f"expected linked graphs among {sorted(known)} (role, name), got {unknown}",
             fix="use the toolchain that wrote the bundle "
-            f"({held.manifest.provenance.get('toolchain')}), or export the domain again",
+            f"({opened.manifest.provenance.get('toolchain')}), or export the domain again",
         )
     return tuple(one for place, one in known.items() if place in listed)
 
@@ -99,8 +101,8 @@ def tapped(
     return build
 
 
-def staged(halves: Halves, folder: Path) -> Subject:
-    """Return the staged flavour as a subject."""
+def staged(halves: Halves, folder: Path) -> Candidate:
+    """Return the staged flavour as a candidate."""
     from toolchain.export.graph.stage import stage
     from toolchain.export.graph.store import to_bytes
 
@@ -120,4 +122,4 @@ def staged(halves: Halves, folder: Path) -> Subject:
         for site in segments.sites
     ]
     runner = StagedRunner(sites, session(segments.tail))
-    return Subject(STAGED.stem, runner, lambda: runner)
+    return Candidate(STAGED.stem, runner, lambda: runner)

@@ -1,7 +1,7 @@
 """Compare runnable models with the reference: logits, gates, and where they first part.
 
-Rules of this file: numpy only; a result is a value that says what was compared and what was not;
-nothing is tolerated silently. It does not choose pictures and does not build models.
+Rules of this file: numpy only. A result is a value that says what was compared and what was not.
+Nothing is tolerated silently. It does not choose pictures and does not build models.
 
 A flavour passes when, at every batch size, the largest absolute error of its logits is at most
 ``tolerance`` of the reference logits' range, every top-1 is the reference's, and every gate is in
@@ -49,7 +49,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class Candidate:
     """A flavour under test.
 
     ``run``: the model; ``tapped``: builds a twin that also gives every block's output, called only
@@ -100,32 +100,32 @@ def _line(c: Comparison) -> str:
 
 def compare(
     golden: Golden,
-    subjects: Sequence[Subject],
+    candidates: Sequence[Candidate],
     slots: Mapping[str, npt.NDArray[Any]],
     preprocess: Preprocessing,
     *,
     tolerance: float = TOLERANCE,
     threads: int | None = None,
 ) -> ParityReport:
-    """Run every subject over the cases at its batch sizes and compare.
+    """Run every candidate over the cases at its batch sizes and compare.
 
     ``threads`` comparisons run at once, by default one per core; their order is kept.
     """
-    if not subjects or not len(golden):
+    if not candidates or not len(golden):
         raise ParityError(
-            f"expected flavours and cases to compare, got {len(subjects)} and {len(golden)}",
+            f"expected flavours and cases to compare, got {len(candidates)} and {len(golden)}",
             fix="export the domain again",
         )
     jobs, notes = [], []
-    for subject in subjects:
-        cases = golden if subject.takes_slots else golden.take(golden.natural)
+    for candidate in candidates:
+        cases = golden if candidate.takes_slots else golden.take(golden.natural)
         if len(cases) < len(golden):
-            notes.append(f"{subject.name}: {len(golden) - len(cases)} forced cases do not apply")
-        jobs += [(cases, subject, batch) for batch in subject.batches]
+            notes.append(f"{candidate.name}: {len(golden) - len(cases)} forced cases do not apply")
+        jobs += [(cases, candidate, batch) for batch in candidate.batches]
 
-    def run(job: tuple[Golden, Subject, int]) -> Comparison:
-        cases, subject, batch = job
-        return _compare(cases, subject, slots, preprocess, batch=batch, tolerance=tolerance)
+    def run(job: tuple[Golden, Candidate, int]) -> Comparison:
+        cases, candidate, batch = job
+        return _compare(cases, candidate, slots, preprocess, batch=batch, tolerance=tolerance)
 
     # A session has one thread and lets Python go on meanwhile: no two wait for each other.
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
@@ -136,28 +136,28 @@ def compare(
 
 def _compare(
     golden: Golden,
-    subject: Subject,
+    candidate: Candidate,
     slots: Mapping[str, npt.NDArray[Any]],
     preprocess: Preprocessing,
     *,
     batch: int,
     tolerance: float,
 ) -> Comparison:
-    got = run_cases(golden, subject.run, slots, preprocess, batch)
-    found = difference(got, golden, gates=subject.takes_slots)
-    passed = found.within(tolerance)
+    got = run_cases(golden, candidate.run, slots, preprocess, batch)
+    error = difference(got, golden, gates=candidate.takes_slots)
+    passed = error.within(tolerance)
     first = ""
-    if not passed and subject.tapped is not None:
-        tapped = run_cases(golden, subject.tapped(), slots, preprocess, batch)
+    if not passed and candidate.tapped is not None:
+        tapped = run_cases(golden, candidate.tapped(), slots, preprocess, batch)
         first = first_divergence(golden, tapped, tolerance)
     return Comparison(
-        subject.name,
+        candidate.name,
         batch,
         len(golden),
-        found.max_absolute,
-        found.max_absolute / found.span,
-        found.top1,
-        found.gates,
+        error.max_absolute,
+        error.max_absolute / error.span,
+        error.top1,
+        error.gates,
         passed,
         first,
     )

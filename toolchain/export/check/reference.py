@@ -48,13 +48,13 @@ def choose(
     searched = min(len(split), max(low, min(high, SEARCH_FLOPS // max(1, model.anatomy.flops))))
     rows = np.unique(np.linspace(0, len(split) - 1, searched).round().astype(np.int64))
     pixels, _ = split.batch(rows)
-    seen = observe(model, preprocess, pixels)
-    clear = np.flatnonzero((np.abs(seen.gates) >= MARGIN).all(axis=1))
+    observed = observe(model, preprocess, pixels)
+    clear = np.flatnonzero((np.abs(observed.gates) >= MARGIN).all(axis=1))
     usable = clear if len(clear) else np.arange(len(rows))
-    picked = _cover(seen.gates[usable] >= 0, min(count, len(usable)))
+    picked = _cover(observed.gates[usable] >= 0, min(count, len(usable)))
     rest = [i for i in range(len(usable)) if i not in picked][: max(0, batch - len(picked))]
-    golden = _with_forced(model, preprocess, seen.take(usable[picked]))
-    others = seen.take(usable[np.asarray(rest, np.int64)])
+    golden = _with_forced(model, preprocess, observed.take(usable[picked]))
+    others = observed.take(usable[np.asarray(rest, np.int64)])
     return ReferenceCases(golden, others, len(rows), len(rows) - len(clear))
 
 
@@ -67,16 +67,16 @@ def _gates(trace: Trace, batch: int) -> npt.NDArray[np.float32]:
 def _cover(opened: npt.NDArray[np.bool_], count: int) -> list[int]:
     """Pick rows greedily until every reachable state of every gate is seen; fill up in order."""
     states = np.concatenate([opened, ~opened], axis=1)
-    wanted = states.any(axis=0)
+    uncovered = states.any(axis=0)
     picked: list[int] = []
     while len(picked) < count:
-        gain = (states & wanted).sum(axis=1)
+        gain = (states & uncovered).sum(axis=1)
         gain[picked] = -1
         best = int(gain.argmax())
         if gain[best] < 0:
             break
         picked.append(best)
-        wanted &= ~states[best]
+        uncovered &= ~states[best]
     return picked
 
 
@@ -113,10 +113,10 @@ def observe(
     size = max(1, BATCH_PIXELS // (pixels.shape[1] * pixels.shape[2]))
     batches = [pixels[start : start + size] for start in range(0, len(pixels), size)]
     try:
-        seen = [_run(model, normalise(preprocess, batch)) for batch in batches]
+        answers = [_run(model, normalise(preprocess, batch)) for batch in batches]
     finally:
         _put(model, before)
-    logits, gates, probes = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+    logits, gates, probes = (np.concatenate(parts) for parts in zip(*answers, strict=True))
     shifts = np.tile(amount, (len(pixels), 1))
     return Golden(pixels, shifts, logits, gates, probes, gate_sites, tuple(model.sites))
 

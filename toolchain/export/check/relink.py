@@ -47,31 +47,31 @@ class Relinked:
         }
 
 
-def relink(held: Bundle, artefact: BackboneArtefact) -> Relinked:
+def relink(opened: Bundle, artefact: BackboneArtefact) -> Relinked:
     """Link every shipped graph anew. Raises BundleError naming one that differs."""
-    halves = halves_of(held, artefact)
-    rates = {b.name: b.rate for b in held.manifest.gates.blocks if b.rate is not None}
-    linkages = candidates.linkages_of(held)
+    halves = halves_of(opened, artefact)
+    rates = {b.name: b.rate for b in opened.manifest.gates.blocks if b.rate is not None}
+    linkages = candidates.linkages_of(opened)
     for one in linkages:
-        if store.to_bytes(link(halves, one, rates=rates)) != held.blob(one.file):
+        if store.to_bytes(link(halves, one, rates=rates)) != opened.blob(one.file):
             raise BundleError(
                 f"{one.file} is not what linking the bundle's halves gives",
                 fix="export the domain again; or check it with the very toolchain that wrote it "
-                f"({held.manifest.provenance.get('toolchain')})",
+                f"({opened.manifest.provenance.get('toolchain')})",
             )
     return Relinked(halves, linkages, rates)
 
 
-def halves_of(held: Bundle, artefact: BackboneArtefact) -> Halves:
+def halves_of(opened: Bundle, artefact: BackboneArtefact) -> Halves:
     """Return the split that a bundle and its backbone make."""
     backbone = store.read_graph(artefact.graph_path)
-    domain = store.from_bytes(held.blob(held.names("domain")[0]), what="domain.onnx")
-    store.load_tensors(domain, SLOTS_FILE, held.blob(held.names("slots")[0]))
+    domain = store.from_bytes(opened.blob(opened.names("domain")[0]), what="domain.onnx")
+    store.load_tensors(domain, SLOTS_FILE, opened.blob(opened.names("slots")[0]))
     # The linker keeps references as they are: slots point into the file that the bundle carries.
-    return read_halves(backbone, _referenced(domain, held))
+    return read_halves(backbone, _referenced(domain, opened))
 
 
-def _referenced(domain: Any, held: Bundle) -> Any:
+def _referenced(domain: Any, opened: Bundle) -> Any:
     """Point the checked tensors into the slots file again, so that linking writes references."""
-    data = held.blob(held.names("slots")[0])
-    return store.externalise(domain, store.Packed(SLOTS_FILE, data, store.places(data)))
+    data = opened.blob(opened.names("slots")[0])
+    return store.externalise(domain, store.PackedTensors(SLOTS_FILE, data, store.places(data)))

@@ -1,9 +1,9 @@
 """Capture an attached model as one ONNX graph without control flow.
 
 Rules of this file: the exporter runs with ``optimize=False``, the only setting that neither
-renames, re-values nor merges initializers; every cut point is a named value; domain tensors are
-kept out of reach of any folding by turning them into graph inputs while it runs. It does not split
-or link, and gates stay dense here (``Where``): the linker adds the control flow.
+renames, re-values nor merges initializers. Every cut point is a named value. Domain tensors become
+graph inputs while constants are folded, so that folding cannot reach them. It does not split or
+link, and gates stay dense here (``Where``): the linker adds the control flow.
 
 Initializers are called as in the state dict: the backbone's behind ``backbone.``, the domain's by
 slot name. Cut points are named as in :mod:`toolchain.export.graph.names`.
@@ -94,8 +94,10 @@ class _Recorder(nn.Module):
         self.notes = notes
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        # One tensor can stand at two cut points (one block's result is the next block's input). A
+        # graph gives each value one name, so the first name counts.
         trace = self.model.trace(image)
-        named = _Names()
+        named = _NamedTensors()
         self.notes.cuts[:] = [
             _site_cut(name, site, trace, named) for name, site in self.model.anatomy.named_sites()
         ]
@@ -105,7 +107,7 @@ class _Recorder(nn.Module):
         return tuple(named.tensors.values())
 
 
-class _Names:
+class _NamedTensors:
     """Tensors by name; a tensor that has a name keeps it."""
 
     def __init__(self) -> None:
@@ -120,7 +122,7 @@ class _Names:
         return name
 
 
-def _site_cut(name: str, site: Site, trace: Trace, named: _Names) -> Cut:
+def _site_cut(name: str, site: Site, trace: Trace, named: _NamedTensors) -> Cut:
     """Name one site's tensors; an input that an earlier site returned keeps that name."""
     source = named.give(f"in.{name}", trace.inputs[name])
     output = named.give(f"block.{name}", trace.outputs[name])
@@ -217,6 +219,7 @@ def _check_free_batch(program: ir.Model) -> None:
 
 def _export(recorder: _Recorder, shape: tuple[int, ...], dialect: Opset) -> ir.Model:
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    # Two pictures: an exporter takes a dimension of one for a constant, whatever it is told.
     example = torch.zeros(2, *shape)
     try:
         with _quiet(), torch.no_grad():
@@ -274,21 +277,25 @@ def _rename_initializers(model: ir.Model) -> None:
 
 
 def _check_one_to_one(program: ir.Model, model: AttachedModel) -> None:
-    """Hold the exporter to its word: each tensor once, under its own name, bit for bit."""
-    held = program.graph.initializers
+    """Check the exporter's work: each tensor once, under its own name, bit for bit.
+
+    The split cuts by name. An exporter that renames, merges or changes a tensor would make a split
+    that is wrong and looks right.
+    """
+    initializers = program.graph.initializers
     domain = domain_state(model)
     for name, tensor in {
         **{BACKBONE + k: v for k, v in model.backbone.state_dict().items()},
         **domain,
     }.items():
-        if name not in held:
+        if name not in initializers:
             if name in domain:
                 raise CaptureError(
                     f"slot {name!r} did not reach the graph",
                     fix="use the adaptor's output; a slot that changes nothing cannot be swapped",
                 )
             continue  # a backbone tensor that no output needs (the replaced classifier)
-        value = held[name].const_value
+        value = initializers[name].const_value
         assert value is not None
         want = tensor.detach().numpy()
         got = value.numpy()
@@ -303,9 +310,11 @@ def _check_one_to_one(program: ir.Model, model: AttachedModel) -> None:
 def _clean(model: ir.Model, slots: tuple[str, ...]) -> None:
     """Fold the exporter's shape arithmetic and drop dead nodes; slots are out of reach."""
     graph = model.graph
-    kept = {name: graph.initializers.pop(name) for name in slots}
-    constants = {name: value.const_value for name, value in kept.items()}
-    for value in kept.values():
+    # Folding works on what has a value. As inputs without one, the slots stay as they are: equal
+    # ones are not merged, and nothing that depends on a domain becomes part of the structure.
+    slot_values = {name: graph.initializers.pop(name) for name in slots}
+    constants = {name: value.const_value for name, value in slot_values.items()}
+    for value in slot_values.values():
         value.const_value = None
         graph.inputs.append(value)
     with _quiet():
@@ -320,7 +329,7 @@ def _clean(model: ir.Model, slots: tuple[str, ...]) -> None:
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         passes.IdentityEliminationPass()(model)
         passes.RemoveUnusedNodesPass()(model)
-    for name, value in kept.items():
+    for name, value in slot_values.items():
         graph.inputs.remove(value)
         value.const_value = constants[name]
         graph.register_initializer(value)

@@ -1,9 +1,9 @@
 """Fold each frozen BatchNorm into the convolution before it; give reshapes constant targets.
 
-Rules of this file: requires a captured graph; touches the backbone's tensors only (a slot is never
-read or renamed here); what is folded gets a new name (``<weight>+bn``), so that no name lies about
-its values; ensures the same outputs up to rounding, which the caller verifies by running both. It
-does not remove a BatchNorm that has no convolution of its own before it.
+Rules of this file: it requires a captured graph. It touches the backbone's tensors only, and never
+reads or renames a slot. What is folded gets a new name (``<weight>+bn``), so that no name lies
+about its values. It ensures the same outputs up to rounding; the caller verifies this by running
+both. It leaves a BatchNorm that has no convolution of its own before it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,12 @@ def fold_batchnorm(model: ir.Model) -> int:
 
 
 def _own_convolution(norm: ir.Node, outputs: set[str]) -> ir.Node | None:
+    """Return the convolution that feeds ``norm`` alone; None if others see its output."""
     source = norm.inputs[0]
     assert source is not None
     conv = source.producer()
+    # The fold changes what the convolution gives: nobody but the norm may read that, and it may be
+    # no output of the graph (a cut point).
     alone = len(source.uses()) == 1 and value_name(source) not in outputs
     return conv if conv is not None and conv.op_type == "Conv" and alone else None
 
@@ -48,8 +51,8 @@ def _own_convolution(norm: ir.Node, outputs: set[str]) -> ir.Node | None:
 def _is_frozen(graph: ir.Graph, conv: ir.Node, norm: ir.Node) -> bool:
     """All of the norm's tensors and the kernel are the backbone's; the bias may be anonymous."""
     names = [input_names(conv)[1], *input_names(norm)[1:]]
-    held = graph.initializers
-    return all(name.startswith(BACKBONE) and name in held for name in names)
+    initializers = graph.initializers
+    return all(name.startswith(BACKBONE) and name in initializers for name in names)
 
 
 def _array(value: ir.Value | None) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -76,6 +79,8 @@ def _fold(graph: ir.Graph, conv: ir.Node, norm: ir.Node) -> None:
     else:
         conv.resize_inputs(3)
         conv.replace_input_with(2, shifted)
+    # The convolution's output takes the norm's place under the norm's name: cut points are found by
+    # name, and this may be one.
     result = norm.outputs[0]
     source = conv.outputs[0]
     name = result.name

@@ -1,9 +1,9 @@
 """Write and read ONNX models whose large tensors lie beside them in a safetensors file.
 
-Rules of this file: bytes are deterministic; a tensor is external (ONNX external data with location,
+Rules of this file: bytes are deterministic. A tensor is external (ONNX external data with location,
 offset and length into the safetensors file) when it has a state-dict name, is large, or is a matrix
-of floats, which comes from weights (a turned one has no name), else inline; what is read back is
-bounded. It gives no meaning to graphs.
+of floats: such a matrix comes from weights, and a transposed one has no name. Every other tensor is
+inline. What is read back is bounded. It gives no meaning to graphs.
 
 Sources: ONNX IR specification, "External tensor data"; safetensors format, header of 8 bytes length
 then JSON then data.
@@ -32,7 +32,7 @@ INLINE_LIMIT_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedTensors:
     """Tensors as the bytes of a safetensors file, and where each lies in it."""
 
     file: str
@@ -40,7 +40,7 @@ class Packed:
     places: Mapping[str, tuple[int, int]]
 
 
-def pack_tensors(tensors: Mapping[str, np.ndarray[Any, Any]], file: str) -> Packed:
+def pack_tensors(tensors: Mapping[str, np.ndarray[Any, Any]], file: str) -> PackedTensors:
     """Serialise ``tensors``; law: the same tensors give the same bytes in any order.
 
     Turned views (a transposed constant) are laid out first: safetensors writes memory as it lies.
@@ -48,7 +48,7 @@ def pack_tensors(tensors: Mapping[str, np.ndarray[Any, Any]], file: str) -> Pack
     data = safetensors_save(
         {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     )
-    return Packed(file, data, places(data))
+    return PackedTensors(file, data, places(data))
 
 
 def places(data: bytes) -> dict[str, tuple[int, int]]:
@@ -73,7 +73,7 @@ def _is_external(name: str, tensor: ir.TensorProtocol) -> bool:
     return "." in name or matrix or tensor.nbytes > INLINE_LIMIT_BYTES
 
 
-def externalise(model: ir.Model, packed: Packed) -> ir.Model:
+def externalise(model: ir.Model, packed: PackedTensors) -> ir.Model:
     """Point the model's tensors into ``packed`` in place, and return it."""
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
