@@ -1,7 +1,7 @@
-"""Admission: who may run now, who waits in line, who is told to come back.
+"""Admission: which requests may run now, which wait in line, and which are refused.
 
-Rules of this file: one lock, no thread of its own; a place taken is always given back. It knows
-neither HTTP nor models.
+Rules of this file: one lock, and no thread of its own. A place that was taken is always given back.
+It knows neither HTTP nor models.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Admission:
         return self._open
 
     def close(self) -> None:
-        """Refuse whoever comes from now on; those in line still get their turn."""
+        """Refuse every request that comes from now on; those in line still get their turn."""
         with self._changed:
             self._open = False
 

@@ -1,13 +1,13 @@
-"""The protocol over HTTP: routes, who may ask, and what each fault is called.
+"""The protocol over HTTP: routes, who may send requests, and the status of each fault.
 
-Rules of this file: a WSGI application (PEP 3333) that works under any WSGI server; one table of
-routes. What may take long or much memory (reading a body, inferring, loading) is admitted first, so
-health and metadata answer while everything else is refused. Every answer is JSON and every fault is
-``{"error": "..."}``; a fault of ours says no more than that.
+Rules of this file: a WSGI application (PEP 3333) that works under any WSGI server, with one table
+of routes. Whatever may take long or much memory (reading a body, inferring, loading) is admitted
+first, so health and metadata answer while everything else is refused. Every answer is JSON, and
+every fault is ``{"error": "..."}``. A fault of the server itself says no more than that.
 
-A web page must not reach a server on its visitor's machine: where the server listens on a loopback
-address, a request whose Host names another one is refused (DNS rebinding), and so is any request
-that a browser sent for a page of another origin. There are no CORS headers.
+A web page must not reach a server on its visitor's machine. Where the server listens on a loopback
+address, it refuses a request whose Host names another one (DNS rebinding). It also refuses any
+request that a browser sent for a page of another origin. There are no CORS headers.
 
 Source: Open Inference Protocol v2, "HTTP/REST"; Triton's extensions as named in each file.
 """
@@ -81,7 +81,7 @@ class App:
         self.loading = Admission(1, LOADS_WAITING, limits.time_s)
 
     def close(self) -> None:
-        """Be no longer ready and refuse new work; what was admitted goes on."""
+        """Stop being ready and refuse new work; admitted requests go on."""
         self.inferring.close()
         self.loading.close()
 
@@ -93,7 +93,7 @@ class App:
             call = HttpRequest(environ, self._limits.body_bytes)
             guard(call, loopback=self._loopback)
             reply = self._dispatch(call)
-        # This is where every error ends: what is unknown is told as such.
+        # Every error ends here; one that the table does not know becomes a 500.
         except Exception as err:
             reply = _refused(err)
         headers = {
@@ -108,15 +108,15 @@ class App:
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [reply.body]
 
     def _dispatch(self, call: HttpRequest) -> Reply:
-        found = list(_matches(call.segments))
-        if not found:
+        routes = list(_matches(call.segments))
+        if not routes:
             raise RefusedError(HTTPStatus.NOT_FOUND, "no such resource")
-        asked = "GET" if call.method == "HEAD" else call.method
-        for method, handler, names in found:
-            if method == asked:
+        sought = "GET" if call.method == "HEAD" else call.method
+        for method, handler, names in routes:
+            if method == sought:
                 # A GET says all that it asks in its path.
                 return handler(self, **names) if method == "GET" else handler(self, call, **names)
-        allowed = ", ".join(sorted({method for method, _, _ in found}))
+        allowed = ", ".join(sorted({method for method, _, _ in routes}))
         raise RefusedError(
             HTTPStatus.METHOD_NOT_ALLOWED,
             f"expected {allowed}, got {call.method:.20}",
@@ -148,16 +148,16 @@ class App:
         return _json(domains.config(self._find(model, version), self._runner.facts.max_batch))
 
     def _model_statistics(self, model: str, version: str | None = None) -> Reply:
-        return self._told([self._find(model, version)])
+        return self._stats([self._find(model, version)])
 
     def _all_statistics(self) -> Reply:
-        return self._told(self._runner.domains.values())
+        return self._stats(self._runner.domains.values())
 
     def _find(self, model: str, version: str | None) -> Domain:
         return domains.find(self._runner, model, version)
 
-    def _told(self, found: Iterable[Domain]) -> Reply:
-        stats = [self._statistics.of(one.name, domains.version(one)) for one in found]
+    def _stats(self, loaded: Iterable[Domain]) -> Reply:
+        stats = [self._statistics.of(one.name, domains.version(one)) for one in loaded]
         return _json({"model_stats": stats})
 
     # -- work ------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class App:
             request = protocol.decode(call.body(), call.header(protocol.HEADER), self._limits)
             limit_s = min(self._limits.time_s, request.timeout_s or math.inf)
             left_s = limit_s - (time.monotonic() - begun)
-            # On few threads: each one that ever decoded a large picture keeps memory for the next.
+            # On few threads: each that once decoded a large picture keeps that memory for the next.
             response, outcome = self._workers.submit(
                 domains.predict, self._runner, model, version, request, left_s
             ).result()
@@ -187,8 +187,7 @@ class App:
         return Reply(HTTPStatus.OK, body, headers)
 
     def _index(self, call: HttpRequest) -> Reply:
-        asked = self._document(call, "ready")
-        ready = asked.get("ready", False)
+        ready = self._document(call, "ready").get("ready", False)
         if type(ready) is not bool:
             raise DataError("ready: expected true or false, got another value")
         return _json(self._repository.index(ready_only=ready))
@@ -262,12 +261,9 @@ def _matches(segments: tuple[str, ...]) -> Iterator[tuple[str, _Handler, dict[st
     for method, pattern, handler in _ROUTES:
         if len(pattern) == len(segments):
             pairs = list(zip(pattern, segments, strict=True))
-            if all(part == given or part[0] == "{" for part, given in pairs):
-                yield (
-                    method,
-                    handler,
-                    {part[1:-1]: given for part, given in pairs if part[0] == "{"},
-                )
+            if all(part == segment or part[0] == "{" for part, segment in pairs):
+                names = {part[1:-1]: segment for part, segment in pairs if part[0] == "{"}
+                yield method, handler, names
 
 
 def _json(value: object, status: HTTPStatus = HTTPStatus.OK) -> Reply:
@@ -275,10 +271,10 @@ def _json(value: object, status: HTTPStatus = HTTPStatus.OK) -> Reply:
 
 
 def _refused(err: Exception) -> Reply:
-    """Return the answer for an error; what the client does not read goes to the log."""
-    said = refusal(err)
-    if said.status is HTTPStatus.INTERNAL_SERVER_ERROR:
+    """Return the answer for an error; what the client does not get to read goes to the log."""
+    reason = refusal(err)
+    if reason.status is HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("a request failed", exc_info=err)
-    elif said.hidden:
+    elif reason.hidden:
         _log.warning("a request was refused: %s", err)
-    return Reply(said.status, protocol.write_json({"error": said.message}), said.headers)
+    return Reply(reason.status, protocol.write_json({"error": reason.message}), reason.headers)

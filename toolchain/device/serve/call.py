@@ -1,7 +1,7 @@
 """One HTTP request as the application reads it, and which requests are not read at all.
 
-Rules of this file: headers and paths are text from anybody. A body is read once, and only when it
-is asked for; its length must be stated and within its limit.
+Rules of this file: headers and paths are text from anybody. A body is read once, and only when a
+handler wants it. Its length must be stated and within its limit.
 
 Sources: RFC 9110 (421: section 15.5.20; Origin: RFC 6454, section 7.3), RFC 9112 (Host: 3.2).
 """
@@ -80,7 +80,7 @@ class HttpRequest:
 
 
 def guard(call: HttpRequest, *, loopback: bool) -> None:
-    """Refuse a request that nobody on this machine meant, and one in a form that is not spoken.
+    """Refuse a request that nobody on this machine sent on purpose, and one in an unknown form.
 
     Raises RefusedError: 400 without Host, 421 for a Host that is not this machine (if
     ``loopback``), 403 for a web page's request, 415 for a content coding or type that is not read.
@@ -102,10 +102,10 @@ def guard(call: HttpRequest, *, loopback: bool) -> None:
 
 
 def _is_local(host: str) -> bool:
-    found = _HOST.fullmatch(host)
-    if found is None:
+    match = _HOST.fullmatch(host)
+    if match is None:
         return False
-    name = found["six"] or found["name"]
+    name = match["six"] or match["name"]
     if name.lower() == "localhost":
         return True
     try:

@@ -1,9 +1,9 @@
 """A loaded domain as a model of the protocol: what it takes, what it gives, and asking it.
 
-Rules of this file: one input, ``image``, in three forms; four outputs, all computed from one run. A
-model's version is the first twelve digits of its bundle's digest, so an answer says which release
-gave it. Preprocessing, labels and logits of one answer belong to one release, also while the domain
-is being replaced.
+Rules of this file: one input, ``image``, in three forms, and four outputs, all computed from one
+run. A model's version is the first twelve digits of its bundle's digest, so an answer says which
+release gave it. Preprocessing, labels and logits of one answer belong to one release, also while
+the domain is being replaced.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 
 from toolchain.core.arrays import Array
 from toolchain.core.errors import DataError, TimeLimitError, UnknownNameError
+from toolchain.device.runtime.answers import Domain, Outcome, probabilities
 from toolchain.device.serve.faults import overloaded
 from toolchain.device.serve.protocol import Request, RequestedOutput, Response
 from toolchain.device.serve.tensors import NamedTensor, texts
 
 if TYPE_CHECKING:
-    from toolchain.device.runtime.answers import Domain, Outcome
     from toolchain.device.runtime.runner import Runner
 
 PLATFORM = "da3_onnxruntime"
@@ -33,16 +33,16 @@ def version(domain: Domain) -> str:
     return domain.release.partition(":")[2][:12]
 
 
-def find(runner: Runner, model: str, wanted: str | None) -> Domain:
-    """Return the loaded domain ``model``, of version ``wanted`` if one is named.
+def find(runner: Runner, model: str, release: str | None) -> Domain:
+    """Return the loaded domain ``model``, of version ``release`` if one is named.
 
     Raises UnknownNameError for both.
     """
     domains = runner.domains
     if model not in domains:
         raise UnknownNameError("model", model, domains)
-    if wanted is not None and wanted != version(domains[model]):
-        raise UnknownNameError(f"version of {model!r}", wanted, [version(domains[model])])
+    if release is not None and release != version(domains[model]):
+        raise UnknownNameError(f"version of {model!r}", release, [version(domains[model])])
     return domains[model]
 
 
@@ -86,7 +86,7 @@ def config(domain: Domain, max_batch: int) -> dict[str, Any]:
 
 
 def predict(
-    runner: Runner, model: str, wanted: str | None, request: Request, limit_s: float
+    runner: Runner, model: str, release: str | None, request: Request, limit_s: float
 ) -> tuple[Response, Outcome]:
     """Answer ``request`` within ``limit_s`` seconds.
 
@@ -95,7 +95,7 @@ def predict(
     """
     deadline = time.monotonic() + limit_s
     for _ in range(_TRIES):
-        domain = find(runner, model, wanted)
+        domain = find(runner, model, release)
         outputs = _wanted(request, domain)
         tensor = _tensor(runner, domain, request, deadline)
         outcome = runner.infer(tensor, domain.name, time_limit_s=_left(deadline))
@@ -138,17 +138,17 @@ def _tensor(runner: Runner, domain: Domain, request: Request, deadline: float) -
     names = [tensor.name for tensor in request.inputs]
     if names != ["image"]:
         raise DataError(f"expected the input image, got {', '.join(names)[:200]}")
-    given = request.inputs[0]
-    match given.datatype:
+    image = request.inputs[0]
+    match image.datatype:
         case "FP32":
-            return given.array
+            return image.array
         case "UINT8":
-            return runner.prepare(given.array, domain.name)
-        case "BYTES" if given.array.ndim == 1:
-            return _decoded(runner, domain, given.array, deadline)
+            return runner.prepare(image.array, domain.name)
+        case "BYTES" if image.array.ndim == 1:
+            return _decoded(runner, domain, image.array, deadline)
     raise DataError(
         "image: expected FP32 [N, 3, S, S], UINT8 [N, H, W, 3] or BYTES [N], "
-        f"got {given.datatype} {list(given.array.shape)}"
+        f"got {image.datatype} {list(image.array.shape)}"
     )
 
 
@@ -164,14 +164,14 @@ def _decoded(runner: Runner, domain: Domain, files: Array, deadline: float) -> A
         try:
             tensors.append(runner.prepare([bytes(data)], domain.name))
         except DataError as err:
-            # It was the first of one there.
-            said = err.message.removeprefix("picture 0: ")
-            raise DataError(f"image {place}: {said}", fix=err.fix) from err
+            # The runner saw a batch of one, whose first picture failed.
+            fault = err.message.removeprefix("picture 0: ")
+            raise DataError(f"image {place}: {fault}", fix=err.fix) from err
     return np.concatenate(tensors)
 
 
 def _wanted(request: Request, domain: Domain) -> tuple[RequestedOutput, ...]:
-    """Return the outputs asked for, or all; refused before anything runs."""
+    """Return the requested outputs, or all; wrong ones are refused before anything runs."""
     known = _outputs(domain)
     for one in request.outputs:
         if one.name not in known:
@@ -181,16 +181,14 @@ def _wanted(request: Request, domain: Domain) -> tuple[RequestedOutput, ...]:
     return request.outputs or tuple(RequestedOutput(name, request.binary) for name in known)
 
 
-def _answer(outcome: Outcome, domain: Domain, wanted: RequestedOutput) -> NamedTensor:
-    values = _values(wanted.name, outcome, domain)
-    if wanted.classes:
-        return NamedTensor(wanted.name, "BYTES", _ranked(values, domain, wanted.classes))
-    return NamedTensor(wanted.name, _outputs(domain)[wanted.name][0], values)
+def _answer(outcome: Outcome, domain: Domain, output: RequestedOutput) -> NamedTensor:
+    values = _values(output.name, outcome, domain)
+    if output.classes:
+        return NamedTensor(output.name, "BYTES", _ranked(values, domain, output.classes))
+    return NamedTensor(output.name, _outputs(domain)[output.name][0], values)
 
 
 def _values(name: str, outcome: Outcome, domain: Domain) -> Array:
-    from toolchain.device.runtime.answers import probabilities
-
     match name:
         case "logits":
             return outcome.logits
@@ -207,9 +205,9 @@ def _ranked(values: Array, domain: Domain, count: int) -> Array:
     """Return the best ``count`` classes of each row as "value:index:label" (Triton)."""
     count = min(count, values.shape[1])
     best = np.argsort(-values, axis=1, kind="stable")[:, :count]
-    said = [
+    lines = [
         f"{row[index]:f}:{index}:{domain.classes[index]}"
         for row, places in zip(values, best, strict=True)
         for index in places
     ]
-    return texts(said, best.shape)
+    return texts(lines, best.shape)

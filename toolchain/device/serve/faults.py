@@ -1,8 +1,8 @@
 """From an error to an HTTP status: the one table.
 
 Rules of this file: an error is looked up by its nearest class in the table. The messages of some
-errors name files of this machine or stand for a fault of ours: for them the client reads a fixed
-sentence and the log has the rest. Nothing here writes to a socket.
+errors name files of this machine, or come from a fault of the server itself. For those the client
+reads a fixed sentence, and the log has the rest. Nothing here writes to a socket.
 """
 
 from __future__ import annotations

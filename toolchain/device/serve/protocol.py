@@ -1,9 +1,8 @@
 """The Open Inference Protocol's inference request and response: bytes to values and back.
 
-Rules of this file: no sockets, no models; bytes and one header's value in, bytes and one header's
-value out. What the protocol calls parameters is taken only where it is understood: a parameter that
-would be ignored is refused, for its sender expects something of it. Shared memory and sequences are
-not supported.
+Rules of this file: no sockets and no models. Bytes and one header's value go in, bytes and one
+header's value come out. A parameter of the protocol that would be ignored is refused, because its
+sender expects something of it. Shared memory and sequences are not supported.
 
 Sources: Open Inference Protocol v2, "Inference Request JSON Object"; Triton's extensions "Binary
 Tensor Data" (also its raw request: a header of length 0 before one picture), "Classification",
@@ -38,7 +37,7 @@ _NAME = 200
 
 @dataclass(frozen=True, slots=True)
 class RequestedOutput:
-    """An output that was asked for; ``classes``: the best so many as "value:index:label", or 0."""
+    """An output of a request; ``classes``: the best so many as "value:index:label", or 0."""
 
     name: str
     binary: bool
@@ -47,7 +46,7 @@ class RequestedOutput:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An inference request; ``outputs`` is empty where all are wanted, ``binary`` says how then."""
+    """An inference request; ``outputs`` is empty for all of them, and ``binary`` says how then."""
 
     id: str
     inputs: tuple[NamedTensor, ...]
@@ -58,7 +57,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An inference response; ``outputs`` are tensors with how each was asked for."""
+    """An inference response; ``outputs`` are tensors, each with what the request said of it."""
 
     model: str
     version: str
@@ -77,15 +76,15 @@ def decode(body: bytes, header: str | None, limits: Limits) -> Request:
         return _raw(body)
     value = read_json(body[:length], limits.json_bytes)
     _keys(value, "the request", {"inputs"}, {"id", "outputs", "parameters"})
-    asked = _parameters(value, "the request", {"binary_data_output", "timeout"})
+    parameters = _parameters(value, "the request", {"binary_data_output", "timeout"})
     inputs = _inputs(_list(value["inputs"], "inputs"), memoryview(body)[length:])
     outputs = tuple(_wanted(one) for one in _list(value.get("outputs", []), "outputs"))
     _unique("output", [one.name for one in outputs])
     name = value.get("id", "")
     if not isinstance(name, str) or len(name) > _NAME:
         raise DataError(f"id: expected text of at most {_NAME} characters, got {short(name)}")
-    binary = _flag(asked, "binary_data_output")
-    return Request(name, inputs, outputs, binary, _timeout(asked.get("timeout")))
+    binary = _flag(parameters, "binary_data_output")
+    return Request(name, inputs, outputs, binary, _timeout(parameters.get("timeout")))
 
 
 def encode(response: Response) -> tuple[bytes, int | None]:
@@ -94,13 +93,13 @@ def encode(response: Response) -> tuple[bytes, int | None]:
     Raises DataError for values that JSON cannot say.
     """
     outputs, tail = [], []
-    for tensor, wanted in response.outputs:
+    for tensor, requested in response.outputs:
         entry: dict[str, Any] = {
             "name": tensor.name,
             "datatype": tensor.datatype,
             "shape": list(tensor.array.shape),
         }
-        if wanted.binary:
+        if requested.binary:
             data = to_binary(tensor)
             entry["parameters"] = {"binary_data_size": len(data)}
             tail.append(data)
@@ -192,11 +191,11 @@ def _input(entry: Any, tail: memoryview) -> tuple[NamedTensor, int]:
 def _wanted(entry: Any) -> RequestedOutput:
     _keys(entry, "an output", {"name"}, {"parameters"})
     name = _name(entry)
-    asked = _parameters(entry, name, {"binary_data", "classification"})
-    classes = asked.get("classification", 0)
+    parameters = _parameters(entry, name, {"binary_data", "classification"})
+    classes = parameters.get("classification", 0)
     if type(classes) is not int or not 0 <= classes < 2**31:
         raise DataError(f"{name}: expected a number of classes from 0 on, got {short(classes)}")
-    return RequestedOutput(name, _flag(asked, "binary_data"), classes)
+    return RequestedOutput(name, _flag(parameters, "binary_data"), classes)
 
 
 def _keys(value: Any, what: str, needed: Collection[str], further: Collection[str]) -> None:
@@ -211,15 +210,15 @@ def _keys(value: Any, what: str, needed: Collection[str], further: Collection[st
 
 
 def _parameters(value: Mapping[str, Any], what: str, known: Collection[str]) -> dict[str, Any]:
-    found = value.get("parameters", {})
-    if not isinstance(found, dict):
-        raise DataError(f"{what}: expected parameters as a JSON object, got {short(found)}")
-    for key in found:
+    parameters = value.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise DataError(f"{what}: expected parameters as a JSON object, got {short(parameters)}")
+    for key in parameters:
         if key not in known:
             raise DataError(
                 f"{what}: expected no parameters but {', '.join(sorted(known))}, got {short(key)}"
             )
-    return found
+    return parameters
 
 
 def _list(value: Any, what: str) -> list[Any]:
@@ -241,8 +240,8 @@ def _unique(what: str, names: Sequence[str]) -> None:
         raise DataError(f"expected each {what} once, got one twice")
 
 
-def _flag(asked: Mapping[str, Any], key: str) -> bool:
-    value = asked.get(key, False)
+def _flag(parameters: Mapping[str, Any], key: str) -> bool:
+    value = parameters.get(key, False)
     if type(value) is not bool:
         raise DataError(f"{key}: expected true or false, got {short(value)}")
     return value

@@ -1,8 +1,8 @@
 """The model repository: one folder of bundles, loaded and unloaded over the network.
 
 Rules of this file: a name from outside is looked up among the names in the folder and never joined
-to a path; only ``<name>.da3b`` right in the folder counts. What is loaded is the runner's to say.
-Its caller sees to it that one change happens at a time.
+to a path; only ``<name>.da3b`` right in the folder counts. The runner knows what is loaded.
+The caller lets one change happen at a time.
 
 Source: Triton, "Model Repository Extension".
 """

@@ -1,8 +1,9 @@
 """The server: an address, a thread for its sockets, and an orderly end.
 
 Rules of this file: the socket is bound when the server is made, so a taken port is an error before
-anything starts. Stopping: it is no longer ready, the listening socket closes, requests that run
-have ``grace_s`` seconds to end, then every connection is closed. The runner is not closed here.
+anything starts. To stop, the server is no longer ready and closes the listening socket. Running
+requests have ``grace_s`` seconds to end; then every connection is closed. The runner is not closed
+here.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def serve(
     limits: Limits | None = None,
     notify: Notify | None = None,
 ) -> None:
-    """Serve until ``stop`` is set, then end in order; ``notify`` is told the URL once it listens.
+    """Serve until ``stop`` is set, then end in order; ``notify`` gets the URL once it listens.
 
     Set ``stop`` from a signal's handler or another thread. Parameters and errors as for
     :class:`Server`.

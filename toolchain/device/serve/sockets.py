@@ -8,14 +8,15 @@ no protocol but HTTP/1.1's framing. What is changed of waitress 3, and why:
   reads a chunk's size line of any length, in time that grows with its square.
 * A body that is too large is refused before ``100 Continue`` is sent, not after.
 * Its time limit is for silence only, so a client that sends a byte now and then keeps its
-  connection for ever, and so does one that takes no answer, as waitress closes only what can be
-  written to. Here a request must have come and an answer have left as a whole within the limit.
+  connection for ever. So does one that takes no answer, because waitress closes only a connection
+  that can be written to. Here a request must have come, and an answer have left, as a whole within
+  the limit.
 * After an error it closes a connection with bytes unread, which resets it, and the client may never
   see the error (RFC 9112, section 9.6): here the rest is read and dropped first.
 
-Waitress's queue of requests has no limit of its own. A connection has one request in it at most and
-there is a thread for each connection, so none waits there: who may run and who is told to come back
-decides :mod:`toolchain.device.serve.admission`, and health is answered meanwhile.
+Waitress's queue of requests has no limit of its own. A connection has one request in it at most,
+and there is a thread for each connection, so none waits there. Which requests may run is decided by
+:mod:`toolchain.device.serve.admission`, and health is answered meanwhile.
 """
 
 from __future__ import annotations

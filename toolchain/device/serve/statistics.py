@@ -1,7 +1,7 @@
-"""Counts and times of each model since it was first asked.
+"""Counts and times of each model since its first request.
 
 Rules of this file: whole numbers behind one lock; a model's counts go when it is unloaded. Nothing
-is averaged here: rates are for who reads them twice.
+is averaged here: whoever wants a rate reads the counts twice.
 
 Source: Triton, "Statistics Extension"; times in nanoseconds, ``last_inference`` in milliseconds
 since 1970.
@@ -37,7 +37,7 @@ class _Counts:
 
 
 class Statistics:
-    """What was asked of each model, by its name."""
+    """Counts and times of the requests to each model, by its name."""
 
     def __init__(self) -> None:
         self._counts: dict[str, _Counts] = {}

@@ -1,9 +1,10 @@
 """Tensors of the Open Inference Protocol: JSON values and raw bytes to arrays and back.
 
-Rules of this file: pure functions. A shape is multiplied with whole numbers of any size before
-anything is allocated; the count of values or bytes must be exactly what the shape says; no value is
-converted between kinds (a string is no number, ``true`` is no 1, 300 is no UINT8), and NaN or
-infinities are no JSON (RFC 8259, section 6). BF16 is not here: numpy has none.
+Rules of this file: pure functions. The sizes of a shape are multiplied as whole numbers without a
+limit before anything is allocated, so nothing overflows. The count of values or bytes must be
+exactly what the shape says. No value is converted between kinds (a string is no number, ``true`` is
+no 1, 300 is no UINT8). NaN and infinities are no JSON (RFC 8259, section 6). BF16 is not here:
+numpy has none.
 
 Sources: Open Inference Protocol v2, "Tensor Data"; Triton, "Binary Tensor Data
 Extension".
@@ -72,9 +73,9 @@ def from_json(data: object, datatype: str, shape: Sequence[int]) -> Array:
     count = elements(shape)
     flat = _flat(data, shape, count)
     dtype = DATATYPES[datatype]
-    found = set(map(type, flat))
-    if found - _KINDS[dtype.kind]:
-        names = ", ".join(sorted(kind.__name__ for kind in found))
+    kinds = set(map(type, flat))
+    if kinds - _KINDS[dtype.kind]:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise DataError(f"expected values for {datatype}, got {names}")
     try:
         array = _array(flat, dtype)
@@ -100,8 +101,8 @@ def from_binary(data: memoryview, datatype: str, shape: Sequence[int]) -> Array:
         )
     if dtype.kind == "b" and np.frombuffer(data, np.uint8).max() > 1:
         raise DataError("expected bytes of 0 or 1 for BOOL, got others")
-    given = np.frombuffer(data, dtype.newbyteorder("<"))
-    return given.astype(dtype, copy=False).reshape(tuple(shape))
+    values = np.frombuffer(data, dtype.newbyteorder("<"))
+    return values.astype(dtype, copy=False).reshape(tuple(shape))
 
 
 def to_json(tensor: NamedTensor) -> list[Any]:
