@@ -59,6 +59,7 @@ class _Geometry:
     groups: int
 
     def input_gradient(self, g: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
+        """Return the gradient of an input of ``size`` (height, width) from the output's ``g``."""
         # aten's convolution_backward wants the input even for this gradient. Given a stand-in of
         # one element it would first copy it to full size; the transposed convolution needs none.
         # A stride may leave input rows and columns that no window reached: they belong to the size.
@@ -73,6 +74,7 @@ class _Geometry:
         )
 
     def weight_gradient(self, g: Tensor, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        """Return the gradient of ``weight`` from the output's ``g`` and the input ``x``."""
         if g.dim() == 3:  # one map without a batch
             g, x = g.unsqueeze(0), x.unsqueeze(0)
         gradients = torch.ops.aten.convolution_backward(

@@ -40,9 +40,11 @@ class _Map:
 
     @staticmethod
     def of(x: Tensor) -> _Map:
+        """Return those of ``x``."""
         return _Map(x.shape, format_of(x))
 
     def stand_in(self, g: Tensor) -> Tensor:
+        """Return a tensor of the dropped input's shape and of any values, in g's dtype."""
         # The kernels choose their layout by the input, and a layout other than the gradient's costs
         # copies. One element can stand for a contiguous map, but not for channels last.
         if self.format is torch.channels_last:
@@ -52,6 +54,7 @@ class _Map:
         return g.new_empty(()).expand(self.shape)
 
     def shaped(self, gradient: Tensor) -> Tensor:
+        """Return a gradient in the dropped input's memory format."""
         return gradient.contiguous(memory_format=self.format)
 
 
@@ -65,12 +68,14 @@ class _Average:
     divisor: int | None
 
     def value(self, x: Tensor) -> Tensor:
+        """Return the averages of ``[N, C, H, W]`` or ``[C, H, W]``."""
         return F.avg_pool2d(
             x, self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad,
             self.divisor,
         )  # fmt: skip
 
     def gradient(self, g: Tensor, source: _Map) -> Tensor:
+        """Return the input's gradient from that of the averages."""
         if self._tiles(g, source):
             return source.shaped(self._repeat(g, source))
         result: Tensor = torch.ops.aten.avg_pool2d_backward(
@@ -101,9 +106,11 @@ class _Adaptive:
     target: Any
 
     def value(self, x: Tensor) -> Tensor:
+        """Return the averages of ``[N, C, H, W]`` or ``[C, H, W]``."""
         return F.adaptive_avg_pool2d(x, self.target)
 
     def gradient(self, g: Tensor, source: _Map) -> Tensor:
+        """Return the input's gradient from that of the averages."""
         result: Tensor = torch.ops.aten._adaptive_avg_pool2d_backward(g, source.stand_in(g))
         return source.shaped(result)
 
@@ -164,6 +171,7 @@ class _Maximum:
     ceil_mode: bool
 
     def value(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the maxima and their positions in the map, int64."""
         return F.max_pool2d_with_indices(
             x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode
         )
@@ -187,6 +195,7 @@ class _Maximum:
         return inside.add_(self._corners(offsets, width))
 
     def gradient(self, g: Tensor, offsets: Tensor, source: _Map) -> Tensor:
+        """Return the input's gradient from that of the maxima and their places in the windows."""
         result: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
             g, source.stand_in(g), self.kernel, self.stride, self.padding, self.dilation,
             self.ceil_mode, self.indices(offsets, source.shape[-1]),

@@ -200,11 +200,13 @@ class _Run:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch, at least one."""
         # The pictures left over are others in every epoch; so no step has a batch of one.
         return max(1, len(self.data.train) // self.recipe.train.batch)
 
     @property
     def steps(self) -> int:
+        """Steps of the whole training."""
         return self.steps_per_epoch * self.recipe.train.epochs
 
     def start(self, baseline: Probe) -> None:

@@ -36,13 +36,16 @@ class _Brush:
         self.sheet, self.pose, self.body, self.nucleus = sheet, pose, body, nucleus
 
     def shape(self, outline: Points, colour: Colour, at: tuple[float, float] = (0, 0)) -> None:
+        """Fill an outline, float64 [N, 2], moved by ``at``."""
         self.sheet.polygon(self.pose.place(outline + np.array(at)), colour)
 
     def dot(self, at: tuple[float, float], radius: float, colour: Colour) -> None:
+        """Fill a disc around ``at``."""
         centre = self.pose.place(np.array([at], dtype=np.float64))[0]
         self.sheet.disc(centre, radius * self.pose.scale, colour)
 
     def membrane(self, outline: Points) -> None:
+        """Draw the cell's body with a darker rim."""
         self.shape(outline * 1.08, shade(self.body, 0.75))
         self.shape(outline, self.body)
 
