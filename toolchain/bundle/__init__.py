@@ -7,49 +7,54 @@ reads bundles without one. Values come from bytes (``manifest``, ``archive``, ``
 
 from __future__ import annotations
 
-from toolchain.bundle.backbone import (
-    BackboneArtefact,
-    BackboneBlock,
-    BackboneFile,
-    BackboneInput,
-    BackboneManifest,
-    artefact_name,
-    find_backbone,
-    graph_digest,
-    match,
-    open_backbone,
-    write_backbone,
-)
-from toolchain.bundle.manifest import (
-    Adaptation,
-    BackboneRef,
-    FileEntry,
-    GateBlock,
-    Gates,
-    GateStates,
-    Manifest,
-    Patch,
-    PrecisionCost,
-    Requires,
-    Selftest,
-    Slot,
-    Tap,
-)
-from toolchain.bundle.package import (
-    Bundle,
-    Payload,
-    Report,
-    created_now,
-    open_bundle,
-    pack,
-    read_bundle,
-    unpack,
-    verify,
-)
-from toolchain.bundle.patch import Patched, apply_patch, make_patch
-from toolchain.bundle.slots import check_slots, slot_table
+from typing import TYPE_CHECKING
+
+from toolchain.core.lazy import lazily
 from toolchain.core.words import Note, Notes
-from toolchain.pictures.preprocess import Preprocessing
+
+if TYPE_CHECKING:
+    from toolchain.bundle.backbone import (
+        BackboneArtefact,
+        BackboneBlock,
+        BackboneFile,
+        BackboneInput,
+        BackboneManifest,
+        artefact_name,
+        find_backbone,
+        graph_digest,
+        match,
+        open_backbone,
+        write_backbone,
+    )
+    from toolchain.bundle.manifest import (
+        Adaptation,
+        BackboneRef,
+        FileEntry,
+        GateBlock,
+        Gates,
+        GateStates,
+        Manifest,
+        Patch,
+        PrecisionCost,
+        Requires,
+        Selftest,
+        Slot,
+        Tap,
+    )
+    from toolchain.bundle.package import (
+        Bundle,
+        Payload,
+        Report,
+        created_now,
+        open_bundle,
+        pack,
+        read_bundle,
+        unpack,
+        verify,
+    )
+    from toolchain.bundle.patch import Patched, apply_patch, make_patch
+    from toolchain.bundle.slots import check_slots, slot_table
+    from toolchain.pictures.preprocess import Preprocessing
 
 __all__ = [
     "Adaptation",
@@ -94,3 +99,60 @@ __all__ = [
     "verify",
     "write_backbone",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "backbone": (
+            "BackboneArtefact",
+            "BackboneBlock",
+            "BackboneFile",
+            "BackboneInput",
+            "BackboneManifest",
+            "artefact_name",
+            "find_backbone",
+            "graph_digest",
+            "match",
+            "open_backbone",
+            "write_backbone",
+        ),
+        "manifest": (
+            "Adaptation",
+            "BackboneRef",
+            "FileEntry",
+            "GateBlock",
+            "Gates",
+            "GateStates",
+            "Manifest",
+            "Patch",
+            "PrecisionCost",
+            "Requires",
+            "Selftest",
+            "Slot",
+            "Tap",
+            "Note",
+            "Notes",
+            "Preprocessing",
+        ),
+        "package": (
+            "Bundle",
+            "Payload",
+            "Report",
+            "created_now",
+            "open_bundle",
+            "pack",
+            "read_bundle",
+            "unpack",
+            "verify",
+        ),
+        "patch": (
+            "Patched",
+            "apply_patch",
+            "make_patch",
+        ),
+        "slots": (
+            "check_slots",
+            "slot_table",
+        ),
+    },
+)

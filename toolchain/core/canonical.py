@@ -13,8 +13,6 @@ import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import rfc8785
-
 from toolchain.core.errors import BundleError, Da3Error
 
 LIMIT_BYTES = 64 * 1024
@@ -35,6 +33,8 @@ def canonical_json(value: Any) -> bytes:
     Raises Da3Error for what JSON cannot carry exactly: NaN and infinities, integers beyond
     2**53 - 1, keys that are not strings, lone surrogates, other types.
     """
+    import rfc8785  # here, so that a file that only knows the words loads nothing
+
     try:
         return rfc8785.dumps(value)
     except (rfc8785.CanonicalizationError, UnicodeError, RecursionError) as err:

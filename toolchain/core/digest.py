@@ -12,13 +12,13 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from threading import Thread
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import Da3Error, WeightsError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 Bytes = bytes | bytearray | memoryview
 DIGEST_PATTERN = r"sha256:[0-9a-f]{64}"
@@ -76,7 +76,7 @@ def tensor_digest(array: npt.NDArray[Any]) -> str:
             fix="convert the tensor to a numeric dtype before it is stored",
         )
     plain = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
-    return sha256(plain.reshape(-1).view(np.uint8).data)
+    return sha256(plain.reshape(-1).view("u1").data)
 
 
 def weights_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
