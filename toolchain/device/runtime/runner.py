@@ -67,8 +67,9 @@ MAX_THREADS = 128
 class RunnerFacts:
     """What a runner is: its backbone and how it runs.
 
-    ``provider``: an onnxruntime provider, or ``engine``. ``sessions`` of the backbone are held, at
-    most ``session_limit`` for good. ``precision``: what its frozen part is computed in.
+    ``provider``: an onnxruntime provider, or ``engine``. ``sessions``: how many copies of the
+    backbone are in memory now; ``session_limit``: how many loaded domains may use at most.
+    ``precision``: what its frozen part is computed in.
     """
 
     backbone: BackboneManifest
@@ -124,7 +125,8 @@ class Runner:
         require_one_of(FORMS, form=form)
         self._session_limit, self._max_batch = sessions, max_batch
         self._threads, self._form = threads, form
-        # Exchanged as a whole under the lock, read without it.
+        # Exchanged as a whole under the lock, and read without it: a reader sees the old table or
+        # the new one, never something between.
         self._table: Mapping[str, LoadedDomain] = MappingProxyType({})
         self._closed = False
         self._publishing = threading.Lock()
@@ -379,9 +381,7 @@ def load_fitting(
 ) -> None:
     """Load every bundle that the runner takes, under its file's name.
 
-    ``refused`` hears of the others, and why.
-
-    Raises RunError if not one is loaded.
+    ``refused`` is called with each of the others and its error. Raises RunError if none is loaded.
     """
     for path in paths:
         try:
