@@ -74,6 +74,7 @@ class Pool(nn.Module):
     @staticmethod
     def _ratio(size: list[int], limit: int) -> int:
         common = gcd(*size)
+        # A limit of 0 leaves no divisor; 0 then stands for one cell over the whole map.
         return max((d for d in range(1, limit + 1) if common % d == 0), default=0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,6 +174,7 @@ class Gate(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        # Zero weights: at the start every sample has the same logit, whatever its map.
         self.weight = nn.Parameter(torch.zeros(channels, 1))
         self.bias = nn.Parameter(torch.full((1,), GATE_OPEN_AT_START))
 

@@ -147,6 +147,7 @@ class AttachedModel(nn.Module):
         slices = own.slices(self.backbone) if own is not None and lean is not None else {}
         mode = nullcontext() if lean is None else LeanMode(lean, slices)
         with (
+            # First, so that a second forward is refused before its hooks are in place.
             guards.alone(self.backbone),
             self._hooked(trace, maps=maps and not self.training),
             guards.batch_statistics(self.backbone, self.batch_statistics and self.training),
@@ -182,6 +183,7 @@ class AttachedModel(nn.Module):
         A block without a gate always runs. The adaptors' own cost is not in it.
         """
         total = float(self.anatomy.flops)
+        # Count what closed gates skip; blocks without a gate then need no term.
         shares = [
             (1 - opened.reshape(-1)) * (self.sites[name].flops / total)
             for name, opened in trace.opened.items()
@@ -281,6 +283,7 @@ class AttachedModel(nn.Module):
 
     def _head_hook(self, trace: Trace) -> Any:
         def hook(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
+            # A hook cannot stop the backbone's own classifier: it runs, and its answer is dropped.
             pixel = args[0].dim() == 4  # the classifier is a convolution of one pixel
             trace.features = args[0].flatten(1) if pixel else args[0]
             trace.logits = self.domain[HEAD](trace.features)
@@ -337,6 +340,7 @@ def attach(
     checked = _checked({**asdict(options or AdaptorOptions()), **overrides})
     guards.refuse_weights(backbone)
     anatomy = examine(backbone, input_shape, blocks=blocks, head=head)
+    # New tensors are drawn on the CPU; without devices=[] torch would also save every GPU's state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AttachedModel(

@@ -90,6 +90,7 @@ def examine(
             "ModuleList takes and returns one map and holds two weighted layers",
             fix=f"name them: attach(..., blocks={_suggested(backbone, calls)})",
         )
+    # An empty head is the caller's way to say that the backbone returns features.
     head = _classifier_name(backbone, calls, output) if head is None else head or None
     sites = tuple(_site(backbone, name, calls, counter) for name in names)
     features = _features(backbone, head, calls, output)
@@ -120,6 +121,7 @@ def _named(blocks: object) -> list[str]:
         )
     for index, inner in enumerate(names):
         for other, outer in enumerate(names):
+            # With the dots, layer1.10 is not taken for a part of layer1.1.
             if index != other and f"{inner}.".startswith(f"{outer}."):
                 raise AttachError(
                     f"blocks {outer!r} and {inner!r} overlap; expected each module once and none "
@@ -131,6 +133,7 @@ def _named(blocks: object) -> list[str]:
 
 def _weighted(module: nn.Module) -> int:
     """Count the layers that hold a matrix or a kernel of their own."""
+    # Scales of norms and biases are vectors, so they do not count.
     return sum(
         any(p.dim() >= 2 for p in layer.parameters(recurse=False)) for layer in module.modules()
     )
@@ -146,6 +149,7 @@ def _is_plain_container(module: nn.Module) -> bool:
 
 def _is_map_to_map(call: ModuleCall) -> bool:
     return (
+        # A gate decides once per forward, so a module that runs twice cannot be a block.
         call.count == 1
         and call.input is not None
         and call.output is not None
@@ -232,6 +236,8 @@ def _is_view(tensor: Tensor | None, answer: Tensor) -> bool:
     """Tell whether the backbone's answer is this tensor in another shape."""
     return (
         tensor is not None
+        # A flatten behind the classifier makes another object on the same memory, so `is` would not
+        # find it.
         and tensor.data_ptr() == answer.data_ptr()
         and tensor.numel() == answer.numel()
     )
@@ -331,6 +337,7 @@ def _layout(block: nn.Module, name: str, calls: dict[str, ModuleCall], x: Tensor
     if x.dim() == 3:
         return "NLC"
     for part, layer in block.named_modules():
+        # The first layer that sees the whole map decides; later ones may see it reshaped.
         inner = calls[f"{name}.{part}" if part else name].input
         if inner is None or inner.dim() != 4:
             continue

@@ -43,6 +43,7 @@ from toolchain.recipe import METHODS, AdaptorOptions
 FORMAT = 1
 TENSORS_FILE = "adaptor.safetensors"
 INFO_FILE = "adaptor.json"
+# Far above any real domain. They keep a damaged or hostile file from filling the memory.
 TENSORS_LIMIT_BYTES = 1 << 30
 INFO_LIMIT_BYTES = 1 << 22
 SLOTS_LIMIT = 20_000
@@ -135,6 +136,7 @@ def write(folder: Path, info: Info, tensors: Tensors, *, overwrite: bool = False
     with atomic_directory(folder, overwrite=overwrite) as partial:
         (partial / TENSORS_FILE).write_bytes(data)
         (partial / INFO_FILE).write_bytes(text)
+    # Parsed by the reader's own rules: the caller gets what any later reader will get.
     return Checkpoint(_info(folder / INFO_FILE, text), dict(tensors))
 
 

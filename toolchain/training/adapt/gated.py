@@ -57,6 +57,8 @@ class GatedForward:
         outcome = self._run_rows(x, batch, args, kwargs)
         ran = torch.cat([batch.opened, outcome.probed])
         with torch.no_grad():
+            # The change is a constant in the decision's gradient. A graph through it would keep the
+            # block's whole map.
             after = torch.cat([domain.coarse(outcome.opened), domain.coarse(outcome.probes)])
             change = after - pooled.index_select(0, ran)
             weight = after.new_ones(len(ran))
@@ -79,6 +81,8 @@ class GatedForward:
         self, x: Tensor, batch: rows.Rows, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> _Outcome:
         """Run the block for the open rows, and without gradient for the probes."""
+        # Further arguments (a mask, positions) belong to the whole batch, and nobody knows how to
+        # take rows of them.
         alone = len(args) == 1 and args[0] is x and not kwargs and self.name not in self.whole
         if not alone:
             return self._run_whole(x, batch, args, kwargs)
@@ -100,6 +104,7 @@ class GatedForward:
             return self._run_whole(x, batch, args, kwargs)
         return _Outcome(
             output=output,
+            # A gated block keeps its shape, so an empty input stands for an empty output.
             opened=_map(output) if len(opened) else opened,
             closed=closed,
             probed=probed,

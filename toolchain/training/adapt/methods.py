@@ -33,6 +33,7 @@ from toolchain.training.adapt.overrides import (
 )
 from toolchain.training.lean.options import Smooth
 
+# A private name of torch, but the only base that all its BatchNorms share.
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -30,6 +30,8 @@ class Override(nn.Module):
 
     def __init__(self, base: Tensor) -> None:
         super().__init__()
+        # The count, not the tensor: a Parameter kept as an attribute would become a slot of the
+        # domain.
         self.elements = base.numel()
 
     def forward(self, base: Tensor) -> Tensor:
@@ -110,6 +112,7 @@ class ParallelAdapter(Override):
     def forward(self, base: Tensor) -> Tensor:
         """Return the kernel [O, I / groups, kH, kW] with the adapter at its centre."""
         above, left = (base.shape[2] - 1) // 2, (base.shape[3] - 1) // 2
+        # torch pads the last dimension first.
         edges = (left, base.shape[3] - 1 - left, above, base.shape[2] - 1 - above)
         return base + nn.functional.pad(self.adapter[:, :, None, None], edges)
 

@@ -45,11 +45,15 @@ class Rows:
     @classmethod
     def of(cls, decision: Tensor) -> Rows:
         """Split a batch by a decision ``[N, 1]`` of 0 and 1."""
+        # nonzero() reads values: a GPU has to finish first, and the meta device has none to read.
+        # So memory.analytic passes another split.
         is_open = decision.detach().reshape(-1) > 0
         return cls(is_open.nonzero().reshape(-1), (~is_open).nonzero().reshape(-1))
 
     def probes(self, generator: torch.Generator | None) -> Tensor:
         """Draw the closed rows that run to inform their gate: int64 indices."""
+        # Drawn on the CPU, where the seeded generator lives, so that every device draws the same
+        # rows.
         drawn = torch.rand(len(self.closed), generator=generator) < 1 / PROBED
         return self.closed[drawn.to(self.closed.device)]
 
@@ -110,7 +114,10 @@ def join(
 
 
 class _Split(torch.autograd.Function):
-    """The rows of a batch in two parts; one pass over the map merges their gradients."""
+    """The rows of a batch in two parts; one pass over the map merges their gradients.
+
+    Two plain indexings would each fill a gradient of full size with zeros, and then add both.
+    """
 
     @staticmethod
     def forward(
@@ -136,6 +143,7 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
 def _merged(opened: Tensor, closed: Tensor, opened_rows: Tensor, closed_rows: Tensor) -> Tensor:
     """Put two parts of a batch together again, in one pass."""
     shape = (len(opened_rows) + len(closed_rows), *opened.shape[1:])
+    # An empty part is contiguous in every format, so it cannot tell how the map lies.
     like = closed if len(closed_rows) else opened
     if is_last(like):
         last = (0, 2, 3, 1)
@@ -180,6 +188,7 @@ class _Join(torch.autograd.Function):
         layout, precision = how
         ctx.layout, ctx.coarse = layout, correction.shape[2:]
         ctx.save_for_backward(opened_rows, closed_rows, ran, weight, *compress(change, precision))
+        # Where all rows are on one side, that side is the whole map and needs no copy.
         if not len(closed_rows):
             y = opened
         elif not len(opened_rows):
@@ -192,6 +201,7 @@ class _Join(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         opened_rows, closed_rows, ran, weight, *change = ctx.saved_tensors
+        # The adaptor's own gradient, which is also the left side of the decision's.
         correction = _pooled_sum(channels_first(grad, ctx.layout), ctx.coarse)
         opened, closed = grad, grad[:0]
         if len(closed_rows):

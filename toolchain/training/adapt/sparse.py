@@ -84,6 +84,7 @@ def choose(
     Of equal answers it takes the later kernels and the fewer channels. Raises TrainingError when no
     channel fits or none contributes.
     """
+    # A stable sort: equal channels are ranked alike on every machine.
     ranked = [np.argsort(-values, kind="stable") for values in contributions]
     options = [
         [(count, _kib(count * kernel.channel_bytes)) for count in kernel.counts()]
@@ -105,10 +106,12 @@ def choose(
             if cost <= room:
                 # Within k KiB this option leaves k - cost for the later kernels.
                 reached[row, cost:] = best[: room + 1 - cost] + sums[count]
+        # Of equal options argmax takes the first, which has the fewer channels.
         taken[place], best = reached.argmax(0), reached.max(0)
         # If this kernel is the first one updated, its tail's bits come off the budget as well: an
         # earlier start may reach more kernels and still leave less room for their channels.
         free = min(room, update_kib - _kib(kernels[place].tail_bytes))
+        # Strictly greater: an equal answer from a later start was there first and stays.
         if free >= 0 and best[free] > top:
             top, first, left = float(best[free]), place, free
     if first == len(kernels):
@@ -187,6 +190,7 @@ def candidates(backbone: nn.Module, anatomy: Anatomy) -> list[Kernel]:
         stack.enter_context(LeanMode(Lean()))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t))
         backbone(image)
+    # Each `before` was read before its layer ran, so the tail holds what that layer keeps, too.
     total = ledger.stored().bytes
     times = [module for module, _, _ in runs]
     return [

@@ -28,6 +28,7 @@ from toolchain.core.errors import UsageError, WeightsError, first_few
 from toolchain.training.adapt import backbones
 from toolchain.training.adapt.backbones import Backbone
 
+# Far above any backbone here. They keep a damaged or hostile file from filling the memory.
 LIMIT_BYTES = 2 * 1024**3
 LIMIT_TENSORS = 20_000
 LISTED = 8

@@ -43,6 +43,7 @@ class _Masked(torch.autograd.Function):
         ctx: Any, x: Tensor, value: Value, inplace: bool, holds: Test, slope: float | None
     ) -> Tensor:
         ctx.order, ctx.slope, ctx.shape = _storage_order(x), slope, x.shape
+        # Before the value is computed: in place, that overwrites x.
         packed = _pack(x.detach().permute(ctx.order), holds)
         ctx.save_for_backward(packed)
         if inplace:

@@ -53,6 +53,8 @@ def error_bound(x: Tensor, precision: Precision) -> Tensor:
     largest = torch.maximum(low.abs(), high.abs())
     if precision == "int8":
         wide_eps, map_eps = torch.finfo(wide.dtype).eps, torch.finfo(x.dtype).eps
+        # Half a step is half of one level in 255. Four roundings by one eps of a level up to 255
+        # are about 2048 eps of it.
         rounding = 4 * map_eps * largest + torch.finfo(wide.dtype).tiny
         return (high - low) / (2 * _LEVELS) * (1 + 2048 * wide_eps) + rounding
     if precision == "half" and x.element_size() > 2:

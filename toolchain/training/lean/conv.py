@@ -157,15 +157,15 @@ def conv2d(
     if part is not None:
         _check_part(weight, groups)
     delta, index = (None, None) if part is None else (part.delta, part.index)
-    across, down = pair(dilation), pair(stride)
+    dilations, strides = pair(dilation), pair(stride)
     # At fp32 a trained weight keeps the input as stock torch does: nothing to gain.
     stock = part is None and lean.keep == "fp32" and weight.requires_grad
-    stock = stock or _refused_by_torch(padding, down)
+    stock = stock or _refused_by_torch(padding, strides)
     if stock or not input.is_floating_point() or not records(input, weight, bias, delta):
         whole = _summed(weight, delta, index, groups)
         return F.conv2d(input, whole, bias, stride, padding, dilation, groups)
-    x, pads = _padded(input, weight, padding, across)
-    geometry = _Geometry(down, pads, across, groups)
+    x, pads = _padded(input, weight, padding, dilations)
+    geometry = _Geometry(strides, pads, dilations, groups)
     return apply(_Conv, x, weight, bias, delta, index, geometry, lean.keep)
 
 

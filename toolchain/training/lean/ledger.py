@@ -65,7 +65,7 @@ def stored(
         notify(stack.name, ledger.count(tensor, stack.name))
         return tensor
 
-    with named(model) as stack, torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
+    with named(model) as stack, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         loss = step()
     result = ledger.stored()
     del loss
@@ -105,6 +105,7 @@ class Ledger:
 
 def address(tensor: Tensor) -> int:
     """Return what tells a tensor's storage from all others that are alive."""
+    # The address of the storage object: data_ptr() is 0 for every tensor without values (meta).
     return int(tensor.untyped_storage()._cdata)
 
 
@@ -144,6 +145,7 @@ def named(model: nn.Module) -> Iterator[Stack]:
             stack.pop()
 
         handles.append(module.register_forward_pre_hook(enter))
+        # always_call: a forward that raises must take its name off the stack as well.
         handles.append(module.register_forward_hook(leave, always_call=True))
     try:
         yield stack

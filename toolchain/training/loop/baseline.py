@@ -40,6 +40,7 @@ def probe(model: AttachedModel, data: DomainData, preprocess: Preprocessing) -> 
     """
     plain = AttachedModel(model.backbone, model.anatomy, HEAD, model.classes, model.options)
     train, labels = _features(plain, data.train, preprocess)
+    # A feature that never changes has no spread to divide by.
     mean, spread = train.mean(0), train.std(0).clamp_min(1e-3)
     head = _fit((train - mean) / spread, labels, model.classes)
     with torch.no_grad():
@@ -71,6 +72,7 @@ def _fit(features: Tensor, labels: Tensor, classes: int) -> nn.Linear:
         head = nn.Linear(features.shape[1], classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
+    # Convex and small: all features at once, and the line search needs no learning rate.
     optimiser = torch.optim.LBFGS(head.parameters(), max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:

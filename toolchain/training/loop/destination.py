@@ -19,6 +19,7 @@ def check_destination(out: Path, *, resume: bool, overwrite: bool) -> None:
     """Raise ExistsError or StorageError where the checkpoint ``out`` could not be written."""
     with _as_storage_error(f"make {out.parent}"):
         out.parent.mkdir(parents=True, exist_ok=True)
+    # Permission bits do not tell (root, read-only mounts), so try it.
     with _as_storage_error(f"write in {out.parent}"), tempfile.TemporaryFile(dir=out.parent):
         pass
     if resume or overwrite:

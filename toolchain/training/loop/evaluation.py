@@ -57,8 +57,10 @@ def evaluate(
     for images, labels in batches(split, preprocess, batch=batch):
         trace = model.trace(images, maps=False)
         assert trace.logits is not None
+        # Sums, since the last batch may be smaller than the others.
         loss += float(F.cross_entropy(trace.logits, labels, reduction="sum"))
         right += int((trace.logits.argmax(1) == labels).sum())
+        # Without gates the share is one number for the whole batch.
         share += float(model.executed_share(trace).expand(len(labels)).sum())
         for name, decision in trace.opened.items():
             opened[name] = opened.get(name, 0.0) + float(decision.sum())

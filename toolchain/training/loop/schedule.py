@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+# WARM_UP and NOISE_ENDS are shares of all steps.
 WARM_UP = 0.15
 NOISE_AT_START = 0.5
 NOISE_ENDS = 0.6
@@ -21,6 +22,7 @@ def lr_factor(done: float) -> float:
     Loshchilov and Hutter's, ICLR 2017).
     """
     if done < WARM_UP:
+        # Without the 1e-3 the first step would learn nothing.
         return (done + 1e-3) / (WARM_UP + 1e-3)
     return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
 

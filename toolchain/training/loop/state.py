@@ -89,6 +89,7 @@ def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, 
 def save_state(path: Path, state: State) -> None:
     """Write ``state`` to ``path``, replacing an older one whole; raises StorageError."""
     tensors = {
+        # safetensors refuses other tensors.
         f"{prefix}.{name}": tensor.contiguous()
         for prefix, part in ((_DOMAIN, state.domain), (_OPTIMISER, state.optimiser))
         for name, tensor in part.items()

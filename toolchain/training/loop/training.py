@@ -128,6 +128,7 @@ def train(
     try:
         _loop(run, progress or Quiet(), save_every_s)
     finally:
+        # Stopped or finished, the model leaves as evaluation wants it.
         model.generator, model.noise_scale = None, 1.0
         model.train(False)
     with _memory_watched(run):
@@ -195,6 +196,7 @@ class _Run:
             "model's classes": self.model.classes,
             "model's selection": _digested(self.model.selection),
             "model's lean layers": None if self.model.lean is None else asdict(self.model.lean),
+            # Another version may round otherwise, and a resumed training must end in the same bits.
             "torch": torch.__version__,
         }
 
@@ -280,7 +282,7 @@ def _optimiser(domain: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def _loop(run: _Run, progress: Progress, save_every_s: float) -> None:
     epochs = run.recipe.train.epochs
     clock = Clock(run.step, epochs=epochs, steps_per_epoch=run.steps_per_epoch)
-    saved = time.monotonic()
+    saved_at = time.monotonic()
     spec, count = run.recipe.train, len(run.data.train)
     with interruption() as interrupted:
         try:
@@ -296,11 +298,11 @@ def _loop(run: _Run, progress: Progress, save_every_s: float) -> None:
                     # Between two steps the state is whole: stop here, never inside a step.
                     if interrupted:
                         _stop(run)
-                    if time.monotonic() - saved > save_every_s:
+                    if time.monotonic() - saved_at > save_every_s:
                         run.save()
-                        saved = time.monotonic()
+                        saved_at = time.monotonic()
                 run.save()
-                saved = time.monotonic()
+                saved_at = time.monotonic()
                 progress.epoch(clock.status(run.step, meter))
         finally:
             progress.close()
@@ -363,6 +365,7 @@ def _step(run: _Run, drawn: Epoch, meter: Meter) -> None:
     share = model.executed_share(trace)
     weight = spec.budget_weight if trace.opened else 0.0  # without gates the share is fixed
     loss = training_loss(trace.logits, labels, share, budget=spec.budget, weight=weight)
+    # Before the update: a loss that is not finite would put NaN into every tensor.
     _check_finite(run, loss)
     for group in run.optimiser.param_groups:
         group["lr"] = spec.lr * group["lr_factor"] * lr_factor(done)
