@@ -125,7 +125,7 @@ def _is_text(line: ast.stmt) -> bool:
 
 
 def read(folder: Path, runs: Iterable[Run], recipes: Sequence[Path] = ()) -> dict[Run, Entry]:
-    """Return what was kept of ``runs``, failures too; what is of another recipe is left out."""
+    """Return the entries of ``runs`` on disk, failures too, but none of another recipe."""
     entries: dict[Run, Entry] = {}
     for run in runs:
         path = folder / run.file
@@ -136,9 +136,9 @@ def read(folder: Path, runs: Iterable[Run], recipes: Sequence[Path] = ()) -> dic
     return entries
 
 
-def missing(runs: Iterable[Run], kept: dict[Run, Entry]) -> list[Run]:
+def missing(runs: Iterable[Run], finished: dict[Run, Entry]) -> list[Run]:
     """Return what is still to be trained, failures too, in order."""
-    return [run for run in runs if "accuracy" not in kept.get(run, {})]
+    return [run for run in runs if "accuracy" not in finished.get(run, {})]
 
 
 @cache
@@ -189,20 +189,21 @@ def train(
     own = machine.machine()
     about = {"code": code_digest(), "processor": own["processor"], "cores": own["cores"]}
     started = time.monotonic()
-    with interruption() as asked, workers(jobs) as pool:
+    with interruption() as interrupted, workers(jobs) as pool:
         waiting = {pool.submit(_work, run, tuple(recipes)): run for run in runs}
         for done, future in enumerate(as_completed(waiting), start=1):
-            if asked:  # the workers heard it too: what they return now was stopped half-way
+            # The workers got the signal too: what they return now was stopped half-way.
+            if interrupted:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise KeyboardInterrupt
             run, entry = waiting[future], future.result() | about
             text = json.dumps(entry, indent=1).encode() + b"\n"
             write_atomic(folder / run.file, text, overwrite=True)
             left = (time.monotonic() - started) / done * (len(runs) - done) / 60
-            notify(f"{done}/{len(runs)} {_told(run, entry)}; about {left:.0f} min left")
+            notify(f"{done}/{len(runs)} {_outcome(run, entry)}; about {left:.0f} min left")
 
 
-def _told(run: Run, entry: Entry) -> str:
+def _outcome(run: Run, entry: Entry) -> str:
     figures = entry.get("error") or f"{entry['accuracy']:.1%} in {entry['seconds']:.0f} s"
     return f"seed {run.seed} {run.method} {run.domain}: {figures}"
 
@@ -253,15 +254,15 @@ def _row(method: str, domains: Sequence[str], good: dict[Run, Entry]) -> Entry |
 def _over_seeds(entries: Sequence[Entry]) -> Entry | None:
     if not entries:
         return None
-    seen = [entry["accuracy"] for entry in entries]
-    return {"mean": fmean(seen), "spread": max(seen) - min(seen), "seeds": len(seen)}
+    shares = [entry["accuracy"] for entry in entries]
+    return {"mean": fmean(shares), "spread": max(shares) - min(shares), "seeds": len(shares)}
 
 
 def _average(values: Iterable[float | None]) -> float | None:
     """Return the mean over domains; None as long as one of them is missing."""
-    seen = list(values)
-    there = [value for value in seen if value is not None]
-    return fmean(there) if len(there) == len(seen) else None
+    means = list(values)
+    present = [value for value in means if value is not None]
+    return fmean(present) if len(present) == len(means) else None
 
 
 def _paired(method: str, domain: str, good: dict[Run, Entry]) -> float | None:

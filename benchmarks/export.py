@@ -133,7 +133,7 @@ def main(
     built = json.loads(engine.read_text()) if engine.is_file() else None
     reached = json.loads(accuracy.read_text()) if accuracy.is_file() else None
     memory_document = json.loads(memory.read_text()) if memory.is_file() else None
-    text = results.text(document, swapping, built, reached=reached, kept=memory_document)
+    text = results.text(document, swapping, built, reached=reached, trainings=memory_document)
     write_atomic(tables, text.encode(), overwrite=True)
     plot.draw(document, plot_path)
     print(results.summary(document))

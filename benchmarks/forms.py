@@ -42,7 +42,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A backbone under test: ``sides`` are the input's height and width in pixels."""
+    """A backbone under test: ``side`` is the input's height and width in pixels."""
 
     name: str
     build: Callable[[], nn.Module]

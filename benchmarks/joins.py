@@ -128,17 +128,17 @@ def _shapes(
 ) -> dict[str, str]:
     channels, height, width = out_shape
     rows, columns = height // ratios[0], width // ratios[1]
-    wanted = {
+    shapes = {
         "view": [1, channels, rows, ratios[0], columns, ratios[1]],
         "cells": [1, channels, rows, 1, columns, 1],
         "map": [1, channels, height, width],
     }
-    for kind, shape in wanted.items():
+    for kind, shape in shapes.items():
         name = f"{branch.name}/{kind}"
         branch.initializer.append(
             helper.make_tensor(name, onnx.TensorProto.INT64, [len(shape)], shape)
         )
-    return {kind: f"{branch.name}/{kind}" for kind in wanted}
+    return {kind: f"{branch.name}/{kind}" for kind in shapes}
 
 
 def _replace(

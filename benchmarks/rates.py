@@ -80,12 +80,13 @@ def main(names: str, factors: str, processes: int) -> None:
     """Print, per method and factor, the accuracy on pictures held out of training."""
     planned = list(jobs(names.split(","), [float(text) for text in factors.split(",")]))
     with workers(processes) as pool:
-        found = pool.map(tried, planned)
+        accuracies = pool.map(tried, planned)
         for method, factor, _ in planned[:: len(DOMAINS)]:
-            seen = {domain: next(found) for domain in DOMAINS}
-            each = "  ".join(f"{domain} {accuracy:.1%}" for domain, accuracy in seen.items())
+            # map() keeps the order of the plan: the domains of one factor stand together.
+            reached = {domain: next(accuracies) for domain in DOMAINS}
+            each = "  ".join(f"{domain} {accuracy:.1%}" for domain, accuracy in reached.items())
             chosen = " (in use)" if methods.REGISTRY[method].lr_factor == factor else ""
-            print(f"{method} {factor}: {fmean(seen.values()):.1%}  {each}{chosen}", flush=True)
+            print(f"{method} {factor}: {fmean(reached.values()):.1%}  {each}{chosen}", flush=True)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def refit(trt: TensorRT, engine: Any, slots: Slots) -> None:
     Raises EngineError if the engine lacks one, needs more than these, or fails under way; then it
     may hold a mixture, and must not run before a refit has succeeded.
     """
-    with trt.journal.watch() as said:
+    with trt.journal.watch() as messages:
         refitter = trt.module.Refitter(engine, trt.logger)
         # Weights are read when the engine is refitted, so the arrays must live until then.
         arrays = {name: np.ascontiguousarray(slots[name], np.float32) for name in sorted(slots)}
@@ -67,7 +67,7 @@ def refit(trt: TensorRT, engine: Any, slots: Slots) -> None:
         done = not refused and not missing and refitter.refit_cuda_engine()
     if done:
         return
-    reason = said.first or "it gives no reason"
+    reason = messages.first or "it gives no reason"
     if refused:
         reason = f"it has no weights {first_few(refused, 5)} of these shapes: {reason}"
     elif missing:

@@ -54,11 +54,11 @@ def text(
     engine: Document | None = None,
     *,
     reached: Document | None = None,
-    kept: Document | None = None,
+    trainings: Document | None = None,
 ) -> str:
     """Return docs/results.md from the documents of the export side, `da3 bench` and engines.
 
-    ``reached``: that of ``benchmarks.accuracy``; ``kept``: that of ``benchmarks.memory``.
+    ``reached``: that of ``benchmarks.accuracy``; ``trainings``: that of ``benchmarks.memory``.
     """
     return "\n".join(
         [
@@ -85,7 +85,7 @@ def text(
             *samples(document["samples"]),
             "",
             *(_runtime(runtime) if runtime else []),
-            *([*memory(kept), ""] if kept else []),
+            *([*memory(trainings), ""] if trainings else []),
             *([*accuracy(reached), ""] if reached else []),
             *(["", *engines(engine)] if engine else []),
         ]

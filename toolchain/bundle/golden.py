@@ -29,6 +29,7 @@ from toolchain.core.safetensors import read_metadata
 if TYPE_CHECKING:
     from toolchain.bundle.package import Bundle
 
+# Far beyond any logit that a gate has of its own.
 FORCE = 1000.0
 PROBES = 8
 MAX_CASES = 4096

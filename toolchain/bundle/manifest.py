@@ -305,6 +305,7 @@ def _sorted(path: str, names: list[str]) -> Iterator[Fault]:
 
 def _times(created: str) -> Iterator[Fault]:
     try:
+        # The pattern alone would take the 31st of February.
         datetime.strptime(created, "%Y-%m-%dT%H:%M:%SZ")
     except ValueError as err:
         yield Fault("created", f"expected a time that exists, got {created!r}: {err}")

@@ -88,6 +88,7 @@ def make_patch(base: bytes, changed: bytes) -> Patched | None:
             fix="use a method that changes less of the backbone, such as da3 or piggyback",
         )
     masks = sum(array.dtype == np.uint8 for array in tensors.values())
+    # The reader's own arithmetic: the manifest then has the digest of what a device will compute.
     weights, scaled = _applied(base, data, PATCH_NAME)
     about = Patch(
         tensors=len(tensors),
@@ -102,7 +103,7 @@ def make_patch(base: bytes, changed: bytes) -> Patched | None:
 def check_patch(expected: Patch, data: bytes, what: str = PATCH_NAME) -> None:
     """Compare the patch file ``data`` with the manifest, as far as that goes without a backbone.
 
-    Raises BundleError for a file that is not safetensors, dtypes and shapes that a patch has not,
+    Raises BundleError for a file that is not safetensors, dtypes and shapes that no patch has,
     values that are not finite, and another number of tensors or masks than ``expected`` says.
     Factors and a tensor of one dimension look alike here: only the backbone tells them apart.
     """
@@ -120,9 +121,8 @@ def check_patch(expected: Patch, data: bytes, what: str = PATCH_NAME) -> None:
 def apply_patch(base: bytes, expected: Patch, data: bytes, what: str = PATCH_NAME) -> bytes:
     """Return the weights file that the patch ``data`` makes of the weights file ``base``.
 
-    Raises BundleError naming every tensor that the base has not, or that does not fit it, for
-    another number of scaled tensors than ``expected`` says, and for a result that has not its
-    digest.
+    Raises BundleError naming every tensor that the base lacks, or that does not fit it, for
+    another number of scaled tensors than ``expected`` says, and for a result with another digest.
     """
     check_patch(expected, data, what)
     weights, scaled = _applied(base, data, what)

@@ -100,6 +100,7 @@ def read_release(opened: Bundle) -> Release:
         name=manifest.domain,
         release=opened.manifest_digest,
         gates=tuple(block.name for block in blocks if f"{block.name}.gate.bias" in slots),
+        # A gate that was always open, or always closed, is folded into the static graph.
         fixed={block.name: block.rate == 1 for block in blocks if block.rate in (0, 1)},
         options=shared_options(manifest.adaptor),
         tolerance=manifest.selftest.tolerance_relative,
@@ -126,6 +127,7 @@ def shared_options(adaptor: Adaptation) -> dict[str, Note]:
         return {}
     # Where adaptors stand shows in the slots, and what else was trained in the patch.
     apart = {"placement", "update_kib", "last"}
+    # Only da2's adaptors compute an attention.
     if adaptor.method != "da2":
         apart.add("attention")
     return {name: value for name, value in adaptor.options.items() if name not in apart}

@@ -40,11 +40,13 @@ class _Boundary:
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command and exit with its code; see :meth:`click.Command.main`."""
         words = args[0] if args else extra.get("args")
+        # Looked for, not parsed: the arguments themselves may be what is wrong.
         as_json = "--json" in (sys.argv[1:] if words is None else words)
         colour = False if os.environ.get("NO_COLOR") else None
         _open_closed_streams()
         _escape_what_is_not_encodable()
         try:
+            # Otherwise click would print errors its own way and end the process.
             options = {**extra, "standalone_mode": False, "color": colour}
             code = super().main(*args, **options)  # type: ignore[misc]
         # Every error ends here; one that is not the library's is an internal error, exit code 1.

@@ -45,7 +45,7 @@ def canonical_json(value: Any) -> bytes:
 
 
 def rounded(value: float, digits: int = 6) -> float:
-    """Return ``value`` with so many significant digits: what two machines agree in is one text."""
+    """Return ``value`` with ``digits`` significant digits, so that machines agree on its text."""
     return float(f"{value:.{digits}g}")
 
 

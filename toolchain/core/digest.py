@@ -36,9 +36,9 @@ def sha256(data: Bytes) -> str:
 class BackgroundDigests:
     """Digests of several parts; another thread computes them while the caller goes on.
 
-    The two run at once because hashlib releases the interpreter's lock for more than 2 kB. Who
-    asks for the result helps to finish it. Few bytes are hashed only then: a thread would cost
-    more.
+    The two run at once because hashlib releases the interpreter's lock for more than 2 kB. Whoever
+    asks for the result helps to finish it. Few bytes are hashed only when it is asked for: a thread
+    would cost more.
     """
 
     def __init__(self, parts: Sequence[Bytes]) -> None:

@@ -255,6 +255,7 @@ def read_section(
     known = rules(section)
     faults.extend(_stray(known, path, value))
     faults.extend(_missing(section, path, value))
+    # Most fields are scalars and right: taking those here saves a key path for each.
     values = {
         name: rule.convert(value[name])
         if isinstance(rule, Scalar) and rule.accepts(value[name])

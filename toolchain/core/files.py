@@ -85,6 +85,7 @@ def read_limited(path: str | Path, *, limit_bytes: int, what: str) -> bytes:
     read.
     """
     with _opened(Path(path), limit_bytes, what) as (handle, size):
+        # One byte more than there should be: it shows a file that grew.
         data = os.read(handle, size + 1)
         # One call reads up to 2 GiB; a larger file, or a signal, needs more of them.
         while 0 < len(data) <= size and (part := os.read(handle, size + 1 - len(data))):
@@ -146,6 +147,7 @@ def _regular_size(handle: int, path: Path, limit_bytes: int, what: str) -> int:
 
 def _beside(path: Path) -> Path:
     """Return a free name in the directory of ``path``, so that a rename never crosses disks."""
+    # Cut, so that the suffix still fits into the 255 bytes that most file systems give a name.
     return path.parent / f".{path.name[:100]}.{secrets.token_hex(6)}.partial"
 
 
@@ -155,12 +157,14 @@ def _removed_in_the_end(partial: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # rmtree() skips a file and unlink() refuses a directory: one of the two removes it.
         shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):
             partial.unlink()
 
 
 def _refuse_existing(path: Path) -> None:
+    # exists() would follow a link to nowhere, whose name is taken all the same.
     if os.path.lexists(path):
         raise ExistsError(
             f"expected no file at {path}, got an existing one",
@@ -174,6 +178,7 @@ def _write_new(path: Path, data: bytes) -> None:
     with os.fdopen(os.open(path, flags, 0o666), "wb", buffering=0) as file:
         rest = memoryview(data)
         while rest:
+            # One call may write only a part.
             rest = rest[os.write(file.fileno(), rest) :]
         os.fsync(file.fileno())
 
@@ -197,6 +202,7 @@ def _publish_directory(partial: Path, path: Path, *, overwrite: bool) -> None:
     if not (overwrite and path.is_dir() and not path.is_symlink()):
         partial.rename(path)
         return
+    # A rename replaces an empty directory only, so the old one has to go first.
     aside = _beside(path)
     path.rename(aside)
     try:

@@ -56,7 +56,7 @@ def read_places(data: bytes | memoryview, *, limit_bytes: int = LIMIT_HEADER_BYT
     """Return the tensors of the safetensors file ``data``, in the order of their bytes.
 
     Raises ValueError saying what is wrong, also for a header of more than ``limit_bytes``, and for
-    a name that stands twice in it, of which parsers keep different ones.
+    a name that stands twice in it: parsers disagree which of the two counts.
     """
     header, size = _header(data, limit_bytes)
     header.pop(_METADATA, None)
@@ -103,6 +103,7 @@ def _entry(item: tuple[str, Any]) -> _Entry:
         if (
             len(value) == 3
             and dtype in _BITS
+            # type() and not isinstance(): true and false would pass as integers.
             and {int}.issuperset(map(type, (*shape, first, last)))
         ):
             return name, dtype, shape, first, last
@@ -112,7 +113,7 @@ def _entry(item: tuple[str, Any]) -> _Entry:
 
 
 def _laid_out(entries: list[_Entry], body: memoryview, start: int) -> Iterator[Place]:
-    """Yield the places; each tensor begins where the last one ended, and the file with the last."""
+    """Yield the places. Each tensor begins where the one before it ended; nothing follows."""
     end = 0
     for name, dtype, shape, first, last in entries:
         bits = prod(shape) * _BITS[dtype]

@@ -94,6 +94,7 @@ def rebuilt(
     names = list(builds[0])
     timings = {}
     for name in names:
+        # All builds of a contender are one sample; its own builds are compared below.
         own, measure = ([s for one in builds for s in one[key]] for key in (name, names[0]))
         apart = [timing(one[name], one[names[0]]).difference_ms for one in builds]
         noise = 3 * stdev(apart) / sqrt(times) if times > 1 else 0.0
@@ -138,6 +139,7 @@ def percentile95(values: Sequence[float]) -> float:
 
 def _sampled(contenders: Mapping[str, Call], rounds: int, clock: Clock, notify: Notify) -> Samples:
     """Return the seconds of a call by contender, one per round."""
+    # A fixed seed: a benchmark that runs again takes its turns in the same order.
     names, order = list(contenders), random.Random(0)
     now: Callable[[], float] = getattr(time, clock)
     repeats = {name: _repeats(call, now) for name, call in contenders.items()}
@@ -150,7 +152,8 @@ def _sampled(contenders: Mapping[str, Call], rounds: int, clock: Clock, notify: 
 
 
 def _repeats(call: Call, now: Callable[[], float]) -> int:
-    call()
+    call()  # the first call is cold
+    # A coarse clock may say 0.
     return max(1, round(TURN_S / max(_seconds(call, 1, now), 1e-6)))
 
 

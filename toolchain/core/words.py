@@ -52,6 +52,7 @@ def is_domain_name(value: str) -> bool:
     It is also a file's stem, so it is in Unicode's NFC form, starts with a letter or digit, does
     not end in a space or dot, and has at most 64 characters.
     """
+    # `[^\W_]` is a letter or digit of any script, as `\w` knows all scripts.
     plain = re.fullmatch(r"[^\W_](?:[\w .-]{0,62}[\w-])?", value) is not None
     return plain and unicodedata.is_normalized("NFC", value)
 

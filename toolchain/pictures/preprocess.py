@@ -216,9 +216,11 @@ def _square(p: Preprocessing, image: Image.Image) -> Pixels:
         # never becomes a giant in between and no border is rounded twice.
         side = min(width, height) * p.size / p.resize
         left, top = (width - side) / 2, (height - side) / 2
+        # A sum of floats may pass the border by a rounding, which Pillow refuses.
         box = (left, top, min(left + side, width), min(top + side, height))
     image = image.resize((p.size, p.size), _FILTERS[p.interpolation], box=box)
     if p.colour == "L3":
         image = image.convert("L").convert("RGB")
     out = np.asarray(image)
+    # Both copy: the array of a Pillow image is read-only.
     return np.ascontiguousarray(out[..., ::-1]) if p.colour == "BGR" else out.copy()

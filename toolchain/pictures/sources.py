@@ -106,6 +106,7 @@ def _listed(folder: Path) -> Iterator[str]:
     """Yield the pictures below ``folder`` in order; hidden ones and linked folders are left out."""
     count = 0
     for place, folders, names in os.walk(folder, onerror=_refuse):
+        # In place: os.walk goes down into what is left in this very list.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if len(Path(place).relative_to(folder).parts) > MAX_DEPTH:
             raise DataError(f"{place}: folders nest too deeply", fix="name this folder itself")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 VIDEO_SUFFIXES = frozenset(
     {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"}
 )
-# Some containers only estimate how many frames they hold; so many may be missing.
+# Some containers only estimate how many frames they hold. A video that lacks no more is whole.
 _MISSING_FRAMES, _MISSING_SHARE = 2, 0.05
 
 
@@ -86,6 +86,7 @@ def newest(stills: Generator[Still]) -> Generator[Still]:
             latest.append(still)
             news.set()
 
+    # The pool ends first: Python cannot close a generator that a thread is running.
     with closing(stills), ThreadPoolExecutor(1, "da3-camera") as pool:
         reading = pool.submit(read)
         reading.add_done_callback(lambda _: news.set())
@@ -102,11 +103,12 @@ def newest(stills: Generator[Still]) -> Generator[Still]:
                     news.clear()
         finally:
             stop.set()
+        # Raises here what ended the reading in its thread.
         reading.result()
 
 
 def _video(path: Path, every: int) -> Generator[Still]:
-    # A pipe would be waited for, and a name that is no file could be an address to OpenCV.
+    # Opening a pipe would wait for ever, and OpenCV takes some names for network addresses.
     if not path.is_file():
         raise DataError(f"{path}: expected a video file, found none", fix="check the path")
     fix = "convert it, for example to MP4 with H.264"

@@ -101,6 +101,7 @@ def _class_files(folder: Path) -> dict[str, list[Path]]:
     out: dict[str, list[Path]] = {}
     count = 0
     for entry in _entries(folder):
+        # Folders such as .git and __MACOSX are no classes.
         if not entry.is_dir() or entry.name.startswith((".", "__")):
             continue
         _refuse_outside(entry, folder.resolve())

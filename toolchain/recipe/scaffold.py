@@ -115,6 +115,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 def _recipe(name: str, survey: Survey, backbone: str, side: int) -> Recipe:
     small = side <= 64
+    # The shipped resnet20 was trained with the first, ImageNet checkpoints with the second.
     mean, std = _HALF if side <= 32 else _IMAGENET
     return Recipe(
         domain=name,
@@ -127,7 +128,14 @@ def _recipe(name: str, survey: Survey, backbone: str, side: int) -> Recipe:
             "folder", str(survey.listing.root), train=None, test=None, seed=1, dataset=None
         ),
         preprocess=Preprocessing(
-            side, side if small else side * 8 // 7, "center", "bilinear", "RGB", mean, std
+            # Larger nets are usually tested on the middle 224 of 256 pixels.
+            side,
+            side if small else side * 8 // 7,
+            "center",
+            "bilinear",
+            "RGB",
+            mean,
+            std,
         ),
         method="da3",
         # As in the samples: small maps bear an adaptor with a 3x3 kernel on every block.

@@ -42,7 +42,7 @@ METHODS = (
     "mobiletl",
 )
 
-# The rules are those of every manifest; a recipe's words and fixes are for who writes it by hand.
+# The rules are those of every manifest. The words and fixes are for people who write by hand.
 DOMAIN_NAME = replace(
     DOMAIN,
     expected="a name of 1 to 64 letters, digits, '_', '-', '.' or spaces, "

@@ -20,6 +20,7 @@ MAX_BYTES = 64 * 1024
 MAX_DEPTH = 8
 MAX_NODES = 4_000
 
+# At most 18 digits: such a number fits into 64 bits.
 _INT = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
@@ -62,6 +63,7 @@ def _yaml_fault(err: yaml.YAMLError) -> Fault:
 def _limits(text: str) -> list[Fault]:
     """Walk the event stream, which needs no recursion, before any tree is built."""
     depth = nodes = 0
+    # BaseLoader makes no objects and keeps each scalar as text.
     for event in yaml.parse(text, Loader=yaml.BaseLoader):
         where = f"line {event.start_mark.line + 1}" if event.start_mark else "(file)"
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
@@ -81,6 +83,7 @@ def _limits(text: str) -> list[Fault]:
 
 def _plain(node: yaml.Node, path: str, faults: list[Fault]) -> object:
     if isinstance(node, yaml.ScalarNode):
+        # A quoted scalar is text, whatever it says.
         return scalar(node.value) if node.style is None else node.value
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, f"{path}[{i}]", faults) for i, item in enumerate(node.value)]
@@ -110,6 +113,7 @@ def scalar(text: str) -> object:
     if _INT.fullmatch(text):
         return int(text)
     if _SPECIAL.fullmatch(text):
+        # float() knows inf and nan without the dot.
         return float(text.replace(".", "", 1))
     return float(text) if _FLOAT.fullmatch(text) else text
 
@@ -136,6 +140,7 @@ def _flow(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(_flow(item) for item in value)}]"
     if isinstance(value, str):
+        # A JSON string is a double-quoted YAML scalar as well.
         plain = _PLAIN.fullmatch(value) and isinstance(scalar(value), str)
         return value if plain else json.dumps(value, ensure_ascii=not value.isprintable())
     return json.dumps(value)

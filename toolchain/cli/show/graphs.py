@@ -51,6 +51,7 @@ def graph(facts: GraphFacts) -> list[str]:
     """Return the lines for an ONNX model. Slots among its inputs are counted and not listed."""
     linkage = linkage_of(facts.role)
     takes_slots = linkage is not None and not linkage.folds_domain
+    # Only slots have dots in their names (block03.gate.bias).
     inputs = [port for port in facts.inputs if not (takes_slots and "." in port.name)]
     slots = len(facts.inputs) - len(inputs)
     rows = [

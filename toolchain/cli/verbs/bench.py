@@ -163,6 +163,7 @@ def _engine_lines(document: Mapping[str, Any]) -> Iterator[str]:
     )
     if document["switch"] is not None:
         timing = document["switch"]["switching"]
+        # What is timed is a turn of four requests.
         yield f"  switching between domains costs {timing['difference_ms'] / 4:+.3f} ms a request"
 
 
