@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+import toolchain
+
+ROOT = Path(toolchain.__file__).parents[1]  # of the checkout, or of an installed wheel
 ROOMS = ("boards", "engine", "store", "runtime", "runtime/trt")
 # None in sys.modules makes every import of that name fail.
 PROGRAM = """
