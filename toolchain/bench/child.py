@@ -24,7 +24,7 @@ PARTS = ("domains", "swap", "memory", "load")
 def run(
     part: str, request: Mapping[str, Any], *, notify: Notify = lambda _: None
 ) -> dict[str, Any]:
-    """Return what ``<part>.in_child`` returns for ``given``, in a fresh interpreter.
+    """Return what ``<part>.in_child`` returns for ``request``, in a fresh interpreter.
 
     Raises RunError with the child's message if it fails.
     """

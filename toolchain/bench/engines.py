@@ -107,6 +107,7 @@ def _running(
         opened, _ = device.cuda.memory()
         domains, names = {}, []
         for number, bundle in enumerate(bundles):
+            # Two bundles in two folders may have the same file name.
             name = f"{number} {bundle.stem}"
             notify(f"loading {bundle.stem}")
             loaded = runner.load(bundle, name=name)
@@ -150,6 +151,7 @@ def _switch(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, An
     """Time two requests of one domain against one of each of two."""
     first, second = list(calls.values())[:2]
 
+    # The same four requests in both. Only their order differs.
     def same() -> None:
         first()
         first()

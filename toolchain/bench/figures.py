@@ -20,7 +20,7 @@ class Goal:
     value: float
 
     def met(self, value: float) -> bool:
-        """Whether ``found`` reaches the target."""
+        """Whether ``value`` reaches the target."""
         return value >= self.value if self.sense == "least" else value <= self.value
 
 

@@ -271,6 +271,7 @@ class MethodBench:
 
     def step(self, model: AttachedModel) -> Callable[[], None]:
         """Return a whole training step that leaves no gradient behind."""
+        # So small a rate that the weights, and so the work of every round, stay as they are.
         optimiser = torch.optim.AdamW(model.domain.parameters(), lr=1e-6)
 
         def run() -> None:
@@ -285,35 +286,35 @@ class MethodBench:
     def memory(self, row: MethodRow) -> dict[str, Any]:
         """Return a row's figures but for time; AttachError: the backbone cannot take the method."""
         model = self.attached(row)
-        kept = self._kept(model)
+        measured = self._stored(model)
         counted = analytic(model, self.setup.batch)
         # The same by PyTorch's own layers: what the method is usually taken to cost.
-        stock = self._kept(self.attached(row, lean=False)).bytes
+        stock = self._stored(self.attached(row, lean=False)).bytes
         needs = need(model, self.setup.batch)
         step = self.step(model)
         step()  # the first one makes the optimiser's moments
         gc.collect()
         highest = peak(step, device=self.device.type) + needs.optimiser
-        agreement = counted.bytes / kept.bytes - 1 if kept.bytes else 0.0
+        agreement = counted.bytes / measured.bytes - 1 if measured.bytes else 0.0
         return {
             "method": row.method,
             "keep": row.keep,
-            "stored_measured": kept.bytes,
+            "stored_measured": measured.bytes,
             "stored_analytic": counted.bytes,
             "stored_stock": stock,
             "agreement": agreement,
-            "explanation": _explained(kept, counted) if abs(agreement) > AGREEMENT else None,
+            "explanation": _explained(measured, counted) if abs(agreement) > AGREEMENT else None,
             "peak": highest,
             "peak_by_rule": needs.total - needs.parameters,
             "optimiser": needs.optimiser,
             "gradients": needs.gradients,
             "trainable": needs.trainable,
             "domain_bytes": domain_bytes(model),
-            "largest": dict(kept.largest(LARGEST)),
+            "largest": dict(measured.largest(LARGEST)),
             "stock_layers": dict(counted.stock),
         }
 
-    def _kept(self, model: AttachedModel) -> Stored:
+    def _stored(self, model: AttachedModel) -> Stored:
         return stored(model, lambda: self.loss(model), ignored=(self.images, self.labels))
 
     def times(self, compared: Sequence[MethodRow], notify: Notify) -> dict[str, dict[str, Any]]:
@@ -335,7 +336,7 @@ class MethodBench:
         for name, timing in timings.items():
             row_name = name.removesuffix(BUDGET_SUFFIX)
             suffix = "_budget" if name != row_name else ""
-            figures.setdefault(row_name, {}).update(_told(timing, suffix))
+            figures.setdefault(row_name, {}).update(_step_figures(timing, suffix))
             if suffix:
                 figures[row_name]["executed_share"] = shares[name]
         return figures
@@ -352,7 +353,7 @@ class MethodBench:
         yield f"{row.name}{BUDGET_SUFFIX}", twin, float(share)
 
 
-def _told(timing: Timing, suffix: str) -> dict[str, Any]:
+def _step_figures(timing: Timing, suffix: str) -> dict[str, Any]:
     return {
         f"step_ratio{suffix}": timing.ratio,
         f"step_ratio_quartiles{suffix}": list(timing.ratio_quartiles),
@@ -360,10 +361,10 @@ def _told(timing: Timing, suffix: str) -> dict[str, Any]:
     }
 
 
-def _explained(kept: Stored, counted: Stored) -> str:
+def _explained(measured: Stored, counted: Stored) -> str:
     """Name the layers that keep something else than the rules say."""
-    names = {*kept.by_layer, *counted.by_layer}
-    apart = {name: kept.by_layer.get(name, 0) - counted.by_layer.get(name, 0) for name in names}
+    names = {*measured.by_layer, *counted.by_layer}
+    apart = {name: measured.by_layer.get(name, 0) - counted.by_layer.get(name, 0) for name in names}
     worst = sorted(apart.items(), key=lambda item: -abs(item[1]))[:LARGEST]
     listed = ", ".join(f"{name or 'the loss'} {gap:+d} bytes" for name, gap in worst if gap)
     return f"measured against the rules: {listed}"

@@ -88,6 +88,7 @@ def _inline(graph: GraphProto, files: Mapping[str, bytes]) -> None:
 def _move_out(main: GraphProto, graph: GraphProto) -> None:
     """Move every branch's tensors into the main graph, each once."""
     known = {tensor.name for tensor in main.initializer}
+    # The last graph is the main graph itself.
     for inner in list(_graphs(graph))[:-1]:
         fresh = [tensor for tensor in inner.initializer if tensor.name not in known]
         main.initializer.extend(fresh)

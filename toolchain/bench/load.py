@@ -26,6 +26,7 @@ from toolchain.core.errors import RunError
 from toolchain.core.timing import Notify
 from toolchain.device import Runner
 
+# Mirrored, so that a machine that slowly gets faster or slower does it to both kinds alike.
 ORDER = (False, True, True, False)
 Pairs = Sequence[tuple[Path, Path]]
 

@@ -36,6 +36,7 @@ def measure(
 
     Raises RunError where the system does not tell.
     """
+    # Raises at once, before minutes of work, where the system does not tell.
     resident_bytes()
     kinds: list[Kind] = ["bundle"]
     kinds += ["whole"] if materials.wholes else []

@@ -83,7 +83,7 @@ def measure(setup: BenchSetup, *, notify: Notify = lambda _: None) -> dict[str, 
         parts = {}
         for part in [name for name in PARTS if name in setup.parts]:
             started = time.monotonic()
-            parts[part] = _part(part, setup, materials, _told_of(part, notify))
+            parts[part] = _part(part, setup, materials, _prefixed(part, notify))
             took[part] = time.monotonic() - started
         settings = _settings(setup, materials)
     return {
@@ -133,10 +133,10 @@ def _materials(setup: BenchSetup, work: Path, notify: Notify) -> Materials:
         "classes": setup.classes,
     }
     request = {"work": str(work.resolve()), "setup": setup_fields}
-    return from_json(child.run("domains", request, notify=_told_of("domains", notify)))
+    return from_json(child.run("domains", request, notify=_prefixed("domains", notify)))
 
 
-def _told_of(part: str, notify: Notify) -> Notify:
+def _prefixed(part: str, notify: Notify) -> Notify:
     return lambda text: notify(f"{part}: {text}")
 
 

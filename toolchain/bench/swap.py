@@ -38,11 +38,11 @@ def measure(
 
     Ratios are against a whole session of the same swap where there are whole models.
     """
-    given = {"materials": materials.to_json(), "threads": threads}
+    request = {"materials": materials.to_json(), "threads": threads}
     runs = []
     for turn in range(processes):
         notify(f"process {turn + 1} of {processes}")
-        runs.append(child.run("swap", given, notify=notify))
+        runs.append(child.run("swap", request, notify=notify))
     return {
         "clock": WALL,
         "first": _phase([run["seconds"] for run in runs], slice(0, 1)),
@@ -75,6 +75,7 @@ def in_child(request: Mapping[str, Any], *, notify: Notify) -> dict[str, Any]:
         }
         for turn in range(1, SWAPS + 1):
             notify(f"swap {turn} of {SWAPS}")
+            # Another order each turn, so that no way gains from its place in the turn.
             for kind in order.sample(ways.kinds, len(ways.kinds)):
                 seconds, loaded = _timed(ways, kind, turn, image)
                 last[kind].drop()
@@ -107,12 +108,12 @@ def switching(
         rings = {kind: _ring(ways, kind) for kind in kinds}
         image, clock = ways.image(), clock_of(threads)
         now: Callable[[], float] = getattr(time, clock)
-        seen: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
+        pairs: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
         for turn in range(rounds):
             notify(f"round {turn + 1} of {rounds}")
             for kind in kinds:
-                seen[kind] += _turn(rings[kind], image, now)
-    return {"clock": clock, "ways": {kind: _switched(pairs) for kind, pairs in seen.items()}}
+                pairs[kind] += _turn(rings[kind], image, now)
+    return {"clock": clock, "ways": {kind: _switched(own) for kind, own in pairs.items()}}
 
 
 def _ring(ways: Ways, kind: Kind) -> list[Loaded]:

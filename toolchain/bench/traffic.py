@@ -45,6 +45,7 @@ class Traffic:
         self._runner = runner
         self._image = image
         self._known = known
+        # Each client replaces its own tuple as a whole, so ``counts`` needs no lock.
         self._counts = [AnswerCounts(0, 0, 0)] * clients
         self._stop = threading.Event()
         self._threads = [

@@ -74,6 +74,8 @@ class Ways(AbstractContextManager["Ways"]):
     def prepare(self, kind: Kind, domains: int) -> None:
         """Do what comes before the first of ``domains``: a session, installing, reading weights."""
         if kind.startswith("shared") and not self._shared:
+            # onnxruntime does not copy these: they must live as long as every session that uses
+            # them.
             self._shared = _values(self.materials.backbone / "weights.safetensors")
         if kind in OURS and not self.runner.facts.sessions:
             self.runner.load(self.materials.bundles[0], name="first", selftest=False)
@@ -113,6 +115,8 @@ class Ways(AbstractContextManager["Ways"]):
         for name, value in self._shared.items():
             options.add_initializer(name, value)
         if kind == "shared, extended":
+            # The level above brings weights into a blocked layout: each session then has a copy of
+            # its own.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         return bare(path.read_bytes(), options)
 

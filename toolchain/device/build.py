@@ -239,6 +239,8 @@ def _key(
     kit: Kit, device: TrtDevice, machine: Machine, flavour: KitFlavour, request: BuildRequest
 ) -> EngineKey:
     level = "default" if request.level is None else request.level
+    # The word and not the bytes: free memory differs from build to build, and no two keys would
+    # agree.
     workspace = "free" if request.workspace_bytes is None else request.workspace_bytes
     return key_of(
         device.trt,

@@ -30,10 +30,11 @@ from toolchain.export.prepare import KitDomain, PreparedKit, prepare
 
 @dataclass(frozen=True, slots=True)
 class KitReport:
-    """A kit and what became of it; ``unopened``: gates that no sample opened.
+    """A kit and what became of it.
 
-    One that was ``replaced`` leaves engines behind that no longer belong to it; ``stale``: bundles
-    beside it whose figures were measured on what it was.
+    ``unopened``: gates that no sample opened. If the kit was replaced, engines that were built from
+    the old one no longer belong to it. ``stale``: bundles beside it whose figures were measured on
+    the old one.
     """
 
     kit: Kit

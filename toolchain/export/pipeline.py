@@ -150,6 +150,7 @@ def export(
         plans = kits.prepare(_kit_domain(source, draft, own, linked), clock.step)
         draft = replace(draft, plans=plans)
     if patch is None:
+        # Kits hold the frozen backbone, so no figure of theirs holds for a patched one.
         draft = replace(draft, plans=draft.plans + _kept_plans(target, halves, draft.plans))
     with clock.step("pack"):
         make_folder(dist, fix="choose another with --dist")
@@ -320,5 +321,7 @@ def _kit_domain(
 
 def _release(draft: Manifest, files: list[Payload]) -> str:
     """Return the digest that the bundle's manifest will have."""
+    # Packing fills in files and slots, so only a packed manifest has the final digest. The draft
+    # has its date already: packed again, it gives the same bytes.
     with tempfile.TemporaryDirectory(prefix="da3-export-") as folder:
         return digest.sha256(bundle.pack(Path(folder) / "bundle", draft, files).to_json())

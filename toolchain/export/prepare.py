@@ -78,6 +78,7 @@ def prepare(
         images, _ = _pictures(domain.data.train, domain.preprocess, CALIBRATION_SAMPLES)
         own = calibrate.ranges(domain.split, domain.source.slots, images)
         if ranges:
+            # Widened and never narrowed: other domains still run with this kit.
             own = calibrate.joined([calibrate.Ranges(ranges, ()), own])
         ranges, unopened = own.amax, own.unopened
     models = emit(domain.split, order, rates=rates, ranges=ranges)

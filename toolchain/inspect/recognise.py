@@ -99,12 +99,15 @@ def _recognised(path: Path) -> tuple[str, Path]:
     head = _head(path)
     if head.startswith(b"oci-layout\0") or head[_TAR_MAGIC_AT:].startswith(b"ustar"):
         return "bundle", path
+    # A safetensors file: the header's length in eight bytes, then JSON. Eight characters of text
+    # would make a far larger number.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
         return _safetensors(path)
     if head.startswith(b"{"):
         return _document(path, head), path.parent
     if b"\0" not in head and _RECIPE_KEY.search(head):
         return "recipe", path
+    # A text may begin with such a byte too, but it has no control characters below the tab.
     if head and head[0] in _MODEL_TAGS and min(head) < _TEXT_FROM:
         return "graph", path
     raise _unknown(path)

@@ -141,6 +141,7 @@ class CudaDevice:
     def close(self) -> None:
         """Give the device back; allocations that are left end with the process."""
         with self._lock:
+            # Taken under the lock: if two threads close, only one gives the context back.
             open_, self._context = self._context, ctypes.c_void_p()
         if open_:
             self._driver.call("closing the device", "cuDevicePrimaryCtxRelease", self._device)

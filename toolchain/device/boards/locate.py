@@ -58,6 +58,7 @@ def _on_board(machine: Machine, board: Board) -> Target | None:
         return None
     # TensorRT is not installed yet, so take the one that this JetPack carries.
     named = [row for row in rows if _number(row.release.name) <= _number(machine.jetpack)]
+    # Another major JetPack carries another TensorRT, so its rows say nothing of this one.
     major = _number(machine.jetpack)[0]
     return _newest([row for row in named if _number(row.release.name)[0] == major], machine.jetpack)
 

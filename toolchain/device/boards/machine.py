@@ -150,6 +150,7 @@ def _jetpack(root: Path, l4t: str | None) -> str | None:
     if version and "Status: install ok installed\n" in fields:
         return version[1]
     parts = (l4t or "").split(".")
+    # The exact version first. A patch without a row takes the row of its minor version.
     shorter = (".".join(parts[:length]) for length in range(len(parts), 1, -1))
     return next((JETPACK_OF_L4T[name] for name in shorter if name in JETPACK_OF_L4T), None)
 
@@ -233,13 +234,14 @@ def _package(module: str) -> Package | None:
             return Package(module, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             continue
-    version = _asked(f"import {module}; print({module}.__version__)")
+    version = _printed(f"import {module}; print({module}.__version__)")
     return Package(module, version if re.fullmatch(r"[\w.+-]{1,64}", version) else None)
 
 
 def _providers() -> tuple[str, ...]:
     """Return the execution providers of the installed onnxruntime."""
-    answer = _asked("import json, onnxruntime as o; print(json.dumps(o.get_available_providers()))")
+    program = "import json, onnxruntime as o; print(json.dumps(o.get_available_providers()))"
+    answer = _printed(program)
     try:
         names = json.loads(answer)
     except ValueError:
@@ -247,7 +249,7 @@ def _providers() -> tuple[str, ...]:
     return tuple(filter(lambda name: isinstance(name, str), names if names is not None else ()))
 
 
-def _asked(program: str) -> str:
+def _printed(program: str) -> str:
     """Return the last line that ``program`` prints in a Python of its own, empty if it fails.
 
     It is a child process because a binding without its library may end the process that imports it.

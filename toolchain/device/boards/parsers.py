@@ -231,6 +231,7 @@ def version_of(tensorrt: str) -> Version:
     TensorRT for RTX takes the newest tables. Raises ModelRefusedError for what is no version.
     """
     number = _number(tensorrt)
+    # RTX 1.x came after TensorRT 10, although its number is lower.
     return number if number[0] >= 2 else PARSERS[-1].since
 
 
@@ -321,6 +322,7 @@ RESIZE_NEAREST = ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
 
 def types(version: Version) -> Mapping[str, str]:
     """Return the letters of the data types that each operator takes, by operator."""
+    # The later table replaces the earlier one operator by operator; the rest stays.
     tables = [_TYPES_8, _TYPES_10] if version >= (10, 0) else [_TYPES_8]
     return {
         operator: letters

@@ -146,8 +146,10 @@ def _set_precision(
         )
     # With INT8 alone, what the graph does not quantise stays fp32, as in the graph.
     config.set_flag(flag.FP16 if precision == "fp16" else flag.INT8)
+    # Without this flag TensorRT may compute a pinned layer in another precision.
     config.set_flag(flag.OBEY_PRECISION_CONSTRAINTS)
     for layer in _layers(network, pinned):
+        # Both are needed: in what the layer computes, and in what it gives its results.
         layer.precision = trt.module.DataType.FLOAT
         for place in range(layer.num_outputs):
             layer.set_output_type(place, trt.module.DataType.FLOAT)
@@ -204,6 +206,7 @@ def _set_profile(network: ParsedNetwork, config: Any, classes: ClassProfile) -> 
     for tensor in dynamic:
         shape = tuple(tensor.shape)
         profile.set_shape(tensor.name, *(tuple(n if d == -1 else d for d in shape) for n in sizes))
+    # TensorRT answers a profile that it refuses with -1 and raises nothing.
     if dynamic and config.add_optimization_profile(profile) < 0:
         names = ", ".join(tensor.name for tensor in dynamic)
         raise BuildError(

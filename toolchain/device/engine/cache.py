@@ -193,6 +193,7 @@ class EngineStore:
             KIT_NAME: kit.manifest.to_json(),
             BACKBONE_NAME: kit.backbone.to_json(),
         }
+        # Written and read back: a manifest that breaks the schema never reaches the disk.
         text = replace(manifest, files=listing(EngineFile, contents)).to_json()
         full = EngineManifest.from_json(text)
         path = self.path(full.name, full.built_for)

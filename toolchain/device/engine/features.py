@@ -140,6 +140,7 @@ def _loaded(name: str) -> TensorRT | None:
     try:
         module = import_module(name)
     except ModuleNotFoundError as err:
+        # Another name means that the module is there, and that something it imports is not.
         if err.name == name:
             return None
         raise _broken(name, err) from err

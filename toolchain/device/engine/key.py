@@ -31,6 +31,8 @@ class EngineKey(Section):
     flags and settings, ``shapes`` the class profile; the last five say what was built.
     """
 
+    # The order of the fields counts: the digest is taken over it, and ``device`` ends with
+    # ``power``.
     module: str = key(WORD)
     tensorrt: str = key(VERSION)
     gpu: str = key(_LINE)

@@ -22,6 +22,7 @@ LIMIT_LINES, LIMIT_CHARACTERS = 200, 2000
 LIMIT_SKIPPED = 1000
 _MIB = 1 << 20
 _ERRORS = ("ERROR", "INTERNAL_ERROR")
+# ``f+``: some releases of TensorRT write "insuficient".
 _SKIPPED = re.compile(r"[Ss]kipping tactic .{0,60}?insuf+icient memory on requested size of (\d+)")
 # Releases that give this advice state the size in MiB, the later ones in bytes.
 _IN_MIB = "Try decreasing the workspace size"
@@ -61,6 +62,7 @@ class Messages:
 
     def take(self, severity: str, text: str) -> None:
         """Keep one message of TensorRT's; ``severity`` as its enumeration names it."""
+        # Of all lines below a warning one kind matters: those that name the layer being timed.
         if severity not in ("WARNING", *_ERRORS):
             if match := _TIMED.search(text):
                 self.layer = match[1]

@@ -83,6 +83,7 @@ def parse(
     PyTorch, likewise. Raises ModelRefusedError naming each refused node, BuildError where TensorRT
     does not start.
     """
+    # Before TensorRT sees the bytes: its parser can end the whole process.
     require_plain(model, what)
     with trt.journal.watch() as messages:
         builder = new_builder(trt, messages)

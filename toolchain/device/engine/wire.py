@@ -40,6 +40,7 @@ def fields(message: bytes, what: str) -> frozenset[int]:
         if at == len(message):
             return frozenset(numbers)
         key, at = _varint(message, at, what)
+        # A key holds the field's number and, in its three lowest bits, the wire type.
         numbers.add(key >> 3)
         at = _after(message, at, key & 7, what)
     raise _unreadable(what)
@@ -68,6 +69,7 @@ def _varint(message: bytes, at: int, what: str) -> tuple[int, int]:
             break
         byte = message[at]
         at += 1
+        # Seven bits a byte, the lowest first. The eighth bit says that another byte follows.
         value |= (byte & 0x7F) << (7 * shift)
         if byte < 0x80:
             return value, at

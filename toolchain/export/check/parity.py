@@ -118,6 +118,7 @@ def compare(
         )
     jobs, notes = [], []
     for candidate in candidates:
+        # A forced case moves a gate's bias. A static graph has its biases inside.
         cases = golden if candidate.takes_slots else golden.take(golden.natural)
         if len(cases) < len(golden):
             notes.append(f"{candidate.name}: {len(golden) - len(cases)} forced cases do not apply")
@@ -148,6 +149,7 @@ def _compare(
     passed = error.within(tolerance)
     first = ""
     if not passed and candidate.tapped is not None:
+        # Only now: linking a twin and making its session takes time, and most exports need none.
         tapped = run_cases(golden, candidate.tapped(), slots, preprocess, batch)
         first = first_divergence(golden, tapped, tolerance)
     return Comparison(
@@ -171,6 +173,7 @@ def first_divergence(golden: Golden, got: Answer, tolerance: float) -> str:
             continue
         want = golden.probes[:, index]
         scale = float(np.abs(want).max()) or 1.0
+        # ``not <=`` and not ``>``: a NaN has diverged, and every comparison with it is false.
         if not float(np.abs(value - want).max()) <= tolerance * scale:
             return f"out.{site}"
     return "logits"

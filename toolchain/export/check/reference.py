@@ -18,6 +18,7 @@ from toolchain.pictures.preprocess import Preprocessing, normalise
 from toolchain.training.adapt.attached import AttachedModel, Trace, arrays, domain_state
 from toolchain.training.data.splits import Split
 
+# A bound on work and not on time, so that every machine searches the same pictures.
 SEARCH_FLOPS = 60_000_000_000
 SEARCH_RANGE = (16, 1024)
 MARGIN = 1e-3
@@ -50,6 +51,7 @@ def choose(
     pixels, _ = split.batch(rows)
     observed = observe(model, preprocess, pixels)
     clear = np.flatnonzero((np.abs(observed.gates) >= MARGIN).all(axis=1))
+    # Nobody could check a bundle without cases, so doubtful ones are better than none.
     usable = clear if len(clear) else np.arange(len(rows))
     picked = _cover(observed.gates[usable] >= 0, min(count, len(usable)))
     rest = [i for i in range(len(usable)) if i not in picked][: max(0, batch - len(picked))]
@@ -70,6 +72,8 @@ def _cover(opened: npt.NDArray[np.bool_], count: int) -> list[int]:
     uncovered = states.any(axis=0)
     picked: list[int] = []
     while len(picked) < count:
+        # Greedy: take the row that shows most new states. Without any, argmax gives the first row
+        # left.
         gain = (states & uncovered).sum(axis=1)
         gain[picked] = -1
         best = int(gain.argmax())

@@ -76,6 +76,7 @@ class Accuracy:
         )
 
     def _few(self, share: float, allowed: float) -> bool:
+        # One case is 1 / cases. The half above it keeps rounding out of the comparison.
         return share <= max(allowed, 1.5 / self.cases if allowed else 0.0)
 
 

@@ -115,6 +115,7 @@ class _Dense:
 
     def largest(self, images: Floats) -> tuple[dict[str, float], set[str]]:
         """Return the largest magnitude by activation, and the gates that opened at all."""
+        # Whether any picture opens a gate is known only after the last one. So both are collected.
         inside = dict.fromkeys(self.guards, 0.0)
         anywhere = dict.fromkeys(self.guards, 0.0)
         opened: set[str] = set()
@@ -151,6 +152,7 @@ class _Dense:
     ) -> npt.NDArray[np.bool_]:
         """Which rows count: those that some gate before the activation lets in."""
         gates = self.guards[name]
+        # All rows where nothing guards the value, or where no gate before it ever opened.
         rows = np.full(len(values[name]), gates is None or not gates & opened)
         for gate in gates or ():
             rows |= values[gate].reshape(-1) >= 0
@@ -173,6 +175,8 @@ def _guards(halves: Halves) -> dict[str, frozenset[str] | None]:
     regions = Regions(halves)
     gate_of: dict[int, str] = {}
     for cut in halves.cuts:
+        # Regions hand out each node once. So walk as the linker does, and drop what is not a block:
+        # what is left for ``block`` is the block's own.
         regions.glue(cut.input)
         if not regions.is_adapted(cut):
             regions.passage(cut)
@@ -188,6 +192,7 @@ def _guards(halves: Halves) -> dict[str, frozenset[str] | None]:
         if value is not None and value.name:
             readers.setdefault(value.name, set()).add(gate_of.get(id(node)))
     return {
+        # One reader outside of every gated block runs for all rows.
         name: None if None in gates else frozenset(g for g in gates if g)
         for name, gates in sorted(readers.items())
     }

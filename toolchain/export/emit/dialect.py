@@ -46,6 +46,7 @@ def lower(model: ir.Model, opset: int) -> ir.Model:
     changed = infer(copied(model))
     if changed.graph.opset_imports.get("", 0) <= opset:
         return changed
+    # All faults before any error: whoever mends a backbone sees everything at once.
     faults = [fault for node in nodes(changed) if (fault := _lower_node(node, model, opset))]
     if faults:
         raise ModelRefusedError(
@@ -69,6 +70,7 @@ def _lower_node(node: ir.Node, model: ir.Model, opset: int) -> str:
     rule = lowering.RULES.get(node.op_type)
     if rule is None:
         return f"{where(node)}: its form changed after opset {opset}"
+    # Before the rule: it may take the node out of the graph.
     place = where(node)
     reason = rule(node)
     return f"{place}: {reason}" if reason else ""

@@ -33,6 +33,8 @@ from toolchain.export.emit.rewrite import branches
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 SUFFIX = {FLOAT: "fp32", HALF: "fp16"}
+# Names as linking gives them: maps, and a join's result with the steps before it. In a branch, the
+# branch's name stands in front.
 _MAP = re.compile(r"(in|block|out)\.[^/]+")
 _JOIN = re.compile(r"([^/]+/(then|else)/)?out\.[^/]+(/(up|nhwc|nlc))?")
 
@@ -41,6 +43,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+# Always fp32; this file's docstring says why.
 _WIDE = _words(
     "LayerNormalization InstanceNormalization GroupNormalization BatchNormalization LpNormalization"
     " MeanVarianceNormalization RMSNormalization Softmax LogSoftmax GlobalAveragePool"
@@ -48,6 +51,7 @@ _WIDE = _words(
     " ReduceProd Pow Sqrt Reciprocal Exp Log CumSum"
 )
 _REDUCE = "Reduce"
+# These copy numbers. So they keep the type of what they read, and no cast is needed for them.
 _MOVES = _words(
     "Identity Reshape Flatten Transpose Squeeze Unsqueeze Slice Split Concat Gather Expand Pad"
     " Tile Dropout"
@@ -115,34 +119,45 @@ class _Halving:
             for at, value in enumerate(node.inputs)
             if value is not None and value.dtype in SUFFIX and variables[at]
         ]
+        # Only inputs whose type the operator leaves open can change. A Cast says its type itself.
         if not floats or node.op_type == "Cast":
             return
         kind = self._kind(node, [node.inputs[at] for at in floats])
         for at in floats:
             node.replace_input_with(at, self._as(_input(node, at), kind, node))
+        # An output changes only with an input of the same type variable; a flag or an index stays.
         converted = {variables[at] for at in floats}
         schema = self._schema(node)
         for at, value in enumerate(node.outputs):
+            # The last output of a schema may stand for any number of outputs (Split).
             place = schema.outputs[min(at, len(schema.outputs) - 1)]
             if value.dtype == FLOAT and place.type_str in converted:
                 value.dtype = kind
 
     def _kind(self, node: ir.Node, inputs: list[ir.Value | None]) -> ir.DataType:
         """The type that a node computes in; ``inputs``: its float inputs."""
+        # Constants do not count: they exist in both types, and follow what is computed.
         computed = [v for v in inputs if v is not None and v.const_value is None]
         wide = bool(computed) and all(v.dtype == FLOAT for v in computed)
         measured = [v for v in computed if id(v) in self._statistics]
         op = node.op_type
+        # What is computed from statistics alone is a statistic as well: var + eps, then its root.
         if op.startswith(_REDUCE) or (op in _POINTWISE and len(measured) == len(computed) > 0):
             self._statistics.update(id(value) for value in node.outputs)
+        # The order of the rules counts. The join comes first: it works on whole maps, which are
+        # fp16 wherever they cross between segments.
         if any(_JOIN.fullmatch(value.name or "") for value in node.outputs):
             return HALF
         if op in _WIDE or op.startswith(_REDUCE) or not self._has_half(node):
             return FLOAT
         if is_domain(node):
+            # The domain's pool reads the fp16 map, and only its small answer is cast. Then all is
+            # fp32.
             return FLOAT if wide or op not in _MOVES | _POOLS else HALF
         if op in _POINTWISE and measured:
             return FLOAT
+        # Behind an fp32 value, cheap operators stay in fp32. The next product returns to fp16,
+        # because most of the arithmetic is there.
         return FLOAT if wide and op in _POINTWISE | _MOVES else HALF
 
     def _conditional(self, node: ir.Node) -> None:
@@ -158,6 +173,7 @@ class _Halving:
         for branch in inner:
             self._nodes(branch)
         for at, value in enumerate(node.outputs):
+            # TensorRT wants one data type from both branches, so one fp16 result makes both fp16.
             kinds = {branch.outputs[at].dtype for branch in inner}
             if kinds <= SUFFIX.keys():
                 kind = HALF if HALF in kinds else FLOAT
@@ -181,6 +197,7 @@ class _Halving:
             return value
         if value.is_initializer() and not value.is_graph_input():
             return self._twin(value)
+        # A cast of a graph around can be read in here; one in another branch cannot.
         for scope in self._scopes:
             cast = self._casts.get((id(scope), id(value), kind))
             if cast is not None:
@@ -233,6 +250,7 @@ class _Halving:
         """The type variable of each input, empty where its type is fixed (Resize's scales)."""
         schema = self._schema(node)
         free = {constraint.type_param_str for constraint in schema.type_constraints}
+        # The last input of a schema may stand for any number of inputs (Concat, Sum).
         places = [schema.inputs[min(i, len(schema.inputs) - 1)] for i in range(len(node.inputs))]
         return [place.type_str if place.type_str in free else "" for place in places]
 

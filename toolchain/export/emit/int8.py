@@ -32,7 +32,9 @@ import onnx_ir as ir
 from toolchain.core.errors import PrecisionError
 from toolchain.export.emit.owners import is_domain, loaded, stated, walk
 
+# Symmetric, as TensorRT takes no zero point but 0: the largest magnitude becomes 127.
 LEVELS = 127
+# Opset 13 gave Q and DQ the attribute ``axis``.
 LOWEST_OPSET = 13
 
 
@@ -57,6 +59,8 @@ def frozen(node: ir.Node) -> Operands | None:
     if ranks[1] >= 2 and ranks[0] < 0:
         return Operands(0, 1, _axis(node, ranks[1]))
     if node.op_type != "Conv" and ranks[0] >= 2 and ranks[1] < 0:
+        # The weight may stand first. Then its rows are the output channels, or its columns if Gemm
+        # transposes it.
         flipped = node.op_type == "Gemm" and bool(node.attributes.get_int("transA", 0))
         return Operands(1, 0, 1 if flipped else ranks[0] - 2)
     return None
@@ -69,6 +73,7 @@ def _constant_rank(value: ir.Value | None) -> int:
 
 
 def _axis(node: ir.Node, rank: int) -> int:
+    # A Conv's kernel is [O, C/G, ...]. A product's second operand is [K, N]; transposed, [N, K].
     if node.op_type == "Conv":
         return 0
     if node.op_type == "Gemm":

@@ -223,6 +223,7 @@ def _differing(there: Kit, manifest: KitManifest, models: KitModels) -> list[str
     odd = [name for name, data in contents.items() if listed.get(name) != sha256(data)]
     flavours = {item.flavour: item for item in there.manifest.flavours}
     odd += [item.flavour for item in manifest.flavours if flavours.get(item.flavour) != item]
+    # ``made_by`` is not here: another version that makes the same files makes the same kit.
     same = ("target", "precision", "opset", "graph", "gates", "options", "slots")
     odd += [name for name in same if getattr(there.manifest, name) != getattr(manifest, name)]
     if there.manifest.classes.high < manifest.classes.best:
@@ -249,6 +250,8 @@ def _script(
     sums = "".join(
         f"{digest.removeprefix('sha256:')}  {name}\n" for name, digest in digests.items()
     )
+    # The script is a file of the kit, so it cannot know the kit's digest. This one is over the
+    # rest.
     identity = sha256(manifest.to_json() + canonical_json(digests))
     blocks = source.backbone.blocks
     gated = sum(block.flops for block in blocks if block.name in manifest.gates)

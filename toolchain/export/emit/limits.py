@@ -99,6 +99,7 @@ def _node_faults(node: ir.Node, version: Version) -> Iterator[Fault]:
     since = parsers.SINCE.get(operator, (8, 2))
     if operator not in table or version < since or node.domain not in ("", "ai.onnx"):
         least = f"TensorRT {since[0]}.{since[1]} on" if version < since else "no TensorRT's list"
+        # An operator that is in no table is refused: its other limits are not known either.
         yield f"{where(node)}: read from {least}", parsers.INSTEAD.get(operator, newer)
         return
     yield from _type_faults(node, table[operator], version)
@@ -110,6 +111,7 @@ def _node_faults(node: ir.Node, version: Version) -> Iterator[Fault]:
 
 
 def _type_faults(node: ir.Node, letters: str, version: Version) -> Iterator[Fault]:
+    # The tables' letters are the types of the first input. Where's first input is the condition.
     at = 1 if node.op_type == "Where" else 0
     value = node.inputs[at] if len(node.inputs) > at else None
     dtype = None if value is None else value.dtype
@@ -249,6 +251,7 @@ LIMITS = (
 
 
 def _branch_faults(node: ir.Node) -> Iterator[Fault]:
+    # Parsers report these faults late and without a node's name, a wrong rank only at the build.
     (_, opened), (_, closed) = branches(node)
     if len(opened.outputs) != len(closed.outputs):
         counts = f"{len(opened.outputs)} and {len(closed.outputs)}"

@@ -45,6 +45,7 @@ def _reduce(node: ir.Node) -> str:
     attributes: dict[str, Any] = _without(node, "noop_with_empty_axes")
     if axes is not None and axes.size:
         attributes["axes"] = [int(axis) for axis in axes]
+    # Without axes both forms reduce over all of them, unless this attribute says over none.
     elif node.attributes.get_int("noop_with_empty_axes", 0):
         # Without axes a sum of squares still squares each value. Only these four leave their input
         # as it is, so only they become an Identity.
@@ -76,6 +77,7 @@ def _resize(node: ir.Node) -> str:
         return "it resizes with antialias"
     if attributes.get_string("keep_aspect_ratio_policy", "stretch") != "stretch":
         return "it keeps the aspect ratio"
+    # Naming every axis in order says no more than naming none.
     if axes and list(axes) != list(range(rank or 0)):
         return f"it names the axes {list(axes)}"
     if attributes.get_string("coordinate_transformation_mode", "") == "half_pixel_symmetric":
@@ -99,6 +101,7 @@ def _split(node: ir.Node) -> str:
     # As opset 18 defines it: all parts but the last are equal, and the last one may be smaller.
     part = math.ceil(side / count)
     sizes = [min(part, side - index * part) for index in range(count)]
+    # Five rows in four parts would be 2, 2, 1 and -1: the older form has no such part.
     if sizes[-1] < 1:
         return f"it splits {side} rows in {count} parts"
     lengths = Draft(node).constant(sizes, np.int64)
@@ -110,6 +113,7 @@ def _pad(node: ir.Node) -> str:
     """Opset 18 added the input ``axes``, 19 the mode ``wrap``."""
     if node.attributes.get_string("mode", "constant") == "wrap":
         return "it pads by wrapping round"
+    # Without axes the older form is the same, so the node stays as it is.
     if len(node.inputs) < 4 or node.inputs[3] is None:
         return ""
     axes, pads, rank = constant(node.inputs[3]), constant(node.inputs[1]), _rank(node.inputs[0])
@@ -133,6 +137,7 @@ def _batch_norm(node: ir.Node) -> str:
 
 def _shape(node: ir.Node) -> str:
     """Opset 15 added ``start`` and ``end``. Before, a Slice takes part of the shape."""
+    # ``end`` has no default: left out, it means the last axis. No tensor has 2^31 axes.
     start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", 2**31)
     if (start, end) == (0, 2**31):
         rewritten(node, {}, node.inputs)
@@ -140,6 +145,7 @@ def _shape(node: ir.Node) -> str:
     draft = Draft(node)
     whole = draft.node("Shape", node.inputs)
     bounds = [draft.constant([place], np.int64) for place in (start, end)]
+    # Slice reads negative places and places beyond the end as ``start`` and ``end`` are read.
     draft.replace(draft.node("Slice", [whole, *bounds]))
     return ""
 
@@ -167,6 +173,7 @@ def _layer_norm(node: ir.Node) -> str:
     result = _normalised(draft, source, axes, epsilon)
     if stashed:
         result = draft.node("Cast", [result], to=ir.DataType.FLOAT16.value)
+    # ONNX defines the operator in this order: it casts back before scale and shift.
     result = draft.node("Mul", [result, node.inputs[1]])
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         result = draft.node("Add", [result, node.inputs[2]])
@@ -206,6 +213,7 @@ def _group_norm(node: ir.Node) -> str:
     # One row per group, [N, groups, rest], which an InstanceNormalization normalises row by row.
     flat = draft.node("Reshape", [node.inputs[0], draft.constant([0, groups, -1], np.int64)])
     floats = _floats(node.inputs[0])
+    # Its own scale and shift would be one per row, which is one per group. They do nothing here.
     ones, zeros = (draft.constant(np.full(groups, fill), floats) for fill in (1, 0))
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     result = draft.node("InstanceNormalization", [flat, ones, zeros], epsilon=epsilon)
@@ -271,6 +279,7 @@ def _scatter(node: ir.Node) -> str:
     return ""
 
 
+# Without Sum: ReduceSum takes its axes as an input since opset 13, the oldest that is written.
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
 
 RULES: Mapping[str, Rule] = {

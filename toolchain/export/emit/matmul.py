@@ -84,6 +84,7 @@ def _replace(node: ir.Node) -> None:
     if fed(node.inputs[1]):
         product = _product(draft, node, _window(node))
     else:
+        # Only the bias is a slot: the convolution stays, without it.
         product = draft.node("Conv", node.inputs[:2], **dict(node.attributes))
     if bias is not None:
         shape = draft.constant([1, -1, 1, 1], np.int64)
@@ -110,6 +111,8 @@ def _columns(draft: Draft, source: ir.Value | None, window: _Window) -> ir.Value
         return source
     half = source is not None and source.dtype == ir.DataType.FLOAT16
     rows, columns = window.kernel
+    # Kernel k of a channel has its 1 at cell k. So the copies of one channel lie side by side, in
+    # the order of the numbers of the real kernel.
     picks = np.eye(rows * columns).reshape(rows * columns, 1, rows, columns)
     kernel = draft.constant(
         np.tile(picks, (window.channels, 1, 1, 1)), np.float16 if half else np.float32
@@ -129,6 +132,7 @@ def _window(node: ir.Node) -> _Window:
     """Read a convolution's numbers. Raises ModelRefusedError for a form that is not covered."""
     shape, kernel = known_dims(node.inputs[0], node), known_dims(node.inputs[1], node)
     automatic = node.attributes.get_string("auto_pad", "NOTSET")
+    # VALID means no padding, and so do absent ``pads`` below. SAME depends on the sizes.
     if len(shape) != 4 or shape[0] != 1 or automatic not in ("NOTSET", "VALID"):
         raise ModelRefusedError(
             f"{where(node)}: expected a convolution of batch 1 over two dimensions with explicit "

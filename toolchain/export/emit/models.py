@@ -192,12 +192,15 @@ class _Passes:
     def _written(self, model: ir.Model, role: str, site: str | None, file: str) -> KitModel:
         """Run the passes and keep the bytes."""
         order, release = self._order, self._order.target.release
+        # Segments have a free batch. The kit's models have batch 1, and later passes need known
+        # shapes.
         model = _precise(fix_batch(model, 1), order.in_graph, self._ranges)
         model = lower(model, release.kit_opset)
         if not release.conv_slots:
             model = through_matmul(model)
         refuse_branches(model)
         refuse_unsupported(model, release.tensorrt)
+        # Last: a pass behind it could rename or add nodes in branches. See boundaries.py.
         model = name_boundaries(model)
         self.files[file] = store.to_bytes(model)
         self.layers |= {

@@ -60,6 +60,8 @@ def stated(model: ir.Model) -> ir.Model:
     outputs = [(node, value) for _, node in walk(model) for value in node.outputs if value.name]
     for _, value in outputs:
         if id(value) not in results:
+            # Inference refuses a value whose stated type is not the one it infers. A pass that
+            # changed a type upstream has left such statements behind.
             value.type, value.shape = None, None
     infer(model)
     for node, value in outputs:

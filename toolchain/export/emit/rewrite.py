@@ -39,6 +39,7 @@ def graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
 
 def branches(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
     """Yield (attribute name, graph) of each branch of a node, ``then_branch`` before ``else``."""
+    # Backwards, "then_branch" comes before "else_branch".
     for name, attribute in sorted(node.attributes.items(), reverse=True):
         if attribute.type == ir.AttributeType.GRAPH:
             yield name, attribute.as_graph()
@@ -99,6 +100,8 @@ def infer(model: ir.Model) -> ir.Model:
     onnx.shape_inference in strict mode with data propagation. Raises ModelRefusedError where the
     model's types contradict each other.
     """
+    # onnx hands the model to its C++ part as bytes. Weights would be copied on the way, and
+    # protobuf takes no message above 2 GiB.
     proto = _without_weights(ir.to_proto(model))
     try:
         inferred = onnx.shape_inference.infer_shapes(
@@ -135,6 +138,7 @@ def _proto_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 def _take_shapes(graph: ir.Graph, inferred: onnx.GraphProto) -> None:
     typed = {info.name: info.type for info in (*inferred.value_info, *inferred.output)}
+    # A value's name is unique in its graph, so the first output tells which node it is.
     protos = {node.output[0]: node for node in inferred.node}
     for node in graph:
         for value in node.outputs:
@@ -209,6 +213,7 @@ class Draft:
         for old, new in zip(self.old.outputs, results, strict=True):
             name, shape, kind = old.name, old.shape, old.type
             old.replace_all_uses_with(new, replace_graph_outputs=True)
+            # The old name must be free before the new value takes it: names are unique in a graph.
             old.name = f"{name}/gone"
             maker = new.producer()
             if maker is not None and name and maker.outputs[0] is new:

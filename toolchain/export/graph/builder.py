@@ -120,6 +120,7 @@ class GraphBuilder:
             [self.value(name) for name in outputs],
             nodes=self.nodes,
             initializers=list(self.initializers.values()),
+            # A branch has the opset of the model that it lies in.
             opset_imports={"": self.opset} if self.outer is None else None,
             name=self.name,
         )

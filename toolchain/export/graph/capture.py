@@ -79,7 +79,10 @@ def capture(model: AttachedModel) -> Captured:
 
 @dataclass(slots=True)
 class _Notes:
-    """What the traced forward tells about itself; export restores a module's own attributes."""
+    """What the traced forward notes about itself.
+
+    It is no attribute of the module, because the exporter restores those after it has traced.
+    """
 
     names: list[str]
     cuts: list[Cut]
@@ -138,7 +141,7 @@ def _site_cut(name: str, site: Site, trace: Trace, named: _NamedTensors) -> Cut:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's own chatter (stdout, deprecations of its dependencies) out of ours."""
+    """Silence what the exporter prints, and the deprecation warnings of its dependencies."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -157,9 +160,10 @@ _FIXED_BATCH = "write x.shape[0] or -1 in place of a number, and do not loop ove
 
 
 def _check_runs_batches(model: AttachedModel) -> None:
-    """Run two pictures: the exporter tells little of a module that takes no second.
+    """Run two pictures together, then the first one alone.
 
-    The first of them alone must answer alike, and no run may change the backbone.
+    Both runs must answer alike, and neither may change the backbone. This comes before the
+    exporter, whose messages say little about a module that takes only one picture.
     """
     noise = np.random.default_rng(0).standard_normal((2, *model.anatomy.input_shape))
     pictures = torch.from_numpy(noise.astype(np.float32))
@@ -187,6 +191,7 @@ def _cut_points(model: AttachedModel, pictures: Tensor) -> dict[str, Tensor]:
 
 def _check_unchanged(before: dict[str, Tensor], backbone: nn.Module) -> None:
     for name, tensor in backbone.state_dict().items():
+        # torch.equal calls NaN unequal to itself, and a frozen NaN has not changed.
         if not torch.equal(tensor.nan_to_num(), before[name].nan_to_num()):
             raise CaptureError(
                 f"backbone tensor {name!r} changes in an evaluation forward, expected a frozen one",
@@ -207,7 +212,7 @@ def _check_alone(alone: dict[str, Tensor], both: dict[str, Tensor]) -> None:
 
 
 def _check_free_batch(program: ir.Model) -> None:
-    """The exporter may specialise on the batch of its example without a word."""
+    """Refuse a fixed batch: the exporter may silently fix it to that of its example."""
     for value in program.graph.outputs:
         if value.shape is None or isinstance(value.shape[0], int):
             raise CaptureError(
@@ -242,6 +247,7 @@ def _export(recorder: _Recorder, shape: tuple[int, ...], dialect: Opset) -> ir.M
 def _capture_error(err: Exception) -> CaptureError:
     causes: list[BaseException] = []
     cause: BaseException | None = err
+    # The exporter wraps the error of the model several times; the innermost says what happened.
     while cause is not None:
         causes.append(cause)
         cause = cause.__cause__
@@ -271,6 +277,8 @@ def _first_line(err: BaseException) -> str:
 def _rename_initializers(model: ir.Model) -> None:
     graph = model.graph
     for name, value in list(graph.initializers.items()):
+        # The recorder holds the attached model as ``model``, and that holds the domain as
+        # ``domain``.
         bare = name.removeprefix("model.").removeprefix("domain.")
         if bare != name:
             value.name = bare

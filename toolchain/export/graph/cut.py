@@ -57,12 +57,12 @@ def _defines(nodes: Iterable[ir.Node], name: str) -> bool:
 
 
 def _renamed(cut: Cut, plain: Mapping[str, str]) -> Cut:
-    """A block's input that is an unadapted block's output is that site's result."""
+    """Let an input that is an unadapted block's output have the name of that site's result."""
     return replace(cut, input=plain.get(cut.input, cut.input))
 
 
 def _features_alias(nodes: list[ir.Node], cuts: Sequence[Cut]) -> str:
-    """The head reads a site's result directly: find which."""
+    """Return the site's result that the head reads directly."""
     candidates = {cut.result for cut in cuts} | {cut.output for cut in cuts}
     head = region(nodes, [LOGITS], candidates)
     read = {name for node in head for name in input_names(node)} & candidates
@@ -96,7 +96,7 @@ def _domain_nodes(
 
 
 def _check_partition(nodes: list[ir.Node], backbone: list[ir.Node], domain: list[ir.Node]) -> None:
-    """Both walks are by name and know nothing of each other: together they must take each once."""
+    """Check that the two walks, which know nothing of each other, took each node exactly once."""
     in_backbone, in_domain = {id(n) for n in backbone}, {id(n) for n in domain}
     for node in nodes:
         owners = (id(node) in in_backbone) + (id(node) in in_domain)
@@ -129,6 +129,7 @@ class _Drawer:
         self.plain = plain
         self.dialect = dialect
         self.image = next(v for v in model.graph.inputs if v.name == IMAGE)
+        # Values that cross between the halves keep their names. All others are numbered anew.
         self.public_names = {value_name(v) for v in model.graph.outputs} | {IMAGE}
 
     def backbone(self, nodes: list[ir.Node], slots: tuple[str, ...]) -> ir.Model:
@@ -216,6 +217,8 @@ class _Drawer:
                     f"tensor {name!r} is read by both halves",
                     fix="an adaptor may not share a tensor with the backbone",
                 )
+            # A dot in the name of a domain's tensor means a state-dict name. Constants that the
+            # exporter made have none.
             has_own_name = frozen or (forbidden is None and "." in name)
             rename[name] = name if has_own_name else f"{prefix}{len(rename)}"
             builder.initializer(rename[name], value.const_value)

@@ -31,6 +31,7 @@ def fold_batchnorm(model: ir.Model) -> int:
         if conv is not None and _is_frozen(graph, conv, norm):
             _fold(graph, conv, norm)
             folded += 1
+    # The norms' tensors and the unfolded kernels have lost their readers.
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
@@ -131,4 +132,5 @@ def fix_reshapes(model: ir.Model) -> int:
 
 def _one_free(shape: ir.Shape) -> list[int] | None:
     dims = [d if isinstance(d, int) else -1 for d in shape]
+    # A Reshape can work out one -1 only, and it reads 0 as "copy this size from the input".
     return dims if dims.count(-1) == 1 and math.prod(dims) != 0 else None

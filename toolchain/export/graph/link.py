@@ -111,7 +111,7 @@ class _Linker:
                 self.builder.input(slot, tensor.dtype, self._slot_shape(slot, tensor))
 
     def _slot_shape(self, slot: str, tensor: ir.TensorProtocol) -> list[int | str]:
-        """Leave the class count open, so that domains of any count share a graph and a session."""
+        """Return a slot's shape with an open class count: domains of any count share one graph."""
         shape: list[int | str] = list(tensor.shape.numpy())
         return [CLASSES, *shape[1:]] if slot in HEAD_SLOTS else shape
 
@@ -168,6 +168,8 @@ class _Linker:
         # Another domain may open what this one keeps closed: only a folded domain fixes a gate.
         if not self.linkage.folds_domain:
             return None
+        # Only a gate that stayed in one state over all calibration pictures is resolved. Without a
+        # rate it decides at run time.
         return {0.0: False, 1.0: True}.get(self.rates.get(cut.site, 0.5))
 
     def _open(self, cut: Cut) -> str:
@@ -224,7 +226,7 @@ class _Linker:
         return self._joined(branch, cut, merged)
 
     def _refuse_other_rows(self, cut: Cut, block: list[ir.Node]) -> None:
-        """A block that reads other per-sample values would need their rows gathered as well."""
+        """Refuse a block that reads other per-sample values: nobody gathers the rows of those."""
         made = {value_name(v) for node in block for v in node.outputs} | {cut.input}
         for node in block:
             for name in input_names(node):

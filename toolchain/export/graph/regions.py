@@ -30,6 +30,7 @@ class Regions:
 
     def glue(self, target: str) -> list[ir.Node]:
         """Backbone nodes that ``target`` needs and that were not handed out yet."""
+        # The walk also meets nodes that were handed out with earlier blocks; ``_new`` drops those.
         return self._new(region(self._backbone, [target], self._results))
 
     def side(self, cut: Cut) -> list[ir.Node]:

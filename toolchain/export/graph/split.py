@@ -195,6 +195,7 @@ def _probe(model: AttachedModel) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def _run(model: ir.Model, picture: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    # Without the runtime's optimisations: a fused node may round otherwise in the last bit.
     session = Session(store.to_bytes(model), exact=True, what="captured graph")
     return session.run({IMAGE: picture})
 
@@ -205,6 +206,7 @@ def _compare_folded(before: Mapping[str, Any], after: Mapping[str, Any]) -> None
         least = 1.0 if name.startswith("gate.") else 0.0
         scale = max(float(np.abs(value).max()), least) or 1.0
         error = float(np.abs(value - after[name]).max())
+        # ``not <=`` and not ``>``: a NaN must fail, and every comparison with it is false.
         if not error <= FOLD_TOLERANCE * scale:
             raise CaptureError(
                 f"folding BatchNorm changed {name!r} by {error:.3g}, expected at most "
@@ -274,5 +276,6 @@ def _read_entry(entry: Path) -> tuple[Halves, bytes] | None:
         backbone = store.from_bytes(parts[_BACKBONE], what="cached backbone")
         domain = store.from_bytes(parts[_DOMAIN], what="cached domain")
         return read_halves(backbone, domain), parts[WEIGHTS_FILE]
+    # Whatever is wrong with a cache entry costs time, and must not stop the export.
     except (Da3Error, ValueError, KeyError, TypeError):
         return None
