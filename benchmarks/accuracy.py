@@ -45,7 +45,14 @@ from toolchain.training.loop.training import interruption
 
 FIRST = ("da3", "finetune", "head")
 """The methods that the first look is for."""
-TRAINED_BY = ("adapt/*.py", "adapt/data/*.py", "adapt/lean/*.py", "preprocess.py")
+TRAINED_BY = (
+    "training/adapt/*.py",
+    "training/data/**/*.py",
+    "training/lean/*.py",
+    "training/loop/*.py",
+    "pictures/preprocess.py",
+)
+"""The files whose change makes a figure one of older code, below the package."""
 Entry = dict[str, Any]
 
 

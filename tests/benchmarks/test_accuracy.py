@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+import toolchain
 from benchmarks import accuracy, results
 from benchmarks.accuracy import Entry, Run
 from tests.support import stripes, toys
@@ -81,6 +82,11 @@ def test_rows_are_means_over_seeds_and_pairs() -> None:
     assert (da3["executed_share"], finetune["executed_share"]) == (0.5, None)
     assert (found["finished"], found["planned"], found["older_code"]) == (5, 12, 5)
     assert found["failed"] == {"cells-finetune-1.json": "TrainingError: no"}
+
+
+@pytest.mark.parametrize("pattern", accuracy.TRAINED_BY)
+def test_the_code_that_trains_is_where_its_digest_looks(pattern: str) -> None:
+    assert list(Path(toolchain.__file__).parent.glob(pattern))
 
 
 def test_an_average_waits_for_every_domain() -> None:
