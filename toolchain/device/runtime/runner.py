@@ -315,6 +315,7 @@ class Runner:
 
     def _get(self, name: str | None) -> LoadedDomain:
         table = self._table
+        # From here on the table that was read counts, also if another one is published meanwhile.
         if name is None and len(table) == 1:
             return next(iter(table.values()))
         if self._closed:
@@ -349,6 +350,7 @@ class Runner:
                 self._require_open()
                 self._require_name(called, replacing=replacing)
                 table = {**self._table, called: loaded}
+                # Under the same lock as the exchange, so that no other load comes between.
                 self._sessions.require_room(release, (item.session for item in table.values()))
                 self._publish(table)
         return loaded.domain

@@ -90,6 +90,7 @@ def difference(got: Answer, golden: Golden, *, gates: bool = True) -> Difference
     expected = golden.logits.astype(np.float64)
     finite = bool(np.isfinite(got.logits).all())
     errors = np.abs(got.logits - expected).max(axis=1) if finite else np.full(len(expected), np.inf)
+    # Golden logits that are all one number have no range to divide by.
     span = float(np.ptp(expected)) or 1.0
     top1 = int((got.logits.argmax(1) != golden.logits.argmax(1)).sum())
     other = _other_gates(got, golden, gates=gates)
@@ -159,6 +160,7 @@ def run_cases(
     logits = np.empty_like(golden.logits)
     gates: npt.NDArray[np.float32] | None = None
     taps: dict[str, npt.NDArray[np.float32]] = {}
+    # Without gates a shift has no columns, and one empty row stands for every case.
     for shift in np.unique(golden.shifts, axis=0) if golden.shifts.size else golden.shifts[:1]:
         forced = shifted(slots, golden.gate_sites, shift)
         same = np.flatnonzero((golden.shifts == shift).all(axis=1))

@@ -59,6 +59,7 @@ class Admission:
         finally:
             with self._changed:
                 self._running -= 1
+                # One place is free, so one of those in line is enough.
                 self._changed.notify()
 
     def _enter(self) -> None:

@@ -73,6 +73,7 @@ def from_json(data: object, datatype: str, shape: Sequence[int]) -> Array:
     count = elements(shape)
     flat = _flat(data, shape, count)
     dtype = DATATYPES[datatype]
+    # type() and not isinstance(): true and false would pass as whole numbers.
     kinds = set(map(type, flat))
     if kinds - _KINDS[dtype.kind]:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))

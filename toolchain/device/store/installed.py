@@ -4,8 +4,8 @@ Rules of this file: the folder holds the bundle as it is, and ``installed.json``
 what running needs, whose bundle it was, and what identified the file (size, times, inode) right
 after it was verified and written. Loading compares that again instead of hashing. The comparison
 finds a file that was edited, exchanged, restored from elsewhere or copied. It does not find a disk
-that changes bits by itself, nor an attacker who may write there and sets the clock back. Whoever
-fears these loads the bundle, which is hashed each time. The self-test counts for the onnxruntime,
+that changes bits by itself, nor an attacker who may write there and sets the clock back. To guard
+against these, load the bundle, which is hashed each time. The self-test counts for the onnxruntime,
 provider and linked graph that it ran on, or for the one TensorRT engine, and for no other.
 """
 
@@ -225,6 +225,7 @@ def _map_slots(path: Path, record: InstalledRecord) -> memoryview:
     Nothing is copied; see docs/decisions/0007-verified-once.md for what that takes and costs.
     """
     first, size = record.slots.offset, record.slots.size
+    # A map may begin at whole pages alone.
     start = first - first % mmap.ALLOCATIONGRANULARITY
     with open_limited(path, limit_bytes=LIMIT_BUNDLE_BYTES, what="bundle") as (file, length):
         identity = _identity(os.fstat(file.fileno()))
@@ -255,8 +256,8 @@ def _arrays(path: Path, record: InstalledRecord, slots: memoryview) -> Slots:
 def _identity(status: os.stat_result) -> str:
     """Return device, inode, size in bytes, and times of the last change of content and of state.
 
-    The second is the system's own: nobody sets it but by setting the clock, so that a file in an
-    inode that was used again, or one whose first time was put back, is another.
+    Only the system writes the second time (ctime); to forge it one has to set the clock. So a file
+    whose first time was put back, or one in an inode that was used again, counts as another file.
     """
     times = f"{status.st_mtime_ns}:{status.st_ctime_ns}"
     return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{times}"

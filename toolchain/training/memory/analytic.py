@@ -111,6 +111,7 @@ def _without_values(model: AttachedModel, fake: FakeTensorMode) -> AttachedModel
     def bare(tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
 
+    # deepcopy takes what stands in the memo in place of copying it: no value is read or allocated.
     memo: dict[int, Any] = {id(model.generator): None, id(model.forced): {}}
     with fake:
         for parameter in model.parameters():
@@ -138,6 +139,7 @@ def _part_by_share(shapes: AttachedModel, share: float, functions: _Functions) -
     def rows_of(decision: Tensor) -> Rows:
         functions.listing = True
         order, batch = torch.arange(len(decision)), len(decision)
+        # Which rows is of no matter to sizes, only how many.
         opened = min(batch, ceil(share * batch))
         return _ByShare(order[:opened], order[opened:])
 
@@ -221,6 +223,7 @@ class _Live(TorchFunctionMode):
         self._tensors.add(id(tensor))
         self._bytes += 0 if place in self._storages else size
         self._storages[place] = self._storages.get(place, 0) + 1
+        # A finalizer, as the tensor must not be kept alive by being watched.
         weakref.finalize(tensor, self._drop, id(tensor), place, size)
         self.highest = max(self.highest, self._bytes)
 

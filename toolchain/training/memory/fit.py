@@ -242,6 +242,7 @@ class _Straight:
         """Return the largest batch that ``budget`` bytes hold, 0 for none."""
         free, growth = budget - self.at(0).total, self.twice.total - self.span.total
         batch = max(0, min(LIMIT_BATCH, free * _SPAN // max(1, growth)))
+        # Rounding may put the line a few bytes too high.
         while batch and self.at(batch).total > budget:
             batch -= 1
         return batch

@@ -52,6 +52,7 @@ def _without_stderr() -> Iterator[None]:
     except OSError:  # there is no stderr
         yield
         return
+    # The file descriptor itself: C++ does not write through sys.stderr.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)

@@ -61,6 +61,7 @@ class Session:
         full_name = available(provider)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
+        # Operators run one after another: requests are what runs side by side.
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         if exact:

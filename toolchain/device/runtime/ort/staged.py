@@ -63,6 +63,7 @@ def _routed(site: Segments, values: Mapping[str, Array], slots: Slots) -> Floats
     parts: list[tuple[Bools, Floats]] = []
     for session, rows in ((site.opened, opened), (site.closed, ~opened)):
         if rows.any():
+            # Slots belong to the whole batch; only maps have a row per picture.
             feeds = {n: values[n] if n in slots else values[n][rows] for n in session.inputs}
             parts.append((rows, session.run(feeds)[site.result]))
     merged = np.empty((len(opened), *parts[0][1].shape[1:]), np.float32)

@@ -108,7 +108,8 @@ class DeviceSlots:
 def owned(owner: object, give_back: Callable[..., object], *handles: object) -> None:
     """Call ``give_back(*handles)`` once, when ``owner`` goes; not when the process ends.
 
-    A device that failed refuses to take anything back. Whoever waited for it has been told.
+    At the end of the process the driver frees everything, and may be gone already. A device that
+    failed refuses to take anything back. Whoever waited for it has been told.
     """
     weakref.finalize(owner, _quietly, give_back, *handles).atexit = False
 
@@ -125,6 +126,7 @@ def _fill(cuda: Cuda, block: DeviceBlock, arrays: Mapping[str, npt.NDArray[Any]]
         staging.view(name)[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     stream = cuda.stream()
     try:
+        # One copy for all of them: both blocks have the same layout, whose first tensor is at 0.
         cuda.upload(block.address(next(iter(arrays))), staging.whole, stream)
         cuda.wait(stream)
     finally:

@@ -46,6 +46,7 @@ class Lane:
 
     def __init__(self, device: TrtDevice, plans: Program, *, what: str) -> None:
         self._device, self._program, self._what = device, plans, what
+        # Room for the most classes that the profile allows: a lane never allocates again.
         high = plans.classes[1] if plans.classes else 1
         sizes = {name: tensor.nbytes(high) for name, tensor in plans.tensors.items()}
         # The host reads these, so they need page-locked memory; the rest never leaves the device.
@@ -59,6 +60,7 @@ class Lane:
         self.stream = device.cuda.stream()
         # Kept for as long as the stream may read it.
         self.binding: DeviceSlots | None = None
+        # A function, no method: with a reference to the lane it would never go.
         owned(self, _close, device.cuda, self.stream, self._contexts)
         for plan, context in self._contexts.items():
             for name in plan.tensors.keys() - plans.slots.keys():
@@ -106,6 +108,7 @@ class Lane:
         if site.closed is None:
             self._execute(site.opened, binding)
             return
+        # The logit belongs to the answer; it comes along, as the host waits here anyway.
         for name in dict.fromkeys((site.decides, site.gate)):
             self._fetch(name)
         settle(self._device.cuda, self.stream, limit, self._what)
@@ -233,6 +236,7 @@ def settle(cuda: Cuda, stream: int, limit: TimeLimit | None, what: str) -> None:
     if limit is None:
         cuda.wait(stream)
         return
+    # CUDA's own wait takes no time limit.
     pause_s = _FIRST_PAUSE_S
     while not cuda.idle(stream):
         _require_time(limit, what)
