@@ -77,7 +77,7 @@ def plan(methods: Iterable[str], domains: Sequence[str], seeds: int) -> list[Run
 
 
 def changed(recipe: Recipe, method: str, seed: int) -> Recipe:
-    """Return the recipe with another method and seed; of the options those that the method has."""
+    """Return the recipe with another method and seed; it keeps the options that the method has."""
     train = dataclasses.replace(recipe.train, seed=seed)
     return dataclasses.replace(recipe.by(method), train=train)
 
@@ -102,7 +102,7 @@ def train_one(
 
 
 def stamp(run: Run, recipe: Recipe) -> Entry:
-    """Return what a finished run must share with the one that is wanted."""
+    """Return what a finished run must have in common with the run that is planned."""
     versions = machine.versions()
     return {
         **asdict(run),

@@ -172,6 +172,7 @@ def _trtexec(one: DrawnDomains, program: str, folder: Path) -> float | None:
             shape = value.const_value.shape.numpy()
             value.const_value = ir.Tensor(np.zeros(shape, np.float32), name=name)
     path.write_bytes(store.to_bytes(model))
+    # Without TF32, as our engines are built.
     done = subprocess.run(
         [program, f"--onnx={path}", "--noTF32"], capture_output=True, text=True, check=False
     )
@@ -210,7 +211,7 @@ def _ran(
 
 
 def _refit(name: str, one: DrawnDomains) -> dict[str, Any]:
-    """Hold slots as inputs against slots as weights that can be refitted one by one."""
+    """Compare slots as inputs with slots as weights that can be refitted one by one."""
     trt = load()
     model = store.to_bytes(link(one.split, Linkage("static", "if")))
     network = parse(trt, model, what="slots as weights")

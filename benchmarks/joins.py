@@ -33,6 +33,7 @@ def pool_first(model: ModelProto, cuts: Sequence[Cut]) -> ModelProto:
     inputs = {cut.result: cut.input for cut in cuts}
     for node, branch in _branches(model):
         source, pooled = inputs[node.output[0]], f"{branch.name}/pooled"
+        # A closed branch only adds the correction: there is nothing to fuse.
         if len(branch.node) < 3:
             continue
         for inner in branch.node:
@@ -51,6 +52,7 @@ def resize_outside(model: ModelProto, _: Sequence[Cut]) -> ModelProto:
                 drawn[resize.input[0]] = resize.output[0]
                 scales = next(t for t in branch.initializer if t.name == resize.input[2])
                 model.graph.initializer.append(scales)
+                # Before the If, as nodes stand in the order in which they run.
                 model.graph.node.insert(list(model.graph.node).index(node), resize)
             _replace(branch, resize, [], drawn[resize.input[0]])
     return model

@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib
 
+# Before pyplot comes in, which would look for a display.
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt

@@ -130,6 +130,7 @@ def _in_fresh_process(work: Path, domain: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.second", str(work.resolve()), domain]
     checkout = Path(__file__).resolve().parents[1]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=checkout)
+    # Whatever libraries print comes before the document.
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 

@@ -19,6 +19,7 @@ def one(bench: FormBench, rounds: int, notify: Notify) -> Timings:
     plain, naive = bench.plain("if"), bench.naive()
     calls: dict[str, Call] = {
         PLAIN: bench.call(plain, 1),
+        # The same session once more: as far as its ratio is from 1, so much is noise.
         "plain again": bench.call(plain, 1),
         "naive open": bench.naive_call(naive),
     }

@@ -124,6 +124,7 @@ class _Drawer:
         size, turn = self.uniform(6.5, 14.0), self.uniform(-0.45, 0.45)
         aspect, shear = np.exp(self.uniform(-0.25, 0.25)), self.uniform(-0.25, 0.25)
         x, y = self.x - self.uniform(-4, 4), self.y - self.uniform(-4, 4)
+        # The aspect stretches one axis as much as it shrinks the other, so the area stays.
         u = (x * np.cos(turn) + y * np.sin(turn)) / (size * aspect)
         v = (y * np.cos(turn) - x * np.sin(turn)) / size * aspect
         u = u + shear * v
@@ -133,6 +134,8 @@ class _Drawer:
     def pattern(self, kind: npt.NDArray[np.int64], u: Array, v: Array) -> Array:
         """Return the mix of two colours in [0, 1] for each pixel, by each picture's ``kind``."""
         pitch, phase = self.uniform(5.5, 11.0), self.uniform(0, 6.3)
+        # A row per fill, in the order of FILLS. A factor above 1 and the clip turn sines into
+        # edges.
         a, b = np.sin(pitch * u + phase), np.sin(pitch * v + phase)
         grain = self.rng.random((self.count, SIZE_PX, SIZE_PX), np.float32)
         waves = np.stack(
@@ -154,6 +157,7 @@ class _Drawer:
         """Return the background's mix of its two colours in [0, 1]."""
         half = SIZE_PX / 2
         angle, shift = self.uniform(0, 6.3), self.uniform(-0.6, 0.6)
+        # A row per background, in the order of BACKGROUNDS.
         along = (self.x * np.cos(angle) + self.y * np.sin(angle)) / half
         radius = np.hypot(self.x / half - shift, self.y / half - self.uniform(-0.6, 0.6))
         coarse = self.rng.random((self.count, 5, 5), np.float32)
@@ -189,6 +193,7 @@ def _distance(segments: Array, u: Array, v: Array) -> tuple[Array, npt.NDArray[n
         x0, y0, x1, y1 = (segments[:, index, k, None, None] for k in range(4))
         dx, dy = x1 - x0, y1 - y0
         px, py = u - x0, v - y0
+        # The 1e-9 is for the repeated last points, which are segments of length zero.
         along = np.clip((px * dx + py * dy) / (dx * dx + dy * dy + 1e-9), 0, 1)
         nearest = np.minimum(nearest, (px - along * dx) ** 2 + (py - along * dy) ** 2)
         crosses = (y0 > v) != (y1 > v)
@@ -209,6 +214,7 @@ def _colours(rng: np.random.Generator, count: int) -> tuple[Array, Array]:
     high = low + rng.uniform(0.25, 0.5, count).astype(np.float32)
     darker = rng.random(count) < 0.5
     near, far = np.where(darker, low, high), np.where(darker, high, low)
+    # Tints have no brightness of their own: that comes from near and far alone.
     tints = 0.45 * (pairs - pairs.mean(2, keepdims=True))
     front = near[:, None, None] + tints[:, :2]
     back = far[:, None, None] + tints[:, 2:]
@@ -224,8 +230,10 @@ def draw(rng: np.random.Generator, count: int) -> Pictures:
     u, v, size_px = drawer.frame()
     distance, inside = _distance(figure_segments()[labels[:, 0]], u, v)
     stroked = (labels[:, 0] >= len(SHAPES)) | (rng.random(count) < 0.2)
+    # At least a pixel or so, or the strokes of small figures would vanish.
     stroke = np.maximum(drawer.uniform(0.1, 0.26), 0.9 / size_px)
     signed = np.where(stroked[:, None, None], distance - stroke, np.where(inside, -1, 1) * distance)
+    # From half a pixel inside the edge to half a pixel outside: smooth edges.
     cover = np.clip(0.5 - signed * size_px, 0, 1)[..., None]
     labels[stroked, 1] = IGNORED
     fill = drawer.pattern(np.where(stroked, 0, labels[:, 1]), u, v)

@@ -88,6 +88,7 @@ def train(model: nn.Module, *, seed: int, pictures: int, peak_lr: float, report_
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
+        # OneCycleLR raises where it is asked for a step beyond its end.
         if step < steps:
             schedule.step()
         if time.monotonic() - reported > report_s:

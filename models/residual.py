@@ -49,6 +49,7 @@ class PoolAndPad(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C, H, W] to [N, C + extra, H / stride, W / stride]."""
+        # torch pads the last dimension first; the third pair is that of the channels.
         return F.pad(F.avg_pool2d(x, self.stride), (0, 0, 0, 0, 0, self.extra))
 
 

@@ -198,6 +198,7 @@ def open_backbone(path: str | Path) -> BackboneArtefact:
         raise_faults("files", _text_faults(path))
     manifest, digest = ARTEFACT.open(path)
     with ARTEFACT.reading(path):
+        # The sums cover the manifest's own bytes too, which no entry of it lists.
         raise_faults("files", _sums_faults(path, _sums(manifest, digest)))
     return BackboneArtefact(path, manifest)
 

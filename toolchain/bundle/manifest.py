@@ -276,7 +276,7 @@ class ReleaseInfo(Section):
 
     ``release``: digest of the bundle's manifest. ``gates``: gated blocks in the order of the
     graph's output ``gates``; ``fixed``: those among them that a static graph has resolved, and how.
-    ``options``: those of its adaptors that the shapes of slots need not show, such as the pool
+    ``options``: of its adaptors, those that the shapes of slots may not show, such as the pool
     ratio; empty without adaptors. ``tolerance``: the largest error that a self-test lets pass,
     relative to the range of the logits; ``time_limit_s``: what the self-test may take.
     """

@@ -119,6 +119,7 @@ def pack(
     text = full.to_json()
     blobs = {sha256(data): data for data in (text, *(payload.data for payload in payloads))}
     data = write_archive(blobs, sha256(text))
+    # The reader's own checks, before anything appears under the name.
     packed = read_bundle(data)
     write_atomic(path, data, overwrite=overwrite)
     return packed.manifest

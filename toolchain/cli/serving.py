@@ -107,6 +107,7 @@ def _signalled() -> Iterator[threading.Event]:
     """Yield an event that SIGINT and SIGTERM set instead of ending the process."""
     stop = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM)
+    # A handler may interrupt any line of the main thread, so it does no more than set the event.
     handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
     try:
         yield stop

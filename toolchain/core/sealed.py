@@ -111,6 +111,7 @@ class SealedKind(Generic[ManifestT]):
         """
         file = path / entry.name
         data = read_limited(file, limit_bytes=entry.size, what=f"file of the {self.what}")
+        # A longer file was refused while it was read.
         if len(data) != entry.size:
             raise BundleError(f"{file}: expected {entry.size} bytes, got {len(data)}", fix=self.fix)
         if (digest := sha256(data)) != entry.digest:

@@ -31,7 +31,7 @@ _NOISE = 2 * 1.253 / 1.349
 
 Call = Callable[[], object]
 Notify = Callable[[str], None]
-"""Is called with what begins, in a few words, by whatever takes long."""
+"""Whatever takes long calls it, and says in a few words what begins."""
 Samples = dict[str, list[float]]
 
 

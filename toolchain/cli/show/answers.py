@@ -114,6 +114,7 @@ def _likeliest(answer: Prediction, domain: Domain, top: int) -> list[dict[str, A
     from toolchain.device.runtime.answers import probabilities
 
     shares = probabilities(answer.logits)
+    # Stable: of equal shares the first class comes first.
     order = (-shares).argsort(kind="stable")[:top]
     return [
         {"class": int(i), "label": domain.classes[i], "probability": float(shares[i])}

@@ -20,7 +20,7 @@ def patch_document(manifest: Manifest) -> dict[str, Any] | None:
 
 
 def patch_line(manifest: Manifest) -> dict[str, str]:
-    """Return the same in words, labelled; nothing for a domain on the frozen backbone."""
+    """Return what a domain changes in words, labelled; nothing where the backbone stays frozen."""
     patch, method = manifest.patch, manifest.adaptor.method
     if patch is None:
         return {}

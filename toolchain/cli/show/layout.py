@@ -30,6 +30,7 @@ def clean(text: str, *, lines: bool = False) -> str:
 def width(text: str) -> int:
     """Return the columns that ``text`` takes on a terminal; UAX 11: wide characters take two."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    # A combining mark stands on the letter before it and takes no column.
     return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
 

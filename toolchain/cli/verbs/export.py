@@ -134,6 +134,7 @@ def export(
     from toolchain.export.pipeline import SUFFIX, refuse_existing
     from toolchain.export.pipeline import export as run
 
+    # Asked before training, which may take long.
     if not overwrite:
         refuse_existing(dist / f"{recipe.domain}{SUFFIX}")
     trained = not folder.is_dir()
@@ -173,6 +174,7 @@ def _orders(
             "expected --precision int8 beside --recalibrate, as nothing else is calibrated",
             fix="add --precision int8",
         )
+    # Each once, in the order in which they were named.
     boards = dict.fromkeys(find(name) for name in targets)
     kit_precisions = [name for name in PRECISIONS if name in (precisions or ("fp16",))]
     kit_flavours = tuple(name for name in FLAVOURS if name in (flavours or ("swap",)))

@@ -237,6 +237,7 @@ def _frames(
     from toolchain.device.runtime.stream import Frame, stream
 
     for name, value in QUIET.items():
+        # A setting of the user stays.
         os.environ.setdefault(name, value)
     for source in sources:
         try:

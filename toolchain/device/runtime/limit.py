@@ -68,5 +68,6 @@ class TimeLimit:
     def _stop(self) -> None:
         with self._lock:
             self.over = True
+        # Once `over` is set nobody adds to the list, so it needs no lock here.
         for action in self._actions:
             action()

@@ -1,6 +1,6 @@
 """What a server takes from anybody: sizes, times and counts.
 
-Rules of this file: values only; a limit that cannot be meant is refused when it is set.
+Rules of this file: values only; a limit that makes no sense is refused when it is set.
 """
 
 from __future__ import annotations

@@ -149,6 +149,7 @@ def _length(header: str | None, size: int) -> int:
 
 def _raw(body: bytes) -> Request:
     """A body that is one encoded picture and nothing else."""
+    # As BYTES come in binary data: each with its length before it.
     framed = len(body).to_bytes(4, "little") + body
     tensor = NamedTensor("image", "BYTES", from_binary(memoryview(framed), "BYTES", [1]))
     return Request("", (tensor,), (), False, None)

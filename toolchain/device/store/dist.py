@@ -54,8 +54,8 @@ def backbone_of(paths: Sequence[Path], where: Path | None = None) -> Path:
     """Return the folder of the backbone that the first readable bundle of ``paths`` needs.
 
     ``where`` is that folder, the folder of an engine, or holds it; by default it is looked for
-    beside the bundle. Raises what the last one gave if there is none: DataError if the backbone is
-    not there, BundleError and StorageError for a bundle that cannot be read.
+    beside the bundle. If no bundle will do, it raises the error of the last one: DataError if the
+    backbone is not there, BundleError and StorageError for a bundle that cannot be read.
     """
     for path in paths[:-1]:
         with suppress(DataError, VerificationError, StorageError):

@@ -32,6 +32,7 @@ def overrides_folded(model: AttachedModel) -> AttachedModel | None:
         overridden = model.overrides.values(model.backbone).items()
         values = {name: value.clone() for name, value in overridden}
     changed = copy.deepcopy(model.backbone)
+    # The domain's own tensors alone; the others of the copy stay the backbone's.
     changed.load_state_dict(values, strict=False)
     return _with_slots(model, changed)
 

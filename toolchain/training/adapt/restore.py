@@ -35,6 +35,7 @@ def load_checkpoint(folder: Path, model: AttachedModel) -> Checkpoint:
             fix="attach with the checkpoint's method, options and number of classes",
         )
     state = {name: torch.from_numpy(array.copy()) for name, array in checkpoint.tensors.items()}
+    # Checkpoints hold no BatchNorm counters; shape_faults() found nothing else missing.
     model.domain.load_state_dict(state, strict=False)
     return checkpoint
 
@@ -64,9 +65,9 @@ def restore(
 ) -> tuple[AttachedModel, Checkpoint]:
     """Return the model that the checkpoint ``folder`` describes, with its domain loaded.
 
-    ``backbone`` is used in place of loading the one that the checkpoint names. ``weights`` is that
-    one's file, None for the weights that it ships. Raises CheckpointError, UnknownNameError,
-    WeightsError, AttachError, StorageError.
+    ``backbone`` is used in place of loading the one that the checkpoint names. ``weights`` is the
+    file to load that one from, None for the weights that it ships. Raises CheckpointError,
+    UnknownNameError, WeightsError, AttachError, StorageError.
     """
     info = files.read(folder).info
     _check_shape(folder, info)

@@ -129,6 +129,7 @@ def spread(labels: Labels, limit: int | None, seed: int) -> npt.NDArray[np.int64
     if limit is None or limit >= len(labels):
         return np.arange(len(labels), dtype=np.int64)
     order = np.random.default_rng(seed).permutation(len(labels))
+    # Stable, so that within a class the drawn order stays.
     by_class = order[np.argsort(labels[order], kind="stable")]
     sorted_labels = labels[by_class]
     starts = np.searchsorted(sorted_labels, sorted_labels, side="left")

@@ -50,6 +50,7 @@ class _EvaluatedBatchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Gradients:
         variance, weight, *saved = ctx.saved_tensors
+        # Among the arguments 0 is the map, 3 the weight and 4 the bias.
         grad_x = grad_weight = grad_bias = None
         column = [-1] + [1] * (g.dim() - 2)
         across = [d for d in range(g.dim()) if d != 1]

@@ -191,6 +191,7 @@ class _Maximum:
     def indices(self, offsets: Tensor, width: int) -> Tensor:
         """Undo :meth:`offsets`."""
         places = self._places(width, offsets.device)
+        # index_select takes no bytes.
         inside = places.index_select(0, offsets.reshape(-1).to(torch.int32)).view(offsets.shape)
         return inside.add_(self._corners(offsets, width))
 

@@ -100,6 +100,7 @@ def save_state(path: Path, state: State) -> None:
         "step": state.step,
         "identity": dict(state.identity),
         "head_accuracy": state.head_accuracy,
+        # safetensors itself would not notice a changed bit.
         "tensors": digest.weights_digest(arrays(tensors)),
     }
     text = canonical_json(about).decode()

@@ -1,4 +1,4 @@
-"""What training keeps: told before it runs, measured while it runs, and held to a budget.
+"""What training keeps: counted before it runs, measured while it runs, compared with a budget.
 
 Rules of this room: nothing here changes how a model trains. ``analytic`` counts a step on tensors
 without values, with the ledger that counts real steps (``lean.ledger``). ``measured`` reads the

@@ -69,6 +69,7 @@ class EngineBackend:
         counts = {
             side
             for name, tensor in self._program.slots.items()
+            # A slot that is missing has no sides; bind() names it.
             for side, open_side in zip(_sides(slots, name), tensor.shape, strict=False)
             if open_side == -1
         }
@@ -88,6 +89,7 @@ class EngineBackend:
         profile. All of that is checked here, as a device does not notice an address that names less
         memory than the engine reads. Raises DeviceMemoryError where there is no room.
         """
+        # Requests that were cut short may still hold the memory of domains that are gone.
         self._lanes.sweep()
         faults = [line for name in self._shapes if (line := self._fault(name, slots))]
         faults = faults or [*self.refusals(slots)]
@@ -103,6 +105,7 @@ class EngineBackend:
         answers: list[dict[str, Floats]] = []
         with ExitStack() as stack:
             lane = stack.enter_context(self._lanes.one(binding, limit))
+            # An engine is built for one picture.
             for row in range(len(images)):
                 if limit is not None and limit.over:
                     raise limit.stopped(self._what)

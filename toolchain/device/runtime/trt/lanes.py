@@ -167,8 +167,8 @@ class Lane:
 class Lanes:
     """A pool of lanes; a request takes one, and waits its turn while all are taken.
 
-    Turns are in the order of asking: a thread that sends one request after another would otherwise
-    take back what it gave before those who wait have woken up.
+    Turns are in the order of asking. Otherwise a thread that sends request after request would take
+    its lane back before the threads that wait for one have woken up.
     """
 
     def __init__(self, device: TrtDevice, plans: Program, count: int, *, what: str) -> None:

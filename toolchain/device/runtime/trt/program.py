@@ -144,7 +144,7 @@ def _crossing(plans: Sequence[Plan], slots: Collection[str]) -> dict[str, PlanTe
 
 
 def _require_made_before_read(whole: Program) -> None:
-    """Hold the running order to what each plan reads, with every gate in either state."""
+    """Require that each tensor is made before a plan reads it, whichever way the gates go."""
     known = {"image", *whole.slots}
     for plan, results in _order(whole):
         if lacking := sorted(plan.inputs.keys() - known):

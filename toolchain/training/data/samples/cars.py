@@ -155,7 +155,9 @@ def _car(sheet: Sheet, style: Style, pose: Pose, paint: Colour, rng: Rng) -> Non
     half = max(x for x, _ in style.outline) / 2
 
     def place(points: Sequence[XY] | Points, shake: Points | float = 0.0) -> Points:
+        # A car turns and mirrors about its middle.
         local = (np.asarray(points, dtype=np.float64) + shake - (half, 22.0)) * stretch
+        # Heights count up from the road, rows of a picture count down.
         return pose.place(local * (1.0, -1.0))
 
     glass = shade(paint, 0.35) if rng.random() < 0.5 else colour_from(rng, 20, 90)

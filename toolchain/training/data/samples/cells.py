@@ -26,6 +26,7 @@ from toolchain.training.data.samples.drawing import (
 
 _CORNERS = 40
 _ANGLES = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
+# From 2 on: a single wave around the outline would only move the cell.
 _WAVES = np.arange(2, 5)[:, None] * _ANGLES
 
 

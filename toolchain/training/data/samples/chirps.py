@@ -16,6 +16,7 @@ import numpy.typing as npt
 from toolchain.pictures.preprocess import Pixels
 from toolchain.training.data.samples.drawing import SIDE, Rng, Sample
 
+# So many samples give SIDE frequencies beside the mean.
 WINDOW = 2 * SIDE
 HOP = 16
 LENGTH = WINDOW + HOP * (SIDE - 1)
@@ -48,6 +49,7 @@ def _valley(rng: Rng) -> Wave:
 
 
 def _peak(rng: Rng) -> Wave:
+    # A valley upside down, still below half a cycle per sample, the highest frequency there is.
     return 0.49 - _valley(rng)
 
 
@@ -87,6 +89,7 @@ def draw_one(label: int, rng: Rng) -> Pixels:
     signal = _tone(frequency, rng)
     if kind == "pair":
         gap = rng.uniform(0.08, 0.22)
+        # The second tone lies above the first, or below where it would leave the picture.
         other = frequency + (gap if frequency[0] + gap < 0.45 else -gap)
         signal = signal + _tone(np.abs(other), rng)
     noise = rng.normal(0.0, rng.uniform(0.35, 1.5), LENGTH)
