@@ -21,9 +21,9 @@ from math import sqrt
 from statistics import median, quantiles, stdev
 from typing import Literal
 
-Clock = Literal["thread_time", "perf_counter"]
-CLOCK: Clock = "thread_time"
-WALL: Clock = "perf_counter"
+ClockName = Literal["thread_time", "perf_counter"]
+CLOCK: ClockName = "thread_time"
+WALL: ClockName = "perf_counter"
 TURN_S = 0.02
 # The standard error of a normal sample's median is 1.253 sigma / sqrt(n), and its quartiles lie
 # 1.349 sigma apart; two standard errors are called noise.
@@ -54,7 +54,7 @@ class Timing:
     rounds: int
 
 
-def clock_of(threads: int) -> Clock:
+def clock_of(threads: int) -> ClockName:
     """Return the clock for models that run with ``threads`` threads."""
     return CLOCK if threads == 1 else WALL
 
@@ -63,7 +63,7 @@ def interleaved(
     contenders: Mapping[str, Call],
     *,
     rounds: int,
-    clock: Clock = CLOCK,
+    clock: ClockName = CLOCK,
     notify: Notify = lambda _: None,
 ) -> dict[str, Timing]:
     """Time every contender ``rounds`` times, warmed up by two calls; the first is the measure."""
@@ -77,7 +77,7 @@ def rebuilt(
     *,
     times: int,
     rounds: int,
-    clock: Clock = CLOCK,
+    clock: ClockName = CLOCK,
     notify: Notify = lambda _: None,
 ) -> dict[str, Timing]:
     """Time contenders that are built anew ``times`` times, ``rounds`` in all.
@@ -137,7 +137,9 @@ def percentile95(values: Sequence[float]) -> float:
     return values[0] if len(values) < 2 else quantiles(values, n=20, method="inclusive")[-1]
 
 
-def _sampled(contenders: Mapping[str, Call], rounds: int, clock: Clock, notify: Notify) -> Samples:
+def _sampled(
+    contenders: Mapping[str, Call], rounds: int, clock: ClockName, notify: Notify
+) -> Samples:
     """Return the seconds of a call by contender, one per round."""
     # A fixed seed: a benchmark that runs again takes its turns in the same order.
     names, order = list(contenders), random.Random(0)

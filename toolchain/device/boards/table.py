@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from toolchain.device.boards.target import TARGETS, Board, Release, Target
+from toolchain.device.boards.target import TARGETS, Board, SoftwareRelease, Target
 
 HEADS = (
     "target",
@@ -73,9 +73,9 @@ def _line(cells: Sequence[str]) -> str:
 
 def _sources() -> Iterator[str]:
     yield "## Sources"
-    listed: set[Board | Release] = set()
+    listed: set[Board | SoftwareRelease] = set()
     for target in TARGETS.values():
-        named: tuple[tuple[str, Board | Release], ...] = (
+        named: tuple[tuple[str, Board | SoftwareRelease], ...] = (
             (target.board.title, target.board),
             (_title(target.release), target.release),
         )
@@ -90,7 +90,7 @@ def _sources() -> Iterator[str]:
         yield from ("", "**Notes**", "", *(f"* {name}: {note}" for name, note in notes))
 
 
-def _title(release: Release) -> str:
+def _title(release: SoftwareRelease) -> str:
     if not release.jetpack:
         product = "TensorRT for RTX" if release.is_rtx else "TensorRT"
         return f"{product} {release.tensorrt} on a PC"

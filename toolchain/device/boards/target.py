@@ -24,7 +24,7 @@ _DESKTOP = "desktop"
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
+class SoftwareRelease:
     """TensorRT as one JetPack, or a desktop package, carries it.
 
     ``opset`` to ``conv_slots`` and ``layer_precisions``: as those of
@@ -64,7 +64,8 @@ class Board:
     """A module: compute capability, DLA cores, and the precisions that its GPU computes in.
 
     ``memory_gib``: sizes it is sold with; none for a card in a PC. ``sources`` as in
-    :class:`Release`. The toolchain uses no DLA; the table has the number because people ask for it.
+    :class:`SoftwareRelease`. The toolchain uses no DLA; the table has the number because people
+    ask for it.
     """
 
     name: str
@@ -87,7 +88,7 @@ class Target:
     """One board with one release: ``orin-nano-jp6.2``; ``note``: what holds for this pair alone."""
 
     board: Board
-    release: Release
+    release: SoftwareRelease
     note: str = ""
 
     @property
@@ -111,10 +112,10 @@ class Target:
 
 def _release(
     name: str, *, tensorrt: str, cuda: str, python: str, source: str, jetpack: str = ""
-) -> Release:
+) -> SoftwareRelease:
     """Return the row of a release; what its parser does follows from the version of TensorRT."""
     row = parsers.parser(tensorrt)
-    return Release(
+    return SoftwareRelease(
         name=name,
         jetpack=jetpack,
         cuda=cuda,
@@ -258,7 +259,7 @@ class _Row:
 
     board: Board
     model: str
-    releases: tuple[Release, ...]
+    releases: tuple[SoftwareRelease, ...]
     notes: Mapping[str, str]
 
 
@@ -271,7 +272,7 @@ def _jetson(
     dla: int,
     memory_gib: tuple[int, ...],
     matrix: str,
-    releases: tuple[Release, ...],
+    releases: tuple[SoftwareRelease, ...],
     precisions: tuple[Precision, ...] = PRECISIONS,
     detail: str = "",
     unnamed: str = "",
@@ -421,7 +422,7 @@ _RTX_CARD = Board(
 _WHEELS = "pypi.nvidia.com and README.md of NVIDIA/TensorRT, release/"
 
 
-def _package(name: str, tensorrt: str, cuda: str, source: str) -> Release:
+def _package(name: str, tensorrt: str, cuda: str, source: str) -> SoftwareRelease:
     """Return the row of a Python package on a PC."""
     return _release(name, tensorrt=tensorrt, cuda=cuda, python="3.10", source=source)
 
