@@ -86,6 +86,7 @@ def _parity(artefact: EngineArtefact, path: Path, device: TrtDevice) -> dict[str
     release = read_release(open_bundle(path))
     loaded = engine.make_session(artefact, device)
     golden = release.golden()
+    # A forced case moves a gate's bias. A static engine has its biases inside.
     cases = golden.take(golden.natural) if loaded.is_static else golden
     with TimeLimit(release.time_limit_s) as limit:
         bound = SessionUnderTest(loaded, release, limit)

@@ -43,9 +43,9 @@ BUDGET_SUFFIX = ", gates"
 
 @dataclass(frozen=True, slots=True)
 class MethodRow:
-    """One row of the comparison: a method, and the precision in which trained layers' inputs wait.
+    """One row of the comparison: a method, and how it keeps the inputs of trained layers.
 
-    ``keep`` None runs PyTorch's own layers.
+    ``keep``: the precision in which they wait for the backward pass; None runs PyTorch's layers.
     """
 
     name: str
@@ -91,7 +91,9 @@ def rows() -> dict[str, MethodRow]:
 
 
 def chosen(names: Sequence[str]) -> list[MethodRow]:
-    """Return the rows named, ``all`` for every one, fine-tuning first as the measure.
+    """Return the rows of ``names``, or every row for ``all``.
+
+    Fine-tuning comes first, because the others are compared with it.
 
     Raises UnknownNameError.
     """
@@ -144,10 +146,10 @@ def measure(setup: FootprintSetup, *, notify: Notify = lambda _: None) -> dict[s
 
 
 def fits(setup: FootprintSetup, budget: int) -> dict[str, Any]:
-    """Return what ``budget`` bytes beside the frozen weights hold, best first, by rule alone.
+    """Return what fits into ``budget`` bytes beside the frozen weights, best first.
 
-    Every method that is asked for is tried, da3 first and the head alone last. Raises
-    MemoryBudgetError when nothing fits, and as :func:`measure`.
+    It counts and runs no training. Every method of the setup is tried, da3 first and the head alone
+    last. Raises MemoryBudgetError when nothing fits, and as :func:`measure`.
     """
     _check(setup)
     methods = {row.method for row in chosen(setup.methods)}

@@ -142,6 +142,7 @@ class _Models:
     def _static(self, name: str, slots: Slots | None = None) -> Call:
         constants = self.slots if slots is None else slots
         if name == "plain":
+            # The plain model has neither adaptors nor gates: its head is all that is a slot.
             constants = {key: value for key, value in constants.items() if key.startswith("head.")}
         session = Session(
             self.materials.statics[name].read_bytes(),

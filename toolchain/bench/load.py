@@ -183,6 +183,7 @@ class _Slices:
     def _due(self, count: int | None, turn: int) -> int | None:
         """Return how many swaps the ``turn``-th slice with swaps shall have."""
         slices = self.setup.slices
+        # As differences of running totals, so that all slices together give exactly ``count``.
         return None if count is None else count * (turn + 1) // slices - count * turn // slices
 
     def _slice(self, count: int | None) -> None:

@@ -110,6 +110,7 @@ def read_index(work: Path, made: Mapping[str, Any]) -> Materials | None:
     try:
         text = read_limited(path, limit_bytes=LIMIT_INDEX_BYTES, what="bench index")
         materials = from_json(json.loads(text))
+    # A damaged index is as good as none: the materials are made anew.
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return materials if dict(materials.made) == dict(made) else None

@@ -32,7 +32,9 @@ def measure(
     many: int,
     notify: Notify = lambda _: None,
 ) -> dict[str, Any]:
-    """Return by way what ``domains`` cost; ours also for ``many``, the same bundles by other names.
+    """Return, by way, what so many ``domains`` cost; our way also for ``many``.
+
+    For ``many`` the same bundles are loaded again under other names.
 
     Raises RunError where the system does not tell.
     """
@@ -96,6 +98,7 @@ def in_child(request: Mapping[str, Any], *, notify: Notify) -> dict[str, list[in
         for index in range(request["count"]):
             loaded.append(ways.load(kind, index))
             loaded[-1].ask(image)
+            # Else garbage of the load would count as the domain's memory.
             gc.collect()
             series["resident"].append(resident_bytes())
             series["private"].append(private_bytes())

@@ -37,6 +37,7 @@ def measure(
             options.add_session_config_entry(FOLDER, str(materials.backbone))
             session = bare(graph, options)
             ways = stack.enter_context(Ways(materials, threads=threads))
+            # Loads the first bundle, the one that ``graph`` and ``slots`` are of.
             ways.prepare("bundle", 1)
             image = ways.image()
             feeds = {"image": image, **slots}

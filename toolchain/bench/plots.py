@@ -178,6 +178,7 @@ def _slices(axes: Axes, part: Document) -> None:
     for kind, row in part["rows"].items():
         both = [*zip(row["slices"]["without"], row["slices"]["with"], strict=True)]
         places = range(offset, offset + len(both))
+        # matplotlib leaves an empty label out of the legend, which so names each colour once.
         label = kind == "installed"
         axes.plot(
             places, [w for w, _ in both], color="#8a8a8a", marker="o", label="without" * label
@@ -215,8 +216,8 @@ def check_suffix(path: Path) -> None:
 def peak_parts(row: Document) -> dict[str, int]:
     """Return the bars of one method: bytes by part of ``PEAK_PARTS``.
 
-    They add up to the peak. Gradients come while what was kept goes, so not all of them need be
-    there at the fullest moment.
+    They add up to the peak. The backward pass makes gradients while it frees kept tensors, so not
+    all gradients need be there at the fullest moment.
     """
     left, bars = int(row["peak"]), {}
     for name in PEAK_PARTS:

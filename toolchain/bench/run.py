@@ -104,6 +104,7 @@ def _check(setup: BenchSetup) -> None:
         if part not in PARTS:
             raise UnknownNameError("part", part, PARTS)
     if {"memory", "load"} & set(setup.parts):
+        # Raises now, and not after minutes, where the system does not tell a process's memory.
         memory.resident_bytes()
     if (setup.backbone is None) == (not setup.bundles):
         raise UsageError(

@@ -98,10 +98,10 @@ def _timed(ways: Ways, kind: Kind, index: int, image: Floats) -> tuple[tuple[flo
 def switching(
     materials: Materials, *, threads: int, rounds: int, notify: Notify = lambda _: None
 ) -> dict[str, Any]:
-    """Return by way what the first request after a switch takes against the one that follows it.
+    """Return, by way, how long the first request after a switch takes, against the next request.
 
-    Every domain is in place and asked twice, one after the other: the same work, once after another
-    domain's and once after its own. A way's turns follow each other, no other's come between.
+    Every domain is in place and is asked twice in a row. Both requests are the same work: the first
+    comes after another domain's request, the second after its own. One way runs at a time.
     """
     with Ways(materials, threads=threads) as ways:
         kinds = [kind for kind in ways.kinds if kind != "installed"]

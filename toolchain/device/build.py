@@ -43,11 +43,12 @@ from toolchain.device.runtime.trt.proof import alone_ms, prove
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """How to build. ``module``: ``tensorrt`` or ``tensorrt_rtx``, None for what is installed.
+    """How to build.
 
-    ``flavours``: of the kit, None for all; ``workspace_bytes``: for tactics, None to take it from
-    free memory; ``level``: optimisation level 0 to 5, None for TensorRT's own; ``rebuild``: also
-    what is there already.
+    ``module``: ``tensorrt`` or ``tensorrt_rtx``, None for the one that is installed. ``flavours``:
+    of the kit, None for all. ``workspace_bytes``: memory for tactics, None to take it from what is
+    free. ``level``: optimisation level 0 to 5, None for TensorRT's own. ``rebuild``: build even if
+    the store has the engine.
     """
 
     module: str | None = None
@@ -66,10 +67,11 @@ _UNKNOWN_BYTES = 1 << 30
 class FlavourReport:
     """What became of one flavour.
 
-    ``engine``: its folder, None where nothing was kept; ``reused``: it was there; ``instead_of``:
-    the nearest engine that was there and what differs, where it was not taken; ``gates``: the
-    verdict of the proof, ``figures``: what it measured (``open_ms``, ``closed_ms`` and ``share``,
-    or ``ms`` where no gate can be forced); ``resumed``: a killed build's piece.
+    ``engine``: its folder, None for a check, which stores nothing. ``reused``: the engine was in
+    the store and is used as it is. ``instead_of``: the nearest engine of the store, and what
+    differs, if none has the same key. ``gates``: the verdict of the proof. ``figures``: what the
+    proof measured (``open_ms``, ``closed_ms`` and ``share``, or ``ms`` where no gate can be
+    forced). ``resumed``: the piece during which an earlier build was killed.
     """
 
     flavour: str
@@ -218,6 +220,7 @@ def _made(
     )
     made_by = {"toolchain": version("da3-toolchain"), device.trt.name: device.trt.build}
     manifest = EngineManifest(SCHEMA, kit.backbone.name, key, plans, (), "unproven", {}, made_by)
+    # An engine that lies there already is damaged, or was to be rebuilt.
     artefact = store.put(manifest, job.plans, kit, overwrite=True)
     measured = _proved(artefact, device, notify)
     return FlavourReport(
@@ -230,6 +233,7 @@ def _reused(
 ) -> FlavourReport:
     manifest = artefact.manifest
     measured = manifest.gates, manifest.figures
+    # It was built, and the process ended before the proof.
     if not manifest.figures:
         measured = _proved(artefact, device, notify)
     return FlavourReport(flavour.flavour, artefact.path, True, None, (), *measured, None, ())

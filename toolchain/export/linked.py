@@ -120,10 +120,11 @@ def compare(
 def write_artefact(
     folder: Path, manifest: BackboneManifest, halves: PackedHalves, *, replace: bool = False
 ) -> tuple[BackboneArtefact, bool]:
-    """Return the backbone's artefact in ``folder``, written unless it is there; and if it was.
+    """Return the backbone's artefact in ``folder``, and whether it was there before.
 
-    ``replace``: write over one with another graph. Raises BackboneMismatchError for such a one
-    otherwise, BundleError for a damaged one, StorageError.
+    It is written if it was not there. ``replace``: write over an artefact with another graph.
+    Raises BackboneMismatchError for such an artefact unless ``replace``, BundleError for a damaged
+    one, StorageError.
     """
     graph, weights = halves.backbone_graph, halves.weights_data
     try:

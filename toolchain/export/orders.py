@@ -64,8 +64,8 @@ class Orders:
     ) -> tuple[PrecisionCost, ...]:
         """Make and measure the models of every order, each as a ``step``.
 
-        Returns what the bundle tells of them. Raises as :func:`toolchain.export.prepare.prepare`,
-        and ExistsError for a kit that is there and another.
+        Returns what the bundle says of them. Raises as :func:`toolchain.export.prepare.prepare`,
+        and ExistsError if another kit is there.
         """
         for order in self._orders:
             with step(order.title):

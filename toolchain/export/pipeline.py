@@ -112,13 +112,14 @@ def export(
 ) -> ExportReport:
     """Export the trained domain in ``checkpoint`` to ``dist/<domain>.da3b``, checked.
 
-    Writes ``dist/backbone-<name>-<digest>/`` too unless it is there. ``cache`` keeps split
-    structures between exports. Raises ParityError with nothing written when a flavour does not
-    answer as PyTorch does; ExistsError when the bundle exists and ``overwrite`` is false; and
-    whatever the rooms raise. ``orders``: kits to write beside the bundle; what their precision
-    costs stands in it. A domain with tensors of the backbone of its own is written as the frozen
-    backbone and a patch in the bundle; UsageError for such a one with ``orders``.
+    Writes ``dist/backbone-<name>-<digest>/`` too unless it is there. If the domain changes tensors
+    of the backbone, the frozen backbone is written, and the bundle holds a patch. ``cache`` keeps
+    split structures between exports. ``orders``: kits to write beside the bundle, which says what
+    their precision costs. Raises ParityError with nothing written if a flavour does not answer as
+    PyTorch does, ExistsError if the bundle exists and ``overwrite`` is false, UsageError for
+    ``orders`` of a domain that changes the backbone, and whatever the rooms raise.
     """
+    # What can be refused without any work is refused first.
     for order in orders:
         order.require()
     clock = _Clock(notify)
@@ -134,6 +135,8 @@ def export(
     linked, report = _checked(
         source, halves, patch, reference, clock, threads=threads, tolerance=tolerance
     )
+    # The artefact is not written yet, because nothing may appear before all is checked. The
+    # bundle's manifest needs only its name and digests.
     own = manifests.backbone(source.trained, halves)
     place = dist / bundle.artefact_name(own.name, own.weights_digest)
     draft = manifests.domain(
@@ -290,7 +293,7 @@ def _other_method(recipe: Recipe, trained: str) -> str:
 def _kept_plans(
     path: Path, halves: PackedHalves, plans: tuple[PrecisionCost, ...]
 ) -> tuple[PrecisionCost, ...]:
-    """Return what the bundle that is replaced says of other kits, if its tensors are the same."""
+    """Return what the old bundle says of other kits, if it holds the same tensors."""
     try:
         before = bundle.open_bundle(path).manifest
     except Da3Error:

@@ -223,7 +223,7 @@ def _program(root: Path, name: str, *beside: str) -> str | None:
 
 
 def _package(module: str) -> Package | None:
-    """Return the module if this Python finds it; its version is in metadata, else it is asked."""
+    """Return the module if this Python finds it, with the version of its metadata or its own."""
     # importlib.util.find_spec would look at modules that are loaded already; the finder does not.
     spec = importlib.machinery.PathFinder.find_spec(module)
     # Without an origin it is only a folder of that name.

@@ -176,6 +176,8 @@ def _reads(
     # "else" begins after the last layer of "then".
     last = max(cones[0], default=condition)
     inside = [cones[0], {place for place in cones[1] if place > last}]
+    # A layer without inputs makes a constant. The parser may share one between graphs, so it is no
+    # fault.
     left = [
         f"the layer {walked.layers[place].name!r} belongs to both branches"
         for place in sorted(cones[1] - inside[1])

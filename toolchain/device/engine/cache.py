@@ -56,7 +56,11 @@ _REBUILD = "build it again: da3 build"
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """No engine for a key; the ``nearest`` of the same kit, None if there is none, and why not."""
+    """No engine has the key.
+
+    ``nearest``: the engine of the same kit whose key differs least, None if there is none.
+    ``differences``: the parts of its key that differ.
+    """
 
     nearest: Path | None
     differences: tuple[KeyDifference, ...]
@@ -156,6 +160,7 @@ class EngineStore:
         Only manifests are read; :func:`open_engine` verifies. Folders that are no engine, or a
         damaged one, are passed over: they are not used, and building anew replaces them.
         """
+        # Sorted, because each file system lists a folder in an order of its own.
         engines = sorted(self._stored(), key=lambda item: item[0])
         for path, stored in engines:
             if stored == key:
@@ -167,6 +172,7 @@ class EngineStore:
         ]
         if not near:
             return Mismatch(None, ())
+        # Without the differences, which have no order.
         _, nearest, parts = min(near, key=lambda item: item[:2])
         return Mismatch(nearest, parts)
 
@@ -251,6 +257,7 @@ def _manifest(path: Path) -> EngineManifest:
 def _require_engine(path: Path) -> None:
     """Raise DataError for a folder that is no engine, BundleError for a link to one."""
     file = path / ENGINE_NAME
+    # A link to nothing does not exist, and is refused below all the same.
     if not file.exists() and not file.is_symlink():
         kit = (path / KIT_NAME).is_file()
         raise DataError(

@@ -77,6 +77,7 @@ def repair(network: Any, trt: TensorRT) -> ConditionalReport:
     """
     walked = NetworkLayers(network, trt)
     added = sum(_repair_one(walked, item) for item in conditionals(walked, trt))
+    # Read anew: the report must say what the network has now, and not what was meant to be added.
     again = NetworkLayers(network, trt)
     return _report(conditionals(again, trt), _live(again, trt), added)
 
@@ -132,6 +133,7 @@ def _entries(item: Conditional, reads: Sequence[OuterRead]) -> Iterator[BranchIn
 
 def _repair_one(walked: NetworkLayers, item: Conditional) -> int:
     """Wire the direct reads of one conditional; returns how many layers that took."""
+    # What is undecided is not guessed at; ``require`` refuses it.
     if item.left:
         return 0
     # By outer tensor: the tensor inside the conditional that stands for it. A layer that the parser

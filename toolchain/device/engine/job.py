@@ -62,6 +62,7 @@ class Job:
         """Make the plan of a model; raises as the steps do, ConditionalError among them."""
         notify(f"{self._flavour.flavour}: {model.file}")
         network = self._parsed(model)
+        # As plain values, because the network itself is gone before the next model is parsed.
         self._inputs.append(network.interface())
         report = conditionals.repair(network.definition, self._trt)
         conditionals.require(report, conditionals=model.conditionals, pairs=model.boundaries)

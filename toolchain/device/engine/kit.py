@@ -173,6 +173,7 @@ class KitManifest(SealedManifest):
         if len({item.domain for item in self.flavours}) > 1:
             yield Fault("flavours", "expected a kit of one domain, or of none")
         slots = {slot.name for slot in self.slots}
+        # A static kit has gates, but no slots: they lie inside its network.
         for gate in self.gates if slots else ():
             if f"{gate}.gate.bias" not in slots:
                 yield Fault("gates", f"expected the slots of the gate {gate!r}")
@@ -224,6 +225,7 @@ class Kit:
         if LAYERS_NAME not in {entry.name for entry in self.manifest.files}:
             return {}
         layers = read_document(self.read(LAYERS_NAME), LAYERS_NAME, limit_bytes=LIMIT_BYTES)
+        # They serve messages alone, so an odd value is cut and not refused.
         return {name: str(layer)[:200] for name, layer in layers.items()}
 
 

@@ -120,9 +120,11 @@ def run(
     done: list[str] = []
     try:
         for piece in pieces:
+            # Before the piece begins: a process that is killed writes nothing more.
             text = canonical_json({"during": piece, "done": done})
             write_atomic(timings.marker, text, overwrite=True)
             data = timings.load()
+            # Empty where the module keeps no timings.
             if (after := build(piece, data)) and after != data:
                 timings.save(after)
             done.append(piece)

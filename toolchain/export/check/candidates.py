@@ -122,4 +122,5 @@ def staged(halves: Halves, folder: Path) -> Candidate:
         for site in segments.sites
     ]
     runner = StagedRunner(sites, session(segments.tail))
+    # The segments give every block's result in any case, so the runner is its own tapped twin.
     return Candidate(STAGED.stem, runner, lambda: runner)

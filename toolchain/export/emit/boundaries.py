@@ -105,6 +105,7 @@ def _constant(value: ir.Value) -> bool:
 
 def _outer(branch: ir.Graph) -> list[ir.Value]:
     """Return every outer value that the branch reads or passes on, each once."""
+    # By identity: two branches may use one name for two values.
     own = {id(value) for value in (*branch.inputs, *branch.initializers.values())}
     own |= {id(value) for node in branch for value in node.outputs}
     read = [value for node in branch for value in node.inputs if value is not None]
@@ -179,6 +180,7 @@ def _squeeze_flags(model: ir.Model) -> None:
         if maker is None or maker.op_type != "Reshape" or maker.inputs[0] is None:
             continue
         target, source = maker.inputs[1], maker.inputs[0]
+        # Only a Reshape to the empty shape, as the linker draws it. Any other stays as it is.
         scalar = target is not None and target.const_value is not None
         if not scalar or target.const_value.size != 0 or source.shape is None:  # type: ignore[union-attr]
             continue
@@ -192,6 +194,7 @@ def _enter(branch: ir.Graph, ending: str, first: str) -> None:
     # Numbers of equal width: no name begins with another one, as "/1" would begin "/12".
     width = len(str(len(branch)))
     for number, node in enumerate(branch):
+        # The old name stays at the end, so that messages still tell the node.
         called = node.name or value_name(node.outputs[0])
         node.name = f"{first}/{branch.name}/{number:0{width}}/{called}"
     for value in _outer(branch):

@@ -64,8 +64,8 @@ def write_kits(
 ) -> tuple[tuple[Kit, State], ...]:
     """Write the kits of one target and precision; returns each, and what became of it.
 
-    ``release``: digest of the domain's manifest, which a static kit names. Raises ExistsError for a
-    kit that is there and another, unless ``overwrite``.
+    ``release``: digest of the domain's manifest, which a static kit names. Raises ExistsError if
+    another kit is there, unless ``overwrite``.
     """
     return tuple(
         _write(_manifest(models, source, flavours), models, source, folder, overwrite=overwrite)
@@ -74,10 +74,10 @@ def write_kits(
 
 
 def refuse_others(models: KitModels, source: KitSource, folder: Path) -> None:
-    """Raise ExistsError early if a kit that is there is another than would be written.
+    """Raise ExistsError early if a kit in ``folder`` differs from the one to be written.
 
-    The release is not known yet, so a static kit that is there is always another. Raises
-    BundleError for one that is damaged.
+    The release is not known yet, so a static kit that is there always differs. Raises BundleError
+    for a damaged kit.
     """
     for flavours in _by_kit(models, source.manifest.domain, ""):
         path = folder / _name(models, source.backbone, flavours)
@@ -195,6 +195,7 @@ def _write(
                 return there, "reused"
             if not overwrite:
                 _require_same(there, manifest, models)
+        # A damaged kit is replaced only for somebody who asked for replacing.
         except BundleError:
             if not overwrite:
                 raise

@@ -177,6 +177,7 @@ def _dilated(node: ir.Node) -> bool:
 
 
 def _second_output(node: ir.Node) -> bool:
+    # An output that nobody reads costs nothing: the parser's limit is about those that are read.
     return any(value.uses() or value.is_graph_output() for value in node.outputs[1:])
 
 
@@ -184,10 +185,12 @@ def _zero_point(node: ir.Node) -> bool:
     if len(node.inputs) < 3 or node.inputs[2] is None:
         return False
     points = constant(node.inputs[2])
+    # Nobody can show that a computed zero point is 0.
     return points is None or bool(points.astype("int64").any())
 
 
 def _resize(node: ir.Node) -> bool:
+    # Where an attribute is absent, ONNX's default counts.
     attribute = node.attributes.get_string
     policy = attribute("keep_aspect_ratio_policy", "stretch")
     return (

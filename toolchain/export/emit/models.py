@@ -212,6 +212,8 @@ class _Passes:
             file=file,
             conditionals=len(conditionals(model)),
             boundaries=expected_boundaries(model),
+            # Only where a flag decides the precision; else the graph's own types say what stays
+            # fp32.
             pinned=_pinned(model) if order.in_graph != order.precision else (),
         )
 

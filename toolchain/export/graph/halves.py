@@ -66,6 +66,7 @@ def read_halves(backbone: ir.Model, domain: ir.Model) -> Halves:
             "backbone.onnx and domain.onnx were cut at different places",
             fix="export the domain again with this backbone",
         )
+    # Only slots have a dot in their names; cutting numbered the domain's other constants.
     slots = tuple(sorted(n for n in domain.graph.initializers if "." in n))
     return Halves(backbone, domain, cuts, features, slots)
 
@@ -73,6 +74,7 @@ def read_halves(backbone: ir.Model, domain: ir.Model) -> Halves:
 def cut_metadata(cuts: Sequence[Cut], features: str) -> dict[str, str]:
     """Return the metadata by which each half tells where it was cut."""
     rows = [asdict(cut) for cut in cuts]
+    # Sorted keys: equal cuts must give equal bytes.
     return {META_CUTS: json.dumps(rows, sort_keys=True), META_FEATURES: features}
 
 

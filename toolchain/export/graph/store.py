@@ -131,6 +131,7 @@ def load_tensors(model: ir.Model, file: str, data: bytes) -> ir.Model:
                 f"tensor {name!r} points outside {file} ({offset}+{length} of {len(view)} bytes)",
                 fix="the graph and the file do not belong together; export again",
             )
+        # A view and no copy: the weights are in memory once.
         array = np.frombuffer(view[offset : offset + length], tensor.dtype.numpy())
         value.const_value = ir.Tensor(array.reshape(tensor.shape.numpy()), name=name)
     return model
@@ -157,6 +158,7 @@ def references(model: ir.Model, graph: ir.Graph | None = None) -> Iterable[ir.Ex
 def check(path: Path) -> None:
     """Run onnx.checker with full check on a written model; raises GraphError with its message."""
     try:
+        # By its path and not its bytes: so the checker finds the external tensors beside it.
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
         raise GraphError(
