@@ -55,6 +55,7 @@ def backbone(trained: Checkpoint, halves: PackedHalves) -> BackboneManifest:
         schema="da3.backbone/1",
         name=info.name,
         weights_digest=info.weights_digest,
+        # Entries are sorted by name: the graph stands before the weights.
         graph_digest=bundle.graph_digest(files[0].digest, files[1].digest),
         input=BackboneInput(size=info.input_shape[1], channels=info.input_shape[0]),
         opset=DIALECT.opset,

@@ -85,7 +85,7 @@ class ExportReport:
 
 @dataclass(slots=True)
 class _Clock:
-    """Times steps and tells of each as it begins."""
+    """Times steps, and reports each one as it begins."""
 
     notify: Notify
     seconds: dict[str, float] = field(default_factory=dict)
@@ -307,7 +307,7 @@ def _kept_plans(
 def _kit_domain(
     source: _Source, manifest: Manifest, own: BackboneManifest, linked: LinkedDomain
 ) -> KitDomain:
-    """Return the domain as kits are made for it."""
+    """Return what kits need of the domain."""
     kit_source = KitSource(
         manifest=manifest,
         backbone=own,

@@ -194,5 +194,6 @@ def training_note(facts: TensorsFacts) -> dict[str, Any] | None:
         return None
     if not isinstance(note, dict):
         return None
+    # JSON may hold 1 where 1.0 was meant.
     kinds = {"step": int, "head_accuracy": float | int, "identity": dict}
     return note if all(isinstance(note.get(name), kind) for name, kind in kinds.items()) else None

@@ -49,6 +49,7 @@ def _block(name: str, tensors: list[TensorEntry]) -> Block:
     parts: dict[str, int] = {}
     for tensor in tensors:
         second = tensor.name.split(".")[1:2]
+        # The head's tensors, and whatever has no such part in its name.
         part = second[0] if second and second[0] in PARTS else "own"
         parts[part] = parts.get(part, 0) + tensor.elements
     return Block(name, len(tensors), sum(parts.values()), parts)

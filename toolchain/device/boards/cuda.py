@@ -92,7 +92,7 @@ class Cuda(Protocol):
 def gpus(library: str = LIBRARY) -> Sequence[Gpu]:
     """Return the devices of this machine; none without a driver or a device.
 
-    Raises DeviceError for a driver that is there and does not start, with what it said.
+    Raises DeviceError, with the driver's own message, for a driver that does not start.
     """
     driver = Driver.load(library)
     if driver is None or not driver.start():

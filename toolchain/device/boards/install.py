@@ -25,6 +25,7 @@ def module(target: Target) -> str:
             f"{release.python}, on which this toolchain does not run: build by the kit's script"
         )
     apt = "sudo apt install python3-libnvinfer"
+    # Its TensorRT 11 comes in the package for Arm servers (SBSA): see the source of its release.
     if release.name == "jp7.2.2":
         return f"TensorRT {release.tensorrt}, the Linux SBSA package ({_SBSA}): {apt}"
     return (

@@ -110,7 +110,7 @@ def interrupted(timings: Timings) -> Interrupted | None:
 def run(
     timings: Timings, pieces: Sequence[str], build: Callable[[str, bytes], bytes]
 ) -> Interrupted | None:
-    """Build every piece, keeping timings after each; returns what an earlier build had left.
+    """Build every piece and save the timings after each; returns what a killed build had left.
 
     ``build(piece, timings)`` returns the timings afterwards. It builds all pieces, also those that
     were done before; their timings are there, so they take little time. The marker goes when all

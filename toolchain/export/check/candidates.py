@@ -88,7 +88,7 @@ def linkages_of(opened: Bundle) -> tuple[Linkage, ...]:
 def tapped(
     halves: Halves, linkage: Linkage, rates: Mapping[str, float], folder: Path, slots: Slots
 ) -> Builder:
-    """Return a builder of the twin that also gives every block's output."""
+    """Return a builder of the same graph with every block's output as an output of its own."""
 
     def build() -> Runnable:
         from toolchain.export.graph.link import link

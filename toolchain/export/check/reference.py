@@ -85,7 +85,7 @@ def _cover(opened: npt.NDArray[np.bool_], count: int) -> list[int]:
 
 
 def _with_forced(model: AttachedModel, preprocess: Preprocessing, natural: Golden) -> Golden:
-    """Add a case that opens every gate never seen open, and one that closes the others."""
+    """Add a case that opens all gates that no case opens, and likewise one that closes gates."""
     opened = natural.gates >= 0
     parts = [natural]
     for missing, amount in ((~opened.any(axis=0), FORCE), ((opened).all(axis=0), -FORCE)):

@@ -126,6 +126,8 @@ def _refuse_nested(model: ir.Model) -> None:
 
 def _own_constants(model: ir.Model, branch: ir.Graph) -> None:
     """Give the branch copies of outer constants, and names that no other graph uses."""
+    # Names of the other graphs are collected first: what is adopted below must differ from them
+    # too.
     elsewhere = {
         name for graph in graphs(model.graph) if graph is not branch for name in _names(graph)
     }

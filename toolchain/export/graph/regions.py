@@ -64,8 +64,8 @@ class Regions:
         own = {id(node) for node in nodes}
         for node in reversed(nodes):
             readers = {id(use.node) for out in node.outputs for use in out.uses()}
-            seen_outside = {value_name(v) for v in node.outputs} & self._backbone_outputs
-            if (readers - own) or (seen_outside - {cut.output}):
+            visible_outside = {value_name(v) for v in node.outputs} & self._backbone_outputs
+            if (readers - own) or (visible_outside - {cut.output}):
                 own.discard(id(node))
         shared = [node for node in nodes if id(node) not in own]
         # A shared node runs before the branch, so all that it needs must run before it, too.
