@@ -97,6 +97,7 @@ def _files(folders: Sequence[Path]) -> dict[str, Path]:
     out: dict[str, Path] = {}
     for folder in (*folders, Path("recipes"), packaged()):
         for path in sorted(folder.glob(f"*{SUFFIX}")):
+            # The first folder that has a name wins.
             out.setdefault(unicodedata.normalize("NFC", path.stem), path)
     return out
 

@@ -171,6 +171,7 @@ def run(
     warnings.simplefilter("ignore", DecompressionBombWarning)
 
     named = [*(folder.find(dist, name) for name in domains), *bundles]
+    # The first bundle decides the backbone; load() refuses those of another.
     paths = named[:1] or list(folder.bundles(dist).values())
     with Runner(folder.backbone_of(paths, backbone), **options) as runner:
         if named:

@@ -64,6 +64,7 @@ class Backbone:
 
 def available() -> tuple[str, ...]:
     """Return the registered names, sorted. It imports nothing, so it lists broken packages too."""
+    # A set, as two packages may register one name; get() refuses that one.
     return tuple(sorted({entry.name for entry in entry_points(group=GROUP)}))
 
 

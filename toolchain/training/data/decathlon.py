@@ -209,6 +209,7 @@ class _Annotations:
 def _is_plain(name: str) -> bool:
     path = PurePosixPath(name)
     safe = not path.is_absolute() and ".." not in path.parts and "\\" not in name
+    # On Windows a colon begins a drive or a stream.
     return safe and ":" not in name and path.suffix.lower() in SUFFIXES
 
 

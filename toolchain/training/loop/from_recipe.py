@@ -40,6 +40,7 @@ def train_recipe(
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    # train() asks again; here it comes before pictures are read and a search runs.
     check_destination(out, resume=resume, overwrite=overwrite)
     pictures = data.load(recipe)
     model = build(recipe, classes=len(pictures.classes), data=pictures)
