@@ -121,6 +121,8 @@ def interface(model: AttachedModel) -> str:
     return digest.sha256(
         canonical_json(
             {
+                # No value of a domain's tensors is in here, so all domains of an interface share
+                # one entry.
                 "weights": weights_digest(model),
                 "method": model.method,
                 "options": asdict(model.options),

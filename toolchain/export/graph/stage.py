@@ -71,6 +71,7 @@ class _Stager:
         gated = self.regions.is_gated(cut)
         side = self.regions.side(cut)
         shared, block = self.regions.block(cut)
+        # Both branches need the correction, and only the host can read the gate and choose one.
         outputs = [cut.correction] + [cut.gate] * gated
         # The block's input is handed on if this segment computes it; else the host has it already.
         if any(cut.input in [o.name for o in node.outputs] for node in self.pending):
