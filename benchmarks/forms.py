@@ -23,6 +23,7 @@ from torch import nn
 from benchmarks.joins import Change
 from toolchain.bundle.linkage import Form, Linkage
 from toolchain.bundle.slots import Slots
+from toolchain.core.timing import Call
 from toolchain.device.runtime.ort.backend import LinkedModel
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
@@ -36,8 +37,6 @@ STATES = ("open", "half", "closed")
 FORCE = 1000.0
 # A full-resolution grouped 3x3 adaptor on every block: what one writes first.
 NAIVE = {"pool": 1, "kernel": 3, "groups": 8, "rank": 32, "placement": "all"}
-
-Call = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)

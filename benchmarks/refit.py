@@ -8,18 +8,16 @@ weights and checks the answers afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from toolchain.bundle.slots import Slots
 from toolchain.core.errors import EngineError, first_few
 from toolchain.device.engine.features import TensorRT
 from toolchain.device.engine.parse import ParsedNetwork
-
-Slots = Mapping[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,10 +104,10 @@ def rows(text: str, heading: str) -> list[list[str]]:
 
 def arrows(text: str, heading: str) -> Arrows:
     """Return what each name of a table may import."""
-    found = {name: tuple(re.findall(r"[\w/]+", cell)) for name, cell in rows(text, heading)}
-    if not found:
+    graph = {name: tuple(re.findall(r"[\w/]+", cell)) for name, cell in rows(text, heading)}
+    if not graph:
         raise ValueError(f"{TABLES.name}: expected a table that begins with {heading}")
-    return found
+    return graph
 
 
 def floors(graph: Arrows) -> dict[str, int]:

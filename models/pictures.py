@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float32]
+from toolchain.core.arrays import Floats
 
 SIZE_PX = 32
 SEGMENTS = 16
@@ -93,7 +93,7 @@ class Pictures:
     labels: npt.NDArray[np.int64]
 
 
-def figure_segments() -> Array:
+def figure_segments() -> Floats:
     """Return every figure's line segments, float32 [figures, 16, 4] as (x0, y0, x1, y1).
 
     Figures with fewer segments repeat their last point, which changes neither distance nor parity.
@@ -115,11 +115,11 @@ class _Drawer:
         self.x = np.broadcast_to(axis[None, None, :], (count, SIZE_PX, SIZE_PX))
         self.y = np.broadcast_to(axis[None, :, None], (count, SIZE_PX, SIZE_PX))
 
-    def uniform(self, low: float, high: float) -> Array:
+    def uniform(self, low: float, high: float) -> Floats:
         """Draw one number per picture, shaped [N, 1, 1] to meet the pixel grid."""
         return self.rng.uniform(low, high, (self.count, 1, 1)).astype(np.float32)
 
-    def frame(self) -> tuple[Array, Array, Array]:
+    def frame(self) -> tuple[Floats, Floats, Floats]:
         """Return the figure's coordinates (u, v) of each pixel, and its size in pixels per unit."""
         size, turn = self.uniform(6.5, 14.0), self.uniform(-0.45, 0.45)
         aspect, shear = np.exp(self.uniform(-0.25, 0.25)), self.uniform(-0.25, 0.25)
@@ -131,7 +131,7 @@ class _Drawer:
         bend, waves, phase = self.uniform(0.0, 0.22), self.uniform(1.0, 3.0), self.uniform(0, 6.3)
         return u + bend * np.sin(waves * v + phase), v + bend * np.cos(waves * u + phase), size
 
-    def pattern(self, kind: npt.NDArray[np.int64], u: Array, v: Array) -> Array:
+    def pattern(self, kind: npt.NDArray[np.int64], u: Floats, v: Floats) -> Floats:
         """Return the mix of two colours in [0, 1] for each pixel, by each picture's ``kind``."""
         pitch, phase = self.uniform(5.5, 11.0), self.uniform(0, 6.3)
         # A row per fill, in the order of FILLS. A factor above 1 and the clip turn sines into
@@ -150,10 +150,10 @@ class _Drawer:
                 grain,
             ]
         )
-        mix: Array = np.clip(waves[kind, np.arange(self.count)], 0, 1)
+        mix: Floats = np.clip(waves[kind, np.arange(self.count)], 0, 1)
         return mix
 
-    def background(self, kind: npt.NDArray[np.int64]) -> Array:
+    def background(self, kind: npt.NDArray[np.int64]) -> Floats:
         """Return the background's mix of its two colours in [0, 1]."""
         half = SIZE_PX / 2
         angle, shift = self.uniform(0, 6.3), self.uniform(-0.6, 0.6)
@@ -173,19 +173,19 @@ class _Drawer:
                 (along - shift) * 12,
             ]
         )
-        mix: Array = np.clip(waves[kind, np.arange(self.count)], 0, 1)
+        mix: Floats = np.clip(waves[kind, np.arange(self.count)], 0, 1)
         return mix
 
 
-def _smooth(coarse: Array) -> Array:
+def _smooth(coarse: Floats) -> Floats:
     """Interpolate [N, 5, 5] linearly to [N, 32, 32]."""
     place = np.linspace(0, 4, SIZE_PX)
     weights = np.clip(1 - np.abs(place[:, None] - np.arange(5)), 0, 1).astype(np.float32)
-    grid: Array = np.einsum("yi,nij,xj->nyx", weights, coarse, weights)
+    grid: Floats = np.einsum("yi,nij,xj->nyx", weights, coarse, weights)
     return grid
 
 
-def _distance(segments: Array, u: Array, v: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
+def _distance(segments: Floats, u: Floats, v: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """Return each pixel's distance to the nearest segment and whether it lies inside (even-odd)."""
     nearest = np.full(u.shape, np.inf, np.float32)
     inside = np.zeros(u.shape, bool)
@@ -202,7 +202,7 @@ def _distance(segments: Array, u: Array, v: Array) -> tuple[Array, npt.NDArray[n
     return np.sqrt(nearest), inside
 
 
-def _colours(rng: np.random.Generator, count: int) -> tuple[Array, Array]:
+def _colours(rng: np.random.Generator, count: int) -> tuple[Floats, Floats]:
     """Draw the figure's and the background's colour pairs, float32 [N, 2, 3]; a third are grey.
 
     First colours differ by at least 0.25 in mean. The figure's second one moves further away.

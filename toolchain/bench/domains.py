@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolchain import bundle
+from toolchain import DISTRIBUTION, bundle
 from toolchain.bench import graphs
 from toolchain.bench.materials import Materials, read_index, write_index
 from toolchain.bundle import BackboneArtefact
+from toolchain.bundle.archive import BUNDLE_SUFFIX
 from toolchain.bundle.linkage import STATIC_IF, SWAP_IF
 from toolchain.core.files import write_atomic
 from toolchain.core.timing import Notify
@@ -41,7 +42,6 @@ from toolchain.training.data import ArraySplit
 from toolchain.training.loop.evaluation import Evaluation
 from toolchain.training.loop.models import save
 
-DISTRIBUTION = "da3-toolchain"
 # Whole models are some hundred megabytes each; more than these are not needed to take turns.
 WHOLES = 3
 # As many as a recipe asks for by default, so that a bundle has its usual size.
@@ -81,7 +81,7 @@ def make(work: Path, setup: MaterialsSetup, *, notify: Notify = lambda _: None) 
     names = [_name(index) for index in range(setup.domains)]
     materials = Materials(
         made.artefact.path,
-        tuple(work / f"{name}.da3b" for name in names),
+        tuple(work / f"{name}{BUNDLE_SUFFIX}" for name in names),
         tuple(work / "whole" / f"{name}.onnx" for name in names[:WHOLES]),
         tuple(work / "shared" / f"{name}.onnx" for name in names),
         {name: _written(work, "static", name, data) for name, data in drawn.items()},
@@ -133,7 +133,9 @@ class _Maker:
         )
         info = (self._folder / INFO_FILE).read_bytes()
         files = payloads(linked, reference.golden, self.recipe, info)
-        bundle.pack(self.work / f"{self.recipe.domain}.da3b", manifest, files, overwrite=True)
+        bundle.pack(
+            self.work / f"{self.recipe.domain}{BUNDLE_SUFFIX}", manifest, files, overwrite=True
+        )
         self._compete(halves)
         return _Made(halves, artefact, rates)
 

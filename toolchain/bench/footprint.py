@@ -28,7 +28,7 @@ from toolchain.training.adapt.loss import training_loss
 from toolchain.training.adapt.methods import REGISTRY
 from toolchain.training.adapt.overrides import Selection
 from toolchain.training.lean.ledger import HOW_KEPT, Stored, stored
-from toolchain.training.lean.options import Precision
+from toolchain.training.lean.options import Keep
 from toolchain.training.memory.analytic import analytic
 from toolchain.training.memory.fit import domain_bytes, fitting, need
 from toolchain.training.memory.measured import HOW_PEAK, peak
@@ -50,7 +50,7 @@ class MethodRow:
 
     name: str
     method: str
-    keep: Precision | None
+    keep: Keep | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,10 @@ class FootprintSetup:
     device: str = "cpu"
 
 
-def default_keep() -> Precision:
+def default_keep() -> Keep:
     """Return the precision that a recipe has where it says nothing."""
     (keep,) = (item.default for item in fields(TrainSpec) if item.name == "keep")
-    assert keep in get_args(Precision)
+    assert keep in get_args(Keep)
     return keep  # type: ignore[return-value]
 
 
@@ -84,7 +84,7 @@ def rows() -> dict[str, MethodRow]:
     keep, by_name = default_keep(), {}
     for name, method in REGISTRY.items():
         by_name[name] = MethodRow(name, name, keep if method.lean else None)
-    for precision in get_args(Precision):
+    for precision in get_args(Keep):
         if precision != keep:
             by_name[f"{OURS}-{precision}"] = MethodRow(f"{OURS}-{precision}", OURS, precision)
     return by_name

@@ -54,8 +54,8 @@ def statics(halves: PackedHalves, gates: Sequence[str]) -> dict[str, bytes]:
     single = {f"open {gate}": {gate: OPEN} for gate in gates}
     rates: dict[str, Mapping[str, float]] = {"decided": {}, **states, **single}
     return {
-        name: store.to_bytes(link(halves, STATIC_IF, rates=chosen))
-        for name, chosen in rates.items()
+        name: store.to_bytes(link(halves, STATIC_IF, rates=forced))
+        for name, forced in rates.items()
     }
 
 
@@ -90,7 +90,7 @@ def _move_out(main: GraphProto, graph: GraphProto) -> None:
     known = {tensor.name for tensor in main.initializer}
     # The last graph is the main graph itself.
     for inner in list(_graphs(graph))[:-1]:
-        fresh = [tensor for tensor in inner.initializer if tensor.name not in known]
-        main.initializer.extend(fresh)
-        known |= {tensor.name for tensor in fresh}
+        added = [tensor for tensor in inner.initializer if tensor.name not in known]
+        main.initializer.extend(added)
+        known |= {tensor.name for tensor in added}
         del inner.initializer[:]

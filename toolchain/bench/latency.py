@@ -132,8 +132,8 @@ class _Models:
         return rebuilt(build, times=times, rounds=rounds, clock=clock)["decided"]
 
     def _opened(self, state: str) -> set[str]:
-        chosen = {"open": self.gates, "half": self.gates[::2], "closed": []}
-        return set(chosen[state])
+        by_state = {"open": self.gates, "half": self.gates[::2], "closed": []}
+        return set(by_state[state])
 
     def _swap(self, opened: set[str]) -> Call:
         feeds = {"image": self.image, **forced(self.slots, self.gates, opened)}

@@ -51,12 +51,12 @@ def measure(
     }
 
 
-def _phase(runs: Sequence[Series], chosen: slice) -> dict[str, Any]:
+def _phase(runs: Sequence[Series], swaps: slice) -> dict[str, Any]:
     """Return timings by step and way over the chosen swaps of all processes."""
     timings = {}
     for step in STEPS:
         samples = {
-            kind: [s for run in runs for s in run[step][kind][chosen]] for kind in runs[0][step]
+            kind: [s for run in runs for s in run[step][kind][swaps]] for kind in runs[0][step]
         }
         base = samples.get(MEASURE) or next(iter(samples.values()))
         timings[step] = {kind: asdict(timing(values, base)) for kind, values in samples.items()}

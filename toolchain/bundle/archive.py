@@ -22,6 +22,7 @@ from toolchain.core.canonical import canonical_json, read_document
 from toolchain.core.digest import BackgroundDigests, sha256
 from toolchain.core.errors import BundleError
 
+BUNDLE_SUFFIX = ".da3b"
 LIMIT_BYTES = 512 * 1024 * 1024
 MANIFEST_MEDIA_TYPE = "application/vnd.da3.bundle.manifest.v1+json"
 

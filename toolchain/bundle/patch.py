@@ -30,6 +30,7 @@ from safetensors.numpy import save
 
 from toolchain.bundle.archive import LIMIT_BYTES
 from toolchain.bundle.manifest import Patch
+from toolchain.core.arrays import Floats
 from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, Fault, GraphError, UsageError
 from toolchain.core.safetensors import Place, read_places
@@ -46,7 +47,6 @@ that were rounded before.
 
 _DENSE, _MASK = "F32", "U8"
 _EXPORT = "export the domain again"
-_Floats = npt.NDArray[np.float32]
 _Bytes = npt.NDArray[np.uint8]
 
 
@@ -75,7 +75,7 @@ def make_patch(base: bytes, changed: bytes) -> Patched | None:
             f"expected the tensors of the base in other values, got other ones: {odd[:5]}",
             fix="change values only, not shapes or layers",
         )
-    tensors: dict[str, _Bytes | _Floats] = {}
+    tensors: dict[str, _Bytes | Floats] = {}
     for name, place in new.items():
         if (form := _smallest_form(old[name], place)) is not None:
             tensors[name] = form
@@ -181,7 +181,7 @@ def _alike(one: Place | None, other: Place | None) -> bool:
     return one is not None and other is not None and _kind(one) == _kind(other)
 
 
-def _smallest_form(base: Place, changed: Place) -> _Bytes | _Floats | None:
+def _smallest_form(base: Place, changed: Place) -> _Bytes | Floats | None:
     """Return what a patch holds of one tensor; None where at most the signs of zeros differ.
 
     Of two forms with as many bytes the exact one is taken.
@@ -198,7 +198,7 @@ def _smallest_form(base: Place, changed: Place) -> _Bytes | _Floats | None:
     same = old == new
     if same.all():
         return None
-    forms: list[_Bytes | _Floats] = [new.astype(np.float32).reshape(base.shape)]
+    forms: list[_Bytes | Floats] = [new.astype(np.float32).reshape(base.shape)]
     if (same | (new == 0)).all():
         forms.insert(0, np.packbits(same, bitorder="little"))
     if (factors := _factors(base, changed)) is not None:
@@ -207,7 +207,7 @@ def _smallest_form(base: Place, changed: Place) -> _Bytes | _Floats | None:
     return min(forms, key=lambda form: form.nbytes)
 
 
-def _factors(base: Place, changed: Place) -> _Floats | None:
+def _factors(base: Place, changed: Place) -> Floats | None:
     """Return the factor of each output channel, [O]; None where factors do not give ``changed``.
 
     A factor minimises the squared error of its channel; a channel of zeros has the factor 1.
@@ -227,14 +227,14 @@ def _factors(base: Place, changed: Place) -> _Floats | None:
     return factors if near.all() else None
 
 
-def _scaled(rows: _Floats, factors: _Floats) -> _Floats:
+def _scaled(rows: Floats, factors: Floats) -> Floats:
     """Return the rows [O, n] times their factors [O]: one float32 product per element."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        products: _Floats = rows * factors[:, None]
+        products: Floats = rows * factors[:, None]
     return products
 
 
-def _rows(place: Place) -> _Floats:
+def _rows(place: Place) -> Floats:
     """Return a float32 tensor [O, ...] as [O, n]."""
     return np.frombuffer(place.data, "<f4").reshape(place.shape[0], prod(place.shape[1:]))
 

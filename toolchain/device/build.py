@@ -110,7 +110,7 @@ def check(
     _target(kit)
     free_bytes = read_machine().free_memory_bytes or _UNKNOWN_BYTES
     reports = []
-    for flavour in _chosen(kit, request):
+    for flavour in _flavours_of(kit, request):
         job = Job(kit, trt, flavour, _options(request, kit, cpu_only=True), free_bytes)
         pieces = tuple(job.piece(model, notify) for model in flavour.models)
         job.require_slots()
@@ -140,7 +140,7 @@ def build(
     device = device or engine.open_device(request.module)
     reports = [
         _made(kit, device, machine, flavour, store, request, notify)
-        for flavour in _chosen(kit, request)
+        for flavour in _flavours_of(kit, request)
     ]
     return _report(kit, device.trt, device.cuda, reports)
 
@@ -159,7 +159,7 @@ def _report(
     )
 
 
-def _chosen(kit: Kit, request: BuildRequest) -> tuple[KitFlavour, ...]:
+def _flavours_of(kit: Kit, request: BuildRequest) -> tuple[KitFlavour, ...]:
     if request.flavours is None:
         return kit.manifest.flavours
     return tuple(kit.manifest.flavour(name) for name in request.flavours)

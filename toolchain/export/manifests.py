@@ -13,7 +13,7 @@ from importlib.metadata import version
 import onnx
 import onnxruntime
 
-from toolchain import bundle
+from toolchain import DISTRIBUTION, bundle
 from toolchain.bundle import (
     Adaptation,
     BackboneArtefact,
@@ -41,7 +41,6 @@ from toolchain.export.graph.split import PackedHalves
 from toolchain.recipe import Recipe
 from toolchain.training.adapt.checkpoint import Checkpoint
 
-DISTRIBUTION = "da3-toolchain"
 TIME_LIMIT_S = 60.0
 OWN_LICENCE = "see the backbone's source"
 

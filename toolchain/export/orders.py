@@ -17,7 +17,7 @@ from toolchain.bundle.linkage import FLAVOURS
 from toolchain.core.errors import BundleError
 from toolchain.device.engine.kit import Kit
 from toolchain.export.emit.kits import (
-    State,
+    KitState,
     existing,
     kept_ranges,
     refuse_others,
@@ -38,7 +38,7 @@ class KitReport:
     """
 
     kit: Kit
-    state: State
+    state: KitState
     plan: PrecisionCost
     unopened: tuple[str, ...]
     stale: tuple[str, ...]

@@ -26,6 +26,7 @@ from toolchain.bundle import (
     Payload,
     PrecisionCost,
 )
+from toolchain.bundle.archive import BUNDLE_SUFFIX
 from toolchain.core import digest
 from toolchain.core.errors import (
     CheckpointError,
@@ -61,8 +62,6 @@ from toolchain.training.adapt.restore import restore
 from toolchain.training.data import DomainData
 from toolchain.training.data import load as load_data
 
-SUFFIX = ".da3b"
-
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
@@ -84,7 +83,7 @@ class ExportReport:
 
 
 @dataclass(slots=True)
-class _Clock:
+class _Stopwatch:
     """Times steps, and reports each one as it begins."""
 
     notify: Notify
@@ -122,8 +121,8 @@ def export(
     # What can be refused without any work is refused first.
     for order in orders:
         order.require()
-    clock = _Clock(notify)
-    target = dist / f"{recipe.domain}{SUFFIX}"
+    clock = _Stopwatch(notify)
+    target = dist / f"{recipe.domain}{BUNDLE_SUFFIX}"
     if not overwrite:
         refuse_existing(target)
     source = _load(recipe, checkpoint, clock, for_kits=bool(orders))
@@ -189,7 +188,7 @@ def refuse_existing(path: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class _TrainedDomain:
     """What is exported: a trained domain, and the pictures that it is checked with.
 
     ``folded``: the model with the domain's own tensors of the backbone in place; None for a domain
@@ -203,7 +202,7 @@ class _Source:
     data: DomainData
 
 
-def _load(recipe: Recipe, folder: Path, clock: _Clock, *, for_kits: bool) -> _Source:
+def _load(recipe: Recipe, folder: Path, clock: _Stopwatch, *, for_kits: bool) -> _TrainedDomain:
     """Restore the checkpoint in ``folder`` and read the data that its recipe names."""
     with clock.step("restore"):
         model, trained = restore(folder, weights=recipe.weights_path)
@@ -218,7 +217,7 @@ def _load(recipe: Recipe, folder: Path, clock: _Clock, *, for_kits: bool) -> _So
     with clock.step("data"):
         data = load_data(recipe)
         _refuse_foreign(folder, trained, recipe, data.classes)
-    return _Source(recipe, model, folded, trained, data)
+    return _TrainedDomain(recipe, model, folded, trained, data)
 
 
 def _split(
@@ -236,11 +235,11 @@ def _split(
 
 
 def _checked(
-    source: _Source,
+    source: _TrainedDomain,
     halves: PackedHalves,
     patch: Patched | None,
     reference: ReferenceCases,
-    clock: _Clock,
+    clock: _Stopwatch,
     *,
     threads: int | None,
     tolerance: float,
@@ -305,7 +304,7 @@ def _kept_plans(
 
 
 def _kit_domain(
-    source: _Source, manifest: Manifest, own: BackboneManifest, linked: LinkedDomain
+    source: _TrainedDomain, manifest: Manifest, own: BackboneManifest, linked: LinkedDomain
 ) -> KitDomain:
     """Return what kits need of the domain."""
     kit_source = KitSource(

@@ -12,7 +12,7 @@ from toolchain.training.adapt import rows
 from toolchain.training.adapt.adaptors import channels_back, channels_first, upsample
 from toolchain.training.adapt.blocks import Layout
 from toolchain.training.lean.compression import error_bound
-from toolchain.training.lean.options import Precision
+from toolchain.training.lean.options import Keep
 
 laws = settings(max_examples=60, deadline=None)
 decisions = st.lists(st.booleans(), min_size=1, max_size=6)
@@ -71,7 +71,7 @@ def test_values_and_gradients_are_those_of_the_plain_equation(
 
 @pytest.mark.parametrize("kept", ["half", "int8"])
 def test_what_waits_in_fewer_bytes_bends_the_gates_gradient_a_little(
-    kept: Precision,
+    kept: Keep,
 ) -> None:
     """The decision's gradient stays within the bound of ``kept``; nothing else moves."""
     y, x = maps(4, "NCHW").float(), maps(4, "NCHW").float()

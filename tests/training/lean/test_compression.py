@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from toolchain.training.lean.compression import compress, decompress, error_bound
-from toolchain.training.lean.options import Precision
+from toolchain.training.lean.options import Keep
 
-PRECISIONS: list[Precision] = ["fp32", "half", "int8"]
+PRECISIONS: list[Keep] = ["fp32", "half", "int8"]
 
 
 @st.composite
@@ -25,7 +25,7 @@ def maps(draw: st.DrawFn) -> Tensor:
     return (x * magnitude + offset).to(dtype)
 
 
-def largest_error(x: Tensor, precision: Precision) -> Tensor:
+def largest_error(x: Tensor, precision: Keep) -> Tensor:
     back = decompress(compress(x, precision), x.dtype)
     assert back.shape == x.shape
     assert back.dtype == x.dtype
@@ -34,7 +34,7 @@ def largest_error(x: Tensor, precision: Precision) -> Tensor:
 
 
 @given(x=maps(), precision=st.sampled_from(PRECISIONS))
-def test_the_error_stays_within_the_bound(x: Tensor, precision: Precision) -> None:
+def test_the_error_stays_within_the_bound(x: Tensor, precision: Keep) -> None:
     bound = error_bound(x, precision).double()
     assert bound.shape == x.shape[:1]
     assert bool((largest_error(x, precision) <= bound).all())

@@ -25,7 +25,7 @@ from toolchain.core.errors import AttachError
 from toolchain.training.lean import Lean, LeanMode, Slice
 from toolchain.training.lean.compression import compress, decompress
 from toolchain.training.lean.conv import conv2d
-from toolchain.training.lean.options import Precision
+from toolchain.training.lean.options import Keep
 
 
 @st.composite
@@ -61,7 +61,7 @@ def test_gradients_are_stock(
     layout: str,
     trained: tuple[bool, bool, bool],
     bias: bool,
-    precision: Precision,
+    precision: Keep,
 ) -> None:
     assume(any(trained[: 3 if bias else 2]))
     of_x, of_weight, of_bias = trained
@@ -79,7 +79,7 @@ def test_gradients_are_stock(
 
 
 @pytest.mark.parametrize("precision", ["half", "int8"])
-def test_a_trained_weight_sees_the_restored_map(precision: Precision) -> None:
+def test_a_trained_weight_sees_the_restored_map(precision: Keep) -> None:
     x, weight, bias = double(2, 4, 6, 6), double(6, 2, 3, 3), double(6)
     restored = decompress(compress(x.detach(), precision), x.dtype)
 
@@ -145,7 +145,7 @@ def test_bytes_are_those_stated() -> None:
     elements = 2 * 8 * 6 * 6
     assert kept_bytes(lambda: F.conv2d(x, frozen, bias), *free) == 4 * elements
     assert lean_bytes(lambda: F.conv2d(x, frozen, bias), *free) == 0
-    stated: dict[Precision, tuple[int, int]] = {"fp32": (4, 0), "half": (2, 0), "int8": (1, 16)}
+    stated: dict[Keep, tuple[int, int]] = {"fp32": (4, 0), "half": (2, 0), "int8": (1, 16)}
     for precision, (each, more) in stated.items():
         lean = Lean(precision)
         assert lean_bytes(lambda: F.conv2d(x, trained), *free, lean=lean) == each * elements + more

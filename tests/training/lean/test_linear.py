@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tests.support.lean_parity import answers, assert_parity, double, lean_bytes, lean_gradcheck
 from toolchain.training.lean import Lean, LeanMode
 from toolchain.training.lean.compression import compress, decompress
-from toolchain.training.lean.options import Precision
+from toolchain.training.lean.options import Keep
 
 
 @settings(max_examples=40, deadline=None)
@@ -32,7 +32,7 @@ def test_gradients_are_stock(
 
 
 @pytest.mark.parametrize("precision", ["half", "int8"])
-def test_a_trained_weight_sees_the_restored_map(precision: Precision) -> None:
+def test_a_trained_weight_sees_the_restored_map(precision: Keep) -> None:
     x, weight, bias = double(2, 4, 3), double(5, 3), double(5)
     restored = decompress(compress(x.detach(), precision), x.dtype)
     stock = answers(F.linear, [restored, weight, bias], "contiguous")[1]
@@ -51,7 +51,7 @@ def test_bytes_are_those_stated() -> None:
     frozen, trained = torch.randn(4, 8), torch.randn(4, 8, requires_grad=True)
     bias = torch.zeros(4, requires_grad=True)
     assert lean_bytes(lambda: F.linear(x, frozen, bias), frozen, bias) == 0
-    stated: dict[Precision, int] = {"fp32": 4 * 112, "half": 2 * 112, "int8": 112 + 2 * 8}
+    stated: dict[Keep, int] = {"fp32": 4 * 112, "half": 2 * 112, "int8": 112 + 2 * 8}
     for precision, expected in stated.items():
         found = lean_bytes(lambda: F.linear(x, trained, bias), trained, bias, lean=Lean(precision))
         assert found == expected

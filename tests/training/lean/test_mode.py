@@ -14,7 +14,7 @@ from tests.support.lean_parity import kept_bytes, lean_bytes
 from toolchain.core.errors import AttachError
 from toolchain.training.lean import Lean, LeanMode
 from toolchain.training.lean.mode import TABLE
-from toolchain.training.lean.options import Precision
+from toolchain.training.lean.options import Keep
 
 
 class Residual(nn.Module):
@@ -96,7 +96,7 @@ def test_whole_nets_have_stock_gradients(name: str, trained: str) -> None:
 
 @pytest.mark.parametrize(("precision", "near"), [("half", 5e-3), ("int8", 5e-2)])
 @pytest.mark.parametrize("name", NETS)
-def test_quantised_maps_give_near_gradients(name: str, precision: Precision, near: float) -> None:
+def test_quantised_maps_give_near_gradients(name: str, precision: Keep, near: float) -> None:
     net, x = made(name, "all"), torch.randn(3, 3, 16, 16)
     stock = gradients(net, x, None)
     for key, found in gradients(net, x, Lean(precision)).items():
@@ -119,7 +119,7 @@ def test_nothing_before_the_first_trained_layer_is_kept() -> None:
 
 @pytest.mark.parametrize(("trained", "precision"), [("biases", "fp32"), ("all", "half")])
 @pytest.mark.parametrize("name", NETS)
-def test_autocast(name: str, trained: str, precision: Precision) -> None:
+def test_autocast(name: str, trained: str, precision: Keep) -> None:
     net, x = made(name, trained), torch.randn(3, 3, 16, 16)
     found = []
     for lean in (None, Lean(precision)):
@@ -168,7 +168,7 @@ def test_a_hook_that_needs_the_dropped_map_keeps_it_itself() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "half", "int8"])
-def test_a_kept_map_must_not_be_changed(precision: Precision) -> None:
+def test_a_kept_map_must_not_be_changed(precision: Keep) -> None:
     x = torch.randn(2, 3, requires_grad=True) * 1
     weight, frozen = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
     with LeanMode(Lean(precision)):
@@ -274,7 +274,7 @@ def test_subnets_may_leave_the_mode_off() -> None:
 # The compiler makes an object of the Function that it traces; torch itself deprecates that.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize(("entered", "precision"), [("inside", "fp32"), ("outside", "int8")])
-def test_compiled(entered: str, precision: Precision) -> None:
+def test_compiled(entered: str, precision: Keep) -> None:
     net, x = made("mobile", "biases"), torch.randn(2, 3, 16, 16)
     lean = Lean(precision)
 

@@ -23,7 +23,7 @@ from tests.support.lean_parity import (
 )
 from toolchain.training.lean import Lean, LeanMode
 from toolchain.training.lean.compression import compress, decompress
-from toolchain.training.lean.options import Precision
+from toolchain.training.lean.options import Keep
 
 
 def batch_norm(mean: Tensor, variance: Tensor, training: bool = False) -> Function:
@@ -81,7 +81,7 @@ def test_other_numbers_of_dimensions(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("precision", ["half", "int8"])
-def test_a_trained_weight_of_batch_norm_sees_the_restored_map(precision: Precision) -> None:
+def test_a_trained_weight_of_batch_norm_sees_the_restored_map(precision: Keep) -> None:
     x, weight, bias = double(3, 4, 5, 5), double(4), double(4)
     restored = decompress(compress(x.detach(), precision), x.dtype)
     norm = batch_norm(MEAN, VARIANCE)
@@ -129,7 +129,7 @@ def test_bytes_are_those_stated() -> None:
         return F.layer_norm(x, (5, 5), None, None)
 
     assert kept_bytes(batch(frozen), *free) == 4 * elements
-    stated: dict[Precision, tuple[int, int]] = {"fp32": (4, 0), "half": (2, 0), "int8": (1, 24)}
+    stated: dict[Keep, tuple[int, int]] = {"fp32": (4, 0), "half": (2, 0), "int8": (1, 24)}
     for precision, (each, more) in stated.items():
         lean, kept = Lean(precision), each * elements + more
         assert lean_bytes(batch(frozen), *free, lean=lean) == 0

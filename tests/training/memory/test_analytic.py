@@ -21,13 +21,13 @@ from toolchain.training.adapt.blocks import examine
 from toolchain.training.adapt.methods import REGISTRY
 from toolchain.training.adapt.overrides import Selection
 from toolchain.training.lean.ledger import Stored, stored
-from toolchain.training.lean.options import Precision
+from toolchain.training.lean.options import Keep
 from toolchain.training.memory.analytic import analytic, count
 
-LEAN: tuple[bool | Precision, ...] = (True, "half", "int8", False)
+LEAN: tuple[bool | Keep, ...] = (True, "half", "int8", False)
 
 
-def model_of(name: str, method: str, lean: bool | Precision) -> AttachedModel:
+def model_of(name: str, method: str, lean: bool | Keep) -> AttachedModel:
     selection: Selection = {}
     if method == "sparse":
         net = toys.backbone(name)
@@ -44,7 +44,7 @@ def kept_by(model: AttachedModel) -> Stored:
 
 @pytest.mark.parametrize("method", REGISTRY)
 @pytest.mark.parametrize("lean", LEAN)
-def test_every_method_keeps_what_is_counted(method: str, lean: bool | Precision) -> None:
+def test_every_method_keeps_what_is_counted(method: str, lean: bool | Keep) -> None:
     model = model_of("inverted", method, lean)
     assert analytic(model, BATCH).by_layer == measured(model, "inverted").by_layer
 
@@ -58,7 +58,7 @@ def test_every_structure_keeps_what_is_counted(name: str, method: str) -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(rows=st.integers(0, BATCH), lean=st.sampled_from(LEAN))
-def test_rows_that_pass_a_block_by_keep_what_is_counted(rows: int, lean: bool | Precision) -> None:
+def test_rows_that_pass_a_block_by_keep_what_is_counted(rows: int, lean: bool | Keep) -> None:
     """Law: equal but for the rows that are probed, of which the count takes the mean."""
     model = model_of("plain", "da3", lean)
     told = analytic(model, BATCH, share=rows / BATCH).bytes
@@ -193,7 +193,7 @@ class Mirrored(nn.Module):
 
 
 @pytest.mark.parametrize("lean", LEAN)
-def test_mirrored_edges_and_maps_written_over_are_counted(lean: bool | Precision) -> None:
+def test_mirrored_edges_and_maps_written_over_are_counted(lean: bool | Keep) -> None:
     model = attach(Mirrored(), method="bias", classes=3, input_shape=(3, 12, 12), lean=lean)
     assert analytic(model, BATCH).bytes == kept_by(model).bytes
 
@@ -217,9 +217,7 @@ class Attention(nn.Module):
 @pytest.mark.parametrize("weights", [True, False])
 @pytest.mark.parametrize("method", ["da3", "bias", "finetune"])
 @pytest.mark.parametrize("lean", [True, "int8", False])
-def test_a_budget_holds_what_attention_keeps(
-    lean: bool | Precision, method: str, weights: bool
-) -> None:
+def test_a_budget_holds_what_attention_keeps(lean: bool | Keep, method: str, weights: bool) -> None:
     """``need_weights=False`` runs a fused kernel, which keeps no map of queries by keys."""
     net = toys.TokenNet(8, 12, 2)
     net.blocks = nn.ModuleList(Attention(8, weights=weights) for _ in range(2))
@@ -233,7 +231,7 @@ def test_a_budget_holds_what_attention_keeps(
 @pytest.mark.parametrize("side", [2, 3, 4])
 @pytest.mark.parametrize("lean", LEAN)
 def test_trained_kernels_of_an_even_side_keep_their_padded_input(
-    side: int, lean: bool | Precision
+    side: int, lean: bool | Keep
 ) -> None:
     net = toys.backbone("single")
     block = net.get_submodule("blocks.0")
@@ -318,7 +316,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_frozen_layer_keeps_what_its_shapes_say(name: str) -> None:
     case = CASES[name]
-    expected: dict[bool | Precision, int] = {
+    expected: dict[bool | Keep, int] = {
         False: case.stock,
         True: case.lean,
         "int8": case.int8,
@@ -333,7 +331,7 @@ def test_a_frozen_layer_keeps_what_its_shapes_say(name: str) -> None:
 @pytest.mark.parametrize(
     ("lean", "expected"), [(True, FLOATS), ("half", FLOATS // 2), ("int8", ELEMENTS + 8 * N)]
 )
-def test_a_trained_convolution_keeps_its_input(lean: bool | Precision, expected: int) -> None:
+def test_a_trained_convolution_keeps_its_input(lean: bool | Keep, expected: int) -> None:
     net = toys.Net(toys.stem(C), [Around(nn.Identity()), Around(nn.Identity())], C).eval()
     selection = {"blocks.1.after.weight": tuple(range(C // 2))}
     model = attach(

@@ -130,13 +130,14 @@ def export(
         raise CheckpointError(
             f"expected a trained domain at {folder}, found none", fix=f"{command} (or add --train)"
         )
+    from toolchain.bundle.archive import BUNDLE_SUFFIX
     from toolchain.export.check.parity import TOLERANCE
-    from toolchain.export.pipeline import SUFFIX, refuse_existing
     from toolchain.export.pipeline import export as run
+    from toolchain.export.pipeline import refuse_existing
 
     # Asked before training, which may take long.
     if not overwrite:
-        refuse_existing(dist / f"{recipe.domain}{SUFFIX}")
+        refuse_existing(dist / f"{recipe.domain}{BUNDLE_SUFFIX}")
     trained = not folder.is_dir()
     if trained:
         train_shown(recipe, folder, command)

@@ -237,7 +237,7 @@ def _engine_needs(machine: Machine, target: Target | None) -> tuple[str, str]:
     if machine.tensorrt_elsewhere:
         return "no TensorRT in this Python", install.environment(machine.tensorrt_elsewhere[0])
     if target is None:
-        return "no TensorRT", install.RTX if machine.board is None else _why_none(machine)
+        return "no TensorRT", install.RTX_PACKAGE if machine.board is None else _why_none(machine)
     return "no TensorRT", install.module(target)
 
 
@@ -257,7 +257,9 @@ def _why_none(machine: Machine) -> str:
     """Return why a machine is no target of the table."""
     if machine.board is None:
         if machine.gpus:
-            return f"a PC whose TensorRT is not there, or older than every row; {install.RTX}"
+            return (
+                f"a PC whose TensorRT is not there, or older than every row; {install.RTX_PACKAGE}"
+            )
         return "a machine without an NVIDIA device; name one: da3 doctor --target"
     board = board_of(machine.board)
     if board is None:

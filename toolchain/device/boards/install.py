@@ -11,7 +11,7 @@ from toolchain.device.boards.target import Target
 
 PYTORCH = "docs.nvidia.com/deeplearning/frameworks/install-pytorch-jetson-platform"
 _SBSA = "docs.nvidia.com/deeplearning/tensorrt/11.4.1/installing-tensorrt/install-alternative.html"
-RTX = "pip install 'da3-toolchain[tensorrt-rtx]'"
+RTX_PACKAGE = "pip install 'da3-toolchain[tensorrt-rtx]'"
 
 
 def module(target: Target) -> str:
@@ -52,7 +52,7 @@ def environment(folder: str) -> str:
 def _wheel(target: Target) -> str:
     release = target.release
     if release.is_rtx:
-        return RTX
+        return RTX_PACKAGE
     major = release.cuda.partition(".")[0]
     numbers = ".".join(release.tensorrt.split(".")[:2])
     return f"pip install 'tensorrt-cu{major}=={numbers}.*'"

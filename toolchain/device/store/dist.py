@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from toolchain import bundle
+from toolchain.bundle.archive import BUNDLE_SUFFIX
 from toolchain.core.errors import (
     DataError,
     StorageError,
@@ -21,12 +22,10 @@ from toolchain.core.errors import (
 from toolchain.core.words import DOMAIN
 from toolchain.device.engine.cache import ENGINE_NAME, refuse_kit
 
-SUFFIX = ".da3b"
-
 
 def listed(folder: Path) -> dict[str, Path]:
     """Return the bundles right in ``folder`` by their files' names, sorted; there may be none."""
-    paths = sorted(folder.glob(f"*{SUFFIX}"))
+    paths = sorted(folder.glob(f"*{BUNDLE_SUFFIX}"))
     return {path.stem: path for path in paths if DOMAIN.accepts(path.stem) and path.is_file()}
 
 
@@ -35,7 +34,7 @@ def bundles(folder: Path) -> dict[str, Path]:
     named = listed(folder)
     if not named:
         raise DataError(
-            f"expected bundles (*{SUFFIX}) in {folder}, found none",
+            f"expected bundles (*{BUNDLE_SUFFIX}) in {folder}, found none",
             fix="da3 export --domain NAME, or name their folder",
         )
     return named

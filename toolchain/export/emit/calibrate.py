@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.core.arrays import Floats
 from toolchain.core.canonical import rounded
 from toolchain.core.errors import PrecisionError
 from toolchain.device.runtime.ort.session import Session
@@ -38,7 +39,6 @@ from toolchain.export.graph.halves import Halves, recompose
 from toolchain.export.graph.names import IMAGE
 from toolchain.export.graph.regions import Regions
 
-Floats = npt.NDArray[np.float32]
 BINS = 2048
 BUDGET_BYTES = 256 << 20
 LARGEST_BATCH = 32

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy.typing as npt
 
 from toolchain.bundle import BackboneManifest, Manifest, open_bundle
+from toolchain.bundle.archive import BUNDLE_SUFFIX
 from toolchain.bundle.release import shared_options
 from toolchain.core.canonical import canonical_json, read_document
 from toolchain.core.digest import sha256
@@ -43,7 +44,7 @@ MOST_CLASSES = 1000
 RANGES_NAME = "ranges.json"
 # No activation of a working network was measured above this.
 MOST = 1e6
-State = Literal["written", "reused", "replaced"]
+KitState = Literal["written", "reused", "replaced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class KitSource:
 
 def write_kits(
     models: KitModels, source: KitSource, folder: Path, *, release: str, overwrite: bool = False
-) -> tuple[tuple[Kit, State], ...]:
+) -> tuple[tuple[Kit, KitState], ...]:
     """Write the kits of one target and precision; returns each, and what became of it.
 
     ``release``: digest of the domain's manifest, which a static kit names. Raises ExistsError if
@@ -122,7 +123,7 @@ def stale(folder: Path, kit: Kit, own: str) -> tuple[str, ...]:
     digests = {entry.name: entry.digest for entry in kit.manifest.files}
     here = kit.manifest.target, kit.manifest.precision
     names = []
-    for path in sorted(folder.glob("*.da3b")):
+    for path in sorted(folder.glob(f"*{BUNDLE_SUFFIX}")):
         with suppress(Da3Error):
             manifest = open_bundle(path).manifest
             plans = [p for p in manifest.plans if (p.target, p.precision) == here]
@@ -184,9 +185,9 @@ def _slot(name: str, array: Any) -> KitSlot:
 
 def _write(
     manifest: KitManifest, models: KitModels, source: KitSource, folder: Path, *, overwrite: bool
-) -> tuple[Kit, State]:
+) -> tuple[Kit, KitState]:
     path = folder / _name(models, source.backbone, manifest.flavours)
-    state: State = "replaced" if path.is_dir() else "written"
+    state: KitState = "replaced" if path.is_dir() else "written"
     if state == "replaced":
         try:
             there = open_kit(path)

@@ -36,7 +36,7 @@ _LETTERS: Mapping[ir.DataType, str] = {
     ir.DataType.INT8: "Q",
     ir.DataType.BOOL: "B",
 }
-Fault = tuple[str, str]
+Breach = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def refuse_branches(model: ir.Model) -> None:
     _refuse(faults, "TensorRT cannot join the branches")
 
 
-def _refuse(faults: Sequence[Fault], what: str) -> None:
+def _refuse(faults: Sequence[Breach], what: str) -> None:
     if not faults:
         return
     lines = "\n  ".join(text for text, _ in faults)
@@ -86,14 +86,14 @@ def _refuse(faults: Sequence[Fault], what: str) -> None:
     raise ModelRefusedError(f"{what}: {count}\n  {lines}", fix="; ".join(ways))
 
 
-def _opset_faults(model: ir.Model, row: Parser) -> Iterator[Fault]:
+def _opset_faults(model: ir.Model, row: Parser) -> Iterator[Breach]:
     opset = model.graph.opset_imports.get("", 0)
     if opset > row.opset:
         text = f"the model: expected opset {row.opset} at most, got {opset}"
         yield text, f"lower it to opset {row.opset}"
 
 
-def _node_faults(node: ir.Node, version: Version) -> Iterator[Fault]:
+def _node_faults(node: ir.Node, version: Version) -> Iterator[Breach]:
     table, operator = parsers.types(version), node.op_type
     newer = "choose a target with a newer TensorRT, or replace it in the backbone"
     since = parsers.SINCE.get(operator, (8, 2))
@@ -110,7 +110,7 @@ def _node_faults(node: ir.Node, version: Version) -> Iterator[Fault]:
             yield f"{where(node)}: {limit.rule}{source}", limit.instead
 
 
-def _type_faults(node: ir.Node, letters: str, version: Version) -> Iterator[Fault]:
+def _type_faults(node: ir.Node, letters: str, version: Version) -> Iterator[Breach]:
     # The tables' letters are the types of the first input. Where's first input is the condition.
     at = 1 if node.op_type == "Where" else 0
     value = node.inputs[at] if len(node.inputs) > at else None
@@ -253,7 +253,7 @@ LIMITS = (
 )
 
 
-def _branch_faults(node: ir.Node) -> Iterator[Fault]:
+def _branch_faults(node: ir.Node) -> Iterator[Breach]:
     # Parsers report these faults late and without a node's name, a wrong rank only at the build.
     (_, opened), (_, closed) = branches(node)
     if len(opened.outputs) != len(closed.outputs):

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from toolchain.export.emit.rewrite import Draft, constant, dims, rewritten
 
-Rule = Callable[[ir.Node], str]
+Lowering = Callable[[ir.Node], str]
 _IDEMPOTENT = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd")
 
 
@@ -282,7 +282,7 @@ def _scatter(node: ir.Node) -> str:
 # Without Sum: ReduceSum takes its axes as an input since opset 13, the oldest that is written.
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
 
-RULES: Mapping[str, Rule] = {
+RULES: Mapping[str, Lowering] = {
     **{f"Reduce{kind}": _reduce for kind in _REDUCTIONS},
     "AveragePool": _pool,
     "BatchNormalization": _batch_norm,

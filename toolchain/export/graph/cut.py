@@ -42,7 +42,7 @@ def cut_model(model: ir.Model, cuts: Sequence[Cut], slots: Iterable[str], dialec
     )
     _check_partition(nodes, backbone_nodes, domain_nodes)
     slots = tuple(sorted(slots))
-    drawer = _Drawer(model, cuts, features, plain, dialect)
+    drawer = _HalvesDrawer(model, cuts, features, plain, dialect)
     return Halves(
         drawer.backbone(backbone_nodes, slots),
         drawer.domain(domain_nodes, slots),
@@ -108,7 +108,7 @@ def _check_partition(nodes: list[ir.Node], backbone: list[ir.Node], domain: list
             )
 
 
-class _Drawer:
+class _HalvesDrawer:
     """Draws the two models; anonymous values get canonical names in each.
 
     The exporter numbers anonymous values over the whole model. Numbered anew in each half, the

@@ -145,11 +145,11 @@ def read_graph(path: Path) -> ir.Model:
 
 def references(model: ir.Model, graph: ir.Graph | None = None) -> Iterable[ir.ExternalTensor]:
     """Yield every external tensor of a model, those inside branches included."""
-    chosen = model.graph if graph is None else graph
-    for value in chosen.initializers.values():
+    graph = model.graph if graph is None else graph
+    for value in graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             yield value.const_value
-    for node in chosen:
+    for node in graph:
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
                 yield from references(model, attribute.as_graph())

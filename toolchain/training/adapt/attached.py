@@ -33,7 +33,7 @@ from toolchain.training.adapt.gated import GatedForward, RowsOf
 from toolchain.training.adapt.methods import REGISTRY, DomainParts, MethodInputs
 from toolchain.training.adapt.overrides import Overrides, Selection
 from toolchain.training.lean.mode import LeanMode
-from toolchain.training.lean.options import Lean, Precision
+from toolchain.training.lean.options import Keep, Lean
 
 HEAD = "head"
 OWN = "own"
@@ -311,7 +311,7 @@ def attach(
     head: str | None = None,
     options: AdaptorOptions | None = None,
     seed: int = 0,
-    lean: bool | Precision | Lean = False,
+    lean: bool | Keep | Lean = False,
     selection: Selection | None = None,
     **overrides: Any,
 ) -> AttachedModel:
@@ -360,16 +360,16 @@ def attach(
     return model
 
 
-def _lean(argument: bool | Precision | Lean, method: str) -> Lean | None:
+def _lean(argument: bool | Keep | Lean, method: str) -> Lean | None:
     """Return what ``attach(lean=...)`` means."""
     smooth = REGISTRY[method].smooth
     if isinstance(argument, Lean):
         return argument
     if isinstance(argument, bool):
         return Lean(smooth=smooth) if argument else None
-    if argument not in get_args(Precision):
+    if argument not in get_args(Keep):
         raise AttachError(
-            f"expected lean as True, False or one of {', '.join(get_args(Precision))}, "
+            f"expected lean as True, False or one of {', '.join(get_args(Keep))}, "
             f"got {show(argument)}",
             fix="pass lean=True for exact gradients",
         )

@@ -13,7 +13,7 @@ import copy
 import torch
 from torch import nn
 
-from toolchain.training.adapt.attached import AttachedModel
+from toolchain.training.adapt.attached import OWN, AttachedModel
 
 
 def slots_alone(model: AttachedModel) -> AttachedModel:
@@ -42,5 +42,6 @@ def _with_slots(model: AttachedModel, backbone: nn.Module) -> AttachedModel:
         backbone, model.anatomy, model.method, model.classes, model.options, slots_only=True
     )
     state = model.domain.state_dict()
-    twin.domain.load_state_dict({k: v for k, v in state.items() if not k.startswith("own.")})
+    slots = {name: value for name, value in state.items() if not name.startswith(f"{OWN}.")}
+    twin.domain.load_state_dict(slots)
     return twin

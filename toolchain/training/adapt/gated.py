@@ -17,7 +17,7 @@ from torch import Tensor
 from toolchain.training.adapt import rows
 from toolchain.training.adapt.adaptors import BlockDomain
 from toolchain.training.adapt.dryrun import block_input, first_tensor
-from toolchain.training.lean.options import Precision
+from toolchain.training.lean.options import Keep
 
 Decide = Callable[[Tensor], Tensor]
 """From gate logits ``[N, 1]`` to decisions that pass a gradient."""
@@ -40,7 +40,7 @@ class GatedForward:
     domain: BlockDomain
     run: Callable[..., Any]
     decide: Decide
-    precision: Precision
+    precision: Keep
     rows_of: RowsOf
     generator: torch.Generator | None
     whole: set[str]
@@ -79,7 +79,7 @@ class GatedForward:
 
     def _run_rows(
         self, x: Tensor, batch: rows.Rows, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> _Outcome:
+    ) -> _BlockOutcome:
         """Run the block for the open rows, and without gradient for the probes."""
         # Further arguments (a mask, positions) belong to the whole batch, and nobody knows how to
         # take rows of them.
@@ -102,7 +102,7 @@ class GatedForward:
             # It returns more than its map, and the rest belongs to the whole batch.
             self.whole.add(self.name)
             return self._run_whole(x, batch, args, kwargs)
-        return _Outcome(
+        return _BlockOutcome(
             output=output,
             # A gated block keeps its shape, so an empty input stands for an empty output.
             opened=_map(output) if len(opened) else opened,
@@ -114,12 +114,12 @@ class GatedForward:
 
     def _run_whole(
         self, x: Tensor, batch: rows.Rows, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> _Outcome:
+    ) -> _BlockOutcome:
         """Run the block for the whole batch; every closed row is then a probe that counts once."""
         output = self.run(*args, **kwargs)
         y = _map(output)
         opened, probes = (rows.take_rows(y, part) for part in (batch.opened, batch.closed))
-        return _Outcome(
+        return _BlockOutcome(
             output=output,
             opened=opened,
             closed=rows.take_rows(x, batch.closed),
@@ -130,7 +130,7 @@ class GatedForward:
 
 
 @dataclass(frozen=True, slots=True)
-class _Outcome:
+class _BlockOutcome:
     """What a block returned.
 
     ``opened``: output maps of the open rows. ``closed``: input maps of the closed rows. ``probes``:

@@ -29,7 +29,7 @@ from toolchain.training.adapt.adaptors import channels_back, channels_first
 from toolchain.training.adapt.blocks import Layout
 from toolchain.training.lean.compression import compress, decompress
 from toolchain.training.lean.function import is_last
-from toolchain.training.lean.options import Precision
+from toolchain.training.lean.options import Keep
 
 PROBED = 8
 """One in so many closed rows runs, to tell its gate what the block would have changed."""
@@ -79,7 +79,7 @@ def split_rows(x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         return x, x[:0]
     if not len(rows.opened):
         return x[:0], x
-    opened, closed = _Split.apply(x, rows.opened, rows.closed)  # type: ignore[no-untyped-call]
+    opened, closed = _SplitRows.apply(x, rows.opened, rows.closed)  # type: ignore[no-untyped-call]
     return opened, closed
 
 
@@ -97,7 +97,7 @@ def join(
     layout: Layout,
     *,
     gradient: DecisionGradient,
-    precision: Precision = "fp32",
+    precision: Keep = "fp32",
 ) -> Tensor:
     """Return the whole map: each row from ``opened`` or ``closed``, plus the upsampled correction.
 
@@ -113,7 +113,7 @@ def join(
     return joined
 
 
-class _Split(torch.autograd.Function):
+class _SplitRows(torch.autograd.Function):
     """The rows of a batch in two parts; one pass over the map merges their gradients.
 
     Two plain indexings would each fill a gradient of full size with zeros, and then add both.
@@ -174,7 +174,7 @@ class _Join(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        how: tuple[Layout, Precision],
+        how: tuple[Layout, Keep],
         opened: Tensor,
         closed: Tensor,
         correction: Tensor,

@@ -40,7 +40,7 @@ _WRAPPERS = ("state_dict", "model")
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class _WeightsFile:
     """Where weights come from, and the digest that they must have."""
 
     path: Path
@@ -85,7 +85,7 @@ def load_backbone(
             )
         return _build(backbone, untrained_seed)
     if weights is not None:
-        return _loaded(backbone, _Source(Path(weights), sha256, name))
+        return _loaded(backbone, _WeightsFile(Path(weights), sha256, name))
     if sha256 is not None:
         raise UsageError(
             f"backbone {name!r}: expected sha256 together with weights, got sha256 alone",
@@ -114,10 +114,10 @@ def _loaded_shipped(backbone: Backbone) -> nn.Module:
                 f"{backbone.package!r} ships at {path}, got no such file",
                 fix=f"install {backbone.package} again",
             )
-        return _loaded(backbone, _Source(path, backbone.weights_sha256, backbone.name))
+        return _loaded(backbone, _WeightsFile(path, backbone.weights_sha256, backbone.name))
 
 
-def _loaded(backbone: Backbone, source: _Source) -> nn.Module:
+def _loaded(backbone: Backbone, source: _WeightsFile) -> nn.Module:
     tensors = _read(source)
     # Every value is overwritten below; the seed only keeps the global random state untouched.
     model = _build(backbone, seed=0)
@@ -127,7 +127,7 @@ def _loaded(backbone: Backbone, source: _Source) -> nn.Module:
     return model
 
 
-def _read(source: _Source) -> Mapping[str, Tensor]:
+def _read(source: _WeightsFile) -> Mapping[str, Tensor]:
     """Return the file's named tensors; size and digest are checked before it is parsed."""
     what = f"weights of backbone {source.backbone!r}"
     data = files.read_limited(source.path, limit_bytes=LIMIT_BYTES, what=what)
@@ -150,14 +150,14 @@ def _read(source: _Source) -> Mapping[str, Tensor]:
             )
 
 
-def _from_safetensors(data: bytes, source: _Source) -> Mapping[str, Tensor]:
+def _from_safetensors(data: bytes, source: _WeightsFile) -> Mapping[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as err:
         raise _unreadable(source, err) from err
 
 
-def _from_pickle(data: bytes, source: _Source) -> Mapping[str, Tensor]:
+def _from_pickle(data: bytes, source: _WeightsFile) -> Mapping[str, Tensor]:
     try:
         with warnings.catch_warnings():  # torch warns of raw pickles; weights_only decides
             warnings.simplefilter("ignore")
@@ -186,7 +186,7 @@ def _from_pickle(data: bytes, source: _Source) -> Mapping[str, Tensor]:
     return value
 
 
-def _unreadable(source: _Source, err: Exception) -> WeightsError:
+def _unreadable(source: _WeightsFile, err: Exception) -> WeightsError:
     first_line = (str(err).splitlines() or [""])[0][:200]
     return WeightsError(
         f"{source.path}: expected a readable {source.path.suffix} file, "
@@ -207,7 +207,9 @@ def _fit_classifier(model: nn.Module, path: str, tensors: Mapping[str, Tensor]) 
         model.set_submodule(path, fitted.to_empty(device="cpu").eval())
 
 
-def _check(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: _Source) -> None:
+def _check(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: _WeightsFile
+) -> None:
     """Raise one WeightsError that lists everything that keeps ``tensors`` from being loaded."""
     if len(tensors) > LIMIT_TENSORS:
         raise WeightsError(

@@ -14,13 +14,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from toolchain.training.lean.options import Precision
+from toolchain.training.lean.options import Keep
 
 _LEVELS = 255
 _HALF_OVERFLOW = 65520.0  # the least magnitude that rounds to infinity in float16
 
 
-def compress(x: Tensor, precision: Precision) -> tuple[Tensor, ...]:
+def compress(x: Tensor, precision: Keep) -> tuple[Tensor, ...]:
     """Return a map ``[N, ...]`` in the form in which it waits for the backward pass.
 
     That is ``(x,)``, or ``(bytes, offset, step)`` for int8. ``offset`` and ``step`` are ``[N]`` in
@@ -42,7 +42,7 @@ def decompress(compressed: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
     return x.mul_(_column(step, x)).add_(_column(offset, x)).to(dtype)
 
 
-def error_bound(x: Tensor, precision: Precision) -> Tensor:
+def error_bound(x: Tensor, precision: Keep) -> Tensor:
     """Return the largest absolute error per sample ``[N]`` of a decompressed map ``[N, ...]``.
 
     ``half``: 2^-11 of the largest magnitude, plus half of the smallest subnormal. ``int8``: half a

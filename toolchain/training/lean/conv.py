@@ -27,7 +27,7 @@ from toolchain.training.lean.function import (
     pair,
     records,
 )
-from toolchain.training.lean.options import Lean, Precision
+from toolchain.training.lean.options import Keep, Lean
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class _Conv(torch.autograd.Function):
         delta: Tensor | None,
         index: Tensor | None,
         geometry: _Geometry,
-        precision: Precision,
+        precision: Keep,
     ) -> Tensor:
         # The positions are those of the arguments: 1 is the weight, 3 the delta.
         saved: tuple[Tensor, ...] = ()

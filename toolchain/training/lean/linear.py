@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from toolchain.training.lean.compression import compress, decompress
 from toolchain.training.lean.function import Gradients, apply, once_differentiable, records
-from toolchain.training.lean.options import Lean, Precision
+from toolchain.training.lean.options import Keep, Lean
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, precision: Precision
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, precision: Keep
     ) -> Tensor:
         # Only the weight's gradient reads the input.
         saved = compress(x, precision) if ctx.needs_input_grad[1] else ()

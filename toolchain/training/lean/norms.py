@@ -25,7 +25,7 @@ from toolchain.training.lean.function import (
     once_differentiable,
     records,
 )
-from toolchain.training.lean.options import Lean, Precision
+from toolchain.training.lean.options import Keep, Lean
 
 
 class _EvaluatedBatchNorm(torch.autograd.Function):
@@ -38,7 +38,7 @@ class _EvaluatedBatchNorm(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         eps: float,
-        precision: Precision,
+        precision: Keep,
     ) -> Tensor:
         # Argument 3 is the weight; its gradient alone needs the map.
         saved = (mean, *compress(x, precision)) if ctx.needs_input_grad[3] else ()
@@ -98,7 +98,7 @@ class _GroupNorm(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         eps: float,
-        precision: Precision,
+        precision: Keep,
     ) -> Tensor:
         saved: tuple[Tensor, ...] = ()
         if ctx.needs_input_grad[0]:
@@ -156,7 +156,7 @@ class _LayerNorm(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         eps: float,
-        precision: Precision,
+        precision: Keep,
     ) -> Tensor:
         saved: tuple[Tensor, ...] = ()
         if ctx.needs_input_grad[0]:

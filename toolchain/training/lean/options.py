@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from toolchain.core.errors import AttachError
 
-Precision = Literal["fp32", "half", "int8"]
+Keep = Literal["fp32", "half", "int8"]
 Smooth = Literal["exact", "mask"]
 
 
@@ -27,11 +27,11 @@ class Lean:
     Raises AttachError for any other value.
     """
 
-    keep: Precision = "fp32"
+    keep: Keep = "fp32"
     smooth: Smooth = "exact"
 
     def __post_init__(self) -> None:
-        for name, known in (("keep", get_args(Precision)), ("smooth", get_args(Smooth))):
+        for name, known in (("keep", get_args(Keep)), ("smooth", get_args(Smooth))):
             value = getattr(self, name)
             if value not in known:
                 raise AttachError(

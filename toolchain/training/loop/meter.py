@@ -33,7 +33,7 @@ class Meter:
         self.opened += (torch.stack(gates).mean().item() if gates else 1.0) * count
 
 
-class Clock:
+class RemainingTime:
     """Estimates the remaining time from the steps since the start of this call."""
 
     def __init__(self, step: int, *, epochs: int, steps_per_epoch: int) -> None:

@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from toolchain import DISTRIBUTION
 from toolchain.core import digest
 from toolchain.core.errors import AttachError
 from toolchain.recipe import Recipe
@@ -36,12 +37,10 @@ from toolchain.training.adapt.checkpoint import (
 from toolchain.training.adapt.overrides import Selection
 from toolchain.training.adapt.weights import load_backbone
 from toolchain.training.data.splits import DomainData
-from toolchain.training.lean.options import Precision
+from toolchain.training.lean.options import Keep
 from toolchain.training.loop.contribution import search
 from toolchain.training.loop.evaluation import Evaluation
 from toolchain.training.loop.identity import recipe_digest
-
-DISTRIBUTION = "da3-toolchain"
 
 Search = Callable[[nn.Module, Anatomy, DomainData, Recipe], Selection]
 
@@ -75,7 +74,7 @@ def build(
         input_shape=(3, side, side),
         options=recipe.adaptor,
         seed=recipe.train.seed,
-        lean=cast("Precision", recipe.train.keep),
+        lean=cast("Keep", recipe.train.keep),
         selection=_searched(backbone, data, recipe),
     )
 

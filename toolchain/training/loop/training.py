@@ -42,7 +42,7 @@ from toolchain.training.loop.destination import check_destination, remove_state
 from toolchain.training.loop.evaluation import Evaluation, evaluate
 from toolchain.training.loop.exhausted import exhausted, is_exhaustion
 from toolchain.training.loop.identity import data_digest, training_document
-from toolchain.training.loop.meter import Clock, Meter
+from toolchain.training.loop.meter import Meter, RemainingTime
 from toolchain.training.loop.progress import Progress, Quiet
 from toolchain.training.loop.schedule import GATE_LR_FACTOR, lr_factor, noise_scale
 from toolchain.training.loop.state import (
@@ -281,7 +281,7 @@ def _optimiser(domain: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def _loop(run: _Run, progress: Progress, save_every_s: float) -> None:
     epochs = run.recipe.train.epochs
-    clock = Clock(run.step, epochs=epochs, steps_per_epoch=run.steps_per_epoch)
+    clock = RemainingTime(run.step, epochs=epochs, steps_per_epoch=run.steps_per_epoch)
     saved_at = time.monotonic()
     spec, count = run.recipe.train, len(run.data.train)
     with interruption() as interrupted:

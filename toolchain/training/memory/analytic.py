@@ -97,12 +97,12 @@ def _count(shapes: AttachedModel, functions: _Functions, batch: int, share: floa
         return loss
 
     with torch.enable_grad():
-        kept = stored(shapes, watched, ignored=(images, labels), notify=functions.book)
+        counted = stored(shapes, watched, ignored=(images, labels), notify=functions.book)
     with torch.no_grad(), named(shapes) as stack:  # nothing is kept: what lives is what code holds
         live = _Live(stack, (*shapes.parameters(), *shapes.buffers(), images, labels))
         with live:
             step()
-    return Count(replace(kept, stock=functions.stock), live.highest + widest)
+    return Count(replace(counted, stock=functions.stock), live.highest + widest)
 
 
 def _without_values(model: AttachedModel, fake: FakeTensorMode) -> AttachedModel:

@@ -19,7 +19,7 @@ from toolchain.training.adapt.attached import AttachedModel, domain_state
 from toolchain.training.adapt.methods import REGISTRY
 from toolchain.training.adapt.overrides import Selection
 from toolchain.training.lean import Lean
-from toolchain.training.lean.options import Precision
+from toolchain.training.lean.options import Keep
 from toolchain.training.memory.analytic import count
 
 LIMIT_BATCH = 65_536
@@ -29,7 +29,7 @@ _MOMENTS = 2  # AdamW keeps two floats per trained parameter
 _FOLDED_WITH = {"running_mean": "bias", "running_var": "weight"}
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?i?)b?\s*", re.IGNORECASE | re.ASCII)
-_PRECISIONS: tuple[Precision, ...] = ("fp32", "half", "int8")
+_PRECISIONS: tuple[Keep, ...] = ("fp32", "half", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Choice:
 
     method: str
     pool: int | None
-    keep: Precision
+    keep: Keep
     batch: int
     need: Need
 
@@ -173,7 +173,7 @@ def _tried(model: AttachedModel, budget: int, methods: Iterable[str]) -> Iterato
                 yield _choice(variant, pool, keep, budget)
 
 
-def _precisions(model: AttachedModel, method: str) -> tuple[Precision, ...]:
+def _precisions(model: AttachedModel, method: str) -> tuple[Keep, ...]:
     """Return the model's precision of kept inputs and smaller ones, where the method has them."""
     if method == "head" or not REGISTRY[method].lean:
         return ("fp32",)
@@ -188,7 +188,7 @@ def _pools(options: AdaptorOptions) -> tuple[int, ...]:
     return tuple(dict.fromkeys((options.pool, min(64, 2 * options.pool), 0)))
 
 
-def _variant(model: AttachedModel, method: str, pool: int | None, keep: Precision) -> AttachedModel:
+def _variant(model: AttachedModel, method: str, pool: int | None, keep: Keep) -> AttachedModel:
     """Return another way to train on the same backbone."""
     options = model.options if pool is None else replace(model.options, pool=pool)
     return AttachedModel(
@@ -209,7 +209,7 @@ def _selection(model: AttachedModel, method: str, options: AdaptorOptions) -> Se
     return by_size(model.backbone, model.anatomy, options)
 
 
-def _choice(model: AttachedModel, pool: int | None, keep: Precision, budget: int) -> Choice:
+def _choice(model: AttachedModel, pool: int | None, keep: Keep, budget: int) -> Choice:
     straight = _Straight(need(model, _SPAN), need(model, 2 * _SPAN))
     batch = straight.largest(budget)
     return Choice(model.method, pool, keep, batch, straight.at(max(1, batch)))

@@ -23,7 +23,7 @@ DRAWN = ("cars", "chirps", "cells")
 Colour = tuple[int, int, int]
 Points = npt.NDArray[np.float64]
 Rng = np.random.Generator
-Picture = npt.NDArray[np.float64]
+Canvas = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Pose:
 class Sheet:
     """A supersampled RGB picture to draw on."""
 
-    def __init__(self, background: Picture) -> None:
+    def __init__(self, background: Canvas) -> None:
         """Start with ``background``, [H, W, 3] of any size, values 0 to 255."""
         # A background of a few cells becomes soft clouds when it is enlarged.
         image = Image.fromarray(np.clip(background, 0, 255).astype(np.uint8))
@@ -125,6 +125,6 @@ def ring(radii: npt.ArrayLike) -> Points:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1) * far[:, None]
 
 
-def clouds(rng: Rng, base: Colour, spread: float, cells: int = 4) -> Picture:
+def clouds(rng: Rng, base: Colour, spread: float, cells: int = 4) -> Canvas:
     """Return a soft random background [cells, cells, 3] around ``base`` for a Sheet to enlarge."""
     return np.asarray(base) + rng.normal(0.0, spread, (cells, cells, 1)) * np.ones(3)
