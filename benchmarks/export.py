@@ -18,8 +18,9 @@ from typing import Any
 import click
 
 from benchmarks import plot, results, samples, second, speed
-from benchmarks.forms import STATES, Case, FormBench
+from benchmarks.forms import Case, FormBench
 from toolchain.bench import machine
+from toolchain.bench.latency import STATES
 from toolchain.cli.show.progress import telling
 from toolchain.core.files import write_atomic
 from toolchain.core.timing import CLOCK

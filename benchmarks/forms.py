@@ -33,7 +33,6 @@ from toolchain.export.graph.names import IMAGE, SLOTS_FILE, WEIGHTS_FILE
 from toolchain.export.graph.split import PackedHalves, split
 from toolchain.training.adapt.attached import AttachedModel, attach
 
-STATES = ("open", "half", "closed")
 FORCE = 1000.0
 # A full-resolution grouped 3x3 adaptor on every block: what one writes first.
 NAIVE = {"pool": 1, "kernel": 3, "groups": 8, "rank": 32, "placement": "all"}

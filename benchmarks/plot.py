@@ -17,9 +17,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from toolchain.bench.latency import STATES
+
 Document = Mapping[str, Any]
 
-_STATES = ("open", "half", "closed")
 _COLOURS = {"if": "#2f6f9f", "rows": "#6fa3c4", "static": "#c9a24b", "if loop": "#2f6f9f"}
 _SHARES = {"accuracy": "#2f6f9f", "head_accuracy": "#b9b9b9", "executed_share": "#c9a24b"}
 _LABELS = {"if": "swap, if", "rows": "swap, rows", "static": "static", "if loop": "if, 16 runs"}
@@ -48,26 +49,26 @@ def draw(document: Document, path: Path) -> None:
 def _bars(axes: Axes, group: Document, forms: tuple[str, ...], title: str) -> None:
     width = 0.8 / len(forms)
     for place, form in enumerate(forms):
-        timings = [group[f"{form} {state}"] for state in _STATES]
+        timings = [group[f"{form} {state}"] for state in STATES]
         ratios = [t["ratio"] for t in timings]
         spread = [
             [max(0.0, t["ratio"] - t["ratio_quartiles"][0]) for t in timings],
             [max(0.0, t["ratio_quartiles"][1] - t["ratio"]) for t in timings],
         ]
-        at = [i - 0.4 + width * (place + 0.5) for i in range(len(_STATES))]
+        at = [i - 0.4 + width * (place + 0.5) for i in range(len(STATES))]
         axes.bar(at, ratios, width * 0.94, yerr=spread, color=_COLOURS[form], label=_LABELS[form])
         for x, value in zip(at, ratios, strict=True):
             axes.text(x, 0.02, f"{value:.2f}", ha="center", va="bottom", fontsize=8, color="white")
     axes.axhline(1.0, color="#444444", linewidth=0.8)
     axes.set_title(title, fontsize=10)
-    axes.set_xticks(range(len(_STATES)), ["all open", "half closed", "all closed"])
+    axes.set_xticks(range(len(STATES)), ["all open", "half closed", "all closed"])
     axes.set_ylim(0, 1.45)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _marks(axes: Axes, floors: Document, targets: Document) -> None:
     """Draw each state's floor (multiply-adds that run) and, where there is one, its target."""
-    for place, state in enumerate(_STATES):
+    for place, state in enumerate(STATES):
         ends = (place - 0.45, place + 0.45)
         label = "" if place else "floor: share of multiply-adds"
         axes.hlines(floors[state], *ends, color="#2a7a3b", linestyle=":", label=label)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.bench.footprint import AGREEMENT
+from toolchain.bench.latency import STATES
 from toolchain.bench.tables import tables
 from toolchain.core.files import write_atomic
 
@@ -30,7 +31,6 @@ ACCURACY = "# Accuracy of the methods"
 MEMORY = "# What training keeps"
 KEPT_TARGETS = {"da3": 37, "da3-fp32": 12}
 """Of what fine-tuning keeps, a method's row may keep one in so many bytes."""
-_STATES = ("open", "half", "closed")
 
 
 def summary(document: Document) -> str:
@@ -391,7 +391,7 @@ def _speed(document: Document) -> list[str]:
     lines = []
     for name, title in (("resnet50", "ResNet-50, 224 px"), ("resnet20", "resnet20, 32 px")):
         one, many, floors = (document[name][key] for key in ("one", "many", "floors"))
-        floor = ("share of multiply-adds that run", *(f"{floors[s]:.2f}" for s in _STATES))
+        floor = ("share of multiply-adds that run", *(f"{floors[s]:.2f}" for s in STATES))
         lines += [
             f"## {title}, batch 1",
             "",
@@ -399,14 +399,14 @@ def _speed(document: Document) -> list[str]:
             f"{_ratio(one['plain again'])}. `naive` is a straight export with full-size adaptors "
             "(3x3, 8 groups) on every block, which skips nothing.",
             "",
-            *_table(("form", *_STATES), [*_rows(one, ("if", "rows", "static", "naive")), floor]),
+            *_table(("form", *STATES), [*_rows(one, ("if", "rows", "static", "naive")), floor]),
             "",
             f"## {title}, batch 16",
             "",
             f"Plain backbone, 16 at once: {many['plain']['median_ms']:.1f} ms; 16 runs of its "
             f"batch-1 form: {_ratio(many['plain loop'])}.",
             "",
-            *_table(("form", *_STATES), _rows(many, ("rows", "if loop"))),
+            *_table(("form", *STATES), _rows(many, ("rows", "if loop"))),
             "",
         ]
     lost = document["resnet50"]["lost"]
@@ -417,20 +417,19 @@ def _speed(document: Document) -> list[str]:
         "ResNet-50, 224 px, batch 1, one run; what they are and why they lost: "
         "[decision 0003](decisions/0003-forms.md).",
         "",
-        *_table(("form", *_STATES), _rows(lost, _forms(lost))),
+        *_table(("form", *STATES), _rows(lost, _forms(lost))),
         "",
     ]
 
 
 def _forms(group: Document) -> list[str]:
-    names = [name.rpartition(" ")[0] for name in group if name.split()[-1] in _STATES]
+    names = [name.rpartition(" ")[0] for name in group if name.split()[-1] in STATES]
     return list(dict.fromkeys(names))
 
 
 def _rows(group: Document, forms: Iterable[str]) -> list[tuple[str, ...]]:
     return [
-        (f"`{form}`", *(_ratio(group.get(f"{form} {state}")) for state in _STATES))
-        for form in forms
+        (f"`{form}`", *(_ratio(group.get(f"{form} {state}")) for state in STATES)) for form in forms
     ]
 
 

@@ -6,8 +6,9 @@ same batch in one interleaved run, and lets them go. Contenders are named ``form
 
 from __future__ import annotations
 
-from benchmarks.forms import STATES, FormBench
+from benchmarks.forms import FormBench
 from benchmarks.joins import REJECTED
+from toolchain.bench.latency import STATES
 from toolchain.core.timing import Call, Notify, Timing, interleaved
 
 PLAIN = "plain"

@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import export, plot, results, samples, second
-from benchmarks.forms import STATES, Case, FormBench
+from benchmarks.forms import Case, FormBench
 from benchmarks.joins import REJECTED
 from tests.support import toys
 from toolchain.bench import machine
+from toolchain.bench.latency import STATES
 from toolchain.core.timing import interleaved
 from toolchain.device.runtime.ort.backend import LinkedModel
 

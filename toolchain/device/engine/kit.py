@@ -160,7 +160,7 @@ class KitManifest(SealedManifest):
     options: Notes = key(NOTES)
     slots: tuple[KitSlot, ...] = key(ListOf(SectionOf(KitSlot), 0, 1024))
     classes: ClassProfile = key(SectionOf(ClassProfile))
-    flavours: tuple[KitFlavour, ...] = key(ListOf(SectionOf(KitFlavour), 1, 3))
+    flavours: tuple[KitFlavour, ...] = key(ListOf(SectionOf(KitFlavour), 1, len(FLAVOURS)))
     files: tuple[KitFile, ...] = key(ListOf(SectionOf(KitFile), 1, LIMIT_FILES))
     made_by: Notes = key(NOTES)
 

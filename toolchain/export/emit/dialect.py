@@ -24,11 +24,11 @@ IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8}
 OLDEST = 13
 
 # Between opset 13 and 18 these gained data types and nothing else (ONNX, docs/Changelog.md).
-_SAME = (
+_SAME_OPERATORS = (
     "Add Sub Mul Div Relu Identity Where If Loop PRelu LeakyRelu GreaterOrEqual LessOrEqual Pow "
     "CumSum Scan Equal Constant ConstantOfShape Cast Flatten Size Squeeze Unsqueeze Transpose"
 )
-SAME = frozenset(_SAME.split())
+SAME = frozenset(_SAME_OPERATORS.split())
 _ADVICE = "replace it in the backbone by operators of that opset, or choose a newer target"
 
 
