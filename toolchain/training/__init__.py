@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from toolchain.core.lazy import lazily
-from toolchain.recipe import METHODS
 
 if TYPE_CHECKING:
     from toolchain.training.adapt.attached import (
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from toolchain.training.loop.training import TrainReport, train
 
 __all__ = [
-    "METHODS",
     "AttachedModel",
     "Backbone",
     "Checkpoint",

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from tests.support.attacks_manifest import ATTACKS
 from tests.support.damage import repacked, with_slots, with_weights
 from tests.support.exported import Exported, Fleet, make_domain
 from toolchain import bundle
@@ -424,11 +425,8 @@ def test_a_manifest_that_counts_other_cases_is_refused(exported: Exported, tmp_p
 def test_a_preprocessing_that_cannot_be_meant_is_refused(
     exported: Exported, tmp_path: Path
 ) -> None:
-    path = repacked(
-        exported,
-        tmp_path,
-        change=lambda m: replace(m, preprocess=replace(m.preprocess, crop="xyz")),
-    )
+    path = tmp_path / exported.bundle.name
+    path.write_bytes(ATTACKS["crop_unheard_of"].make(exported.bundle.read_bytes()))
     with pytest.raises(BundleError, match=r"preprocess\.crop"):
         check_bundle(path)
 

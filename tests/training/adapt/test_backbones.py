@@ -116,7 +116,7 @@ def test_half_a_description_of_shipped_weights_is_refused(given: str) -> None:
 
 def test_looking_backbones_up_imports_no_framework() -> None:
     code = (
-        "import sys; from toolchain import backbones; "
+        "import sys; from toolchain.training.adapt import backbones; "
         "[backbones.get(name) for name in backbones.available()]; "
         "print(*{'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules))"
     )
