@@ -129,9 +129,9 @@ class FormBench(AbstractContextManager["FormBench"]):
         images, slots = self.images(batch), {} if state is None else self.state(state)
         return lambda: runner.run(images, slots)
 
-    def naive_call(self, session: Session, batch: int = 1) -> Call:
-        """Return a call of the naive model, which takes no slots."""
-        feeds = {IMAGE: self.images(batch)}
+    def naive_call(self, session: Session) -> Call:
+        """Return a call of the naive model with one picture; it takes no slots."""
+        feeds = {IMAGE: self.images(1)}
         return lambda: session.run(feeds)
 
     def _opened(self, state: str) -> list[bool]:

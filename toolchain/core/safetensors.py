@@ -64,14 +64,12 @@ def read_places(data: bytes | memoryview, *, limit_bytes: int = LIMIT_HEADER_BYT
     return list(_laid_out(entries, memoryview(data)[size:], size))
 
 
-def read_metadata(
-    data: bytes | memoryview, *, limit_bytes: int = LIBRARY_HEADER_BYTES
-) -> dict[str, str]:
+def read_metadata(data: bytes | memoryview) -> dict[str, str]:
     """Return what the writer of the safetensors file ``data`` noted in it; empty without notes.
 
     Raises ValueError for a header that is none; the tensors are not looked at.
     """
-    notes = _header(data, limit_bytes)[0].get(_METADATA, {})
+    notes = _header(data, LIBRARY_HEADER_BYTES)[0].get(_METADATA, {})
     if not isinstance(notes, dict) or not all(isinstance(text, str) for text in notes.values()):
         raise ValueError("metadata that are no texts by name")
     return notes

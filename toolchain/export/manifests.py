@@ -25,7 +25,6 @@ from toolchain.bundle import (
     Gates,
     Manifest,
     Patch,
-    PrecisionCost,
     Requires,
     Selftest,
     Tap,
@@ -89,7 +88,6 @@ def domain(
     artefact: BackboneArtefact,
     reference: ReferenceCases,
     report: ParityReport,
-    plans: tuple[PrecisionCost, ...] = (),
     patch: Patch | None = None,
 ) -> Manifest:
     """Return the manifest of a domain's bundle; files and slots are filled in when packed."""
@@ -108,7 +106,7 @@ def domain(
         preprocess=info.preprocess,
         classes=info.classes,
         gates=Gates(_gate_blocks(halves, metrics.gate_rates), rounded(metrics.executed_share)),
-        plans=plans,
+        plans=(),
         requires=Requires(None, None, None),
         selftest=_selftest(reference, report),
         parity=_parity(report),

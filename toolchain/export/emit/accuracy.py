@@ -80,14 +80,12 @@ class Accuracy:
         return share <= max(allowed, 1.5 / self.cases if allowed else 0.0)
 
 
-def answers(
-    model: ir.Model | bytes, slots: Slots, images: Floats, *, folder: Path | None = None
-) -> Answer:
+def answers(model: ir.Model | bytes, slots: Slots, images: Floats) -> Answer:
     """Run a linked graph over ``images``, float32 ``[N, C, H, W]``, normalised.
 
-    ``folder`` holds the tensors that the graph only refers to. Raises GraphError.
+    Raises GraphError.
     """
-    return runnable(model, folder=folder).run(images, slots)
+    return runnable(model).run(images, slots)
 
 
 def runnable(model: ir.Model | bytes, *, folder: Path | None = None) -> LinkedModel:

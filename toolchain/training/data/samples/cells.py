@@ -27,6 +27,8 @@ from toolchain.training.data.samples.drawing import (
 _CORNERS = 40
 _ANGLES = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
 # From 2 on: a single wave around the outline would only move the cell.
+# How uneven an outline is, as a share of its radius.
+_ROUGHNESS = 0.04
 _WAVES = np.arange(2, 5)[:, None] * _ANGLES
 
 
@@ -51,10 +53,10 @@ class _Brush:
         self.shape(outline, self.body)
 
 
-def _blob(rng: Rng, long: float = 1.0, wide: float = 1.0, rough: float = 0.04) -> Points:
+def _blob(rng: Rng, long: float = 1.0, wide: float = 1.0) -> Points:
     """Return a smooth closed outline of half axes ``long`` and ``wide``."""
     phase = rng.uniform(0, 2 * np.pi, 3)
-    bumps = rng.normal(0.0, rough, 3) @ np.cos(_WAVES + phase[:, None])
+    bumps = rng.normal(0.0, _ROUGHNESS, 3) @ np.cos(_WAVES + phase[:, None])
     return np.asarray(ring(1.0 + bumps) * np.array([long, wide]))
 
 

@@ -125,6 +125,6 @@ def ring(radii: npt.ArrayLike) -> Points:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1) * far[:, None]
 
 
-def clouds(rng: Rng, base: Colour, spread: float, cells: int = 4) -> Canvas:
-    """Return a soft random background [cells, cells, 3] around ``base`` for a Sheet to enlarge."""
-    return np.asarray(base) + rng.normal(0.0, spread, (cells, cells, 1)) * np.ones(3)
+def clouds(rng: Rng, base: Colour, spread: float) -> Canvas:
+    """Return a soft random background [4, 4, 3] around ``base`` for a Sheet to enlarge."""
+    return np.asarray(base) + rng.normal(0.0, spread, (4, 4, 1)) * np.ones(3)
