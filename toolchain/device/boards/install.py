@@ -11,6 +11,7 @@ from toolchain.device.boards.target import Target
 
 PYTORCH = "docs.nvidia.com/deeplearning/frameworks/install-pytorch-jetson-platform"
 _SBSA = "docs.nvidia.com/deeplearning/tensorrt/11.4.1/installing-tensorrt/install-alternative.html"
+APT_PACKAGE = "sudo apt install python3-libnvinfer"
 RTX_PACKAGE = "pip install 'da3-toolchain[tensorrt-rtx]'"
 
 
@@ -24,13 +25,12 @@ def module(target: Target) -> str:
             f"JetPack {release.jetpack} carries TensorRT {release.tensorrt} for Python "
             f"{release.python}, on which this toolchain does not run: build by the kit's script"
         )
-    apt = "sudo apt install python3-libnvinfer"
     # Its TensorRT 11 comes in the package for Arm servers (SBSA): see the source of its release.
     if release.name == "jp7.2.2":
-        return f"TensorRT {release.tensorrt}, the Linux SBSA package ({_SBSA}): {apt}"
+        return f"TensorRT {release.tensorrt}, the Linux SBSA package ({_SBSA}): {APT_PACKAGE}"
     return (
         f"JetPack {release.name.removeprefix('jp')} carries TensorRT {release.tensorrt} for Python "
-        f"{release.python}: {apt}"
+        f"{release.python}: {APT_PACKAGE}"
     )
 
 

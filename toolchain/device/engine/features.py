@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from toolchain.core.errors import EngineError, UnknownNameError
+from toolchain.device.boards import install
 from toolchain.device.engine.log import Journal, make_logger
 
 MODULES = ("tensorrt", "tensorrt_rtx")
@@ -100,11 +101,11 @@ def how_to_get(machine: str = "") -> str:
     """
     if (machine or platform.machine()) == "aarch64":
         return (
-            "on a Jetson: sudo apt install python3-libnvinfer, and use JetPack's own Python "
+            f"on a Jetson: {install.APT_PACKAGE}, and use JetPack's own Python "
             "(python3 -m venv --system-site-packages); see da3 doctor"
         )
     return (
-        "pip install 'da3-toolchain[tensorrt-rtx]', in a checkout: pip install '.[tensorrt-rtx]'; "
+        f"{install.RTX_PACKAGE}, in a checkout: pip install '.[tensorrt-rtx]'; "
         "TensorRT itself: pip install tensorrt"
     )
 
