@@ -85,8 +85,8 @@ def main(names: str, factors: str, processes: int) -> None:
             # map() keeps the order of the plan: the domains of one factor stand together.
             reached = {domain: next(accuracies) for domain in DOMAINS}
             each = "  ".join(f"{domain} {accuracy:.1%}" for domain, accuracy in reached.items())
-            chosen = " (in use)" if methods.REGISTRY[method].lr_factor == factor else ""
-            print(f"{method} {factor}: {fmean(reached.values()):.1%}  {each}{chosen}", flush=True)
+            mark = " (in use)" if methods.REGISTRY[method].lr_factor == factor else ""
+            print(f"{method} {factor}: {fmean(reached.values()):.1%}  {each}{mark}", flush=True)
 
 
 if __name__ == "__main__":

@@ -71,10 +71,10 @@ def test_rows_are_the_methods_and_da3_in_each_precision() -> None:
     known = footprint.rows()
     assert set(known) == {*REGISTRY, "da3-fp32", "da3-half"}
     assert known["finetune"].keep is None
-    assert footprint.chosen(["all"])[0].name == "finetune"
-    assert [row.name for row in footprint.chosen(["bn"])] == ["finetune", "bn"]
+    assert footprint.rows_of(["all"])[0].name == "finetune"
+    assert [row.name for row in footprint.rows_of(["bn"])] == ["finetune", "bn"]
     with pytest.raises(UnknownNameError, match="da4"):
-        footprint.chosen(["da4"])
+        footprint.rows_of(["da4"])
 
 
 @pytest.mark.parametrize("setup", [FootprintSetup(NAME, batch=0), FootprintSetup(NAME, rounds=-1)])

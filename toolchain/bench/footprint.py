@@ -90,7 +90,7 @@ def rows() -> dict[str, MethodRow]:
     return by_name
 
 
-def chosen(names: Sequence[str]) -> list[MethodRow]:
+def rows_of(names: Sequence[str]) -> list[MethodRow]:
     """Return the rows of ``names``, or every row for ``all``.
 
     Fine-tuning comes first, because the others are compared with it.
@@ -112,7 +112,7 @@ def measure(setup: FootprintSetup, *, notify: Notify = lambda _: None) -> dict[s
     backbone), UsageError, and what attaching and training raise.
     """
     _check(setup)
-    compared = chosen(setup.methods)
+    compared = rows_of(setup.methods)
     side = setup.side or backbones.get(setup.backbone).input_size
     before = torch.get_num_threads()
     torch.set_num_threads(setup.threads)
@@ -152,7 +152,7 @@ def fits(setup: FootprintSetup, budget: int) -> dict[str, Any]:
     last. Raises MemoryBudgetError when nothing fits, and as :func:`measure`.
     """
     _check(setup)
-    methods = {row.method for row in chosen(setup.methods)}
+    methods = {row.method for row in rows_of(setup.methods)}
     if "all" not in setup.methods and REFERENCE not in setup.methods:
         methods.discard(REFERENCE)
     side = setup.side or backbones.get(setup.backbone).input_size

@@ -96,7 +96,7 @@ def predict(
     deadline = time.monotonic() + limit_s
     for _ in range(_TRIES):
         domain = find(runner, model, release)
-        outputs = _wanted(request, domain)
+        outputs = _requested_outputs(request, domain)
         tensor = _tensor(runner, domain, request, deadline)
         outcome = runner.infer(tensor, domain.name, time_limit_s=_left(deadline))
         # Another release may have come between looking up and running; its labels are others.
@@ -170,7 +170,7 @@ def _decoded(runner: Runner, domain: Domain, files: Array, deadline: float) -> A
     return np.concatenate(tensors)
 
 
-def _wanted(request: Request, domain: Domain) -> tuple[RequestedOutput, ...]:
+def _requested_outputs(request: Request, domain: Domain) -> tuple[RequestedOutput, ...]:
     """Return the requested outputs, or all; wrong ones are refused before anything runs."""
     known = _outputs(domain)
     for one in request.outputs:

@@ -78,7 +78,7 @@ def decode(body: bytes, header: str | None, limits: Limits) -> Request:
     _keys(value, "the request", {"inputs"}, {"id", "outputs", "parameters"})
     parameters = _parameters(value, "the request", {"binary_data_output", "timeout"})
     inputs = _inputs(_list(value["inputs"], "inputs"), memoryview(body)[length:])
-    outputs = tuple(_wanted(one) for one in _list(value.get("outputs", []), "outputs"))
+    outputs = tuple(_requested(one) for one in _list(value.get("outputs", []), "outputs"))
     _unique("output", [one.name for one in outputs])
     name = value.get("id", "")
     if not isinstance(name, str) or len(name) > _NAME:
@@ -189,7 +189,7 @@ def _input(entry: Any, tail: memoryview) -> tuple[NamedTensor, int]:
     return NamedTensor(name, datatype, from_binary(tail[:size], datatype, shape)), size
 
 
-def _wanted(entry: Any) -> RequestedOutput:
+def _requested(entry: Any) -> RequestedOutput:
     _keys(entry, "an output", {"name"}, {"parameters"})
     name = _name(entry)
     parameters = _parameters(entry, name, {"binary_data", "classification"})

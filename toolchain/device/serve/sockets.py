@@ -49,7 +49,7 @@ class _LengthRequiredError(Error):  # type: ignore[misc]  # waitress has no type
     reason = HTTPStatus.LENGTH_REQUIRED.phrase
 
 
-class _Parser(HTTPRequestParser):  # type: ignore[misc]
+class _StrictParser(HTTPRequestParser):  # type: ignore[misc]
     error: Error | None
 
     def parse_header(self, header_plus: bytes) -> None:
@@ -80,7 +80,7 @@ class _ErrorTask(ErrorTask):  # type: ignore[misc]
 
 
 class _Channel(HTTPChannel):  # type: ignore[misc]
-    parser_class = _Parser
+    parser_class = _StrictParser
     error_task_class = _ErrorTask
     # When the request that is coming in, or the answer that is going out, began.
     begun = 0.0

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from toolchain.core.errors import AttachError, MemoryBudgetError, TrainingError, UsageError
 from toolchain.recipe import METHOD_OPTIONS, AdaptorOptions
-from toolchain.training.adapt.attached import AttachedModel, domain_state
+from toolchain.training.adapt.attached import OWN, AttachedModel, domain_state
 from toolchain.training.adapt.methods import REGISTRY
 from toolchain.training.adapt.overrides import Selection
 from toolchain.training.lean import Lean
@@ -103,7 +103,7 @@ def domain_bytes(model: AttachedModel) -> int:
     has a kernel or bias of its own that is folded with the norm's, and 8 bytes too few for a norm
     without a convolution before it.
     """
-    slots = (t for name, t in domain_state(model).items() if not name.startswith("own."))
+    slots = (t for name, t in domain_state(model).items() if not name.startswith(f"{OWN}."))
     own = dict(model.overrides.items()) if model.overrides is not None else {}
     stored = sum(v.deployed_bytes() for name, v in own.items() if not _is_folded(name, own))
     return stored + sum(t.numel() * t.element_size() for t in slots)

@@ -114,15 +114,15 @@ class EngineBackend:
         return answer(outputs, self._gates)
 
     def _fault(self, name: str, slots: Slots) -> str:
-        wanted, array = self._shapes[name], slots.get(name)
+        expected, array = self._shapes[name], slots.get(name)
         if array is None:
             return f"{name}: missing"
-        fits = len(wanted) == array.ndim and all(
-            side in (None, got) for side, got in zip(wanted, array.shape, strict=True)
+        fits = len(expected) == array.ndim and all(
+            side in (None, got) for side, got in zip(expected, array.shape, strict=True)
         )
         if fits and array.dtype == _FLOAT:
             return ""
-        return f"{name}: expected float32 {list(wanted)}, got {array.dtype} {list(array.shape)}"
+        return f"{name}: expected float32 {list(expected)}, got {array.dtype} {list(array.shape)}"
 
 
 def _shape(tensor: PlanTensor) -> Shape:

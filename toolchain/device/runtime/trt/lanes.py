@@ -81,10 +81,10 @@ class Lane:
 
         Raises GraphError for a picture of another shape, TimeLimitError and DeviceError.
         """
-        wanted = self._program.tensors["image"].shape
-        if image.shape != wanted:
+        expected = self._program.tensors["image"].shape
+        if image.shape != expected:
             raise GraphError(
-                f"{self._what}: expected the image {list(wanted)}, got {list(image.shape)}",
+                f"{self._what}: expected the image {list(expected)}, got {list(image.shape)}",
                 fix="use the preprocessing of a domain of this backbone",
             )
         self._host.view("image")[:] = np.ascontiguousarray(image).reshape(-1).view(np.uint8)
