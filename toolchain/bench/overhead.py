@@ -12,10 +12,11 @@ from dataclasses import asdict
 from typing import Any
 
 from toolchain.bench.materials import Materials
-from toolchain.bench.ways import FOLDER, Ways, bare, options_of
+from toolchain.bench.ways import Ways, bare, options_of
 from toolchain.bundle.linkage import SWAP_IF
 from toolchain.bundle.slots import slot_arrays
 from toolchain.core.timing import Call, Notify, clock_of, rebuilt
+from toolchain.device.runtime.ort.session import WEIGHTS_FOLDER
 
 BUILDS = 8
 
@@ -34,7 +35,7 @@ def measure(
 
         def build() -> dict[str, Call]:
             options = options_of(threads)
-            options.add_session_config_entry(FOLDER, str(materials.backbone))
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(materials.backbone))
             session = bare(graph, options)
             ways = stack.enter_context(Ways(materials, threads=threads))
             # Loads the first bundle, the one that ``graph`` and ``slots`` are of.

@@ -24,6 +24,7 @@ from toolchain.bench.materials import Materials
 from toolchain.bundle.slots import slot_arrays
 from toolchain.core.arrays import Floats
 from toolchain.device import Runner
+from toolchain.device.runtime.ort.session import WEIGHTS_FOLDER
 
 Kind = Literal["bundle", "installed", "whole", "shared", "shared, extended"]
 OURS: tuple[Kind, ...] = ("bundle", "installed")
@@ -111,7 +112,7 @@ class Ways(AbstractContextManager["Ways"]):
         options = options_of(self.threads)
         if kind == "whole":
             return bare(path, options)
-        options.add_session_config_entry(FOLDER, str(self.materials.backbone))
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(self.materials.backbone))
         for name, value in self._shared.items():
             options.add_initializer(name, value)
         if kind == "shared, extended":
@@ -119,9 +120,6 @@ class Ways(AbstractContextManager["Ways"]):
             # its own.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         return bare(path.read_bytes(), options)
-
-
-FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def options_of(threads: int) -> ort.SessionOptions:

@@ -22,6 +22,7 @@ import numpy as np
 
 from toolchain import bundle
 from toolchain.bundle import BackboneRef, Bundle, open_bundle
+from toolchain.bundle.archive import LIMIT_BYTES
 from toolchain.bundle.golden import golden_of
 from toolchain.bundle.manifest import ReleaseInfo
 from toolchain.bundle.release import Graph, PatchFile, Release, patch_of
@@ -53,7 +54,6 @@ from toolchain.core.words import (
 SCHEMA = "da3.installed/1"
 BUNDLE_NAME, RECORD_NAME = "bundle.da3b", "installed.json"
 LIMIT_RECORD_BYTES = 256 * 1024
-LIMIT_BUNDLE_BYTES = 512 * 1024 * 1024
 _FIRST_KEYS = (
     *("schema", "file", "tested_with", "name", "version", "release", "backbone", "classes"),
     *("preprocess", "gates", "fixed", "options", "slots", "arrays", "graphs"),
@@ -80,8 +80,8 @@ _ROW = Scalar("name, dtype, shape and offset", _is_row)
 class Extent(Section):
     """Where the slots lie in the bundle's file, in bytes."""
 
-    offset: int = key(whole(0, LIMIT_BUNDLE_BYTES))
-    size: int = key(whole(8, LIMIT_BUNDLE_BYTES))
+    offset: int = key(whole(0, LIMIT_BYTES))
+    size: int = key(whole(8, LIMIT_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +227,7 @@ def _map_slots(path: Path, record: InstalledRecord) -> memoryview:
     first, size = record.slots.offset, record.slots.size
     # A map may begin at whole pages alone.
     start = first - first % mmap.ALLOCATIONGRANULARITY
-    with open_limited(path, limit_bytes=LIMIT_BUNDLE_BYTES, what="bundle") as (file, length):
+    with open_limited(path, limit_bytes=LIMIT_BYTES, what="bundle") as (file, length):
         identity = _identity(os.fstat(file.fileno()))
         if identity != record.file or first + size > length:
             raise BundleError(

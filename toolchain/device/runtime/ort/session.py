@@ -34,7 +34,7 @@ FAULTS: tuple[type[Exception], ...] = (
         if isinstance(value, type) and issubclass(value, Exception)
     ),
 )
-_FOLDER = "session.model_external_initializers_file_folder_path"
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class Session:
@@ -67,7 +67,7 @@ class Session:
         if exact:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if folder is not None:
-            options.add_session_config_entry(_FOLDER, str(folder))
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
         # onnxruntime keeps pointers into these, not copies.
         self._constants = [ort.OrtValue.ortvalue_from_numpy(a) for a in (constants or {}).values()]
         if constants:
