@@ -14,11 +14,10 @@ import click
 
 from toolchain.cli.show.layout import some
 from toolchain.cli.show.output import emit
+from toolchain.core.files import MIB
 
 if TYPE_CHECKING:
     from toolchain.device import Runner
-
-_MIB = 1024 * 1024
 
 
 def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,7 +58,7 @@ def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         values = {
             "host": host,
-            "body_bytes": None if max_body is None else max_body * _MIB,
+            "body_bytes": None if max_body is None else max_body * MIB,
             "concurrent": concurrent,
             "waiting": waiting,
         }

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from toolchain.core.errors import ExistsError, StorageError
 
+MIB = 1 << 20  # bytes
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 _OCCUPIED = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}

@@ -12,8 +12,9 @@ from tests.device.engine.test_log import LATER
 from tests.support import apis
 from tests.support.real_parser import Graph
 from toolchain.core.errors import BuildError, PrecisionError
+from toolchain.core.files import MIB
 from toolchain.device.boards.cuda import gpus
-from toolchain.device.engine.build import MIB, BuildOptions, build, workspace
+from toolchain.device.engine.build import BuildOptions, build, workspace
 from toolchain.device.engine.features import TensorRT, examine
 from toolchain.device.engine.kit import ClassProfile
 from toolchain.device.engine.log import Journal

@@ -6,6 +6,7 @@ from threading import Thread
 
 import pytest
 
+from toolchain.core.files import MIB
 from toolchain.device.engine.features import TensorRT
 from toolchain.device.engine.log import (
     LIMIT_CHARACTERS,
@@ -15,7 +16,6 @@ from toolchain.device.engine.log import (
     SkippedTactic,
 )
 
-MIB = 1 << 20
 # One wording per generation, as public logs have them.
 IN_MIB = (
     "Skipping tactic 3 due to insuficient memory on requested size of 449 detected for tactic 4.\n"

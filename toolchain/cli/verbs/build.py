@@ -18,12 +18,12 @@ from toolchain.cli.options import FILE, json_option
 from toolchain.cli.show import layout
 from toolchain.cli.show.output import emit, plain
 from toolchain.cli.show.progress import Steps
+from toolchain.core.files import MIB
 
 if TYPE_CHECKING:
     from toolchain.device.build import BuildReport, FlavourReport
 
 STORE = Path("build/engines")
-_MIB = 1 << 20
 
 
 @click.command(
@@ -87,7 +87,7 @@ def build(
     from toolchain.device import build as pipeline
 
     choices = pipeline.BuildRequest(
-        module, flavours or None, workspace and workspace * _MIB, level, rebuild
+        module, flavours or None, workspace and workspace * MIB, level, rebuild
     )
     with _ended_at_once(), Steps(sys.stderr) as steps:
         if check:

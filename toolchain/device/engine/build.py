@@ -15,13 +15,13 @@ from time import perf_counter
 from typing import Any
 
 from toolchain.core.errors import BuildError, PrecisionError
+from toolchain.core.files import MIB
 from toolchain.core.words import Precision
 from toolchain.device.engine.features import TensorRT
 from toolchain.device.engine.kit import ClassProfile
 from toolchain.device.engine.log import Messages, SkippedTactic
 from toolchain.device.engine.parse import ParsedNetwork
 
-MIB = 1 << 20
 # Optimisation levels of TensorRT; the default of its builder is 3.
 LEVELS = range(6)
 # Further layers of one ONNX node have its name and a number.

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
+from toolchain.core.files import MIB
+
 LIMIT_LINES, LIMIT_CHARACTERS = 200, 2000
 LIMIT_SKIPPED = 1000
-_MIB = 1 << 20
 _ERRORS = ("ERROR", "INTERNAL_ERROR")
 # ``f+``: some releases of TensorRT write "insuficient".
 _SKIPPED = re.compile(r"[Ss]kipping tactic .{0,60}?insuf+icient memory on requested size of (\d+)")
@@ -70,7 +71,7 @@ class Messages:
         text = text[:LIMIT_CHARACTERS]
         self._keep(self.errors if severity in _ERRORS else self.warnings, text)
         if match := _SKIPPED.search(text):
-            size = int(match[1]) * (_MIB if _IN_MIB in text else 1)
+            size = int(match[1]) * (MIB if _IN_MIB in text else 1)
             if len(self.skipped) < LIMIT_SKIPPED:
                 self.skipped.append(SkippedTactic(self.layer, size))
             else:

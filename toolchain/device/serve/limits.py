@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from threading import TIMEOUT_MAX
 
 from toolchain.core.errors import UsageError
+from toolchain.core.files import MIB
 
-_MIB = 1024 * 1024
 _MAY_BE_ZERO = ("waiting", "grace_s")
 # Connections beyond those whose requests run or wait.
 _SPARE = 16
@@ -32,8 +32,8 @@ class Limits:
     that no timer can wait for.
     """
 
-    body_bytes: int = 64 * _MIB
-    json_bytes: int = 16 * _MIB
+    body_bytes: int = 64 * MIB
+    json_bytes: int = 16 * MIB
     time_s: float = 30.0
     concurrent: int = 2
     waiting: int = 16
