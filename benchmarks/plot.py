@@ -5,9 +5,7 @@ Rules of this file: the JSON document in, one image file out. It computes nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -18,8 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from toolchain.bench.latency import STATES
-
-Document = Mapping[str, Any]
+from toolchain.bench.tables import Document
 
 _COLOURS = {"if": "#2f6f9f", "rows": "#6fa3c4", "static": "#c9a24b", "if loop": "#2f6f9f"}
 _SHARES = {"accuracy": "#2f6f9f", "head_accuracy": "#b9b9b9", "executed_share": "#c9a24b"}

@@ -13,10 +13,8 @@ from typing import Any
 
 from toolchain.bench.footprint import AGREEMENT
 from toolchain.bench.latency import STATES
-from toolchain.bench.tables import tables
+from toolchain.bench.tables import Document, tables
 from toolchain.core.files import write_atomic
-
-Document = Mapping[str, Any]
 
 _FIGURES = {
     "open_ratio": "all gates open, against the plain backbone",

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolchain.bench.tables import NAMES
+from toolchain.bench.tables import NAMES, Document
 from toolchain.core.errors import MissingPackageError, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Document = Mapping[str, Any]
 Draw = Callable[["Axes", Document], None]
 
 # Stands for the page's own text colour until the SVG is written.

@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from html import escape
 from importlib.util import find_spec
-from typing import Any
 
 from toolchain.bench.plots import Plot, plots
-from toolchain.bench.tables import Table, tables
+from toolchain.bench.tables import Document, Table, tables
 from toolchain.core.errors import MissingPackageError
-
-Document = Mapping[str, Any]
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --page: #ffffff; --line: #d4d9e0; --dim: #5b6675;
