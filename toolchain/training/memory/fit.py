@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from toolchain.core.errors import AttachError, MemoryBudgetError, TrainingError, UsageError
 from toolchain.recipe import METHOD_OPTIONS, AdaptorOptions
@@ -29,7 +30,7 @@ _MOMENTS = 2  # AdamW keeps two floats per trained parameter
 _FOLDED_WITH = {"running_mean": "bias", "running_var": "weight"}
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?i?)b?\s*", re.IGNORECASE | re.ASCII)
-_PRECISIONS: tuple[Keep, ...] = ("fp32", "half", "int8")
+_PRECISIONS: tuple[Keep, ...] = get_args(Keep)  # the largest first
 
 
 @dataclass(frozen=True, slots=True)
