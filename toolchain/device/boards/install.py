@@ -7,7 +7,7 @@ libnvinfer-bin carries trtexec), TensorRT installation guide, PyPI.
 
 from __future__ import annotations
 
-from toolchain.device.boards.target import Target
+from toolchain.device.boards.target import SBSA_RELEASE, Target
 
 PYTORCH = "docs.nvidia.com/deeplearning/frameworks/install-pytorch-jetson-platform"
 _SBSA = "docs.nvidia.com/deeplearning/tensorrt/11.4.1/installing-tensorrt/install-alternative.html"
@@ -25,8 +25,7 @@ def module(target: Target) -> str:
             f"JetPack {release.jetpack} carries TensorRT {release.tensorrt} for Python "
             f"{release.python}, on which this toolchain does not run: build by the kit's script"
         )
-    # Its TensorRT 11 comes in the package for Arm servers (SBSA): see the source of its release.
-    if release.name == "jp7.2.2":
+    if release.name == SBSA_RELEASE:
         return f"TensorRT {release.tensorrt}, the Linux SBSA package ({_SBSA}): {APT_PACKAGE}"
     return (
         f"JetPack {release.name.removeprefix('jp')} carries TensorRT {release.tensorrt} for Python "

@@ -132,6 +132,8 @@ def _release(
     )
 
 
+# The JetPack whose TensorRT 11 comes in the package for Arm servers (SBSA).
+SBSA_RELEASE = "jp7.2.2"
 _JETPACK = "developer.nvidia.com/embedded/jetpack-sdk-"
 _NOTES7 = "developer.nvidia.com/embedded/jetpack/downloads"
 _MIGRATION = "docs.nvidia.com/deeplearning/tensorrt/11.4.1/api/migration"
@@ -200,7 +202,7 @@ _JP72 = _release(
     source=f"JetPack 7.2, {_NOTES7}",
 )
 _JP722 = _release(
-    "jp7.2.2",
+    SBSA_RELEASE,
     jetpack="7.2.2 or later",
     cuda="13.x",
     tensorrt="11.4.1",
@@ -351,7 +353,7 @@ _JETSONS = (
         memory_gib=(4, 8),
         matrix=_M10,
         releases=_ORIN,
-        unnamed="jp7.2.2",
+        unnamed=SBSA_RELEASE,
     ),
     _jetson(
         "orin-nx",
@@ -363,7 +365,7 @@ _JETSONS = (
         matrix=_M10,
         releases=_ORIN,
         detail="the module of 8 GB has one DLA core",
-        unnamed="jp7.2.2",
+        unnamed=SBSA_RELEASE,
     ),
     _jetson(
         "orin-agx",
