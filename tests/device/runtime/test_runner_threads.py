@@ -12,21 +12,25 @@ import itertools
 import threading
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pytest
 
 from tests.support.drawn import same
 from tests.support.exported import Fleet
-from tests.support.storm import IMAGES, Known, Storm, answer, answer_to_pictures
+from tests.support.storm import IMAGES, PATIENCE_S, Known, Storm, answer, answer_to_pictures
 from toolchain.core.errors import ClosedError, SessionLimitError, UnknownNameError
 from toolchain.device import Runner
+from toolchain.device.runtime.answers import Outcome
+from toolchain.device.runtime.ort.session import Session
 
+UNDER_WAY = "under way"
 # By the name that they are loaded under; ``digits`` has another class count than those it replaces.
 RELEASES = {
     "toy_chirps": ("first", "next", "third", "digits"),
@@ -56,9 +60,6 @@ def known(artefact: Path, fleet: Fleet) -> Known:
     return found
 
 
-LIMIT_S = 543.21
-
-
 @pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.full)])
 def test_every_answer_is_one_releases_own(
     artefact: Path, fleet: Fleet, known: Known, tmp_path: Path, seconds: int
@@ -80,48 +81,69 @@ def test_every_answer_is_one_releases_own(
 # -- a request that is under way -------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Job:
+    """A request of several pictures that waits after the first one."""
+
+    future: Future[Outcome]
+    go_on: Event
+
+    def result(self) -> Outcome:
+        """Let it go on, and return its answer."""
+        self.go_on.set()
+        return self.future.result()
+
+
 @contextmanager
-def under_way(runner: Runner, count: int = 3000) -> Iterator[Any]:
-    """A long batch, begun: it is known to have begun as its time limit's timer runs."""
-    images = np.broadcast_to(IMAGES[:1], (count, *IMAGES.shape[1:]))
-    with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(runner.infer, images, "toy_chirps", time_limit_s=LIMIT_S)
-        while not any(getattr(t, "interval", 0) == LIMIT_S for t in threading.enumerate()):
-            assert not job.done()
-        yield job
+def under_way(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
+    """A request that has answered its first picture and waits before the second one."""
+    begun, go_on, runs = Event(), Event(), itertools.count()
+    run = Session.run
 
+    def waiting(session: Session, *words: Any, **options: Any) -> dict[str, Any]:
+        if threading.current_thread().name.startswith(UNDER_WAY) and next(runs) == 1:
+            begun.set()
+            # Whoever waits for the request instead would wait for ever.
+            assert go_on.wait(PATIENCE_S), "nobody let the request go on"
+        return run(session, *words, **options)
 
-def long_runner(artefact: Path, **options: Any) -> Runner:
-    return Runner(artefact, max_batch=100_000, **options)
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1, UNDER_WAY) as pool:
+        patch.setattr(Session, "run", waiting)
+        future = pool.submit(runner.infer, IMAGES, "toy_chirps")
+        try:
+            assert begun.wait(PATIENCE_S), "the request never came to its second picture"
+            yield Job(future, go_on)
+        finally:
+            go_on.set()
 
 
 @pytest.mark.parametrize("flavour", ["swap", "static"])
 def test_replacing_waits_for_no_request_and_the_request_ends_on_its_own_release(
-    artefact: Path, fleet: Fleet, flavour: Any
+    artefact: Path, fleet: Fleet, flavour: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with long_runner(artefact, flavour=flavour) as runner:
+    with Runner(artefact, flavour=flavour) as runner:
         old = runner.load(fleet["first"].bundle)
-        wanted = runner.infer(IMAGES[:1]).logits
-        with under_way(runner, 20_000) as job:
+        wanted = runner.infer(IMAGES).logits
+        with under_way(runner, monkeypatch) as job:
             for name in ("next", "third", "next"):
                 new = runner.replace(fleet[name].bundle)
                 assert runner.infer(IMAGES).release == new.release
-            assert not job.done(), "the replacements came while the request was under way"
             found = job.result()
         assert found.release == old.release
-        assert same(found.logits, np.repeat(wanted, len(found.logits), axis=0))
+        assert same(found.logits, wanted)
         assert runner.facts.sessions == 1
 
 
 @pytest.mark.parametrize("end", ["unload", "close"])
-def test_a_request_under_way_ends_as_it_would_have(artefact: Path, fleet: Fleet, end: str) -> None:
-    with long_runner(artefact) as runner:
+def test_a_request_under_way_ends_as_it_would_have(
+    artefact: Path, fleet: Fleet, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Runner(artefact) as runner:
         old = runner.load(fleet["first"].bundle)
-        with under_way(runner, 20_000) as job:
+        with under_way(runner, monkeypatch) as job:
             runner.unload("toy_chirps") if end == "unload" else runner.close()
             with pytest.raises((UnknownNameError, ClosedError)):
                 runner.infer(IMAGES, "toy_chirps")
-            assert not job.done()
             assert job.result().release == old.release
 
 
@@ -138,12 +160,12 @@ def alive(references: list[weakref.ref[npt.NDArray[Any]]]) -> int:
 
 @pytest.mark.parametrize("end", ["replace", "unload", "close"])
 def test_an_old_release_is_freed_when_its_last_request_ends(
-    artefact: Path, fleet: Fleet, end: str
+    artefact: Path, fleet: Fleet, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with long_runner(artefact) as runner:
+    with Runner(artefact) as runner:
         runner.load(fleet["first"].bundle)
         tensors = slots_of(runner, "toy_chirps")
-        with under_way(runner, 20_000) as job:
+        with under_way(runner, monkeypatch) as job:
             if end == "replace":
                 runner.replace(fleet["next"].bundle)
             elif end == "unload":
@@ -151,7 +173,6 @@ def test_an_old_release_is_freed_when_its_last_request_ends(
             else:
                 runner.close()
             assert alive(tensors) == len(tensors), "a request under way uses them"
-            assert not job.done()
             job.result()
         del job
         assert alive(tensors) == 0
