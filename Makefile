@@ -49,7 +49,7 @@ $(DIST)/%.da3b: build/domains/%/adaptor.json $(EXPORTS)
 # One thread for each of the two workers: more would only fight for the same two cores.
 test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)  ## every test that needs no GPU
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not full'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not full'
 
 test-full: $(STAMP)  ## the tests at full sizes; ten minutes and a few gigabytes
 	$(BIN)/python -m pytest -m full

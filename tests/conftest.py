@@ -16,13 +16,21 @@ from tests.support.kitted import Kitted
 from tests.support.kitted import make as kits_of
 
 if TYPE_CHECKING:
+    from tests.support.benched import Benched
     from tests.support.toy_export import Run
 
-# No property is about time: on a busy machine an example may take long.
-settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+# Test files that take longest. One worker runs a whole file: what a module makes is made once.
+FIRST = (
+    "device/engine/test_every_backbone.py",
+    "export/test_digits.py",
+    "cli/verbs/test_bench.py",
+    "cli/test_exit_codes.py",
+    "benchmarks/test_benchmarks.py",
+    "training/adapt/test_attached.py",
+    "bench/test_footprint.py",
+    "cli/test_boundary.py",
+    "export/graph/test_split.py",
 )
-settings.load_profile("any machine")
 GOLDENS = Path(__file__).parent / "goldens"
 
 # How long an example takes says how busy the machine is, and nothing about the code.
@@ -38,24 +46,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep tests that share what takes long to make on one worker, which makes it once.
-
-    Exported toys are grouped by folder: one group for all would be half of the whole run.
-    """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        names = set(getattr(item, "fixturenames", ()))
-        group = ""
-        if "run" in names:
-            group = "command line"
-        elif {"made", "plain"} & names:
-            group = "captured"
-        elif {"exported", "fleet", "kitted"} & names:
-            group = f"exported for {item.path.parent.relative_to(config.rootpath)}"
-        if group:
-            item.add_marker(pytest.mark.xdist_group(group))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files of ``FIRST`` first: whoever gets a long one last works on alone."""
+    places = {name: place for place, name in enumerate(FIRST)}
+    here = Path(__file__).parent
+    names = {item.path: str(item.path.relative_to(here)) for item in items}
+    items.sort(key=lambda item: places.get(names[item.path], len(FIRST)))
 
 
 @pytest.fixture
@@ -120,8 +116,16 @@ def fleet(toy_backbone: None, tmp_path_factory: pytest.TempPathFactory) -> Fleet
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run() -> Run:
     """A toy domain through the whole command line; nobody changes what it wrote."""
     from tests.support.toy_export import through_the_command_line
 
-    return through_the_command_line(tmp_path_factory.mktemp("toy-export") / "home")
+    return through_the_command_line()
+
+
+@pytest.fixture(scope="session")
+def benched() -> Benched:
+    """A whole quick run of ``da3 bench``; nobody changes what it wrote."""
+    from tests.support import benched
+
+    return benched.benched()

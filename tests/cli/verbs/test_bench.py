@@ -6,42 +6,27 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from toolchain.cli.verbs.bench import bench
+from tests.support.benched import DOMAINS, Benched, invoke
 
 QUICK = ("--backbone", "resnet20", "--domains", "2", "--quick")
 
 
-def invoke(*words: str) -> Result:
-    return CliRunner().invoke(bench, words, prog_name="da3 bench")
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("bench") / "work"
-
-
-@pytest.fixture(scope="module")
-def said(work: Path) -> Result:
-    files = ("--json", str(work.parent / "bench.json"), "--html", str(work.parent / "bench.html"))
-    return invoke(*QUICK, "--work", str(work), *files)
-
-
-def test_one_run_writes_text_document_and_page(said: Result, work: Path) -> None:
-    assert said.exit_code == 0, said.stderr
-    document = json.loads((work.parent / "bench.json").read_text())
+def test_one_run_writes_text_document_and_page(benched: Benched) -> None:
+    assert benched.exit_code == 0, benched.stderr
+    document = benched.document
     assert document["failed"] == document["mixed"] == 0
     for key in document["targets"]:
-        assert key in said.stdout
+        assert key in benched.stdout
         assert key in document
-    assert (work.parent / "bench.html").read_text().startswith("<!doctype html>")
-    assert "domains: domain 1 of 2" in said.stderr
-    assert "load: " in said.stderr
+    assert benched.page.startswith("<!doctype html>")
+    assert f"domains: domain 1 of {DOMAINS}" in benched.stderr
+    assert "load: " in benched.stderr
 
 
-def test_bundles_are_measured_without_a_linker(said: Result, work: Path) -> None:
-    named = [word for path in sorted(work.glob("*.da3b")) for word in ("--bundle", str(path))]
+def test_bundles_are_measured_without_a_linker(benched: Benched) -> None:
+    paths = sorted(benched.work.glob("*.da3b"))[:2]
+    named = [word for path in paths for word in ("--bundle", str(path))]
     found = invoke(*named, "--quick", "--parts", "overhead,latency", "--json", "-")
     assert found.exit_code == 0, found.stderr
     document = json.loads(found.stdout)

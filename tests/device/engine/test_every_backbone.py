@@ -84,11 +84,7 @@ def make(name: str, side: int) -> Made:
     return Made(name, halves, slots, dict(calibrate.ranges(halves, slots, images).amax), rates)
 
 
-@pytest.fixture(
-    scope="module",
-    # Captured once: all tests of a backbone run on one worker.
-    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in SMALL],
-)
+@pytest.fixture(scope="module", params=SMALL)
 def made(request: pytest.FixtureRequest) -> Made:
     return make(request.param, SMALL[request.param])
 

@@ -1,4 +1,4 @@
-"""The plain toy, by whose name the tests that capture are kept on one worker."""
+"""The plain toy."""
 
 from __future__ import annotations
 
