@@ -1,19 +1,21 @@
 """Every backbone, flavour and precision through NVIDIA's own parser and builder, without a GPU.
 
 The graphs are those of a kit for TensorRT-RTX, and of one for JetPack 6.2, whose parser leaves the
-boundaries out: that state is made by hand. Small pictures: the networks are the same. Full sizes
-behind the marker ``full``.
+boundaries out: that state is made by hand. Small pictures, and ResNet-50 an eighth as wide: the
+operators and their order are the same. Full sizes behind the marker ``full``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from da3_models import resnet50
+from da3_models.residual import Bottleneck, ResidualNet, projection
 
 from tests.support import branch_graphs
 from toolchain.bundle.linkage import FLAVOURS
@@ -34,7 +36,8 @@ from toolchain.training.adapt.attached import attach
 from toolchain.training.adapt.weights import load_backbone
 
 CLASSES = 5
-SMALL = {"resnet20": 16, "resnet26": 32, "resnet50": 64, "mobilenet_v2": 64}
+NARROW = "narrow resnet50"
+SMALL = {"resnet20": 16, "resnet26": 32, NARROW: 64, "mobilenet_v2": 64}
 FULL = {"resnet26": 64, "resnet50": 224, "mobilenet_v2": 224}
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 PROFILE = ClassProfile(1, CLASSES, 64)
@@ -65,11 +68,32 @@ class Made:
         ]
 
 
+def narrow_resnet50() -> ResidualNet:
+    """ResNet-50 with every stage an eighth as wide, untrained, in eval mode."""
+
+    def block(inputs: int, width: int, stride: int) -> Bottleneck:
+        shortcut = projection(inputs, width * Bottleneck.expansion, stride)
+        return Bottleneck(inputs, width, stride, shortcut)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ResidualNet(
+            torch.nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False),
+            [replace(stage, width=stage.width // 8) for stage in resnet50.STAGES],
+            block,
+            expansion=Bottleneck.expansion,
+            classes=10,
+            maxpool=torch.nn.MaxPool2d(3, stride=2, padding=1),
+        ).eval()
+
+
 def make(name: str, side: int) -> Made:
     from safetensors.numpy import load
 
-    seed = 0 if name != "resnet20" else None
-    net = load_backbone(name, untrained_seed=seed)
+    if name == NARROW:
+        net: torch.nn.Module = narrow_resnet50()
+    else:
+        net = load_backbone(name, untrained_seed=None if name == "resnet20" else 0)
     model = attach(net, method="da3", classes=CLASSES, input_shape=(3, side, side))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
