@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import onnx
@@ -43,18 +44,14 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 PROFILE = ClassProfile(1, CLASSES, 64)
 
 
-@dataclass(frozen=True)
+# Compared by identity: ``emitted`` keeps what it made for one object.
+@dataclass(frozen=True, eq=False)
 class Made:
     name: str
     split: Halves
     slots: dict[str, np.ndarray]
     ranges: dict[str, float]
     rates: dict[str, float]
-
-    def emitted(self, target: str, precision: Precision, *flavours: str) -> KitModels:
-        ranges = self.ranges if precision == "int8" else {}
-        order = KitOrder(find(target), precision, flavours)
-        return emit(self.split, order, rates=self.rates, ranges=ranges)
 
     @property
     def kit_slots(self) -> list[KitSlot]:
@@ -66,6 +63,14 @@ class Made:
             )
             for name, array in self.slots.items()
         ]
+
+
+@lru_cache(maxsize=2 * len(PRECISIONS))
+def emitted(made: Made, target: str, precision: Precision, *flavours: str) -> KitModels:
+    """Return the kit's models; those of the last few orders are kept, as tests repeat them."""
+    ranges = made.ranges if precision == "int8" else {}
+    order = KitOrder(find(target), precision, flavours)
+    return emit(made.split, order, rates=made.rates, ranges=ranges)
 
 
 def narrow_resnet50() -> ResidualNet:
@@ -133,7 +138,7 @@ def checks(precision: Precision) -> BuildOptions:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_flavour_is_built(rtx: TensorRT, made: Made, precision: Precision) -> None:
     """Parsed, slots covered, boundaries counted, built to a plan, whose size is told."""
-    found = made.emitted("desktop-rtx1.7", precision, *FLAVOURS)
+    found = emitted(made, "desktop-rtx1.7", precision, *FLAVOURS)
     inputs: dict[str, list[dict[str, NetworkInput]]] = {}
     gated = sum(name.endswith(".gate.bias") for name in made.slots)
     for flavour, model, network in parsed(rtx, found):
@@ -157,7 +162,7 @@ def test_every_flavour_is_built(rtx: TensorRT, made: Made, precision: Precision)
 def test_what_jetpack_6_leaves_out_is_put_back(
     rtx: TensorRT, made: Made, precision: Precision
 ) -> None:
-    found = made.emitted("orin-nano-jp6.2", precision, "swap", "static")
+    found = emitted(made, "orin-nano-jp6.2", precision, "swap", "static")
     for _, model, network in parsed(rtx, found):
         assert branch_graphs.bypass(network.definition) >= model.boundaries
         with pytest.raises(ConditionalError, match="directly"):
@@ -172,7 +177,7 @@ def test_what_jetpack_6_leaves_out_is_put_back(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_branches_of_every_conditional_have_one_type(made: Made, precision: Precision) -> None:
-    found = made.emitted("desktop-rtx1.7", precision, "swap")
+    found = emitted(made, "desktop-rtx1.7", precision, *FLAVOURS)
     model = onnx.shape_inference.infer_shapes(
         onnx.load_model_from_string(found.files["swap.onnx"]), strict_mode=True, data_prop=True
     )
@@ -189,7 +194,7 @@ def test_branches_of_every_conditional_have_one_type(made: Made, precision: Prec
 @pytest.mark.parametrize("name", FULL)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_full_sizes(rtx: TensorRT, name: str, precision: Precision) -> None:
-    found = make(name, FULL[name]).emitted("desktop-rtx1.7", precision, *FLAVOURS)
+    found = emitted(make(name, FULL[name]), "desktop-rtx1.7", precision, *FLAVOURS)
     for _, model, network in parsed(rtx, found):
         shown(rtx, model, network)
         assert build(network, checks(precision), free_bytes=1 << 30).plan

@@ -31,6 +31,7 @@ the Identity nodes at place 0, nothing else, and one result, whatever the order 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import numpy as np
 import onnx_ir as ir
@@ -214,7 +215,7 @@ def _absent(names: Iterable[str], wishes: str, *, inside: bool) -> str:
     """Return a character that is in none of ``names`` (``inside``), or with which none begins."""
     taken = set("".join(names)) if inside else {name[:1] for name in names}
     more = (chr(code) for code in range(0xA1, 0xFFFF))
-    character: str = next(c for c in (*wishes, *more) if c not in taken)
+    character: str = next(c for c in chain(wishes, more) if c not in taken)
     return character
 
 
