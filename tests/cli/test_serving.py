@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,20 +82,30 @@ def test_as_json_and_with_limits_and_chosen_domains(fleet: Fleet, tmp_path: Path
         assert process.wait(timeout=60) == 0
 
 
-def test_bundles_that_do_not_fit_are_told_and_the_others_served(
-    fleet: Fleet, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_no_odd_bundle_takes_the_others_off(fleet: Fleet, tmp_path: Path, sessions: int) -> None:
+    """Sorted first: one that is damaged, one that changes the backbone, one of another backbone."""
     (tmp_path / "a.da3b").write_bytes(b"no bundle")
-    for name, source in (("b", "first"), ("c", "foreign")):
+    for name, source in (("b", "tuned"), ("c", "foreign"), ("d", "first"), ("e", "digits")):
         (tmp_path / f"{name}.da3b").write_bytes(fleet[source].bundle.read_bytes())
-    with serving(tmp_path, "--dist=.", f"--backbone={fleet['first'].backbone}") as process:
+    shutil.copytree(fleet["first"].backbone, tmp_path / fleet["first"].backbone.name)
+    with serving(tmp_path, "--dist=.", f"--sessions={sessions}", "--json") as process:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("serving b on ")
+        lines = takewhile(lambda line: line != "}\n", process.stdout)
+        found = json.loads("".join(lines) + "}")
+        ready = get(f"{found['url']}/v2/health/ready")
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate(timeout=60)
-    assert "error: not loaded: a.da3b: " in told
-    assert "error: not loaded: c.da3b: " in told
     assert process.returncode == 0
+    assert found["domains"] == ["b", "d", "e"][sessions == 1 :]
+    refused = ["a", "b", "c"] if sessions == 1 else ["a", "c"]
+    assert list(found["not_loaded"]) == refused
+    assert ready == {"ready": True, "not_loaded": found["not_loaded"]}
+    assert str(tmp_path) not in str(ready)
+    for name in refused:
+        assert f"error: not loaded: {name}.da3b: " in told
+    cost = r"^b\.da3b: a session of the backbone of its own, \d+ MiB and \d+\.\d s$"
+    assert bool(re.search(cost, told, re.MULTILINE)) is (sessions == 2)
 
 
 def test_a_port_that_is_taken(fleet: Fleet) -> None:

@@ -30,7 +30,7 @@ def runner(artefact: Path) -> Iterator[Runner]:
 @pytest.fixture(scope="session")
 def wide_runner(artefact: Path, fleet: Fleet) -> Iterator[Runner]:
     """All domains at once, on as many sessions as they need."""
-    with Runner(artefact, sessions=4) as made:
+    with Runner(artefact, sessions=5) as made:
         for name in ALL:
             made.load(fleet[name].bundle, name=name)
         yield made

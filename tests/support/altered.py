@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
@@ -85,6 +86,25 @@ def ignored_slot(graph: onnx.GraphProto) -> None:
     """All interfaces are right, but the logits are those of twice the head's weights."""
     _rename(graph, "logits", "half", outputs=False)
     graph.node.append(helper.make_node("Add", ["half", "half"], ["logits"]))
+
+
+def lies_on_white(graph: onnx.GraphProto) -> None:
+    """All interfaces and golden answers are right; a picture above 8 throughout is class 0."""
+    _rename(graph, "logits", "before", outputs=False)
+    graph.initializer.append(helper.make_tensor("altered.white", TensorProto.FLOAT, [], [8.0]))
+    first = [[1000.0] + [0.0] * 7]
+    graph.initializer.append(
+        helper.make_tensor("altered.first", TensorProto.FLOAT, [1, 8], np.array(first).ravel())
+    )
+    nodes = (
+        ("ReduceMin", ["image"], "darkest", {"keepdims": 0}),
+        ("Greater", ["darkest", "altered.white"], "is_white", {}),
+        ("Cast", ["is_white"], "once", {"to": TensorProto.FLOAT}),
+        ("Mul", ["once", "altered.first"], "more", {}),
+        ("Add", ["before", "more"], "logits", {}),
+    )
+    for operator, inputs, output, attributes in nodes:
+        graph.node.append(helper.make_node(operator, inputs, [output], **attributes))
 
 
 def endless(graph: onnx.GraphProto) -> None:

@@ -131,10 +131,10 @@ def make_domain(
 def variants() -> dict[str, dict[str, Any]]:
     """What :func:`make_domain` makes the domains of the tests of the runtime from, by name.
 
-    ``next`` and ``third`` are further releases of the first domain, on its name. The first one's
-    session does not take ``da2``, ``wide``, ``every`` and ``coarse``, nor those that change the
-    backbone (``tuned``, ``masked``, ``normed``, ``beside``), and takes the rest; the slots of
-    ``coarse`` have the shapes of the first one's.
+    ``next`` and ``third`` are further releases of the first domain, on its name. The linked graph
+    of ``digits``, ``bgr``, ``grey``, ``always`` and those two is the first one's. The rest have
+    others; the slots of ``coarse`` have the shapes of the first one's. ``tuned``, ``masked``,
+    ``normed`` and ``beside`` change the backbone.
     """
     from tests.support.stripes import RECIPE
     from toolchain.recipe import AdaptorOptions, DataSpec

@@ -75,16 +75,26 @@ def serve_until_signalled(
     runner: Runner,
     port: int,
     repository: Path | None,
+    refused: Mapping[str, str],
     serving: Mapping[str, Any],
     *,
     as_json: bool,
 ) -> None:
-    """Serve until Ctrl-C or SIGTERM; print the address on stdout as soon as it answers."""
+    """Serve until Ctrl-C or SIGTERM; print the address on stdout as soon as it answers.
+
+    ``refused``: the bundles that were not loaded, by their files' names, and why, as clients may
+    read it.
+    """
     from toolchain.device.serve import Limits, serve
 
     def tell(url: str) -> None:
         names = sorted(runner.domains)
-        document = {"url": url, "domains": names, "backbone": runner.facts.backbone.name}
+        document = {
+            "url": url,
+            "domains": names,
+            "backbone": runner.facts.backbone.name,
+            "not_loaded": refused,
+        }
         emit(document, [f"serving {some(names)} on {url}; Ctrl-C stops"], as_json=as_json)
 
     limits = Limits(**{name: value for name, value in serving.items() if name != "host"})
@@ -95,6 +105,7 @@ def serve_until_signalled(
             host=host,
             port=port,
             repository=repository,
+            refused=refused,
             limits=limits,
             notify=tell,
             stop=stop,

@@ -26,6 +26,7 @@ from toolchain.core.errors import (
     BundleError,
     Da3Error,
     SelftestError,
+    SessionLimitError,
     StorageError,
 )
 from toolchain.device import Runner
@@ -205,16 +206,51 @@ def test_a_failed_graph_does_not_stay_for_the_next_domain(
     assert found.name == "toy_chirps"
 
 
-def test_a_domain_on_another_ones_graph_is_tested_whatever_was_asked_for(
+WHITE = np.full((2, 3, 12, 12), 9, np.float32)
+
+
+def test_a_graph_that_lies_computes_no_other_domain(
     artefact: Path, fleet: Fleet, tmp_path: Path
 ) -> None:
-    """Attack: a graph that suits its own domain alone; the next one shares its session."""
-    path = altered.with_graph(fleet["first"], tmp_path, altered.ignored_slot)
+    """Attack: a graph with every slot of the good one's, which passes its self-test.
+
+    It was loaded before the others, is unloaded again, and they are replaced by themselves.
+    """
+    path = altered.with_graph(fleet["first"], tmp_path, altered.lies_on_white)
+    with Runner(artefact) as alone:
+        alone.load(fleet["next"].bundle)
+        wanted = alone.infer(WHITE).logits
+    with Runner(artefact, sessions=2) as made:
+        made.load(path, name="evil")
+        assert (made.infer(WHITE).logits[:, 0] > 500).all(), "the lie itself"
+        made.load(fleet["next"].bundle, name="good")
+        assert same(made.infer(WHITE, "good").logits, wanted)
+        made.unload("evil")
+        assert same(made.infer(WHITE, "good").logits, wanted)
+        made.replace(fleet["next"].bundle, name="good")
+        assert same(made.infer(WHITE, "good").logits, wanted)
     with Runner(artefact) as made:
-        made.load(path, name="wrong", selftest=False)
-        with pytest.raises(SelftestError):
+        made.load(path, name="evil", selftest=False)
+        with pytest.raises(SessionLimitError, match="another one, written by another version"):
             made.load(fleet["next"].bundle, selftest=False)
-        assert set(made.domains) == {"wrong"}
+
+
+def test_gates_that_a_manifest_names_wrongly_are_wrong_for_its_own_domain_alone(
+    runner: Runner, fleet: Fleet, tmp_path: Path
+) -> None:
+    """Attack: a true graph, beside a manifest with its blocks in another order."""
+
+    def change(manifest: Any) -> Any:
+        return replace(manifest, gates=replace(manifest.gates, blocks=manifest.gates.blocks[::-1]))
+
+    path = repacked(fleet["first"], tmp_path, change=change)
+    assert runner.load(path, name="evil", selftest=False).gates == ("block02", "block00")
+    good = runner.load(fleet["always"].bundle, name="good")
+    assert (good.session, good.gates) == (0, ("block00", "block02"))
+    images = tensor(8)
+    found = runner.infer(images, "good").gates
+    assert found[:, 0].all()
+    assert not found[:, 1].all()
 
 
 def test_a_graph_that_never_ends_fails_within_the_bundles_own_limit(

@@ -66,7 +66,9 @@ def test_a_domain_that_comes_to_a_session_about_to_be_left_keeps_the_limit(
                 runner.infer(IMAGES, name)
 
 
-def test_an_idle_session_is_gone_before_another_is_made(artefact: Path, fleet: Fleet) -> None:
+def test_a_session_that_was_left_is_gone_before_another_is_made(
+    artefact: Path, fleet: Fleet
+) -> None:
     """Seen from outside while one is made and tested, over and over."""
     done, seen = threading.Event(), set()
 

@@ -110,6 +110,24 @@ def test_a_broken_release_leaves_the_loaded_one(app: App, runner: Runner, folder
     assert call(app, "POST", "/v2/models/cars/infer", inference(pictures())).status == 200
 
 
+def test_what_could_not_be_loaded_is_told_with_its_reason_until_it_can(
+    runner: Runner, folder: Path
+) -> None:
+    """At the start and later, in the index and beside health; a path of this machine never."""
+    app = App(runner, LIMITS, repository=folder, refused={"bias": "needs more"}, loopback=True)
+    whole = (folder / "cars.da3b").read_bytes()
+    (folder / "cars.da3b").write_bytes(b"not a bundle")
+    refused = call(app, "POST", LOAD.format("cars")).error
+    told = {"bias": "needs more", "cars": refused}
+    assert call(app, "GET", "/v2/health/ready").value == {"ready": True, "not_loaded": told}
+    index = call(app, "POST", "/v2/repository/index").value
+    assert {one["name"]: one["reason"] for one in index if one["reason"]} == told
+    assert str(folder) not in str(index)
+    (folder / "cars.da3b").write_bytes(whole)
+    assert call(app, "POST", LOAD.format("cars")).status == 200
+    assert list(call(app, "GET", "/v2/health/ready").value["not_loaded"]) == ["bias"]
+
+
 def test_a_folder_named_as_a_bundle_is_none(app: App, folder: Path) -> None:
     (folder / "folder.da3b").mkdir()
     (folder / "-dash.da3b").write_bytes(b"")

@@ -38,12 +38,12 @@ def test_the_backbone_lies_beside_the_bundle_or_where_it_is_said(
     fleet: Fleet, artefact: Path, tmp_path: Path
 ) -> None:
     bundle = fleet["first"].bundle
-    assert dist.backbone_of([bundle]) == artefact
+    assert dist.survey([bundle]).backbone() == artefact
     alone = Path(shutil.copy(bundle, tmp_path))
     for where in (artefact, artefact.parent):
-        assert dist.backbone_of([alone], where) == artefact
+        assert dist.survey([alone]).backbone(where) == artefact
     with pytest.raises(DataError, match="--backbone DIR"):
-        dist.backbone_of([alone])
+        dist.survey([alone]).backbone()
 
 
 def test_a_damaged_bundle_does_not_hide_the_backbone_of_the_next(
@@ -51,6 +51,32 @@ def test_a_damaged_bundle_does_not_hide_the_backbone_of_the_next(
 ) -> None:
     damaged = tmp_path / "damaged.da3b"
     damaged.write_bytes(b"no bundle")
-    assert dist.backbone_of([damaged, fleet["first"].bundle]) == artefact
+    assert dist.survey([damaged, fleet["first"].bundle]).backbone() == artefact
     with pytest.raises(BundleError):
-        dist.backbone_of([damaged])
+        dist.survey([damaged]).backbone()
+
+
+def test_the_backbone_is_the_one_that_most_bundles_need(
+    fleet: Fleet, artefact: Path, tmp_path: Path
+) -> None:
+    """One bundle of another backbone, sorted first, takes the others off no more."""
+    paths = [fleet[name].bundle for name in ("foreign", "first", "digits")]
+    assert dist.survey(paths).backbone() == artefact
+    alone = [Path(shutil.copy(path, tmp_path / f"{path.stem}.da3b")) for path in paths]
+    shutil.copytree(fleet["foreign"].backbone, tmp_path / fleet["foreign"].backbone.name)
+    other = dist.survey(alone).backbone()
+    assert other.name == fleet["foreign"].backbone.name, "the only one that is there"
+
+
+def test_bundles_that_share_come_first_and_those_that_change_the_backbone_last(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.da3b"
+    damaged.write_bytes(b"no bundle")
+    names = ("tuned", "head", "masked", "first", "wide", "digits", "grey")
+    found = dist.survey([damaged, *(fleet[name].bundle for name in names)])
+    assert list(found.refused) == [damaged]
+    placed = [path.stem.removeprefix("toy_") for path in found.in_order()]
+    assert placed[:3] == ["chirps", "digits", "grey"]
+    assert sorted(placed[3:5]) == ["head", "wide"]
+    assert sorted(placed[5:]) == ["masked", "tuned"]

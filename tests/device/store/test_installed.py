@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +26,10 @@ from toolchain.device.store.installed import BUNDLE_NAME
 def test_what_is_read_is_what_the_bundle_gives(fleet: Fleet, folder: Path) -> None:
     held = bundle.open_bundle(fleet["first"].bundle)
     wanted = read_release(held)
-    found, tested = installed.read(folder)
-    assert tested == f"onnxruntime {ort.__version__} cpu {wanted.graph('swap-if').digest}"
+    read = installed.read(folder)
+    found = read.release
+    assert read.renewed is None
+    assert read.tested_with == f"onnxruntime {ort.__version__} cpu {wanted.graph('swap-if').digest}"
     assert found.slots.keys() == wanted.slots.keys()
     assert all(same(found.slots[name], wanted.slots[name]) for name in wanted.slots)
     for name in ("name", "version", "digest", "classes", "preprocess", "gates", "fixed"):
@@ -49,13 +55,10 @@ def test_an_installed_domain_answers_as_its_bundle(
     assert same(runner.infer(images, "kept").logits, runner.infer(images, "toy_chirps").logits)
 
 
-def test_installing_neither_loads_nor_keeps_a_session_from_going(
-    runner: Runner, fleet: Fleet, folder: Path
-) -> None:
+def test_installing_neither_loads_nor_keeps_a_session(runner: Runner, folder: Path) -> None:
+    assert (folder / BUNDLE_NAME).is_file()
     assert runner.domains == {}
-    assert runner.facts.sessions == 1
-    runner.load(fleet["wide"].bundle)
-    assert runner.facts.sessions == 1
+    assert runner.facts.sessions == 0
 
 
 def test_a_test_counts_for_the_graph_that_it_ran_on(artefact: Path, folder: Path) -> None:
@@ -68,22 +71,85 @@ def test_a_test_counts_for_the_graph_that_it_ran_on(artefact: Path, folder: Path
         assert "selftest" not in again.load(folder).seconds
 
 
-def test_a_test_on_another_domains_graph_is_done_again(
-    runner: Runner, fleet: Fleet, folder: Path
-) -> None:
-    """On a session with more slots, some are filled."""
-    runner.load(fleet["every"].bundle)
-    found = runner.load(folder)
-    assert found.filled
-    assert "selftest" in found.seconds
-
-
 def test_a_test_by_another_onnxruntime_is_done_again(
     artefact: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ort, "__version__", "0.0.1")
     with Runner(artefact) as other:
         assert "selftest" in other.load(folder).seconds
+
+
+def hard_linked(folder: Path) -> None:
+    os.link(folder / BUNDLE_NAME, folder.parent / "snapshot")
+
+
+def made_writable(folder: Path) -> None:
+    (folder / BUNDLE_NAME).chmod(0o644)
+
+
+def given_to_its_owner(folder: Path) -> None:
+    os.chown(folder / BUNDLE_NAME, os.getuid(), os.getgid())
+
+
+def touched(folder: Path) -> None:
+    os.utime(folder / BUNDLE_NAME, ns=(1, 1))
+
+
+def exchanged(folder: Path) -> None:
+    """The same bytes and the same time in another inode, as after a remount."""
+    shutil.copy2(folder / BUNDLE_NAME, folder / "copy")
+    (folder / "copy").replace(folder / BUNDLE_NAME)
+
+
+def restored(folder: Path) -> None:
+    """As from a backup that keeps the times."""
+    shutil.copytree(folder, folder.with_name("backup"), copy_function=shutil.copy2)
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("backup"), folder, copy_function=shutil.copy2)
+
+
+VOLATILE = [hard_linked, made_writable, given_to_its_owner, touched, exchanged, restored]
+
+
+@pytest.mark.parametrize("change", VOLATILE, ids=[change.__name__ for change in VOLATILE])
+def test_the_same_bytes_are_verified_and_tested_again_and_recorded_anew(
+    runner: Runner,
+    fleet: Fleet,
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[Path], None],
+) -> None:
+    """Told once: the next load finds the new record."""
+    runner.load(fleet["first"].bundle)
+    wanted = runner.infer(tensor(2)).logits
+    change(folder)
+    assert "selftest" in runner.load(folder, name="kept", selftest=False).seconds
+    assert same(runner.infer(tensor(2), "kept").logits, wanted)
+    (told,) = caplog.messages
+    assert told.startswith(f"{folder}: its file has another inode")
+    assert told.endswith("the record renewed")
+    assert "selftest" not in runner.replace(folder, name="kept").seconds
+    assert len(caplog.messages) == 1
+    read = installed.read(folder)
+    assert read.renewed is None
+    assert len(read.release.golden()) > 0
+
+
+def test_a_folder_that_cannot_be_written_is_verified_at_each_load(
+    runner: Runner, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that refuses every write, as one that is mounted read-only."""
+    touched(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        for name in ("one", "two"):
+            assert "selftest" in runner.load(folder, name=name).seconds
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ["as at each load: cannot write" in told for told in caplog.messages] == [True, True]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_bundle_of_another_backbone_is_not_installed(

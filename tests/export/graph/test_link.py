@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support import cases
+from tests.support import cases, toys
 from tests.support.cases import Made, close, walk
 from toolchain.bundle.golden import shifted
 from toolchain.bundle.linkage import FORMS, LINKAGES, STATIC_IF, Form, Linkage
@@ -32,6 +32,8 @@ from toolchain.export.graph.names import (
     SLOTS_FILE,
     WEIGHTS_FILE,
 )
+from toolchain.export.graph.split import split
+from toolchain.training import attach
 
 GRAPHS = [linkage for linkage in LINKAGES if not linkage.is_segmented]
 CLEAR = 1e-3
@@ -282,6 +284,27 @@ def test_one_swap_graph_serves_another_domain(plain: Made) -> None:
     for form in FORMS:
         got = plain.run(Linkage("swap", form)).run(images.numpy(), other)
         assert close(got.logits, want.logits), form
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"norm": "batch", "pool": 0}, {"method": "da2", "norm": "group"}, {"method": "head"}],
+    ids=["da3", "batch", "da2", "head"],
+)
+def test_domains_of_equal_options_have_one_swap_graph(options: dict[str, Any]) -> None:
+    """Law: no value, name or class count of a domain shows in a graph; so they share a session.
+
+    Each is captured anew, as two people would export them.
+    """
+
+    def linked(seed: int, classes: int) -> list[bytes]:
+        model = attach(
+            toys.backbone("single"), classes=classes, input_shape=(3, 8, 8), rank=4, **options
+        )
+        halves = split(toys.scrambled(model, seed))
+        return [store.to_bytes(link(halves, Linkage("swap", form))) for form in FORMS]
+
+    assert linked(0, classes=7) == linked(1, classes=1)
 
 
 @pytest.mark.parametrize("form", FORMS)

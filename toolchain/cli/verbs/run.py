@@ -23,6 +23,7 @@ from toolchain.core.errors import Da3Error, DataError
 
 if TYPE_CHECKING:
     from toolchain.device import Frame, Runner
+    from toolchain.device.runtime.backbone_session import Cost
 
 FAILED = 1
 TOP = 3
@@ -171,27 +172,26 @@ def run(
     warnings.simplefilter("ignore", DecompressionBombWarning)
 
     named = [*(folder.find(dist, name) for name in domains), *bundles]
-    # The first bundle decides the backbone; load() refuses those of another.
-    paths = named[:1] or list(folder.bundles(dist).values())
-    with Runner(folder.backbone_of(paths, backbone), **options) as runner:
-        if named:
-            _load(runner, named, by_file=port is not None, selftest=not no_selftest)
-        else:
-            load_fitting(runner, paths, selftest=not no_selftest, refused=_refused)
+    surveyed = folder.survey(named or list(folder.bundles(dist).values()))
+    with Runner(surveyed.backbone(backbone), **options) as runner:
         if port is not None:
+            from toolchain.device.serve.faults import refusal
+
+            refused: dict[str, str] = {}
+
+            def tell(path: Path, err: Da3Error) -> None:
+                refused[path.stem] = refusal(err).message
+                complain_of(f"not loaded: {path}", err)
+
+            load_fitting(runner, surveyed, selftest=not no_selftest, made=_tell_cost, refused=tell)
             serving = serving | ({} if time_limit is None else {"time_s": time_limit})
             repository = None if bundles else dist
-            serve_until_signalled(runner, port, repository, serving, as_json=as_json)
+            serve_until_signalled(runner, port, repository, refused, serving, as_json=as_json)
             return 0
+        runner.load(named[0], selftest=not no_selftest)
         with closing(_frames(runner, images, every=every, time_limit_s=time_limit)) as frames:
             show = PRINTERS["json" if as_json else "jsonl" if as_lines else "people"]
             return FAILED if show(runner, islice(frames, limit), top) else 0
-
-
-def _load(runner: Runner, bundles: Sequence[Path], *, by_file: bool, selftest: bool) -> None:
-    for path in bundles:
-        # Over the network a domain is called as its file is, and loaded again by that name.
-        runner.load(path, name=path.stem if by_file else None, selftest=selftest)
 
 
 def _used(options: Mapping[str, object]) -> list[str]:
@@ -247,5 +247,8 @@ def _frames(
             yield Frame(source, 0, None, None, err)
 
 
-def _refused(path: Path, err: Da3Error) -> None:
-    complain_of(f"not loaded: {path}", err)
+def _tell_cost(path: Path, cost: Cost) -> None:
+    grown = "" if cost.resident_bytes is None else f"{cost.resident_bytes / 2**20:.0f} MiB and "
+    click.echo(
+        f"{path}: a session of the backbone of its own, {grown}{cost.seconds:.1f} s", err=True
+    )

@@ -19,8 +19,7 @@ class Domain:
     """A loaded domain.
 
     ``release``: digest of its bundle's manifest. ``gates``: the blocks that have one, in order.
-    ``slots_bytes``: what its tensors occupy. ``session``: number of the session that it runs on;
-    ``filled``: slots of that session which it lacks and which were filled so that they do nothing.
+    ``slots_bytes``: what its tensors occupy. ``session``: number of the session that it runs on.
     ``seconds`` by step: verify, session, selftest; steps that were not needed are left out.
     """
 
@@ -32,7 +31,6 @@ class Domain:
     gates: tuple[str, ...]
     slots_bytes: int
     session: int
-    filled: tuple[str, ...]
     seconds: Mapping[str, float]
 
 

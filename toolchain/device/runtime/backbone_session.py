@@ -2,33 +2,26 @@
 
 Rules of this file: a session holds weights and no domain. A release's tensors are bound once and
 named with each run, so any number of releases share one session and never touch each other. A
-release may lack slots that the session has (it has no gate there, or no adaptor). Those are filled
-with tensors that do nothing: a correction of zero, and a gate that is open. Nothing else is ever
-made up.
+session computes what its linked graph says, so a release runs only on its own graph: the digests
+must be equal, and the patched weights too. Then it does not matter whose bundle the graph came
+from. Nothing is ever made up for a release that lacks a slot.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from toolchain.bundle import Notes
-from toolchain.bundle.release import Release
+from toolchain.bundle.release import Graph, Release
 from toolchain.bundle.slots import Slots
 from toolchain.core.arrays import Array, Floats
-from toolchain.core.errors import GraphError
+from toolchain.core.errors import BundleError, GraphError
 from toolchain.device.runtime.backend import Answer, Backend, Binding, fits
 from toolchain.device.runtime.limit import TimeLimit
 from toolchain.device.runtime.selftest import Allowance
-
-# A gate whose logits are one for every picture: its weight is zero.
-OPEN = 1.0
-# Slots are filled by whole gates and adaptors: all of an adaptor is zero then, and so is its
-# correction. Half an adaptor would be one that nobody trained.
-_PART = re.compile(r"(.+\.(?:gate|adaptor))\..+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +33,37 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """What a session computes: releases of which it is equal may share one.
+
+    ``graph``: digest of the linked graph. ``weights``: of the patched weights, empty for the
+    backbone's own. ``owner``: of the one release that is folded in, empty where domains are
+    swapped.
+    """
+
+    graph: str
+    weights: str = ""
+    owner: str = ""
+
+    @classmethod
+    def of(cls, release: Release, graph: Graph) -> Computed:
+        """Return what ``release`` computes by ``graph``, one of its own."""
+        owner = release.digest if graph.linkage.folds_domain else ""
+        return cls(graph=graph.digest, weights=release.weights, owner=owner)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BoundRelease:
     """A release's tensors as a session runs them.
 
-    ``binding``: what the backend made of them. ``classes``: how many logits it answers with.
-    ``width``: how many gates the backend answers with; ``columns``: where the release's gates stand
-    among them. ``resolved``: column and state of each gate that a static model has folded.
-    ``filled``: slots that were made up.
+    ``binding``: what the backend made of them. ``classes`` and ``gates``: how many logits and gates
+    it answers with. ``resolved``: column and state of each gate that a static model has folded.
     """
 
     binding: Binding
     classes: int
-    width: int
-    columns: tuple[int, ...]
+    gates: int
     resolved: tuple[tuple[int, bool], ...] = ()
-    filled: tuple[str, ...] = ()
 
     @property
     def slots(self) -> Slots:
@@ -64,23 +73,17 @@ class BoundRelease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What a backend computes.
+    """A backend's model, as its session knows it.
 
-    ``gates``: gated blocks in its order; ``options``: of its adaptors, those that slot shapes do
-    not show. ``owner``: digest of the one release that is folded in, None where domains are
-    swapped. ``graph_digest``: of the linked graph that it was made from. ``runs_on``: what computes
-    it, as a self-test's record names it. ``allowed``: how far its answers may be from the golden
-    ones, None for what the release itself says. ``weights``: digest of the patched weights that it
-    was made from, empty for the backbone's own.
+    ``options``: of its adaptors, those that slot shapes do not show; messages name them.
+    ``runs_on``: what computes it, as a self-test's record names it. ``allowed``: how far its
+    answers may be from the golden ones, None for what the release itself says.
     """
 
-    gates: tuple[str, ...]
+    computed: Computed
     options: Notes
-    owner: str | None
-    graph_digest: str
     runs_on: str
     allowed: Allowance | None = None
-    weights: str = ""
 
 
 class BackboneSession:
@@ -102,97 +105,74 @@ class BackboneSession:
     @property
     def is_static(self) -> bool:
         """Whether one domain is folded in."""
-        return self._model.owner is not None
+        return bool(self.computed.owner)
 
     @property
-    def graph_digest(self) -> str:
-        """Digest of the linked graph."""
-        return self._model.graph_digest
-
-    @property
-    def weights(self) -> str:
-        """Digest of the patched weights that it holds; empty for the backbone's own."""
-        return self._model.weights
+    def computed(self) -> Computed:
+        """What it computes, by digests."""
+        return self._model.computed
 
     @property
     def tested_with(self) -> str:
         """What a self-test on it counts for; the last word is the graph's digest."""
-        model = self._model
-        return " ".join(filter(None, (model.runs_on, model.weights, model.graph_digest)))
+        computed = self.computed
+        return " ".join(filter(None, (self._model.runs_on, computed.weights, computed.graph)))
 
     def allowed(self, release: Release) -> Allowance:
         """Return how far the answers may be from the release's golden ones."""
         return self._model.allowed or Allowance(release.tolerance)
 
     def misfits(self, release: Release) -> tuple[str, ...]:
-        """Return why ``release`` cannot run here, one line each; none: :meth:`bind` takes it."""
-        model = self._model
-        if model.owner is not None:
-            is_own = model.owner == release.digest
+        """Return why ``release`` may not run here, one line each; none: :meth:`bind` takes it.
+
+        A graph with another digest is another one, whatever its slots look like.
+        """
+        computed = self.computed
+        if computed.owner:
+            is_own = computed.owner == release.digest
             return () if is_own else ("a static model is one domain's own",)
-        if release.weights != model.weights:
+        if release.weights != computed.weights:
             return (_other_weights(release),)
-        refused = self._backend.refusals(release.slots)
-        # It was compared slot by slot when it was installed.
-        if release.fits_graph and release.fits_graph == self.graph_digest:
-            return refused
-        lines = [
-            f"{name}: expected {self._shown(name)}, got {array.dtype} {list(array.shape)}"
-            for name, array in release.slots.items()
-            if not self._takes(name, array)
-        ]
-        missing = sorted(self._backend.slots.keys() - release.slots.keys())
-        # A slot may be filled only if the release has nothing of its whole gate or adaptor. What
-        # is neither (the head) is never filled.
-        present = {"", *map(_part, release.slots)}
-        lines += [f"{name}: missing" for name in missing if _part(name) in present]
-        lines += [
-            f"adaptor option {name}: expected {model.options[name]}, got {value}"
-            for name, value in release.options.items()
-            if model.options.get(name, value) != value
-        ]
-        # A gate that the session has and the release lacks is filled, and open. The other way
-        # round the release's gate would never be asked.
-        lines += [f"{site}: no such gate" for site in release.gates if site not in model.gates]
-        return (*lines, *refused)
+        if computed.graph not in {graph.digest for graph in release.graphs.values()}:
+            return self._other_graph(release)
+        return self._backend.refusals(release.slots)
 
     def bind(self, release: Release) -> BoundRelease:
-        """Bind the tensors of a release without misfits; raises as the backend's ``bind``."""
-        classes, gates = len(release.classes), self._model.gates
+        """Bind the tensors of a release without misfits.
+
+        Raises BundleError for slots that are not those of the graph, and as the backend's ``bind``.
+        """
+        classes, gates = len(release.classes), len(release.gates)
         if self.is_static:
-            width, fixed = len(release.gates), release.fixed
+            fixed = release.fixed
             return BoundRelease(
                 binding=self._backend.bind({}),
                 classes=classes,
-                width=width,
-                columns=tuple(range(width)),
+                gates=gates,
                 resolved=tuple((i, fixed[g]) for i, g in enumerate(release.gates) if g in fixed),
             )
-        missing = tuple(sorted(self._backend.slots.keys() - release.slots.keys()))
-        neutral = {name: self._neutral(name) for name in missing}
-        return BoundRelease(
-            binding=self._backend.bind({**release.slots, **neutral}),
-            classes=classes,
-            width=len(gates),
-            columns=tuple(gates.index(site) for site in release.gates),
-            filled=missing,
-        )
+        # The slots of an installed domain were compared one by one when it was installed.
+        is_compared = release.fits_graph == self.computed.graph
+        is_whole = release.slots.keys() == self._backend.slots.keys()
+        if not (is_compared and is_whole) and (lines := self._other_slots(release)):
+            raise BundleError(
+                f"{release.name}: its slots are not those of its own graph: {lines[0]}",
+                fix="export the domain again",
+            )
+        binding = self._backend.bind(release.slots)
+        return BoundRelease(binding=binding, classes=classes, gates=gates)
 
     def run(self, images: Floats, bound: BoundRelease, limit: TimeLimit | None = None) -> Answer:
-        """Answer float32 ``[N, 3, S, S]``; gates are those of the release alone.
+        """Answer float32 ``[N, 3, S, S]``.
 
         Gates that a static model has resolved answer with an infinity of their state's sign.
         Raises GraphError, also for an answer of another shape, TimeLimitError and DeviceError.
         """
         answer = self._backend.run_bound(images, bound.binding, limit)
-        self._require_shape(answer, (len(images), bound.classes), bound.width)
-        gates = answer.gates
-        # Taking all columns in order would copy for nothing.
-        if bound.columns != tuple(range(gates.shape[1])):
-            gates = gates[:, list(bound.columns)]
+        self._require_shape(answer, (len(images), bound.classes), bound.gates)
         for column, state in bound.resolved:
-            gates[:, column] = np.inf if state else -np.inf
-        return Answer(logits=answer.logits, gates=gates, taps=answer.taps)
+            answer.gates[:, column] = np.inf if state else -np.inf
+        return answer
 
     def _require_shape(self, answer: Answer, logits: tuple[int, int], gates: int) -> None:
         """Logits are a row per picture of a value per class, gates one of a value per gate."""
@@ -203,6 +183,25 @@ class BackboneSession:
                 f"{list(expected[1])}, got {list(got[0])} and {list(got[1])}",
                 fix="export the domain again",
             )
+
+    def _other_graph(self, release: Release) -> tuple[str, ...]:
+        """Say what the two graphs differ in, as far as slots and options show it."""
+        options = (
+            f"adaptor option {name}: expected {self._model.options[name]}, got {value}"
+            for name, value in release.options.items()
+            if self._model.options.get(name, value) != value
+        )
+        lines = (*self._other_slots(release), *options)
+        return lines or ("its linked graph is another one, written by another version",)
+
+    def _other_slots(self, release: Release) -> tuple[str, ...]:
+        """Return a line for each slot that release and graph do not have alike."""
+        slots = release.slots
+        return tuple(
+            f"{name}: expected {self._shown(name)}, got {_described(slots.get(name))}"
+            for name in sorted({*slots, *self._backend.slots})
+            if name not in slots or not self._takes(name, slots[name])
+        )
 
     def _shown(self, name: str) -> str:
         if name not in self._backend.slots:
@@ -216,11 +215,6 @@ class BackboneSession:
             return False
         return self._backend.element(name) == array.dtype
 
-    def _neutral(self, name: str) -> Array:
-        shape = [d if isinstance(d, int) else 1 for d in self._backend.slots[name]]
-        value = OPEN if name.endswith(".gate.bias") else 0.0
-        return np.full(shape, value, self._backend.element(name))
-
 
 def _other_weights(release: Release) -> str:
     if release.patch is None:
@@ -229,7 +223,5 @@ def _other_weights(release: Release) -> str:
     return f"it changes {about.tensors} of {about.of} tensors of the backbone"
 
 
-def _part(slot: str) -> str:
-    """Return the gate or adaptor that a slot belongs to (``block00.gate``), nothing for others."""
-    match = _PART.fullmatch(slot)
-    return match[1] if match else ""
+def _described(array: Array | None) -> str:
+    return "none" if array is None else f"{array.dtype} {list(array.shape)}"

@@ -8,6 +8,7 @@ threads run it. Which session a release gets is decided elsewhere:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,13 +23,16 @@ from toolchain.bundle.manifest import ReleaseInfo
 from toolchain.bundle.release import Release, read_release
 from toolchain.bundle.slots import Slots
 from toolchain.core.arrays import Floats
-from toolchain.core.errors import DataError
+from toolchain.core.errors import DataError, StorageError
 from toolchain.device.runtime.answers import Domain, Outcome
 from toolchain.device.runtime.backbone_session import BackboneSession, BoundRelease
 from toolchain.device.runtime.backend import Answer
 from toolchain.device.runtime.limit import TimeLimit
 from toolchain.device.runtime.selftest import selftest
 from toolchain.device.store import installed
+from toolchain.device.store.installed import Installed
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +65,32 @@ class LoadedDomain:
         return Outcome(logits=answer.logits, gates=is_open, release=self.domain.release, ms=took_ms)
 
 
-def read(path: Path) -> tuple[Release, str]:
-    """Return the release at ``path`` and what it was tested with, nothing for a bundle.
+def read(path: Path) -> Installed:
+    """Return the release at ``path``, and what it was tested with if it is an installed domain.
 
     Raises as ``bundle.open_bundle`` for a file and :func:`toolchain.device.store.installed.read`
     for a folder.
     """
     if path.is_dir():
         return installed.read(path)
-    return read_release(bundle.open_bundle(path)), ""
+    return Installed(read_release(bundle.open_bundle(path)), "")
+
+
+def renew(path: Path, source: Installed, tested_with: str) -> None:
+    """Write the record of an installed domain anew if it was verified again, and say so.
+
+    ``tested_with``: what the self-test ran on that it has passed. A folder that nobody may write to
+    is verified at each load.
+    """
+    if source.renewed is None:
+        return
+    told = f"{path}: its file has another inode, owner, mode or times than the record says"
+    try:
+        installed.renew(path, source.renewed, tested_with)
+    except StorageError as err:
+        _log.warning("%s; its bytes were verified and tested again, as at each load: %s", told, err)
+    else:
+        _log.warning("%s; its bytes were verified and tested again, and the record renewed", told)
 
 
 def tested_on(
@@ -77,13 +98,11 @@ def tested_on(
 ) -> LoadedDomain:
     """Return ``release`` on ``session``, called ``name``; the self-test's time joins ``seconds``.
 
-    ``test``: whether it must pass its self-test. A release that runs on another domain's graph, or
-    with slots filled, must pass it in any case. Raises SelftestError, and BundleError for golden
-    data that lie.
+    ``test``: whether it must pass its self-test. Raises SelftestError, and BundleError for golden
+    data that lie and for slots that are not those of the graph.
     """
     bound = session.bind(release)
-    own_graphs = {graph.digest for graph in release.graphs.values()}
-    if test or bound.filled or session.graph_digest not in own_graphs:
+    if test:
         limit = TimeLimit(release.time_limit_s)
         with timed(seconds, "selftest"), limit:
             selftest(
@@ -103,7 +122,6 @@ def tested_on(
         gates=release.gates,
         slots_bytes=release.slots_bytes,
         session=session.number,
-        filled=bound.filled,
         seconds=MappingProxyType(seconds),
     )
     # Not the release itself: it would keep the bundle alive for as long as the domain is loaded.

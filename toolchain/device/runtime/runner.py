@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -39,7 +39,8 @@ from toolchain.core.errors import (
 )
 from toolchain.device.engine.cache import open_engine, refuse_kit
 from toolchain.device.runtime.answers import Domain, Outcome, Prediction, predictions
-from toolchain.device.runtime.loading import LoadedDomain, read, tested_on, timed
+from toolchain.device.runtime.backbone_session import Cost
+from toolchain.device.runtime.loading import LoadedDomain, read, renew, tested_on, timed
 from toolchain.device.runtime.options import (
     ENGINE,
     checked_name,
@@ -52,6 +53,7 @@ from toolchain.device.runtime.stream import Frame, stream
 from toolchain.device.runtime.trt.engine import OneSession, is_engine, make_session, open_device
 from toolchain.device.runtime.trt.plan import TrtDevice
 from toolchain.device.store import installed
+from toolchain.device.store.dist import Survey
 from toolchain.pictures import request
 from toolchain.pictures.request import Picture
 
@@ -92,7 +94,7 @@ class Runner:
     exchanged in silence. ``flavour``: ``swap``, or ``static`` for one fixed domain at full speed.
     ``form``: ``if`` answers pictures one by one, ``rows`` in one call, which pays for batches on
     small backbones (docs/decisions/0003-forms.md). ``sessions``: how many copies of the backbone
-    may be held for domains whose slots differ. ``max_batch``: pictures in one request.
+    may be held for domains whose graphs differ. ``max_batch``: pictures in one request.
     ``contexts``: how many requests an engine computes at the same time, each in memory of its own;
     ``device``: where it runs, by default the machine's first GPU. What an engine decides itself
     (flavour, form, sessions) may not be asked to be something else.
@@ -188,10 +190,9 @@ class Runner:
 
         ``source``: a ``.da3b`` file, or the folder of an installed domain, which was verified and
         tested when :meth:`install` made it. ``name``: to load it under another name than its own.
-        ``selftest``: may be left out where the same bundle was tested on this device before; a
-        domain that runs on another one's graph, or with slots filled, is tested in any case.
+        ``selftest``: may be left out where the same bundle was tested on this device before.
 
-        Raises LoadedError if the name is taken; SessionLimitError if its slots need a further
+        Raises LoadedError if the name is taken; SessionLimitError if its graph needs a further
         session; BundleError, BackboneMismatchError, StorageError and SelftestError if it cannot be
         trusted. Nothing has changed then.
         """
@@ -213,7 +214,7 @@ class Runner:
             self._require_open()
             if name not in self._table:
                 raise UnknownNameError("domain", name, self._table)
-            self._publish({k: v for k, v in self._table.items() if k != name})
+            self._table = MappingProxyType({k: v for k, v in self._table.items() if k != name})
 
     def install(self, source: str | Path, folder: str | Path) -> Domain:
         """Verify and test the bundle ``source`` and lay it into the new folder ``folder``.
@@ -234,6 +235,13 @@ class Runner:
     def domains(self) -> Mapping[str, Domain]:
         """The loaded domains by name, as they are at this moment."""
         return {name: loaded.domain for name, loaded in self._table.items()}
+
+    def cost(self, name: str) -> Cost:
+        """Return what the session took that the domain ``name`` runs on. Raises UnknownNameError.
+
+        Domains that share it share the cost.
+        """
+        return self._get(name).session.cost
 
     @property
     def facts(self) -> RunnerFacts:
@@ -335,7 +343,8 @@ class Runner:
         self._require_open()
         seconds: dict[str, float] = {}
         with timed(seconds, "verify"):
-            release, tested_with = read(Path(source))
+            stored = read(Path(source))
+            release = stored.release
             bundle.match(release.backbone, self._artefact, release.name)
         called = release.name if name is None else checked_name(name)
         # Asked now to fail early, and again below: the table may change while the test runs.
@@ -344,7 +353,10 @@ class Runner:
         started = time.perf_counter()
         with self._sessions.reserved(release, old.session if old else None) as session:
             seconds["session"] = time.perf_counter() - started
-            test = selftest and tested_with != session.tested_with
+            # Bytes that were verified again are tested again, whatever was asked.
+            test = stored.renewed is not None or (
+                selftest and stored.tested_with != session.tested_with
+            )
             loaded = tested_on(session, release, called, seconds, test=test)
             with self._publishing:
                 self._require_open()
@@ -352,7 +364,8 @@ class Runner:
                 table = {**self._table, called: loaded}
                 # Under the same lock as the exchange, so that no other load comes between.
                 self._sessions.require_room(release, (item.session for item in table.values()))
-                self._publish(table)
+                self._table = MappingProxyType(table)
+        renew(Path(source), stored, session.tested_with)
         return loaded.domain
 
     def _require_open(self) -> None:
@@ -368,27 +381,32 @@ class Runner:
                 fix="replace() it, unload() it first, or load under another name",
             )
 
-    def _publish(self, table: dict[str, LoadedDomain]) -> None:
-        """Exchange the table and let go of sessions that nothing uses any more."""
-        self._table = MappingProxyType(table)
-        self._sessions.trim()
-
 
 def load_fitting(
     runner: Runner,
-    paths: Iterable[Path],
+    surveyed: Survey,
     *,
     selftest: bool = True,
+    made: Callable[[Path, Cost], None],
     refused: Callable[[Path, Da3Error], None],
 ) -> None:
     """Load every bundle that the runner takes, under its file's name.
 
-    ``refused`` is called with each of the others and its error. Raises RunError if none is loaded.
+    ``made`` is called with each bundle that needed a further session beside the first, and what
+    that cost; ``refused`` with each bundle that was not loaded and its error. Raises RunError if
+    none is loaded.
     """
-    for path in paths:
+    for path, err in surveyed.refused.items():
+        refused(path, err)
+    sessions: set[int] = set()
+    for path in surveyed.in_order():
         try:
-            runner.load(path, name=path.stem, selftest=selftest)
+            number = runner.load(path, name=path.stem, selftest=selftest).session
         except Da3Error as err:
             refused(path, err)
+            continue
+        if sessions and number not in sessions:
+            made(path, runner.cost(path.stem))
+        sessions.add(number)
     if not runner.domains:
         raise RunError("expected a bundle that can be loaded, got none", fix="see why above")

@@ -32,7 +32,7 @@ from toolchain.device.serve.admission import Admission
 from toolchain.device.serve.call import HttpRequest, guard
 from toolchain.device.serve.faults import RefusedError, refusal
 from toolchain.device.serve.limits import Limits
-from toolchain.device.serve.repository import Repository
+from toolchain.device.serve.repository import NONE, Repository
 from toolchain.device.serve.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -64,16 +64,23 @@ class Reply:
 class App:
     """The WSGI application over ``runner``.
 
-    ``repository``: the folder of bundles that may be loaded, or None. ``loopback``: it listens on a
-    loopback address, so another Host is refused.
+    ``repository``: the folder of bundles that may be loaded, or None. ``refused``: what was not
+    loaded before, and why. ``loopback``: it listens on a loopback address, so another Host is
+    refused.
     """
 
     def __init__(
-        self, runner: Runner, limits: Limits, *, repository: Path | None, loopback: bool
+        self,
+        runner: Runner,
+        limits: Limits,
+        *,
+        repository: Path | None,
+        refused: Mapping[str, str] = NONE,
+        loopback: bool,
     ) -> None:
         self._runner = runner
         self._limits = limits
-        self._repository = Repository(runner, repository)
+        self._repository = Repository(runner, repository, refused)
         self._statistics = Statistics()
         self._loopback = loopback
         self.inferring = Admission(limits.concurrent, limits.waiting, limits.time_s)
@@ -130,7 +137,8 @@ class App:
 
     def _ready(self) -> Reply:
         if self.inferring.open:
-            return _json({"ready": True})
+            failed = self._repository.failed()
+            return _json({"ready": True, "not_loaded": failed} if failed else {"ready": True})
         stopping = {"ready": False, "error": "the server is stopping"}
         return _json(stopping, HTTPStatus.SERVICE_UNAVAILABLE)
 

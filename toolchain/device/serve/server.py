@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from toolchain.core.errors import MissingPackageError, RunError, UsageError
 from toolchain.core.timing import Notify
 from toolchain.device.serve.app import App
 from toolchain.device.serve.limits import Limits
+from toolchain.device.serve.repository import NONE
 
 if TYPE_CHECKING:
     from toolchain.device.runtime.runner import Runner
@@ -33,9 +35,10 @@ class Server:
     """A server of ``runner``'s domains; a context manager that starts and stops it.
 
     ``port`` 0 takes a free one, see :attr:`url`. ``repository``: the folder whose bundles may be
-    loaded over the network, None for none. Raises UsageError for an address or a folder that is
-    none, RunError where the address cannot be bound, MissingPackageError without the extra
-    ``serve``.
+    loaded over the network, None for none. ``refused``: bundles that were not loaded before, by the
+    names that they would have, and why, as clients may read it. Raises UsageError for an address or
+    a folder that is none, RunError where the address cannot be bound, MissingPackageError without
+    the extra ``serve``.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Server:
         host: str = "127.0.0.1",
         port: int = 0,
         repository: Path | None = None,
+        refused: Mapping[str, str] = NONE,
         limits: Limits | None = None,
     ) -> None:
         self._limits = limits or Limits()
@@ -52,7 +56,9 @@ class Server:
         try:
             self._host, self._port = bound.getsockname()[:2]
             loopback = ip_address(self._host).is_loopback
-            self.app = App(runner, self._limits, repository=repository, loopback=loopback)
+            self.app = App(
+                runner, self._limits, repository=repository, refused=refused, loopback=loopback
+            )
             self._sockets = _sockets(self.app, bound, self._limits)
         except BaseException:
             bound.close()
@@ -126,6 +132,7 @@ def serve(
     stop: threading.Event,
     host: str = "127.0.0.1",
     repository: Path | None = None,
+    refused: Mapping[str, str] = NONE,
     limits: Limits | None = None,
     notify: Notify | None = None,
 ) -> None:
@@ -134,7 +141,9 @@ def serve(
     Set ``stop`` from a signal's handler or another thread. Parameters and errors as for
     :class:`Server`.
     """
-    with Server(runner, host=host, port=port, repository=repository, limits=limits) as server:
+    with Server(
+        runner, host=host, port=port, repository=repository, refused=refused, limits=limits
+    ) as server:
         if notify is not None:
             notify(server.url)
         # Python runs a signal's handler once the main thread wakes, and the system may hand the

@@ -1,22 +1,27 @@
 """A folder as ``da3 export`` leaves it: bundles, and the backbones that they need beside them.
 
-Rules of this file: names only; whoever loads a bundle or a backbone verifies it. A
-name from outside is looked up among the files that are there and never joined to a path.
+Rules of this file: it chooses, and loads nothing; whoever loads a bundle or a backbone verifies it.
+A name from outside is looked up among the files that are there and never joined to a path.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain import bundle
+from toolchain.bundle import BackboneRef
 from toolchain.bundle.archive import BUNDLE_SUFFIX
+from toolchain.bundle.linkage import SWAP_IF
 from toolchain.core.errors import (
+    Da3Error,
     DataError,
     StorageError,
     UnknownNameError,
+    UsageError,
     VerificationError,
 )
 from toolchain.core.words import DOMAIN
@@ -49,24 +54,84 @@ def find(folder: Path, name: str) -> Path:
     return known[plain]
 
 
-def backbone_of(paths: Sequence[Path], where: Path | None = None) -> Path:
-    """Return the folder of the backbone that the first readable bundle of ``paths`` needs.
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What the bundle ``path`` needs to run, by digests.
 
-    ``where`` is that folder, the folder of an engine, or holds it; by default it is looked for
-    beside the bundle. If no bundle will do, it raises the error of the last one: DataError if the
-    backbone is not there, BundleError and StorageError for a bundle that cannot be read.
+    ``graphs``: of its linked graphs that take any domain's tensors; bundles of equal ones share a
+    session. ``weights``: of its patched weights, empty for the backbone's own.
     """
-    for path in paths[:-1]:
-        with suppress(DataError, VerificationError, StorageError):
-            return _backbone_of(path, where)
-    return _backbone_of(paths[-1], where)
+
+    path: Path
+    backbone: BackboneRef
+    graphs: tuple[str, ...]
+    weights: str
 
 
-def _backbone_of(path: Path, where: Path | None) -> Path:
-    # An engine has the backbone inside; whether it is the bundle's shows when that is loaded.
-    if where is not None and (where / ENGINE_NAME).is_file():
-        return where
-    if where is not None:
-        refuse_kit(where)
-    backbone = bundle.open_bundle(path).manifest.backbone
-    return bundle.find_backbone(backbone, where or path.parent).path
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What bundles need before any is loaded; ``refused``: those that cannot be read, and why."""
+
+    needs: tuple[Needs, ...]
+    refused: Mapping[Path, Da3Error]
+
+    def in_order(self) -> tuple[Path, ...]:
+        """Return the bundles in the order in which to load them, so that most of them run.
+
+        A runner may hold few sessions. Those that share one come first, the most of them before
+        fewer; those that change the backbone come last, as nobody shares their session.
+        """
+        groups = Counter((one.weights, one.graphs) for one in self.needs)
+
+        def place(one: Needs) -> tuple[bool, int, tuple[str, ...]]:
+            return bool(one.weights), -groups[one.weights, one.graphs], one.graphs
+
+        # Sorting is stable: equal ones stay in the order in which they came.
+        return tuple(one.path for one in sorted(self.needs, key=place))
+
+    def backbone(self, where: Path | None = None) -> Path:
+        """Return the folder of the backbone that most of the bundles need.
+
+        ``where`` is that folder, the folder of an engine, or holds it; by default it is looked for
+        beside each bundle. If there is none for any bundle, it raises the error of the last one:
+        DataError if the backbone is not there, BundleError and StorageError for a bundle that
+        cannot be read.
+        """
+        # An engine has the backbone inside; whether it is the bundles' shows when they are loaded.
+        if where is not None and (where / ENGINE_NAME).is_file():
+            return where
+        if where is not None:
+            refuse_kit(where)
+        error = next(reversed(self.refused.values()), None)
+        users = Counter(_identity(one.backbone) for one in self.needs)
+        for one in sorted(self.needs, key=lambda one: -users[_identity(one.backbone)]):
+            try:
+                return bundle.find_backbone(one.backbone, where or one.path.parent).path
+            except (DataError, VerificationError, StorageError) as err:
+                error = err
+        raise error or UsageError("expected a bundle, got none", fix="name one")
+
+
+def survey(paths: Sequence[Path]) -> Survey:
+    """Open every bundle of ``paths``, verified, and note what it needs; nothing of it is kept.
+
+    Loading verifies a bundle anew, so an order that is wrong by then costs a session at most.
+    """
+    needs: list[Needs] = []
+    refused: dict[Path, Da3Error] = {}
+    for path in paths:
+        try:
+            manifest = bundle.open_bundle(path).manifest
+        except Da3Error as err:
+            # Its frames would keep alive the bytes that were read.
+            refused[path] = err.with_traceback(None)
+            err.__cause__ = err.__context__ = None
+            continue
+        graphs = tuple(entry.digest for entry in manifest.files if entry.role == SWAP_IF.role)
+        weights = "" if manifest.patch is None else manifest.patch.digest
+        needs.append(Needs(path, manifest.backbone, graphs, weights))
+    return Survey(tuple(needs), refused)
+
+
+def _identity(backbone: BackboneRef) -> tuple[str, str]:
+    return backbone.weights_digest, backbone.graph_digest

@@ -2,11 +2,13 @@
 
 Rules of this file: the folder holds the bundle as it is, and ``installed.json``. The record says
 what running needs, whose bundle it was, and what identified the file (size, times, inode) right
-after it was verified and written. Loading compares that again instead of hashing. The comparison
-finds a file that was edited, exchanged, restored from elsewhere or copied. It does not find a disk
-that changes bits by itself, nor an attacker who may write there and sets the clock back. To guard
-against these, load the bundle, which is hashed each time. The self-test counts for the onnxruntime,
-provider and linked graph that it ran on, or for the one TensorRT engine, and for no other.
+after it was verified and written. Loading compares that again instead of hashing. If that differs,
+the bytes decide: a remount, a hard link, chmod, chown and a backup change no byte. The bundle is
+verified and tested again then, and the record is written anew. A file with other bytes is refused.
+The comparison does not find a disk that changes bits by itself, nor an attacker who may write there
+and sets the clock back. To guard against these, load the bundle, which is hashed each time. The
+self-test counts for the onnxruntime, provider and linked graph that it ran on, or for the one
+TensorRT engine, and for no other.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import json
 import mmap
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from toolchain.bundle import BackboneRef, Bundle, open_bundle
 from toolchain.bundle.archive import LIMIT_BYTES
 from toolchain.bundle.golden import golden_of
 from toolchain.bundle.manifest import ReleaseInfo
-from toolchain.bundle.release import Graph, PatchFile, Release, patch_of
+from toolchain.bundle.release import Graph, PatchFile, Release, patch_of, read_release
 from toolchain.bundle.slots import Slots
 from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError
@@ -41,7 +43,7 @@ from toolchain.core.fields import (
     printable,
     whole,
 )
-from toolchain.core.files import atomic_directory, open_limited, read_limited
+from toolchain.core.files import atomic_directory, open_limited, read_limited, write_atomic
 from toolchain.core.safetensors import read_places
 from toolchain.core.words import (
     DIGEST,
@@ -111,6 +113,21 @@ class InstalledRecord(ReleaseInfo):
     patch: bundle.Patch | None = key(Nullable(SectionOf(bundle.Patch)), default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What a folder of an installed domain holds.
+
+    ``tested_with``: what the self-test ran on, as
+    :attr:`toolchain.device.runtime.backbone_session.BackboneSession.tested_with`; empty if it does
+    not count any more. ``renewed``: the record to write once the self-test has passed, None while
+    the one that is there holds.
+    """
+
+    release: Release
+    tested_with: str
+    renewed: InstalledRecord | None = None
+
+
 def write(folder: str | Path, opened: Bundle, release: Release, tested_with: str) -> None:
     """Write the verified and tested bundle into the new ``folder``, whole or not at all.
 
@@ -123,27 +140,35 @@ def write(folder: str | Path, opened: Bundle, release: Release, tested_with: str
         # Mapped while it runs: nobody shall write into it by accident.
         path.chmod(0o444)
         record = _record(opened, release, _identity(path.stat()), tested_with)
-        document = to_json(record)
-        # Keys stand in the schema's order, whatever class of the record declares them.
-        ordered = {name: document[name] for name in (*_FIRST_KEYS, *document)}
-        body = json.dumps(ordered, ensure_ascii=False).encode()
-        (partial / RECORD_NAME).write_bytes(f"{sha256(body)}\n".encode() + body)
+        (partial / RECORD_NAME).write_bytes(_bytes_of(record))
 
 
-def read(folder: str | Path) -> tuple[Release, str]:
-    """Return the release in ``folder`` and what it was tested with.
+def renew(folder: str | Path, record: InstalledRecord, tested_with: str) -> None:
+    """Write a record anew whose bundle was verified and tested again. Raises StorageError."""
+    data = _bytes_of(replace(record, tested_with=tested_with))
+    write_atomic(Path(folder) / RECORD_NAME, data, overwrite=True)
 
-    The second is :attr:`toolchain.device.runtime.backbone_session.BackboneSession.tested_with`.
-    Raises BundleError for a record that is damaged and a bundle that is not the file that was
+
+def read(folder: str | Path) -> Installed:
+    """Return what ``folder`` holds, verified again where its file is not the one of the record.
+
+    Raises BundleError for a record that is damaged and a bundle with other bytes than were
     verified, StorageError where there is none.
     """
-    folder = Path(folder)
-    record = _read_record(folder / RECORD_NAME)
-    path = folder / BUNDLE_NAME
+    path = Path(folder) / BUNDLE_NAME
+    record = _read_record(Path(folder) / RECORD_NAME)
+    if (identity := _identity_of(path)) == record.file:
+        return Installed(_release(path, record), record.tested_with)
+    opened = _bundle(path, record)
+    renewed = _record(opened, read_release(opened), identity, "")
+    return Installed(_release(path, renewed), "", renewed)
+
+
+def _release(path: Path, record: InstalledRecord) -> Release:
     slots = _map_slots(path, record)
     # Graphs, golden data and the patch are seldom needed. Whoever reads one verifies the bundle
     # anew.
-    release = Release(
+    return Release(
         **record.shared(),
         backbone=BackboneRef(**to_json(record.backbone), taps=()),
         slots=_arrays(path, record, slots),
@@ -155,7 +180,6 @@ def read(folder: str | Path) -> tuple[Release, str]:
         fits_graph=record.tested_with.rpartition(" ")[2],
         patch=_patch(path, record),
     )
-    return release, record.tested_with
 
 
 def _graph(path: Path, record: InstalledRecord, name: str) -> Callable[[], bytes]:
@@ -177,7 +201,10 @@ def _patch_bytes(path: Path, record: InstalledRecord) -> bytes:
 
 def _bundle(path: Path, record: InstalledRecord) -> Bundle:
     """Return the bundle, verified, if it is still the release that was read before."""
-    opened = open_bundle(path)
+    try:
+        opened = open_bundle(path)
+    except BundleError as err:
+        raise BundleError(err.message, fix=_FIX) from err
     if opened.manifest_digest != record.release:
         raise BundleError(
             f"{path}: expected the release {record.release}, got {opened.manifest_digest}", fix=_FIX
@@ -202,6 +229,15 @@ def _record(opened: Bundle, release: Release, file: str, tested_with: str) -> In
         graphs={graph.name: graph.digest for graph in release.graphs.values()},
         patch=opened.manifest.patch,
     )
+
+
+def _bytes_of(record: InstalledRecord) -> bytes:
+    """Return the record's file: the digest of the JSON on a line of its own, and the JSON."""
+    document = to_json(record)
+    # Keys stand in the schema's order, whatever class of the record declares them.
+    ordered = {name: document[name] for name in (*_FIRST_KEYS, *document)}
+    body = json.dumps(ordered, ensure_ascii=False).encode()
+    return f"{sha256(body)}\n".encode() + body
 
 
 def _read_record(path: Path) -> InstalledRecord:
@@ -232,8 +268,8 @@ def _map_slots(path: Path, record: InstalledRecord) -> memoryview:
         if identity != record.file or first + size > length:
             raise BundleError(
                 f"{path}: expected the file that was verified ({record.file}), got another "
-                f"({identity})",
-                fix=_FIX,
+                f"({identity}), which came meanwhile",
+                fix="load it again",
             )
         end = first + size - start
         mapped = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ, offset=start)
@@ -251,6 +287,11 @@ def _arrays(path: Path, record: InstalledRecord, slots: memoryview) -> Slots:
         raise BundleError(
             f"{path}: expected slots where the record says, got {err}", fix=_FIX
         ) from err
+
+
+def _identity_of(path: Path) -> str:
+    with open_limited(path, limit_bytes=LIMIT_BYTES, what="bundle") as (file, _):
+        return _identity(os.fstat(file.fileno()))
 
 
 def _identity(status: os.stat_result) -> str:

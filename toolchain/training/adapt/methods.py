@@ -38,7 +38,7 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 # What a bundle holds, as docs/methods.md says it.
-_SLOTS = "A bundle holds its slots; domains share one session of the backbone."
+_SLOTS = "A bundle holds its slots; domains of equal options share one session."
 _MASKS = "A bundle holds one bit per weight; a device keeps a session of its own."
 _TENSORS = "A bundle holds the tensors that differ; a device keeps a session of its own."
 _WHOLE = "Not slots on a frozen backbone: a bundle holds the whole model."

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.bundle import BackboneArtefact, open_backbone
 from toolchain.bundle.backbone import WEIGHTS_NAME
 from toolchain.bundle.release import Graph, Release
 from toolchain.core.errors import BackboneMismatchError, BundleError, GraphError
-from toolchain.device.runtime.backbone_session import BackboneSession, Cost, ModelFacts
+from toolchain.device.runtime.backbone_session import BackboneSession, Computed, Cost, ModelFacts
 from toolchain.device.runtime.ort.backend import LinkedModel
 from toolchain.device.runtime.ort.session import Session, version
 from toolchain.device.runtime.ort.weights import weights_folder
@@ -62,14 +62,13 @@ def make_session(
     looked at again once the session holds it. Raises as
     :func:`toolchain.device.runtime.ort.weights.weights_folder` for a release with a patch.
     """
-    static = graph.linkage.folds_domain
     before, started = _resident_bytes(), time.perf_counter()
     try:
         with weights_folder(backbone.artefact, release.patch) as folder:
             session = Session(
                 graph.read(),
                 folder=folder,
-                constants=release.slots if static else None,
+                constants=release.slots if graph.linkage.folds_domain else None,
                 threads=threads,
                 provider=provider,
                 what=graph.name,
@@ -85,26 +84,16 @@ def make_session(
     backbone.require_unchanged()
     after = _resident_bytes()
     grown = None if before is None or after is None else max(0, after - before)
-    made = BackboneSession(
+    return BackboneSession(
         LinkedModel(session),
         ModelFacts(
-            gates=release.gates,
+            computed=Computed.of(release, graph),
             options=release.options,
-            owner=release.digest if static else None,
-            graph_digest=graph.digest,
             runs_on=f"onnxruntime {version()} {provider}",
-            weights=release.weights,
         ),
         number=number,
         cost=Cost(resident_bytes=grown, seconds=time.perf_counter() - started),
     )
-    # The graph is the release's own, so its digest alone would let wrong slots pass unseen.
-    if lines := made.misfits(replace(release, fits_graph="")):
-        raise BundleError(
-            f"{release.name}: its slots are not those of its own graph {graph.name}: {lines[0]}",
-            fix="export the domain again",
-        )
-    return made
 
 
 def _identity(path: Path) -> tuple[int, ...]:

@@ -1,13 +1,13 @@
-"""The sessions of the backbone that a runner holds: one, unless it may hold more.
+"""The sessions of the backbone that a runner holds: one for each linked graph that is in use.
 
-Rules of this file: a release runs on the session of its own graph, on one that a loaded domain uses
-and its slots fit, or on a new one if there is room. This file alone decides which of them. A
-session stays while a loaded domain, or a domain being loaded, uses it. A session that nobody uses
-stays only if it is the last, for the next load. Requests refer to their session themselves and need
-nothing from here.
+Rules of this file: two domains share a session only where it computes the same for both, which the
+digests of graph and weights say. This file alone decides that. A session that is made for a release
+belongs to that load alone until the release passed its self-test and was published. A load that
+needs an equal one waits for the outcome; no other load waits. This file holds no session for
+longer than a load takes: a session goes with the last domain that uses it. Requests refer to their
+session themselves and need nothing from here.
 
-Two locks: ``_building`` lets one session be made at a time, which takes seconds; ``_lock`` guards
-the lists and is never held for long, so that closing and publishing do not wait for a session.
+The one lock is never held while a session is made or tested.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from toolchain.bundle.release import Release
-from toolchain.core.errors import SessionLimitError
-from toolchain.device.runtime.backbone_session import BackboneSession
+from toolchain.bundle.release import Graph, Release
+from toolchain.core.errors import ClosedError, SessionLimitError
+from toolchain.device.runtime.backbone_session import BackboneSession, Computed
 from toolchain.device.runtime.ort.backbone import VerifiedBackbone, make_session
 
 
 class Sessions:
     """Sessions over one backbone, at most ``limit`` of them in use.
 
-    ``graph``: stem of the linked graph that new ones are made from (``swap-if``). ``used`` returns
-    the sessions that loaded domains use at this moment.
+    ``graph``: stem of the linked graph that they are made from (``swap-if``). ``used`` returns the
+    sessions that loaded domains use at this moment.
     """
 
     def __init__(
@@ -42,16 +42,17 @@ class Sessions:
         self._backbone = backbone
         self._graph, self._threads, self._provider = graph, threads, provider
         self._limit, self._used = limit, used
-        self._sessions: tuple[BackboneSession, ...] = ()
-        # Those of domains that are being loaded: they count, and must not be let go.
-        self._pending: list[BackboneSession] = []
+        # What loads make and test at this moment, each for itself.
+        self._pending: set[Computed] = set()
+        # Shared sessions that a load has come to; a domain that leaves meanwhile takes none away.
+        self._joined: list[BackboneSession] = []
         self._made = 0
         self._closed = False
-        self._building = threading.Lock()
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     def __len__(self) -> int:
-        return len(self._sessions)
+        with self._changed:
+            return len(self._occupied([*self._used(), *self._joined]))
 
     @contextmanager
     def reserved(
@@ -59,28 +60,27 @@ class Sessions:
     ) -> Iterator[BackboneSession]:
         """Yield the session for ``release``; it stays at least for the block.
 
+        Others may share a new session once the block has ended and a loaded domain uses it.
         ``leaving``: session of the domain that the release replaces. It needs no room any more,
-        unless other domains use it. Raises SessionLimitError, and BundleError as
+        unless other domains use it. Raises SessionLimitError, ClosedError, and BundleError as
         :func:`toolchain.device.runtime.ort.backbone.make_session`.
         """
-        with self._building:
-            session = self._session_for(release, leaving)
-            with self._lock:
-                is_new = session not in self._sessions
-                self._pending.append(session)
-                self._sessions = _distinct([*self._sessions, session])
+        graph = release.graph(self._graph)
+        computed = Computed.of(release, graph)
+        session = self._join(computed, release, leaving)
+        if session is not None:
+            try:
+                yield session
+            finally:
+                with self._changed:
+                    self._joined.remove(session)
+            return
         try:
-            yield session
-        except BaseException:
-            # The session was made for this release, which failed on it: no other one shall find it.
-            with self._lock:
-                if is_new:
-                    self._sessions = tuple(s for s in self._sessions if s is not session)
-            raise
+            yield self._make(release, graph)
         finally:
-            with self._lock:
-                self._pending.remove(session)
-            self.trim()
+            with self._changed:
+                self._pending.remove(computed)
+                self._changed.notify_all()
 
     def require_room(self, release: Release, users: Iterable[BackboneSession]) -> None:
         """Raise SessionLimitError if ``users``, those of ``release`` included, are too many.
@@ -92,57 +92,64 @@ class Sessions:
         if len(busy) > self._limit:
             raise self._no_room(release, busy[0])
 
-    def trim(self) -> None:
-        """Let go of what nobody uses, except the last one."""
-        with self._lock:
-            spare = () if self._closed else self._sessions[-1:]
-            self._sessions = _distinct([*self._used(), *self._pending]) or spare
-
     def close(self) -> None:
-        """Let go of all; those in use end with their last request."""
-        self._closed = True
-        self.trim()
+        """Make no further session; those in use end with their last request."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
-    def _session_for(self, release: Release, leaving: BackboneSession | None) -> BackboneSession:
-        graph = release.graph(self._graph)
-        fitting = [session for session in self._sessions if not session.misfits(release)]
-        own = [session for session in fitting if session.graph_digest == graph.digest]
-        # A release may share another domain's graph while that domain stays. It does not inherit
-        # the graph of a domain that is leaving.
-        staying = self._staying(leaving)
-        shared = [session for session in fitting if session in staying]
-        if own or shared:
-            return (own or shared)[0]
-        self._make_room(release, leaving)
-        self._made += 1
+    def _join(
+        self, computed: Computed, release: Release, leaving: BackboneSession | None
+    ) -> BackboneSession | None:
+        """Return the session that computes this already; None: the caller is to make it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or computed not in self._pending)
+            if self._closed:
+                raise ClosedError("the runner is closed", fix="open another one")
+            for session in (*self._used(), *self._joined):
+                if session.computed == computed:
+                    self._joined.append(session)
+                    return session
+            self._require_place(release, leaving)
+            self._pending.add(computed)
+            return None
+
+    def _make(self, release: Release, graph: Graph) -> BackboneSession:
+        with self._changed:
+            number = self._made
+            self._made += 1
         return make_session(
             self._backbone,
             release,
             graph,
-            number=self._made - 1,
+            number=number,
             threads=self._threads,
             provider=self._provider,
         )
 
-    def _make_room(self, release: Release, leaving: BackboneSession | None) -> None:
-        """Let go of a session that nobody uses; raise SessionLimitError if that is not enough."""
-        with self._lock:
-            self._sessions = _distinct([*self._used(), *self._pending])
-        busy = self._staying(leaving)
-        if len(busy) >= self._limit:
-            raise self._no_room(release, busy[0])
-
-    def _staying(self, leaving: BackboneSession | None) -> tuple[BackboneSession, ...]:
-        """Return the sessions in use once one domain has left ``leaving``."""
-        with self._lock:
-            users = [*self._used(), *self._pending]
+    def _require_place(self, release: Release, leaving: BackboneSession | None) -> None:
+        users = list(self._used())
         # Once, not wholly: other domains may use the same session.
         if leaving in users:
             users.remove(leaving)
-        return _distinct(users)
+        busy = [*users, *self._joined]
+        if len(self._occupied(busy)) >= self._limit:
+            raise self._no_room(release, busy[0] if busy else None)
 
-    def _no_room(self, release: Release, first: BackboneSession) -> SessionLimitError:
+    def _occupied(self, sessions: Iterable[BackboneSession]) -> set[Computed]:
+        """Return what ``sessions`` compute, and those in the making.
+
+        A session that was published a moment ago is among both.
+        """
+        return {session.computed for session in sessions} | self._pending
+
+    def _no_room(self, release: Release, first: BackboneSession | None) -> SessionLimitError:
         """Return the error that says what a further session costs."""
+        if first is None:
+            return SessionLimitError(
+                f"{release.name} needs a session of its own, and another domain is being loaded",
+                fix=f"wait for that load, or allow both with sessions={self._limit + 1}",
+            )
         lines = first.misfits(release) or ("another domain was loaded at the same time",)
         weights_bytes = self._backbone.artefact.weights_path.stat().st_size
         price = first.cost.resident_bytes or weights_bytes
@@ -155,15 +162,12 @@ class Sessions:
 
 
 def _otherwise(release: Release, first: BackboneSession) -> str:
-    if release.patch is not None or first.weights:
+    if release.patch is not None or first.computed.weights:
         return (
-            "use da3, da2 or head, whose domains share the backbone's session; one that changes "
-            "the backbone has a session of its own"
+            "use da3 or da2, whose domains share the backbone's session; one that changes the "
+            "backbone has a session of its own"
         )
-    return (
-        "export the domains with the same method and options; one with fewer slots fits a session "
-        "with more, if that was loaded first"
-    )
+    return "export the domains with the same method and options, by the same version"
 
 
 def _distinct(sessions: Iterable[BackboneSession]) -> tuple[BackboneSession, ...]:

@@ -22,7 +22,7 @@ from toolchain.device.boards.cuda import open_cuda
 from toolchain.device.engine.cache import ENGINE_NAME, EngineArtefact, require
 from toolchain.device.engine.features import load
 from toolchain.device.engine.key import EngineKey
-from toolchain.device.runtime.backbone_session import BackboneSession, Cost, ModelFacts
+from toolchain.device.runtime.backbone_session import BackboneSession, Computed, Cost, ModelFacts
 from toolchain.device.runtime.selftest import ALLOWED
 from toolchain.device.runtime.trt.backend import EngineBackend
 from toolchain.device.runtime.trt.plan import Plan, TrtDevice
@@ -64,10 +64,8 @@ def make_session(
     )
     backend = EngineBackend(device, plans, gates=kit.gates, contexts=contexts, what=name)
     model = ModelFacts(
-        gates=kit.gates,
+        computed=Computed(graph=kit.graph, owner=flavour.release or ""),
         options=kit.options,
-        owner=flavour.release if is_static else None,
-        graph_digest=kit.graph,
         runs_on=f"engine {_digest(engine)}",
         allowed=ALLOWED[kit.precision],
     )
@@ -137,9 +135,6 @@ class OneSession:
 
     def require_room(self, release: Release, users: Iterable[BackboneSession]) -> None:
         """Do nothing: there is one engine whatever is loaded."""
-
-    def trim(self) -> None:
-        """Do nothing: the engine stays."""
 
     def close(self) -> None:
         """Let go of the session; the engine ends with the last request."""
