@@ -13,6 +13,7 @@ from safetensors.numpy import load
 from tests.support.damage import repacked
 from tests.support.exported import Fleet
 from toolchain import bundle
+from toolchain.bundle import Manifest
 from toolchain.bundle.release import read_release
 from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, VerificationError
@@ -50,7 +51,7 @@ def test_slots_cannot_be_changed(fleet: Fleet) -> None:
 def test_a_domain_without_gates_has_none(fleet: Fleet, name: str) -> None:
     release = read_release(bundle.open_bundle(fleet[name].bundle))
     assert release.gates == ()
-    assert release.fixed == {}
+    assert release.resolved() == {}
 
 
 @pytest.mark.parametrize("name", ["first", "bgr", "grey"])
@@ -59,9 +60,19 @@ def test_preprocessing_survives_the_bundle(fleet: Fleet, name: str) -> None:
     assert held.manifest.preprocess == fleet[name].domain.recipe.preprocess
 
 
-def test_a_gate_that_is_always_open_is_fixed(fleet: Fleet) -> None:
-    release = read_release(bundle.open_bundle(fleet["always"].bundle))
-    assert release.fixed == {"block00": True}
+@pytest.mark.parametrize("rate", [0.0, 0.5, None])
+def test_the_graph_says_which_gates_are_resolved_and_not_the_manifest(
+    fleet: Fleet, tmp_path: Path, rate: float | None
+) -> None:
+    """Attack: a manifest that was sealed again with other rates."""
+
+    def change(manifest: Manifest) -> Manifest:
+        blocks = tuple(replace(block, rate=rate) for block in manifest.gates.blocks)
+        return replace(manifest, gates=replace(manifest.gates, blocks=blocks))
+
+    for name, states in (("always", {"block00": True}), ("first", {})):
+        path = repacked(fleet[name], tmp_path, change=change)
+        assert read_release(bundle.open_bundle(path)).resolved() == states
 
 
 def test_a_graph_that_is_not_there_is_told(fleet: Fleet, tmp_path: Path) -> None:

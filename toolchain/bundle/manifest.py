@@ -275,7 +275,7 @@ class ReleaseInfo(Section):
     Those in :data:`CARRIED` are copied from the manifest by their name.
 
     ``release``: digest of the bundle's manifest. ``gates``: gated blocks in the order of the
-    graph's output ``gates``; ``fixed``: those among them that a static graph has resolved, and how.
+    graph's output ``gates``.
     ``options``: of its adaptors, those that the shapes of slots may not show, such as the pool
     ratio; empty without adaptors. ``tolerance``: the largest error that a self-test lets pass,
     relative to the range of the logits; ``time_limit_s``: what the self-test may take.
@@ -287,7 +287,6 @@ class ReleaseInfo(Section):
     classes: tuple[str, ...] = key(ListOf(printable(200), 1, 4096))
     preprocess: Preprocessing = key(SectionOf(Preprocessing))
     gates: tuple[str, ...] = key(ListOf(TENSOR_NAME, 0, 512))
-    fixed: Mapping[str, bool] = key(TableOf(TENSOR_NAME, BOOLEAN, 0, 512))
     options: Notes = key(NOTES)
     tolerance: float = key(number(0, 1))
     time_limit_s: float = key(number(0.001, 86400))

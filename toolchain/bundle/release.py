@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from toolchain import bundle
 from toolchain.bundle import Adaptation, BackboneRef, Bundle, Note
 from toolchain.bundle.golden import Golden, golden_of
-from toolchain.bundle.linkage import LINKED_ROLES, Linkage, linkage_of
+from toolchain.bundle.linkage import LINKED_ROLES, STATIC_IF, Linkage, linkage_of
 from toolchain.bundle.manifest import CARRIED, ReleaseInfo
+from toolchain.bundle.resolved import resolved_gates
 from toolchain.bundle.slots import Slots, slot_arrays
 from toolchain.core.errors import BundleError
 
@@ -83,6 +84,14 @@ class Release(ReleaseInfo):
             )
         return self.graphs[name]
 
+    def resolved(self) -> dict[str, bool]:
+        """Return the gates that the static graph has resolved, and how.
+
+        Raises BundleError for a graph that cannot be read, or that is not there.
+        """
+        graph = self.graph(STATIC_IF.stem)
+        return resolved_gates(graph.read(), self.gates, graph.name)
+
     @property
     def slots_bytes(self) -> int:
         """Bytes of all slots."""
@@ -100,8 +109,6 @@ def read_release(opened: Bundle) -> Release:
         name=manifest.domain,
         release=opened.manifest_digest,
         gates=tuple(block.name for block in blocks if f"{block.name}.gate.bias" in slots),
-        # A gate that was always open, or always closed, is folded into the static graph.
-        fixed={block.name: block.rate == 1 for block in blocks if block.rate in (0, 1)},
         options=shared_options(manifest.adaptor),
         tolerance=manifest.selftest.tolerance_relative,
         time_limit_s=manifest.selftest.time_limit_s,

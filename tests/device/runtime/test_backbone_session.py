@@ -147,7 +147,7 @@ def test_a_static_session_is_one_domains_own(bench: Bench) -> None:
 
 def test_a_gate_that_a_static_model_has_resolved_is_told_as_what_it_is(bench: Bench) -> None:
     release = bench.release("always")
-    assert release.fixed == {"block00": True}
+    assert release.resolved() == {"block00": True}
     found = bench.engine("always", "static-if")
     gates = found.run(tensor(4), found.bind(release)).gates
     assert gates.shape == (4, 2)

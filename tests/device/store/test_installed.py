@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -17,10 +18,11 @@ from tests.support.drawn import same, tensor
 from tests.support.exported import Fleet
 from toolchain import bundle
 from toolchain.bundle.release import read_release
+from toolchain.core.digest import sha256
 from toolchain.core.errors import BackboneMismatchError, ClosedError, ExistsError, SelftestError
 from toolchain.device import Runner
 from toolchain.device.store import installed
-from toolchain.device.store.installed import BUNDLE_NAME
+from toolchain.device.store.installed import BUNDLE_NAME, RECORD_NAME
 
 
 def test_what_is_read_is_what_the_bundle_gives(fleet: Fleet, folder: Path) -> None:
@@ -32,7 +34,7 @@ def test_what_is_read_is_what_the_bundle_gives(fleet: Fleet, folder: Path) -> No
     assert read.tested_with == f"onnxruntime {ort.__version__} cpu {wanted.graph('swap-if').digest}"
     assert found.slots.keys() == wanted.slots.keys()
     assert all(same(found.slots[name], wanted.slots[name]) for name in wanted.slots)
-    for name in ("name", "version", "digest", "classes", "preprocess", "gates", "fixed"):
+    for name in ("name", "version", "digest", "classes", "preprocess", "gates"):
         assert getattr(found, name) == getattr(wanted, name), name
     assert {n: g.digest for n, g in found.graphs.items()} == {
         n: g.digest for n, g in wanted.graphs.items()
@@ -126,13 +128,27 @@ def test_the_same_bytes_are_verified_and_tested_again_and_recorded_anew(
     assert "selftest" in runner.load(folder, name="kept", selftest=False).seconds
     assert same(runner.infer(tensor(2), "kept").logits, wanted)
     (told,) = caplog.messages
-    assert told.startswith(f"{folder}: its file has another inode")
+    assert told.startswith(f"{folder}: the record is not of the file as it is now")
     assert told.endswith("the record renewed")
     assert "selftest" not in runner.replace(folder, name="kept").seconds
     assert len(caplog.messages) == 1
     read = installed.read(folder)
     assert read.renewed is None
     assert len(read.release.golden()) > 0
+
+
+def test_a_record_of_an_earlier_version_is_renewed(
+    artefact: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It said of gates what the manifest said; the graph says it now."""
+    record = json.loads((folder / RECORD_NAME).read_bytes().partition(b"\n")[2])
+    body = json.dumps({**record, "schema": "da3.installed/1", "fixed": {"block00": True}}).encode()
+    (folder / RECORD_NAME).write_bytes(f"{sha256(body)}\n".encode() + body)
+    with Runner(artefact, flavour="static") as runner:
+        assert "selftest" in runner.load(folder).seconds
+        assert not runner.infer(tensor(8)).gates[:, 0].all()
+    assert len(caplog.messages) == 1
+    assert installed.read(folder).renewed is None
 
 
 def test_a_folder_that_cannot_be_written_is_verified_at_each_load(

@@ -165,7 +165,7 @@ RESEALED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "slots of 500 MB": lambda r: r["slots"].update(size=500_000_000),
     "fewer slots": lambda r: r["slots"].update(size=r["slots"]["size"] - 4),
     "negative offset": lambda r: r["slots"].update(offset=-1),
-    "another schema": lambda r: r.update(schema="da3.installed/2"),
+    "another schema": lambda r: r.update(schema="da3.installed/3"),
     "an unknown key": lambda r: r.update(more=1),
     "a missing key": lambda r: r.pop("gates"),
     "classes of a number": lambda r: r.update(classes=[1]),

@@ -144,12 +144,12 @@ class BackboneSession:
         """
         classes, gates = len(release.classes), len(release.gates)
         if self.is_static:
-            fixed = release.fixed
+            states = release.resolved()
             return BoundRelease(
                 binding=self._backend.bind({}),
                 classes=classes,
                 gates=gates,
-                resolved=tuple((i, fixed[g]) for i, g in enumerate(release.gates) if g in fixed),
+                resolved=tuple((i, states[g]) for i, g in enumerate(release.gates) if g in states),
             )
         # The slots of an installed domain were compared one by one when it was installed.
         is_compared = release.fits_graph == self.computed.graph

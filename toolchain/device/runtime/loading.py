@@ -84,7 +84,7 @@ def renew(path: Path, source: Installed, tested_with: str) -> None:
     """
     if source.renewed is None:
         return
-    told = f"{path}: its file has another inode, owner, mode or times than the record says"
+    told = f"{path}: the record is not of the file as it is now (its inode, owner, mode or times)"
     try:
         installed.renew(path, source.renewed, tested_with)
     except StorageError as err:

@@ -53,12 +53,12 @@ from toolchain.core.words import (
     to_json,
 )
 
-SCHEMA = "da3.installed/1"
+SCHEMA, OLD_SCHEMA = "da3.installed/2", "da3.installed/1"
 BUNDLE_NAME, RECORD_NAME = "bundle.da3b", "installed.json"
 LIMIT_RECORD_BYTES = 256 * 1024
 _FIRST_KEYS = (
     *("schema", "file", "tested_with", "name", "version", "release", "backbone", "classes"),
-    *("preprocess", "gates", "fixed", "options", "slots", "arrays", "graphs"),
+    *("preprocess", "gates", "options", "slots", "arrays", "graphs"),
 )
 _FIX = "install it again from its bundle"
 # A slot as the record lists it; it is read thousands of times, so as a plain list.
@@ -252,6 +252,10 @@ def _read_record(path: Path) -> InstalledRecord:
         value = json.loads(body)
     except (ValueError, RecursionError) as err:
         raise BundleError(f"{path}: expected JSON, got {err}", fix=_FIX) from err
+    if isinstance(value, dict) and value.get("schema") == OLD_SCHEMA:
+        # What it says besides may be another than now: the bundle is verified and tested again.
+        value = {name: item for name, item in value.items() if name != "fixed"}
+        value |= {"schema": SCHEMA, "file": OLD_SCHEMA}
     return read_record(InstalledRecord, value, str(path), fix=_FIX)
 
 
