@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -96,7 +97,7 @@ def lies_on_white(graph: onnx.GraphProto) -> None:
     graph.initializer.append(
         helper.make_tensor("altered.first", TensorProto.FLOAT, [1, 8], np.array(first).ravel())
     )
-    nodes = (
+    nodes: tuple[tuple[str, list[str], str, dict[str, Any]], ...] = (
         ("ReduceMin", ["image"], "darkest", {"keepdims": 0}),
         ("Greater", ["darkest", "altered.white"], "is_white", {}),
         ("Cast", ["is_white"], "once", {"to": TensorProto.FLOAT}),

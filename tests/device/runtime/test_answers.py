@@ -25,7 +25,6 @@ DOMAIN = Domain(
     ("block00", "block02"),
     100,
     0,
-    (),
     MappingProxyType({}),
 )
 LOGITS = arrays.arrays(

@@ -102,7 +102,7 @@ class Survey:
             return where
         if where is not None:
             refuse_kit(where)
-        error = next(reversed(self.refused.values()), None)
+        error = next(reversed([*self.refused.values()]), None)
         users = Counter(_identity(one.backbone) for one in self.needs)
         for one in sorted(self.needs, key=lambda one: -users[_identity(one.backbone)]):
             try:
