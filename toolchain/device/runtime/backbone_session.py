@@ -192,7 +192,7 @@ class BackboneSession:
             if self._model.options.get(name, value) != value
         )
         lines = (*self._other_slots(release), *options)
-        return lines or ("its linked graph is another one, written by another version",)
+        return lines or ("its linked graph is another one, though its slots are alike",)
 
     def _other_slots(self, release: Release) -> tuple[str, ...]:
         """Return a line for each slot that release and graph do not have alike."""
