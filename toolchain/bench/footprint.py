@@ -307,7 +307,7 @@ class MethodBench:
             "agreement": agreement,
             "explanation": _explained(measured, counted) if abs(agreement) > AGREEMENT else None,
             "peak": highest,
-            "peak_by_rule": needs.total - needs.parameters,
+            "peak_by_rule": needs.step - needs.parameters,
             "optimiser": needs.optimiser,
             "gradients": needs.gradients,
             "trainable": needs.trainable,

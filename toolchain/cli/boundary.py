@@ -1,16 +1,19 @@
 """The one error boundary: what the library raises becomes a message and an exit code.
 
 Rules of this file: every command runs inside ``_Boundary.main``. Nothing else in the room ends the
-process for an error. A message goes to stderr as ``error:`` and ``fix:``; with ``--json`` it is a
-document on stdout instead. A closed stream drops what is written to it; a full one is an error like
-any other. A traceback is shown only where DA3_TRACEBACK is set.
+process for an error. SIGTERM and SIGHUP end a command as Ctrl-C does, so that what it has in
+temporary folders goes with it. A message goes to stderr as ``error:`` and ``fix:``; with ``--json``
+it is a document on stdout instead. A closed stream drops what is written to it; a full one is an
+error like any other. A traceback is shown only where DA3_TRACEBACK is set.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +25,9 @@ from toolchain.cli.show.output import complain, write_json
 from toolchain.core.errors import Da3Error, MissingPackageError, RecipeError, StorageError
 
 INTERRUPTED = 130
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""The signals that ask a command to end, beside Ctrl-C's."""
+
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _EXTRAS = {
     "torch": "export",
@@ -48,7 +54,8 @@ class _Boundary:
         try:
             # Otherwise click would print errors its own way and end the process.
             options = {**extra, "standalone_mode": False, "color": colour}
-            code = super().main(*args, **options)  # type: ignore[misc]
+            with _ended_like_ctrl_c():
+                code = super().main(*args, **options)  # type: ignore[misc]
         # Every error ends here; one that is not the library's is an internal error, exit code 1.
         except Exception as err:
             code = _report(_known(err), as_json, colour)
@@ -72,10 +79,35 @@ def command_in_fix(command: str) -> Iterator[None]:
     try:
         yield
     except Da3Error as err:
-        flags = [flag for word, flag in _FLAGS if word in err.fix and flag not in err.fix]
-        if flags:
-            err.fix += ": " + ", or: ".join(f"{command} {flag}" for flag in flags)
+        name_command(err, command)
         raise
+
+
+def name_command(err: Da3Error, command: str) -> None:
+    """Do as :func:`command_in_fix` for an error at hand."""
+    flags = [flag for word, flag in _FLAGS if word in err.fix and flag not in err.fix]
+    if flags:
+        err.fix += ": " + ", or: ".join(f"{command} {flag}" for flag in flags)
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Raise KeyboardInterrupt inside the block when a signal of ``ENDING`` comes.
+
+    By default they would end the process at once, and leave its temporary files. One that is
+    ignored (``nohup``) stays so, and the handler of a program around us stays as well.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal arrives here
+        return
+    ours = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _open_closed_streams() -> None:

@@ -1,31 +1,48 @@
-"""Training with a bar: what ``da3 train`` and ``da3 export --train`` share."""
+"""Training with a bar, and where it goes: what ``da3 train`` and ``da3 export`` share."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from functools import partial
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from toolchain.cli.boundary import command_in_fix
+from toolchain.cli.boundary import command_in_fix, name_command
+from toolchain.cli.options import named_recipe
 from toolchain.cli.show.progress import Bar
+from toolchain.core.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from toolchain.recipe import Recipe
     from toolchain.training import TrainReport
 
 CHECKPOINTS = Path("build/domains")
+BY = "@"
+"""Stands between domain and method in a file's name; no domain has it in its own."""
 
 
-def train_command(domain: str, file: Path | None, out: Path, *, method: str | None = None) -> str:
-    """Return the command that trains ``domain`` into ``out``, by ``method`` if one is named."""
+def output_name(recipe: Recipe, domain: str | None, file: Path | None) -> str:
+    """Return how the files of a domain are called: ``cars``, ``cars@head`` by another method.
+
+    ``recipe`` may have another method than the one that ``domain`` or ``file`` names. Two methods
+    on one domain then have a checkpoint and a bundle each.
+    """
+    own = named_recipe(domain, file, None).method
+    return recipe.domain if recipe.method == own else f"{recipe.domain}{BY}{recipe.method}"
+
+
+def train_command(
+    domain: str, file: Path | None, name: str, out: Path, *, method: str | None = None
+) -> str:
+    """Return the command that trains ``domain`` into ``out``, by ``method`` if one is named.
+
+    ``name``: its ``output_name``.
+    """
     source = f"--domain {shlex.quote(domain)}"
     if file is not None:
         source = f"--recipe {shlex.quote(str(file))}"
-    place = "" if out == CHECKPOINTS / domain else f" --out {shlex.quote(str(out))}"
+    place = "" if out == CHECKPOINTS / name else f" --out {shlex.quote(str(out))}"
     other = "" if method is None else f" --method {method}"
     return f"da3 train {source}{other}{place}"
 
@@ -38,22 +55,30 @@ def train_shown(
     resume: bool = False,
     overwrite: bool = False,
     threads: int | None = None,
-    memory: int | None = None,
+    budget: str | None = None,
 ) -> TrainReport:
     """Train and show progress on stderr; the fix of an error names ``command``.
 
-    The rest is as in :func:`toolchain.training.loop.from_recipe.train_recipe`.
+    ``budget``: a size such as ``64MB``. The rest is as in
+    :func:`toolchain.training.loop.from_recipe.train_recipe`.
     """
+    bar = Bar(sys.stderr, recipe.domain)
+    bar.phase("start", 0, 0)  # PyTorch takes seconds to start
+    keep_freed_memory()
     from toolchain.training.loop.from_recipe import train_recipe
+    from toolchain.training.memory.fit import parse_size
 
-    with command_in_fix(command):
-        return train_recipe(
+    with command_in_fix(command), closing(bar):
+        report = train_recipe(
             recipe,
             out=out,
             resume=resume,
             overwrite=overwrite,
-            progress=Bar(sys.stderr, recipe.domain),
-            notify=partial(click.echo, err=True),
+            progress=bar,
+            notify=bar.keep,
             threads=threads,
-            memory=memory,
+            memory=None if budget is None else parse_size(budget),
         )
+    if report.fault is not None:
+        name_command(report.fault, command)
+    return report

@@ -16,7 +16,9 @@ command line maps ``exit_code`` to the process's exit status and does nothing el
     ├── CheckpointError             1   an adaptor checkpoint does not fit
     ├── AttachError                 1   the module has no blocks that an adaptor can join
     ├── TrainingError               1   training cannot go on (loss not finite, resume mismatch)
-    │   └── MemoryBudgetError       1   the stated memory holds no such training
+    │   ├── MemoryBudgetError       1   the stated memory holds no such training
+    │   ├── DivergedError           6   a loss or weights left every bound
+    │   └── BelowHeadError          6   a trained domain is worse than its own head alone
     ├── GraphError                  1   the ONNX side
     │   ├── CaptureError            1   PyTorch could not be captured one to one
     │   ├── SplitError              1   the halves are not disjoint and complete
@@ -34,7 +36,8 @@ command line maps ``exit_code`` to the process's exit status and does nothing el
     │   ├── PrecisionError          1   the target lacks it, or it is too far from fp32
     │   └── BuildError              1   building failed or ran out of memory
     ├── StorageError                1   the file system refused (disk full, permission)
-    │   └── ExistsError             1   the destination exists
+    │   ├── ExistsError             1   the destination exists
+    │   └── LockedError             1   another process works there
     ├── MissingPackageError         1   an optional package is needed; the extra is named
     ├── ParityError                 3   a linked model does not answer as PyTorch does
     │   └── SelftestError           3   a domain does not answer here as its golden data say
@@ -138,6 +141,18 @@ class MemoryBudgetError(TrainingError):
     """The stated memory does not hold the training."""
 
 
+class DivergedError(TrainingError):
+    """A training's loss or weights left every bound."""
+
+    exit_code = 6
+
+
+class BelowHeadError(TrainingError):
+    """A trained domain is worse than the head alone from which it started."""
+
+    exit_code = 6
+
+
 class GraphError(Da3Error):
     """A fault on the ONNX side."""
 
@@ -212,6 +227,10 @@ class StorageError(Da3Error):
 
 class ExistsError(StorageError):
     """The destination exists, and the caller did not ask to overwrite it."""
+
+
+class LockedError(StorageError):
+    """Another process works where the caller wants to be alone."""
 
 
 class MissingPackageError(Da3Error):

@@ -102,6 +102,7 @@ def export(
     *,
     checkpoint: Path,
     dist: Path,
+    name: str | None = None,
     cache: Path | None = None,
     overwrite: bool = False,
     threads: int | None = None,
@@ -109,20 +110,21 @@ def export(
     orders: Sequence[KitOrder] = (),
     notify: Notify = lambda _: None,
 ) -> ExportReport:
-    """Export the trained domain in ``checkpoint`` to ``dist/<domain>.da3b``, checked.
+    """Export the trained domain in ``checkpoint`` to ``dist/<name>.da3b``, checked.
 
-    Writes ``dist/backbone-<name>-<digest>/`` too unless it is there. If the domain changes tensors
-    of the backbone, the frozen backbone is written, and the bundle holds a patch. ``cache`` keeps
-    split structures between exports. ``orders``: kits to write beside the bundle, which says what
-    their precision costs. Raises ParityError with nothing written if a flavour does not answer as
-    PyTorch does, ExistsError if the bundle exists and ``overwrite`` is false, UsageError for
-    ``orders`` of a domain that changes the backbone, and whatever the rooms raise.
+    ``name`` is the domain's unless another one is given. Writes ``dist/backbone-<name>-<digest>/``
+    too unless it is there. If the domain changes tensors of the backbone, the frozen backbone is
+    written, and the bundle holds a patch. ``cache`` keeps split structures between exports.
+    ``orders``: kits to write beside the bundle, which says what their precision costs. Raises
+    ParityError with nothing written if a flavour does not answer as PyTorch does, ExistsError if
+    the bundle exists and ``overwrite`` is false, UsageError for ``orders`` of a domain that changes
+    the backbone, and whatever the rooms raise.
     """
     # What can be refused without any work is refused first.
     for order in orders:
         order.require()
     clock = _Stopwatch(notify)
-    target = dist / f"{recipe.domain}{BUNDLE_SUFFIX}"
+    target = dist / f"{name or recipe.domain}{BUNDLE_SUFFIX}"
     if not overwrite:
         refuse_existing(target)
     source = _load(recipe, checkpoint, clock, for_kits=bool(orders))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 
-from toolchain.cli.show.progress import Bar
+from toolchain.cli.show.layout import bar
+from toolchain.cli.show.progress import Bar, describe
 from toolchain.training.loop.progress import Progress, Status
 
 
@@ -36,6 +37,33 @@ def test_a_file_gets_one_line_per_epoch() -> None:
         "cars: epoch 1/2  loss 0.500  accuracy 75.0%  gates open 50%  executed 60%  left 1:05"
     )
     assert "\r" not in stream.getvalue()
+
+
+def test_a_file_gets_a_line_as_a_phase_begins_and_one_every_ten_seconds() -> None:
+    stream, now = io.StringIO(), [0.0]
+    progress = Bar(stream, "cars", clock=lambda: now[0])
+    progress.phase("head", 0, 40)
+    for done in range(1, 41):
+        now[0] += 1
+        progress.phase("head", done, 40)
+    progress.phase("steps", 0, 8)
+    for step in range(1, 5):
+        now[0] += 6
+        progress.step(status(step))
+    assert [line.partition("  ")[::2] for line in stream.getvalue().splitlines()] == [
+        ("cars: fit the head: pictures", "0/40"),
+        ("cars: fit the head: pictures", "10/40"),
+        ("cars: fit the head: pictures", "20/40"),
+        ("cars: fit the head: pictures", "30/40"),
+        ("cars: fit the head: pictures", "40/40"),
+        ("cars: train: steps", "0/8"),
+        *_kept_steps(2, 4),
+    ]
+
+
+def _kept_steps(*steps: int) -> list[tuple[str, str]]:
+    lines = (f"cars: [{bar(step / 8)}] {describe(status(step))}" for step in steps)
+    return [line.partition("  ")[::2] for line in lines]
 
 
 def test_a_terminal_gets_a_bar_that_grows_in_place() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import sys
 import threading
@@ -14,7 +15,14 @@ import torch
 from torch import Tensor
 
 from tests.support import stripes
-from toolchain.core.errors import ExistsError, StorageError, TrainingError
+from toolchain.core.errors import (
+    BelowHeadError,
+    DivergedError,
+    ExistsError,
+    LockedError,
+    StorageError,
+    TrainingError,
+)
 from toolchain.training.adapt.attached import AttachedModel, domain_state, weights_digest
 from toolchain.training.adapt.checkpoint import read
 from toolchain.training.data import DomainData
@@ -26,13 +34,19 @@ STEPS_PER_EPOCH = 90 // 16
 
 
 class Recorder(Quiet):
-    """Keeps every status and does something at one step."""
+    """Keeps every status and does something at one step, or as a phase begins."""
 
-    def __init__(self, at: int | None = None, do: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, at: int | str | None = None, do: Callable[[], None] = lambda: None) -> None:
         self.at, self.do = at, do
+        self.phases: list[tuple[str, int, int]] = []
         self.steps: list[Status] = []
         self.epochs: list[Status] = []
         self.closed = 0
+
+    def phase(self, phase: str, done: int, total: int) -> None:
+        self.phases.append((phase, done, total))
+        if (phase, done) == (self.at, 0):
+            self.do()
 
     def step(self, status: Status) -> None:
         self.steps.append(status)
@@ -101,6 +115,16 @@ def test_progress_hears_of_every_step_and_epoch(finished: Finished) -> None:
     assert recorder.closed == 1
     assert recorder.epochs[-1].remaining_s == 0
     assert report.steps == 3 * STEPS_PER_EPOCH
+
+
+def test_progress_hears_of_every_phase_from_its_first_picture(finished: Finished) -> None:
+    phases = finished[2].phases
+    assert list(dict.fromkeys(name for name, _, _ in phases)) == ["head", "steps", "test"]
+    # Batches of 16: 90 pictures to train on and 60 to test with, then the 60 again.
+    head = [done for name, done, total in phases if name == "head" and total == 150]
+    assert head[:3] == [0, 16, 32]
+    assert head[-1] == 150
+    assert [done for name, done, _ in phases if name == "test"] == [0, 16, 32, 48, 60]
 
 
 def test_a_finished_training_leaves_the_checkpoint_and_no_state(finished: Finished) -> None:
@@ -206,6 +230,86 @@ def test_sigterm_is_a_request_to_stop_like_ctrl_c(tmp_path: Path) -> None:
         train(stripes.model(), stripes.data(), stripes.recipe(), out=out, progress=recorder)
     assert load_state(state_path(out)).step == 2
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_while_the_head_is_fitted_stops_at_the_next_batch(tmp_path: Path) -> None:
+    recorder = Recorder("head", lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(TrainingError, match="stopped before the first step") as caught:
+        train(
+            stripes.model(),
+            stripes.data(),
+            stripes.recipe(),
+            out=tmp_path / "out",
+            progress=recorder,
+        )
+    assert caught.value.fix == "train from the start"
+    assert recorder.phases == [("head", 0, 150)]
+    assert recorder.closed == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_while_it_tests_leaves_a_state_that_is_only_tested(
+    finished: Finished, tmp_path: Path
+) -> None:
+    out, data, recipe = tmp_path / "out", stripes.data(), stripes.recipe()
+    recorder = Recorder("test", lambda: signal.raise_signal(signal.SIGHUP))
+    with pytest.raises(TrainingError, match=r"after step 15 of 15 \(epoch 3 of 3\)"):
+        train(stripes.model(), data, recipe, out=out, progress=recorder)
+    model = stripes.model()
+    report = train(model, data, recipe, out=out, resume=True)
+    assert report.steps == 0
+    assert same(weights(model), weights(finished[0]))
+
+
+def test_a_hang_up_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        recorder = Recorder(1, lambda: signal.raise_signal(signal.SIGHUP))
+        recipe = stripes.recipe(epochs=1)
+        report = train(
+            stripes.model(), stripes.data(), recipe, out=tmp_path / "out", progress=recorder
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert report.steps == STEPS_PER_EPOCH
+
+
+def test_a_crash_in_the_first_epoch_does_not_fit_the_head_again(
+    finished: Finished, tmp_path: Path
+) -> None:
+    def crash() -> None:
+        raise OSError("the power went")
+
+    out, data, recipe = tmp_path / "out", stripes.data(), stripes.recipe()
+    with pytest.raises(OSError, match="power"):
+        train(stripes.model(), data, recipe, out=out, progress=Recorder(2, crash))
+    assert load_state(state_path(out)).step == 0
+    model, recorder = stripes.model(), Recorder()
+    train(model, data, recipe, out=out, resume=True, progress=recorder)
+    assert "head" not in [name for name, _, _ in recorder.phases]
+    assert same(weights(model), weights(finished[0]))
+
+
+@pytest.mark.parametrize(("resume", "overwrite"), [(False, False), (True, False), (False, True)])
+def test_two_trainings_into_one_folder_do_not_meet(
+    finished: Finished, tmp_path: Path, resume: bool, overwrite: bool
+) -> None:
+    """Law: a second training is refused, whatever it asks for, and the first ends as if alone."""
+    out, data = tmp_path / "out", stripes.data()
+    refused: list[LockedError] = []
+
+    def second() -> None:
+        with pytest.raises(LockedError) as caught:
+            other = stripes.recipe(seed=7)
+            train(stripes.model(), data, other, out=out, resume=resume, overwrite=overwrite)
+        refused.append(caught.value)
+
+    model = stripes.model()
+    train(model, data, stripes.recipe(), out=out, progress=Recorder(7, second))
+    assert f"process {os.getpid()} on " in refused[0].message
+    assert same(weights(model), weights(finished[0]))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_it_trains_outside_the_main_thread(tmp_path: Path) -> None:
@@ -323,7 +427,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path:
             model.domain.get_parameter("block00.adaptor.expand.weight").fill_(float("nan"))
 
     recorder = Recorder(STEPS_PER_EPOCH + 1, poison)
-    with pytest.raises(TrainingError, match="finite loss, got nan; the last good") as caught:
+    with pytest.raises(DivergedError, match="finite loss, got nan; the last good") as caught:
         train(model, stripes.data(), stripes.recipe(), out=out, progress=recorder)
     assert "train.lr" in caught.value.fix
     state = load_state(state_path(out))
@@ -339,9 +443,21 @@ def test_weights_that_are_not_finite_do_not_replace_a_good_state(tmp_path: Path)
             model.domain.get_parameter("block00.adaptor.expand.weight").fill_(float("inf"))
 
     recorder = Recorder(2 * STEPS_PER_EPOCH, poison)
-    with pytest.raises(TrainingError, match=r"NaN or Inf in block00\.adaptor\.expand"):
+    with pytest.raises(DivergedError, match=r"NaN or Inf in block00\.adaptor\.expand"):
         train(model, stripes.data(), stripes.recipe(), out=out, progress=recorder)
     assert load_state(state_path(out)).step == STEPS_PER_EPOCH
+
+
+def test_a_training_that_ends_below_its_head_says_so_and_keeps_its_checkpoint(
+    finished: Finished, tmp_path: Path
+) -> None:
+    assert finished[1].fault is None
+    recipe = stripes.recipe(epochs=1, lr=30.0)
+    report = train(stripes.model(), stripes.data(), recipe, out=tmp_path / "out")
+    assert isinstance(report.fault, BelowHeadError | DivergedError)
+    assert "lower train.lr" in report.fault.fix
+    assert "(now 30)" in report.fault.fix
+    assert report.folder.is_dir()
 
 
 @pytest.mark.parametrize("method", ["da2", "head"])

@@ -184,7 +184,7 @@ def test_nothing_fits_into_nothing() -> None:
 
 
 def test_a_line_tells_method_batch_and_need() -> None:
-    found = Need(3 << 20, 1 << 20, 2048, 1024, 1024, 256, 1024)
+    found = Need(3 << 20, 1 << 20, 2048, 1024, 1024, 256, 0, 1024)
     told = line(found, 8, "da3")
     assert told.startswith("da3, batch 8: keeps 3.0 MiB")
     assert "2.0 KiB for the optimiser of 256 parameters" in told

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from toolchain.training.loop.progress import Status
 
 ItemT = TypeVar("ItemT")
+EVERY_S = 10.0
+"""A log file gets a line at least so often, in seconds, as long as there is any progress."""
+
+_PHASE_WORDS = {
+    "start": "start PyTorch",
+    "data": "list the pictures",
+    "model": "build the model",
+    "memory": "count the memory",
+    "search": "search what to update: pictures",
+    "head": "fit the head: pictures",
+    "steps": "train: steps",
+    "test": "test: pictures",
+}
 _STEP_WORDS = {
     "restore": "restore backbone and checkpoint",
     "split": "split into backbone and domain",
@@ -65,24 +78,52 @@ class Line:
 
 
 class Bar:
-    """A training's ``Progress``: a bar that grows on a terminal, and one line for each epoch."""
+    """A training's ``Progress``: a bar that grows on a terminal, and one line for each epoch.
 
-    def __init__(self, stream: TextIO, label: str = "") -> None:
+    Any other stream gets a line as each phase begins, and one every ``EVERY_S`` seconds within it.
+    """
+
+    def __init__(
+        self, stream: TextIO, label: str = "", *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._line = Line(stream)
         self._label = f"{label}: " if label else ""
+        self._clock = clock
+        self._phase, self._shown = "", clock()
+
+    def phase(self, phase: str, done: int, total: int) -> None:
+        """Show what a training is at, as soon as it begins."""
+        text = _PHASE_WORDS[phase] + (f"  {done}/{total}" if total else "")
+        self._show(text, now=phase != self._phase)
+        self._phase = phase
 
     def step(self, status: Status) -> None:
         """Draw the bar again."""
         bar = layout.bar(status.step / status.steps)
-        self._line.draw(f"{self._label}[{bar}] {describe(status)}")
+        self._show(f"[{bar}] {describe(status)}")
 
     def epoch(self, status: Status) -> None:
         """Write a line that stays."""
-        self._line.keep(f"{self._label}{describe(status)}")
+        self._keep(describe(status))
+
+    def keep(self, text: str) -> None:
+        """Write a line that stays, without the label."""
+        self._line.keep(text)
 
     def close(self) -> None:
         """Leave the cursor at the start of a line."""
         self._line.end()
+
+    def _show(self, text: str, *, now: bool = False) -> None:
+        """Draw ``text`` where that is possible; elsewhere write it if it is due, or ``now``."""
+        if self._line.live:
+            self._line.draw(self._label + text)
+        elif now or self._clock() - self._shown >= EVERY_S:
+            self._keep(text)
+
+    def _keep(self, text: str) -> None:
+        self._line.keep(self._label + text)
+        self._shown = self._clock()
 
 
 def describe(status: Status) -> str:

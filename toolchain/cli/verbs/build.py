@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from toolchain.bundle.linkage import FLAVOURS
-from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.boundary import ENDING, BoundedCommand
 from toolchain.cli.options import FILE, json_option
 from toolchain.cli.show import layout
 from toolchain.cli.show.output import emit, plain
@@ -99,7 +99,7 @@ def build(
 
 @contextmanager
 def _ended_at_once() -> Iterator[None]:
-    """Let Ctrl-C end the process inside TensorRT too, which may not return for minutes.
+    """Let Ctrl-C and its like end the process inside TensorRT, which may not return for minutes.
 
     Nothing is left half-written: engines and timings appear whole, and the next build goes on from
     them.
@@ -107,14 +107,16 @@ def _ended_at_once() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # A shell's `nohup` and background jobs ignore the signal. That stays so.
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+    for number, handler in handlers.items():
+        # A shell's `nohup` and background jobs ignore the signal. That stays so.
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _lines(report: BuildReport) -> Iterator[str]:

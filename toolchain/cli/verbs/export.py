@@ -26,7 +26,7 @@ from toolchain.cli.show import layout
 from toolchain.cli.show.output import emit
 from toolchain.cli.show.parity import parity_document, parity_lines
 from toolchain.cli.show.progress import Steps
-from toolchain.cli.training import CHECKPOINTS, train_command, train_shown
+from toolchain.cli.training import CHECKPOINTS, output_name, train_command, train_shown
 from toolchain.core.errors import CheckpointError, UsageError
 from toolchain.core.words import PRECISIONS
 from toolchain.device.boards.target import find
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     "--checkpoint",
     type=FILE,
     metavar="DIR",
-    help=f"The trained domain.  [default: {CHECKPOINTS}/NAME]",
+    help=f"The trained domain.  [default: {CHECKPOINTS}/NAME, NAME@METHOD with --method]",
 )
 @click.option("--train", is_flag=True, help="Train first if there is no checkpoint.")
 @click.option(
@@ -124,8 +124,9 @@ def export(
     """
     orders = _orders(targets, precisions, flavours, recalibrate=recalibrate)
     recipe = named_recipe(domain, file, method)
-    folder = checkpoint or CHECKPOINTS / recipe.domain
-    command = train_command(recipe.domain, file, folder, method=method)
+    name = output_name(recipe, domain, file)
+    folder = checkpoint or CHECKPOINTS / name
+    command = train_command(recipe.domain, file, name, folder, method=method)
     if not folder.is_dir() and not train:
         raise CheckpointError(
             f"expected a trained domain at {folder}, found none", fix=f"{command} (or add --train)"
@@ -137,15 +138,19 @@ def export(
 
     # Asked before training, which may take long.
     if not overwrite:
-        refuse_existing(dist / f"{recipe.domain}{BUNDLE_SUFFIX}")
+        refuse_existing(dist / f"{name}{BUNDLE_SUFFIX}")
     trained = not folder.is_dir()
     if trained:
-        train_shown(recipe, folder, command)
+        fault = train_shown(recipe, folder, command).fault
+        if fault is not None:  # its checkpoint is there: whoever exports it knows what it is
+            fault.fix += ", or export it as it is: run the same command again"
+            raise fault
     with Steps(sys.stderr) as steps:
         report = run(
             recipe,
             checkpoint=folder,
             dist=dist,
+            name=name,
             cache=cache,
             overwrite=overwrite,
             threads=threads,

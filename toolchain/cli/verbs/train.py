@@ -17,8 +17,8 @@ from toolchain.cli.options import (
     threads_option,
 )
 from toolchain.cli.show import layout
-from toolchain.cli.show.output import emit
-from toolchain.cli.training import CHECKPOINTS, train_command, train_shown
+from toolchain.cli.show.output import complain, emit
+from toolchain.cli.training import CHECKPOINTS, output_name, train_command, train_shown
 
 if TYPE_CHECKING:
     from toolchain.training import TrainReport
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 )
 @domain_options
 @click.option(
-    "--out", type=FILE, metavar="DIR", help=f"The checkpoint.  [default: {CHECKPOINTS}/NAME]"
+    "--out",
+    type=FILE,
+    metavar="DIR",
+    help=f"The checkpoint.  [default: {CHECKPOINTS}/NAME, NAME@METHOD with --method]",
 )
 @method_option
 @click.option(
@@ -57,19 +60,19 @@ def train(
     overwrite: bool,
     threads: int | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Train a domain on its frozen backbone.
 
     The backbone never changes. A domain is adaptors, gates and head, or what the recipe's method
     has in their place. Before it starts, the command says how much memory the training will take.
-    Ctrl-C stops after the present step and keeps the state. --resume goes on from there, and ends
-    with the same weights as a training that was never stopped.
+    Ctrl-C or SIGTERM stops after the present step and keeps the state. --resume goes on from there,
+    and ends with the same weights as a training that was never stopped. A domain that got worse
+    than its own head alone is written all the same; the exit code is 6 then.
     """
-    from toolchain.training.memory.fit import parse_size
-
     recipe = named_recipe(domain, file, method)
-    folder = out or CHECKPOINTS / recipe.domain
-    command = train_command(recipe.domain, file, folder, method=method)
+    name = output_name(recipe, domain, file)
+    folder = out or CHECKPOINTS / name
+    command = train_command(recipe.domain, file, name, folder, method=method)
     report = train_shown(
         recipe,
         folder,
@@ -77,9 +80,14 @@ def train(
         resume=resume,
         overwrite=overwrite,
         threads=threads,
-        memory=None if budget is None else parse_size(budget),
+        budget=budget,
     )
     emit(_document(report), _lines(report), as_json=as_json)
+    if report.fault is None:
+        return 0
+    # The document is out already, so the fault goes to stderr alone.
+    complain(report.fault.message, report.fault.fix)
+    return report.fault.exit_code
 
 
 def _document(report: TrainReport) -> dict[str, Any]:
@@ -96,6 +104,7 @@ def _document(report: TrainReport) -> dict[str, Any]:
         "gate_rates": info.metrics.gate_rates,
         "steps": report.steps,
         "seconds": round(report.seconds, 3),
+        "fault": None if report.fault is None else type(report.fault).__name__,
     }
 
 

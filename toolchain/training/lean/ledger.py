@@ -144,7 +144,8 @@ def named(model: nn.Module) -> Iterator[Stack]:
         def leave(_: nn.Module, __: object, ___: object) -> None:
             stack.pop()
 
-        handles.append(module.register_forward_pre_hook(enter))
+        # First: where another hook raises, the name is on the stack that ``leave`` takes it off.
+        handles.append(module.register_forward_pre_hook(enter, prepend=True))
         # always_call: a forward that raises must take its name off the stack as well.
         handles.append(module.register_forward_hook(leave, always_call=True))
     try:

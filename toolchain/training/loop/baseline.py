@@ -1,23 +1,34 @@
 """The head-only baseline: what the frozen features alone are good for, and where training starts.
 
 Rules of this file: nothing before the head changes, so every picture runs through the backbone
-once, without augmentation, and the head is fitted to the stored features. Training starts from this
-head. With a random one the first epochs would bend the adaptors to noise (linear probing before
-fine-tuning: Kumar et al., ICLR 2022).
+once, without augmentation, and the head is fitted to the stored features. They lie in a file
+without a name and are read in chunks, so that no number of pictures needs more memory than the
+training was said to take (``memory.head``). Training starts from this head. With a random one the
+first epochs would bend the adaptors to noise (linear probing before fine-tuning: Kumar et al., ICLR
+2022).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toolchain.core.errors import StorageError
 from toolchain.pictures.preprocess import Preprocessing
 from toolchain.training.adapt.attached import HEAD, AttachedModel
 from toolchain.training.data.splits import DomainData, Split
-from toolchain.training.loop.evaluation import batches
+from toolchain.training.loop.evaluation import BATCH, batches
+from toolchain.training.loop.progress import Tick, unheard
+from toolchain.training.memory.head import ROOM, HeadFit, head_fit
 
 STEPS = 200
 DECAY = 1e-3
@@ -32,53 +43,158 @@ class Probe:
     accuracy: float
 
 
-def probe(model: AttachedModel, data: DomainData, preprocess: Preprocessing) -> Probe:
+def probe(
+    model: AttachedModel,
+    data: DomainData,
+    preprocess: Preprocessing,
+    *,
+    batch: int = BATCH,
+    room: int = ROOM,
+    folder: Path | None = None,
+    tick: Tick = unheard,
+) -> Probe:
     """Fit a linear head to the plain backbone's features of ``data.train``.
 
     Multinomial logistic regression with a small decay, which has one optimum and so needs no seed.
-    ``model`` lends its backbone; its domain is neither used nor changed.
+    ``model`` lends its backbone; its domain is neither used nor changed. Pictures run in batches of
+    ``batch``, and the fit takes at most ``room`` bytes, if that is possible. ``folder``: where the
+    file of features may lie, which has no name. ``tick`` hears how many pictures are done. Raises
+    StorageError where there is no space for that file.
     """
     plain = AttachedModel(model.backbone, model.anatomy, HEAD, model.classes, model.options)
-    train, labels = _features(plain, data.train, preprocess)
-    # A feature that never changes has no spread to divide by.
-    mean, spread = train.mean(0), train.std(0).clamp_min(1e-3)
-    head = _fit((train - mean) / spread, labels, model.classes)
+    count = len(data.train) + len(data.test)
+    sizes = head_fit(model.anatomy.features, model.classes, room)
+    trains = _from(0, count, tick)
+    stored = _stored(_features(plain, data.train, preprocess, batch, trains), sizes, folder)
+    with stored as train:
+        mean, spread = train.standardised()
+        head = _fit(train, model.classes, sizes, lambda: tick(len(data.train), count))
     with torch.no_grad():
         # The head was fitted to scaled features. Fold the scaling in: it then takes plain ones.
         weight = head.weight / spread
         bias = head.bias - weight @ mean
-        features, labels = _features(plain, data.test, preprocess)
-        right = (features @ weight.T + bias).argmax(1) == labels
-    return Probe(weight, bias, int(right.sum()) / len(labels))
+    tests = _from(len(data.train), count, tick)
+    right = sum(
+        int(((features @ weight.T + bias).argmax(1) == labels).sum())
+        for features, labels in _features(plain, data.test, preprocess, batch, tests)
+    )
+    return Probe(weight, bias, right / len(data.test))
 
 
-@torch.no_grad()
+def _from(before: int, count: int, tick: Tick) -> Tick:
+    """Return a tick for a part of ``count`` pictures, that has ``before`` others before it."""
+    return lambda done, _: tick(before + done, count)
+
+
 def _features(
-    model: AttachedModel, split: Split, preprocess: Preprocessing
-) -> tuple[Tensor, Tensor]:
-    """Return the backbone's features of a split, float32 [N, features], and its labels [N]."""
-    features: list[Tensor] = []
-    labels: list[Tensor] = []
-    for images, batch_labels in batches(split, preprocess):
-        batch_features = model.trace(images, maps=False).features
-        assert batch_features is not None
-        features.append(batch_features)
-        labels.append(batch_labels)
-    return torch.cat(features), torch.cat(labels)
+    model: AttachedModel, split: Split, preprocess: Preprocessing, batch: int, tick: Tick
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the backbone's features of a split by batches, float32 [B, features], with labels."""
+    for images, labels in batches(split, preprocess, batch=batch, tick=tick):
+        with torch.no_grad():
+            features = model.trace(images, maps=False).features
+        assert features is not None
+        yield features, labels
 
 
-def _fit(features: Tensor, labels: Tensor, classes: int) -> nn.Linear:
+class _Stored:
+    """Features of a split, float32 [N, features], that are read in chunks of whole rows."""
+
+    def __init__(self, file: IO[bytes], labels: Tensor, rows: int) -> None:
+        self._file, self._labels, self._rows = file, labels, rows
+        self.width = file.tell() // (4 * len(labels))
+        self._mean, self._spread = torch.zeros(1), torch.ones(1)
+        # One chunk for all of them, read once if there are no more.
+        self._buffer = torch.empty(min(rows, len(labels)), self.width)
+        self._whole = rows >= len(labels)
+        if self._whole:
+            self._read(self._buffer, 0)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield features and labels, one chunk at a time: the next one takes its place."""
+        if self._whole:
+            yield self._buffer, self._labels
+            return
+        for start in range(0, len(self), self._rows):
+            labels = self._labels[start : start + self._rows]
+            features = self._buffer[: len(labels)]
+            self._read(features, start)
+            yield features.sub_(self._mean).div_(self._spread), labels
+
+    def standardised(self) -> tuple[Tensor, Tensor]:
+        """Scale every feature to mean 0 and spread 1, and return both as they were, [features]."""
+        count, mean, square = 0, torch.zeros(self.width), torch.zeros(self.width)
+        for features, labels in self.chunks():
+            more, its_mean = len(labels), features.mean(0)
+            if self._whole:
+                mean, spread = its_mean, features.std(0)
+                break
+            # Chan, Golub and LeVeque 1983: means and squares of parts become those of all.
+            apart = its_mean - mean
+            square += (features - its_mean).square_().sum(0)
+            square += apart.square() * (count * more / (count + more))
+            mean += apart * (more / (count + more))
+            count += more
+            spread = (square / (count - 1)).sqrt()
+        # A feature that never changes has no spread to divide by.
+        self._mean, self._spread = mean, spread.clamp_min(1e-3)
+        if self._whole:
+            self._buffer.sub_(self._mean).div_(self._spread)
+        return self._mean, self._spread
+
+    def _read(self, features: Tensor, start: int) -> None:
+        self._file.seek(4 * self.width * start)
+        part = features.numpy().reshape(-1)
+        part[:] = np.frombuffer(self._file.read(part.nbytes), np.float32)
+
+
+@contextmanager
+def _stored(
+    batches: Iterator[tuple[Tensor, Tensor]], sizes: HeadFit, folder: Path | None
+) -> Iterator[_Stored]:
+    """Store the features that ``batches`` yield, and yield them all."""
+    all_labels: list[Tensor] = []
+    with TemporaryFile(dir=folder, prefix="da3-features-") as file:
+        for features, labels in batches:
+            data = features.contiguous().numpy().data
+            try:
+                file.write(data)
+            except OSError as err:
+                raise StorageError(
+                    f"cannot keep the features of the pictures: {err.strerror}, after "
+                    f"{sum(map(len, all_labels))} of them, {data.nbytes // len(labels)} bytes each",
+                    fix="free some space where the checkpoint goes",
+                ) from err
+            all_labels.append(labels)
+        yield _Stored(file, torch.cat(all_labels), sizes.rows)
+
+
+def _fit(features: _Stored, classes: int, sizes: HeadFit, heard: Callable[[], None]) -> nn.Linear:
     with torch.random.fork_rng(devices=[]):  # its random start is overwritten below
-        head = nn.Linear(features.shape[1], classes)
+        head = nn.Linear(features.width, classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     # Convex and small: all features at once, and the line search needs no learning rate.
-    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=STEPS, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        head.parameters(),
+        max_iter=STEPS,
+        history_size=sizes.pairs,
+        line_search_fn="strong_wolfe",
+    )
 
     def closure() -> Tensor:
+        heard()
         optimiser.zero_grad()
-        loss: Tensor = F.cross_entropy(head(features), labels) + DECAY * head.weight.square().sum()
+        loss = DECAY * head.weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
+        loss = loss.detach()
+        for part, labels in features.chunks():
+            share = F.cross_entropy(head(part), labels) * (len(labels) / len(features))
+            share.backward()  # type: ignore[no-untyped-call]
+            loss = loss + share.detach()
         return loss
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]

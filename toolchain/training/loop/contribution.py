@@ -25,6 +25,7 @@ from toolchain.training.adapt.sparse import Contribution, Kernel, candidates, ch
 from toolchain.training.data.splits import DomainData
 from toolchain.training.lean import Lean
 from toolchain.training.loop.baseline import probe
+from toolchain.training.loop.progress import Tick, unheard
 
 BATCH = 32
 BATCHES = 16
@@ -37,28 +38,35 @@ def search(
     recipe: Recipe,
     *,
     batches: int = BATCHES,
+    tick: Tick = unheard,
 ) -> Selection:
     """Return the input channels to update, rising, by kernel: ``{"layer3.0.conv1.weight": ...}``.
 
     It measures contribution on ``batches`` batches of 32 pictures of ``data.train``, drawn by
     ``recipe.train.seed``, with the head of the head-only baseline. The budget is
-    ``recipe.adaptor.update_kib``. Raises TrainingError when no channel fits (the message names the
-    least budget that would), when none contributes, or when the backbone has no candidate.
+    ``recipe.adaptor.update_kib``. ``tick`` hears how many pictures are done. Raises TrainingError
+    when no channel fits (the message names the least budget that would), when none contributes, or
+    when the backbone has no candidate.
     """
     kernels = candidates(backbone, anatomy)
     classes = len(data.classes)
     model = AttachedModel(backbone, anatomy, HEAD, classes, recipe.adaptor, lean=Lean())
     # With a random head the gradients would say how to mend the head, not what the kernels lack.
-    baseline = probe(model, data, recipe.preprocess)
+    batch = min(BATCH, recipe.train.batch)
+    baseline = probe(model, data, recipe.preprocess, batch=batch, tick=tick)
     model.domain[HEAD].load_state_dict({"weight": baseline.weight, "bias": baseline.bias})
-    contributions = _contributions(model, kernels, _calibration(data, recipe, batches))
+    contributions = _contributions(model, kernels, _calibration(data, recipe, batches, tick))
     return choose(kernels, contributions, recipe.adaptor.update_kib)
 
 
-def _calibration(data: DomainData, recipe: Recipe, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _calibration(
+    data: DomainData, recipe: Recipe, batches: int, tick: Tick
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield at most ``batches`` batches of training pictures, each picture at most once."""
     order = np.random.default_rng(recipe.train.seed).permutation(len(data.train))
-    for start in range(0, min(len(order), batches * BATCH), BATCH):
+    count = min(len(order), batches * BATCH)
+    for start in range(0, count, BATCH):
+        tick(start, count)
         pictures, labels = data.train.batch(order[start : start + BATCH])
         yield torch.from_numpy(normalise(recipe.preprocess, pictures)), torch.from_numpy(labels)
 

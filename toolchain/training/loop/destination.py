@@ -1,7 +1,7 @@
 """Where a training writes: an error of the last step is raised before the first one.
 
-Rules of this file: it looks, makes the parent folder and removes what the caller asked to
-overwrite. ``checkpoint`` and ``state`` write the results themselves.
+Rules of this file: it looks, makes the parent folder, keeps other trainings away and removes what
+the caller asked to overwrite. ``checkpoint`` and ``state`` write the results themselves.
 """
 
 from __future__ import annotations
@@ -12,18 +12,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from toolchain.core.errors import ExistsError, StorageError
+from toolchain.core.lock import locked
 from toolchain.training.loop.state import state_path
 
 
-def check_destination(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raise ExistsError or StorageError where the checkpoint ``out`` could not be written."""
+@contextmanager
+def claimed(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Be the only training that writes ``out`` inside the block; its state is beside ``out``.
+
+    Raises LockedError while another one does, ExistsError or StorageError where the checkpoint
+    could not be written.
+    """
     with _as_storage_error(f"make {out.parent}"):
         out.parent.mkdir(parents=True, exist_ok=True)
     # Permission bits do not tell (root, read-only mounts), so try it.
     with _as_storage_error(f"write in {out.parent}"), tempfile.TemporaryFile(dir=out.parent):
         pass
-    if resume or overwrite:
-        return
+    with locked(out.with_name(f"{out.name}.training.lock"), what=f"the training into {out}"):
+        if not (resume or overwrite):
+            _refuse_existing(out)
+        yield
+
+
+def _refuse_existing(out: Path) -> None:
     if out.exists():
         raise ExistsError(
             f"expected no checkpoint at {out}, got an existing one",

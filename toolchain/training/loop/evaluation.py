@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from toolchain.pictures.preprocess import Preprocessing, normalise
 from toolchain.training.adapt.attached import AttachedModel
 from toolchain.training.data.splits import Split
+from toolchain.training.loop.progress import Tick, unheard
 
 BATCH = 250
 
@@ -37,24 +38,38 @@ class Evaluation:
 
 
 def batches(
-    split: Split, preprocess: Preprocessing, *, batch: int = BATCH
+    split: Split, preprocess: Preprocessing, *, batch: int = BATCH, tick: Tick = unheard
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield all of a split in order: float32 [B, 3, S, S] and labels int64 [B]."""
-    for start in range(0, len(split), batch):
-        rows = np.arange(start, min(start + batch, len(split)))
-        pictures, labels = split.batch(rows)
+    """Yield all of a split in order: float32 [B, 3, S, S] and labels int64 [B].
+
+    ``tick`` hears before the first batch and after each one, once the caller is done with it.
+    """
+    count = len(split)
+    tick(0, count)
+    for start in range(0, count, batch):
+        end = min(start + batch, count)
+        pictures, labels = split.batch(np.arange(start, end))
         yield torch.from_numpy(normalise(preprocess, pictures)), torch.from_numpy(labels)
+        tick(end, count)
 
 
 @torch.no_grad()
 def evaluate(
-    model: AttachedModel, split: Split, preprocess: Preprocessing, *, batch: int = BATCH
+    model: AttachedModel,
+    split: Split,
+    preprocess: Preprocessing,
+    *,
+    batch: int = BATCH,
+    tick: Tick = unheard,
 ) -> Evaluation:
-    """Return what ``model`` reaches on ``split``; the model is left in evaluation mode."""
+    """Return what ``model`` reaches on ``split``; the model is left in evaluation mode.
+
+    ``tick`` hears how many pictures are done.
+    """
     model.train(False)
     loss = right = share = 0.0
     opened: dict[str, float] = {}
-    for images, labels in batches(split, preprocess, batch=batch):
+    for images, labels in batches(split, preprocess, batch=batch, tick=tick):
         trace = model.trace(images, maps=False)
         assert trace.logits is not None
         # Sums, since the last batch may be smaller than the others.

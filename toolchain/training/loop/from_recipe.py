@@ -6,6 +6,7 @@ work is refused first.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,9 +14,9 @@ import torch
 from toolchain.core.timing import Notify
 from toolchain.recipe import Recipe
 from toolchain.training import data
-from toolchain.training.loop.destination import check_destination
+from toolchain.training.loop.destination import claimed
 from toolchain.training.loop.models import build
-from toolchain.training.loop.progress import Progress
+from toolchain.training.loop.progress import Progress, Quiet
 from toolchain.training.loop.training import TrainReport, train
 from toolchain.training.memory import fit
 
@@ -40,18 +41,30 @@ def train_recipe(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    # train() asks again; here it comes before pictures are read and a search runs.
-    check_destination(out, resume=resume, overwrite=overwrite)
-    pictures = data.load(recipe)
-    model = build(recipe, classes=len(pictures.classes), data=pictures)
-    notify(fit.summary(model, recipe.train.batch))
-    return train(
-        model,
-        pictures,
-        recipe,
-        out=out,
-        resume=resume,
-        overwrite=overwrite,
-        progress=progress,
-        memory=memory,
-    )
+    progress = progress or Quiet()
+    # Before pictures are read and a search runs: nobody shall wait for a refusal.
+    with claimed(out, resume=resume, overwrite=overwrite):
+        progress.phase("data", 0, 0)
+        pictures = data.load(recipe)
+        progress.phase("model", 0, 0)
+        model = build(
+            recipe,
+            classes=len(pictures.classes),
+            data=pictures,
+            tick=partial(progress.phase, "search"),
+        )
+        progress.phase("memory", 0, 0)
+        needed, line = fit.told(model, recipe.train.batch)
+        notify(line)
+        return train(
+            model,
+            pictures,
+            recipe,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+            memory=memory,
+            needed=needed,
+            alone=True,
+        )

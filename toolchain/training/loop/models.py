@@ -26,7 +26,7 @@ from toolchain.training.adapt.attached import (
     domain_state,
     weights_digest,
 )
-from toolchain.training.adapt.blocks import Anatomy, examine
+from toolchain.training.adapt.blocks import examine
 from toolchain.training.adapt.checkpoint import (
     BackboneInfo,
     Checkpoint,
@@ -41,8 +41,10 @@ from toolchain.training.lean.options import Keep
 from toolchain.training.loop.contribution import search
 from toolchain.training.loop.evaluation import Evaluation
 from toolchain.training.loop.identity import recipe_digest
+from toolchain.training.loop.progress import Tick, unheard
 
-Search = Callable[[nn.Module, Anatomy, DomainData, Recipe], Selection]
+Search = Callable[..., Selection]
+"""Called as ``contribution.search``."""
 
 SEARCHES: Mapping[str, Search] = {"sparse": search}
 """By method: how it finds, on the domain's pictures, what it is to update."""
@@ -54,13 +56,14 @@ def build(
     classes: int,
     backbone: nn.Module | None = None,
     data: DomainData | None = None,
+    tick: Tick = unheard,
 ) -> AttachedModel:
     """Return the recipe's backbone with a fresh domain for ``classes`` classes, with lean layers.
 
     ``backbone`` is used in place of loading ``recipe.backbone``. The domain starts from
-    ``recipe.train.seed``. The method ``sparse`` measures on ``data.train`` what it is to update.
-    Raises UnknownNameError, WeightsError, AttachError, TrainingError (nothing fits sparse's
-    budget).
+    ``recipe.train.seed``. The method ``sparse`` measures on ``data.train`` what it is to update;
+    ``tick`` hears of that. Raises UnknownNameError, WeightsError, AttachError, TrainingError
+    (nothing fits sparse's budget).
     """
     if backbone is None:
         backbone = load_backbone(
@@ -75,11 +78,13 @@ def build(
         options=recipe.adaptor,
         seed=recipe.train.seed,
         lean=cast("Keep", recipe.train.keep),
-        selection=_searched(backbone, data, recipe),
+        selection=_searched(backbone, data, recipe, tick),
     )
 
 
-def _searched(backbone: nn.Module, data: DomainData | None, recipe: Recipe) -> Selection:
+def _searched(
+    backbone: nn.Module, data: DomainData | None, recipe: Recipe, tick: Tick
+) -> Selection:
     """Return what the method's search finds; nothing for a method without one."""
     if recipe.method not in SEARCHES:
         return {}
@@ -90,7 +95,7 @@ def _searched(backbone: nn.Module, data: DomainData | None, recipe: Recipe) -> S
         )
     side = recipe.preprocess.size
     anatomy = examine(backbone, (3, side, side))
-    return SEARCHES[recipe.method](backbone, anatomy, data, recipe)
+    return SEARCHES[recipe.method](backbone, anatomy, data, recipe, tick=tick)
 
 
 def save(

@@ -6,8 +6,16 @@ that draws (``cli/show/progress.py``). No torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
+
+Phase = Literal["start", "data", "search", "model", "memory", "head", "steps", "test"]
+"""What a training does, in this order: PyTorch starts, the pictures are listed, ``sparse`` searches
+what to update, the model is built, its memory counted, its head fitted; then steps and the test."""
+
+Tick = Callable[[int, int], None]
+"""Called with what is done of a phase and with all of it, in pictures or steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +37,15 @@ class Status:
     remaining_s: float
 
 
+def unheard(done: int, total: int) -> None:
+    """Be a ``Tick`` that drops everything."""
+
+
 class Progress(Protocol):
     """What training calls; an implementation may raise to stop it."""
+
+    def phase(self, phase: Phase, done: int, total: int) -> None:
+        """Hear how far a phase is; ``total`` is 0 where nobody can tell."""
 
     def step(self, status: Status) -> None:
         """Hear of one finished step."""
@@ -44,6 +59,9 @@ class Progress(Protocol):
 
 class Quiet:
     """Drops everything."""
+
+    def phase(self, phase: Phase, done: int, total: int) -> None:
+        """Do nothing."""
 
     def step(self, status: Status) -> None:
         """Do nothing."""

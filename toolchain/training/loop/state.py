@@ -20,7 +20,7 @@ from torch import Tensor
 
 from toolchain.core import digest
 from toolchain.core.canonical import canonical_json, parse_json
-from toolchain.core.errors import TrainingError
+from toolchain.core.errors import DivergedError, TrainingError
 from toolchain.core.files import read_limited, write_atomic
 from toolchain.core.safetensors import read_metadata
 from toolchain.training.adapt.attached import AttachedModel, arrays
@@ -62,14 +62,14 @@ def snapshot(
 ) -> State:
     """Return the present state, sharing memory with the model.
 
-    Raises TrainingError when a tensor is not finite: such a state must not replace a good one.
+    Raises DivergedError when a tensor is not finite: such a state must not replace a good one.
     """
     domain = {name: tensor.detach() for name, tensor in model.domain.state_dict().items()}
     bad = [name for name, tensor in domain.items() if not bool(tensor.isfinite().all())]
     if bad:
-        raise TrainingError(
+        raise DivergedError(
             f"step {step}: expected finite weights, got NaN or Inf in {', '.join(bad[:4])}",
-            fix="lower train.lr in the recipe and train from the start",
+            fix="lower train.lr in the recipe and train from the start, overwriting this training",
         )
     return State(
         step=step,

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from toolchain.core import digest
 from toolchain.core.canonical import canonical_json
-from toolchain.core.errors import StorageError, TrainingError
+from toolchain.core.errors import DivergedError, StorageError, TrainingError
 from toolchain.pictures.preprocess import normalise
 from toolchain.recipe import Recipe
 from toolchain.training.adapt.attached import HEAD, OWN, AttachedModel, weights_digest
@@ -38,12 +38,12 @@ from toolchain.training.data.splits import DomainData
 from toolchain.training.loop import models
 from toolchain.training.loop.augment import Epoch, augmented, draw
 from toolchain.training.loop.baseline import Probe, probe
-from toolchain.training.loop.destination import check_destination, remove_state
-from toolchain.training.loop.evaluation import Evaluation, evaluate
+from toolchain.training.loop.destination import claimed, remove_state
+from toolchain.training.loop.evaluation import BATCH, Evaluation, evaluate
 from toolchain.training.loop.exhausted import exhausted, is_exhaustion
 from toolchain.training.loop.identity import data_digest, training_document
 from toolchain.training.loop.meter import Meter, RemainingTime
-from toolchain.training.loop.progress import Progress, Quiet
+from toolchain.training.loop.progress import Phase, Progress, Quiet, Tick
 from toolchain.training.loop.schedule import GATE_LR_FACTOR, lr_factor, noise_scale
 from toolchain.training.loop.state import (
     State,
@@ -54,10 +54,12 @@ from toolchain.training.loop.state import (
     snapshot,
     state_path,
 )
-from toolchain.training.memory.fit import within
+from toolchain.training.loop.verdict import verdict
+from toolchain.training.memory.fit import Need, told, within
+from toolchain.training.memory.head import ROOM
 
 SAVE_EVERY_S = 300.0
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GATE_NOISE = 3  # the number of its random stream, beside those of ``augment``
 
 
@@ -65,7 +67,9 @@ _GATE_NOISE = 3  # the number of its random stream, beside those of ``augment``
 class TrainReport:
     """A finished training: the checkpoint in ``folder``, and its evaluation on the test split.
 
-    ``steps`` counts the steps of this call alone; ``seconds`` is its wall-clock time.
+    ``steps`` counts the steps of this call alone; ``seconds`` is its wall-clock time. ``fault``:
+    why nobody should use the domain unlooked at (DivergedError, BelowHeadError), None if it is as
+    good as its head alone.
     """
 
     folder: Path
@@ -73,6 +77,7 @@ class TrainReport:
     evaluation: Evaluation
     steps: int
     seconds: float
+    fault: TrainingError | None
 
 
 def train(
@@ -86,71 +91,109 @@ def train(
     progress: Progress | None = None,
     save_every_s: float = SAVE_EVERY_S,
     memory: int | None = None,
+    needed: Need | None = None,
+    alone: bool = False,
 ) -> TrainReport:
     """Train ``model``'s domain as ``recipe.train`` says and write the checkpoint ``out``.
 
     AdamW (Loshchilov and Hutter, ICLR 2019) minimises cross-entropy plus the budget term (``loss``)
     over one cycle. The head starts from the head-only baseline; the checkpoint notes the baseline's
     accuracy beside the domain's. The state for ``resume`` lies beside ``out``
-    (``state.state_path``). It is written after every epoch, every ``save_every_s`` seconds and at
-    Ctrl-C or SIGTERM, and removed at the end. A missing parent of ``out`` is made. ``memory``: the
-    bytes that training may take beside frozen weights and pictures (``memory.fit``).
+    (``state.state_path``). It is written before the first step, after every epoch, every
+    ``save_every_s`` seconds and at Ctrl-C, SIGTERM or SIGHUP, and removed at the end. A missing
+    parent of ``out`` is made. ``memory``: the bytes that training may take beside frozen weights
+    and pictures (``memory.fit``), in every phase; ``needed`` is what it needs, if the caller has
+    counted that. ``alone``: the caller has ``destination.claimed`` the place.
 
     Raises:
         MemoryBudgetError: ``memory`` does not hold it; the fix says what it would hold.
         ExistsError: ``out``, or a training that waits to be resumed, is there, and neither
             ``resume`` nor ``overwrite`` was asked for.
-        TrainingError: Ctrl-C or SIGTERM (after the step was finished and saved); a loss that is
-            not finite, or memory that ran out (the last good state stays); ``resume`` with another
-            recipe, backbone or data, each difference named, or with nothing to resume; a model
-            whose method, classes or input size are not those of recipe and data.
+        LockedError: another process trains into ``out``; nothing of it was touched.
+        DivergedError: a loss or weights that are not finite (the last good state stays).
+        TrainingError: a signal that asks to stop (after the step was finished and saved); memory
+            that ran out (the last good state stays); ``resume`` with another recipe, backbone or
+            data, each difference named, or with nothing to resume; a model whose method, classes or
+            input size are not those of recipe and data.
 
     """
     started = time.monotonic()
     _check_fit(model, data, recipe)
+    needed = needed or told(model, recipe.train.batch)[0]
     if memory is not None:
-        within(model, recipe.train.batch, memory)
-    check_destination(out, resume=resume, overwrite=overwrite)
-    # The state is removed last, so without it a checkpoint is whole.
-    if resume and out.exists() and not state_path(out).exists():
-        raise TrainingError(
-            f"expected a training to resume, got a finished one at {out}",
-            fix="use it as it is, or ask for overwriting to train again",
+        within(model, recipe.train.batch, memory, needed=needed)
+    place = nullcontext() if alone else claimed(out, resume=resume, overwrite=overwrite)
+    with place, interruption() as interrupted:
+        run = _Run(model, data, recipe, out, progress or Quiet(), interrupted)
+        try:
+            first = _begin(run, resume=resume, room=needed.total if needed else ROOM)
+            _loop(run, save_every_s)
+            evaluation = _tested(run)
+        finally:
+            run.progress.close()
+            # Stopped or finished, the model leaves as evaluation wants it.
+            model.generator, model.noise_scale = None, 1.0
+            model.train(False)
+        run.check_frozen()
+        checkpoint = models.save(
+            out,
+            model,
+            recipe,
+            data.classes,
+            evaluation,
+            head_accuracy=run.head_accuracy,
+            overwrite=overwrite or resume,
         )
-    run = _Run(model, data, recipe, out)
-    if resume:
-        run.resume(load_state(state_path(out)))
-    else:
-        remove_state(out)  # overwriting was asked for
-        with _memory_watched(run):
-            run.start(probe(model, data, recipe.preprocess))
-    first = run.step
-    try:
-        _loop(run, progress or Quiet(), save_every_s)
-    finally:
-        # Stopped or finished, the model leaves as evaluation wants it.
-        model.generator, model.noise_scale = None, 1.0
-        model.train(False)
-    with _memory_watched(run):
-        evaluation = evaluate(model, data.test, recipe.preprocess)
-    run.check_frozen()
-    checkpoint = models.save(
-        out,
-        model,
-        recipe,
-        data.classes,
-        evaluation,
-        head_accuracy=run.head_accuracy,
-        overwrite=overwrite or resume,
-    )
-    remove_state(out)
+        remove_state(out)
+    if interrupted:  # too late to be saved: whoever called shall stop all the same
+        raise KeyboardInterrupt
     return TrainReport(
         folder=out,
         checkpoint=checkpoint,
         evaluation=evaluation,
         steps=run.step - first,
         seconds=time.monotonic() - started,
+        fault=verdict(recipe, evaluation, run.head_accuracy, classes=len(data.classes)),
     )
+
+
+def _begin(run: _Run, *, resume: bool, room: int) -> int:
+    """Go on from the state on disk, or fit the head in ``room`` bytes; return the steps done."""
+    out = run.out
+    # The state is removed last, so without it a checkpoint is whole.
+    if resume and out.exists() and not state_path(out).exists():
+        raise TrainingError(
+            f"expected a training to resume, got a finished one at {out}",
+            fix="use it as it is, or ask for overwriting to train again",
+        )
+    if resume:
+        run.resume(load_state(state_path(out)))
+        return run.step
+    remove_state(out)  # overwriting was asked for
+    with _memory_watched(run):
+        baseline = probe(
+            run.model,
+            run.data,
+            run.recipe.preprocess,
+            batch=run.batch_without_gradients,
+            room=room,
+            folder=out.parent,
+            tick=run.tick("head"),
+        )
+    run.start(baseline)
+    run.save()
+    return 0
+
+
+def _tested(run: _Run) -> Evaluation:
+    with _memory_watched(run):
+        return evaluate(
+            run.model,
+            run.data.test,
+            run.recipe.preprocess,
+            batch=run.batch_without_gradients,
+            tick=run.tick("test"),
+        )
 
 
 def _check_fit(model: AttachedModel, data: DomainData, recipe: Recipe) -> None:
@@ -172,15 +215,19 @@ def _check_fit(model: AttachedModel, data: DomainData, recipe: Recipe) -> None:
 class _Run:
     """One training: what it works on and the number of finished steps.
 
-    ``updating``: the optimiser is at work, so some tensors may be a step ahead of others.
+    ``started``: it has a head, so there is a state worth keeping. ``updating``: the optimiser is at
+    work, so some tensors may be a step ahead of others.
     """
 
     model: AttachedModel
     data: DomainData
     recipe: Recipe
     out: Path
+    progress: Progress
+    interrupted: Interruption
     step: int = 0
     head_accuracy: float = 0.0
+    started: bool = False
     updating: bool = False
     identity: dict[str, Any] = field(init=False)
     optimiser: torch.optim.Optimizer = field(init=False)
@@ -211,11 +258,16 @@ class _Run:
         """Steps of the whole training."""
         return self.steps_per_epoch * self.recipe.train.epochs
 
+    @property
+    def batch_without_gradients(self) -> int:
+        """Pictures at once where nothing is kept: no more than in a step, so no more memory."""
+        return min(BATCH, self.recipe.train.batch)
+
     def start(self, baseline: Probe) -> None:
         """Begin with the baseline's head."""
         state = {"weight": baseline.weight, "bias": baseline.bias}
         self.model.domain[HEAD].load_state_dict(state)
-        self.head_accuracy = baseline.accuracy
+        self.head_accuracy, self.started = baseline.accuracy, True
 
     def resume(self, state: State) -> None:
         """Go on from ``state``; raises TrainingError naming every difference."""
@@ -226,7 +278,7 @@ class _Run:
                 fix="undo the change, or train from the start and overwrite it",
             )
         restore_state(state, self.model, self.optimiser)
-        self.step, self.head_accuracy = state.step, state.head_accuracy
+        self.step, self.head_accuracy, self.started = state.step, state.head_accuracy, True
 
     def save(self) -> None:
         """Replace the state on disk by the present one."""
@@ -238,6 +290,35 @@ class _Run:
             head_accuracy=self.head_accuracy,
         )
         save_state(state_path(self.out), state)
+
+    def tick(self, phase: Phase) -> Tick:
+        """Return what a phase calls between its batches: it reports, and stops if asked to."""
+
+        def tick(done: int, total: int) -> None:
+            self.progress.phase(phase, done, total)
+            self.stop_if_asked()
+
+        return tick
+
+    def stop_if_asked(self) -> None:
+        """Raise TrainingError if a signal asked to stop, with the state on disk if there is one.
+
+        To be called where no step is under way: the state is whole there.
+        """
+        if not self.interrupted:
+            return
+        if not self.started:
+            raise TrainingError(
+                "stopped before the first step; there is nothing to go on with",
+                fix="train from the start",
+            )
+        self.save()
+        epoch = min(self.step // self.steps_per_epoch + 1, self.recipe.train.epochs)
+        raise TrainingError(
+            f"stopped after step {self.step} of {self.steps} (epoch {epoch} of "
+            f"{self.recipe.train.epochs}); the state lies in {state_path(self.out)}",
+            fix="go on with resume",
+        )
 
     def check_frozen(self) -> None:
         """Raise TrainingError if the backbone changed in spite of everything."""
@@ -279,33 +360,28 @@ def _optimiser(domain: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def _loop(run: _Run, progress: Progress, save_every_s: float) -> None:
-    epochs = run.recipe.train.epochs
+def _loop(run: _Run, save_every_s: float) -> None:
+    epochs, progress = run.recipe.train.epochs, run.progress
     clock = RemainingTime(run.step, epochs=epochs, steps_per_epoch=run.steps_per_epoch)
     saved_at = time.monotonic()
     spec, count = run.recipe.train, len(run.data.train)
-    with interruption() as interrupted:
-        try:
-            while run.step < run.steps:
-                epoch, place = divmod(run.step, run.steps_per_epoch)
-                meter = Meter()
-                # A resumed epoch draws the same order again and starts at its place in it.
-                drawn = draw(spec.seed, epoch, count, spec.augment)
-                for _ in range(place, run.steps_per_epoch):
-                    with _memory_watched(run, saves=True):
-                        _step(run, drawn, meter)
-                    progress.step(clock.status(run.step, meter))
-                    # Between two steps the state is whole: stop here, never inside a step.
-                    if interrupted:
-                        _stop(run)
-                    if time.monotonic() - saved_at > save_every_s:
-                        run.save()
-                        saved_at = time.monotonic()
+    while run.step < run.steps:
+        run.tick("steps")(run.step, run.steps)
+        epoch, place = divmod(run.step, run.steps_per_epoch)
+        meter = Meter()
+        # A resumed epoch draws the same order again and starts at its place in it.
+        drawn = draw(spec.seed, epoch, count, spec.augment)
+        for _ in range(place, run.steps_per_epoch):
+            with _memory_watched(run, saves=True):
+                _step(run, drawn, meter)
+            progress.step(clock.status(run.step, meter))
+            run.stop_if_asked()
+            if time.monotonic() - saved_at > save_every_s:
                 run.save()
                 saved_at = time.monotonic()
-                progress.epoch(clock.status(run.step, meter))
-        finally:
-            progress.close()
+        run.save()
+        saved_at = time.monotonic()
+        progress.epoch(clock.status(run.step, meter))
 
 
 class Interruption:
@@ -326,31 +402,27 @@ class Interruption:
 
 @contextmanager
 def interruption() -> Iterator[Interruption]:
-    """Hold back Ctrl-C (SIGINT) and SIGTERM inside the block of code, which asks whether one came.
+    """Hold back ``SIGNALS`` inside the block of code, which asks whether one came.
 
-    The handlers that were there before come back. Outside the main thread, where no signal arrives,
+    The handlers that were there before come back. A SIGHUP that is ignored (``nohup``) stays so.
+    Outside the main thread, where no signal arrives,
     nothing is installed.
     """
     interrupted = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted
         return
-    before = {number: signal.signal(number, interrupted.request) for number in SIGNALS}
+    hang_up_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    before = {
+        number: signal.signal(number, interrupted.request)
+        for number in SIGNALS
+        if not (number is signal.SIGHUP and hang_up_ignored)
+    }
     try:
         yield interrupted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _stop(run: _Run) -> None:
-    run.save()
-    epoch = run.step // run.steps_per_epoch + 1
-    raise TrainingError(
-        f"stopped after step {run.step} of {run.steps} (epoch {epoch} of "
-        f"{run.recipe.train.epochs}); the state lies in {state_path(run.out)}",
-        fix="go on with resume",
-    )
 
 
 def _step(run: _Run, drawn: Epoch, meter: Meter) -> None:
@@ -420,8 +492,9 @@ def _noise(seed: int, step: int) -> torch.Generator:
 def _check_finite(run: _Run, loss: Tensor) -> None:
     if bool(loss.isfinite()):
         return
-    raise TrainingError(
+    raise DivergedError(
         f"step {run.step + 1} of {run.steps}: expected a finite loss, got {loss.item()}; "
         f"{_saved(run)}",
-        fix=f"lower train.lr in the recipe (now {run.recipe.train.lr:g}) and train from the start",
+        fix=f"lower train.lr in the recipe (now {run.recipe.train.lr:g}) and train from the start, "
+        "overwriting this training",
     )

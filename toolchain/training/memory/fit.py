@@ -4,7 +4,9 @@ Rules of this file: answers come from ``analytic`` alone, so they exist before t
 any machine. A *need* comes on top of the frozen weights and the batch of pictures, which are there
 whatever is trained. It adds up what is kept, the maps under way (``analytic.Count``), parameters,
 gradients and AdamW's moments as if all were there at once. So a need is rather too large; but it
-does not know the scratch memory of kernels. This file never trains and never changes a model.
+does not know the scratch memory of kernels. The head's fit and the test, which come before and
+after the steps, keep within the need of a step (``head``, ``loop.evaluation``), unless the head
+alone takes more. This file never trains and never changes a model.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from toolchain.training.adapt.overrides import Selection
 from toolchain.training.lean import Lean
 from toolchain.training.lean.options import Keep
 from toolchain.training.memory.analytic import count
+from toolchain.training.memory.head import head_fit
 
 LIMIT_BATCH = 65_536
 _SPAN = 8  # of so many pictures bits fill whole bytes
@@ -39,7 +42,8 @@ class Need:
 
     ``stored`` for the backward pass, ``working`` for maps under way, ``optimiser`` for AdamW's
     moments, ``gradients`` and ``parameters`` of what is trained; ``trainable`` counts those.
-    ``domain_bytes`` is what a further domain costs in storage and no part of the total.
+    ``head`` is the least that fitting the head takes, before the first step. ``domain_bytes`` is
+    what a further domain costs in storage and no part of the total.
     """
 
     stored: int
@@ -48,11 +52,17 @@ class Need:
     gradients: int
     parameters: int
     trainable: int
+    head: int
     domain_bytes: int
 
     @property
     def total(self) -> int:
-        """All of it at once."""
+        """The most that is there at once: in a step, or while the head is fitted."""
+        return max(self.step, self.head)
+
+    @property
+    def step(self) -> int:
+        """All that a step takes at once."""
         return self.stored + self.working + self.optimiser + self.gradients + self.parameters
 
 
@@ -91,6 +101,7 @@ def need(model: AttachedModel, batch: int) -> Need:
         gradients=_FLOAT * trainable,
         parameters=_FLOAT * trainable,
         trainable=trainable,
+        head=head_fit(model.anatomy.features, model.classes).bytes,
         domain_bytes=domain_bytes(model),
     )
 
@@ -116,12 +127,12 @@ def _is_folded(name: str, own: Container[str]) -> bool:
     return leaf == "num_batches_tracked" or f"{norm}.{_FOLDED_WITH.get(leaf)}" in own
 
 
-def within(model: AttachedModel, batch: int, budget: int) -> Need:
-    """Return :func:`need` where ``budget`` bytes hold it.
+def within(model: AttachedModel, batch: int, budget: int, *, needed: Need | None = None) -> Need:
+    """Return :func:`need` where ``budget`` bytes hold it; ``needed`` saves counting it again.
 
     Raises MemoryBudgetError otherwise, with the best training that they hold as the fix.
     """
-    needed = need(model, batch)
+    needed = needed or need(model, batch)
     if needed.total <= budget:
         return needed
     methods = dict.fromkeys((model.method, "da3", "head"))
@@ -241,7 +252,9 @@ class _Straight:
 
     def largest(self, budget: int) -> int:
         """Return the largest batch that ``budget`` bytes hold, 0 for none."""
-        free, growth = budget - self.at(0).total, self.twice.total - self.span.total
+        if budget < self.span.head:
+            return 0
+        free, growth = budget - self.at(0).step, self.twice.step - self.span.step
         batch = max(0, min(LIMIT_BATCH, free * _SPAN // max(1, growth)))
         # Rounding may put the line a few bytes too high.
         while batch and self.at(batch).total > budget:
@@ -259,12 +272,16 @@ def line(needed: Need, batch: int, method: str) -> str:
     )
 
 
-def summary(model: AttachedModel, batch: int) -> str:
-    """Return :func:`line` for a model, or why it cannot be told before it trains."""
+def told(model: AttachedModel, batch: int) -> tuple[Need | None, str]:
+    """Return :func:`need` with the :func:`line` that tells it.
+
+    For a model whose need cannot be told before it trains: None, and why.
+    """
     try:
-        return line(need(model, batch), batch, model.method)
+        needed = need(model, batch)
     except TrainingError as err:
-        return f"{model.method}, batch {batch}: {err.message}"
+        return None, f"{model.method}, batch {batch}: {err.message}"
+    return needed, line(needed, batch, model.method)
 
 
 def mib(count: int) -> str:

@@ -1,0 +1,61 @@
+"""Whether a finished training made its domain better or worse.
+
+Rules of this file: a pure function of what was measured on the test split, so that a resumed
+training is judged as one that never stopped. It returns an error and raises none: the checkpoint is
+written in any case, and its user decides.
+"""
+
+from __future__ import annotations
+
+import math
+
+from toolchain.core.errors import BelowHeadError, DivergedError, TrainingError
+from toolchain.recipe import Recipe
+from toolchain.training.loop.evaluation import Evaluation
+
+EXPLODED = 10.0
+"""A loss so many times that of a guess among all classes is no longer about the pictures."""
+
+CHANCE = 1.645
+"""Standard errors that chance alone exceeds once in twenty trainings (one-sided, normal)."""
+
+
+def verdict(
+    recipe: Recipe, evaluation: Evaluation, head_accuracy: float, *, classes: int
+) -> TrainingError | None:
+    """Return what is wrong with a trained domain, None if it is as good as its own head alone.
+
+    DivergedError: the test loss is ten times that of a guess. BelowHeadError: the accuracy lies
+    below that of the head-only baseline by more than two independent draws of as many pictures
+    differ by chance. That is the cautious choice: both were tested on the same pictures.
+    """
+    spec = recipe.train
+    accuracies = f"accuracy {evaluation.accuracy:.1%}, the head alone {head_accuracy:.1%}"
+    guess = math.log(classes)
+    if not evaluation.loss <= EXPLODED * guess:
+        return DivergedError(
+            f"the training diverged: the test loss is {evaluation.loss:.3g}, a guess has "
+            f"{guess:.3g} ({accuracies})",
+            fix=f"lower train.lr in the recipe (now {spec.lr:g}) and train again, overwriting this "
+            "checkpoint",
+        )
+    short, chance = head_accuracy - evaluation.accuracy, chance_of(evaluation, head_accuracy)
+    if short <= chance:
+        return None
+    advice = [f"lower train.lr (now {spec.lr:g})", f"raise train.epochs (now {spec.epochs})"]
+    if evaluation.gate_rates and spec.budget < 1:
+        advice.append(f"raise train.budget (now {spec.budget:g})")
+    if spec.augment:
+        advice.append(f"use less of train.augment (now {', '.join(spec.augment)})")
+    return BelowHeadError(
+        f"the training made the domain worse than its own head: {accuracies}; of "
+        f"{evaluation.samples} test pictures chance explains {chance:.1%} of difference",
+        fix=f"{', '.join(advice)}, and train again, overwriting this checkpoint; the method head "
+        "is the head alone",
+    )
+
+
+def chance_of(evaluation: Evaluation, head_accuracy: float) -> float:
+    """Return by how much two accuracies on as many pictures differ by chance, as a share."""
+    variance = sum(share * (1 - share) for share in (evaluation.accuracy, head_accuracy))
+    return CHANCE * math.sqrt(variance / evaluation.samples)
