@@ -193,6 +193,56 @@ def test_a_full_stream_is_one_message(tmp_path: Path, words: str, code: int, say
     assert "Exception ignored" not in done.stderr
 
 
+WAITS = """
+import signal, tempfile, time
+import click
+from toolchain.cli.boundary import BoundedCommand
+
+# A background job of a shell ignores Ctrl-C, and so would we.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+@click.command(cls=BoundedCommand)
+def command():
+    with tempfile.TemporaryDirectory(), tempfile.NamedTemporaryFile():
+        print("waits", flush=True)
+        time.sleep(600)
+
+command()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_with_nothing_in_its_temporary_folder(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITS],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert child.stdout.readline() == "waits\n"
+        assert len(list(tmp_path.iterdir())) == 2
+        child.send_signal(number)
+        rest = child.stderr.read()
+    assert child.returncode == 130
+    assert "error: interrupted; no file was left half-written" in rest
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_that_the_caller_handles_or_ignores_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        failing(lambda: signal.raise_signal(signal.SIGHUP))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_a_signal_in_training_names_the_command_that_goes_on(
     tmp_path: Path, number: signal.Signals
@@ -204,11 +254,19 @@ def test_a_signal_in_training_names_the_command_that_goes_on(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
         assert child.stderr is not None
-        need, first = child.stderr.readline(), child.stderr.readline()
+        lines: list[str] = []
+        while not lines or "epoch 1/5000" not in lines[-1]:
+            lines.append(child.stderr.readline())
+            assert lines[-1], lines
         child.send_signal(number)
         rest = child.stderr.read()
-    assert "for the backward pass" in need
-    assert "epoch 1/5000" in first
+    # Every phase says that it begins, before it works.
+    phases = [line.removeprefix("toy: ").split("  ")[0].strip() for line in lines[:-1]]
+    assert phases[:4] == [
+        *("start PyTorch", "list the pictures", "build the model", "count the memory")
+    ]
+    assert "for the backward pass" in phases[4]
+    assert [name for name in phases[5:] if name != "fit the head: pictures"] == ["train: steps"]
     assert child.returncode == 1
     assert "error: stopped after step" in rest
     assert "fix: go on with resume: da3 train --domain toy --resume" in rest

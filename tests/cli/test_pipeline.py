@@ -32,7 +32,7 @@ def test_train_as_json_holds_the_figures(run: Run) -> None:
     found = json.loads(said.stdout)
     assert set(found) == {
         *("domain", "checkpoint", "method", "backbone", "classes", "accuracy", "head_accuracy"),
-        *("executed_share", "gate_rates", "steps", "seconds"),
+        *("executed_share", "gate_rates", "steps", "seconds", "fault"),
     }
     assert (found["domain"], found["checkpoint"]) == ("toy", "build/domains/toy")
     assert 0 <= found["accuracy"] <= 1
@@ -98,6 +98,17 @@ def test_one_command_trains_exports_and_reuses_the_backbone(run: Run) -> None:
     assert found["backbone"]["reused"]
     assert found["structure_cached"]
     assert (run.home / "dist" / "second.da3b").is_file()
+
+
+def test_another_method_lies_beside_the_recipes_own(run: Run) -> None:
+    said = run.said["by another method"]
+    assert said.exit_code == 0, said.stderr
+    found = json.loads(said.stdout)
+    assert found["checkpoint"] == {"path": "build/domains/toy@head", "trained_now": True}
+    assert found["bundle"]["path"] == "dist/toy@head.da3b"
+    assert found["domain"] == "toy"
+    assert {path.name for path in run.checkpoint.parent.iterdir()} == {"toy", "toy@head", "second"}
+    assert run.bundle.is_file()
 
 
 def test_check_says_what_was_verified_and_relinked(run: Run) -> None:

@@ -26,6 +26,7 @@ COMMANDS = {
     "export twice": "export --domain toy",
     "export again": "export --domain toy --overwrite",
     "all in one": "export --domain second --train --json",
+    "by another method": "export --domain toy --method head --train --json",
     "check": "check dist/toy.da3b",
     "check as JSON": "check dist/toy.da3b --json",
     "check at zero": "check dist/toy.da3b --tolerance 0",

@@ -26,7 +26,10 @@ _EXAMPLE = layout.example(
     "da3 check dist/cars.da3b",
     "da3 run --domain cars photo.jpg",
 )
-_CODES = "Exit codes: 0 done, 1 error, 2 usage, 3 parity failed, 4 verification failed."
+_CODES = (
+    "Exit codes: 0 done, 1 error, 2 usage, 3 parity failed, 4 verification failed, 6 a training "
+    "made its domain worse."
+)
 
 
 @click.group(

@@ -1,0 +1,32 @@
+"""Where a training goes, and the command that repeats it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from toolchain.cli.options import named_recipe
+from toolchain.cli.training import CHECKPOINTS, output_name, train_command
+from toolchain.core.words import is_domain_name
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [(None, "cars"), ("da3", "cars"), ("head", "cars@head")]
+)
+def test_only_another_method_is_part_of_the_name(method: str | None, name: str) -> None:
+    recipe = named_recipe("cars", None, method)
+    assert output_name(recipe, "cars", None) == name
+
+
+def test_no_domain_can_have_the_name_of_another_ones_method() -> None:
+    assert not is_domain_name(output_name(named_recipe("cars", None, "head"), "cars", None))
+
+
+def test_the_command_names_a_folder_only_where_it_is_not_the_default() -> None:
+    assert train_command("cars", None, "cars@head", CHECKPOINTS / "cars@head", method="head") == (
+        "da3 train --domain cars --method head"
+    )
+    assert train_command("cars", None, "cars", Path("x y")) == (
+        "da3 train --domain cars --out 'x y'"
+    )

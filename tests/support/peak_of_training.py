@@ -1,0 +1,94 @@
+"""``python -m tests.support.peak_of_training METHOD``: a training's peak in real memory.
+
+A process of its own, since a peak of resident memory is the process's. It writes, in bytes, what
+the training was said to take at most, and by how much each phase exceeded what was there before.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.support import stripes, toys
+from toolchain.core.allocator import keep_freed_memory
+from toolchain.training.adapt.attached import attach
+from toolchain.training.data import ArraySplit, DomainData
+from toolchain.training.loop.progress import Quiet
+from toolchain.training.loop.training import train
+from toolchain.training.memory.fit import need
+
+SIDE, BATCH = 160, 16
+
+
+def resident(what: str) -> int:
+    """Return ``VmRSS`` (now) or ``VmHWM`` (the peak since the last reset), in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{what}:"))
+    return int(line.split()[1]) * 1024
+
+
+class Peaks(Quiet):
+    """Notes the peak of each phase."""
+
+    def __init__(self) -> None:
+        self.peaks: dict[str, int] = {}
+        self.at = "before"
+        self.next("before")
+
+    def next(self, phase: str) -> None:
+        """Begin a phase: from here on the peak counts anew."""
+        self.peaks[self.at] = max(self.peaks.get(self.at, 0), resident("VmHWM"))
+        Path("/proc/self/clear_refs").write_text("5")
+        self.at = phase
+
+    def phase(self, phase: str, done: int, total: int) -> None:
+        if phase != self.at:
+            self.next(phase)
+
+
+def split(count: int, seed: int) -> ArraySplit:
+    drawn = np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+    return ArraySplit("drawn", drawn, np.arange(count, dtype=np.int64) % 3)
+
+
+def measured(method: str) -> Iterator[tuple[str, int]]:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    recipe = stripes.recipe(
+        method=method,
+        epochs=1,
+        batch=BATCH,
+        preprocess=replace(stripes.RECIPE.preprocess, size=SIDE, resize=SIDE),
+    )
+    model = attach(
+        toys.backbone("plain"),
+        method=method,
+        classes=3,
+        input_shape=(3, SIDE, SIDE),
+        options=recipe.adaptor,
+        lean="int8",
+    )
+    data = DomainData(split(64, 0), split(128, 1), ("a", "b", "c"))
+    yield "told", need(model, BATCH).total
+    # The pictures of a batch, which are no part of it; and what libraries load at their first use.
+    pictures = torch.zeros(BATCH, *model.anatomy.input_shape)
+    model.train()
+    model(pictures[:2]).sum().backward()
+    del pictures
+    peaks, before = Peaks(), resident("VmRSS")
+    with tempfile.TemporaryDirectory() as folder:
+        train(model, data, recipe, out=Path(folder) / "out", progress=peaks)
+    peaks.next("after")
+    for phase in ("head", "steps", "test"):
+        yield phase, peaks.peaks[phase] - before
+
+
+if __name__ == "__main__":
+    for name, size in measured(sys.argv[1]):
+        sys.stdout.write(f"{name} {size}\n")
