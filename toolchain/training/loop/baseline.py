@@ -93,6 +93,7 @@ def _features(
     for images, labels in batches(split, preprocess, batch=batch, tick=tick):
         with torch.no_grad():
             features = model.trace(images, maps=False).features
+        del images  # before the next ones are made: one batch is what was told
         assert features is not None
         yield features, labels
 
@@ -172,7 +173,7 @@ def _stored(
         yield _Stored(file, torch.cat(all_labels), sizes.rows)
 
 
-def _fit(features: _Stored, classes: int, sizes: HeadFit, heard: Callable[[], None]) -> nn.Linear:
+def _fit(features: _Stored, classes: int, sizes: HeadFit, tick: Callable[[], None]) -> nn.Linear:
     with torch.random.fork_rng(devices=[]):  # its random start is overwritten below
         head = nn.Linear(features.width, classes)
     nn.init.zeros_(head.weight)
@@ -186,7 +187,7 @@ def _fit(features: _Stored, classes: int, sizes: HeadFit, heard: Callable[[], No
     )
 
     def closure() -> Tensor:
-        heard()
+        tick()
         optimiser.zero_grad()
         loss = DECAY * head.weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]

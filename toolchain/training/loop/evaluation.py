@@ -50,6 +50,7 @@ def batches(
         end = min(start + batch, count)
         pictures, labels = split.batch(np.arange(start, end))
         yield torch.from_numpy(normalise(preprocess, pictures)), torch.from_numpy(labels)
+        del pictures
         tick(end, count)
 
 
@@ -79,6 +80,7 @@ def evaluate(
         share += float(model.executed_share(trace).expand(len(labels)).sum())
         for name, decision in trace.opened.items():
             opened[name] = opened.get(name, 0.0) + float(decision.sum())
+        del images  # before the next ones are made: one batch is what was told
     count = len(split)
     rates = {name: total / count for name, total in opened.items()}
     return Evaluation(right / count, loss / count, share / count, rates, count)

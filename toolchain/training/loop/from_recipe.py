@@ -54,7 +54,7 @@ def train_recipe(
             tick=partial(progress.phase, "search"),
         )
         progress.phase("memory", 0, 0)
-        needed, line = fit.told(model, recipe.train.batch)
+        needed, line = fit.need_and_line(model, recipe.train.batch)
         notify(line)
         return train(
             model,

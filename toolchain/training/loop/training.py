@@ -55,7 +55,7 @@ from toolchain.training.loop.state import (
     state_path,
 )
 from toolchain.training.loop.verdict import verdict
-from toolchain.training.memory.fit import Need, told, within
+from toolchain.training.memory.fit import Need, need_and_line, within
 from toolchain.training.memory.head import ROOM
 
 SAVE_EVERY_S = 300.0
@@ -119,7 +119,7 @@ def train(
     """
     started = time.monotonic()
     _check_fit(model, data, recipe)
-    needed = needed or told(model, recipe.train.batch)[0]
+    needed = needed or need_and_line(model, recipe.train.batch)[0]
     if memory is not None:
         within(model, recipe.train.batch, memory, needed=needed)
     place = nullcontext() if alone else claimed(out, resume=resume, overwrite=overwrite)

@@ -272,7 +272,7 @@ def line(needed: Need, batch: int, method: str) -> str:
     )
 
 
-def told(model: AttachedModel, batch: int) -> tuple[Need | None, str]:
+def need_and_line(model: AttachedModel, batch: int) -> tuple[Need | None, str]:
     """Return :func:`need` with the :func:`line` that tells it.
 
     For a model whose need cannot be told before it trains: None, and why.
