@@ -30,6 +30,7 @@ CASES: list[Da3Error] = [
         and kind.__init__ is Da3Error.__init__
     ),
     errors.UnknownNameError("domain", "carz", ["cars"]),
+    errors.DataError("expected a picture, got none", fix="add one"),
     errors.RecipeError("x.yaml", [Fault("train.lr", "expected a number, got text", "0.01")]),
     errors.MissingPackageError("onnx", "this", "check"),
 ]
@@ -278,3 +279,22 @@ def test_a_signal_in_training_names_the_command_that_goes_on(
     )
     found = json.loads(said.stdout)
     assert (found["kind"], found["facts"]["step"] > 0) == ("training", True)
+
+
+def test_what_the_file_system_refuses_is_no_internal_error() -> None:
+    err = PermissionError(13, "Permission denied", "/srv/set")
+    said = failing(raiser(err))
+    assert said.exit_code == 1
+    assert said.stderr == (
+        "error: cannot use /srv/set: Permission denied\nfix: check the path and its permissions\n"
+    )
+
+
+def test_the_faults_of_a_folder_are_told_one_by_one() -> None:
+    faults = [Fault(f"{i}.jpg", "cannot be read", "check it") for i in range(30)]
+    err = errors.DataError.of("set", faults, fix="remove them")
+    said = failing(raiser(err))
+    assert "set: 30 faults\n  0.jpg: cannot be read\n" in said.stderr
+    assert "  19.jpg: cannot be read\n  and 10 more\n" in said.stderr
+    told = json.loads(failing(raiser(err), "--json").stdout)["error"]
+    assert [fault["path"] for fault in told["faults"]] == [f"{i}.jpg" for i in range(30)]

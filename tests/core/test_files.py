@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.permissions import locked
 from toolchain.core import files
 from toolchain.core.errors import ExistsError, StorageError
 from toolchain.core.files import atomic_directory, read_limited, write_atomic
@@ -292,3 +293,40 @@ def test_a_file_that_is_longer_than_it_says_is_refused() -> None:
     """Files of /proc report no size and hold bytes: what a growing file looks like."""
     with pytest.raises(StorageError, match="changed while it was read"):
         read_limited("/proc/self/status", limit_bytes=10**6, what="recipe")
+
+
+# what lies at a path
+
+
+def test_a_path_is_a_folder_a_file_something_else_or_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "gone").symlink_to(tmp_path / "none")
+    rows = [
+        (files.exists(path), files.is_folder(path), files.is_file(path))
+        for path in (tmp_path, *(tmp_path / n for n in ("file", "pipe", "gone", "file/x")))
+    ]
+    assert rows == [
+        (True, True, False),
+        (True, False, True),
+        (True, False, False),
+        (False, False, False),
+        (False, False, False),
+    ]
+    assert files.names(tmp_path) == ["file", "gone", "pipe"]
+    assert files.names(tmp_path / "none") == []
+
+
+def test_what_lies_behind_a_locked_folder_is_an_error_not_nothing(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with locked(tmp_path):
+        for ask in (files.exists, files.is_folder, files.is_file, files.names):
+            with pytest.raises(StorageError, match="Permission denied") as caught:
+                ask(tmp_path / "in")
+            assert caught.value.fix == "check the path and its permissions"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_name_that_cannot_be_one_is_an_error(name: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError):
+        files.is_file(tmp_path / name)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from toolchain.core.errors import DataError
-from toolchain.pictures import preprocess
+from toolchain.pictures import decode
 from toolchain.pictures.preprocess import Preprocessing, normalise, pixels, tensor
 
 P = Preprocessing(
@@ -131,9 +131,13 @@ def test_truncated_files_are_refused(suffix: str, tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    for name, data in (("a.png", b""), ("b.jpg", b"text"), ("c.png", b"%!PS-Adobe-3.0 EPSF-3.0")):
+    for name, data, what in (
+        ("a.png", b"", "whole picture"),
+        ("b.jpg", b"text", "whole picture"),
+        ("c.png", b"%!PS-Adobe-3.0 EPSF-3.0", "got PostScript, which is not read"),
+    ):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(DataError, match="whole picture"):
+        with pytest.raises(DataError, match=what):
             pixels(P, tmp_path / name)
     with pytest.raises(DataError, match="no such picture"):
         pixels(P, tmp_path / "missing.png")
@@ -148,7 +152,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(side: int, tmp_path: Path) -> No
 
 def test_a_large_file_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(noise(16, 16)).save(tmp_path / "a.png")
-    monkeypatch.setattr(preprocess, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(decode, "MAX_FILE_BYTES", 100)
     with pytest.raises(DataError, match="at most 100 bytes"):
         pixels(P, tmp_path / "a.png")
 

@@ -19,7 +19,7 @@ from tests.support.drawn import pixels, same, tensor
 from tests.support.stripes import RECIPE
 from toolchain.core.errors import DataError
 from toolchain.pictures import preprocess, request
-from toolchain.pictures.preprocess import MAX_PIXELS
+from toolchain.pictures.decode import MAX_PIXELS
 
 P = RECIPE.preprocess
 

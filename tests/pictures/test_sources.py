@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.support.drawn import pixels
-from toolchain.core.errors import DataError
+from tests.support.permissions import locked
+from toolchain.core.errors import DataError, StorageError
 from toolchain.pictures.sources import is_endless, shots
 
 COUNT = 5
@@ -45,10 +45,9 @@ def test_more_pictures_than_a_list_may_hold_are_refused(
         next(shots(folder, 1))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_folder_that_may_not_be_listed(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir(mode=0)
-    with pytest.raises(DataError, match="cannot be listed"):
+    (tmp_path / "a").mkdir()
+    with locked(tmp_path / "a"), pytest.raises(DataError, match="cannot be listed"):
         next(shots(tmp_path, 1))
 
 
@@ -64,3 +63,19 @@ def test_no_such_camera_is_told_by_its_name() -> None:
         assert is_endless(source)
         with pytest.raises(DataError, match="camera:9999"):
             next(shots(source, 1))
+
+
+def test_folders_that_a_computer_makes_are_not_entered_and_heic_is_a_fault(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.jpg")
+    for name in ("@eaDir", "__MACOSX", "$RECYCLE.BIN"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (9, 9)).save(tmp_path / name / "a.jpg")
+    (tmp_path / "b.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(30))
+    taken = [Path(shot.source).name for shot in shots(tmp_path, 1)]
+    assert taken == ["a.jpg", "b.heic"]
+
+
+def test_a_source_behind_a_locked_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with locked(tmp_path), pytest.raises(StorageError, match="Permission denied"):
+        next(shots(tmp_path / "in", 1))

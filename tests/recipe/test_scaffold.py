@@ -49,8 +49,9 @@ def test_the_header_states_what_was_read(split_root: Path, tmp_path: Path) -> No
     text = recipe.new("own", split_root, backbone="resnet20", folder=tmp_path).read_text("utf-8")
     for line in (
         "# Build it:  da3-export --train --domain own",
-        "24 to train, 8 to test (as found in the folders)",
-        "40 to 40 px wide, 30 to 30 px high (24 measured)",
+        "24 to train, 8 to test (as the folders say), 8 classes",
+        "40 to 90 px wide, 20 to 30 px high (32 decoded)",
+        "val/ is the part test",
         "#   classes   8",
         "#          4  花",
     ):
@@ -99,10 +100,14 @@ def test_too_little_is_refused_with_the_layout(counts: dict[str, int], tmp_path:
         recipe.new("own", root, backbone="resnet20", folder=tmp_path)
 
 
-def test_a_damaged_picture_is_named(split_root: Path, tmp_path: Path) -> None:
-    (split_root / "train" / "yes" / "000 é.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="000 é"):
+def test_all_damaged_pictures_are_named_at_once(split_root: Path, tmp_path: Path) -> None:
+    names = ["train/yes/000 é.png", "train/花/002 é.png", "val/null/000 é.png"]
+    for name in names:
+        (split_root / name).write_bytes((split_root / name).read_bytes()[:50])
+    with pytest.raises(DataError, match="3 faults") as caught:
         recipe.new("own", split_root, backbone="resnet20", folder=tmp_path)
+    assert [fault.path for fault in caught.value.faults] == names
+    assert not (tmp_path / "own.yaml").exists()
 
 
 @settings(

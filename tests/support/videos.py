@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from toolchain.pictures.preprocess import Pixels
+from toolchain.pictures.decode import Pixels
 
 SIZE, RATE = 32, 10.0
 RED, GREEN, BLUE = (200, 20, 20), (20, 200, 20), (20, 20, 200)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolchain.pictures.preprocess import Pixels, Preprocessing, normalise
+from toolchain.pictures.decode import Pixels
+from toolchain.pictures.preprocess import Preprocessing, normalise
 from toolchain.training.adapt.adaptors import Gate
 from toolchain.training.adapt.attached import AttachedModel
 

@@ -22,7 +22,14 @@ from typing import Any
 import click
 
 from toolchain.cli.show.output import complain, write_json
-from toolchain.core.errors import Da3Error, MissingPackageError, RecipeError, StorageError
+from toolchain.core.errors import (
+    Da3Error,
+    DataError,
+    MissingPackageError,
+    RecipeError,
+    StorageError,
+)
+from toolchain.core.files import refused
 
 INTERRUPTED = 130
 ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -134,7 +141,7 @@ def _escape_what_is_not_encodable() -> None:
 
 
 def _known(err: Exception) -> Exception:
-    """Return the library's error for a missing package of an extra, and for a full stream."""
+    """Return the library's error for a missing package, a full stream and a refusing disk."""
     name = (getattr(err, "name", None) or "").partition(".")[0]
     if isinstance(err, ModuleNotFoundError) and name in _EXTRAS:
         missing = MissingPackageError(name, "this command", _EXTRAS[name])
@@ -146,6 +153,9 @@ def _known(err: Exception) -> Exception:
             fix="make room where stdout or stderr goes, or send it elsewhere",
         )
         return full.with_traceback(err.__traceback__)
+    # What the file system refuses is never a fault of the program, whichever call met it first.
+    if isinstance(err, OSError) and err.filename is not None and err.strerror is not None:
+        return refused(err).with_traceback(err.__traceback__)
     return err
 
 
@@ -178,11 +188,11 @@ def _print(err: Exception, document: dict[str, Any], as_json: bool, colour: bool
 
 
 def _document(err: Exception) -> dict[str, Any]:
-    """Return type, message, fix and exit code of an error, and the faults of a recipe."""
+    """Return type, message, fix and exit code of an error, and the faults that it lists."""
     match err:
-        case RecipeError():
-            faults = [{"path": f.path, "message": f.message, "fix": f.fix} for f in err.faults]
-            return {**_library_fields(err), "faults": faults}
+        case RecipeError(faults=faults) | DataError(faults=faults) if faults:
+            listed = [{"path": f.path, "message": f.message, "fix": f.fix} for f in faults]
+            return {**_library_fields(err), "faults": listed}
         case Da3Error():
             return _library_fields(err)
         case click.Abort():

@@ -118,7 +118,25 @@ class RecipeError(Da3Error):
 
 
 class DataError(Da3Error):
-    """Pictures or annotations are missing or cannot be read."""
+    """Pictures or annotations are missing or cannot be read.
+
+    Where one run looks for all faults of a folder, ``faults`` lists them, at most ``LISTED``.
+    """
+
+    LISTED: ClassVar[int] = 10_000
+    _SHOWN: ClassVar[int] = 20
+
+    def __init__(self, message: str, *, fix: str = "", faults: Sequence[Fault] = ()) -> None:
+        self.faults = tuple(faults[: self.LISTED])
+        super().__init__(message, fix=fix)
+
+    @classmethod
+    def of(cls, where: str, faults: Sequence[Fault], *, fix: str) -> DataError:
+        """Return the error that tells all ``faults`` of the folder ``where`` at once."""
+        lines = [f"{fault.path}: {fault.message}" for fault in faults]
+        plural = "fault" if len(faults) == 1 else "faults"
+        listed = first_few(lines, cls._SHOWN, "\n  ")
+        return cls(f"{where}: {len(faults)} {plural}\n  {listed}", fix=fix, faults=faults)
 
 
 class WeightsError(Da3Error):

@@ -80,6 +80,57 @@ def make_folder(path: Path, *, fix: str) -> None:
         raise StorageError(f"cannot make the folder {path}: {err.strerror}", fix=fix) from err
 
 
+def status(path: str | Path) -> os.stat_result | None:
+    """Return what the file system says of ``path``, links followed; None where nothing lies there.
+
+    Raises StorageError where it refuses to say. ``Path.is_dir`` and its like end in Python's own
+    PermissionError for what lies in a folder that one may not enter.
+    """
+    try:
+        return Path(path).stat()
+    except OSError as err:
+        if err.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise _refused("read", Path(path), err, needed_bytes=None) from err
+    except ValueError as err:  # a null in the name
+        raise StorageError(f"cannot read {str(path)!r}: {err}", fix="check the path") from err
+
+
+def exists(path: str | Path) -> bool:
+    """Whether something lies at ``path``. Raises StorageError as :func:`status`."""
+    return status(path) is not None
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether ``path`` is a folder. Raises StorageError as :func:`status`."""
+    about = status(path)
+    return about is not None and stat.S_ISDIR(about.st_mode)
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether ``path`` is a regular file. Raises StorageError as :func:`status`."""
+    about = status(path)
+    return about is not None and stat.S_ISREG(about.st_mode)
+
+
+def names(folder: str | Path) -> list[str]:
+    """Return what lies right in ``folder``, sorted, and nothing where there is no such folder.
+
+    Raises StorageError where the file system refuses. ``Path.glob`` finds nothing then, in silence.
+    """
+    try:
+        return sorted(path.name for path in Path(folder).iterdir())
+    except OSError as err:
+        if err.errno in (errno.ENOENT, errno.ENOTDIR):
+            return []
+        raise _refused("list", Path(folder), err, needed_bytes=None) from err
+
+
+def refused(err: OSError) -> StorageError:
+    """Return the error for what the file system refused; ``err`` names the file."""
+    return _refused("use", Path(os.fsdecode(err.filename)), err, needed_bytes=None)
+
+
 def read_limited(path: str | Path, *, limit_bytes: int, what: str) -> bytes:
     """Return the bytes of the regular file ``path``, at most ``limit_bytes`` of them.
 

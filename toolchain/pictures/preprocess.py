@@ -2,38 +2,28 @@
 
 Rules of this file: numpy and Pillow only. The settings are data (`Preprocessing`): recipes, bundles
 and installed domains hold this one record. Every step is deterministic and looks at one picture.
-Colour profiles are not applied, an animation stops at its first frame, and nothing is random:
-augmentation belongs to training.
+Nothing is random: augmentation belongs to training.
 
 ::
 
-    picture -> upright (EXIF) -> 8-bit RGB -> square -> colour order      `pixels`
+    picture -> upright, 8-bit RGB                                         `decode.upright_rgb`
+            -> square -> colour order                                     `pixels`
             -> (value / 255 - mean) / std, channels first                 `normalise`
 """
 
 from __future__ import annotations
 
-import errno
-import io
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from toolchain.core.errors import DataError, Fault, StorageError
+from toolchain.core.errors import DataError, Fault
 from toolchain.core.fields import ListOf, Section, choice, key, number, whole
-
-MAX_PIXELS = 64_000_000
-MAX_FILE_BYTES = 128 * 1024 * 1024
-# Formats that decode without helper programs; Pillow would hand EPS to Ghostscript.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-)
+from toolchain.pictures.decode import Pixels, upright_rgb
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -41,13 +31,6 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-# I;16 and its kin besides.
-_MODES = frozenset(
-    ("1", "L", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "LA", "PA", "I")
-)
-_WHITE = (255, 255, 255, 255)
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +68,7 @@ def pixels(p: Preprocessing, image: Image.Image | Pixels | Path | str | bytes) -
     (RGB) or [H, W] (grey). Raises DataError for a file that is missing, damaged, too large or of an
     unknown format.
     """
-    if isinstance(image, str | Path):
-        return _square(p, _open(Path(image)))
-    if isinstance(image, bytes):
-        return _square(p, _decoded(io.BytesIO(image), len(image), "the bytes"))
-    if isinstance(image, np.ndarray):
-        return _square(p, _from_array(image))
-    _check_area(image, "the picture")
-    return _square(p, _upright_rgb(image, "the picture"))
+    return _square(p, upright_rgb(image))
 
 
 def normalise(p: Preprocessing, pixels: Pixels) -> npt.NDArray[np.float32]:
@@ -122,90 +98,6 @@ def _table(p: Preprocessing) -> npt.NDArray[np.float32]:
     mean, std = (np.asarray(values, dtype=np.float64)[:, None] for values in (p.mean, p.std))
     table: npt.NDArray[np.float32] = ((steps - mean) / std).astype(np.float32)
     return table
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        status = path.stat()
-    except FileNotFoundError as err:
-        raise DataError(f"{path}: no such picture", fix="check the path") from err
-    except (OSError, ValueError) as err:
-        raise DataError(f"{path}: cannot be read: {err}", fix="check its permissions") from err
-    if not stat.S_ISREG(status.st_mode):
-        # Opening a pipe that nobody writes to would wait for ever.
-        raise DataError(f"{path}: expected a picture file, got none", fix="name the file itself")
-    return _decoded(path, status.st_size, str(path))
-
-
-def _decoded(source: Path | io.BytesIO, size: int, what: str) -> Image.Image:
-    """Return the picture in a file of ``size`` bytes, upright, in 8-bit RGB.
-
-    Pillow warns of very large pictures, which are refused here anyway. The warnings stay: silencing
-    them for a moment would silence them in every thread.
-    """
-    if size > MAX_FILE_BYTES:
-        raise DataError(
-            f"{what}: expected at most {MAX_FILE_BYTES} bytes, got {size}", fix="shrink the picture"
-        )
-    try:
-        with Image.open(source, formats=FORMATS) as image:
-            _check_area(image, what)
-            return _upright_rgb(image, what)
-    except DataError:
-        raise
-    # Pillow's decoders raise many kinds on damaged bytes (OSError, SyntaxError, struct.error, ...);
-    # where there is no path, what they say shows an object of this process.
-    except Exception as err:
-        if isinstance(err, OSError) and err.errno in (errno.EMFILE, errno.ENFILE):
-            raise StorageError(
-                f"{what}: cannot be opened: {err.strerror}", fix="raise the limit: ulimit -n"
-            ) from err
-        got = f"{size} other bytes" if isinstance(err, UnidentifiedImageError) else str(err)
-        raise DataError(
-            f"{what}: expected a whole picture ({', '.join(FORMATS)}), got: {got}",
-            fix="replace or remove the file",
-        ) from err
-
-
-def _check_area(image: Image.Image, what: str) -> None:
-    width, height = image.size
-    if not 0 < width * height <= MAX_PIXELS:
-        raise DataError(
-            f"{what}: expected 1 to {MAX_PIXELS} pixels, got {width} x {height}",
-            fix="shrink the picture",
-        )
-
-
-def _from_array(array: Pixels) -> Image.Image:
-    grey = array.ndim == 2
-    if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] == 3)):
-        raise DataError(
-            f"expected a uint8 picture [H, W, 3] or [H, W], got {array.dtype} {list(array.shape)}",
-            fix="convert to 8-bit RGB or grey first",
-        )
-    if not array.size:
-        raise DataError(f"expected at least one pixel, got {list(array.shape)}", fix="skip it")
-    image = Image.fromarray(np.ascontiguousarray(array))
-    _check_area(image, "the picture")
-    return image.convert("RGB")
-
-
-def _upright_rgb(image: Image.Image, what: str) -> Image.Image:
-    """Return 8-bit RGB: turned upright, transparency over white, 16 bits to their upper 8."""
-    wide = image.mode == "I" or image.mode.startswith("I;16")
-    if not wide and image.mode not in _MODES:
-        raise DataError(
-            f"{what}: expected 8 or 16 bits per channel, got Pillow's mode {image.mode}",
-            fix="save it as PNG or JPEG",
-        )
-    image = ImageOps.exif_transpose(image)
-    if wide:
-        upper = np.asarray(image).astype(np.int64) >> 8
-        return Image.fromarray(np.clip(upper, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, _WHITE), layer).convert("RGB")
-    return image.convert("RGB")
 
 
 def _square(p: Preprocessing, image: Image.Image) -> Pixels:

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.core.errors import DataError, UsageError
+from toolchain.core.files import exists, is_folder
 from toolchain.pictures import video
-from toolchain.pictures.preprocess import SUFFIXES
+from toolchain.pictures.decode import SUFFIXES, UNREAD_SUFFIXES
 from toolchain.pictures.request import Picture
+from toolchain.pictures.service import service_folder
 
 MAX_DEPTH = 16
 MAX_PICTURES = 1_000_000
@@ -49,20 +51,21 @@ def shots(source: str | Path | int, every: int) -> Generator[Shot]:
     """Return an iterator over the first of each ``every`` frames of ``source``.
 
     ``source``: a folder, whose pictures come in the order of their names and those of its
-    subfolders after them; a video file, known by its suffix (``video.VIDEO_SUFFIXES``); any other
-    file, as one picture; a camera, as a number or ``camera:N``, which always gives its newest frame
-    and has no end.
+    subfolders after them (hidden folders and those of `service` are not entered, and a picture of
+    a format that is not read comes as a fault); a video file, known by its suffix
+    (``video.VIDEO_SUFFIXES``); any other file, as one picture; a camera, as a number or
+    ``camera:N``, which always gives its newest frame and has no end.
 
     Raises UsageError at once for a camera that is no number. While it is iterated: DataError for a
     source that is missing, empty or no video, one that is larger than ``MAX_DEPTH`` or
-    ``MAX_PICTURES``, and a video or camera that breaks off; MissingPackageError for a video or
-    camera without OpenCV.
+    ``MAX_PICTURES``, and a video or camera that breaks off; StorageError where the file system
+    refuses; MissingPackageError for a video or camera without OpenCV.
     """
     if is_endless(source):
         number = _camera_number(source)
         return _stills(f"{CAMERA}{number}", video.camera(number, every))
     path = Path(source)  # type: ignore[arg-type]
-    if path.suffix.lower() in video.VIDEO_SUFFIXES and not path.is_dir():
+    if path.suffix.lower() in video.VIDEO_SUFFIXES and not is_folder(path):
         return _stills(str(path), video.video(path, every))
     return _pictures(path, every)
 
@@ -81,10 +84,10 @@ def _stills(source: str, stills: Generator[video.Still]) -> Generator[Shot]:
 
 
 def _pictures(path: Path, every: int) -> Generator[Shot]:
-    if not path.exists():
+    if not exists(path):
         raise DataError(f"{path}: no such picture, folder or video", fix="check the path")
     root = path.resolve()
-    names = list(_listed(path)) if path.is_dir() else [str(path)]
+    names = list(_listed(path)) if is_folder(path) else [str(path)]
     if not names:
         raise DataError(
             f"{path}: expected pictures ({' '.join(sorted(SUFFIXES))}), found none",
@@ -105,13 +108,16 @@ def _inside(path: Path, root: Path) -> Path | DataError:
 def _listed(folder: Path) -> Iterator[str]:
     """Yield the pictures below ``folder`` in order; hidden ones and linked folders are left out."""
     count = 0
+    suffixes = SUFFIXES | UNREAD_SUFFIXES.keys()
     for place, folders, names in os.walk(folder, onerror=_refuse):
         # In place: os.walk goes down into what is left in this very list.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and service_folder(name) is None
+        )
         if len(Path(place).relative_to(folder).parts) > MAX_DEPTH:
             raise DataError(f"{place}: folders nest too deeply", fix="name this folder itself")
         for name in sorted(names):
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+            if Path(name).suffix.lower() in suffixes and not name.startswith("."):
                 count += 1
                 _check_count(count, folder)
                 yield str(Path(place, name))

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolchain.core.errors import DataError, MissingPackageError
-from toolchain.pictures.preprocess import MAX_PIXELS, Pixels
+from toolchain.core.files import is_file
+from toolchain.pictures.decode import MAX_PIXELS, Pixels
 
 if TYPE_CHECKING:
     import cv2
@@ -109,7 +110,7 @@ def newest(stills: Generator[Still]) -> Generator[Still]:
 
 def _video(path: Path, every: int) -> Generator[Still]:
     # Opening a pipe would wait for ever, and OpenCV takes some names for network addresses.
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"{path}: expected a video file, found none", fix="check the path")
     fix = "convert it, for example to MP4 with H.264"
     # FFmpeg alone: other readers would take a name with % for a series of files.

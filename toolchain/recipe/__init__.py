@@ -2,11 +2,14 @@
 
 Rules of this room: no torch, no onnx; a recipe is data, never code; all faults are reported at
 once, with key path and fix. `spec` says what a recipe holds, `yamlio` reads and writes the text,
-`library` finds files, `scaffold` writes a recipe for a folder of pictures.
+`library` finds files. `listing` says what a folder of pictures holds, `examined` what the pictures
+are, and `scaffold` writes a recipe for them.
 """
 
 from toolchain.pictures.preprocess import Preprocessing
+from toolchain.recipe.examined import Examined, examine
 from toolchain.recipe.library import Entry, available, dump, find, load, loads
+from toolchain.recipe.listing import Listing, scan
 from toolchain.recipe.scaffold import new
 from toolchain.recipe.spec import (
     METHOD_OPTIONS,
@@ -23,13 +26,17 @@ __all__ = [
     "AdaptorOptions",
     "DataSpec",
     "Entry",
+    "Examined",
+    "Listing",
     "Preprocessing",
     "Recipe",
     "TrainSpec",
     "available",
     "dump",
+    "examine",
     "find",
     "load",
     "loads",
     "new",
+    "scan",
 ]

@@ -7,20 +7,17 @@ that the file explains itself. The folder of pictures is not changed.
 from __future__ import annotations
 
 import unicodedata
-import warnings
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
-from toolchain.core.errors import DataError, StorageError, UsageError, first_few
+from toolchain.core.errors import StorageError, UsageError, first_few
 from toolchain.core.fields import show
 from toolchain.core.files import write_atomic
 from toolchain.core.words import is_domain_name
-from toolchain.pictures.preprocess import FORMATS, MAX_PIXELS, Preprocessing
+from toolchain.pictures.preprocess import Preprocessing
+from toolchain.recipe.examined import Examined, examine
 from toolchain.recipe.library import SUFFIX, dump, loads
-from toolchain.recipe.listing import LAYOUT, Listing, scan
+from toolchain.recipe.listing import Listing, scan
 from toolchain.recipe.spec import (
     DOMAIN_NAME,
     AdaptorOptions,
@@ -31,23 +28,14 @@ from toolchain.recipe.spec import (
 
 BATCH = 32
 STEPS = 400
-MAX_MEASURED = 512
 _LISTED_CLASSES = 40
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What a folder of pictures holds; sizes are (width, height) in pixels of a sample."""
-
-    listing: Listing
-    sizes: tuple[tuple[int, int], ...]
-
-
 def new(
     name: str,
-    data: Path,
+    data: Path | Examined,
     *,
     backbone: str,
     input_px: int = 32,
@@ -56,6 +44,7 @@ def new(
 ) -> Path:
     """Write a complete recipe for the pictures in ``data`` and return its path.
 
+    ``data`` is a folder, or what `examine` says of one.
     ``input_px`` is the side that the backbone was trained with. The recipe is
     ``folder``/``name``.yaml and loads as it is. Raises UsageError for a name that cannot be one,
     DataError for unusable pictures, ExistsError for an existing recipe, RecipeError for a
@@ -64,8 +53,8 @@ def new(
     name = unicodedata.normalize("NFC", name)
     if not is_domain_name(name):
         raise UsageError(f"expected {DOMAIN_NAME.expected}, got {show(name)}", fix=DOMAIN_NAME.fix)
-    survey = examine(data)
-    text = dump(_recipe(name, survey, backbone, input_px), _header(name, survey))
+    examined = data if isinstance(data, Examined) else examine(scan(data))
+    text = dump(_recipe(name, examined.listing, backbone, input_px), _header(name, examined))
     loads(text, where=f"{name}{SUFFIX}", stem=name)
     _make(folder)
     path = folder / f"{name}{SUFFIX}"
@@ -80,40 +69,7 @@ def _make(folder: Path) -> None:
         raise StorageError(f"{folder}: cannot be made: {err.strerror}", fix="name another") from err
 
 
-def examine(data: Path) -> Survey:
-    """Return classes, counts and a sample of the sizes of the pictures in ``data``.
-
-    Raises DataError where there are fewer than two classes or nothing to train on or test with.
-    """
-    listing = scan(data)
-    if len(listing.classes) < 2 or not listing.train or not listing.test:
-        raise DataError(
-            f"{data}: expected at least 2 classes with pictures to train and to test, got "
-            f"{len(listing.classes)} classes, {len(listing.train)} and {len(listing.test)}",
-            fix=LAYOUT.format(root=data),
-        )
-    step = max(1, len(listing.train) // MAX_MEASURED)
-    measured = tuple(_size(path) for path, _ in listing.train[::step][:MAX_MEASURED])
-    return Survey(listing, measured)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
-                size = image.size
-    # Pillow's readers raise many kinds on damaged headers.
-    except Exception as err:
-        raise DataError(f"{path}: not a picture: {err}", fix="replace or remove it") from err
-    if not 0 < size[0] * size[1] <= MAX_PIXELS:
-        raise DataError(
-            f"{path}: expected at most {MAX_PIXELS} pixels, got {size}", fix="shrink it"
-        )
-    return size
-
-
-def _recipe(name: str, survey: Survey, backbone: str, side: int) -> Recipe:
+def _recipe(name: str, listing: Listing, backbone: str, side: int) -> Recipe:
     small = side <= 64
     # The shipped resnet20 was trained with the first, ImageNet checkpoints with the second.
     mean, std = _HALF if side <= 32 else _IMAGENET
@@ -124,9 +80,7 @@ def _recipe(name: str, survey: Survey, backbone: str, side: int) -> Recipe:
         backbone=backbone,
         weights=None,
         weights_sha256=None,
-        data=DataSpec(
-            "folder", str(survey.listing.root), train=None, test=None, seed=1, dataset=None
-        ),
+        data=DataSpec("folder", str(listing.root), train=None, test=None, seed=1, dataset=None),
         preprocess=Preprocessing(
             # Larger nets are usually tested on the middle 224 of 256 pixels.
             side,
@@ -141,7 +95,7 @@ def _recipe(name: str, survey: Survey, backbone: str, side: int) -> Recipe:
         # As in the samples: small maps bear an adaptor with a 3x3 kernel on every block.
         adaptor=AdaptorOptions(placement="all", pool=2, kernel=3) if small else AdaptorOptions(),
         train=TrainSpec(
-            epochs=_epochs(len(survey.listing.train)),
+            epochs=_epochs(len(listing.train)),
             batch=BATCH,
             lr=0.01,
             weight_decay=0.0001,
@@ -160,19 +114,15 @@ def _epochs(pictures: int) -> int:
     return max(8, min(200, -(-STEPS // steps)))
 
 
-def _header(name: str, survey: Survey) -> str:
-    listing = survey.listing
-    widths, heights = zip(*survey.sizes, strict=True)
-    parts = "as found in the folders" if listing.was_split else "a fifth of each class to test"
-    counts = Counter(index for _, index in listing.train + listing.test)
+def _header(name: str, examined: Examined) -> str:
+    listing = examined.listing
+    counts = Counter(label for _, label in listing.pictures)
     classes = [f"{counts[place]:6d}  {name}" for place, name in enumerate(listing.classes)]
     lines = [
         f"Build it:  da3-export --train --domain {f'{name!r}' if ' ' in name else name}",
         "",
         f"Read from {listing.root}:",
-        f"  pictures  {len(listing.train)} to train, {len(listing.test)} to test ({parts})",
-        f"  sizes     {min(widths)} to {max(widths)} px wide, {min(heights)} to {max(heights)} px "
-        f"high ({len(survey.sizes)} measured)",
+        *(f"  {line}" for line in examined.lines()),
         f"  classes   {len(listing.classes)}",
         "    " + first_few(classes, _LISTED_CLASSES, "\n    "),
     ]

@@ -94,3 +94,57 @@ def test_new_refuses_an_unknown_backbone_and_a_missing_folder(tmp_path: Path) ->
     assert invoke(*words, "--backbone", "resnet21").exit_code == 2
     assert invoke(*words, "--backbone", "resnet20").exit_code == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_new_and_check_list_what_is_there_and_what_is_left_out(
+    tmp_path: Path, pictures: Path
+) -> None:
+    (pictures / "sparrow" / "9.heic").write_bytes(b"x")
+    (pictures / "wren").mkdir()
+    words = ["recipes", "new", "birds", "--data", str(pictures), "--backbone", "resnet20"]
+    with chdir(tmp_path):
+        said = invoke(*words)
+        told = json.loads(invoke(*words, "--overwrite", "--json").stdout)["pictures"]
+        checked = invoke("recipes", "check", "recipes/birds.yaml")
+        row = json.loads(invoke("recipes", "check", "recipes/birds.yaml", "--json").stdout)
+        alone = invoke("recipes", "check", "--no-pictures", "recipes/birds.yaml")
+    for line in (
+        "8 to train, 4 to test (a fifth of each class to test), 2 classes",
+        "left out: 1 folders without a picture that is read: wren",
+        "left out: 1 pictures of a format that is not read (HEIC): sparrow/9.heic",
+    ):
+        assert line in said.stdout
+        assert f"pictures: {line}" in checked.stdout
+    assert checked.exit_code == 0
+    assert told == row["recipes"][0]["pictures"]
+    assert told["classes"][1] == {"name": "sparrow", "train": 4, "validation": 0, "test": 2}
+    assert {entry["count"] for entry in told["left_out"]} == {1}
+    assert "not checked: --no-pictures" in alone.stdout
+
+
+def test_new_and_check_name_all_damaged_pictures(tmp_path: Path, pictures: Path) -> None:
+    words = ["recipes", "new", "birds", "--data", str(pictures), "--backbone", "resnet20"]
+    bad = ["Große Möwe/2.png", "sparrow/0.png", "sparrow/5.png"]
+    with chdir(tmp_path):
+        invoke(*words)
+        for name in bad:
+            (pictures / name).write_bytes(b"no picture")
+        checked = invoke("recipes", "check", "recipes/birds.yaml", "--json")
+        said = invoke(*words, "--overwrite", "--json")
+    assert (checked.exit_code, said.exit_code) == (1, 1)
+    row = json.loads(checked.stdout)["recipes"][0]
+    assert [fault["path"] for fault in row["faults"]] == bad
+    told = json.loads(said.stdout)["error"]
+    assert (told["type"], [fault["path"] for fault in told["faults"]]) == ("DataError", bad)
+
+
+def test_check_passes_pictures_that_lie_elsewhere_and_says_so(
+    tmp_path: Path, pictures: Path
+) -> None:
+    words = ["recipes", "new", "birds", "--data", str(pictures), "--backbone", "resnet20"]
+    with chdir(tmp_path):
+        invoke(*words)
+        pictures.rename(tmp_path / "elsewhere")
+        said = invoke("recipes", "check", "recipes/birds.yaml")
+    assert said.exit_code == 0
+    assert f"not checked: there is no folder {pictures} here" in said.stdout

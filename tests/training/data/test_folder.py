@@ -46,7 +46,7 @@ def test_parts_classes_and_pictures(root: Path) -> None:
     assert shown[:, 0, 0, 0].tolist() == [0, 51, 101]
 
 
-@pytest.mark.parametrize("name", listing.TEST_NAMES)
+@pytest.mark.parametrize("name", (*listing.TEST_NAMES, *listing.VALIDATION_NAMES))
 def test_the_test_part_has_several_names(root: Path, name: str) -> None:
     (root / "test").rename(root / name)
     assert len(data.load(flowers(), root=root).test) == 6
@@ -146,3 +146,35 @@ def test_one_picture_a_class_leaves_nothing_to_test_with(tmp_path: Path) -> None
         write(tmp_path / name / "0.png")
     with pytest.raises(DataError, match="at least 2 pictures per class, or a test folder"):
         data.load(flowers(), root=tmp_path)
+
+
+def test_all_damaged_pictures_of_both_parts_are_told_by_the_first_that_is_met(root: Path) -> None:
+    found = data.load(flowers(), root=root)
+    for name in ("train/rose/1.png", "train/tulip/3.png", "test/aster/0.png"):
+        (root / name).write_bytes(b"no picture")
+    found.train.batch([0])
+    with pytest.raises(DataError, match="3 faults") as caught:
+        found.train.batch(range(len(found.train)))
+    assert [fault.path for fault in caught.value.faults] == [
+        "train/rose/1.png",
+        "train/tulip/3.png",
+        "test/aster/0.png",
+    ]
+
+
+def test_what_both_parts_keep_decoded_is_bounded_together(root: Path) -> None:
+    found = data.load(flowers(), root=root)
+    picture = 16 * 16 * 3
+    assert found.train.store is found.test.store  # type: ignore[attr-defined]
+    assert 18 * picture <= found.held_bytes < 18 * (picture + 400)
+    for split in (found.train, found.test):
+        first, _ = split.batch(range(len(split)))
+        again, _ = split.batch(range(len(split)))
+        assert np.array_equal(first, again)
+
+
+def test_the_notes_say_what_is_left_out(root: Path) -> None:
+    (root / "train" / "rose" / "notes.txt").write_text("x", encoding="utf-8")
+    notes = data.load(flowers(), root=root).notes
+    assert notes[0] == "12 to train, 6 to test (as the folders say), 3 classes"
+    assert "left out: 1 files of other kinds (.txt): train/rose/notes.txt" in notes

@@ -12,7 +12,7 @@ from PIL import Image
 
 from toolchain.core.errors import DataError
 from toolchain.pictures.preprocess import Preprocessing
-from toolchain.training.data.splits import ArraySplit, FileSplit, spread
+from toolchain.training.data.splits import ArraySplit, FileSplit, Pictures, spread
 
 P = Preprocessing(8, 8, "center", "bilinear", "RGB", (0.5,) * 3, (0.5,) * 3)
 
@@ -28,7 +28,8 @@ def file_split(tmp_path: Path, cache_bytes: int) -> FileSplit:
         paths.append(tmp_path / f"{i}.png")
         Image.new("RGB", (9, 12), (i, 2 * i, 3 * i)).save(paths[-1])
     labels = np.array([0, 1, 0, 1], dtype=np.int64)
-    return FileSplit("toy/test", tuple(paths), labels, P, cache_bytes)
+    store = Pictures([str(path) for path in paths], tmp_path, P, cache_bytes)
+    return FileSplit("toy/test", store, 0, labels)
 
 
 def test_a_batch_follows_its_indices() -> None:
@@ -62,7 +63,8 @@ def test_an_empty_batch_is_empty() -> None:
 def test_the_cache_is_bounded_and_invisible(tmp_path: Path) -> None:
     split = file_split(tmp_path, cache_bytes=2 * 8 * 8 * 3)
     first = split.batch([0, 1, 2, 3])
-    assert len(split._cache) == 2
+    assert split.store._decoded.nbytes == 2 * 8 * 8 * 3
+    assert split.store.held_bytes < 2 * 8 * 8 * 3 + 4 * 400
     again = split.batch([0, 1, 2, 3])
     assert np.array_equal(first[0], again[0])
     assert first[0][:, 0, 0].tolist() == [[i, 2 * i, 3 * i] for i in range(4)]
@@ -70,7 +72,7 @@ def test_the_cache_is_bounded_and_invisible(tmp_path: Path) -> None:
 
 def test_a_picture_that_vanished_is_named(tmp_path: Path) -> None:
     split = file_split(tmp_path, cache_bytes=0)
-    split.paths[2].unlink()
+    Path(split.store.paths[2]).unlink()
     with pytest.raises(DataError, match=r"2\.png"):
         split.batch([2])
 

@@ -191,3 +191,13 @@ def counted(items: Iterable[ItemT], word: str) -> Iterator[ItemT]:
             yield item
     finally:
         line.end()
+
+
+@contextmanager
+def counting(word: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback that shows on a terminal how many of all things are done."""
+    line = Line(sys.stderr)
+    try:
+        yield lambda done, all_: line.draw(f"  {done}/{all_} {word}")
+    finally:
+        line.end()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +12,11 @@ from toolchain.cli.boundary import BoundedCommand, BoundedGroup, command_in_fix
 from toolchain.cli.options import FILE, complete_backbone, complete_domain, json_option
 from toolchain.cli.show import layout
 from toolchain.cli.show.output import emit
-from toolchain.core.errors import Da3Error, RecipeError
+from toolchain.cli.show.progress import counting
+from toolchain.core.errors import Da3Error, DataError, Fault, RecipeError, UnknownNameError
+
+if TYPE_CHECKING:
+    from toolchain.recipe import Examined, Recipe
 
 
 @click.group(cls=BoundedGroup, epilog=layout.example("da3 recipes ls"))
@@ -79,40 +83,80 @@ def show(name: str, as_json: bool) -> None:
     "check", cls=BoundedCommand, epilog=layout.example("da3 recipes check recipes/*.yaml")
 )
 @click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE...")
+@click.option("--no-pictures", is_flag=True, help="Check the recipes alone.")
 @json_option
 @click.pass_context
-def check(context: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
-    """Check recipes: show each fault of each FILE, with its key path and the fix."""
-    rows = [_checked(path) for path in files]
+def check(
+    context: click.Context, files: tuple[Path, ...], no_pictures: bool, as_json: bool
+) -> None:
+    """Check recipes: show each fault of each FILE, with its key path and the fix.
+
+    Where a recipe's pictures lie on this machine, it decodes every one and names all that are
+    damaged. It lists what each part holds, and what is left out and why.
+    """
+    rows = [_checked(path, pictures=not no_pictures) for path in files]
     lines = []
     for row in rows:
         mark = click.style("ok", fg="green") if row["ok"] else click.style("faults", fg="red")
         lines.append(f"{layout.clean(str(row['path']))}: {mark}")
+        lines += [layout.clean(f"  {line}") for line in row.pop("lines")]
         for fault in row["faults"]:
-            fix = f" ({fault['fix']})" if fault["fix"] else ""
-            lines.append(layout.clean(f"  {fault['path']}: {fault['message']}{fix}"))
+            lines.append(layout.clean(f"  {fault}"))
     emit({"recipes": rows}, lines, as_json=as_json)
     if not all(row["ok"] for row in rows):
         context.exit(RecipeError.exit_code)
 
 
-def _checked(path: Path) -> dict[str, Any]:
-    """Return the verdict on one file. A backbone that no package registers is a fault too."""
+def _checked(path: Path, *, pictures: bool) -> dict[str, Any]:
+    """Return the verdict on one file and its pictures.
+
+    A backbone that no package registers is a fault too. Pictures that are not on this machine are
+    none: ``unchecked`` says so.
+    """
     from toolchain import recipe
     from toolchain.training.adapt import backbones
 
-    faults = []
-    domain = None
+    faults: list[Fault] = []
+    examined = loaded = None
+    unchecked = "--no-pictures"
     try:
         loaded = recipe.load(path)
-        domain = loaded.domain
         backbones.get(loaded.backbone)
-    except RecipeError as err:
-        faults = [{"path": f.path, "message": f.message, "fix": f.fix} for f in err.faults]
+        if pictures:
+            examined, unchecked = _examined(loaded)
+    except (RecipeError, DataError) as err:
+        fault = Fault("data.root" if loaded else "(file)", err.message, err.fix)
+        faults += err.faults or [fault]
     except Da3Error as err:
-        where = "backbone" if domain else "(file)"
-        faults = [{"path": where, "message": err.message, "fix": err.fix}]
-    return {"path": path, "domain": domain, "ok": not faults, "faults": faults}
+        where = "backbone" if isinstance(err, UnknownNameError) else "(file)"
+        faults.append(Fault(where, err.message, err.fix))
+    shown = [f"pictures: {line}" for line in examined.lines()] if examined else []
+    if unchecked and not faults:
+        shown.append(f"pictures: not checked: {unchecked}")
+    return {
+        "path": path,
+        "domain": loaded.domain if loaded else None,
+        "ok": not faults,
+        "faults": faults,
+        "pictures": examined.document() if examined else None,
+        "unchecked": unchecked if not examined and not faults else None,
+        "lines": shown,
+    }
+
+
+def _examined(loaded: Recipe) -> tuple[Examined | None, str]:
+    """Return what the pictures of a recipe are, or why they cannot be looked at here."""
+    from toolchain.core.files import exists
+    from toolchain.recipe import examine
+    from toolchain.training import data
+
+    if loaded.data.root is None:
+        return None, f"{loaded.data.loader} are made here"
+    if not exists(loaded.data.root):
+        return None, f"there is no folder {loaded.data.root} here"
+    listing = data.listed(loaded)
+    with counting("pictures decoded") as tell:
+        return examine(listing, tell), ""
 
 
 @recipes.command(
@@ -141,19 +185,27 @@ def _checked(path: Path) -> dict[str, Any]:
 @click.option("--overwrite", is_flag=True, help="Replace an existing recipe.")
 @json_option
 def new(name: str, data: Path, backbone: str, out: Path, overwrite: bool, as_json: bool) -> None:
-    """Write a complete recipe NAME for a folder of your own pictures."""
+    """Write a complete recipe NAME for a folder of your own pictures.
+
+    It decodes every picture and names all that are damaged. It lists what each part holds, and what
+    is left out and why.
+    """
     from toolchain import recipe
     from toolchain.training.adapt import backbones
 
     words = ["da3", "recipes", "new", name, "--data", data, "--backbone", backbone, "--out", out]
     with command_in_fix(shlex.join(map(str, words))):
         side = backbones.get(backbone).input_size
+        listing = recipe.scan(data)
+        with counting("pictures decoded") as tell:
+            examined = recipe.examine(listing, tell)
         path = recipe.new(
-            name, data, backbone=backbone, input_px=side, folder=out, overwrite=overwrite
+            name, examined, backbone=backbone, input_px=side, folder=out, overwrite=overwrite
         )
     emit(
-        {"path": path, "recipe": recipe.load(path)},
+        {"path": path, "recipe": recipe.load(path), "pictures": examined.document()},
         [
+            *(layout.clean(line) for line in examined.lines()),
             f"wrote {layout.clean(str(path))}",
             "look at title, licence and augment, then:",
             f"  da3 export --recipe {layout.clean(shlex.quote(str(path)))} --train",

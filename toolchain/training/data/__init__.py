@@ -5,7 +5,7 @@ same pictures in the same order. Every picture is uint8 and has passed `preproce
 training and devices share one path. No shuffling and no augmentation here: ``loop`` does both.
 """
 
-from toolchain.training.data.loaders import load
+from toolchain.training.data.loaders import listed, load
 from toolchain.training.data.splits import ArraySplit, DomainData, FileSplit, Split
 
-__all__ = ["ArraySplit", "DomainData", "FileSplit", "Split", "load"]
+__all__ = ["ArraySplit", "DomainData", "FileSplit", "Split", "listed", "load"]

@@ -22,11 +22,11 @@ from pathlib import Path, PurePosixPath
 
 from toolchain.core.errors import DataError
 from toolchain.core.fields import show
-from toolchain.core.files import read_limited
-from toolchain.pictures.preprocess import SUFFIXES
+from toolchain.core.files import is_file, read_limited
+from toolchain.pictures.decode import SUFFIXES
+from toolchain.recipe.listing import Listing, Pairs
 from toolchain.recipe.spec import Recipe
-from toolchain.training.data.folder import of_pairs
-from toolchain.training.data.splits import DomainData, require_pictures
+from toolchain.training.data.splits import require_pictures
 
 MAX_BYTES = 512 * 1024 * 1024
 MAX_IMAGES = 5_000_000
@@ -44,11 +44,9 @@ LAYOUT = """expected layout:
     └── data/
         └── {dataset}/             the pictures that file_name names"""
 
-Pairs = tuple[tuple[Path, int], ...]
 
-
-def read(recipe: Recipe, root: Path) -> DomainData:
-    """Return the data set ``recipe.data.dataset`` below ``root``.
+def listed(recipe: Recipe, root: Path) -> Listing:
+    """Return the pictures of the data set ``recipe.data.dataset`` below ``root``.
 
     Classes are ordered by category id, and are those of both parts' ``categories``.
     Raises DataError for a missing layout or a faulty annotation file, naming file and entry.
@@ -61,18 +59,15 @@ def read(recipe: Recipe, root: Path) -> DomainData:
     label_of = {category: label for label, category in enumerate(ids)}
     train, test = (part.pairs(base, label_of) for part in annotations)
     require_pictures(f"{root}/{dataset}", len(train), len(test), len(ids))
-    return DomainData(
-        of_pairs(recipe, "train", train, recipe.data.train),
-        of_pairs(recipe, "test", test, recipe.data.test),
-        tuple(names[category] for category in ids),
-    )
+    classes = tuple(names[category] for category in ids)
+    return Listing(root=root, classes=classes, train=train, test=test, was_split=True)
 
 
 def _base(root: Path, dataset: str) -> tuple[Path, Path]:
     """Return what file names are relative to, and the folder of the annotations."""
     names = [f"{dataset}_{part}.json" for part in PARTS]
     for base in (root, root / dataset):
-        if all((base / "annotations" / name).is_file() for name in names):
+        if all(is_file(base / "annotations" / name) for name in names):
             return base, base / "annotations"
     raise DataError(
         f"{root}: expected annotations/{names[0]} and {names[1]}, not found",

@@ -1,44 +1,53 @@
-"""Image folders: one folder per class.
+"""Pictures in files: from a listing of them to a domain's splits.
 
-Rules of this file: `toolchain.recipe.listing` says which pictures there are. Here they become
-splits, decoded when asked for. Classes are ordered by name.
+Rules of this file: `toolchain.recipe.listing` and `decathlon` say which pictures there are. Here
+they become splits, decoded when asked for. Classes are ordered by name.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from toolchain.core.errors import DataError
-from toolchain.recipe.listing import scan
+from toolchain.recipe.listing import Listing, Pairs
 from toolchain.recipe.spec import Recipe
-from toolchain.training.data.splits import DomainData, FileSplit, require_pictures, spread
+from toolchain.training.data.splits import (
+    DomainData,
+    FileSplit,
+    Labels,
+    Pictures,
+    require_pictures,
+    spread,
+)
 
 
-def read(recipe: Recipe, root: Path) -> DomainData:
-    """Return the pictures below ``root`` for ``recipe``.
+def of_listing(recipe: Recipe, listing: Listing) -> DomainData:
+    """Return the pictures of ``listing`` for ``recipe``.
 
     ``data.train`` and ``data.test`` limit how many are used, spread over the classes by
-    ``data.seed``. Raises DataError for a missing, empty or hostile folder.
+    ``data.seed``. Raises DataError where a part is empty or there are fewer than two classes.
     """
-    pictures = scan(root)
-    if pictures.train and not pictures.test:
+    root = listing.root
+    if listing.train and not listing.test:
         raise DataError(
             f"{root}/test: expected pictures, got none: every class has too few to be split",
             fix="give at least 2 pictures per class, or a test folder with pictures",
         )
-    require_pictures(str(root), len(pictures.train), len(pictures.test), len(pictures.classes))
-    train = of_pairs(recipe, "train", pictures.train, recipe.data.train)
-    test = of_pairs(recipe, "test", pictures.test, recipe.data.test)
-    return DomainData(train, test, pictures.classes)
+    require_pictures(str(root), len(listing.train), len(listing.test), len(listing.classes))
+    train, train_labels = _chosen(recipe, listing.train, recipe.data.train)
+    test, test_labels = _chosen(recipe, listing.test, recipe.data.test)
+    # One store: what it keeps decoded is bounded for both parts together.
+    store = Pictures((*train, *test), root, recipe.preprocess)
+    return DomainData(
+        FileSplit(f"{recipe.domain}/train", store, 0, train_labels),
+        FileSplit(f"{recipe.domain}/test", store, len(train), test_labels),
+        listing.classes,
+        notes=tuple(listing.lines()),
+    )
 
 
-def of_pairs(
-    recipe: Recipe, part: str, pairs: tuple[tuple[Path, int], ...], limit: int | None
-) -> FileSplit:
-    """Return the split of these pairs of path and label, at most ``limit`` of them."""
+def _chosen(recipe: Recipe, pairs: Pairs, limit: int | None) -> tuple[list[str], Labels]:
+    """Return the paths and labels of at most ``limit`` of ``pairs``."""
     labels = np.array([label for _, label in pairs], dtype=np.int64)
     rows = spread(labels, limit, recipe.data.seed)
-    paths = tuple(pairs[row][0] for row in rows.tolist())
-    return FileSplit(f"{recipe.domain}/{part}", paths, labels[rows], recipe.preprocess)
+    return [str(pairs[row][0]) for row in rows.tolist()], labels[rows]

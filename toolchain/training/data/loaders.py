@@ -12,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.core.errors import UnknownNameError
-from toolchain.pictures.preprocess import Pixels, Preprocessing, pixels
+from toolchain.pictures.decode import Pixels
+from toolchain.pictures.preprocess import Preprocessing, pixels
+from toolchain.recipe.listing import Listing, scan
 from toolchain.recipe.spec import FOLDER_LOADERS, Recipe
-from toolchain.training.data import decathlon, folder
+from toolchain.training.data import decathlon
+from toolchain.training.data.folder import of_listing
 from toolchain.training.data.samples import DRAWN, digits, drawn_sample
 from toolchain.training.data.splits import ArraySplit, DomainData
 
@@ -32,8 +35,16 @@ def load(recipe: Recipe, *, root: Path | None = None) -> DomainData:
         return _digits(recipe)
     if loader not in FOLDER_LOADERS:
         raise UnknownNameError("loader", loader, (*DRAWN, "digits", *FOLDER_LOADERS))
+    return of_listing(recipe, listed(recipe, root=root))
+
+
+def listed(recipe: Recipe, *, root: Path | None = None) -> Listing:
+    """Return which picture files ``recipe`` names; ``root`` replaces its ``data.root``.
+
+    Its loader is one of FOLDER_LOADERS. Raises DataError as :func:`load`.
+    """
     path = root or Path(recipe.data.root or "")
-    return folder.read(recipe, path) if loader == "folder" else decathlon.read(recipe, path)
+    return scan(path) if recipe.data.loader == "folder" else decathlon.listed(recipe, path)
 
 
 def _drawn(recipe: Recipe) -> DomainData:

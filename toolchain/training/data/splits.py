@@ -1,13 +1,17 @@
 """A domain's data as training and checking read it: two splits of labelled pictures.
 
 Rules of this file: a split is read-only and gives the same picture for the same index for ever.
-``CACHE_BYTES`` bounds the memory for pictures in files. A picture is decoded when it is asked for.
+A picture in a file is decoded when it is asked for. ``CACHE_BYTES`` bounds what all parts of a
+domain keep decoded, however many files there are. Where one picture is damaged, all damaged ones of
+the domain are reported.
 """
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.core.errors import DataError
-from toolchain.pictures.preprocess import Pixels, Preprocessing, pixels
+from toolchain.pictures.decode import Pixels
+from toolchain.pictures.preprocess import Preprocessing, pixels
+from toolchain.pictures.survey import survey
 
 CACHE_BYTES = 512 * 1024 * 1024
 
@@ -62,20 +68,69 @@ class ArraySplit:
         return self.pictures[rows], self.labels[rows]
 
 
-@dataclass(frozen=True, slots=True)
-class FileSplit:
-    """A split whose pictures are decoded when first asked for.
+class Pictures:
+    """All picture files of a domain, and the memory for those that were decoded.
 
     The cache takes pictures until it is full, and then keeps those. So it serves its share of every
-    shuffled epoch. A cache that throws out the oldest would serve almost nothing.
+    shuffled epoch. A cache that throws out the oldest would serve almost nothing. Threads may ask
+    at the same time.
     """
 
+    def __init__(
+        self,
+        paths: Sequence[str],
+        root: Path,
+        preprocess: Preprocessing,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.paths = tuple(paths)
+        self.root = root
+        self.preprocess = preprocess
+        side = preprocess.size
+        slots = min(len(self.paths), cache_bytes // (side * side * 3))
+        # The system gives the memory page by page, as the pictures come.
+        self._decoded = np.empty((slots, side, side, 3), dtype=np.uint8)
+        self._slot_of = np.full(len(self.paths), -1, dtype=np.int32)
+        self._taken = 0
+        self._lock = threading.Lock()
+
+    @property
+    def held_bytes(self) -> int:
+        """The most bytes that pictures, their places and the names of their files take."""
+        names = sum(map(sys.getsizeof, self.paths)) + sys.getsizeof(self.paths)
+        return self._decoded.nbytes + self._slot_of.nbytes + names
+
+    def picture(self, row: int) -> Pixels:
+        """Return picture ``row`` as uint8 [S, S, 3].
+
+        Raises DataError for a damaged picture, which lists all damaged ones, and StorageError.
+        """
+        slot = self._slot_of[row]
+        if slot >= 0:
+            cached: Pixels = self._decoded[slot]
+            return cached
+        try:
+            picture = pixels(self.preprocess, self.paths[row])
+        except DataError:
+            # Whoever mends one shall not meet the next one in the next run.
+            survey(self.paths, self.root).raise_faults(str(self.root))
+            raise
+        with self._lock:
+            if self._taken < len(self._decoded) and self._slot_of[row] < 0:
+                self._decoded[self._taken] = picture
+                self._slot_of[row] = self._taken
+                self._taken += 1
+        return picture
+
+
+@dataclass(frozen=True, slots=True)
+class FileSplit:
+    """A part of a domain's picture files: those from ``start`` on, one for each label."""
+
     name: str
-    paths: tuple[Path, ...]
+    store: Pictures
+    start: int
     labels: Labels
-    preprocess: Preprocessing
-    cache_bytes: int = CACHE_BYTES
-    _cache: dict[int, Pixels] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Close the labels for writing."""
@@ -85,31 +140,34 @@ class FileSplit:
         return len(self.labels)
 
     def batch(self, indices: Indices) -> tuple[Pixels, Labels]:
-        """Return uint8 [B, S, S, 3] and int64 [B]; DataError for a damaged picture."""
+        """Return uint8 [B, S, S, 3] and int64 [B]. Raises as :meth:`Pictures.picture`."""
         rows = checked_rows(indices, len(self))
-        side = self.preprocess.size
+        side = self.store.preprocess.size
         pictures = np.empty((len(rows), side, side, 3), dtype=np.uint8)
         for place, row in enumerate(rows.tolist()):
-            pictures[place] = self._picture(row)
+            pictures[place] = self.store.picture(self.start + row)
         return pictures, self.labels[rows]
-
-    def _picture(self, row: int) -> Pixels:
-        picture = self._cache.get(row)
-        if picture is None:
-            picture = pixels(self.preprocess, self.paths[row])
-            # All pictures of a split have one size.
-            if (len(self._cache) + 1) * picture.nbytes <= self.cache_bytes:
-                self._cache[row] = picture
-        return picture
 
 
 @dataclass(frozen=True, slots=True)
 class DomainData:
-    """A domain's two splits and the names of its classes, in the order of the labels."""
+    """A domain's two splits and the names of its classes, in the order of the labels.
+
+    ``notes`` are lines for people: what was read from where, and what is left out.
+    """
 
     train: Split
     test: Split
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def held_bytes(self) -> int:
+        """The most bytes that the pictures take in memory at once, beside one being decoded."""
+        splits = (self.train, self.test)
+        stores = {id(s.store): s.store for s in splits if isinstance(s, FileSplit)}
+        arrays = sum(s.pictures.nbytes for s in splits if isinstance(s, ArraySplit))
+        return arrays + sum(store.held_bytes for store in stores.values())
 
 
 def checked_rows(indices: Indices, count: int) -> npt.NDArray[np.int64]:

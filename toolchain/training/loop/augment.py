@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from toolchain.pictures.preprocess import Pixels
+from toolchain.pictures.decode import Pixels
 
 SHIFT_SHARE = 8
 """A picture of side S moves by at most S / 8 pixels each way: four of 32."""

@@ -46,6 +46,8 @@ def train_recipe(
     with claimed(out, resume=resume, overwrite=overwrite):
         progress.phase("data", 0, 0)
         pictures = data.load(recipe)
+        for line in pictures.notes:
+            notify(f"pictures: {line}")
         progress.phase("model", 0, 0)
         model = build(
             recipe,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toolchain.pictures.preprocess import Pixels
+from toolchain.pictures.decode import Pixels
 from toolchain.training.data.samples.drawing import (
     Colour,
     Points,

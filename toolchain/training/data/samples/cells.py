@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from toolchain.pictures.preprocess import Pixels
+from toolchain.pictures.decode import Pixels
 from toolchain.training.data.samples.drawing import (
     Colour,
     Points,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from toolchain.pictures.preprocess import Pixels
+from toolchain.pictures.decode import Pixels
 from toolchain.training.data.samples.drawing import SIDE, Rng, Sample
 
 # So many samples give SIDE frequencies beside the mean.

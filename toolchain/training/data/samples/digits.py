@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.core.errors import DataError, MissingPackageError
-from toolchain.pictures.preprocess import Pixels
+from toolchain.pictures.decode import Pixels
 
 CLASSES = tuple("0123456789")
 COUNTS = {"train": 1397, "test": 400}

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from toolchain.pictures.preprocess import Pixels
+from toolchain.pictures.decode import Pixels
 
 SIDE = 32
 SUPER = 4

@@ -1,0 +1,200 @@
+"""Folders as people have them: what is a class, what is a part, what is left out, and why."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.permissions import locked
+from toolchain.core.errors import DataError, StorageError
+from toolchain.recipe import listing
+from toolchain.recipe.listing import Listing, scan
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def classes(root: Path, *names: str, count: int = 2, suffix: str = ".jpg") -> Path:
+    return touch(root, *(f"{name}/{i}{suffix}" for name in names for i in range(count)))
+
+
+def left(found: Listing) -> dict[str, int]:
+    return {entry.reason: entry.count for entry in found.left_out}
+
+
+@pytest.mark.parametrize("name", ["__background__", "__x", "_", "train", "test", "Val"])
+def test_any_name_is_a_class_where_it_holds_pictures(name: str, tmp_path: Path) -> None:
+    found = scan(classes(tmp_path, name, "cat", "dog"))
+    assert found.classes == tuple(sorted([name, "cat", "dog"]))
+    assert not found.was_split
+    assert found.left_out == ()
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "TRAIN", "training", "Training"])
+@pytest.mark.parametrize("test", ["test", "Test", "testing", "Testing", "val", "Valid"])
+def test_parts_are_known_by_several_names(train: str, test: str, tmp_path: Path) -> None:
+    classes(tmp_path / train, "cat", "dog", count=3)
+    classes(tmp_path / test, "cat", "dog", count=1)
+    found = scan(tmp_path)
+    assert (found.classes, len(found.train), len(found.test)) == (("cat", "dog"), 6, 2)
+    assert found.was_split
+    assert f"{test}/ is the part test" in found.notes
+
+
+def test_val_beside_test_is_a_part_of_its_own(tmp_path: Path) -> None:
+    for part, count in (("train", 3), ("val", 2), ("test", 1)):
+        classes(tmp_path / part, "cat", "dog", count=count)
+    found = scan(tmp_path)
+    assert [len(p) for p in (found.train, found.validation, found.test)] == [6, 4, 2]
+    assert "val/ is the part validation" in found.notes
+    assert "6 to train, 4 to validate, 2 to test" in found.lines()[0]
+
+
+@pytest.mark.parametrize(
+    ("folders", "what"),
+    [
+        (("train/cat", "Train/dog", "test/cat"), "one folder for the part train, got Train/"),
+        (("train/cat", "val/cat", "valid/cat"), "one folder for the part validation"),
+        (("val/cat", "test/cat"), "expected train/ beside test/"),
+        (("train", "test"), "expected class folders, got 2 pictures without a class"),
+        (("train/cat", "exam/cat"), "expected test/ beside train/"),
+        (("train/cat", "test/cat", "test/dog", "test/cow"), "got 'cow', 'dog' besides"),
+    ],
+)
+def test_what_can_mean_two_things_is_refused(
+    folders: tuple[str, ...], what: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=what):
+        scan(classes(tmp_path, *folders))
+
+
+def test_one_folder_around_the_classes_is_named(tmp_path: Path) -> None:
+    classes(tmp_path / "pets", "cat", "dog")
+    with pytest.raises(DataError) as caught:
+        scan(tmp_path)
+    assert caught.value.fix == f"name {tmp_path / 'pets'} as the folder of the pictures"
+
+
+def test_everything_that_is_left_out_is_counted_with_its_reason(tmp_path: Path) -> None:
+    classes(tmp_path, "cat", "dog")
+    classes(tmp_path, "bird", suffix=".heic", count=3)
+    touch(tmp_path, "labels.csv", "README", "stray.png", ".DS_Store", "cat/Thumbs.db")
+    touch(tmp_path, "cat/._0.jpg", "cat/@eaDir/0.jpg/THUMB_M.jpg", "__MACOSX/cat/._0.jpg")
+    touch(tmp_path, "$RECYCLE.BIN/x.jpg", "System Volume Information/x.jpg", "dog/b.AVIF")
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "fish").mkdir()
+    os.mkfifo(tmp_path / "dog" / "pipe.jpg")
+    found = scan(tmp_path)
+    assert found.classes == ("cat", "dog")
+    assert len(found.pictures) == 4
+    computers = "folders that a computer makes, not entered"
+    assert left(found) == {
+        "hidden: the name begins with a dot": 2,
+        f"{computers} (Windows' bin)": 1,
+        f"{computers} (Windows' own files)": 1,
+        f"{computers} (macOS's own files in an archive)": 1,
+        f"{computers} (the finds of a disk check)": 1,
+        f"{computers} (thumbnails of a NAS)": 1,
+        "files of other kinds (no suffix)": 1,
+        "files of other kinds (.csv)": 1,
+        "files of other kinds (.db)": 1,
+        "pictures of a format that is not read (HEIC)": 3,
+        "pictures of a format that is not read (AVIF)": 1,
+        "pictures in no class folder": 1,
+        "folders without a picture that is read": 2,
+        "neither files nor folders": 1,
+    }
+    heic = next(entry for entry in found.left_out if "HEIC" in entry.reason)
+    assert heic.paths == ("bird/0.heic", "bird/1.heic", "bird/2.heic")
+    assert "magick" in heic.fix
+    assert len(found.lines()) == 1 + len(found.notes) + len(found.left_out)
+
+
+def test_everything_beside_the_parts_is_counted(tmp_path: Path) -> None:
+    classes(tmp_path, "train/cat", "train/dog", "test/cat", "test/dog", "extra/cat")
+    touch(tmp_path, "train/stray.jpg", "stray.jpg")
+    (tmp_path / "test" / "bird").mkdir()
+    found = scan(tmp_path)
+    assert left(found) == {
+        "folders beside the parts, which are no part": 1,
+        "pictures in no class folder": 2,
+        "folders without a picture that is read": 1,
+    }
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JPG", ".JPEG", ".pjpeg", ".dib", ".pbm"])
+def test_suffixes_that_mean_a_picture(suffix: str, tmp_path: Path) -> None:
+    assert len(scan(classes(tmp_path, "cat", "dog", suffix=suffix)).pictures) == 4
+
+
+def test_pictures_in_folders_inside_a_class_are_noted(tmp_path: Path) -> None:
+    found = scan(touch(classes(tmp_path, "cat", "dog"), "cat/more/9.jpg"))
+    assert len(found.pictures) == 5
+    assert "1 pictures lie in folders inside their class folder, such as cat/more" in found.notes
+
+
+def test_a_class_that_nothing_tests_is_noted(tmp_path: Path) -> None:
+    found = scan(classes(classes(tmp_path, "cat", count=1), "dog", count=6))
+    assert "1 of 2 classes have no picture to test: cat" in found.notes
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    root = classes(tmp_path / "set", "cat", "dog")
+    touch(tmp_path, "private.jpg")
+    for name in ("a.jpg", "b.jpg"):
+        (root / "cat" / name).symlink_to(tmp_path / "private.jpg")
+    (root / "cat" / "gone.jpg").symlink_to(root / "none.jpg")
+    (root / "dog" / "again").symlink_to(root / "dog")
+    touch(root, "bad\tname/0.jpg")
+    with pytest.raises(DataError, match="5 faults") as caught:
+        scan(root)
+    assert [(fault.path, fault.message) for fault in caught.value.faults] == [
+        ("cat/a.jpg", "links out of the data folder"),
+        ("cat/b.jpg", "links out of the data folder"),
+        ("cat/gone.jpg", "the link leads nowhere"),
+        ("dog/again", "folders nest too deeply: the link leads back up"),
+        (
+            "bad\tname",
+            "expected a class name of 1 to 200 printable characters, got 'bad\\tname'",
+        ),
+    ]
+
+
+def test_folders_that_may_not_be_entered_are_named(tmp_path: Path) -> None:
+    classes(tmp_path, "bird", "cat", "dog")
+    with locked(tmp_path / "cat"), pytest.raises(DataError) as caught:
+        scan(tmp_path)
+    assert [(fault.path, fault.message) for fault in caught.value.faults] == [
+        ("cat", "cannot be listed: Permission denied")
+    ]
+    with locked(tmp_path), pytest.raises(StorageError, match="Permission denied"):
+        scan(tmp_path)
+    with locked(tmp_path), pytest.raises(StorageError, match="Permission denied"):
+        scan(tmp_path / "cat")
+
+
+def test_links_that_wind_around_each_other_end(tmp_path: Path) -> None:
+    classes(tmp_path, "cat", "dog")
+    (tmp_path / "cat" / "x").symlink_to(tmp_path / "dog")
+    (tmp_path / "dog" / "y").symlink_to(tmp_path / "cat")
+    with pytest.raises(DataError, match="the link leads back up"):
+        scan(tmp_path)
+
+
+def test_entries_and_kinds_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes(tmp_path, "cat", "dog")
+    touch(tmp_path, *(f"cat/x.{i}" for i in range(20)))
+    monkeypatch.setattr(listing, "MAX_KINDS", 5)
+    found = scan(tmp_path)
+    assert sum(left(found).values()) == 20
+    assert len(found.left_out) == 6
+    monkeypatch.setattr(listing, "MAX_ENTRIES", 10)
+    with pytest.raises(DataError, match="at most 10 files and folders"):
+        scan(tmp_path)

@@ -1,0 +1,64 @@
+"""What a folder of pictures is, looked at whole: its listing, and every picture decoded once.
+
+Rules of this file: it says everything at once. A folder with one damaged picture is refused with
+all that are damaged. Nothing is changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from toolchain.core.errors import DataError
+from toolchain.pictures.survey import Survey, Tell, survey
+from toolchain.recipe.listing import LAYOUT, Listing
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A folder whose pictures are all whole."""
+
+    listing: Listing
+    survey: Survey
+
+    def lines(self) -> list[str]:
+        """Return for people what lies there, what was taken for what, and what is left out."""
+        (narrow, wide), (low, high) = self.survey.width, self.survey.height
+        first, *rest = self.listing.lines()
+        sizes = f"{narrow} to {wide} px wide, {low} to {high} px high ({self.survey.whole} decoded)"
+        return [first, sizes, *rest]
+
+    def document(self) -> dict[str, Any]:
+        """Return the same as JSON values."""
+        listing = self.listing
+        return {
+            "root": listing.root,
+            "parts": "folders" if listing.was_split else "hash",
+            "train": len(listing.train),
+            "validation": len(listing.validation),
+            "test": len(listing.test),
+            "classes": listing.counts(),
+            "width": self.survey.width,
+            "height": self.survey.height,
+            "notes": listing.notes,
+            "left_out": listing.left_out,
+        }
+
+
+def examine(listing: Listing, tell: Tell = lambda _done, _all: None) -> Examined:
+    """Return what the pictures of ``listing`` are; ``tell`` gets how many are done, and of all.
+
+    Raises DataError where there are fewer than two classes or nothing to train on or test with, and
+    for damaged pictures: all of them at once, in ``faults``.
+    """
+    if len(listing.classes) < 2 or not listing.train or not listing.test:
+        _, *others = listing.lines()
+        counts = f"{len(listing.classes)} classes, {len(listing.train)} and {len(listing.test)}"
+        raise DataError(
+            f"{listing.root}: expected at least 2 classes with pictures to train and to test, "
+            f"got {counts}" + "".join(f"\n  {line}" for line in others),
+            fix=LAYOUT.format(root=listing.root),
+        )
+    pictures = survey([path for path, _ in listing.pictures], listing.root, tell)
+    pictures.raise_faults(str(listing.root))
+    return Examined(listing, pictures)
