@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4
 WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
 
 
-def tiff(values: np.ndarray, *, endian: str, photometric: int, sample_format: int | None) -> bytes:
+def tiff(
+    values: np.ndarray, *, endian: Literal["<", ">"], photometric: int, sample_format: int | None
+) -> bytes:
     """A TIFF of one strip, written by hand: Pillow writes few of these layouts."""
     data = values.astype(values.dtype.newbyteorder(endian)).tobytes()
     tags = [
@@ -59,7 +62,10 @@ def grey_of(data: bytes) -> np.ndarray:
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32])
 @pytest.mark.parametrize("sample_format", [None, UNSIGNED, UNDEFINED])
 def test_unsigned_tiffs_give_what_tiff_6_says(
-    endian: str, photometric: int, kind: type[np.unsignedinteger], sample_format: int | None
+    endian: Literal["<", ">"],
+    photometric: int,
+    kind: type[np.unsignedinteger],
+    sample_format: int | None,
 ) -> None:
     """Page 37: the largest value is white with BlackIsZero, and 0 is with WhiteIsZero."""
     largest = int(np.iinfo(kind).max)
@@ -71,7 +77,7 @@ def test_unsigned_tiffs_give_what_tiff_6_says(
 
 @pytest.mark.parametrize("endian", ["<", ">"])
 @pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32])
-def test_signed_tiffs_are_refused(endian: str, kind: type[np.signedinteger]) -> None:
+def test_signed_tiffs_are_refused(endian: Literal["<", ">"], kind: type[np.signedinteger]) -> None:
     values = GREY.astype(kind)
     data = tiff(values, endian=endian, photometric=BLACK_IS_ZERO, sample_format=SIGNED)
     with pytest.raises(DataError) as caught:
@@ -80,7 +86,7 @@ def test_signed_tiffs_are_refused(endian: str, kind: type[np.signedinteger]) -> 
 
 
 @pytest.mark.parametrize("endian", ["<", ">"])
-def test_float_tiffs_are_refused_with_a_fix(endian: str) -> None:
+def test_float_tiffs_are_refused_with_a_fix(endian: Literal["<", ">"]) -> None:
     values = (GREY / 255).astype(np.float32)
     data = tiff(values, endian=endian, photometric=BLACK_IS_ZERO, sample_format=FLOAT)
     with pytest.raises(DataError, match="no tag says which value is white") as caught:
