@@ -22,7 +22,7 @@ from toolchain.core.canonical import LIMIT_BYTES, canonical_json
 from toolchain.core.digest import sha256, short
 from toolchain.core.errors import BackboneMismatchError, DataError, Fault, first_few
 from toolchain.core.fields import ListOf, Section, SectionOf, choice, key, printable, whole
-from toolchain.core.files import read_limited
+from toolchain.core.files import is_file, is_folder, read_limited
 from toolchain.core.sealed import SealedFile, SealedKind, SealedManifest, listing
 from toolchain.core.words import (
     BOOLEAN,
@@ -150,10 +150,10 @@ def find_backbone(reference: BackboneRef, folder: Path) -> BackboneArtefact:
 
     Raises DataError saying where it was looked for, and what :func:`open_backbone` raises.
     """
-    if (folder / MANIFEST_NAME).is_file():
+    if is_file(folder / MANIFEST_NAME):
         return open_backbone(folder)
     candidate = folder / artefact_name(reference.name, reference.weights_digest)
-    if not candidate.is_dir():
+    if not is_folder(candidate):
         raise DataError(
             f"expected the backbone {candidate.name} at {candidate}, found nothing",
             fix="copy it there, or name its folder with --backbone DIR",
@@ -239,9 +239,9 @@ def _sums(manifest: BackboneManifest, digest: str) -> bytes:
 
 def _text_faults(path: Path) -> Iterator[Fault]:
     """Faults of manifest and checksums as files; without a directory, reading tells the fault."""
-    for name in (MANIFEST_NAME, SUMS_NAME) if path.is_dir() else ():
+    for name in (MANIFEST_NAME, SUMS_NAME) if is_folder(path) else ():
         file = path / name
-        if file.is_symlink() or not file.is_file():
+        if file.is_symlink() or not is_file(file):
             yield Fault(name, "expected a regular file, got none")
         elif (size := file.stat().st_size) > LIMIT_BYTES:
             yield Fault(name, f"expected at most {LIMIT_BYTES} bytes, got {size}")

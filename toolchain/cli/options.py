@@ -15,6 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from toolchain.cli.show.output import STDOUT
+from toolchain.core.files import is_folder
 
 if TYPE_CHECKING:
     from toolchain.recipe import Recipe
@@ -149,5 +150,5 @@ def _recipe(domain: str | None, file: Path | None) -> Recipe:
 def require_folders(*files: Path | None) -> None:
     """Raise click.UsageError for a file that is to be written where no folder is."""
     for file in files:
-        if file is not None and file != STDOUT and not file.parent.is_dir():
+        if file is not None and file != STDOUT and not is_folder(file.parent):
             raise click.UsageError(f"{file}: expected a folder that exists, got {file.parent}")

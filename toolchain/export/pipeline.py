@@ -34,7 +34,7 @@ from toolchain.core.errors import (
     ExistsError,
     UsageError,
 )
-from toolchain.core.files import make_folder
+from toolchain.core.files import exists, make_folder
 from toolchain.core.timing import Notify
 from toolchain.export import manifests
 from toolchain.export.check import parity
@@ -183,7 +183,7 @@ def export(
 
 def refuse_existing(path: Path) -> None:
     """Raise ExistsError early, before minutes of work end in it."""
-    if path.exists():
+    if exists(path):
         raise ExistsError(
             f"{path} exists", fix="pass --overwrite, or choose another folder with --dist"
         )

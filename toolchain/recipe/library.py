@@ -16,7 +16,7 @@ from pathlib import Path
 
 from toolchain.core.errors import Da3Error, Fault, RecipeError, UnknownNameError
 from toolchain.core.fields import read_section
-from toolchain.core.files import read_limited
+from toolchain.core.files import names, read_limited
 from toolchain.core.words import is_domain_name
 from toolchain.recipe import yamlio
 from toolchain.recipe.spec import METHOD_OPTIONS, Recipe, unused_options
@@ -96,7 +96,7 @@ def _entry(name: str, path: Path) -> Entry:
 def _files(folders: Sequence[Path]) -> dict[str, Path]:
     out: dict[str, Path] = {}
     for folder in (*folders, Path("recipes"), packaged()):
-        for path in sorted(folder.glob(f"*{SUFFIX}")):
+        for path in (folder / name for name in names(folder) if name.endswith(SUFFIX)):
             # The first folder that has a name wins.
             out.setdefault(unicodedata.normalize("NFC", path.stem), path)
     return out

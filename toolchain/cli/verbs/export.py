@@ -28,6 +28,7 @@ from toolchain.cli.show.parity import parity_document, parity_lines
 from toolchain.cli.show.progress import Steps
 from toolchain.cli.training import CHECKPOINTS, output_name, train_command, train_shown
 from toolchain.core.errors import CheckpointError, UsageError
+from toolchain.core.files import is_folder
 from toolchain.core.words import PRECISIONS
 from toolchain.device.boards.target import find
 
@@ -127,7 +128,7 @@ def export(
     name = output_name(recipe, domain, file)
     folder = checkpoint or CHECKPOINTS / name
     command = train_command(recipe.domain, file, name, folder, method=method)
-    if not folder.is_dir() and not train:
+    if not is_folder(folder) and not train:
         raise CheckpointError(
             f"expected a trained domain at {folder}, found none", fix=f"{command} (or add --train)"
         )
@@ -139,7 +140,7 @@ def export(
     # Asked before training, which may take long.
     if not overwrite:
         refuse_existing(dist / f"{name}{BUNDLE_SUFFIX}")
-    trained = not folder.is_dir()
+    trained = not is_folder(folder)
     if trained:
         fault = train_shown(recipe, folder, command).fault
         if fault is not None:  # its checkpoint is there: whoever exports it knows what it is

@@ -24,7 +24,7 @@ from toolchain.core.errors import (
     StorageError,
 )
 from toolchain.core.fields import ListOf, Nullable, Section, SectionOf, choice, key, whole
-from toolchain.core.files import write_atomic
+from toolchain.core.files import exists, is_file, write_atomic
 from toolchain.core.sealed import SealedFile, SealedKind, SealedManifest, listing
 from toolchain.core.words import (
     FILE_NAME,
@@ -229,7 +229,7 @@ def open_engine(path: Path) -> EngineArtefact:
 
 def refuse_kit(path: Path) -> None:
     """Raise DataError for a kit, which is what an engine is built from and cannot run."""
-    if (path / KIT_NAME).is_file() and not (path / ENGINE_NAME).is_file():
+    if is_file(path / KIT_NAME) and not is_file(path / ENGINE_NAME):
         raise DataError(
             f"expected a backbone or an engine, got the kit {path}",
             fix=f"da3 build {path}, and name the engine that it makes",
@@ -258,8 +258,8 @@ def _require_engine(path: Path) -> None:
     """Raise DataError for a folder that is no engine, BundleError for a link to one."""
     file = path / ENGINE_NAME
     # A link to nothing does not exist, and is refused below all the same.
-    if not file.exists() and not file.is_symlink():
-        kit = (path / KIT_NAME).is_file()
+    if not exists(file) and not file.is_symlink():
+        kit = is_file(path / KIT_NAME)
         raise DataError(
             f"expected an engine, a folder with {ENGINE_NAME}, got {'the kit ' * kit}{path}",
             fix=f"da3 build {path} makes an engine of it" if kit else "da3 build KIT makes one",

@@ -27,6 +27,7 @@ from toolchain.core.fields import (
     printable,
     whole,
 )
+from toolchain.core.files import is_file
 from toolchain.core.sealed import SealedFile, SealedKind, SealedManifest, listing
 from toolchain.core.words import (
     DIGEST,
@@ -266,7 +267,7 @@ def open_kit(path: Path) -> Kit:
     Raises DataError for a folder that is none, BundleError for a manifest that breaks the schema or
     contradicts itself and for files that are missing, not listed, links, or not what it says.
     """
-    if not (path / KIT_NAME).is_file():
+    if not is_file(path / KIT_NAME):
         raise DataError(
             f"expected a kit, a folder with {KIT_NAME}, got {path}",
             fix="da3-export --domain NAME --target BOARD writes one beside the bundle",

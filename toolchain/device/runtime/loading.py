@@ -24,6 +24,7 @@ from toolchain.bundle.release import Release, read_release
 from toolchain.bundle.slots import Slots
 from toolchain.core.arrays import Floats
 from toolchain.core.errors import DataError, StorageError
+from toolchain.core.files import is_folder
 from toolchain.device.runtime.answers import Domain, Outcome
 from toolchain.device.runtime.backbone_session import BackboneSession, BoundRelease
 from toolchain.device.runtime.backend import Answer
@@ -71,7 +72,7 @@ def read(path: Path) -> Installed:
     Raises as ``bundle.open_bundle`` for a file and :func:`toolchain.device.store.installed.read`
     for a folder.
     """
-    if path.is_dir():
+    if is_folder(path):
         return installed.read(path)
     return Installed(read_release(bundle.open_bundle(path)), "")
 

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from toolchain.core.errors import DataError, LoadedError, UnknownNameError, UsageError
+from toolchain.core.files import is_folder
 from toolchain.core.words import DOMAIN
 from toolchain.device.serve.domains import version
 from toolchain.device.serve.faults import refusal
@@ -38,7 +39,7 @@ class Repository:
     def __init__(
         self, runner: Runner, folder: Path | None, refused: Mapping[str, str] = NONE
     ) -> None:
-        if folder is not None and not folder.is_dir():
+        if folder is not None and not is_folder(folder):
             raise UsageError(f"expected a folder of bundles, got {folder}", fix="make it first")
         self._runner = runner
         self._folder = folder

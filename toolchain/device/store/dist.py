@@ -24,14 +24,15 @@ from toolchain.core.errors import (
     UsageError,
     VerificationError,
 )
+from toolchain.core.files import is_file, names
 from toolchain.core.words import DOMAIN
 from toolchain.device.engine.cache import ENGINE_NAME, refuse_kit
 
 
 def listed(folder: Path) -> dict[str, Path]:
     """Return the bundles right in ``folder`` by their files' names, sorted; there may be none."""
-    paths = sorted(folder.glob(f"*{BUNDLE_SUFFIX}"))
-    return {path.stem: path for path in paths if DOMAIN.accepts(path.stem) and path.is_file()}
+    paths = [folder / name for name in names(folder) if name.endswith(BUNDLE_SUFFIX)]
+    return {path.stem: path for path in paths if DOMAIN.accepts(path.stem) and is_file(path)}
 
 
 def bundles(folder: Path) -> dict[str, Path]:
@@ -98,7 +99,7 @@ class Survey:
         cannot be read.
         """
         # An engine has the backbone inside; whether it is the bundles' shows when they are loaded.
-        if where is not None and (where / ENGINE_NAME).is_file():
+        if where is not None and is_file(where / ENGINE_NAME):
             return where
         if where is not None:
             refuse_kit(where)

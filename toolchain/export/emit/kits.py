@@ -23,6 +23,7 @@ from toolchain.bundle.release import shared_options
 from toolchain.core.canonical import canonical_json, read_document
 from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, Da3Error, ExistsError
+from toolchain.core.files import is_folder
 from toolchain.device.engine.kit import (
     LAYERS_NAME,
     SCHEMA,
@@ -82,14 +83,14 @@ def refuse_others(models: KitModels, source: KitSource, folder: Path) -> None:
     """
     for flavours in _by_kit(models, source.manifest.domain, ""):
         path = folder / _name(models, source.backbone, flavours)
-        if path.is_dir():
+        if is_folder(path):
             _require_same(open_kit(path), _manifest(models, source, flavours), models)
 
 
 def existing(folder: Path, backbone: BackboneManifest, target: str, precision: str) -> Kit | None:
     """Return the backbone's kit in ``folder``, None if there is none. Raises BundleError."""
     path = folder / kit_name(backbone, target, precision)
-    return open_kit(path) if path.is_dir() else None
+    return open_kit(path) if is_folder(path) else None
 
 
 def kept_ranges(kit: Kit) -> dict[str, float]:
@@ -187,7 +188,7 @@ def _write(
     manifest: KitManifest, models: KitModels, source: KitSource, folder: Path, *, overwrite: bool
 ) -> tuple[Kit, KitState]:
     path = folder / _name(models, source.backbone, manifest.flavours)
-    state: KitState = "replaced" if path.is_dir() else "written"
+    state: KitState = "replaced" if is_folder(path) else "written"
     if state == "replaced":
         try:
             there = open_kit(path)

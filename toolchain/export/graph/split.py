@@ -25,7 +25,7 @@ from toolchain.core import digest
 from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import CaptureError, Da3Error, Fault, GraphError, SplitError
 from toolchain.core.fields import ListOf, SectionOf, choice, key, whole
-from toolchain.core.files import make_folder
+from toolchain.core.files import is_folder, make_folder
 from toolchain.core.sealed import SealedFile, SealedKind, SealedManifest, listing
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
@@ -106,7 +106,7 @@ def split(model: AttachedModel, *, cache: Path | None = None) -> PackedHalves:
     """
     values = arrays(domain_state(model))
     entry = None if cache is None else cache / f"split-{digest.short(interface(model))}"
-    if entry is not None and entry.is_dir():
+    if entry is not None and is_folder(entry):
         cached = _read_entry(entry)
         if cached is not None:
             return _filled(*cached, values, cached=True)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from toolchain.core import digest, files
 from toolchain.core.errors import UsageError, WeightsError, first_few
+from toolchain.core.files import is_file
 from toolchain.training.adapt import backbones
 from toolchain.training.adapt.backbones import Backbone
 
@@ -108,7 +109,7 @@ def _loaded_shipped(backbone: Backbone) -> nn.Module:
         )
     resource = resources.files(backbone.package) / backbone.weights_file
     with resources.as_file(resource) as path:
-        if not path.is_file():
+        if not is_file(path):
             raise WeightsError(
                 f"backbone {backbone.name!r}: expected the weights that package "
                 f"{backbone.package!r} ships at {path}, got no such file",

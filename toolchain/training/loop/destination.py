@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from toolchain.core.errors import ExistsError, StorageError
+from toolchain.core.files import exists
 from toolchain.core.lock import locked
 from toolchain.training.loop.state import state_path
 
@@ -35,12 +36,12 @@ def claimed(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
 
 
 def _refuse_existing(out: Path) -> None:
-    if out.exists():
+    if exists(out):
         raise ExistsError(
             f"expected no checkpoint at {out}, got an existing one",
             fix="ask for overwriting, or choose another folder",
         )
-    if state_path(out).exists():
+    if exists(state_path(out)):
         raise ExistsError(
             f"expected no half-done training, got one at {state_path(out)}",
             fix="go on with it (resume), or ask for overwriting",

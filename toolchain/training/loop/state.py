@@ -21,7 +21,7 @@ from torch import Tensor
 from toolchain.core import digest
 from toolchain.core.canonical import canonical_json, parse_json
 from toolchain.core.errors import DivergedError, TrainingError
-from toolchain.core.files import read_limited, write_atomic
+from toolchain.core.files import exists, read_limited, write_atomic
 from toolchain.core.safetensors import read_metadata
 from toolchain.training.adapt.attached import AttachedModel, arrays
 
@@ -109,7 +109,7 @@ def save_state(path: Path, state: State) -> None:
 
 def load_state(path: Path) -> State:
     """Return the state in ``path``; raises TrainingError for anything but a whole one."""
-    if not path.exists():
+    if not exists(path):
         raise TrainingError(
             f"expected a training to resume at {path}, got no such file",
             fix="train from the start, without resume",

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from toolchain.core import digest
 from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import DivergedError, StorageError, TrainingError
+from toolchain.core.files import exists
 from toolchain.pictures.preprocess import normalise
 from toolchain.recipe import Recipe
 from toolchain.training.adapt.attached import HEAD, OWN, AttachedModel, weights_digest
@@ -161,7 +162,7 @@ def _begin(run: _Run, *, resume: bool, room: int) -> int:
     """Go on from the state on disk, or fit the head in ``room`` bytes; return the steps done."""
     out = run.out
     # The state is removed last, so without it a checkpoint is whole.
-    if resume and out.exists() and not state_path(out).exists():
+    if resume and exists(out) and not exists(state_path(out)):
         raise TrainingError(
             f"expected a training to resume, got a finished one at {out}",
             fix="use it as it is, or ask for overwriting to train again",

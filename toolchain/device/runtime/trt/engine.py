@@ -18,6 +18,7 @@ from toolchain.bundle.release import Release
 from toolchain.core.canonical import canonical_json
 from toolchain.core.digest import sha256
 from toolchain.core.errors import ClosedError, SessionLimitError, first_few
+from toolchain.core.files import is_file
 from toolchain.device.boards.cuda import open_cuda
 from toolchain.device.engine.cache import ENGINE_NAME, EngineArtefact, require
 from toolchain.device.engine.features import load
@@ -31,7 +32,7 @@ from toolchain.device.runtime.trt.program import program
 
 def is_engine(path: Path) -> bool:
     """Whether ``path`` is the folder of an engine."""
-    return (path / ENGINE_NAME).is_file()
+    return is_file(path / ENGINE_NAME)
 
 
 def open_device(module: str | None = None) -> TrtDevice:
