@@ -139,8 +139,8 @@ def engines(document: Document) -> list[str]:
             ),
         ),
         "",
-        "Accuracy is that of onnxruntime on up to 400 test pictures of each trained sample, as it "
-        "stands in the bundles; the largest error is that of a logit over the range of all, of "
+        "Accuracy is that of onnxruntime on up to 400 training pictures of each trained sample, as "
+        "it stands in the bundles; the largest error is that of a logit over the range of all, of "
         "pictures with another gate too.",
         "",
         *(_ran(document["ran"]) if document["ran"] else []),

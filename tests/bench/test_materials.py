@@ -14,7 +14,7 @@ from tests.support.exported import Fleet
 from toolchain import bundle
 from toolchain.bench import domains
 from toolchain.bench.materials import INDEX_NAME, Materials, foreign, from_json, read_index
-from toolchain.core.errors import BundleError, StorageError, UsageError
+from toolchain.core.errors import BundleError, DataError, UsageError
 from toolchain.export.check.bundles import check_bundle
 
 
@@ -77,7 +77,7 @@ def test_one_bundle_is_too_few(materials: Materials) -> None:
 
 def test_a_missing_backbone_is_named(materials: Materials, tmp_path: Path) -> None:
     copies = [Path(shutil.copy(path, tmp_path)) for path in materials.bundles[:2]]
-    with pytest.raises(StorageError, match=materials.backbone.name):
+    with pytest.raises(DataError, match=materials.backbone.name):
         foreign(copies)
 
 

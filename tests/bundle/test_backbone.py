@@ -17,6 +17,7 @@ import pytest
 from tests.support.samples import BACKBONE, TAPS
 from toolchain.bundle import (
     BackboneArtefact,
+    BackboneInput,
     BackboneManifest,
     BackboneRef,
     Tap,
@@ -44,7 +45,7 @@ def artefact(tmp_path: Path) -> BackboneArtefact:
 
 def test_what_is_written_is_read(artefact: BackboneArtefact) -> None:
     assert open_backbone(artefact.path) == artefact
-    assert artefact.path.name == f"backbone-resnet20-{sha256(b'weights')[7:19]}"
+    assert artefact.path.name == f"backbone-resnet20-32px-{sha256(b'weights')[7:19]}"
     assert artefact.graph_path.read_bytes() == b"the graph"
     assert artefact.weights_path.read_bytes() == b"the weights"
 
@@ -235,11 +236,31 @@ def test_a_tap_that_the_backbone_lacks(artefact: BackboneArtefact) -> None:
 
 def test_a_backbone_is_found_as_itself_and_in_its_folder(artefact: BackboneArtefact) -> None:
     for place in (artefact.path, artefact.path.parent):
-        assert find_backbone(wanted(artefact), place).path == artefact.path
+        assert find_backbone(wanted(artefact), 32, place).path == artefact.path
+
+
+def test_one_backbone_at_two_sizes_is_two_artefacts(tmp_path: Path) -> None:
+    """The same weights at another picture size are another graph, and both lie side by side."""
+    large = dataclasses.replace(BACKBONE, input=BackboneInput(size=64, channels=3))
+    small = write_backbone(tmp_path, BACKBONE, graph=b"at 32", weights=b"the weights")
+    other = write_backbone(tmp_path, large, graph=b"at 64", weights=b"the weights")
+    assert small.path != other.path
+    for size, artefact in ((32, small), (64, other)):
+        assert find_backbone(wanted(artefact), size, tmp_path).manifest == artefact.manifest
+        match(wanted(artefact), artefact, "cars")
+    with pytest.raises(BackboneMismatchError, match="graph_digest"):
+        match(wanted(small), other, "cars")
+
+
+def test_an_artefact_from_before_sizes_stood_in_names_is_found(artefact: BackboneArtefact) -> None:
+    old = artefact.path.with_name(artefact.path.name.replace("-32px", ""))
+    artefact.path.rename(old)
+    found = find_backbone(wanted(artefact), 32, old.parent)
+    assert (found.path, found.manifest) == (old, artefact.manifest)
 
 
 def test_a_backbone_that_is_not_there_is_told_by_its_name(
     artefact: BackboneArtefact, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=rf"expected the backbone {artefact.path.name} at"):
-        find_backbone(wanted(artefact), tmp_path / "nowhere")
+        find_backbone(wanted(artefact), 32, tmp_path / "nowhere")

@@ -38,6 +38,8 @@ def test_train_as_json_holds_the_figures(run: Run) -> None:
     assert 0 <= found["accuracy"] <= 1
     assert set(found["gate_rates"]) == {f"block0{i}" for i in (0, 1, 2, 4, 5, 7, 8)}
     assert "epoch 1/1" in said.stderr
+    trial, epoch = (said.stderr.index(w) for w in ("export it untrained, for trial", "epoch 1/1"))
+    assert trial < epoch
 
 
 def test_export_as_json_holds_paths_sizes_parity_and_rates(run: Run) -> None:
@@ -46,7 +48,8 @@ def test_export_as_json_holds_paths_sizes_parity_and_rates(run: Run) -> None:
     found = json.loads(said.stdout)
     assert set(found) == {
         *("domain", "checkpoint", "bundle", "backbone", "structure_cached", "patch", "parity"),
-        *("gate_rates", "executed_share", "accuracy", "head_accuracy", "golden", "kits", "seconds"),
+        *("gate_rates", "executed_share", "accuracy", "head_accuracy", "golden", "kits", "refused"),
+        "seconds",
     }
     assert found["checkpoint"] == {"path": "build/domains/toy", "trained_now": False}
     assert found["bundle"]["path"] == "dist/toy.da3b"
@@ -58,6 +61,23 @@ def test_export_as_json_holds_paths_sizes_parity_and_rates(run: Run) -> None:
     assert {one["flavour"] for one in found["parity"]["comparisons"]} == {
         *("swap-if", "swap-rows", "static-if", "staged")
     }
+
+
+def test_the_export_does_not_capture_again_what_the_training_did(run: Run) -> None:
+    assert json.loads(run.said["export"].stdout)["structure_cached"]
+
+
+def test_a_refused_precision_is_told_beside_the_bundle(run: Run) -> None:
+    said = run.said["refused kit"]
+    assert said.exit_code == 1
+    found = json.loads(said.stdout)
+    assert found["kits"] == []
+    (refused,) = found["refused"]
+    assert (refused["target"], refused["precision"]) == ("orin-nano-jp6.2", "fp16")
+    assert "error of a logit" in refused["message"]
+    assert "error: no kit for orin-nano-jp6.2 fp16: toy on orin-nano-jp6.2: " in said.stderr
+    assert "fix: take fp32 on that target" in said.stderr
+    assert run.bundle.is_file()
 
 
 def test_steps_are_told_on_stderr_as_they_begin(run: Run) -> None:

@@ -410,3 +410,20 @@ def test_no_kit_is_made_for_a_domain_that_changes_the_backbone(
     assert "da3, da2 or head" in caught.value.fix
     assert told == ["restore"]
     assert not (tmp_path / "dist").exists()
+
+
+def test_two_picture_sizes_on_one_backbone_lie_side_by_side(
+    exported: Exported, tmp_path: Path
+) -> None:
+    """The graph depends on the size: each has its own artefact, and both bundles pass a check."""
+    small = exported.domain
+    larger = dataclasses.replace(small.recipe.preprocess, size=16, resize=16)
+    (tmp_path / "larger").mkdir()
+    domain = make_domain(tmp_path / "larger", name="larger", changes={"preprocess": larger})
+    dist = tmp_path / "dist"
+    reports = [run(exported, dist), run(exported, dist, domain=domain)]
+    names = [report.backbone.name for report in reports]
+    assert [name.split("-")[2] for name in names] == ["12px", "16px"]
+    assert len({report.manifest.backbone.weights_digest for report in reports}) == 1
+    for report in reports:
+        assert check_bundle(report.bundle).backbone == report.backbone

@@ -156,7 +156,10 @@ class Made:
         self.model = case.model()
         self.captured = _captured(name, self.model) if name else capture(self.model)
         self.raw = store.to_bytes(self.captured.model)
-        with mock.patch.object(split_file, "capture", lambda *_, **__: self.captured):
+        with (
+            mock.patch.object(split_file, "trace_program"),
+            mock.patch.object(split_file, "translate", lambda *_: self.captured),
+        ):
             self.halves = split(self.model)
         self._folder = tempfile.TemporaryDirectory(prefix="da3-case-")
         self.folder = Path(self._folder.name)

@@ -30,6 +30,8 @@ COMMANDS = {
     "check": "check dist/toy.da3b",
     "check as JSON": "check dist/toy.da3b --json",
     "check at zero": "check dist/toy.da3b --tolerance 0",
+    "refused kit": "export --domain toy --overwrite --target orin-nano-jp6.2 --tolerance 0.00005 "
+    "--json",
 }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from toolchain import bundle
 from toolchain.bundle import Bundle
-from toolchain.core.errors import StorageError, UsageError
+from toolchain.core.errors import UsageError
 from toolchain.core.files import read_limited, write_atomic
 
 INDEX_NAME = "materials.json"
@@ -88,12 +88,9 @@ def foreign(bundles: Sequence[Path], backbone: Path | None = None) -> Materials:
                 fix="leave it out; its latency is that of the plain backbone",
             )
     reference = manifests[0].backbone
-    name = bundle.artefact_name(reference.name, reference.weights_digest)
     place = bundles[0].parent if backbone is None else backbone
-    artefact_path = place if (place / bundle.backbone.WEIGHTS_NAME).is_file() else place / name
-    if not artefact_path.is_dir():
-        raise StorageError(f"expected the backbone {name} in {place}, found none", fix="--backbone")
-    return Materials(artefact_path, tuple(bundles))
+    artefact = bundle.find_backbone(reference, manifests[0].preprocess.size, place)
+    return Materials(artefact.path, tuple(bundles))
 
 
 def write_index(work: Path, materials: Materials) -> None:

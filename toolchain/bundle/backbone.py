@@ -1,9 +1,10 @@
 """The backbone artefact: a directory with graph, weights and manifest, referenced by digest.
 
 Rules of this file: schema ``da3.backbone/1`` and the only code that writes or reads such a
-directory. Its name is that of the backbone and of its ``weights_digest``. It holds exactly four
-files: graph, weights, manifest, and ``SHA256SUMS`` over the three, as coreutils' sha256sum writes
-it. So a changed bit is found in the manifest as well.
+directory. Its name is made of the backbone's, the side of its pictures and the ``weights_digest``:
+one backbone at two sizes is two artefacts, which lie side by side. It holds exactly four files:
+graph, weights, manifest, and ``SHA256SUMS`` over the three, as coreutils' sha256sum writes it. So a
+changed bit is found in the manifest as well.
 
 ``graph_digest`` binds graph and weights file, and hashing checks it. ``weights_digest`` is the
 identity of the trained weights before the export. Folding changes the tensors, so nobody can
@@ -132,9 +133,12 @@ class BackboneArtefact:
         return ARTEFACT.read(self.path, self.manifest.entry(WEIGHTS_NAME))
 
 
-def artefact_name(name: str, weights_digest: str) -> str:
-    """Return the directory name ``backbone-<name>-<12 hex of weights_digest>``."""
-    return f"backbone-{name}-{short(weights_digest)}"
+def artefact_name(name: str, size: int, weights_digest: str) -> str:
+    """Return the directory name ``backbone-<name>-<size>px-<12 hex of weights_digest>``.
+
+    ``size``: side of the pictures in pixels. The graph depends on it, so it is part of the name.
+    """
+    return f"backbone-{name}-{size}px-{short(weights_digest)}"
 
 
 def graph_digest(graph: str, weights: str) -> str:
@@ -145,14 +149,19 @@ def graph_digest(graph: str, weights: str) -> str:
     return sha256(canonical_json({"graph": graph, "weights": weights}))
 
 
-def find_backbone(reference: BackboneRef, folder: Path) -> BackboneArtefact:
+def find_backbone(reference: BackboneRef, size: int, folder: Path) -> BackboneArtefact:
     """Return the verified artefact that a domain needs; ``folder`` is it, or holds it.
 
-    Raises DataError saying where it was looked for, and what :func:`open_backbone` raises.
+    ``size``: side of the domain's pictures. Raises DataError saying where it was looked for, and
+    what :func:`open_backbone` raises.
     """
     if is_file(folder / MANIFEST_NAME):
         return open_backbone(folder)
-    candidate = folder / artefact_name(reference.name, reference.weights_digest)
+    candidate = folder / artefact_name(reference.name, size, reference.weights_digest)
+    # Artefacts had no size in their names before; whether one is of this size shows by its digest.
+    before = folder / f"backbone-{reference.name}-{short(reference.weights_digest)}"
+    if not is_folder(candidate) and is_folder(before):
+        return open_backbone(before)
     if not is_folder(candidate):
         raise DataError(
             f"expected the backbone {candidate.name} at {candidate}, found nothing",
@@ -180,7 +189,7 @@ def write_backbone(
     both = graph_digest(files[0].digest, files[1].digest)
     text = replace(manifest, files=files, graph_digest=both).to_json()
     full = BackboneManifest.from_json(text)
-    path = Path(folder) / artefact_name(full.name, full.weights_digest)
+    path = Path(folder) / artefact_name(full.name, full.input.size, full.weights_digest)
     sums = _sums(full, sha256(text))
     ARTEFACT.write(path, full, {**contents, SUMS_NAME: sums}, overwrite=overwrite)
     return BackboneArtefact(path, full)
@@ -225,8 +234,8 @@ def match(reference: BackboneRef, artefact: BackboneArtefact, domain: str) -> No
         raise BackboneMismatchError(
             f"{artefact.path}: expected the backbone {reference.name!r} of the bundle for "
             f"{domain!r}, got another one ({actual.name!r}){''.join(lines)}",
-            fix=f"use {artefact_name(reference.name, reference.weights_digest)}, "
-            "or export the domain for this backbone",
+            fix=f"use the folder backbone-{reference.name}-*px-{short(reference.weights_digest)} "
+            "that was exported with the domain, or export the domain for this backbone",
         )
 
 

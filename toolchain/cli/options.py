@@ -75,6 +75,14 @@ input_option = click.option(
     metavar="PX",
     help="Side of the square input.  [default: the backbone's]",
 )
+cache_option = click.option(
+    "--cache",
+    type=FILE,
+    default=Path("build/cache"),
+    show_default=True,
+    metavar="DIR",
+    help="Structures of backbones, which exports reuse.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 json_file_option = click.option(
     "--json", "json_path", type=FILE, metavar="FILE", help="Write it all; - is stdout."

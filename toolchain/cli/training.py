@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ def train_shown(
     out: Path,
     command: str,
     *,
+    cache: Path,
     resume: bool = False,
     overwrite: bool = False,
     threads: int | None = None,
@@ -59,12 +61,14 @@ def train_shown(
 ) -> TrainReport:
     """Train and show progress on stderr; the fix of an error names ``command``.
 
-    ``budget``: a size such as ``64MB``. The rest is as in
+    Before the first step the untrained domain is exported for trial, its structure kept in
+    ``cache``. ``budget``: a size such as ``64MB``. The rest is as in
     :func:`toolchain.training.loop.from_recipe.train_recipe`.
     """
     bar = Bar(sys.stderr, recipe.domain)
     bar.phase("start", 0, 0)  # PyTorch takes seconds to start
     keep_freed_memory()
+    from toolchain.export.rehearsal import rehearse
     from toolchain.training.loop.from_recipe import train_recipe
     from toolchain.training.memory.fit import parse_size
 
@@ -78,6 +82,7 @@ def train_shown(
             notify=bar.keep,
             threads=threads,
             memory=None if budget is None else parse_size(budget),
+            check=partial(rehearse, recipe=recipe, cache=cache),
         )
     if report.fault is not None:
         name_command(report.fault, command)

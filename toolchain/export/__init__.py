@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from toolchain.export.graph.link import link
     from toolchain.export.graph.split import split
     from toolchain.export.pipeline import ExportReport, export
+    from toolchain.export.rehearsal import rehearse
 
-__all__ = ["ExportReport", "Linkage", "export", "link", "split"]
+__all__ = ["ExportReport", "Linkage", "export", "link", "rehearse", "split"]
 
 __getattr__ = lazily(
     __name__,
@@ -25,5 +26,6 @@ __getattr__ = lazily(
         "graph.link": ("link",),
         "graph.split": ("split",),
         "pipeline": ("ExportReport", "export"),
+        "rehearsal": ("rehearse",),
     },
 )

@@ -131,7 +131,9 @@ def write_artefact(
         return bundle.write_backbone(folder, manifest, graph=graph, weights=weights), False
     except ExistsError:
         # There before, or put there this moment by another export.
-        path = folder / bundle.artefact_name(manifest.name, manifest.weights_digest)
+        path = folder / bundle.artefact_name(
+            manifest.name, manifest.input.size, manifest.weights_digest
+        )
         artefact = bundle.open_backbone(path)
     if artefact.manifest.graph_digest == manifest.graph_digest:
         return artefact, True

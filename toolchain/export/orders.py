@@ -2,7 +2,8 @@
 
 Rules of this file: it keeps the order of steps. The bundle says what a precision costs, so models
 are made and measured before it is packed. A static kit names its release, so kits are written last.
-A kit that would be refused is refused before anything is written.
+A kit that does not fit what is there is refused before anything is written. A kit that the domain
+or the target does not bear is left out, with its reason; the bundle is whole without it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from toolchain.bundle import BackboneManifest, PrecisionCost
 from toolchain.bundle.linkage import FLAVOURS
-from toolchain.core.errors import BundleError
+from toolchain.core.errors import BundleError, ModelRefusedError, PrecisionError
 from toolchain.device.engine.kit import Kit
 from toolchain.export.emit.kits import (
     KitState,
@@ -44,8 +45,22 @@ class KitReport:
     stale: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RefusedKit:
+    """An order that was not carried out, and why.
+
+    Its precision costs too much, or the target's parser would not read the models.
+    """
+
+    order: KitOrder
+    reason: PrecisionError | ModelRefusedError
+
+
 class Orders:
-    """Orders of one domain for kits in ``folder``; ``rates`` as calibrated, per site."""
+    """Orders of one domain for kits in ``folder``; ``rates`` as calibrated, per site.
+
+    ``bound``: the largest error of a logit that the user allows a kit of lower precision.
+    """
 
     def __init__(
         self,
@@ -54,22 +69,34 @@ class Orders:
         folder: Path,
         *,
         overwrite: bool,
+        bound: float | None = None,
     ) -> None:
         self._orders, self._rates, self._folder = tuple(orders), rates, folder
-        self._overwrite = overwrite
+        self._overwrite, self._bound = overwrite, bound
         self._prepared: list[PreparedKit] = []
+        self._refused: list[RefusedKit] = []
+
+    @property
+    def refused(self) -> tuple[RefusedKit, ...]:
+        """The orders that :meth:`prepare` left out."""
+        return tuple(self._refused)
 
     def prepare(
         self, domain: KitDomain, step: Callable[[str], AbstractContextManager[None]]
     ) -> tuple[PrecisionCost, ...]:
         """Make and measure the models of every order, each as a ``step``.
 
-        Returns what the bundle says of them. Raises as :func:`toolchain.export.prepare.prepare`,
-        and ExistsError if another kit is there.
+        Returns what the bundle says of them. An order that is refused for what it costs, or by the
+        target's parser, is noted in :attr:`refused`. Raises ExistsError if another kit is there,
+        and BundleError for a damaged one.
         """
         for order in self._orders:
             with step(order.title):
-                prepared = self._prepare(order, domain)
+                try:
+                    prepared = self._prepare(order, domain)
+                except (PrecisionError, ModelRefusedError) as err:
+                    self._refused.append(RefusedKit(order, err))
+                    continue
                 if not self._replaces(order):
                     refuse_others(prepared.models, domain.source, self._folder)
                 self._prepared.append(prepared)
@@ -108,7 +135,7 @@ class Orders:
         anew = self._overwrite and order.recalibrate
         ranges = {} if there is None or anew else kept_ranges(there)
         order = replace(order, flavours=flavours)
-        return prepare(domain, order, rates=self._rates, ranges=ranges)
+        return prepare(domain, order, rates=self._rates, ranges=ranges, bound=self._bound)
 
     def _there(self, order: KitOrder, backbone: BackboneManifest) -> Kit | None:
         try:

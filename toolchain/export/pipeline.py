@@ -41,8 +41,8 @@ from toolchain.export.check import parity
 from toolchain.export.check.parity import ParityReport
 from toolchain.export.check.reference import ReferenceCases, choose, join
 from toolchain.export.emit.kits import KitSource
-from toolchain.export.emit.models import KitOrder, in_memory
-from toolchain.export.graph.split import PackedHalves, require_same_graphs, split
+from toolchain.export.emit.models import KitOrder
+from toolchain.export.graph.split import PackedHalves, in_memory, require_same_graphs, split
 from toolchain.export.linked import (
     LinkedDomain,
     compare,
@@ -51,7 +51,7 @@ from toolchain.export.linked import (
     write_artefact,
     write_graphs,
 )
-from toolchain.export.orders import KitReport, Orders
+from toolchain.export.orders import KitReport, Orders, RefusedKit
 from toolchain.export.prepare import KitDomain
 from toolchain.recipe import Recipe
 from toolchain.training.adapt import checkpoint as checkpoints
@@ -79,6 +79,7 @@ class ExportReport:
     searched: int
     ambiguous: int
     kits: tuple[KitReport, ...]
+    refused: tuple[RefusedKit, ...]
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -106,23 +107,30 @@ def export(
     cache: Path | None = None,
     overwrite: bool = False,
     threads: int | None = None,
-    tolerance: float = parity.TOLERANCE,
+    tolerance: float | None = None,
     orders: Sequence[KitOrder] = (),
     notify: Notify = lambda _: None,
 ) -> ExportReport:
     """Export the trained domain in ``checkpoint`` to ``dist/<name>.da3b``, checked.
 
-    ``name`` is the domain's unless another one is given. Writes ``dist/backbone-<name>-<digest>/``
-    too unless it is there. If the domain changes tensors of the backbone, the frozen backbone is
-    written, and the bundle holds a patch. ``cache`` keeps split structures between exports.
-    ``orders``: kits to write beside the bundle, which says what their precision costs. Raises
-    ParityError with nothing written if a flavour does not answer as PyTorch does, ExistsError if
-    the bundle exists and ``overwrite`` is false, UsageError for ``orders`` of a domain that changes
-    the backbone, and whatever the rooms raise.
+    ``name`` is the domain's unless another one is given. Writes
+    ``dist/backbone-<name>-<size>px-<digest>/`` too unless it is there. If the domain changes
+    tensors of the backbone, the frozen backbone is written, and the bundle holds a patch. ``cache``
+    keeps split structures between exports. ``orders``: kits to write beside the bundle, which says
+    what their precision costs; one that costs too much is left out and listed in ``refused``.
+    ``tolerance``: the largest error of a logit relative to the logits' range, 1e-4 by default. If
+    lower precisions are ordered it holds for them, who have no bound by default, and in fp32
+    nothing above 1e-4 passes. Raises ParityError with nothing written if a flavour does not answer
+    as PyTorch does, ExistsError if the bundle exists and ``overwrite`` is false, UsageError for
+    ``orders`` of a domain that changes the backbone, and whatever the rooms raise.
     """
     # What can be refused without any work is refused first.
     for order in orders:
         order.require()
+    exact = parity.TOLERANCE if tolerance is None else tolerance
+    if any(order.precision != "fp32" for order in orders):
+        # A wide bound is meant for the kits then; what runs in fp32 stays as exact as ever.
+        exact = min(exact, parity.TOLERANCE)
     clock = _Stopwatch(notify)
     target = dist / f"{name or recipe.domain}{BUNDLE_SUFFIX}"
     if not overwrite:
@@ -134,12 +142,12 @@ def export(
         test = source.data.test
         reference = choose(source.model, test, recipe.preprocess, count=recipe.golden)
     linked, report = _checked(
-        source, halves, patch, reference, clock, threads=threads, tolerance=tolerance
+        source, halves, patch, reference, clock, threads=threads, tolerance=exact
     )
     # The artefact is not written yet, because nothing may appear before all is checked. The
     # bundle's manifest needs only its name and digests.
     own = manifests.backbone(source.trained, halves)
-    place = dist / bundle.artefact_name(own.name, own.weights_digest)
+    place = dist / bundle.artefact_name(own.name, own.input.size, own.weights_digest)
     draft = manifests.domain(
         source.trained,
         recipe,
@@ -149,7 +157,7 @@ def export(
         report=report,
         patch=None if patch is None else patch.about,
     )
-    kits = Orders(orders, linked.rates, dist, overwrite=overwrite)
+    kits = Orders(orders, linked.rates, dist, overwrite=overwrite, bound=tolerance)
     if orders:
         plans = kits.prepare(_kit_domain(source, draft, own, linked), clock.step)
         draft = replace(draft, plans=plans)
@@ -177,6 +185,7 @@ def export(
         searched=reference.searched,
         ambiguous=reference.ambiguous,
         kits=kit_reports,
+        refused=kits.refused,
         seconds=clock.seconds,
     )
 

@@ -2,7 +2,9 @@
 
 Rules of this file: pictures come as the domain's splits. Answers are compared with the fp32 graph
 that the bundle carries. Nothing is written. The ranges of an existing kit are used as they are,
-unless the order says otherwise: engines were built from them.
+unless the order says otherwise: engines were built from them. Whether a precision will do is a
+choice, so it is made on training pictures that no range was calibrated with, never on test
+pictures.
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ from toolchain.training.data import DomainData
 from toolchain.training.data import Split as Samples
 
 # Enough that one picture is a quarter of a per cent; at 224 pixels more take long.
-CALIBRATION_SAMPLES, TEST_SAMPLES = 128, 400
+CALIBRATION_SAMPLES, CHOICE_SAMPLES = 128, 400
 _WIDEN = (
     "the kit's ranges are other domains': --recalibrate widens them by this one's pictures (build "
-    "its engines anew); or choose fp16"
+    "its engines anew)"
 )
 
 
@@ -59,11 +61,17 @@ class PreparedKit:
 
 
 def prepare(
-    domain: KitDomain, order: KitOrder, *, rates: Mapping[str, float], ranges: Ranges
+    domain: KitDomain,
+    order: KitOrder,
+    *,
+    rates: Mapping[str, float],
+    ranges: Ranges,
+    bound: float | None = None,
 ) -> PreparedKit:
     """Return the models that were ordered, and what their precision costs the domain.
 
-    ``rates``: calibrated open rate per site; ``ranges``: those of the kit that is there, if any.
+    ``rates``: calibrated open rate per site; ``ranges``: those of the kit that is there, if any;
+    ``bound``: the largest error of a logit that the user allows, relative to the logits' range.
     For int8 the models are calibrated with the training pictures unless there are ranges, which
     ``order.recalibrate`` widens where the domain needs it. Raises PrecisionError where the
     precision costs more than :data:`toolchain.export.emit.accuracy.ALLOWED`, and as
@@ -75,7 +83,8 @@ def prepare(
     unopened: tuple[str, ...] = ()
     others = int8 and not calibrated
     if calibrated:
-        images, _ = _pictures(domain.data.train, domain.preprocess, CALIBRATION_SAMPLES)
+        calibration, _ = parts(len(domain.data.train))
+        images, _ = _pictures(domain.data.train, domain.preprocess, calibration)
         own = calibrate.ranges(domain.split, domain.source.slots, images)
         if ranges:
             # Widened and never narrowed: other domains still run with this kit.
@@ -85,18 +94,21 @@ def prepare(
     return PreparedKit(
         source=domain.source,
         models=models,
-        plan=measured(domain, models, others=others),
+        plan=measured(domain, models, others=others, bound=bound),
         unopened=unopened,
     )
 
 
-def measured(domain: KitDomain, models: KitModels, *, others: bool = False) -> PrecisionCost:
-    """Return what the precision costs the domain on its test pictures, as the bundle tells it.
+def measured(
+    domain: KitDomain, models: KitModels, *, others: bool = False, bound: float | None = None
+) -> PrecisionCost:
+    """Return what the precision costs the domain, as the bundle tells it.
 
-    ``others``: the ranges were those of other domains. Raises PrecisionError where it costs more
-    than it may.
+    ``others``: the ranges were those of other domains; ``bound`` as in :func:`prepare`. Raises
+    PrecisionError where it costs more than it may.
     """
-    images, labels = _pictures(domain.data.test, domain.preprocess, TEST_SAMPLES)
+    _, choice = parts(len(domain.data.train))
+    images, labels = _pictures(domain.data.train, domain.preprocess, choice)
     slots, order = domain.source.slots, models.order
     plain = store.to_bytes(link(domain.split, SWAP_IF))
     reference = accuracy.answers(plain, slots, images)
@@ -105,23 +117,41 @@ def measured(domain: KitDomain, models: KitModels, *, others: bool = False) -> P
     got = reference if same else accuracy.answers(models.emulated, slots, images)
     cost = accuracy.measure(got, reference, labels)
     what = f"{domain.source.manifest.domain} on {order.target.name}"
-    accuracy.require(order.precision, cost, what, fix=_WIDEN if others else "")
+    accuracy.require(order.precision, cost, what, bound=bound, fix=_WIDEN if others else "")
     return PrecisionCost(
         target=order.target.name,
         precision=order.precision,
         model=sha256(models.whole),
         samples=cost.cases,
         accuracy=rounded(cost.top1 or 0.0),
-        agreement=rounded(1 - cost.classes_share),
-        gate_agreement=rounded(1 - cost.gates_share),
-        max_relative=rounded(max(cost.error, cost.flipped_error)),
+        agreement=rounded(1 - cost.classes / cost.cases),
+        gate_agreement=rounded(1 - cost.gates / cost.cases),
+        max_relative=rounded(cost.worst),
     )
 
 
+Rows = npt.NDArray[np.int64]
+
+
+def parts(count: int) -> tuple[Rows, Rows]:
+    """Return which of ``count`` training pictures calibrate, and which others decide.
+
+    Both are spread over the split. A single picture does both.
+    """
+    every = np.arange(count)
+    calibration = _spread(every, min(CALIBRATION_SAMPLES, (count + 1) // 2))
+    rest = np.setdiff1d(every, calibration)
+    return calibration, _spread(rest, CHOICE_SAMPLES) if len(rest) else calibration
+
+
+def _spread(rows: Rows, count: int) -> Rows:
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
+    return rows[np.unique(places.round().astype(np.int64))]
+
+
 def _pictures(
-    samples: Samples, preprocess: Preprocessing, count: int
+    samples: Samples, preprocess: Preprocessing, rows: Rows
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Return up to ``count`` pictures spread over a split, normalised, and their labels."""
-    places = np.linspace(0, len(samples) - 1, min(count, len(samples)))
-    pixels, labels = samples.batch(np.unique(places.round().astype(int)))
+    """Return pictures of a split, normalised, and their labels."""
+    pixels, labels = samples.batch(rows)
     return normalise(preprocess, pixels), labels

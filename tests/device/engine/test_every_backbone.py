@@ -29,10 +29,10 @@ from toolchain.device.engine.features import TensorRT
 from toolchain.device.engine.kit import ClassProfile, KitModel, KitSlot
 from toolchain.device.engine.parse import NetworkInput, ParsedNetwork, parse, require_slots
 from toolchain.export.emit import calibrate
-from toolchain.export.emit.models import KitModels, KitOrder, emit, in_memory
+from toolchain.export.emit.models import KitModels, KitOrder, emit
 from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.names import HEAD_SLOTS
-from toolchain.export.graph.split import split
+from toolchain.export.graph.split import in_memory, split
 from toolchain.training.adapt.attached import attach
 from toolchain.training.adapt.weights import load_backbone
 

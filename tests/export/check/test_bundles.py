@@ -120,7 +120,9 @@ def test_the_backbone_is_found_where_it_may_lie(exported: Exported, given: Any) 
 def test_a_missing_backbone_is_told_with_the_place(exported: Exported, tmp_path: Path) -> None:
     alone = tmp_path / exported.bundle.name
     shutil.copy(exported.bundle, alone)
-    with pytest.raises(DataError, match=r"expected the backbone backbone-toy-[0-9a-f]{12} at") as e:
+    with pytest.raises(
+        DataError, match=r"expected the backbone backbone-toy-12px-[0-9a-f]{12} at"
+    ) as e:
         check_bundle(alone)
     assert str(tmp_path) in str(e.value)
     assert "--backbone DIR" in e.value.fix

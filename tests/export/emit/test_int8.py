@@ -20,7 +20,7 @@ from tests.support.parsing import parse
 from tests.support.small_models import checked, draw, feeds, linked, operators, run, text
 from toolchain.bundle.linkage import Flavour
 from toolchain.core.errors import PrecisionError
-from toolchain.export.emit.accuracy import ALLOWED, answers, measure
+from toolchain.export.emit.accuracy import answers, measure
 from toolchain.export.emit.calibrate import Ranges, ranges
 from toolchain.export.emit.int8 import LEVELS, channel_scales, frozen, to_int8
 from toolchain.export.emit.owners import is_domain, walk
@@ -96,8 +96,8 @@ def test_answers_stay_within_what_int8_may_change(name: str) -> None:
     images = case.case.images(32, 2).numpy()
     model = linked(case)
     seen = measure(answers(quantised(name), case.slots, images), answers(model, case.slots, images))
-    assert seen.error <= ALLOWED["int8"].tolerance, seen
-    assert seen.within(ALLOWED["int8"]), seen
+    assert seen.error <= 0.06, seen
+    assert not seen.faults("int8"), seen
     assert seen.error > 1e-5, "nothing was quantised"
 
 

@@ -278,3 +278,42 @@ def test_boards_without_our_python_get_a_script(kitted: Kitted) -> None:
     text = kitted.kits["nano fp32"].read("build.sh").decode()
     listed = {e.name: e.digest for e in kitted.kits["nano fp32"].manifest.files}
     assert f"{listed['swap.onnx'].removeprefix('sha256:')}  swap.onnx" in text
+
+
+def test_a_refused_precision_leaves_the_bundle_and_the_other_kits(
+    kitted: Kitted, tmp_path: Path
+) -> None:
+    """A bound that fp16 breaks and fp32 keeps: what was refused is told, all else is there."""
+    domain = kitted.exported.domain
+    report = export(
+        domain.recipe,
+        checkpoint=domain.checkpoint,
+        dist=tmp_path,
+        cache=kitted.exported.cache,
+        orders=[order("orin fp16"), order("nano fp32")],
+        tolerance=1e-6,
+    )
+    (refused,) = report.refused
+    assert refused.order.precision == "fp16"
+    assert "error of a logit: expected at most 1e-06" in refused.reason.message
+    assert "--precision fp32" in refused.reason.fix
+    assert [item.kit.manifest.precision for item in report.kits] == ["fp32"]
+    manifest = bundle.open_bundle(report.bundle).manifest
+    assert [plan.precision for plan in manifest.plans] == ["fp32"]
+    assert len(list(tmp_path.glob("kit-*"))) == 1
+
+
+def test_a_wide_bound_for_a_kit_leaves_fp32_as_exact_as_ever(
+    kitted: Kitted, tmp_path: Path
+) -> None:
+    domain = kitted.exported.domain
+    report = export(
+        domain.recipe,
+        checkpoint=domain.checkpoint,
+        dist=tmp_path,
+        cache=kitted.exported.cache,
+        orders=[order("xavier fp16")],
+        tolerance=0.04,
+    )
+    assert report.parity.tolerance == 1e-4
+    assert report.manifest.selftest.tolerance_relative == 1e-4

@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from toolchain.bundle.linkage import Linkage
 from toolchain.core import digest
 from toolchain.core.errors import GraphError, SplitError
 from toolchain.export.graph import split as split_file
+from toolchain.export.graph.capture import trace_program
 from toolchain.export.graph.cut import cut_model
 from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.link import link
@@ -60,6 +62,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PackedHalves]
     """A cache folder with one entry, and what was captured for it."""
     folder = tmp_path_factory.mktemp("cache")
     return folder, split(model(), cache=folder)
+
+
+def shape(attached: AttachedModel) -> str:
+    return interface(attached, trace_program(attached))
 
 
 def entry(folder: Path) -> Path:
@@ -118,7 +124,7 @@ def test_another_domain_of_the_interface_hits(cache: tuple[Path, PackedHalves]) 
 def test_a_hit_needs_no_exporter(
     cache: tuple[Path, PackedHalves], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(split_file, "capture", None)
+    monkeypatch.setattr(split_file, "translate", None)
     assert split(model(), cache=cache[0]).cached
 
 
@@ -171,26 +177,27 @@ def test_an_entry_of_other_slots_is_refused(
 ) -> None:
     """Should two interfaces ever share a digest, their slots do not fit, and that is said."""
     folder, _ = cache
-    monkeypatch.setattr(split_file, "interface", lambda *_: interface(model()))
+    one = shape(model())
+    monkeypatch.setattr(split_file, "interface", lambda *_: one)
     with pytest.raises(SplitError, match=r"structure has the slots[\s\S]*clear the cache"):
         split(model(norm="batch"), cache=folder)
 
 
 def test_the_interface_is_all_that_shapes_a_split() -> None:
     """Law: values and classes of a domain leave it alone; method, options, backbone change it."""
-    base = interface(model())
-    assert interface(model(seed=5)) == base
-    assert interface(model(classes=11)) == base
+    base = shape(model())
+    assert shape(model(seed=5)) == base
+    assert shape(model(classes=11)) == base
     other = model()
     with torch.no_grad():
         next(other.backbone.parameters()).view(-1)[0] += 1
     changed = [
-        interface(other),
-        interface(model(pool=1)),
-        interface(model(norm="group")),
-        interface(toys.attached("single", method="da2", rank=4)),
-        interface(toys.attached("single", method="head", rank=4)),
-        interface(toys.attached("one_pixel", rank=4)),
+        shape(other),
+        shape(model(pool=1)),
+        shape(model(norm="group")),
+        shape(toys.attached("single", method="da2", rank=4)),
+        shape(toys.attached("single", method="head", rank=4)),
+        shape(toys.attached("one_pixel", rank=4)),
     ]
     assert len({base, *changed}) == len(changed) + 1
 
@@ -254,3 +261,60 @@ def test_a_changed_backbone_of_another_structure_is_refused_by_name() -> None:
     heads = split(attach(net, method="head", classes=3, input_shape=(3, 8, 8), seed=1))
     with pytest.raises(GraphError, match="the same slots"):
         split_file.require_same_graphs(base, heads)
+
+
+class Edited(toys.Residual):
+    """One class under one name, whose forward is what ``step`` is: an edit between two trainings.
+
+    ``hidden`` is in no state dict.
+    """
+
+    def __init__(self, step: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__(8, 8)
+        self.step = step
+        self.register_buffer("hidden", torch.full((1, 8, 1, 1), 0.5), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.step(self, super().forward(x))
+
+
+EDITS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "activation": lambda _, x: nn.functional.hardswish(x),
+    "number": lambda _, x: x * 3,
+    "another number": lambda _, x: x * 4,
+    "constant": lambda _, x: x * torch.tensor([2.0]),
+    "another constant": lambda _, x: x * torch.tensor([3.0]),
+    "buffer": lambda block, x: x * block.hidden,
+    "kernel": lambda _, x: nn.functional.avg_pool2d(x, 3, 1, 1),
+    "order": lambda _, x: x.flip(2),
+}
+
+
+def edited(what: str) -> AttachedModel:
+    torch.manual_seed(0)
+    net = toys.Net(toys.stem(8), [Edited(EDITS[what])], 8).eval()
+    return toys.scrambled(attach(net, classes=3, input_shape=(3, 8, 8), rank=4, placement="all"))
+
+
+def test_an_edited_net_is_another_structure() -> None:
+    """Law: where the forward differs, so does the digest, though every name and tensor is equal."""
+    shapes = [shape(edited(what)) for what in EDITS]
+    assert len(set(shapes)) == len(EDITS)
+    assert shape(edited("kernel")) == shapes[list(EDITS).index("kernel")]
+
+
+def test_an_edited_net_gets_its_own_graph(tmp_path: Path) -> None:
+    """Both are proved against PyTorch, so the graph of the other one would be refused."""
+    folder = tmp_path / "cache"
+    first, second = (split(edited(what), cache=folder) for what in ("activation", "number"))
+    assert not first.cached
+    assert not second.cached
+    assert first.backbone_graph != second.backbone_graph
+    assert first.weights_data == second.weights_data
+
+
+def test_a_buffer_that_is_in_no_state_dict_counts() -> None:
+    one, other = edited("buffer"), edited("buffer")
+    with torch.no_grad():
+        other.backbone.get_buffer("blocks.0.hidden").mul_(2)
+    assert shape(one) == shape(edited("buffer")) != shape(other)

@@ -166,7 +166,9 @@ def _brief(facts: BundleFacts) -> list[str]:
             {
                 "domain": f"{m.domain}, {m.adaptor.method}, {len(m.classes)} classes",
                 "size": layout.size(facts.size_bytes),
-                "backbone": artefact_name(m.backbone.name, m.backbone.weights_digest),
+                "backbone": artefact_name(
+                    m.backbone.name, m.preprocess.size, m.backbone.weights_digest
+                ),
                 **patch_line(m),
                 **metrics(m.metrics, m.gates.executed_share),
             }

@@ -28,6 +28,7 @@ _PHASE_WORDS = {
     "data": "list the pictures",
     "model": "build the model",
     "memory": "count the memory",
+    "trial": "export it untrained, for trial",
     "search": "search what to update: pictures",
     "head": "fit the head: pictures",
     "steps": "train: steps",

@@ -29,8 +29,8 @@ STORE = Path("build/engines")
 @click.command(
     cls=BoundedCommand,
     epilog=layout.example(
-        "da3 build dist/kit-resnet20-b28c81f0c664-orin-nano-jp6.2-fp16",
-        "da3 build --check dist/kit-resnet20-b28c81f0c664-orin-nano-jp6.2-fp16",
+        "da3 build dist/kit-resnet20-32px-b28c81f0c664-orin-nano-jp6.2-fp16",
+        "da3 build --check dist/kit-resnet20-32px-b28c81f0c664-orin-nano-jp6.2-fp16",
     ),
 )
 @click.argument("kit", type=FILE)

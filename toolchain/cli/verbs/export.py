@@ -13,6 +13,7 @@ from toolchain.bundle.linkage import FLAVOURS
 from toolchain.cli.boundary import BoundedCommand
 from toolchain.cli.options import (
     FILE,
+    cache_option,
     complete_target,
     domain_options,
     json_option,
@@ -23,7 +24,7 @@ from toolchain.cli.options import (
 )
 from toolchain.cli.show import domain as domains
 from toolchain.cli.show import layout
-from toolchain.cli.show.output import emit
+from toolchain.cli.show.output import complain, emit
 from toolchain.cli.show.parity import parity_document, parity_lines
 from toolchain.cli.show.progress import Steps
 from toolchain.cli.training import CHECKPOINTS, output_name, train_command, train_shown
@@ -58,14 +59,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dist", type=FILE, default=Path("dist"), show_default=True, metavar="DIR", help="Where to."
 )
-@click.option(
-    "--cache",
-    type=FILE,
-    default=Path("build/cache"),
-    show_default=True,
-    metavar="DIR",
-    help="Structures of backbones, which exports reuse.",
-)
+@cache_option
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle, and kits that differ.")
 @click.option(
     "--target",
@@ -121,7 +115,9 @@ def export(
     as PyTorch does, nothing is written (exit code 3).
 
     With --target it writes the kit for that board too. On the board, da3 build makes an engine from
-    it. The export measures what the kit's precision costs the domain; the bundle says it.
+    it. The export measures what the kit's precision costs the domain; the bundle says it. A
+    precision that costs too much gets no kit (exit code 1), and the bundle is written all the same.
+    Beside a precision below fp32, --tolerance bounds that precision's error.
     """
     orders = _orders(targets, precisions, flavours, recalibrate=recalibrate)
     recipe = named_recipe(domain, file, method)
@@ -133,7 +129,6 @@ def export(
             f"expected a trained domain at {folder}, found none", fix=f"{command} (or add --train)"
         )
     from toolchain.bundle.archive import BUNDLE_SUFFIX
-    from toolchain.export.check.parity import TOLERANCE
     from toolchain.export.pipeline import export as run
     from toolchain.export.pipeline import refuse_existing
 
@@ -142,7 +137,7 @@ def export(
         refuse_existing(dist / f"{name}{BUNDLE_SUFFIX}")
     trained = not is_folder(folder)
     if trained:
-        fault = train_shown(recipe, folder, command).fault
+        fault = train_shown(recipe, folder, command, cache=cache).fault
         if fault is not None:  # its checkpoint is there: whoever exports it knows what it is
             fault.fix += ", or export it as it is: run the same command again"
             raise fault
@@ -155,11 +150,16 @@ def export(
             cache=cache,
             overwrite=overwrite,
             threads=threads,
-            tolerance=TOLERANCE if tolerance is None else tolerance,
+            tolerance=tolerance,
             orders=orders,
             notify=steps,
         )
     emit(_document(report, folder, trained=trained), _lines(report), as_json=as_json)
+    for item in report.refused:
+        complain(f"no kit for {item.order.title}: {item.reason.message}", item.reason.fix)
+    if report.refused:
+        # Not all that was asked for could be done; the answer above says what was.
+        click.get_current_context().exit(report.refused[0].reason.exit_code)
 
 
 def _orders(
@@ -227,6 +227,15 @@ def _document(report: ExportReport, checkpoint: Path, *, trained: bool) -> dict[
             "ambiguous": report.ambiguous,
         },
         "kits": [_kit(item) for item in report.kits],
+        "refused": [
+            {
+                "target": item.order.target.name,
+                "precision": item.order.precision,
+                "message": item.reason.message,
+                "fix": item.reason.fix,
+            }
+            for item in report.refused
+        ],
         "seconds": {name: round(value, 3) for name, value in report.seconds.items()},
     }
 
@@ -255,7 +264,7 @@ def _kit_lines(report: ExportReport) -> list[str]:
             f"  {item.kit.path}  ({flavours}, {item.state})",
             f"    {plan.precision}: accuracy {accuracy}, same class as fp32 in "
             f"{layout.percent(plan.agreement)} of {plan.samples} pictures, same gates in "
-            f"{layout.percent(plan.gate_agreement)}",
+            f"{layout.percent(plan.gate_agreement)}, largest error {plan.max_relative:.2g}",
         ]
     notes = {
         f"  {name}: closed gates compute all the same there; --flavour static saves those that "

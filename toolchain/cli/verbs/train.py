@@ -10,6 +10,7 @@ import click
 from toolchain.cli.boundary import BoundedCommand
 from toolchain.cli.options import (
     FILE,
+    cache_option,
     domain_options,
     json_option,
     method_option,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
+@cache_option
 @threads_option(None, "Threads of PyTorch.  [default: all cores]")
 @json_option
 def train(
@@ -58,16 +60,18 @@ def train(
     budget: str | None,
     resume: bool,
     overwrite: bool,
+    cache: Path,
     threads: int | None,
     as_json: bool,
 ) -> int:
     """Train a domain on its frozen backbone.
 
     The backbone never changes. A domain is adaptors, gates and head, or what the recipe's method
-    has in their place. Before it starts, the command says how much memory the training will take.
-    Ctrl-C or SIGTERM stops after the present step and keeps the state. --resume goes on from there,
-    and ends with the same weights as a training that was never stopped. A domain that got worse
-    than its own head alone is written all the same; the exit code is 6 then.
+    has in their place. Before it starts, the command says how much memory the training will take,
+    and exports the untrained domain for trial: what cannot be packed is refused before the first
+    step. Ctrl-C or SIGTERM stops after the present step and keeps the state. --resume goes on from
+    there, and ends with the same weights as a training that was never stopped. A domain that got
+    worse than its own head alone is written all the same; the exit code is 6 then.
     """
     recipe = named_recipe(domain, file, method)
     name = output_name(recipe, domain, file)
@@ -81,6 +85,7 @@ def train(
         overwrite=overwrite,
         threads=threads,
         budget=budget,
+        cache=cache,
     )
     emit(_document(report), _lines(report), as_json=as_json)
     if report.fault is None:

@@ -231,12 +231,13 @@ class Kit:
 
 
 def kit_name(backbone: BackboneManifest, target: str, precision: str, domain: str = "") -> str:
-    """Return the folder's name ``kit-<backbone>-<12 hex>-<target>-<precision>[-<domain>]``.
+    """Return the folder's name ``kit-<backbone>-<size>px-<12 hex>-<target>-<precision>``.
 
-    ``domain``: the one that is folded in, for the flavour ``static``.
+    ``domain``: the one that is folded in, for the flavour ``static``; its name stands at the end.
     """
     ends = [target, precision, *([domain] if domain else [])]
-    return "-".join(["kit", backbone.name, short(backbone.weights_digest), *ends])
+    size = f"{backbone.input.size}px"
+    return "-".join(["kit", backbone.name, size, short(backbone.weights_digest), *ends])
 
 
 def write_kit(

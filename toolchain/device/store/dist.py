@@ -59,12 +59,14 @@ def find(folder: Path, name: str) -> Path:
 class Needs:
     """What the bundle ``path`` needs to run, by digests.
 
-    ``graphs``: of its linked graphs that take any domain's tensors; bundles of equal ones share a
-    session. ``weights``: of its patched weights, empty for the backbone's own.
+    ``size``: side of its pictures. ``graphs``: of its linked graphs that take any domain's tensors;
+    bundles of equal ones share a session. ``weights``: of its patched weights, empty for the
+    backbone's own.
     """
 
     path: Path
     backbone: BackboneRef
+    size: int
     graphs: tuple[str, ...]
     weights: str
 
@@ -107,7 +109,8 @@ class Survey:
         users = Counter(_identity(one.backbone) for one in self.needs)
         for one in sorted(self.needs, key=lambda one: -users[_identity(one.backbone)]):
             try:
-                return bundle.find_backbone(one.backbone, where or one.path.parent).path
+                folder = where or one.path.parent
+                return bundle.find_backbone(one.backbone, one.size, folder).path
             except (DataError, VerificationError, StorageError) as err:
                 error = err
         raise error or UsageError("expected a bundle, got none", fix="name one")
@@ -130,7 +133,7 @@ def survey(paths: Sequence[Path]) -> Survey:
             continue
         graphs = tuple(entry.digest for entry in manifest.files if entry.role == SWAP_IF.role)
         weights = "" if manifest.patch is None else manifest.patch.digest
-        needs.append(Needs(path, manifest.backbone, graphs, weights))
+        needs.append(Needs(path, manifest.backbone, manifest.preprocess.size, graphs, weights))
     return Survey(tuple(needs), refused)
 
 

@@ -57,7 +57,10 @@ def check_bundle(
     ParityError.
     """
     opened = bundle.open_bundle(path)
-    artefact = bundle.find_backbone(opened.manifest.backbone, backbone or path.parent)
+    manifest = opened.manifest
+    artefact = bundle.find_backbone(
+        manifest.backbone, manifest.preprocess.size, backbone or path.parent
+    )
     bundle.match(opened.manifest.backbone, artefact, opened.manifest.domain)
     _require_compared(opened)
     golden = golden_of(opened)

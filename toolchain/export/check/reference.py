@@ -55,7 +55,7 @@ def choose(
     usable = clear if len(clear) else np.arange(len(rows))
     picked = _cover(observed.gates[usable] >= 0, min(count, len(usable)))
     rest = [i for i in range(len(usable)) if i not in picked][: max(0, batch - len(picked))]
-    golden = _with_forced(model, preprocess, observed.take(usable[picked]))
+    golden = with_forced(model, preprocess, observed.take(usable[picked]))
     others = observed.take(usable[np.asarray(rest, np.int64)])
     return ReferenceCases(golden, others, len(rows), len(rows) - len(clear))
 
@@ -84,7 +84,7 @@ def _cover(opened: npt.NDArray[np.bool_], count: int) -> list[int]:
     return picked
 
 
-def _with_forced(model: AttachedModel, preprocess: Preprocessing, natural: Golden) -> Golden:
+def with_forced(model: AttachedModel, preprocess: Preprocessing, natural: Golden) -> Golden:
     """Add a case that opens all gates that no case opens, and likewise one that closes gates."""
     opened = natural.gates >= 0
     parts = [natural]

@@ -1,9 +1,9 @@
 """From a split to the kit of a target: link or stage, then the target's passes in their order.
 
 Rules of this file: it orders the passes and names the files; each pass has a file of its own. The
-order: precision first, because it reads the names that linking gave; then dialect, slots through
-MatMul, and the limits; last the names of boundaries, which any later pass could break. The same
-inputs give the same bytes. It measures nothing and writes nothing.
+order: what the fixed batch settles; precision, because it reads the names that linking gave; then
+dialect, slots through MatMul, and the limits; last the names of boundaries, which any later pass
+could break. The same inputs give the same bytes. It measures nothing and writes nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from toolchain.export.emit.limits import refuse_branches, refuse_unsupported
 from toolchain.export.emit.matmul import through_matmul
 from toolchain.export.emit.owners import is_domain
 from toolchain.export.emit.rewrite import conditionals, fix_batch, layer_of, nodes
+from toolchain.export.emit.settled import settle
 from toolchain.export.graph import store
-from toolchain.export.graph.halves import Halves, read_halves
+from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.link import link
-from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
-from toolchain.export.graph.split import PackedHalves
 from toolchain.export.graph.stage import stage
 
 # Where precision is a flag, these stay fp32: their sums and squares leave the range of fp16.
@@ -115,15 +114,6 @@ class KitModels:
     emulated: bytes
 
 
-def in_memory(halves: PackedHalves) -> Halves:
-    """Return the split with its tensors instead of references into files."""
-    backbone = store.from_bytes(halves.backbone_graph, what="backbone.onnx")
-    domain = store.from_bytes(halves.domain_graph, what="domain.onnx")
-    store.load_tensors(backbone, WEIGHTS_FILE, halves.weights_data)
-    store.load_tensors(domain, SLOTS_FILE, halves.slots_data)
-    return read_halves(backbone, domain)
-
-
 def emit(
     split: Halves, order: KitOrder, *, rates: Mapping[str, float], ranges: Ranges
 ) -> KitModels:
@@ -194,7 +184,8 @@ class _Passes:
         order, release = self._order, self._order.target.release
         # Segments have a free batch. The kit's models have batch 1, and later passes need known
         # shapes.
-        model = _precise(fix_batch(model, 1), order.in_graph, self._ranges)
+        model = settle(fix_batch(model, 1))
+        model = _precise(model, order.in_graph, self._ranges)
         model = lower(model, release.kit_opset)
         if not release.conv_slots:
             model = through_matmul(model)

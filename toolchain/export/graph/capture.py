@@ -1,6 +1,8 @@
 """Capture an attached model as one ONNX graph without control flow.
 
-Rules of this file: the exporter runs with ``optimize=False``, the only setting that neither
+Rules of this file: it captures in two steps. :func:`trace_program` lets PyTorch write down what the
+model's forward does, and takes a digest of that; :func:`translate` makes ONNX of it, which takes
+several times as long. The exporter runs with ``optimize=False``, the only setting that neither
 renames, re-values nor merges initializers. Every cut point is a named value. Domain tensors become
 graph inputs while constants are folded, so that folding cannot reach them. It does not split or
 link, and gates stay dense here (``Where``): the linker adds the control flow.
@@ -23,8 +25,12 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
 from onnxscript import optimizer
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.fx.experimental import _config
 
+from toolchain.core import digest
+from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import CaptureError
 from toolchain.export.graph.fold import fix_reshapes
 from toolchain.export.graph.names import (
@@ -55,17 +61,45 @@ class Captured:
     slots: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class TracedProgram:
+    """What PyTorch wrote down of a model's forward, and where it is to be cut.
+
+    ``names``: of the program's outputs. ``digest``: of all that the program does and of the
+    constants that it made itself. No value of a state dict is in it, no file and no line of code.
+    """
+
+    program: ExportedProgram
+    names: tuple[str, ...]
+    cuts: tuple[Cut, ...]
+    digest: str
+
+
 def capture(model: AttachedModel) -> Captured:
     """Capture ``model`` in evaluation mode with a dynamic batch.
 
     Raises CaptureError when the exporter cannot trace it (a Python ``if`` on a tensor is named as
     such), or when an initializer differs from its PyTorch tensor.
     """
+    return translate(model, trace_program(model))
+
+
+def trace_program(model: AttachedModel) -> TracedProgram:
+    """Return the program of ``model``'s forward in evaluation mode, with a dynamic batch.
+
+    Raises CaptureError as :func:`capture`.
+    """
     model.train(False)
     _check_runs_batches(model)
     notes = _Notes([], [])
-    program = _export(_Recorder(model, notes), model.anatomy.input_shape, DIALECT)
-    for value, name in zip(program.graph.outputs, notes.names, strict=True):
+    program = _traced(_Recorder(model, notes), model.anatomy.input_shape)
+    return TracedProgram(program, tuple(notes.names), tuple(notes.cuts), _digest(program))
+
+
+def translate(model: AttachedModel, traced: TracedProgram) -> Captured:
+    """Return the program of ``model`` as a graph. Raises CaptureError as :func:`capture`."""
+    program = _translated(traced.program, DIALECT)
+    for value, name in zip(program.graph.outputs, traced.names, strict=True):
         value.name = name
     _check_free_batch(program)
     program.ir_version = DIALECT.ir_version
@@ -73,8 +107,8 @@ def capture(model: AttachedModel) -> Captured:
     _rename_initializers(program)
     _check_one_to_one(program, model)
     _clean(program, slots)
-    _check_cuts(program, notes.names)
-    return Captured(program, DIALECT, tuple(notes.cuts), slots)
+    _check_cuts(program, list(traced.names))
+    return Captured(program, DIALECT, traced.cuts, slots)
 
 
 @dataclass(slots=True)
@@ -140,7 +174,7 @@ def _site_cut(name: str, site: Site, trace: Trace, named: _NamedTensors) -> Cut:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence what the exporter prints, and the deprecation warnings of its dependencies."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -222,26 +256,74 @@ def _check_free_batch(program: ir.Model) -> None:
             )
 
 
-def _export(recorder: _Recorder, shape: tuple[int, ...], dialect: Opset) -> ir.Model:
+def _traced(recorder: _Recorder, shape: tuple[int, ...]) -> ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     # Two pictures: an exporter takes a dimension of one for a constant, whatever it is told.
-    example = torch.zeros(2, *shape)
+    example = (torch.zeros(2, *shape),)
+    first: Exception | None = None
+    # In strict mode PyTorch reads the bytecode. Some models are captured by that alone.
+    for strict in (False, True):
+        try:
+            with (
+                quiet(),
+                torch.no_grad(),
+                # What holds for two pictures may not be taken for granted of one. torch.onnx.export
+                # sets this as well.
+                _config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
+            ):
+                return torch.export.export(
+                    recorder, example, dynamic_shapes=({0: batch},), strict=strict
+                )
+        # PyTorch raises whatever its many passes raise, with no base class of their own.
+        except Exception as err:
+            first = first or err
+    assert first is not None
+    raise _capture_error(first) from first
+
+
+def _digest(program: ExportedProgram) -> str:
+    """Return the digest of what a program does; a second or less, and no time in the exporter.
+
+    The text of the graphs names every operator with its arguments, in order. The signature says
+    which input is which tensor of the state dict. Constants that the forward made are in no state
+    dict, so their bytes count.
+    """
+    graphs = [m for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]
+    constants = {
+        name: _tensor_digest(tensor) if isinstance(tensor, Tensor) else repr(tensor)
+        for name, tensor in program.constants.items()
+        if name not in program.state_dict
+    }
+    document = {
+        "graphs": [str(module.graph) for module in graphs],
+        "signature": str(program.graph_signature),
+        "ranges": str(program.range_constraints),
+        "constants": constants,
+    }
+    return digest.sha256(canonical_json(document))
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    # As bytes: a constant may have a type that numpy lacks.
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return digest.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode() + data.tobytes())
+
+
+def _translated(program: ExportedProgram, dialect: Opset) -> ir.Model:
     try:
-        with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                recorder,
-                (example,),
+        with quiet(), torch.no_grad():
+            translated = torch.onnx.export(
+                program,
                 dynamo=True,
                 optimize=False,
                 opset_version=dialect.opset,
                 input_names=[IMAGE],
-                dynamic_shapes=({0: batch},),
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as err:
         raise _capture_error(err) from err
-    assert program is not None
-    return program.model
+    assert translated is not None
+    return translated.model
 
 
 def _capture_error(err: Exception) -> CaptureError:
@@ -325,7 +407,7 @@ def _clean(model: ir.Model, slots: tuple[str, ...]) -> None:
     for value in slot_values.values():
         value.const_value = None
         graph.inputs.append(value)
-    with _quiet():
+    with quiet():
         passes.RemoveUnusedNodesPass()(model)
         optimizer.fold_constants(
             model,

@@ -1,13 +1,15 @@
 """Split an attached model into its two halves, capturing as little as possible.
 
-Rules of this file: the *structure* of the halves depends on the backbone, the method and its
-options, never on a domain's values. So the structure is captured once per such interface, and kept
-in a cache folder under the digest of everything that shapes it. A hit needs no exporter: the slots'
-values are put into the cached structure. What is captured is verified before it is cached:
-BatchNorm folding by running both graphs, the split by recomposing it, bit for bit. A cache entry
-whose bytes are not what its name says is captured again.
+Rules of this file: the *structure* of the halves depends on what the model's forward does and on
+the backbone's tensors, never on a domain's values. So the structure is made once per such
+interface, and kept in a cache folder under the digest of everything that shapes it: the program
+that PyTorch captured, and no name, version or file of the net's code, which may change without
+them. A hit skips the exporter: the slots' values are put into the cached structure. What is
+captured is verified before it is cached: BatchNorm folding by running both graphs, the split by
+recomposing it, bit for bit. A cache entry whose bytes are not what its name says is captured again.
 
-The cache saves time and is never a source of truth: parity is checked after every export.
+The cache saves time and is never a source of truth: whatever is returned, cached or not, has
+answered as PyTorch does (:mod:`toolchain.export.graph.proof`).
 """
 
 from __future__ import annotations
@@ -29,15 +31,23 @@ from toolchain.core.files import is_folder, make_folder
 from toolchain.core.sealed import SealedFile, SealedKind, SealedManifest, listing
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
-from toolchain.export.graph.capture import capture
+from toolchain.export.graph.capture import TracedProgram, trace_program, translate
 from toolchain.export.graph.cut import cut_model
 from toolchain.export.graph.fold import fold_batchnorm
 from toolchain.export.graph.halves import Halves, read_halves, recompose
-from toolchain.export.graph.names import DIALECT, IMAGE, LOGITS, SLOTS_FILE, WEIGHTS_FILE
+from toolchain.export.graph.names import (
+    DIALECT,
+    HEAD_SLOTS,
+    IMAGE,
+    LOGITS,
+    SLOTS_FILE,
+    WEIGHTS_FILE,
+)
+from toolchain.export.graph.proof import prove
 from toolchain.training.adapt.attached import AttachedModel, arrays, domain_state, weights_digest
 
 # Raised whenever the captured, folded or split graphs change for the same model.
-STRUCTURE_VERSION = 2
+STRUCTURE_VERSION = 3
 FOLD_TOLERANCE = 1e-4
 # Another version of these may capture or fold another structure.
 _SHAPING = ("torch", "onnx-ir", "onnxscript")
@@ -100,34 +110,49 @@ class PackedHalves(Halves):
 
 
 def split(model: AttachedModel, *, cache: Path | None = None) -> PackedHalves:
-    """Split ``model`` into its frozen backbone and its domain, proved to recompose exactly.
+    """Split ``model`` into its frozen backbone and its domain, proved to answer as PyTorch does.
 
-    With ``cache``, reuse or fill that folder. Raises CaptureError, SplitError.
+    With ``cache``, reuse or fill that folder. Raises CaptureError, also for an operator that
+    PyTorch's exporter translates wrongly, and SplitError.
     """
     values = arrays(domain_state(model))
-    entry = None if cache is None else cache / f"split-{digest.short(interface(model))}"
-    if entry is not None and is_folder(entry):
-        cached = _read_entry(entry)
-        if cached is not None:
-            return _filled(*cached, values, cached=True)
-    structure, weights = _capture_verified(model)
-    if entry is not None:
+    traced = trace_program(model)
+    entry = None if cache is None else cache / f"split-{digest.short(interface(model, traced))}"
+    cached = _read_entry(entry) if entry is not None and is_folder(entry) else None
+    structure, weights = cached or _capture_verified(model, traced)
+    halves = _filled(structure, weights, values, cached=cached is not None)
+    # Before it is cached, so that nobody finds there what PyTorch does not answer.
+    prove(model, in_memory(halves))
+    if entry is not None and cached is None:
         _write_entry(entry, structure, weights)
-    return _filled(structure, weights, values, cached=False)
+    return halves
 
 
-def interface(model: AttachedModel) -> str:
-    """Return the digest of all that shapes a split: backbone, method, options, versions."""
+def in_memory(halves: PackedHalves) -> Halves:
+    """Return the split with its tensors instead of references into files."""
+    backbone = store.from_bytes(halves.backbone_graph, what=_BACKBONE)
+    domain = store.from_bytes(halves.domain_graph, what=_DOMAIN)
+    store.load_tensors(backbone, WEIGHTS_FILE, halves.weights_data)
+    store.load_tensors(domain, SLOTS_FILE, halves.slots_data)
+    return read_halves(backbone, domain)
+
+
+def interface(model: AttachedModel, traced: TracedProgram) -> str:
+    """Return the digest of all that shapes a split: program, frozen tensors, slots, versions."""
+    # Without the values of a domain's tensors and its number of classes, so that all domains of an
+    # interface share one entry.
+    slots = {
+        name: [str(array.dtype), list(array.shape[1:] if name in HEAD_SLOTS else array.shape)]
+        for name, array in arrays(domain_state(model)).items()
+    }
     return digest.sha256(
         canonical_json(
             {
-                # No value of a domain's tensors is in here, so all domains of an interface share
-                # one entry.
+                "program": traced.digest,
                 "weights": weights_digest(model),
-                "method": model.method,
-                "options": asdict(model.options),
-                "sites": [asdict(site) for site in model.anatomy.sites],
-                "head": model.anatomy.head,
+                "slots": slots,
+                "cuts": [asdict(cut) for cut in traced.cuts],
+                "outputs": list(traced.names),
                 "input": list(model.anatomy.input_shape),
                 "dialect": asdict(DIALECT),
                 "packages": {name: version(name) for name in _SHAPING},
@@ -174,8 +199,8 @@ def _differing(one: ir.Model, other: ir.Model) -> list[str]:
     return sorted(n for n in first.keys() | second.keys() if first.get(n) != second.get(n))
 
 
-def _capture_verified(model: AttachedModel) -> tuple[Halves, bytes]:
-    captured = capture(model)
+def _capture_verified(model: AttachedModel, traced: TracedProgram) -> tuple[Halves, bytes]:
+    captured = translate(model, traced)
     picture = _probe(model)
     # Folding changes values by rounding, so it is held to a tolerance, once. The split may change
     # nothing at all, so it is held to the folded graph's very bits.

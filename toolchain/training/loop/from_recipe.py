@@ -6,6 +6,7 @@ work is refused first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import torch
 from toolchain.core.timing import Notify
 from toolchain.recipe import Recipe
 from toolchain.training import data
+from toolchain.training.adapt.attached import AttachedModel
+from toolchain.training.data.splits import DomainData
 from toolchain.training.loop.destination import claimed
 from toolchain.training.loop.models import build
 from toolchain.training.loop.progress import Progress, Quiet
@@ -31,13 +34,16 @@ def train_recipe(
     notify: Notify = lambda _: None,
     threads: int | None = None,
     memory: int | None = None,
+    check: Callable[[AttachedModel, DomainData], None] | None = None,
 ) -> TrainReport:
     """Load the recipe's pictures, build its model and train it into the checkpoint ``out``.
 
     ``notify`` gets one line before the first step: what the training will take in memory.
     ``threads``: PyTorch's threads from then on, for the whole process. ``memory``: bytes, as
-    ``resume``, ``overwrite`` and ``progress`` as in :func:`train`. Raises as :func:`train`,
-    :func:`build` and the loader of the pictures.
+    ``resume``, ``overwrite`` and ``progress`` as in :func:`train`. ``check`` gets the untrained
+    model and the pictures before the first step, and may raise to refuse them
+    (:func:`toolchain.export.rehearse`). Raises as :func:`train`, :func:`build` and the loader of
+    the pictures.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -58,6 +64,9 @@ def train_recipe(
         progress.phase("memory", 0, 0)
         needed, line = fit.need_and_line(model, recipe.train.batch)
         notify(line)
+        if check is not None:
+            progress.phase("trial", 0, 0)
+            check(model, pictures)
         return train(
             model,
             pictures,

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Phase = Literal["start", "data", "search", "model", "memory", "head", "steps", "test"]
+Phase = Literal["start", "data", "search", "model", "memory", "trial", "head", "steps", "test"]
 """What a training does, in this order: PyTorch starts, the pictures are listed, ``sparse`` searches
-what to update, the model is built, its memory counted, its head fitted; then steps and the test."""
+what to update, the model is built, its memory counted, it is exported for trial, its head fitted;
+then steps and the test."""
 
 Tick = Callable[[int, int], None]
 """Called with what is done of a phase and with all of it, in pictures or steps."""

@@ -1,0 +1,133 @@
+"""The proof of a split: what PyTorch's exporter gets wrong is found, and the module named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.support import toys
+from tests.support.cases import Made
+from toolchain.core.errors import CaptureError
+from toolchain.export.graph.proof import prove
+from toolchain.export.graph.split import in_memory, split
+from toolchain.training.adapt.attached import AttachedModel, attach
+
+
+def pool() -> nn.Module:
+    """An average that divides by another number than the pixels: PyTorch's exporter drops that."""
+    return nn.AvgPool2d(3, 1, 1, divisor_override=5)
+
+
+class Pooled(toys.Residual):
+    """A block with such a pool inside."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.pool = pool()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.pool(x))
+
+
+class CalledPool(toys.Residual):
+    """The same, without a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.avg_pool2d(x, 3, 1, 1, divisor_override=5))
+
+
+def model(*blocks: nn.Module, stem: nn.Module | None = None) -> AttachedModel:
+    first = toys.stem(8) if stem is None else nn.Sequential(toys.stem(8), stem)
+    net = toys.Net(first, list(blocks), 8)
+    names = [f"blocks.{i}" for i in range(len(blocks))]
+    attached = attach(net, classes=3, input_shape=(3, 8, 8), blocks=names, rank=4)
+    return toys.scrambled(attached)
+
+
+FAULTS: dict[str, tuple[Callable[[], AttachedModel], tuple[str, str]]] = {
+    "in a block": (
+        (lambda: model(toys.Residual(8, 8), Pooled())),
+        ("'backbone.blocks.1.pool' wrongly: AvgPool2d(", "so 'block.block01' differs"),
+    ),
+    "before the blocks": (
+        (lambda: model(toys.Residual(8, 8), stem=pool())),
+        ("'backbone.stem.1' wrongly: AvgPool2d(", "so 'in.block00' differs"),
+    ),
+    "in no module": (
+        (lambda: model(CalledPool())),
+        ("'block.block00' differs from PyTorch", "no module of 'blocks.0' alone does"),
+    ),
+}
+
+
+@pytest.mark.parametrize("where", FAULTS)
+def test_an_operator_that_the_exporter_gets_wrong_is_named(where: str, tmp_path: Path) -> None:
+    made, words = FAULTS[where]
+    with pytest.raises(CaptureError) as caught:
+        split(made(), cache=tmp_path)
+    for word in words:
+        assert word in caught.value.message, caught.value.message
+    assert "other operators" in caught.value.fix
+    assert not any(tmp_path.iterdir()), "a wrong structure was cached"
+
+
+def test_the_fix_works() -> None:
+    """What the message advises passes: the pool without its option, and a factor."""
+
+    class Mended(toys.Residual):
+        def __init__(self) -> None:
+            super().__init__(8, 8)
+            self.pool = nn.AvgPool2d(3, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.pool(x) * (9 / 5))
+
+    split(model(Mended()))
+
+
+def broken(made: Made, change: Any) -> None:
+    halves = in_memory(made.halves)
+    change(halves)
+    prove(made.model, halves)
+
+
+def without_gate(halves: Any) -> None:
+    """A closed gate runs the block all the same; with open gates nothing shows."""
+    join = next(node for node in halves.domain.graph if node.op_type == "Where")
+    join.replace_input_with(2, join.inputs[1])
+
+
+def with_other_weight(halves: Any) -> None:
+    name, value = next(
+        (n, v) for n, v in halves.backbone.graph.initializers.items() if "blocks.0" in n
+    )
+    value.const_value = ir.Tensor(value.const_value.numpy() * np.float32(1.01), name=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [(without_gate, "'out.block00' differs"), (with_other_weight, "'block.block00' differs")],
+)
+def test_halves_that_differ_anywhere_are_refused(plain: Made, change: Any, word: str) -> None:
+    """Sabotage: one state of one gate, and one weight by a hundredth."""
+    with pytest.raises(CaptureError, match=word):
+        broken(plain, change)
+    broken(plain, lambda halves: None)
+
+
+def test_the_model_stays_as_it_is(plain: Made) -> None:
+    before = {name: tensor.clone() for name, tensor in plain.model.state_dict().items()}
+    prove(plain.model, in_memory(plain.halves))
+    after = plain.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

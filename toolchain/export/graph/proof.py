@@ -1,0 +1,188 @@
+"""Prove that the halves of a split answer as PyTorch does, or name the module that does not.
+
+Rules of this file: noise goes through the model in eager mode and through the halves put together,
+once with every gate forced open and once with every gate forced closed; every cut point must agree.
+It trusts no exporter: PyTorch's leaves out arguments of some operators and does not say so (2.13:
+``divisor_override`` of AvgPool2d). Only after a fault are single modules exported, to find the one.
+It changes neither the model nor the halves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from toolchain.bundle.golden import FORCE, shifted
+from toolchain.core.errors import CaptureError, GraphError
+from toolchain.device.runtime.ort.session import Session
+from toolchain.export.graph import store
+from toolchain.export.graph.capture import quiet
+from toolchain.export.graph.halves import Halves, recompose
+from toolchain.export.graph.names import IMAGE, LOGITS, Cut
+from toolchain.training.adapt.attached import AttachedModel, arrays, domain_state
+
+TOLERANCE = 1e-4
+"""How far a value may be from PyTorch's, of its own range: rounding, of folded BatchNorms too."""
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+def prove(model: AttachedModel, halves: Halves) -> None:
+    """Compare ``halves``, their tensors in memory, with ``model`` at every cut point.
+
+    Raises CaptureError naming the first cut point that differs, and the module that PyTorch's
+    exporter translates wrongly, if one alone does.
+    """
+    session = _session(halves)
+    slots = arrays(domain_state(model))
+    gated = [cut.site for cut in halves.cuts if cut.gate in halves.gates]
+    noise = np.random.default_rng(0).standard_normal((2, *model.anatomy.input_shape))
+    images = noise.astype(np.float32)
+    for amount in (FORCE, -FORCE) if gated else (0.0,):
+        values = shifted(slots, gated, np.full(len(gated), amount, np.float32))
+        answers = session.run({IMAGE: images, **{name: values[name] for name in halves.slots}})
+        expected = _eager(model, halves, images, values)
+        for name, want in expected.items():
+            off = _error(answers[name], want, at_least=1.0 if name.startswith("gate.") else 0.0)
+            # ``not <=`` and not ``>``: a NaN must fail, and every comparison with it is false.
+            if not off <= TOLERANCE:
+                raise _fault(model, halves, name, off, images)
+
+
+def _session(halves: Halves) -> Session:
+    """Return the halves put together, with the slots as inputs, nothing optimised."""
+    whole = recompose(halves)
+    for name in halves.slots:
+        value = whole.graph.initializers.pop(name)
+        value.const_value = None
+        whole.graph.inputs.append(value)
+    return Session(store.to_bytes(whole), exact=True, what="halves")
+
+
+@torch.no_grad()
+def _eager(model: AttachedModel, halves: Halves, images: Any, values: Arrays) -> dict[str, Any]:
+    """Return what PyTorch has at each cut point, in running order; ``values``: the slots."""
+    model.train(False)
+    tensors = {name: torch.from_numpy(values[name]) for name in values}
+    before = {name: tensor.clone() for name, tensor in domain_state(model).items()}
+    model.domain.load_state_dict(tensors, strict=False)
+    try:
+        trace = model.trace(torch.from_numpy(images))
+    finally:
+        model.domain.load_state_dict(before, strict=False)
+    named: dict[str, Tensor | None] = {}
+    for cut in halves.cuts:
+        named[cut.input] = trace.inputs[cut.site]
+        named[cut.output] = trace.outputs[cut.site]
+        named[cut.correction] = trace.corrections.get(cut.site)
+        named[cut.gate] = trace.gates.get(cut.site)
+        named[cut.result] = trace.results.get(cut.site)
+    named |= {halves.features: trace.features, LOGITS: trace.logits}
+    outputs = {v.name for half in (halves.backbone, halves.domain) for v in half.graph.outputs}
+    return {n: t.numpy() for n, t in named.items() if t is not None and n in outputs}
+
+
+def _error(value: Any, want: Any, *, at_least: float = 0.0) -> float:
+    """Return the largest difference over the range of ``want``, which is ``at_least`` that large.
+
+    A NaN of a frozen tensor must be in both.
+    """
+    if value.shape != want.shape:
+        return float("inf")
+    same = np.isnan(value) & np.isnan(want)
+    scale = max(float(np.abs(want[~np.isnan(want)]).max(initial=0.0)), at_least) or 1.0
+    return float(np.where(same, 0.0, np.abs(value - want)).max(initial=0.0)) / scale
+
+
+def _fault(
+    model: AttachedModel, halves: Halves, name: str, off: float, images: Any
+) -> CaptureError:
+    where = f"{name!r} differs from PyTorch by {off:.2g} of its range, expected {TOLERANCE:g}"
+    for path, module, alone in _wrong_modules(model, _suspects(model, halves, name), images):
+        return CaptureError(
+            f"PyTorch's exporter {torch.__version__} translates {path!r} wrongly: {module}. Alone, "
+            f"its graph differs from the module by {alone:.2g} of its range; so {where}",
+            fix=f"write {path!r} with other operators that do the same, such as the module without "
+            "its rarer options and a multiplication, and report the fault to PyTorch",
+        )
+    place = next((c.module for c in halves.cuts if name.endswith(f".{c.site}")), "the backbone")
+    return CaptureError(
+        f"the exported graph is not the model: {where}, and no module of {place!r} alone does",
+        fix=f"look at the functions that the forward of {place!r} calls: PyTorch's exporter "
+        f"{torch.__version__} translates one of them wrongly; write it with other operators",
+    )
+
+
+def _suspects(model: AttachedModel, halves: Halves, name: str) -> list[str]:
+    """Return the paths of the leaf modules that may have made ``name``, in the model's order."""
+    leaves = [path for path, module in model.named_modules() if path and not any(module.children())]
+    blocks = {f"backbone.{cut.module}.": cut for cut in halves.cuts}
+    inside = next((p for p, cut in blocks.items() if cut.output == name), None)
+    if inside is not None:
+        return [path for path in leaves if f"{path}.".startswith(inside)]
+    site = next((cut.site for cut in halves.cuts if _is_domains(cut, name)), None)
+    if site is not None:
+        return [path for path in leaves if path.startswith(f"domain.{site}.")]
+    return [path for path in leaves if not f"{path}.".startswith((*blocks, "domain."))]
+
+
+def _is_domains(cut: Cut, name: str) -> bool:
+    return name in (cut.correction, cut.gate, cut.result)
+
+
+def _wrong_modules(
+    model: AttachedModel, paths: list[str], images: Any
+) -> Iterator[tuple[str, nn.Module, float]]:
+    """Yield path, module and error of those whose own graph does not answer as they do."""
+    seen: set[str] = set()
+    for path, (module, inputs, output) in _calls(model, paths, images).items():
+        # Modules of one type and one set of options are translated alike.
+        if repr(module) in seen:
+            continue
+        seen.add(repr(module))
+        off = _alone(module, inputs, output)
+        if not off <= TOLERANCE:
+            yield path, module, off
+
+
+Call = tuple[nn.Module, tuple[Tensor, ...], Tensor]
+
+
+@torch.no_grad()
+def _calls(model: AttachedModel, paths: list[str], images: Any) -> dict[str, Call]:
+    """Return the modules that ran, with their tensors, in running order."""
+    calls: dict[str, Call] = {}
+
+    def hook(path: str) -> Any:
+        def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, Tensor) and all(isinstance(x, Tensor) for x in inputs):
+                calls.setdefault(path, (module, inputs, output))
+
+        return note
+
+    handles = [model.get_submodule(path).register_forward_hook(hook(path)) for path in paths]
+    try:
+        model.trace(torch.from_numpy(images))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _alone(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> float:
+    """Return how far a module's own graph is from it; 0 where it has none."""
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(module, inputs, dynamo=True, optimize=False, verbose=False)
+        assert program is not None
+        session = Session(store.to_bytes(program.model), exact=True, what="module")
+        feeds = {n: x.numpy() for n, x in zip(session.inputs, inputs, strict=True)}
+        (value,) = session.run(feeds).values()
+    # A suspect that cannot be looked at alone says nothing; the caller names the block then.
+    except (torch.onnx.errors.OnnxExporterError, GraphError, ValueError):
+        return 0.0
+    return _error(value, output.numpy())
