@@ -20,7 +20,7 @@ def test_export_without_a_checkpoint_names_the_command_that_trains(run: Run) -> 
 def test_a_budget_that_does_not_hold_is_refused_before_the_first_step(run: Run) -> None:
     said = run.said["too little memory"]
     assert (said.exit_code, said.stdout) == (1, "")
-    assert "beside the weights; the domain takes" in said.stderr
+    assert "beside weights and pictures; the domain takes" in said.stderr
     assert "error: training da3 with batch 16 needs" in said.stderr
     assert "fix: train da3 with adaptor.pool:" in said.stderr
     assert "epoch" not in said.stderr

@@ -15,12 +15,12 @@ from toolchain.core.words import is_domain_name
     ("method", "name"), [(None, "cars"), ("da3", "cars"), ("head", "cars@head")]
 )
 def test_only_another_method_is_part_of_the_name(method: str | None, name: str) -> None:
-    recipe = named_recipe("cars", None, method)
-    assert output_name(recipe, "cars", None) == name
+    assert output_name(named_recipe("cars", None, method), named_recipe("cars", None, None)) == name
 
 
 def test_no_domain_can_have_the_name_of_another_ones_method() -> None:
-    assert not is_domain_name(output_name(named_recipe("cars", None, "head"), "cars", None))
+    own = named_recipe("cars", None, None)
+    assert not is_domain_name(output_name(own.by("head"), own))
 
 
 def test_the_command_names_a_folder_only_where_it_is_not_the_default() -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolchain.cli.boundary import command_in_fix, name_command
-from toolchain.cli.options import named_recipe
 from toolchain.cli.show.progress import Bar
-from toolchain.core.allocator import keep_freed_memory
+from toolchain.core.allocator import bound_memory
 
 if TYPE_CHECKING:
     from toolchain.recipe import Recipe
@@ -23,14 +22,14 @@ BY = "@"
 """Stands between domain and method in a file's name; no domain has it in its own."""
 
 
-def output_name(recipe: Recipe, domain: str | None, file: Path | None) -> str:
+def output_name(recipe: Recipe, named: Recipe) -> str:
     """Return how the files of a domain are called: ``cars``, ``cars@head`` by another method.
 
-    ``recipe`` may have another method than the one that ``domain`` or ``file`` names. Two methods
-    on one domain then have a checkpoint and a bundle each.
+    ``recipe`` is what is trained, ``named`` what the domain's file says. Two methods on one domain
+    then have a checkpoint and a bundle each.
     """
-    own = named_recipe(domain, file, None).method
-    return recipe.domain if recipe.method == own else f"{recipe.domain}{BY}{recipe.method}"
+    same = recipe.method == named.method
+    return recipe.domain if same else f"{recipe.domain}{BY}{recipe.method}"
 
 
 def train_command(
@@ -67,7 +66,7 @@ def train_shown(
     """
     bar = Bar(sys.stderr, recipe.domain)
     bar.phase("start", 0, 0)  # PyTorch takes seconds to start
-    keep_freed_memory()
+    bound_memory()
     from toolchain.export.rehearsal import rehearse
     from toolchain.training.loop.from_recipe import train_recipe
     from toolchain.training.memory.fit import parse_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -310,6 +311,21 @@ def test_two_trainings_into_one_folder_do_not_meet(
     assert f"process {os.getpid()} on " in refused[0].message
     assert same(weights(model), weights(finished[0]))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says what is resident")
+@pytest.mark.parametrize("method", ["da3", "head"])
+def test_no_phase_takes_more_resident_memory_than_was_told(method: str) -> None:
+    """Law: the process's own peak, of the head's fit, the steps and the test, is what was told."""
+    command = [sys.executable, "-m", "tests.support.peak_of_training", method]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    sizes = {name: int(size) for name, size in map(str.split, done.stdout.splitlines())}
+    told = sizes.pop("told")
+    assert list(sizes) == ["head", "steps", "test"]
+    for name, size in sizes.items():
+        assert size <= told, f"{name}: {size} bytes, told {told}"
+    # Most of it is really used: a figure that is far too large would hold anything.
+    assert max(sizes.values()) > 0.5 * told
 
 
 def test_it_trains_outside_the_main_thread(tmp_path: Path) -> None:

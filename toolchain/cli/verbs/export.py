@@ -121,7 +121,7 @@ def export(
     """
     orders = _orders(targets, precisions, flavours, recalibrate=recalibrate)
     recipe = named_recipe(domain, file, method)
-    name = output_name(recipe, domain, file)
+    name = output_name(recipe, named_recipe(domain, file, None))
     folder = checkpoint or CHECKPOINTS / name
     command = train_command(recipe.domain, file, name, folder, method=method)
     if not is_folder(folder) and not train:

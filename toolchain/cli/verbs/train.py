@@ -74,7 +74,7 @@ def train(
     worse than its own head alone is written all the same; the exit code is 6 then.
     """
     recipe = named_recipe(domain, file, method)
-    name = output_name(recipe, domain, file)
+    name = output_name(recipe, named_recipe(domain, file, None))
     folder = out or CHECKPOINTS / name
     command = train_command(recipe.domain, file, name, folder, method=method)
     report = train_shown(

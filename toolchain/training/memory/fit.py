@@ -267,7 +267,7 @@ def line(needed: Need, batch: int, method: str) -> str:
     return (
         f"{method}, batch {batch}: keeps {mib(needed.stored)} for the backward pass, "
         f"{mib(needed.optimiser)} for the optimiser of {needed.trainable} parameters; "
-        f"at most {mib(needed.total)} beside the weights; the domain takes "
+        f"at most {mib(needed.total)} beside weights and pictures; the domain takes "
         f"{mib(needed.domain_bytes)} of storage"
     )
 
