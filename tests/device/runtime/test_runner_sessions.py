@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from tests.device.conftest import ALL
+from tests.support import altered
 from tests.support.drawn import pixels, same, tensor
 from tests.support.exported import Fleet
 from toolchain.bundle import open_bundle
 from toolchain.bundle.linkage import SWAP_IF
-from toolchain.core.errors import SessionLimitError
+from toolchain.core.errors import SelftestError, SessionLimitError
 from toolchain.device import Runner
+from toolchain.device.runtime.backbone_session import BackboneSession
 
 
 def test_domains_of_equal_options_share_a_session_whatever_their_classes(
@@ -64,6 +66,24 @@ def test_a_session_goes_with_its_last_domain(runner: Runner, fleet: Fleet) -> No
     assert session() is None
     assert runner.facts.sessions == 0
     assert runner.load(fleet["wide"].bundle).session == 1
+
+
+def sessions_alive() -> int:
+    gc.collect()
+    return sum(type(one) is BackboneSession for one in gc.get_objects())
+
+
+def test_the_session_of_a_domain_that_failed_is_freed(
+    runner: Runner, fleet: Fleet, tmp_path: Path
+) -> None:
+    path = altered.with_graph(fleet["first"], tmp_path, altered.ignored_slot)
+    before = sessions_alive()
+    with pytest.raises(SelftestError) as caught:
+        runner.load(path)
+    # Its frames hold what they saw for as long as somebody holds the error.
+    del caught
+    assert sessions_alive() == before
+    assert runner.facts.sessions == 0
 
 
 def test_a_domain_may_be_replaced_by_one_of_another_shape(runner: Runner, fleet: Fleet) -> None:
