@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from toolchain.bundle import archive, backbone, manifest, read_bundle
+from toolchain.bundle import archive, backbone, golden, manifest, read_bundle
 from toolchain.bundle.backbone import (
     BackboneBlock,
     BackboneFile,
@@ -86,6 +86,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "bytes of a JSON document": canonical.LIMIT_BYTES,
         "nesting of a JSON document": canonical.LIMIT_DEPTH,
         "files of a bundle": manifest.LIMIT_FILES,
+        "bytes of the golden pictures of all cases": golden.MAX_PIXEL_BYTES,
         "bytes of a backbone file": backbone.LIMIT_FILE_BYTES,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,22 @@ def holed(value: float) -> np.ndarray[Any, Any]:
     return logits
 
 
+def bomb(side: int) -> bytes:
+    """Attack: a small file whose cases, laid out, take gigabytes."""
+    none = np.zeros((MAX_CASES, 0), np.float32)
+    golden = Golden(
+        np.zeros((1, side, side, 3), np.uint8),
+        none,
+        np.ones((MAX_CASES, 1), np.float32),
+        none,
+        np.zeros((MAX_CASES, 0, PROBES), np.float32),
+        (),
+        (),
+        np.zeros(MAX_CASES, np.int32),
+    )
+    return golden.to_bytes()
+
+
 HOSTILE = {
     "empty": (b"", "expected golden data"),
     "text": (b"golden", "expected golden data"),
@@ -92,8 +109,8 @@ HOSTILE = {
     "too few names": (with_names('{"gates": [], "sites": []}'), "expected 0 gates"),
     "missing tensor": (spoiled(gates=None), "expected the tensors"),
     "extra tensor": (spoiled(more=np.zeros(3, np.float32)), "expected the tensors"),
-    "pixels float": (spoiled(pixels=np.zeros((3, 8, 8, 3), np.float32)), "pixels: expected uint8"),
-    "logits double": (spoiled(logits=np.zeros((3, 4))), "logits: expected float32"),
+    "pixels float": (spoiled(pixels=np.zeros((3, 8, 8, 3), np.float32)), "pixels: expected U8"),
+    "logits double": (spoiled(logits=np.zeros((3, 4))), "logits: expected F32"),
     "logits flat": (spoiled(logits=np.zeros(3, np.float32)), "of rank 2"),
     "NaN": (spoiled(logits=holed(np.nan)), "logits: expected finite"),
     "Inf": (spoiled(logits=holed(np.inf)), "logits: expected finite"),
@@ -107,6 +124,7 @@ HOSTILE = {
     "picture beyond": (spoiled(picture=np.array([0, 1, 3], np.int32)), "picture: expected every"),
     "picture below": (spoiled(picture=np.array([0, 1, -1], np.int32)), "picture: expected every"),
     "picture unused": (spoiled(picture=np.array([0, 1, 1], np.int32)), "picture: expected every"),
+    "one picture in thousands of cases": (bomb(side=600), "at most 1073741824 bytes"),
     "no classes": (spoiled(logits=np.zeros((3, 0), np.float32)), "logits"),
 }
 
@@ -187,4 +205,18 @@ def test_a_picture_of_several_cases_is_stored_once() -> None:
     twice = once.take([0, 1, 1, 2, 0])
     assert len(arrays(twice.to_bytes())["pixels"]) == 3
     found = read_golden(twice.to_bytes(), "golden")
-    assert np.array_equal(found.pixels, twice.pixels)
+    assert np.array_equal(found.images(slice(None)), twice.images(slice(None)))
+
+
+def test_reading_lays_no_picture_out() -> None:
+    """Law: what is read takes the file's bytes; pictures are laid out for the rows asked for."""
+    data = bomb(side=64)
+    tracemalloc.start()
+    golden = read_golden(data, "golden")
+    assert len(golden) == MAX_CASES
+    assert golden.images([0, MAX_CASES - 1]).shape == (2, 64, 64, 3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    laid_out = MAX_CASES * 64 * 64 * 3
+    assert peak < laid_out / 10
+    assert golden.take(slice(0, 5)).to_bytes() == golden.take([0, 1, 2, 3, 4]).to_bytes()

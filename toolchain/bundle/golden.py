@@ -6,25 +6,27 @@ runs a model nor chooses pictures.
 A *case* is one picture and a shift per gate, which is added to the gate's bias. In a natural case
 every shift is zero. Some gates never take one of their two states on the data; a case forces such a
 gate, with a shift of ``FORCE`` up or down.
+
+A file holds each picture once, and cases name it by its number. Nobody here lays the pictures of
+all cases out: a small file could ask for more memory than a machine has. Whoever runs cases takes
+the pictures of one batch (:meth:`Golden.images`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load as safetensors_load
 from safetensors.numpy import save as safetensors_save
 
 from toolchain.bundle.manifest import GateStates, Manifest, Selftest
 from toolchain.core.canonical import parse_json
 from toolchain.core.errors import BundleError
-from toolchain.core.safetensors import read_metadata
+from toolchain.core.safetensors import Place, read_metadata, read_places
 
 if TYPE_CHECKING:
     from toolchain.bundle.package import Bundle
@@ -33,23 +35,28 @@ if TYPE_CHECKING:
 FORCE = 1000.0
 PROBES = 8
 MAX_CASES = 4096
-_FIELDS = {
-    "pixels": (np.uint8, 4),
-    "shifts": (np.float32, 2),
-    "logits": (np.float32, 2),
-    "gates": (np.float32, 2),
-    "probes": (np.float32, 3),
+# All cases' pictures, laid out. That is 1,700 cases of 448 px, or 20 of the largest picture.
+MAX_PIXEL_BYTES = 1 << 30
+# What is there once per case. ``picture`` says which of ``pixels`` a case shows.
+_PER_CASE = {"shifts": 2, "logits": 2, "gates": 2, "probes": 3}
+_STORED = {"pixels": ("U8", 4), "picture": ("I32", 1)} | {
+    name: ("F32", rank) for name, rank in _PER_CASE.items()
 }
-# In the file ``pixels`` holds each picture once; ``picture`` says which one a case shows.
-_STORED = {**_FIELDS, "picture": (np.int32, 1)}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype("u1"),
+    "I32": np.dtype("<i4"),
+    "F32": np.dtype("<f4"),
+}
 TENSORS = frozenset(_STORED)
+_EXPORT = "export the domain again"
 
 
 @dataclass(frozen=True, slots=True)
 class Golden:
     """K cases of a domain.
 
-    ``pixels`` uint8 ``[K, S, S, 3]``; ``shifts`` and ``gates`` (logits, shift included) float32
+    ``pixels`` uint8 ``[P, S, S, 3]``; ``picture`` int ``[K]``: which of them each case shows, None
+    where case k shows picture k; ``shifts`` and ``gates`` (logits, shift included) float32
     ``[K, G]`` in the order of ``gate_sites``; ``logits`` float32 ``[K, classes]``; ``probes``
     float32 ``[K, B, PROBES]``: each adapted block's output at fixed places (:func:`probe`), in the
     order of ``sites``.
@@ -62,9 +69,18 @@ class Golden:
     probes: npt.NDArray[np.float32]
     gate_sites: tuple[str, ...]
     sites: tuple[str, ...]
+    picture: npt.NDArray[np.signedinteger[Any]] | None = None
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.logits)
+
+    def images(self, rows: npt.NDArray[Any] | Sequence[int] | slice) -> npt.NDArray[np.uint8]:
+        """Return the pictures that some of the cases show, uint8 ``[n, S, S, 3]``."""
+        shown: npt.NDArray[np.uint8] = self.pixels[self._shown()[rows]]
+        return shown
+
+    def _shown(self) -> npt.NDArray[np.signedinteger[Any]]:
+        return np.arange(len(self)) if self.picture is None else self.picture
 
     @property
     def natural(self) -> npt.NDArray[np.bool_]:
@@ -85,33 +101,36 @@ class Golden:
 
     def take(self, rows: npt.NDArray[Any] | Sequence[int] | slice) -> Golden:
         """Return some of the cases."""
-        arrays = {name: getattr(self, name)[rows] for name in _FIELDS}
-        return Golden(**arrays, gate_sites=self.gate_sites, sites=self.sites)
+        arrays = {name: getattr(self, name)[rows] for name in _PER_CASE}
+        return replace(self, **arrays, picture=self._shown()[rows])
 
     def to_bytes(self) -> bytes:
         """Serialise; the same cases give the same bytes."""
         # One metadata key only: safetensors keeps no order among several.
         names = json.dumps({"gates": self.gate_sites, "sites": self.sites}, sort_keys=True)
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _FIELDS}
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _PER_CASE}
         # Cases that force gates show pictures of natural ones: each picture is stored once.
-        rows, arrays["picture"] = _distinct(self.pixels)
+        rows, arrays["picture"] = _distinct(self.pixels, self._shown())
         arrays["pixels"] = np.ascontiguousarray(self.pixels[rows])
         return safetensors_save(arrays, metadata={"names": names})
 
 
 def read_golden(data: bytes, what: str) -> Golden:
-    """Parse golden data; raises BundleError for anything but what ``to_bytes`` writes."""
+    """Parse golden data; raises BundleError for anything but what ``to_bytes`` writes.
+
+    The arrays are views of ``data``, so a file costs no memory beside its own bytes.
+    """
     try:
-        arrays = safetensors_load(data)
+        places = {place.name: place for place in read_places(data)}
         names = parse_json(read_metadata(data)["names"])
         gates, sites = tuple(map(str, names["gates"])), tuple(map(str, names["sites"]))
-    except (SafetensorError, ValueError, KeyError, TypeError) as err:
-        raise BundleError(
-            f"{what}: expected golden data, got: {err}", fix="export the domain again"
-        ) from err
-    if fault := _fault(arrays, gates, sites):
-        raise BundleError(f"{what}: {fault}", fix="export the domain again")
-    arrays["pixels"] = arrays["pixels"][arrays.pop("picture")]
+    except (ValueError, KeyError, TypeError) as err:
+        raise BundleError(f"{what}: expected golden data, got: {err}", fix=_EXPORT) from err
+    if fault := _form_fault(places):
+        raise BundleError(f"{what}: {fault}", fix=_EXPORT)
+    arrays = {name: _view(place) for name, place in places.items()}
+    if fault := _value_fault(arrays, gates, sites):
+        raise BundleError(f"{what}: {fault}", fix=_EXPORT)
     return Golden(**arrays, gate_sites=gates, sites=sites)
 
 
@@ -124,11 +143,11 @@ def golden_of(opened: Bundle) -> Golden:
     if not names:
         raise BundleError(
             "the bundle holds no golden data, expected one file of role 'golden'",
-            fix="export the domain again",
+            fix=_EXPORT,
         )
     golden = read_golden(opened.blob(names[0]), names[0])
     if fault := _foreign(golden, opened.manifest):
-        raise BundleError(f"{names[0]}: {fault}", fix="export the domain again")
+        raise BundleError(f"{names[0]}: {fault}", fix=_EXPORT)
     return golden
 
 
@@ -157,41 +176,60 @@ def _misdescribed(golden: Golden, selftest: Selftest) -> str:
 
 
 def _distinct(
-    pixels: npt.NDArray[np.uint8],
+    pixels: npt.NDArray[np.uint8], shown: npt.NDArray[Any]
 ) -> tuple[list[int], npt.NDArray[np.int32]]:
-    """Return the rows of distinct pictures, in order, and for each row which of them it is."""
+    """Return the rows of distinct pictures that are shown, and for each case which it shows."""
+    contents = [picture.tobytes() for picture in pixels]
     first: dict[bytes, int] = {}
-    places = [first.setdefault(picture.tobytes(), len(first)) for picture in pixels]
-    rows = [places.index(place) for place in range(len(first))]
+    places = [first.setdefault(contents[row], len(first)) for row in shown]
+    rows = [contents.index(content) for content in first]
     return rows, np.asarray(places, np.int32)
 
 
-def _fault(
+def _form_fault(places: Mapping[str, Place]) -> str:
+    """Return which tensor is missing, not expected, or of another dtype or rank, or nothing."""
+    if set(places) != TENSORS:
+        return f"expected the tensors {sorted(TENSORS)}, got {sorted(places)}"
+    for name, (dtype, rank) in _STORED.items():
+        place = places[name]
+        if place.dtype != dtype or len(place.shape) != rank:
+            actual = f"{place.dtype} of rank {len(place.shape)}"
+            return f"{name}: expected {dtype} of rank {rank}, got {actual}"
+    return ""
+
+
+def _view(place: Place) -> npt.NDArray[Any]:
+    return np.frombuffer(place.data, _DTYPES[place.dtype]).reshape(place.shape)
+
+
+def _value_fault(
     arrays: Mapping[str, npt.NDArray[Any]], gates: tuple[str, ...], sites: tuple[str, ...]
 ) -> str:
-    """Return what is wrong with the stored arrays, or nothing."""
-    if set(arrays) != set(_STORED):
-        return f"expected the tensors {sorted(_STORED)}, got {sorted(arrays)}"
-    for name, (dtype, rank) in _STORED.items():
-        if arrays[name].dtype != dtype or arrays[name].ndim != rank:
-            actual = f"{arrays[name].dtype} of rank {arrays[name].ndim}"
-            return f"{name}: expected {np.dtype(dtype)} of rank {rank}, got {actual}"
+    """Return what is wrong with the arrays' sizes and values, or nothing."""
+    if fault := _count_fault(arrays) or _shape_fault(arrays, gates, sites):
+        return fault
+    for name in _PER_CASE:
         if not np.isfinite(arrays[name]).all():
             return f"{name}: expected finite values"
-    return _shape_fault(arrays, gates, sites)
+    return ""
+
+
+def _count_fault(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    pixels, picture = arrays["pixels"], arrays["picture"]
+    count = len(picture)
+    if not 1 <= count <= MAX_CASES or any(len(arrays[name]) != count for name in _PER_CASE):
+        return f"expected 1 to {MAX_CASES} cases in every tensor, got {count}"
+    # Every stored picture is shown by some case, so no picture hides in the file.
+    if not np.array_equal(np.unique(picture), np.arange(len(pixels))):
+        return f"picture: expected every one of {len(pixels)} pictures, and no other"
+    if (size := count * pixels[0].nbytes) > MAX_PIXEL_BYTES:
+        return f"expected pictures of at most {MAX_PIXEL_BYTES} bytes in all cases, got {size}"
+    return ""
 
 
 def _shape_fault(
     arrays: Mapping[str, npt.NDArray[Any]], gates: tuple[str, ...], sites: tuple[str, ...]
 ) -> str:
-    picture = arrays["picture"]
-    count = len(picture)
-    per_case = (a for name, a in arrays.items() if name != "pixels")
-    if not 1 <= count <= MAX_CASES or any(len(a) != count for a in per_case):
-        return f"expected 1 to {MAX_CASES} cases in every tensor, got {count}"
-    # Every stored picture is shown by some case, so no picture hides in the file.
-    if not np.array_equal(np.unique(picture), np.arange(len(arrays["pixels"]))):
-        return f"picture: expected every one of {len(arrays['pixels'])} pictures, and no other"
     widths = (arrays["shifts"].shape[1], arrays["gates"].shape[1], arrays["probes"].shape[1])
     if widths != (len(gates), len(gates), len(sites)):
         return f"expected {len(gates)} gates and {len(sites)} blocks, got {widths}"

@@ -167,7 +167,7 @@ def run_cases(
         for start in range(0, len(same), batch):
             rows = same[start : start + batch]
             filled = rows if shift.any() else np.resize(rows, batch)
-            images = normalise(preprocess, golden.pixels[filled])
+            images = normalise(preprocess, golden.images(filled))
             got = model.run(images, forced)
             if got.logits.shape[1] != logits.shape[1]:
                 raise SelftestError(

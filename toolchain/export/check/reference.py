@@ -91,15 +91,16 @@ def with_forced(model: AttachedModel, preprocess: Preprocessing, natural: Golden
     for missing, amount in ((~opened.any(axis=0), FORCE), ((opened).all(axis=0), -FORCE)):
         if missing.any():
             shift = np.where(missing, np.float32(amount), np.float32(0))
-            parts.append(observe(model, preprocess, natural.pixels[:1], shift))
+            parts.append(observe(model, preprocess, natural.images([0]), shift))
     return join(parts)
 
 
 def join(parts: list[Golden]) -> Golden:
     """Put cases of one model together."""
-    names = ("pixels", "shifts", "logits", "gates", "probes")
+    names = ("shifts", "logits", "gates", "probes")
     merged = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
-    return Golden(**merged, gate_sites=parts[0].gate_sites, sites=parts[0].sites)
+    pixels = np.concatenate([part.images(slice(None)) for part in parts])
+    return Golden(pixels, **merged, gate_sites=parts[0].gate_sites, sites=parts[0].sites)
 
 
 def observe(
