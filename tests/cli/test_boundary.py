@@ -298,3 +298,55 @@ def test_the_faults_of_a_folder_are_told_one_by_one() -> None:
     assert "  19.jpg: cannot be read\n  and 10 more\n" in said.stderr
     told = json.loads(failing(raiser(err), "--json").stdout)["error"]
     assert [fault["path"] for fault in told["faults"]] == [f"{i}.jpg" for i in range(30)]
+
+
+NOISY = """
+import os, sys
+import click
+from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.options import json_option
+from toolchain.cli.show.output import emit
+from toolchain.core.errors import BundleError
+
+@click.command(cls=BoundedCommand)
+@click.argument("how")
+@json_option
+def command(how, as_json):
+    print("a library in Python")
+    os.write(1, b"a library in C\\n")
+    os.system("echo a program")
+    if how == "fails":
+        raise BundleError("expected this, got that", fix="do so")
+    emit({"how": how}, ["done"], as_json=as_json)
+
+command.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("works", 0), ("fails", 4)])
+def test_stdout_belongs_to_the_document_whatever_libraries_print(how: str, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NOISY, how, "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    document = json.loads(done.stdout)
+    assert document.get("how") == how or document["error"]["type"] == "BundleError"
+    for line in ("a library in Python", "a library in C", "a program"):
+        assert line in done.stderr
+
+
+def test_for_people_a_library_prints_where_it_likes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NOISY, "works"], capture_output=True, text=True, check=False
+    )
+    assert {"a library in Python", "done"} <= set(done.stdout.splitlines())
+
+
+def test_a_lack_of_memory_is_an_error_of_ours() -> None:
+    """Never the end of a process with a traceback, and told as a document too."""
+    result = failing(raiser(MemoryError("cannot allocate 3 GiB")))
+    assert result.exit_code == 1
+    assert "error: expected enough memory" in result.stderr
+    assert "cannot allocate 3 GiB" in result.stderr
+    error = json.loads(failing(raiser(MemoryError()), "--json").stdout)["error"]
+    assert (error["type"], error["exit_code"]) == ("OutOfMemoryError", 1)

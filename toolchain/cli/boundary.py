@@ -3,8 +3,10 @@
 Rules of this file: every command runs inside ``_Boundary.main``. Nothing else in the room ends the
 process for an error. SIGTERM and SIGHUP end a command as Ctrl-C does, so that what it has in
 temporary folders goes with it. A message goes to stderr as ``error:`` and ``fix:``; with ``--json``
-it is a document on stdout instead. A closed stream drops what is written to it; a full one is an
-error like any other. A traceback is shown only where DA3_TRACEBACK is set.
+it is a document on stdout instead. With ``--json`` and ``--jsonl`` stdout belongs to the results
+alone: what a library prints there, in Python or in C, goes to stderr. A closed stream drops what is
+written to it; a full one is an error like any other. A traceback is shown only where DA3_TRACEBACK
+is set.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
-from toolchain.cli.show.output import complain, write_json
+from toolchain.cli.show.output import Results, complain, write_json
 from toolchain.core.errors import (
     Da3Error,
     DataError,
@@ -30,6 +32,7 @@ from toolchain.core.errors import (
     StorageError,
 )
 from toolchain.core.files import refused
+from toolchain.core.memory import out_of_memory
 
 INTERRUPTED = 130
 ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -53,22 +56,25 @@ class _Boundary:
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command and exit with its code; see :meth:`click.Command.main`."""
         words = args[0] if args else extra.get("args")
+        words = sys.argv[1:] if words is None else words
         # Looked for, not parsed: the arguments themselves may be what is wrong.
-        as_json = "--json" in (sys.argv[1:] if words is None else words)
+        as_json = "--json" in words
+        owned = (as_json or "--jsonl" in words) and "--help" not in words
         colour = False if os.environ.get("NO_COLOR") else None
         _open_closed_streams()
         _escape_what_is_not_encodable()
-        try:
-            # Otherwise click would print errors its own way and end the process.
-            options = {**extra, "standalone_mode": False, "color": colour}
-            with _ended_like_ctrl_c():
-                code = super().main(*args, **options)  # type: ignore[misc]
-        # Every error ends here; one that is not the library's is an internal error, exit code 1.
-        except Exception as err:
-            code = _report(_known(err), as_json, colour)
-        except KeyboardInterrupt:
-            code = _report(click.Abort(), as_json, colour)
-        _drop_unwritten()
+        with _stdout_for_results(owned=owned) as results:
+            try:
+                # Otherwise click would print errors its own way and end the process.
+                options = {**extra, "standalone_mode": False, "color": colour, "obj": results}
+                with _ended_like_ctrl_c():
+                    code = super().main(*args, **options)  # type: ignore[misc]
+            # Every error ends here; one that is none of the library's is an internal error, code 1.
+            except Exception as err:
+                code = _report(_known(err), results if as_json else None, colour)
+            except KeyboardInterrupt:
+                code = _report(click.Abort(), results if as_json else None, colour)
+            _drop_unwritten(results.stream)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -124,9 +130,47 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
-def _drop_unwritten() -> None:
+@contextmanager
+def _stdout_for_results(*, owned: bool) -> Iterator[Results]:
+    """Yield where results go: stdout.
+
+    If it is ``owned``, everything else that is printed there goes to stderr while the block runs.
+    """
+    stdout = sys.stdout
+    if not owned:
+        yield Results(stdout)
+        return
+    number, errors = _number(stdout), _number(sys.stderr)
+    if number is None or errors is None:
+        number = None
+        stream: TextIO = stdout
+    else:
+        # A library in C writes to the number, so the results take another one.
+        stdout.flush()
+        private = os.dup(number)
+        os.dup2(errors, number)
+        stream = os.fdopen(private, "w", encoding=stdout.encoding, errors="backslashreplace")
+    sys.stdout = sys.stderr
+    try:
+        yield Results(stream)
+    finally:
+        sys.stdout = stdout
+        if number is not None:
+            os.dup2(stream.fileno(), number)
+            stream.close()
+
+
+def _number(stream: TextIO) -> int | None:
+    """Return the number of a stream of the process; None where a caller put another object."""
+    try:
+        return stream.fileno()
+    except OSError:
+        return None
+
+
+def _drop_unwritten(results: TextIO) -> None:
     """Drop the buffer of a stream that takes nothing; else Python complains at exit once more."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (results, sys.stderr):
         try:
             stream.flush()
         except OSError:
@@ -141,7 +185,9 @@ def _escape_what_is_not_encodable() -> None:
 
 
 def _known(err: Exception) -> Exception:
-    """Return the library's error for a missing package, a full stream and a refusing disk."""
+    """Return the library's error for a lack of memory or of a package, and for a refusing disk."""
+    if isinstance(err, MemoryError):
+        return out_of_memory(err).with_traceback(err.__traceback__)
     name = (getattr(err, "name", None) or "").partition(".")[0]
     if isinstance(err, ModuleNotFoundError) and name in _EXTRAS:
         missing = MissingPackageError(name, "this command", _EXTRAS[name])
@@ -159,25 +205,27 @@ def _known(err: Exception) -> Exception:
     return err
 
 
-def _report(err: Exception, as_json: bool, colour: bool | None) -> int:
-    """Report ``err`` and return the exit code."""
+def _report(err: Exception, results: Results | None, colour: bool | None) -> int:
+    """Report ``err``, to ``results`` as a document or to stderr, and return the exit code."""
     if os.environ.get("DA3_TRACEBACK"):
         traceback.print_exception(err, file=sys.stderr)
     document = _document(err)
     try:
-        _print(err, document, as_json, colour)
+        _print(err, document, results, colour)
     except BrokenPipeError:
         pass  # nobody reads
     except OSError:
         # stdout takes no document. If stderr takes no line either, only the exit code is left.
         with suppress(OSError):
-            _print(err, document, as_json=False, colour=colour)
+            _print(err, document, None, colour)
     return int(document["exit_code"])
 
 
-def _print(err: Exception, document: dict[str, Any], as_json: bool, colour: bool | None) -> None:
-    if as_json:
-        write_json({"error": document})
+def _print(
+    err: Exception, document: dict[str, Any], results: Results | None, colour: bool | None
+) -> None:
+    if results is not None:
+        write_json({"error": document}, results)
         return
     if isinstance(err, click.exceptions.NoArgsIsHelpError):
         err.show()

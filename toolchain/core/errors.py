@@ -38,6 +38,7 @@ command line maps ``exit_code`` to the process's exit status and does nothing el
     ├── StorageError                1   the file system refused (disk full, permission)
     │   ├── ExistsError             1   the destination exists
     │   └── LockedError             1   another process works there
+    ├── OutOfMemoryError            1   this machine has not enough memory for what was asked
     ├── MissingPackageError         1   an optional package is needed; the extra is named
     ├── ParityError                 3   a linked model does not answer as PyTorch does
     │   └── SelftestError           3   a domain does not answer here as its golden data say
@@ -249,6 +250,10 @@ class ExistsError(StorageError):
 
 class LockedError(StorageError):
     """Another process works where the caller wants to be alone."""
+
+
+class OutOfMemoryError(Da3Error):
+    """The machine has not enough memory for what was asked."""
 
 
 class MissingPackageError(Da3Error):

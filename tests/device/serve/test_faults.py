@@ -37,6 +37,7 @@ SPOKEN: dict[type[Da3Error], int] = {
 }
 QUIET: dict[type[Da3Error], int] = {
     errors.ClosedError: 503,
+    errors.OutOfMemoryError: 503,
     errors.BundleError: 422,
     errors.BackboneMismatchError: 422,
     errors.SelftestError: 422,

@@ -10,10 +10,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from toolchain.cli.show import layout
-from toolchain.cli.show.output import complain, write_json
+from toolchain.cli.show.output import complain, write_json, write_text
 from toolchain.cli.show.progress import counted
 
 if TYPE_CHECKING:
@@ -67,7 +65,7 @@ def _print_lines(runner: Runner, frames: Iterable[Frame], top: int) -> bool:
     failed = False
     for frame in frames:
         failed |= frame.error is not None
-        click.echo(json.dumps(answer_document(frame, domain, top), allow_nan=False))
+        write_text(json.dumps(answer_document(frame, domain, top), allow_nan=False))
     return failed
 
 
@@ -79,7 +77,7 @@ def _print_blocks(runner: Runner, frames: Iterable[Frame], top: int) -> bool:
             failed = True
             complain_of(_place(frame), frame.error)
         if frame.prediction is not None:
-            click.echo("\n".join(_block(frame, frame.prediction, domain, top)))
+            write_text("\n".join(_block(frame, frame.prediction, domain, top)))
     return failed
 
 

@@ -1,7 +1,7 @@
 """Results on stdout: lines for people, or one JSON document.
 
 Rules of this file: a verb makes both from the same values. Scripts rely on the JSON, so keys are
-only ever added.
+only ever added. Results are printed here and nowhere else: the boundary says where they go.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -20,12 +21,19 @@ from toolchain.core.files import write_atomic
 STDOUT = Path("-")
 
 
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Where the boundary lets results go; it is click's object of the running command."""
+
+    stream: TextIO
+
+
 def emit(document: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
     """Print ``document``, or ``lines`` for people."""
     if as_json:
         write_json(document)
     else:
-        click.echo("\n".join(lines))
+        write_text("\n".join(lines))
 
 
 def write(document: Mapping[str, Any], lines: Iterable[str], json_path: Path | None) -> None:
@@ -36,15 +44,23 @@ def write(document: Mapping[str, Any], lines: Iterable[str], json_path: Path | N
     if json_path == STDOUT:
         write_json(document)
         return
-    click.echo("\n".join(lines))
+    write_text("\n".join(lines))
     if json_path is not None:
         text = json.dumps(document, indent=1, allow_nan=False) + "\n"
         write_atomic(json_path, text.encode(), overwrite=True)
 
 
-def write_json(document: Mapping[str, Any]) -> None:
+def write_json(document: Mapping[str, Any], results: Results | None = None) -> None:
     """Print ``document`` as JSON in ASCII, so that any terminal and pipe takes it."""
-    click.echo(json.dumps(plain(document), indent=2, allow_nan=False))
+    write_text(json.dumps(plain(document), indent=2, allow_nan=False), results)
+
+
+def write_text(text: str, results: Results | None = None) -> None:
+    """Print ``text`` where results go: to ``results``, by default those of the running command."""
+    context = click.get_current_context(silent=True)
+    if results is None and context is not None:
+        results = context.find_object(Results)
+    click.echo(text, file=None if results is None else results.stream)
 
 
 def complain(message: str, fix: str, *, colour: bool | None = None) -> None:

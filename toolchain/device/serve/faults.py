@@ -31,6 +31,10 @@ _TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
         HTTPStatus.UNPROCESSABLE_ENTITY,
         "the model's bundle belongs to another backbone than the server's",
     ),
+    errors.OutOfMemoryError: (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "the server has not enough memory for that",
+    ),
     errors.SelftestError: (
         HTTPStatus.UNPROCESSABLE_ENTITY,
         "the model failed its self-test on this machine; the server's log says where",
