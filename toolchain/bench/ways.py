@@ -134,7 +134,9 @@ def options_of(threads: int) -> ort.SessionOptions:
 def bare(model: bytes | Path, options: ort.SessionOptions) -> ort.InferenceSession:
     """Return onnxruntime's own session on the CPU, nothing of ours around it."""
     source = model if isinstance(model, bytes) else str(model)
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(
+        source, options, providers=["CPUExecutionProvider"], enable_fallback=False
+    )
 
 
 def _values(path: Path) -> Mapping[str, Any]:

@@ -74,8 +74,12 @@ class Session:
             options.add_external_initializers(list(constants), self._constants)
         self.what = what
         # What a provider has no kernel for runs on the CPU, as onnxruntime always adds it last.
+        # Without `enable_fallback` its wrapper would answer a fault with a line on stdout, and try
+        # other providers in silence.
         try:
-            self._session = ort.InferenceSession(model, options, providers=[full_name])
+            self._session = ort.InferenceSession(
+                model, options, providers=[full_name], enable_fallback=False
+            )
             # Names that are no UTF-8 show here.
             inputs = self._session.get_inputs()
             self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in inputs}

@@ -1,0 +1,48 @@
+"""onnxruntime's telemetry is off in every process of the toolchain, unless the user says otherwise.
+
+It shows by the files that it makes in the user's cache: the device's identity, and what waits to be
+sent. The second case proves that these files would be seen.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = """
+import toolchain
+import onnx
+from onnx import TensorProto, helper
+from toolchain.device.runtime.ort.session import Session
+
+value = helper.make_tensor_value_info
+ports = [value(name, TensorProto.FLOAT, [1]) for name in "xy"]
+graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ports[:1], ports[1:])
+opset = helper.make_opsetid("", 18)
+Session(helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString())
+"""
+
+
+def files_after(home: Path, setting: str | None) -> list[str]:
+    """Names of the files below ``home`` after a session was made; it is home and cache."""
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home)}
+    # Nothing is sent from a test: a proxy that nobody runs takes it.
+    environment |= {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    if setting is not None:
+        environment["ORT_DISABLE_TELEMETRY"] = setting
+    subprocess.run([sys.executable, "-c", RUN], env=environment, check=True, timeout=120)
+    return sorted(path.name for path in home.rglob("*") if path.is_file())
+
+
+def test_nothing_is_noted_about_the_user(tmp_path: Path) -> None:
+    assert files_after(tmp_path, None) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere onnxruntime has other telemetry")
+def test_a_setting_of_the_user_stays(tmp_path: Path) -> None:
+    assert "deviceid" in files_after(tmp_path, "0")
