@@ -82,6 +82,25 @@ def test_as_json_and_with_limits_and_chosen_domains(fleet: Fleet, tmp_path: Path
         assert process.wait(timeout=60) == 0
 
 
+@pytest.mark.parametrize(("words", "code"), [((), 403), (("--control",), 200)])
+def test_beyond_loopback_it_warns_and_nobody_controls_it_unasked(
+    fleet: Fleet, words: tuple[str, ...], code: int
+) -> None:
+    with serving(fleet["first"].bundle.parent.parent, "--host", "0.0.0.0", *words) as process:
+        assert process.stdout is not None
+        port = process.stdout.readline().split()[3].rstrip(";").rpartition(":")[2]
+        unload = f"http://127.0.0.1:{port}/v2/repository/models/toy_chirps/unload"
+        try:
+            with urllib.request.urlopen(unload, data=b"{}", timeout=30) as answer:
+                assert answer.status == code
+        except urllib.error.HTTPError as refused:
+            assert refused.code == code
+            refused.close()
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+    assert f"warning: http://0.0.0.0:{port} is no address of this machine alone" in told
+
+
 @pytest.mark.parametrize("sessions", [1, 2])
 def test_no_odd_bundle_takes_the_others_off(fleet: Fleet, tmp_path: Path, sessions: int) -> None:
     """Sorted first: one that is damaged, one that changes the backbone, one of another backbone."""

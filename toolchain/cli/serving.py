@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--serve``, passed as ``port``, and its options, passed as ``serving``.
 
-    ``serving`` holds only the options that the user set: ``host``, and fields of
+    ``serving`` holds only the options that the user set: ``host``, ``control``, and fields of
     ``toolchain.device.serve.Limits``.
     """
 
@@ -47,6 +48,7 @@ def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="N",
         help="Requests that wait behind them; further ones get 503.  [default: 16]",
     )
+    @click.option("--control", is_flag=True, help="Let clients load and unload bundles of DIST.")
     @functools.wraps(command)
     def collecting(
         *args: Any,
@@ -54,6 +56,7 @@ def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
         max_body: int | None,
         concurrent: int | None,
         waiting: int | None,
+        control: bool,
         **rest: Any,
     ) -> Any:
         values = {
@@ -61,6 +64,7 @@ def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "body_bytes": None if max_body is None else max_body * MIB,
             "concurrent": concurrent,
             "waiting": waiting,
+            "control": control or None,
         }
         serving = {name: value for name, value in values.items() if value is not None}
         return command(*args, serving=serving, **rest)
@@ -68,6 +72,10 @@ def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return collecting
 
 
+_EXPOSED = (
+    "warning: {url} is no address of this machine alone: whoever reaches it may send pictures, "
+    "without a login and unencrypted (docs/serving.md)"
+)
 _PORT = "Serve on this port instead; 0 takes a free one."
 
 
@@ -86,6 +94,7 @@ def serve_until_signalled(
     read it.
     """
     from toolchain.device.serve import Limits, serve
+    from toolchain.device.serve.server import is_exposed
 
     def tell(url: str) -> None:
         names = sorted(runner.domains)
@@ -95,9 +104,12 @@ def serve_until_signalled(
             "backbone": runner.facts.backbone.name,
             "not_loaded": refused,
         }
+        if is_exposed(urlsplit(url).hostname or ""):
+            click.echo(_EXPOSED.format(url=url), err=True)
         emit(document, [f"serving {some(names)} on {url}; Ctrl-C stops"], as_json=as_json)
 
-    limits = Limits(**{name: value for name, value in serving.items() if name != "host"})
+    own = ("host", "control")
+    limits = Limits(**{name: value for name, value in serving.items() if name not in own})
     host = serving.get("host", "127.0.0.1")
     with _signalled() as stop:
         serve(
@@ -106,6 +118,7 @@ def serve_until_signalled(
             port=port,
             repository=repository,
             refused=refused,
+            control=serving.get("control", False),
             limits=limits,
             notify=tell,
             stop=stop,

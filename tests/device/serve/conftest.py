@@ -37,13 +37,13 @@ def repository(exported: Exported, tmp_path: Path) -> Path:
 @pytest.fixture
 def app(runner: Runner, repository: Path) -> App:
     """The application, on a loopback address."""
-    return App(runner, LIMITS, repository=repository, loopback=True)
+    return App(runner, LIMITS, repository=repository, control=True, loopback=True)
 
 
 @pytest.fixture
 def server(runner: Runner, repository: Path) -> Iterator[Server]:
     """A server that answers."""
-    with Server(runner, repository=repository, limits=LIMITS) as started:
+    with Server(runner, repository=repository, control=True, limits=LIMITS) as started:
         yield started
 
 

@@ -298,7 +298,7 @@ def test_no_answer_may_be_stored_or_read_as_something_else(app: App) -> None:
 def test_a_fault_of_ours_says_nothing_of_the_machine(
     runner: Runner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = App(runner, LIMITS, repository=None, loopback=True)
+    app = App(runner, LIMITS, repository=None, control=True, loopback=True)
     environ = {"REQUEST_METHOD": "POST", "PATH_INFO": f"{MODEL}/infer", "HTTP_HOST": "localhost"}
     # A server that announces a body and has none to read.
     environ["CONTENT_LENGTH"] = "3"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from tests.support.asking import inference, pictures
 from toolchain.core.errors import DataError
 from toolchain.device.serve.limits import Limits
 from toolchain.device.serve.protocol import (
+    MANY_LISTS,
+    MANY_VALUES,
     Request,
     RequestedOutput,
     Response,
@@ -242,3 +245,57 @@ def test_truncated_binary_data_are_refused() -> None:
     body, header = _body(NamedTensor("image", "UINT8", np.zeros(3, np.uint8)))
     with pytest.raises(DataError, match="expected a binary_data_size from 0 to 2, got 3"):
         decode(body[:-1], header, LIMITS)
+
+
+# A value that is no number costs the parser as much as a number, and lets no other thread in.
+PLAIN = {
+    "empty lists": b"[],",
+    "spaced lists": b"[ \n ],",
+    "empty objects": b"{},",
+    "texts": b'"",',
+    "words": b"null,",
+    "truths": b"true,",
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_body_of_anything_but_numbers_is_refused_before_it_is_parsed(name: str) -> None:
+    """Attack: megabytes of brackets, which kept every thread of the server waiting for seconds."""
+    value = PLAIN[name]
+    body = b'{"a":[' + value * MANY_VALUES + value.rstrip(b",") + b"]}"
+    with pytest.raises(DataError, match=f"at most {MANY_VALUES} strings, words and empty lists"):
+        read_json(body, len(body))
+    few = b'{"a":[' + value * 9 + value.rstrip(b",") + b"]}"
+    assert len(read_json(few, len(few))["a"]) == 10
+
+
+def test_a_body_of_lists_inside_lists_is_refused_before_it_is_parsed() -> None:
+    """Attack: millions of lists, each with a number, which take as long to be taken apart."""
+    body = b'{"a":[' + b"[[1]]," * (MANY_LISTS // 2) + b"1]}"
+    with pytest.raises(DataError, match=f"at most {MANY_LISTS} lists in JSON, got"):
+        read_json(body, len(body))
+
+
+@pytest.mark.parametrize("row", [[1, -2], [0.5, 1e3], [[1.5], [2]]])
+def test_the_interpreter_gets_a_turn_at_each_number(row: list[Any]) -> None:
+    """Law: between two numbers of a body a function of Python runs, so other threads can."""
+    body = json.dumps({"a": [row] * 100}).encode()
+    calls = 0
+
+    def count(frame: Any, event: str, _: Any) -> None:
+        nonlocal calls
+        calls += event == "call" and frame.f_code.co_name in ("_whole", "_real")
+
+    sys.setprofile(count)
+    try:
+        value = read_json(body, len(body))
+    finally:
+        sys.setprofile(None)
+    assert value == json.loads(body)
+    assert calls == 200
+
+
+@pytest.mark.parametrize("text", [b"1" * 401, b"0." + b"1" * 400, b"-" + b"1" * 400])
+def test_a_number_that_is_too_long_is_refused(text: bytes) -> None:
+    with pytest.raises(DataError, match=r"a number of 40[12] characters"):
+        read_json(b'{"a":' + text + b"}", 10_000)

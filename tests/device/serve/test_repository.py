@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.support.asking import call, inference, pictures
 from tests.support.exported import Exported
 from tests.support.waiting import until
 from toolchain.device import Runner
-from toolchain.device.serve.app import App
+from toolchain.device.serve.app import LOADS, LOADS_WAITING, App
 
 LOAD = "/v2/repository/models/{}/load"
 
@@ -30,7 +31,20 @@ def folder(exported: Exported, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def app(runner: Runner, folder: Path) -> App:
-    return App(runner, LIMITS, repository=folder, loopback=True)
+    return App(runner, LIMITS, repository=folder, control=True, loopback=True)
+
+
+@pytest.mark.parametrize("what", ["load", "unload"])
+def test_nobody_loads_or_unloads_unless_it_was_allowed(
+    runner: Runner, folder: Path, what: str
+) -> None:
+    """As Triton's default: the models stay as they are, and the answer says why."""
+    app = App(runner, LIMITS, repository=folder, control=False, loopback=True)
+    before = dict(runner.domains)
+    answer = call(app, "POST", f"/v2/repository/models/cars/{what}", b"{}")
+    assert (answer.status, runner.domains) == (403, before)
+    assert "--control" in answer.error
+    assert call(app, "POST", "/v2/repository/index").status == 200
 
 
 @pytest.mark.parametrize(
@@ -114,7 +128,10 @@ def test_what_could_not_be_loaded_is_told_with_its_reason_until_it_can(
     runner: Runner, folder: Path
 ) -> None:
     """At the start and later, in the index and beside health; a path of this machine never."""
-    app = App(runner, LIMITS, repository=folder, refused={"bias": "needs more"}, loopback=True)
+    refused_before = {"bias": "needs more"}
+    app = App(
+        runner, LIMITS, repository=folder, refused=refused_before, control=True, loopback=True
+    )
     whole = (folder / "cars.da3b").read_bytes()
     (folder / "cars.da3b").write_bytes(b"not a bundle")
     refused = call(app, "POST", LOAD.format("cars")).error
@@ -137,7 +154,7 @@ def test_a_folder_named_as_a_bundle_is_none(app: App, folder: Path) -> None:
 
 
 def test_without_a_folder_nothing_is_loaded(runner: Runner) -> None:
-    app = App(runner, LIMITS, repository=None, loopback=True)
+    app = App(runner, LIMITS, repository=None, control=True, loopback=True)
     found = call(app, "POST", LOAD.format("toy_chirps"))
     assert (found.status, "without" in found.error) == (400, True)
     assert len(call(app, "POST", "/v2/repository/index").value) == 1
@@ -153,8 +170,11 @@ def test_unloading(app: App, runner: Runner) -> None:
 
 def test_changes_beyond_their_line_are_a_503(app: App) -> None:
     path = "/v2/repository/models/toy_chirps/unload"
-    with ThreadPoolExecutor(8) as pool, app.loading.turn():
-        found = [pool.submit(call, app, "POST", path) for _ in range(8)]
-        until(lambda: sum(one.done() for one in found) == 6)
+    with ThreadPoolExecutor(8) as pool, ExitStack() as places:
+        for _ in range(LOADS):
+            places.enter_context(app.loading.turn())
+        found = [pool.submit(call, app, "POST", path) for _ in range(LOADS_WAITING + 4)]
+        until(lambda: sum(one.done() for one in found) == 4)
         assert {one.result().status for one in found if one.done()} == {503}
-    assert sorted(one.result().status for one in found) == [200, 404] + [503] * 6
+    others = [404] * (LOADS_WAITING - 1)
+    assert sorted(one.result().status for one in found) == [200, *others] + [503] * 4

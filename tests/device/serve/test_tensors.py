@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as arrays
 
 from toolchain.core.errors import DataError
 from toolchain.device.serve.tensors import (
+    _PIECE,
     DATATYPES,
     NamedTensor,
     elements,
@@ -199,6 +200,15 @@ def test_json_says_no_bytes_that_are_no_text() -> None:
     array[0] = b"\xff"
     with pytest.raises(DataError, match="expected UTF-8 for JSON"):
         to_json(NamedTensor("label", "BYTES", array))
+
+
+def test_more_values_than_one_piece_come_back_in_order() -> None:
+    values = np.arange(2 * _PIECE + 3, dtype=np.int32)
+    assert np.array_equal(from_json(values.tolist(), "INT32", [len(values)]), values)
+    rows = values[: 2 * _PIECE].reshape(-1, 2)
+    assert np.array_equal(from_json(rows.tolist(), "INT32", rows.shape), rows)
+    with pytest.raises(DataError, match="expected values for INT32, got float"):
+        from_json([*values.tolist(), 0.5], "INT32", [len(values) + 1])
 
 
 def test_texts_keep_their_script() -> None:

@@ -47,8 +47,9 @@ EXTENSIONS = (
     "model_repository(unload_dependents)",
     "statistics",
 )
-# Loads that may stand in line behind the one that runs.
-LOADS_WAITING = 2
+# Loads that run at once, so that none waits for a bundle that is slow to try, and those in line.
+LOADS = 4
+LOADS_WAITING = 4
 _log = logging.getLogger(__name__)
 
 
@@ -65,8 +66,8 @@ class App:
     """The WSGI application over ``runner``.
 
     ``repository``: the folder of bundles that may be loaded, or None. ``refused``: what was not
-    loaded before, and why. ``loopback``: it listens on a loopback address, so another Host is
-    refused.
+    loaded before, and why. ``control``: whether clients may load and unload. ``loopback``: it
+    listens on a loopback address, so another Host is refused.
     """
 
     def __init__(
@@ -76,16 +77,18 @@ class App:
         *,
         repository: Path | None,
         refused: Mapping[str, str] = NONE,
+        control: bool,
         loopback: bool,
     ) -> None:
         self._runner = runner
         self._limits = limits
         self._repository = Repository(runner, repository, refused)
         self._statistics = Statistics()
+        self._control = control
         self._loopback = loopback
         self.inferring = Admission(limits.concurrent, limits.waiting, limits.time_s)
         self._workers = ThreadPoolExecutor(limits.concurrent, "da3-infer")
-        self.loading = Admission(1, LOADS_WAITING, limits.time_s)
+        self.loading = Admission(LOADS, LOADS_WAITING, limits.time_s)
 
     def close(self) -> None:
         """Stop being ready and refuse new work; admitted requests go on."""
@@ -201,17 +204,26 @@ class App:
         return _json(self._repository.index(ready_only=ready))
 
     def _load(self, call: HttpRequest, model: str) -> Reply:
+        self._require_control()
         parameters = self._parameters(call)
         with self.loading.turn():
             self._repository.load(model, parameters)
         return _json({})
 
     def _unload(self, call: HttpRequest, model: str) -> Reply:
+        self._require_control()
         parameters = self._parameters(call)
         with self.loading.turn():
             self._repository.unload(model, parameters)
             self._statistics.forget(model)
         return _json({})
+
+    def _require_control(self) -> None:
+        # Triton's --model-control-mode=none, its default, refuses both as well.
+        if not self._control:
+            raise RefusedError(
+                HTTPStatus.FORBIDDEN, "this server's models stay as they are (no --control)"
+            )
 
     def _parameters(self, call: HttpRequest) -> dict[str, Any]:
         parameters = self._document(call, "parameters").get("parameters", {})

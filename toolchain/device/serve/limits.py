@@ -33,7 +33,7 @@ class Limits:
     """
 
     body_bytes: int = 64 * MIB
-    json_bytes: int = 16 * MIB
+    json_bytes: int = 8 * MIB
     time_s: float = 30.0
     concurrent: int = 2
     waiting: int = 16

@@ -4,6 +4,10 @@ Rules of this file: no sockets and no models. Bytes and one header's value go in
 header's value come out. A parameter of the protocol that would be ignored is refused, because its
 sender expects something of it. Shared memory and sequences are not supported.
 
+Python's parser of JSON is one call in C, and no other thread runs while it works. A body is made of
+few strings and many numbers, so the values of numbers are made in Python, where threads take turns,
+and there may be only so many other values. Whoever needs more sends binary data.
+
 Sources: Open Inference Protocol v2, "Inference Request JSON Object"; Triton's extensions "Binary
 Tensor Data" (also its raw request: a header of length 0 before one picture), "Classification",
 "Schedule Policy" (``timeout``).
@@ -32,7 +36,16 @@ from toolchain.device.serve.tensors import (
 
 HEADER = "Inference-Header-Content-Length"
 MANY = 64
+MANY_VALUES = 1 << 12
+"""Strings, words and empty containers in the JSON of one request."""
+MANY_LISTS = 1 << 18
+"""Lists in it: each is made, and taken apart again, while no other thread runs."""
 _NAME = 200
+# Longer than any double or int64, and short enough that no digit costs time.
+_DIGITS = 400
+_SPACE = b" \t\r\n"
+# Bytes that are looked at in one call.
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +129,62 @@ def encode(response: Response) -> tuple[bytes, int | None]:
 def read_json(data: bytes, limit_bytes: int) -> dict[str, Any]:
     """Return the JSON object in ``data``; raises DataError for anything else.
 
-    Keys that stand there twice, NaN, infinities, other encodings than UTF-8 and nesting beyond the
-    parser's own limit are refused.
+    Keys that stand there twice, NaN, infinities, other encodings than UTF-8, nesting beyond the
+    parser's own limit, more than ``MANY_VALUES`` strings, words and empty containers, more than
+    ``MANY_LISTS`` lists, and numbers of more than 400 characters are refused.
     """
     if len(data) > limit_bytes:
         raise DataError(
             f"expected at most {limit_bytes} bytes of JSON, got {len(data)}",
             fix="send tensors as binary data",
         )
+    _require_numbers(data)
     try:
-        value = parse_json(data)
+        value = parse_json(data, whole=_whole, real=_real)
     except ValueError as err:
         raise DataError(f"expected JSON, got {str(err)[:200]}") from err
     if not isinstance(value, dict):
         raise DataError(f"expected a JSON object, got {short(value)}")
     return value
+
+
+def _require_numbers(data: bytes) -> None:
+    """Refuse a JSON text that may hold more values but numbers, or more lists, than a request has.
+
+    What stands inside strings counts as well: an upper bound is enough.
+    """
+    values = lists = 0
+    words = (b"null", b"true", b"false", b"[]", b"{}")
+    for start in range(0, len(data), _PIECE):
+        # A word that two pieces share is not counted; there are few pieces.
+        piece = data[start : start + _PIECE].translate(None, _SPACE)
+        values += piece.count(b'"') // 2 + sum(map(piece.count, words))
+        lists += piece.count(b"[")
+    for count, most, what in (
+        (values, MANY_VALUES, "strings, words and empty lists"),
+        (lists, MANY_LISTS, "lists"),
+    ):
+        if count > most:
+            raise DataError(
+                f"expected at most {most} {what} in JSON, got {count}",
+                fix="send tensors as binary data",
+            )
+
+
+# Both look like what the parser would do itself. But they are functions of Python: at each number
+# the interpreter may let another thread run.
+def _whole(text: str) -> int:
+    return int(_short(text))
+
+
+def _real(text: str) -> float:
+    return float(_short(text))
+
+
+def _short(text: str) -> str:
+    if len(text) > _DIGITS:
+        raise ValueError(f"a number of {len(text)} characters")
+    return text
 
 
 def write_json(value: object) -> bytes:
@@ -224,7 +278,7 @@ def _parameters(value: Mapping[str, Any], what: str, known: Collection[str]) -> 
 
 def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list) or len(value) > MANY:
-        got = f"{len(value)}" if isinstance(value, list) else repr(value)
+        got = f"{len(value)}" if isinstance(value, list) else short(value)
         raise DataError(f"{what}: expected a list of at most {MANY}, got {got}")
     return value
 

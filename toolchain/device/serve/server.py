@@ -34,11 +34,11 @@ _LOOK_S = 0.5
 class Server:
     """A server of ``runner``'s domains; a context manager that starts and stops it.
 
-    ``port`` 0 takes a free one, see :attr:`url`. ``repository``: the folder whose bundles may be
-    loaded over the network, None for none. ``refused``: bundles that were not loaded before, by the
-    names that they would have, and why, as clients may read it. Raises UsageError for an address or
-    a folder that is none, RunError where the address cannot be bound, MissingPackageError without
-    the extra ``serve``.
+    ``port`` 0 takes a free one, see :attr:`url`. ``repository``: the folder whose bundles clients
+    may see, None for none. ``refused``: bundles that were not loaded before, by the names that they
+    would have, and why, as clients may read it. ``control``: whether they may load and unload.
+    Raises UsageError for an address or a folder that is none, RunError where the address cannot be
+    bound, MissingPackageError without the extra ``serve``.
     """
 
     def __init__(
@@ -49,15 +49,20 @@ class Server:
         port: int = 0,
         repository: Path | None = None,
         refused: Mapping[str, str] = NONE,
+        control: bool = False,
         limits: Limits | None = None,
     ) -> None:
         self._limits = limits or Limits()
         bound = _bind(host, port)
         try:
             self._host, self._port = bound.getsockname()[:2]
-            loopback = ip_address(self._host).is_loopback
             self.app = App(
-                runner, self._limits, repository=repository, refused=refused, loopback=loopback
+                runner,
+                self._limits,
+                repository=repository,
+                refused=refused,
+                control=control,
+                loopback=not is_exposed(self._host),
             )
             self._sockets = _sockets(self.app, bound, self._limits)
         except BaseException:
@@ -133,6 +138,7 @@ def serve(
     host: str = "127.0.0.1",
     repository: Path | None = None,
     refused: Mapping[str, str] = NONE,
+    control: bool = False,
     limits: Limits | None = None,
     notify: Notify | None = None,
 ) -> None:
@@ -142,7 +148,13 @@ def serve(
     :class:`Server`.
     """
     with Server(
-        runner, host=host, port=port, repository=repository, refused=refused, limits=limits
+        runner,
+        host=host,
+        port=port,
+        repository=repository,
+        refused=refused,
+        control=control,
+        limits=limits,
     ) as server:
         if notify is not None:
             notify(server.url)
@@ -150,6 +162,11 @@ def serve(
         # signal to another thread, which wakes nobody: so it looks again from time to time.
         while not stop.wait(_LOOK_S):
             pass
+
+
+def is_exposed(host: str) -> bool:
+    """Return whether other machines may reach a server that listens on the address ``host``."""
+    return not ip_address(host).is_loopback
 
 
 def _bind(host: str, port: int) -> socket.socket:

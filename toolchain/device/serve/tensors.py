@@ -16,7 +16,6 @@ import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from reprlib import repr as short
 from typing import Any
 
@@ -26,6 +25,8 @@ from toolchain.core.arrays import Array
 from toolchain.core.errors import DataError
 
 _RANK = 8
+# Values that are turned into an array at once: while that runs, no other thread does.
+_PIECE = 1 << 14
 _LENGTH = struct.Struct("<I")
 # BYTES: an element is a byte string of any length.
 DATATYPES: dict[str, np.dtype[Any]] = {
@@ -72,19 +73,27 @@ def from_json(data: object, datatype: str, shape: Sequence[int]) -> Array:
     """
     count = elements(shape)
     flat = _flat(data, shape, count)
+    array = np.empty(count, DATATYPES[datatype])
+    for start in range(0, count, _PIECE):
+        array[start : start + _PIECE] = _piece(flat[start : start + _PIECE], datatype)
+    return array.reshape(tuple(shape))
+
+
+def _piece(values: list[Any], datatype: str) -> Array:
+    """Return some of the values of a JSON list as an array; raises DataError as a whole list."""
     dtype = DATATYPES[datatype]
     # type() and not isinstance(): true and false would pass as whole numbers.
-    kinds = set(map(type, flat))
+    kinds = set(map(type, values))
     if kinds - _KINDS[dtype.kind]:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise DataError(f"expected values for {datatype}, got {names}")
     try:
-        array = _array(flat, dtype)
+        array = _array(values, dtype)
     except (OverflowError, UnicodeError) as err:
         raise DataError(f"expected values that fit into {datatype}, got larger ones") from err
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"expected finite values that fit into {datatype}, got others")
-    return array.reshape(tuple(shape))
+    return array
 
 
 def from_binary(data: memoryview, datatype: str, shape: Sequence[int]) -> Array:
@@ -182,5 +191,8 @@ def _flat(data: object, shape: Sequence[int], count: int) -> list[Any]:
     for size in shape:
         if not all(isinstance(row, list) and len(row) == size for row in level):
             raise DataError(f"expected data nested as its shape {list(shape)}, got another form")
-        level = list(chain.from_iterable(level))
+        rows, level = level, []
+        # One row at a time, for the same reason as the pieces.
+        for row in rows:
+            level += row
     return level
