@@ -1,10 +1,12 @@
-"""The manifest of a bundle, schema ``da3.bundle/1``: every field, its type, range and meaning.
+"""The manifest of a bundle, schema ``da3.bundle/2``: every field, its type, range and meaning.
 
 Rules of this file: values and checks only; it opens and hashes nothing. The dataclasses are the
 schema. docs/bundle-format.md shows the same tables, and a test compares the two. A manifest is data
 about a domain, bound to its files by digest: it holds no code, no path and no address. A method, a
 parity run or a training may note more than the typed fields, in flat tables of notes. An unknown
 note can be shown, but it never changes what is run.
+
+Schema ``da3.bundle/1`` has the same fields, at most 1,024 slots and 64 KiB.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
+from toolchain.bundle.limits import CLASS_NAME, MAX_BLOCKS, MAX_CLASSES, MAX_SLOTS, MAX_TAPS
 from toolchain.bundle.linkage import LINKED_ROLES
 from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import Fault
@@ -55,7 +58,8 @@ from toolchain.core.words import (
 )
 from toolchain.pictures.preprocess import Preprocessing
 
-SCHEMA = "da3.bundle/1"
+SCHEMA = "da3.bundle/2"
+OLDER_SCHEMAS = ("da3.bundle/1",)
 EPOCH = "1970-01-01T00:00:00Z"
 LIMIT_FILES = 256
 MANIFEST_NAME = "manifest.json"
@@ -93,7 +97,7 @@ class BackboneRef(Section):
     name: str = key(IDENTIFIER)
     weights_digest: str = key(DIGEST)
     graph_digest: str = key(DIGEST)
-    taps: tuple[Tap, ...] = key(ListOf(SectionOf(Tap), 0, 1024))
+    taps: tuple[Tap, ...] = key(ListOf(SectionOf(Tap), 0, MAX_TAPS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,7 @@ class Adaptation(Section):
 
     method: str = key(WORD)
     options: Notes = key(NOTES)
-    slots: tuple[Slot, ...] = key(ListOf(SectionOf(Slot), 0, 1024))
+    slots: tuple[Slot, ...] = key(ListOf(SectionOf(Slot), 0, MAX_SLOTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,7 @@ class GateBlock(Section):
 class Gates(Section):
     """What the gates save: executed FLOPs as a share of all FLOPs of the backbone."""
 
-    blocks: tuple[GateBlock, ...] = key(ListOf(SectionOf(GateBlock), 0, 512))
+    blocks: tuple[GateBlock, ...] = key(ListOf(SectionOf(GateBlock), 0, MAX_BLOCKS))
     executed_share: float = key(_SHARE)
 
 
@@ -159,7 +163,9 @@ class Selftest(Section):
     outputs: str = key(_ROLE)
     samples: int = key(whole(1, 4096))
     tolerance_relative: float = key(number(0, 0.05))
-    gate_states: Mapping[str, GateStates] = key(TableOf(TENSOR_NAME, SectionOf(GateStates), 0, 512))
+    gate_states: Mapping[str, GateStates] = key(
+        TableOf(TENSOR_NAME, SectionOf(GateStates), 0, MAX_BLOCKS)
+    )
     time_limit_s: float = key(number(0.001, 86400))
 
 
@@ -224,7 +230,7 @@ class Manifest(Document):
 
     FILE = MANIFEST_NAME
 
-    schema: str = key(choice(SCHEMA))
+    schema: str = key(choice(SCHEMA, *OLDER_SCHEMAS))
     min_agent: str = key(AGENT)
     created: str = key(TIME)
     domain: str = key(DOMAIN)
@@ -234,7 +240,7 @@ class Manifest(Document):
     backbone: BackboneRef = key(SectionOf(BackboneRef))
     adaptor: Adaptation = key(SectionOf(Adaptation))
     preprocess: Preprocessing = key(SectionOf(Preprocessing))
-    classes: tuple[str, ...] = key(ListOf(printable(200), 1, 4096))
+    classes: tuple[str, ...] = key(ListOf(CLASS_NAME, 1, MAX_CLASSES))
     gates: Gates = key(SectionOf(Gates))
     plans: tuple[PrecisionCost, ...] = key(ListOf(SectionOf(PrecisionCost), 0, 64))
     requires: Requires = key(SectionOf(Requires))
@@ -285,9 +291,9 @@ class ReleaseInfo(Section):
     name: str = key(DOMAIN)
     version: str = key(printable(64))
     release: str = key(DIGEST)
-    classes: tuple[str, ...] = key(ListOf(printable(200), 1, 4096))
+    classes: tuple[str, ...] = key(ListOf(CLASS_NAME, 1, MAX_CLASSES))
     preprocess: Preprocessing = key(SectionOf(Preprocessing))
-    gates: tuple[str, ...] = key(ListOf(TENSOR_NAME, 0, 512))
+    gates: tuple[str, ...] = key(ListOf(TENSOR_NAME, 0, MAX_BLOCKS))
     options: Notes = key(NOTES)
     tolerance: float = key(number(0, 1))
     time_limit_s: float = key(number(0.001, 86400))

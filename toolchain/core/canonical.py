@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from toolchain.core.errors import BundleError, Da3Error
 
-LIMIT_BYTES = 64 * 1024
+# More than the largest document that any schema of ours allows (tests/bundle/test_limits.py).
+LIMIT_BYTES = 16 << 20
 LIMIT_DEPTH = 12
 
 # An unterminated string reaches to the end: a match that never fails never backtracks.
@@ -49,15 +51,24 @@ def rounded(value: float, digits: int = 6) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def parse_json(data: bytes | str) -> Any:
+def parse_json(
+    data: bytes | str, *, whole: Callable[[str], Any] = int, real: Callable[[str], Any] = float
+) -> Any:
     """Return the value of a JSON text in any form, UTF-8 if it is bytes.
 
+    ``whole`` and ``real`` make the values of numbers without and with a fraction or exponent.
     Raises ValueError for what is not JSON, a key that stands twice in one object, NaN and
     infinities, and for nesting that is too deep for the parser.
     """
     text = data if isinstance(data, str) else data.decode("utf-8")
     try:
-        return json.loads(text, object_pairs_hook=_unique_table, parse_constant=_no_constant)
+        return json.loads(
+            text,
+            object_pairs_hook=_unique_table,
+            parse_constant=_no_constant,
+            parse_int=whole,
+            parse_float=real,
+        )
     except RecursionError as err:
         raise ValueError("a deep nesting") from err
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from toolchain.core.canonical import parse_json
 
-# For a domain's tensors: room for some thousands of names.
-LIMIT_HEADER_BYTES = 1 << 20
+# For a domain's tensors: room for as many as a manifest lists, with the longest names.
+LIMIT_HEADER_BYTES = 4 << 20
 # For a whole model's tensors: what the safetensors library takes at most.
 LIBRARY_HEADER_BYTES = 100_000_000
 _METADATA = "__metadata__"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from toolchain.bundle.backbone import GRAPH_NAME
 from toolchain.bundle.golden import TENSORS as GOLDEN_TENSORS
-from toolchain.bundle.manifest import MANIFEST_NAME
+from toolchain.bundle.manifest import MANIFEST_NAME, OLDER_SCHEMAS, SCHEMA
 from toolchain.core.errors import StorageError, UsageError
 from toolchain.device.engine.cache import ENGINE_NAME
 from toolchain.device.engine.kit import KIT_NAME
@@ -154,7 +154,7 @@ def _document(path: Path, head: bytes) -> str:
         return "backbone"
     if path.name == INFO_FILE and head.startswith(b'{"backbone":{'):
         return "checkpoint"
-    if b'"da3.bundle/1"' in head:
+    if any(f'"{schema}"'.encode() in head for schema in (SCHEMA, *OLDER_SCHEMAS)):
         raise UsageError(
             f"{path}: expected a bundle, got the manifest of one that was unpacked",
             fix="name the .da3b file: only there manifest and files can be verified together",

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.support.drawn import same, tensor
 from tests.support.exported import Fleet
+from toolchain.core import canonical
 from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, Da3Error, StorageError
 from toolchain.device import Runner
@@ -63,7 +64,7 @@ def without_a_record(folder: Path) -> None:
 
 
 def with_a_huge_record(folder: Path) -> None:
-    (folder / RECORD_NAME).write_bytes(b" " * (installed.LIMIT_RECORD_BYTES + 1))
+    (folder / RECORD_NAME).write_bytes(b" " * (canonical.LIMIT_BYTES + 1))
 
 
 ATTACKS = [

@@ -23,6 +23,7 @@ from toolchain.core.errors import (
     LockedError,
     StorageError,
     TrainingError,
+    UsageError,
 )
 from toolchain.training.adapt.attached import AttachedModel, domain_state, weights_digest
 from toolchain.training.adapt.checkpoint import read
@@ -474,6 +475,15 @@ def test_a_training_that_ends_below_its_head_says_so_and_keeps_its_checkpoint(
     assert "lower train.lr" in report.fault.fix
     assert "(now 30)" in report.fault.fix
     assert report.folder.is_dir()
+
+
+def test_what_can_never_be_packed_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    data = stripes.data()
+    names = DomainData(data.train, data.test, ("x" * 201, *data.classes[1:]))
+    recorder = Recorder()
+    with pytest.raises(UsageError, match=r"cannot be packed: .*\n.*classes\[0\]"):
+        train(stripes.model(), names, stripes.recipe(), out=tmp_path / "out", progress=recorder)
+    assert not recorder.steps
 
 
 @pytest.mark.parametrize("method", ["da2", "head"])

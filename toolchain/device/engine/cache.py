@@ -40,7 +40,6 @@ from toolchain.device.engine.key import EngineKey, KeyDifference, key_difference
 from toolchain.device.engine.kit import (
     BACKBONE_NAME,
     KIT_NAME,
-    LIMIT_BYTES,
     LIMIT_FILES,
     ROLES,
     Kit,
@@ -92,7 +91,6 @@ class EngineManifest(SealedManifest):
     """
 
     FILE = ENGINE_NAME
-    LIMIT_BYTES = LIMIT_BYTES
 
     schema: str = key(choice(SCHEMA))
     name: str = key(IDENTIFIER)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolchain.bundle.backbone import BackboneManifest
+from toolchain.bundle.limits import MAX_BLOCKS, MAX_SLOTS
 from toolchain.bundle.linkage import FLAVOURS, Linkage, kit_linkage
 from toolchain.core.canonical import read_document
 from toolchain.core.digest import sha256, short
@@ -47,7 +48,6 @@ SCHEMA = "da3.kit/1"
 KIT_NAME, BACKBONE_NAME, LAYERS_NAME = "kit.json", "backbone.json", "layers.json"
 LIMIT_FILES = 2048
 # Three segments and their pinned nodes per block add up.
-LIMIT_BYTES = 1 << 20
 # protobuf refuses a message above 2 GiB.
 LIMIT_MODEL_BYTES = 2 * 1024**3 - 1
 ROLES = ("whole", "side", "opened", "closed", "tail")
@@ -150,16 +150,15 @@ class KitManifest(SealedManifest):
     """
 
     FILE = KIT_NAME
-    LIMIT_BYTES = LIMIT_BYTES
 
     schema: str = key(choice(SCHEMA))
     target: str = key(TARGET)
     precision: str = key(choice(*PRECISIONS))
     opset: int = key(whole(1, 100))
     graph: str = key(DIGEST)
-    gates: tuple[str, ...] = key(ListOf(TENSOR_NAME, 0, 512))
+    gates: tuple[str, ...] = key(ListOf(TENSOR_NAME, 0, MAX_BLOCKS))
     options: Notes = key(NOTES)
-    slots: tuple[KitSlot, ...] = key(ListOf(SectionOf(KitSlot), 0, 1024))
+    slots: tuple[KitSlot, ...] = key(ListOf(SectionOf(KitSlot), 0, MAX_SLOTS))
     classes: ClassProfile = key(SectionOf(ClassProfile))
     flavours: tuple[KitFlavour, ...] = key(ListOf(SectionOf(KitFlavour), 1, len(FLAVOURS)))
     files: tuple[KitFile, ...] = key(ListOf(SectionOf(KitFile), 1, LIMIT_FILES))
@@ -225,7 +224,7 @@ class Kit:
         """
         if LAYERS_NAME not in {entry.name for entry in self.manifest.files}:
             return {}
-        layers = read_document(self.read(LAYERS_NAME), LAYERS_NAME, limit_bytes=LIMIT_BYTES)
+        layers = read_document(self.read(LAYERS_NAME), LAYERS_NAME)
         # They serve messages alone, so an odd value is cut and not refused.
         return {name: str(layer)[:200] for name, layer in layers.items()}
 

@@ -26,9 +26,11 @@ from toolchain import bundle
 from toolchain.bundle import BackboneRef, Bundle, open_bundle
 from toolchain.bundle.archive import LIMIT_BYTES
 from toolchain.bundle.golden import golden_of
+from toolchain.bundle.limits import MAX_SLOTS
 from toolchain.bundle.manifest import ReleaseInfo
 from toolchain.bundle.release import Graph, PatchFile, Release, patch_of, read_release
 from toolchain.bundle.slots import Slots
+from toolchain.core import canonical
 from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError
 from toolchain.core.fields import (
@@ -55,7 +57,6 @@ from toolchain.core.words import (
 
 SCHEMA, OLD_SCHEMA = "da3.installed/2", "da3.installed/1"
 BUNDLE_NAME, RECORD_NAME = "bundle.da3b", "installed.json"
-LIMIT_RECORD_BYTES = 256 * 1024
 _FIRST_KEYS = (
     *("schema", "file", "tested_with", "name", "version", "release", "backbone", "classes"),
     *("preprocess", "gates", "options", "slots", "arrays", "graphs"),
@@ -108,7 +109,7 @@ class InstalledRecord(ReleaseInfo):
     tested_with: str = key(printable(200))
     backbone: BackboneIdentity = key(SectionOf(BackboneIdentity))
     slots: Extent = key(SectionOf(Extent))
-    arrays: tuple[_Row, ...] = key(ListOf(_ROW, 0, 1024))
+    arrays: tuple[_Row, ...] = key(ListOf(_ROW, 0, MAX_SLOTS))
     graphs: dict[str, str] = key(TableOf(TENSOR_NAME, DIGEST, 1, 16))
     patch: bundle.Patch | None = key(Nullable(SectionOf(bundle.Patch)), default=None)
 
@@ -241,7 +242,7 @@ def _bytes_of(record: InstalledRecord) -> bytes:
 
 
 def _read_record(path: Path) -> InstalledRecord:
-    data = read_limited(path, limit_bytes=LIMIT_RECORD_BYTES, what="installed domain")
+    data = read_limited(path, limit_bytes=canonical.LIMIT_BYTES, what="installed domain")
     digest, _, body = data.partition(b"\n")
     if sha256(body).encode() != digest:
         raise BundleError(

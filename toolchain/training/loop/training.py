@@ -24,13 +24,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from toolchain.bundle.limits import require_packable
 from toolchain.core import digest
 from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import DivergedError, StorageError, TrainingError
 from toolchain.core.files import exists
 from toolchain.pictures.preprocess import normalise
 from toolchain.recipe import Recipe
-from toolchain.training.adapt.attached import HEAD, OWN, AttachedModel, weights_digest
+from toolchain.training.adapt.attached import (
+    HEAD,
+    OWN,
+    AttachedModel,
+    domain_state,
+    weights_digest,
+)
 from toolchain.training.adapt.checkpoint import Checkpoint
 from toolchain.training.adapt.loss import training_loss
 from toolchain.training.adapt.methods import REGISTRY
@@ -111,6 +118,8 @@ def train(
         ExistsError: ``out``, or a training that waits to be resumed, is there, and neither
             ``resume`` nor ``overwrite`` was asked for.
         LockedError: another process trains into ``out``; nothing of it was touched.
+        UsageError: the domain is larger than any bundle, as
+            :func:`toolchain.bundle.limits.require_packable` says.
         DivergedError: a loss or weights that are not finite (the last good state stays).
         TrainingError: a signal that asks to stop (after the step was finished and saved); memory
             that ran out (the last good state stays); ``resume`` with another recipe, backbone or
@@ -209,6 +218,16 @@ def _check_fit(model: AttachedModel, data: DomainData, recipe: Recipe) -> None:
             f"expected a model for this recipe and data, got another: {'; '.join(faults)}",
             fix="attach with the recipe's method and size and the data's number of classes",
         )
+    # Asked now: hours later the export could only refuse it.
+    require_packable(
+        blocks=[name for name, _ in model.anatomy.named_sites()],
+        slots={
+            name: (str(tensor.dtype).removeprefix("torch."), tensor.shape)
+            for name, tensor in domain_state(model).items()
+            if not name.startswith(f"{OWN}.")
+        },
+        classes=data.classes,
+    )
     model.backbone.requires_grad_(False)
 
 
