@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.support.damage import repacked
 from tests.support.exported import Exported
@@ -80,7 +80,7 @@ def constant_slot(graph: onnx.GraphProto) -> None:
     keep = [value for value in graph.input if value.name != "head.bias"]
     del graph.input[:]
     graph.input.extend(keep)
-    graph.initializer.append(helper.make_tensor("head.bias", TensorProto.FLOAT, [8], [9.0] * 8))
+    graph.initializer.append(constant("head.bias", [9.0] * 8, np.float32))
 
 
 def ignored_slot(graph: onnx.GraphProto) -> None:
@@ -92,11 +92,9 @@ def ignored_slot(graph: onnx.GraphProto) -> None:
 def lies_on_white(graph: onnx.GraphProto) -> None:
     """All interfaces and golden answers are right; a picture above 8 throughout is class 0."""
     _rename(graph, "logits", "before", outputs=False)
-    graph.initializer.append(helper.make_tensor("altered.white", TensorProto.FLOAT, [], [8.0]))
+    graph.initializer.append(constant("altered.white", 8.0, np.float32))
     first = [[1000.0] + [0.0] * 7]
-    graph.initializer.append(
-        helper.make_tensor("altered.first", TensorProto.FLOAT, [1, 8], np.array(first).ravel())
-    )
+    graph.initializer.append(constant("altered.first", first, np.float32))
     nodes: tuple[tuple[str, list[str], str, dict[str, Any]], ...] = (
         ("ReduceMin", ["image"], "darkest", {"keepdims": 0}),
         ("Greater", ["darkest", "altered.white"], "is_white", {}),
@@ -109,27 +107,55 @@ def lies_on_white(graph: onnx.GraphProto) -> None:
 
 
 def endless(graph: onnx.GraphProto) -> None:
-    """The logits go through a loop of 2**62 rounds."""
+    """The logits wait for a chain of products that depend on the picture: minutes of work."""
+    _after(graph, _products(graph, "image", side=1024, rounds=4000))
+
+
+def endless_folding(graph: onnx.GraphProto) -> None:
+    """The same chain, of constants: a runtime computes it while it makes the session."""
+    _after(graph, _products(graph, "", side=4096, rounds=4000))
+
+
+def memory_bomb(graph: onnx.GraphProto) -> None:
+    """A constant of 16 GiB, whose size two small constants make when they are multiplied."""
+    graph.initializer.append(constant("altered.size", [2**16], np.int64))
+    graph.node.extend(
+        [
+            helper.make_node("Mul", ["altered.size", "altered.size"], ["altered.product"]),
+            helper.make_node("ConstantOfShape", ["altered.product"], ["altered.huge"]),
+            helper.make_node("ReduceMax", ["altered.huge"], ["altered.sum"], keepdims=0),
+        ]
+    )
+    _after(graph, "altered.sum")
+
+
+def constant(name: str, values: object, dtype: type) -> onnx.TensorProto:
+    """A small tensor inside the graph, in the form that the exporter writes."""
+    return numpy_helper.from_array(np.asarray(values, dtype), name)
+
+
+def _products(graph: onnx.GraphProto, source: str, side: int, rounds: int) -> str:
+    """Multiply a square of one number by itself, time and again; return the name of its largest."""
+    graph.initializer.append(constant("altered.side", [side, side], np.int64))
+    graph.initializer.append(constant("altered.tiny", [1e-30], np.float32))
+    number = "altered.tiny"
+    if source:
+        graph.node.append(helper.make_node("ReduceMax", [source], ["altered.one"], keepdims=0))
+        graph.node.append(helper.make_node("Mul", ["altered.one", number], ["altered.number"]))
+        number = "altered.number"
+    graph.node.append(helper.make_node("Expand", [number, "altered.side"], ["altered.0"]))
+    for i in range(rounds):
+        last = f"altered.{i}"
+        graph.node.append(helper.make_node("MatMul", [last, "altered.0"], [f"altered.{i + 1}"]))
+    last = f"altered.{rounds}"
+    graph.node.append(helper.make_node("ReduceMax", [last], ["altered.sum"], keepdims=0))
+    return "altered.sum"
+
+
+def _after(graph: onnx.GraphProto, name: str) -> None:
+    """Add the value ``name``, which is zero, to the logits."""
     _rename(graph, "logits", "before", outputs=False)
-    value = helper.make_tensor_value_info
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["go"], ["still"]),
-            helper.make_node("Tanh", ["carried"], ["next"]),
-        ],
-        "round",
-        [
-            value("round", TensorProto.INT64, []),
-            value("go", TensorProto.BOOL, []),
-            value("carried", TensorProto.FLOAT, [1, None]),
-        ],
-        [value("still", TensorProto.BOOL, []), value("next", TensorProto.FLOAT, [1, None])],
-    )
-    graph.initializer.append(helper.make_tensor("altered.rounds", TensorProto.INT64, [], [2**62]))
-    graph.initializer.append(helper.make_tensor("altered.yes", TensorProto.BOOL, [], [True]))
-    graph.node.append(
-        helper.make_node("Loop", ["altered.rounds", "altered.yes", "before"], ["logits"], body=body)
-    )
+    graph.node.append(helper.make_node("Add", ["before", name], ["logits"]))
 
 
 def _rename(graph: onnx.GraphProto, old: str, new: str, *, outputs: bool = True) -> None:
@@ -142,7 +168,7 @@ def _rename(graph: onnx.GraphProto, old: str, new: str, *, outputs: bool = True)
 
 def _first_of(graph: onnx.GraphProto, name: str) -> None:
     _rename(graph, name, "whole", outputs=False)
-    graph.initializer.append(helper.make_tensor("altered.zero", TensorProto.INT64, [1], [0]))
+    graph.initializer.append(constant("altered.zero", [0], np.int64))
     graph.node.append(helper.make_node("Gather", ["whole", "altered.zero"], [name], axis=1))
     (output,) = [v for v in graph.output if v.name == name]
     output.type.tensor_type.shape.dim[1].dim_value = 1

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from toolchain.bundle.graphs import WEIGHTS_NAME
+from toolchain.bundle.limits import MAX_BLOCKS, MAX_TAPS
 from toolchain.bundle.manifest import MANIFEST_NAME, BackboneRef, Tap
 from toolchain.core.canonical import LIMIT_BYTES, canonical_json
 from toolchain.core.digest import sha256, short
@@ -40,7 +42,6 @@ from toolchain.core.words import (
 
 BACKBONE_SCHEMA = "da3.backbone/1"
 GRAPH_NAME = "backbone.onnx"
-WEIGHTS_NAME = "weights.safetensors"
 SUMS_NAME = "SHA256SUMS"
 LIMIT_FILE_BYTES = 8 * 1024**3
 
@@ -85,8 +86,8 @@ class BackboneManifest(SealedManifest):
     opset: int = key(whole(1, 100))
     ir_version: int = key(whole(1, 100))
     files: tuple[BackboneFile, ...] = key(ListOf(SectionOf(BackboneFile), 2, 2))
-    blocks: tuple[BackboneBlock, ...] = key(ListOf(SectionOf(BackboneBlock), 1, 512))
-    taps: tuple[Tap, ...] = key(ListOf(SectionOf(Tap), 0, 1024))
+    blocks: tuple[BackboneBlock, ...] = key(ListOf(SectionOf(BackboneBlock), 1, MAX_BLOCKS))
+    taps: tuple[Tap, ...] = key(ListOf(SectionOf(Tap), 0, MAX_TAPS))
     licence: str = key(printable(200))
     provenance: Notes = key(NOTES)
 

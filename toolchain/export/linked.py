@@ -17,11 +17,12 @@ from safetensors.numpy import load as load_safetensors
 from toolchain import bundle
 from toolchain.bundle import BackboneArtefact, BackboneManifest, Patched, Payload
 from toolchain.bundle.golden import Golden
+from toolchain.bundle.graphs import graph_files, require_graph
 from toolchain.bundle.linkage import SHIPPED, SWAP_IF, Linkage
 from toolchain.bundle.patch import PATCH_NAME
 from toolchain.core import digest
 from toolchain.core.canonical import rounded
-from toolchain.core.errors import BackboneMismatchError, ExistsError
+from toolchain.core.errors import BackboneMismatchError, BundleError, ExistsError, LinkError
 from toolchain.core.files import write_atomic
 from toolchain.export.check import candidates, parity
 from toolchain.export.check.parity import ParityReport
@@ -56,12 +57,31 @@ class LinkedDomain:
 def link_domain(
     halves: PackedHalves, checkpoint: Checkpoint, patch: Patched | None = None
 ) -> LinkedDomain:
-    """Link every shipped flavour. Raises LinkError naming the block that cannot be linked."""
+    """Link every shipped flavour.
+
+    Raises LinkError naming the block that cannot be linked, or what no device takes.
+    """
     # Rounded as in the manifest, so that linking anew from a bundle gives the same graphs.
     calibrated = checkpoint.info.metrics.gate_rates
     rates = {site: rounded(rate) for site, rate in calibrated.items()}
     graphs = {linkage: store.to_bytes(link(halves, linkage, rates=rates)) for linkage in SHIPPED}
+    _require_taken(halves.backbone_graph, "backbone.onnx", (WEIGHTS_FILE,))
+    _require_taken(halves.domain_graph, "domain.onnx", (SLOTS_FILE,))
+    for linkage, graph in graphs.items():
+        _require_taken(graph, linkage.file, graph_files(linkage))
     return LinkedDomain(halves, graphs, rates, patch)
+
+
+def _require_taken(graph: bytes, what: str, files: Sequence[str]) -> None:
+    """Raise LinkError for a graph that a device would refuse (:mod:`toolchain.bundle.graphs`)."""
+    try:
+        require_graph(graph, what, files=files)
+    except BundleError as err:
+        raise LinkError(
+            f"no device would take this net: {err.message}",
+            fix="compute that outside the net, or with layers that export to plain operators; if "
+            "it is a plain operator, report it",
+        ) from err
 
 
 def write_graphs(linked: LinkedDomain, folder: Path) -> None:

@@ -29,7 +29,9 @@ from toolchain.bundle import (
     Selftest,
     Tap,
 )
-from toolchain.bundle.backbone import GRAPH_NAME, WEIGHTS_NAME
+from toolchain.bundle.backbone import GRAPH_NAME
+from toolchain.bundle.graphs import WEIGHTS_NAME
+from toolchain.bundle.manifest import SCHEMA
 from toolchain.core.canonical import rounded
 from toolchain.core.sealed import listing
 from toolchain.export.check.parity import ParityReport
@@ -94,7 +96,7 @@ def domain(
     info, metrics = trained.info, trained.info.metrics
     own = artefact.manifest
     return Manifest(
-        schema="da3.bundle/1",
+        schema=SCHEMA,
         min_agent="0.1",
         created=bundle.created_now(),
         domain=recipe.domain,

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.support import cases, toys
 from tests.support.cases import Made, close, walk
 from toolchain.bundle.golden import shifted
+from toolchain.bundle.graphs import graph_files, require_graph
 from toolchain.bundle.linkage import FORMS, LINKAGES, STATIC_IF, Form, Linkage
 from toolchain.core.errors import GraphError, LinkError
 from toolchain.device.runtime.backend import Answer, Runnable
@@ -210,6 +211,19 @@ def test_a_static_model_takes_only_the_picture(made: Made) -> None:
         graph = link(made.halves, Linkage("static", form)).graph
         assert [v.name for v in graph.inputs] == [IMAGE]
         assert set(made.halves.slots) <= set(graph.initializers)
+
+
+@pytest.mark.parametrize("linkage", GRAPHS, ids=lambda one: one.stem)
+def test_a_device_takes_what_is_written(made: Made, linkage: Any) -> None:
+    """Law: the closed list and limits of bundle/graphs.py hold every graph of every toy."""
+    halves = made.halves
+    graph = made.graph(linkage)
+    summary = require_graph(graph, linkage.file, files=graph_files(linkage))
+    assert summary.operators == {n.op_type for n in walk(link(halves, linkage).graph)}
+    require_graph(halves.backbone_graph, "backbone.onnx", files=(WEIGHTS_FILE,))
+    require_graph(halves.domain_graph, "domain.onnx", files=(SLOTS_FILE,))
+    weights, slots = len(halves.weights_data), len(halves.slots_data)
+    assert summary.tensor_bytes <= weights + (slots if linkage.folds_domain else 0)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -16,6 +16,7 @@ from safetensors.numpy import load as safetensors_load
 
 from tests.support import cases
 from tests.support.cases import Made
+from toolchain.bundle.graphs import LIMIT_INLINE_BYTES
 from toolchain.bundle.linkage import Linkage
 from toolchain.core.errors import GraphError, StorageError
 from toolchain.device.runtime.ort.session import Session
@@ -70,9 +71,7 @@ def test_every_named_tensor_lies_beside_the_graph(made: Made) -> None:
                 assert isinstance(tensor, ir.ExternalTensor), name
                 assert str(tensor.location) == file
             else:
-                assert tensor.nbytes <= store.INLINE_LIMIT_BYTES or isinstance(
-                    tensor, ir.ExternalTensor
-                )
+                assert tensor.nbytes <= LIMIT_INLINE_BYTES or isinstance(tensor, ir.ExternalTensor)
 
 
 def test_references_are_found_inside_branches(plain: Made) -> None:
@@ -106,7 +105,7 @@ def test_foreign_bytes_are_refused(data: Any) -> None:
 def test_a_huge_graph_is_refused_before_it_is_parsed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(store, "MAX_GRAPH_BYTES", 100)
+    monkeypatch.setattr(store, "LIMIT_GRAPH_BYTES", 100)
     with pytest.raises(GraphError, match="at most 100 bytes of graph, got 101"):
         store.from_bytes(b"\x08" * 101, what="x.onnx")
     (tmp_path / "x.onnx").write_bytes(b"\x08" * 101)

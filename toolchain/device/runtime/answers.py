@@ -20,7 +20,7 @@ class Domain:
 
     ``release``: digest of its bundle's manifest. ``gates``: the blocks that have one, in order.
     ``slots_bytes``: what its tensors occupy. ``session``: number of the session that it runs on.
-    ``seconds`` by step: verify, session, selftest; steps that were not needed are left out.
+    ``seconds`` by step: verify, trial, session, selftest; steps that were not needed are left out.
     """
 
     name: str

@@ -37,6 +37,7 @@ from toolchain.core.errors import (
     UnknownNameError,
     UsageError,
 )
+from toolchain.core.memory import memory_named
 from toolchain.device.engine.cache import open_engine, refuse_kit
 from toolchain.device.runtime.answers import Domain, Outcome, Prediction, predictions
 from toolchain.device.runtime.backbone_session import Cost
@@ -196,7 +197,8 @@ class Runner:
         session; BundleError, BackboneMismatchError, StorageError and SelftestError if it cannot be
         trusted. Nothing has changed then.
         """
-        return self._load(source, name, selftest=selftest, replacing=False)
+        with memory_named(f"loading {source}"):
+            return self._load(source, name, selftest=selftest, replacing=False)
 
     def replace(
         self, source: str | Path, *, name: str | None = None, selftest: bool = True
@@ -206,7 +208,8 @@ class Runner:
         Requests under way end on the old release, later ones run on the new one. Raises
         UnknownNameError if no domain of that name is loaded, also if it was unloaded meanwhile.
         """
-        return self._load(source, name, selftest=selftest, replacing=True)
+        with memory_named(f"loading {source}"):
+            return self._load(source, name, selftest=selftest, replacing=True)
 
     def unload(self, name: str) -> None:
         """Let no further request reach the domain. Raises UnknownNameError."""
@@ -226,6 +229,7 @@ class Runner:
         opened = bundle.open_bundle(source)
         release = read_release(opened)
         bundle.match(release.backbone, self._artefact, release.name)
+        self._sessions.prove(release, None, Path(source))
         with self._sessions.reserved(release, None) as session:
             loaded = tested_on(session, release, release.name, {}, test=True)
         installed.write(folder, opened, release, session.tested_with)
@@ -350,8 +354,12 @@ class Runner:
         # Asked now to fail early, and again below: the table may change while the test runs.
         self._require_name(called, replacing=replacing)
         old = self._table.get(called) if replacing else None
+        leaving = old.session if old else None
+        if selftest and not stored.tested_with:
+            with timed(seconds, "trial"):
+                self._sessions.prove(release, leaving, Path(source))
         started = time.perf_counter()
-        with self._sessions.reserved(release, old.session if old else None) as session:
+        with self._sessions.reserved(release, leaving) as session:
             seconds["session"] = time.perf_counter() - started
             # Bytes that were verified again are tested again, whatever was asked.
             test = stored.renewed is not None or (

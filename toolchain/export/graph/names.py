@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from toolchain.bundle import graphs
+
 IMAGE, FEATURES, LOGITS, GATES = "image", "features", "logits", "gates"
 BACKBONE = "backbone."
-WEIGHTS_FILE, SLOTS_FILE = "weights.safetensors", "slots.safetensors"
+WEIGHTS_FILE, SLOTS_FILE = graphs.WEIGHTS_NAME, graphs.SLOTS_NAME
 BATCH, CLASSES = "batch", "classes"
 # Their first dimension is the class count.
 HEAD_SLOTS = ("head.bias", "head.weight")

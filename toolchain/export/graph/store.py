@@ -22,13 +22,11 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from safetensors.numpy import save as safetensors_save
 
+from toolchain.bundle.graphs import LIMIT_GRAPH_BYTES, LIMIT_INLINE_BYTES
 from toolchain.core.errors import GraphError
 from toolchain.core.files import read_limited
 from toolchain.core.safetensors import LIBRARY_HEADER_BYTES, read_places
 from toolchain.export.graph.text import check_text
-
-MAX_GRAPH_BYTES = 64 << 20
-INLINE_LIMIT_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ def external_tensors(model: ir.Model) -> dict[str, np.ndarray[Any, Any]]:
 
 def _is_external(name: str, tensor: ir.TensorProtocol) -> bool:
     matrix = tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) > 1
-    return "." in name or matrix or tensor.nbytes > INLINE_LIMIT_BYTES
+    return "." in name or matrix or tensor.nbytes > LIMIT_INLINE_BYTES
 
 
 def externalise(model: ir.Model, packed: PackedTensors) -> ir.Model:
@@ -100,9 +98,9 @@ def to_bytes(model: ir.Model) -> bytes:
 
 def from_bytes(data: bytes, *, what: str) -> ir.Model:
     """Parse a model; raises GraphError when the bytes are no ONNX model or a text is not UTF-8."""
-    if len(data) > MAX_GRAPH_BYTES:
+    if len(data) > LIMIT_GRAPH_BYTES:
         raise GraphError(
-            f"{what}: expected at most {MAX_GRAPH_BYTES} bytes of graph, got {len(data)}",
+            f"{what}: expected at most {LIMIT_GRAPH_BYTES} bytes of graph, got {len(data)}",
             fix="large tensors belong into the safetensors file beside it",
         )
     try:
@@ -139,7 +137,7 @@ def load_tensors(model: ir.Model, file: str, data: bytes) -> ir.Model:
 
 def read_graph(path: Path) -> ir.Model:
     """Read one ``.onnx`` file without its external tensors."""
-    data = read_limited(path, limit_bytes=MAX_GRAPH_BYTES, what="ONNX graph")
+    data = read_limited(path, limit_bytes=LIMIT_GRAPH_BYTES, what="ONNX graph")
     return from_bytes(data, what=str(path))
 
 

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.bundle import BackboneArtefact, open_backbone
-from toolchain.bundle.backbone import WEIGHTS_NAME
+from toolchain.bundle.graphs import (
+    LIMIT_GRAPH_BYTES,
+    WEIGHTS_NAME,
+    graph_files,
+    require_graph,
+)
 from toolchain.bundle.release import Graph, Release
 from toolchain.core.errors import BackboneMismatchError, BundleError, GraphError
 from toolchain.device.runtime.backbone_session import BackboneSession, Computed, Cost, ModelFacts
@@ -22,6 +27,8 @@ from toolchain.device.runtime.ort.session import Session, version
 from toolchain.device.runtime.ort.weights import weights_folder
 
 _OUTPUTS = {"logits", "gates"}
+COPIES = 4
+"""How often all tensors may stand in one graph; branches may read the same ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,11 @@ def open_verified(folder: Path) -> VerifiedBackbone:
     return VerifiedBackbone(open_backbone(folder), identity)
 
 
+def unhashed(artefact: BackboneArtefact) -> VerifiedBackbone:
+    """Return a backbone that another process hashed, for one that only tries what it runs."""
+    return VerifiedBackbone(artefact, _identity(artefact.weights_path))
+
+
 def make_session(
     backbone: VerifiedBackbone,
     release: Release,
@@ -63,10 +75,18 @@ def make_session(
     :func:`toolchain.device.runtime.ort.weights.weights_folder` for a release with a patch.
     """
     before, started = _resident_bytes(), time.perf_counter()
+    data = graph.read()
+    weights_bytes = backbone.artefact.weights_path.stat().st_size
+    require_graph(
+        data,
+        graph.name,
+        files=graph_files(graph.linkage),
+        limit_tensor_bytes=COPIES * (weights_bytes + release.slots_bytes) + LIMIT_GRAPH_BYTES,
+    )
     try:
         with weights_folder(backbone.artefact, release.patch) as folder:
             session = Session(
-                graph.read(),
+                data,
                 folder=folder,
                 constants=release.slots if graph.linkage.folds_domain else None,
                 threads=threads,

@@ -15,11 +15,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from toolchain.bundle.release import Graph, Release
 from toolchain.core.errors import ClosedError, SessionLimitError
 from toolchain.device.runtime.backbone_session import BackboneSession, Computed
 from toolchain.device.runtime.ort.backbone import VerifiedBackbone, make_session
+from toolchain.device.runtime.ort.trial import prove
 
 
 class Sessions:
@@ -81,6 +83,23 @@ class Sessions:
             with self._changed:
                 self._pending.remove(computed)
                 self._changed.notify_all()
+
+    def prove(self, release: Release, leaving: BackboneSession | None, source: Path) -> None:
+        """Have the graph of ``release`` tried in a process of its own, if it would be new here.
+
+        ``source``: the verified bundle that it was read from. It takes no place meanwhile, so no
+        other load waits or is refused for it. Raises SessionLimitError where there would be no
+        place, and as :func:`toolchain.device.runtime.ort.trial.prove`.
+        """
+        computed = Computed.of(release, release.graph(self._graph))
+        with self._changed:
+            sessions = [*self._used(), *self._joined]
+            if any(session.computed == computed for session in sessions):
+                return
+            if computed not in self._pending:
+                self._require_place(release, leaving)
+        artefact = self._backbone.artefact
+        prove(source, release, artefact, [self._graph], threads=self._threads)
 
     def require_room(self, release: Release, users: Iterable[BackboneSession]) -> None:
         """Raise SessionLimitError if ``users``, those of ``release`` included, are too many.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from toolchain import bundle
 from toolchain.bundle import BackboneArtefact
-from toolchain.bundle.backbone import WEIGHTS_NAME
+from toolchain.bundle.graphs import WEIGHTS_NAME
 from toolchain.bundle.release import PatchFile
 from toolchain.core.errors import StorageError
 

@@ -134,6 +134,9 @@ class OneSession:
             )
         yield session
 
+    def prove(self, release: Release, leaving: BackboneSession | None, source: Path) -> None:
+        """Do nothing: the engine was built here, and no graph of a bundle is read."""
+
     def require_room(self, release: Release, users: Iterable[BackboneSession]) -> None:
         """Do nothing: there is one engine whatever is loaded."""
 

@@ -1,0 +1,152 @@
+"""The trial: what a hostile graph does to the process that tries it, and to nobody else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+
+from tests.support import altered
+from tests.support.drawn import tensor
+from tests.support.exported import Exported, Fleet
+from tests.support.waiting import until
+from toolchain import bundle
+from toolchain.bundle.release import Release, read_release
+from toolchain.core.errors import BundleError, SelftestError
+from toolchain.device import Runner
+from toolchain.device.runtime.ort import trial
+
+
+def tried(path: Path, exported: Exported, *graphs: str) -> None:
+    release = read_release(bundle.open_bundle(path))
+    artefact = bundle.open_backbone(exported.backbone)
+    trial.prove(path, release, artefact, graphs or ("swap-if",))
+
+
+def children() -> set[int]:
+    """The processes that this one has started and not waited for."""
+    tasks = Path("/proc/self/task").iterdir()
+    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+
+
+def test_what_was_exported_passes_and_is_tried_once(fleet: Fleet) -> None:
+    exported = fleet["first"]
+    tried(exported.bundle, exported, "swap-if", "swap-rows", "static-if")
+    before = trial._passed.cache_info().misses
+    tried(exported.bundle, exported, "swap-if", "swap-rows", "static-if")
+    assert trial._passed.cache_info().misses == before
+
+
+def test_a_domain_with_a_patch_passes(fleet: Fleet) -> None:
+    tried(fleet["tuned"].bundle, fleet["tuned"])
+
+
+def test_other_answers_than_the_golden_ones_are_not_judged_here(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    path = altered.with_graph(fleet["first"], tmp_path, altered.ignored_slot)
+    tried(path, fleet["first"])
+    with Runner(fleet["first"].backbone) as runner, pytest.raises(SelftestError, match="golden"):
+        runner.load(path)
+
+
+def test_a_constant_of_gigabytes_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    """Attack: two small constants make a size; the runtime folds the tensor of that size."""
+    path = altered.with_graph(fleet["first"], tmp_path, altered.memory_bomb)
+    with Runner(fleet["first"].backbone) as runner:
+        with pytest.raises((BundleError, SelftestError)):
+            runner.load(path)
+        assert runner.domains == {}
+        assert runner.load(fleet["first"].bundle).name == "toy_chirps"
+
+
+@pytest.mark.parametrize("edit", [altered.endless, altered.endless_folding])
+def test_work_without_end_is_stopped(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: altered.Edit
+) -> None:
+    """Attack: neither making a session nor one operator looks at a time limit."""
+    monkeypatch.setattr(trial, "START_S", 1.0)
+    monkeypatch.setattr(trial, "TEST_S", 1.0)
+    path = altered.with_graph(fleet["first"], tmp_path, edit)
+    with pytest.raises(BundleError, match="limits on memory and time, and it was stopped after 2"):
+        tried(path, fleet["first"])
+    assert not children()
+
+
+def test_too_little_memory_is_an_error_and_not_the_end(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "BASE_BYTES", 1)
+    monkeypatch.setattr(trial, "PER_BYTE", 0)
+    with pytest.raises((BundleError, SelftestError)):
+        tried(fleet["every"].bundle, fleet["every"], "swap-rows")
+
+
+def test_nobody_waits_for_a_trial(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: while a hostile graph is tried, other domains load and answer; no clock is asked."""
+    monkeypatch.setattr(trial, "START_S", 600.0)
+    path = altered.with_graph(fleet["da2"], tmp_path, altered.endless_folding)
+    errors: list[Exception] = []
+
+    def hostile(runner: Runner) -> None:
+        try:
+            runner.load(path, name="hostile")
+        except BundleError as err:
+            errors.append(err)
+
+    with Runner(fleet["first"].backbone, sessions=2) as runner:
+        runner.load(fleet["first"].bundle, name="first")
+        thread = threading.Thread(target=hostile, args=(runner,))
+        thread.start()
+        until(lambda: bool(children()))
+        try:
+            runner.load(fleet["next"].bundle, name="next", selftest=False)
+            runner.load(fleet["wide"].bundle, name="wide", selftest=False)
+            assert set(runner.domains) == {"first", "next", "wide"}
+            assert runner.infer(tensor(2), "wide").logits.shape[0] == 2
+            assert thread.is_alive()
+        finally:
+            for pid in children():
+                os.kill(pid, signal.SIGKILL)
+            thread.join()
+        assert "ended with SIGKILL" in str(errors[0])
+        assert set(runner.domains) == {"first", "next", "wide"}
+
+
+def test_a_bundle_that_was_exchanged_meanwhile_is_refused(fleet: Fleet) -> None:
+    other: Release = read_release(bundle.open_bundle(fleet["coarse"].bundle))
+    artefact = bundle.open_backbone(fleet["coarse"].backbone)
+    with pytest.raises(BundleError, match="expected the release"):
+        trial.prove(fleet["next"].bundle, other, artefact, ["swap-if"])
+
+
+def test_nothing_is_imported_from_the_working_directory(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "numpy.py").write_text("raise SystemExit('imported')")
+    with chdir(tmp_path):
+        tried(fleet["head"].bundle, fleet["head"])
+
+
+def test_nothing_is_left_in_the_folder_for_temporary_files(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a patch, whose weights stand there while a session is made."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tried(fleet["masked"].bundle, fleet["masked"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_python_to_start_it_is_an_error_of_ours(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nosuch/python")
+    with pytest.raises(Exception, match="cannot start /nosuch/python"):
+        tried(fleet["beside"].bundle, fleet["beside"])
