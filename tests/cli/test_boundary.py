@@ -267,7 +267,10 @@ def test_a_signal_in_training_names_the_command_that_goes_on(
         *("start PyTorch", "list the pictures", "build the model", "count the memory")
     ]
     assert "for the backward pass" in phases[4]
-    assert [name for name in phases[5:] if name != "fit the head: pictures"] == ["train: steps"]
+    assert [name for name in phases[5:] if name != "fit the head: pictures"] == [
+        "export it untrained, for trial",
+        "train: steps",
+    ]
     assert child.returncode == 1
     assert "error: stopped after step" in rest
     assert "fix: go on with resume: da3 train --domain toy --resume" in rest
