@@ -7,6 +7,7 @@ import json
 import resource
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from PIL import Image
 from safetensors.numpy import load, save
 
 from tests.support.exported import Domain, Exported, Fleet, make_domain
 from tests.support.toy_export import invoke
 from toolchain import bundle
+from toolchain.bundle.golden import golden_of
 from toolchain.bundle.linkage import SHIPPED, Linkage
 from toolchain.core import digest
 from toolchain.core.canonical import canonical_json
@@ -39,7 +42,7 @@ from toolchain.export.graph import store
 from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.link import link
 from toolchain.export.pipeline import export, refuse_existing
-from toolchain.recipe import dump
+from toolchain.recipe import DataSpec, dump
 from toolchain.training.adapt import checkpoint as checkpoints
 
 
@@ -427,3 +430,67 @@ def test_two_picture_sizes_on_one_backbone_lie_side_by_side(
     assert len({report.manifest.backbone.weights_digest for report in reports}) == 1
     for report in reports:
         assert check_bundle(report.bundle).backbone == report.backbone
+
+
+def people(folder: Path) -> Path:
+    """A user's own folder: photographs of two people, in colours of no drawing."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 8), ("test", 12)):
+        for name in ("Alice", "Bob"):
+            place = folder / part / name
+            place.mkdir(parents=True)
+            for index in range(count):
+                picture = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+                Image.fromarray(picture).save(place / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def private(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A domain of a user's own folder, exported with a kit; its recipe has no key ``golden``."""
+    folder = tmp_path_factory.mktemp("private")
+    changes = {
+        "data": DataSpec("folder", str(people(folder / "patients")), None, None, 1),
+        "weights": str(folder / "toy.safetensors"),
+        "golden": None,
+    }
+    domain = make_domain(folder, name="faces", changes=changes)
+    order = KitOrder(find("orin-nano-jp6.2"), "fp32", ("swap",), recalibrate=False)
+    report = run(exported, folder / "dist", domain=domain, orders=[order])
+    return Exported(domain, report, exported.cache)
+
+
+def test_nothing_that_is_shipped_names_a_folder_of_the_machine(private: Exported) -> None:
+    """Bundle, backbone and kit, byte by byte: no path of the user, of Python, or of the code."""
+    folder = private.bundle.parent
+    paths = {folder.parent, Path.home(), Path.cwd(), Path(sys.prefix), Path(ir.__file__).parent}
+    names = [str(path).encode() for path in paths if path != Path("/")] + [b"patients"]
+    shipped = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {path.suffix for path in shipped} >= {".da3b", ".onnx", ".safetensors", ".json"}
+    leaks = [(path.name, name) for path, data in shipped.items() for name in names if name in data]
+    assert leaks == []
+
+
+def test_no_picture_of_a_users_folder_is_in_the_bundle(private: Exported) -> None:
+    """By default golden pictures are drawn, and the bundle passes its check with them."""
+    held = bundle.open_bundle(private.bundle)
+    golden = golden_of(held)
+    data = private.domain.data
+    own = {p.tobytes() for s in (data.train, data.test) for p in s.batch(range(len(s)))[0]}
+    assert not own & {p.tobytes() for p in golden.pixels}
+    assert int(golden.natural.sum()) == 8
+    assert all(state.open and state.closed for state in golden.states().values())
+    assert check_bundle(private.bundle).report.passed
+
+
+def test_pictures_that_the_recipe_asks_for_are_in_the_bundle(
+    private: Exported, tmp_path: Path
+) -> None:
+    """`golden: 3` carries three pictures of the test data: the recipe's owner wants them."""
+    domain = private.domain
+    chosen = dataclasses.replace(domain, recipe=dataclasses.replace(domain.recipe, golden=3))
+    report = run(private, tmp_path, domain=chosen)
+    golden = golden_of(bundle.open_bundle(report.bundle))
+    test = domain.data.test
+    own = {p.tobytes() for p in test.batch(range(len(test)))[0]}
+    assert {p.tobytes() for p in golden.pixels} <= own

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from tests.support.recipes import cars
+from tests.support.recipes import SHIPPED, cars
 from toolchain import recipe
 from toolchain.core.errors import RecipeError
 from toolchain.recipe import AdaptorOptions, DataSpec
@@ -72,3 +72,53 @@ def test_decathlon_needs_a_data_set() -> None:
     data = dataclasses.replace(cars().data, loader="decathlon", root="d")
     with pytest.raises(RecipeError, match=r"data\.dataset"):
         recipe.loads(recipe.dump(dataclasses.replace(cars(), data=data)))
+
+
+@pytest.mark.parametrize(
+    ("loader", "golden", "drawn", "pictures"),
+    [
+        ("cars", None, False, 8),
+        ("cars", 12, False, 12),
+        ("cars", "drawn", True, 8),
+        ("folder", None, True, 8),
+        ("folder", 5, False, 5),
+        ("decathlon", None, True, 8),
+    ],
+)
+def test_golden_pictures_are_drawn_where_the_data_is_the_users(
+    loader: str, golden: int | str | None, drawn: bool, pictures: int
+) -> None:
+    """Without the key, a bundle holds no picture of a user's folder."""
+    data = dataclasses.replace(cars().data, loader=loader)
+    one = dataclasses.replace(cars(), data=data, golden=golden)
+    assert (one.golden_drawn, one.golden_pictures) == (drawn, pictures)
+
+
+@pytest.mark.parametrize("value", ["0", "257", "painted", "null", "true", "8.0", "[drawn]"])
+def test_other_values_of_golden_are_refused(value: str) -> None:
+    text = recipe.dump(cars()).replace("golden: 8", f"golden: {value}")
+    with pytest.raises(RecipeError, match=r"golden: expected .* from 1 to 256, or the word drawn"):
+        recipe.loads(text)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_that_read_a_folder_put_no_picture_into_a_bundle(name: str) -> None:
+    """Whoever has a copy of such pictures may seldom pass them on."""
+    one = recipe.load(packaged() / f"{name}.yaml")
+    assert one.golden_drawn == (one.data.root is not None)
+
+
+def test_a_recipe_without_paths_is_a_recipe_still() -> None:
+    """Law: what a bundle carries loads, names no folder, and is else the same."""
+    data = DataSpec("folder", "/home/ann/patients", None, None, 1)
+    digest = "sha256:" + "0" * 64
+    own = dataclasses.replace(
+        cars(), data=data, weights="/home/ann/nets/eye.pt", weights_sha256=digest
+    )
+    shown = own.without_paths()
+    assert recipe.loads(recipe.dump(shown)) == shown
+    assert "ann" not in recipe.dump(shown)
+    assert (shown.data.root, shown.weights, shown.folder) == ("PATH", "eye.pt", None)
+    back = dataclasses.replace(shown, data=data, weights=own.weights)
+    assert back == own
+    assert cars().without_paths() == cars()

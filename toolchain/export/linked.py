@@ -180,7 +180,7 @@ def payloads(
         Payload("domain", "domain.onnx", linked.halves.domain_graph),
         Payload("slots", SLOTS_FILE, linked.halves.slots_data),
         Payload("golden", "golden.safetensors", golden.to_bytes()),
-        Payload("recipe", "recipe.yaml", dump(recipe).encode()),
+        Payload("recipe", "recipe.yaml", dump(recipe.without_paths()).encode()),
         Payload("training", "training.json", checkpoint_info),
     ]
     files += [Payload(linkage.role, linkage.file, g) for linkage, g in linked.graphs.items()]

@@ -140,7 +140,13 @@ def export(
         halves, patch = _split(source.model, source.folded, cache)
     with clock.step("reference"):
         test = source.data.test
-        reference = choose(source.model, test, recipe.preprocess, count=recipe.golden)
+        reference = choose(
+            source.model,
+            test,
+            recipe.preprocess,
+            count=recipe.golden_pictures,
+            seed=recipe.data.seed if recipe.golden_drawn else None,
+        )
     linked, report = _checked(
         source, halves, patch, reference, clock, threads=threads, tolerance=exact
     )

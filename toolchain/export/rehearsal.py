@@ -64,7 +64,7 @@ def rehearse(
             recipe,
             halves,
             artefact=artefact,
-            reference=ReferenceCases(golden, golden, len(golden), 0),
+            reference=ReferenceCases(golden, golden, len(golden), 0, drawn=recipe.golden_drawn),
             report=_report(golden),
         )
         info = (checkpoint / checkpoints.INFO_FILE).read_bytes()
@@ -84,10 +84,10 @@ def _evaluation(halves: Halves) -> Evaluation:
 def _golden(model: AttachedModel, data: DomainData, recipe: Recipe) -> Golden:
     """Return golden data of the size that the trained domain's will have.
 
-    The pictures are training pictures, as many as the recipe asks for and there are to test with.
-    The answers of the first one stand for those of all.
+    The pictures are training pictures, as many as the recipe asks for and there are to test with;
+    nobody sees them. The answers of the first one stand for those of all.
     """
-    count = min(recipe.golden, len(data.test), len(data.train))
+    count = min(recipe.golden_pictures, len(data.test), len(data.train))
     pixels, _ = data.train.batch(np.arange(count))
     first = observe(model, recipe.preprocess, pixels[:1])
     natural = replace(first.take(np.zeros(count, np.int64)), pixels=pixels)

@@ -115,6 +115,8 @@ def dump(recipe: Recipe, header: str = "") -> str:
     """
     value = dataclasses.asdict(recipe)
     del value["folder"]
+    if value["golden"] is None:
+        del value["golden"]
     used = METHOD_OPTIONS[recipe.method]
     value["adaptor"] = {name: item for name, item in value["adaptor"].items() if name in used}
     if value["data"]["dataset"] is None:

@@ -20,6 +20,7 @@ from toolchain.recipe.library import SUFFIX, dump, loads
 from toolchain.recipe.listing import Listing, scan
 from toolchain.recipe.spec import (
     DOMAIN_NAME,
+    DRAWN,
     AdaptorOptions,
     DataSpec,
     Recipe,
@@ -104,7 +105,7 @@ def _recipe(name: str, listing: Listing, backbone: str, side: int) -> Recipe:
             budget_weight=10.0,
             augment=("shift", "flip"),
         ),
-        golden=8,
+        golden=DRAWN,
     )
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from toolchain.core.errors import Fault, UnknownNameError
 from toolchain.core.fields import (
     ListOf,
     Nullable,
+    Scalar,
     Section,
     SectionOf,
     choice,
@@ -42,6 +43,9 @@ METHODS = (
     "mobiletl",
 )
 
+# What a bundle's recipe has in place of the folder of the pictures.
+LEFT_OUT = "PATH"
+
 # The rules are those of every manifest. The words and fixes are for people who write by hand.
 DOMAIN_NAME = replace(
     DOMAIN,
@@ -51,6 +55,16 @@ DOMAIN_NAME = replace(
 )
 _IDENTIFIER = replace(IDENTIFIER, expected="a name of letters, digits, '_', '-' or '.'")
 _DIGEST = replace(DIGEST, fix="write sha256: in front of what sha256sum FILE prints")
+
+
+GOLDEN_PICTURES = 8
+DRAWN = "drawn"
+_COUNT = whole(1, 256)
+_GOLDEN = Scalar(
+    f"{_COUNT.expected}, or the word {DRAWN}",
+    lambda value: value == DRAWN or _COUNT.accepts(value),
+    fix=f"write golden: {DRAWN}, and no picture of the data goes into the bundle",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +186,9 @@ class TrainSpec(Section):
 class Recipe(Section):
     """One domain: its data, preprocessing, method and training.
 
-    ``folder`` is where the file lay, None for text; a relative ``weights`` is looked for there.
+    ``golden``: how many pictures of the test data the bundle carries at most, ``drawn`` for drawn
+    ones in their place, None for the loader's default. ``folder`` is where the file lay, None for
+    text; a relative ``weights`` is looked for there.
     """
 
     domain: str = key(DOMAIN_NAME)
@@ -186,7 +202,7 @@ class Recipe(Section):
     method: str = key(choice(*METHODS))
     adaptor: AdaptorOptions = key(SectionOf(AdaptorOptions))
     train: TrainSpec = key(SectionOf(TrainSpec))
-    golden: int = key(whole(1, 256))
+    golden: int | str | None = key(_GOLDEN, default=None)
     folder: Path | None = field(default=None, compare=False)
 
     def contradictions(self) -> Iterator[Fault]:
@@ -212,6 +228,28 @@ class Recipe(Section):
         used = METHOD_OPTIONS[method]
         options = {name: getattr(self.adaptor, name) for name in used}
         return replace(self, method=method, adaptor=AdaptorOptions(**options))
+
+    @property
+    def golden_drawn(self) -> bool:
+        """Whether golden pictures are drawn; so they are by default where a folder is read."""
+        if self.golden is None:
+            return self.data.loader in FOLDER_LOADERS
+        return self.golden == DRAWN
+
+    @property
+    def golden_pictures(self) -> int:
+        """How many golden pictures a bundle has, at most."""
+        return self.golden if isinstance(self.golden, int) else GOLDEN_PICTURES
+
+    def without_paths(self) -> Recipe:
+        """Return the recipe as a bundle carries it: it says nothing of the machine's folders.
+
+        ``data.root`` becomes :data:`LEFT_OUT`. ``weights`` becomes the file's name; its digest says
+        which file it is.
+        """
+        root = None if self.data.root is None else LEFT_OUT
+        weights = None if self.weights is None else PurePath(self.weights).name
+        return replace(self, data=replace(self.data, root=root), weights=weights, folder=None)
 
     @property
     def weights_path(self) -> Path | None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support import stripes, toys
 from toolchain.bundle.golden import FORCE
-from toolchain.export.check import reference
+from toolchain.export.check import drawn, reference
 from toolchain.export.check.reference import MARGIN, choose, observe
 from toolchain.pictures.preprocess import normalise
 from toolchain.training.adapt.attached import AttachedModel, weights_digest
@@ -54,6 +54,53 @@ def test_choosing_is_deterministic() -> None:
     first, second = (choose(model(), SPLIT, PREPROCESS, count=5) for _ in range(2))
     assert first.golden.to_bytes() == second.golden.to_bytes()
     assert first.others.to_bytes() == second.others.to_bytes()
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 50), st.integers(4, 12))
+def test_drawn_cases_cover_both_states_and_hold_no_picture_of_the_data(
+    seed: int, count: Any
+) -> None:
+    """Law: as above, and every golden picture is one that the seed draws."""
+    chosen = choose(model(seed), SPLIT, PREPROCESS, count=count, seed=seed)
+    golden = chosen.golden
+    assert chosen.drawn
+    assert all(s.open and s.closed for s in golden.states().values())
+    assert 0 < int(golden.natural.sum()) <= count
+    assert (np.abs(golden.gates) >= MARGIN).all()
+    own = {p.tobytes() for p in drawn.draw(PREPROCESS, chosen.searched, seed)}
+    assert {p.tobytes() for p in golden.pixels} <= own
+    again = choose(model(seed), SPLIT, PREPROCESS, count=count, seed=seed)
+    assert again.golden.to_bytes() == golden.to_bytes()
+
+
+def test_drawn_pictures_reach_states_without_force() -> None:
+    """The toy's gates are balanced on the data, and drawn pictures find them open and closed."""
+    chosen = choose(model(), SPLIT, PREPROCESS, count=8, seed=0)
+    assert chosen.golden.natural.all()
+    assert not any(state.forced for state in chosen.golden.states().values())
+
+
+def test_beside_drawn_cases_the_data_are_compared_as_well() -> None:
+    """What never leaves the machine may be anybody's: parity looks at real pictures too."""
+    chosen = choose(model(), SPLIT, PREPROCESS, count=5, seed=0, batch=16)
+    assert len(chosen.golden.take(chosen.golden.natural)) + len(chosen.others) == 16
+    data = {p.tobytes() for p in SPLIT.pictures}
+    assert {p.tobytes() for p in chosen.others.pixels} <= data
+    assert (np.abs(chosen.others.gates) >= MARGIN).all()
+
+
+def test_drawn_cases_with_a_level_best_class_come_last() -> None:
+    """Rounding may decide between two classes that are level, so others are taken first."""
+    found = model()
+    golden = choose(found, SPLIT, PREPROCESS, count=6, seed=3).golden
+    every = observe(found, PREPROCESS, drawn.draw(PREPROCESS, 200, 3))
+
+    def lead(logits: Any) -> Any:
+        ordered = np.sort(logits, axis=1)
+        return ordered[:, -1] - ordered[:, -2]
+
+    assert np.median(lead(golden.logits)) >= np.median(lead(every.logits))
 
 
 def test_enough_other_cases_fill_a_batch() -> None:

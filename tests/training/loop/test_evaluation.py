@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -80,6 +81,14 @@ def test_digests_tell_data_and_recipes_apart() -> None:
     renamed = DomainData(data.train, data.test, ("a", "b", "c"))
     assert data_digest(data) != data_digest(renamed)
     assert recipe_digest(stripes.RECIPE) != recipe_digest(stripes.recipe(lr=0.5))
+
+
+def test_a_recipes_digest_says_nothing_of_folders() -> None:
+    """Bundles carry it: nobody can try paths against it, and a moved folder changes no byte."""
+    source = dataclasses.replace(stripes.RECIPE.data, root="/home/ann/patients")
+    moved = stripes.recipe(data=source)
+    assert recipe_digest(moved) == recipe_digest(stripes.RECIPE)
+    assert training_document(moved) != training_document(stripes.RECIPE)
 
 
 def test_a_training_depends_on_numbers_not_on_words() -> None:

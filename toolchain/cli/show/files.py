@@ -94,7 +94,8 @@ def _recipe(facts: RecipeFacts) -> list[str]:
             "training": f"{train.epochs} epochs of batches of {train.batch}, lr {train.lr:g}, "
             f"budget {train.budget:g} (weight {train.budget_weight:g}), "
             f"augment {', '.join(train.augment) or 'nothing'}, seed {train.seed}",
-            "golden": f"{recipe.golden} samples",
+            "golden": f"{recipe.golden_pictures} pictures "
+            + ("drawn" if recipe.golden_drawn else "of the test data"),
             "licence": recipe.licence,
         }
     )

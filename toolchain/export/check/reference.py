@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from toolchain.bundle.golden import FORCE, PROBES, Golden, probe, shifted
+from toolchain.export.check import drawn
 from toolchain.pictures.preprocess import Preprocessing, normalise
 from toolchain.training.adapt.attached import AttachedModel, Trace, arrays, domain_state
 from toolchain.training.data.splits import Split
@@ -32,32 +33,74 @@ class ReferenceCases:
 
     ``golden``: covers both states of every gate. ``others``: further natural pictures that fill a
     batch. ``searched``: pictures looked at; ``ambiguous``: those left out for a gate too close to
-    its threshold.
+    its threshold. ``drawn``: whether the golden pictures are drawn, and none of the domain's data.
     """
 
     golden: Golden
     others: Golden
     searched: int
     ambiguous: int
+    drawn: bool = False
 
 
 def choose(
-    model: AttachedModel, split: Split, preprocess: Preprocessing, *, count: int, batch: int = 16
+    model: AttachedModel,
+    split: Split,
+    preprocess: Preprocessing,
+    *,
+    count: int,
+    seed: int | None = None,
+    batch: int = 16,
 ) -> ReferenceCases:
-    """Search ``split`` for golden cases: up to ``count`` natural ones, plus up to two forced."""
+    """Search for golden cases: up to ``count`` natural ones, plus up to two forced.
+
+    Without a ``seed`` they are pictures of ``split``. With one they are drawn from it, and
+    ``split`` gives the others only.
+    """
     low, high = SEARCH_RANGE
-    searched = min(len(split), max(low, min(high, SEARCH_FLOPS // max(1, model.anatomy.flops))))
-    rows = np.unique(np.linspace(0, len(split) - 1, searched).round().astype(np.int64))
-    pixels, _ = split.batch(rows)
-    observed = observe(model, preprocess, pixels)
-    clear = np.flatnonzero((np.abs(observed.gates) >= MARGIN).all(axis=1))
+    most = max(low, min(high, SEARCH_FLOPS // max(1, model.anatomy.flops)))
+    own = observe(model, preprocess, _spread(split, most if seed is None else 2 * batch))
+    searched, rest = own, _usable(own)
+    usable = rest
+    if seed is not None:
+        pictures = drawn.draw(preprocess, min(most, drawn.MOST), seed)
+        searched = observe(model, preprocess, pictures)
+        usable = _decided_first(searched, _usable(searched))
+    picked = usable[_cover(searched.gates[usable] >= 0, min(count, len(usable)))]
+    if seed is None:
+        rest = np.setdiff1d(rest, picked)
+    golden = with_forced(model, preprocess, searched.take(picked))
+    others = own.take(rest[: max(0, batch - len(picked))])
+    ambiguous = len(searched) - int(_clear(searched).sum())
+    return ReferenceCases(golden, others, len(searched), ambiguous, drawn=seed is not None)
+
+
+def _spread(split: Split, most: int) -> npt.NDArray[np.uint8]:
+    rows = np.linspace(0, len(split) - 1, min(len(split), most)).round().astype(np.int64)
+    return split.batch(np.unique(rows))[0]
+
+
+def _clear(cases: Golden) -> npt.NDArray[np.bool_]:
+    """Return which cases have every gate away from its threshold, ``[K]``."""
+    return np.asarray((np.abs(cases.gates) >= MARGIN).all(axis=1))
+
+
+def _usable(cases: Golden) -> npt.NDArray[np.int64]:
+    """Return the clear cases, in order."""
+    clear = np.flatnonzero(_clear(cases))
     # Nobody could check a bundle without cases, so doubtful ones are better than none.
-    usable = clear if len(clear) else np.arange(len(rows))
-    picked = _cover(observed.gates[usable] >= 0, min(count, len(usable)))
-    rest = [i for i in range(len(usable)) if i not in picked][: max(0, batch - len(picked))]
-    golden = with_forced(model, preprocess, observed.take(usable[picked]))
-    others = observed.take(usable[np.asarray(rest, np.int64)])
-    return ReferenceCases(golden, others, len(rows), len(rows) - len(clear))
+    return clear if len(clear) else np.arange(len(cases))
+
+
+def _decided_first(cases: Golden, usable: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return ``usable`` with the half first whose best class stands out most, else in order.
+
+    A drawn picture is of no class. Between two classes that are level, the rounding of a board
+    would decide, and its self-test would fail for nothing.
+    """
+    ordered = np.sort(cases.logits[usable], axis=1)
+    lead = ordered[:, -1] - ordered[:, -2:].min(axis=1)
+    return usable[np.argsort(lead < np.median(lead), kind="stable")]
 
 
 def _gates(trace: Trace, batch: int) -> npt.NDArray[np.float32]:
