@@ -18,11 +18,11 @@ from tests.export.emit.test_fp16 import segments
 from tests.support.cases import CASES, made
 from tests.support.parsing import parse
 from tests.support.small_models import checked, draw, feeds, linked, operators, run, text
-from toolchain.bundle.linkage import Flavour
+from toolchain.bundle.linkage import Flavour, Linkage
 from toolchain.core.errors import PrecisionError
 from toolchain.export.emit.accuracy import answers, measure
 from toolchain.export.emit.calibrate import Ranges, ranges
-from toolchain.export.emit.int8 import LEVELS, channel_scales, frozen, to_int8
+from toolchain.export.emit.int8 import LEVELS, channel_scales, frozen, rounded_weight, to_int8
 from toolchain.export.emit.owners import is_domain, walk
 from toolchain.export.emit.rewrite import fix_batch
 from toolchain.export.graph import store
@@ -277,3 +277,58 @@ def test_segments_are_quantised_with_the_same_ranges() -> None:
         total += sum(n.op_type == "QuantizeLinear" for _, n in walk(model))
         assert parse(model).plan() > 0, part
     assert total == operators(quantised("plain"))["QuantizeLinear"]
+
+
+WEIGHTS = {
+    "conv": ((8, 6, 3, 3), 0),
+    "depthwise": ((12, 1, 5, 5), 0),
+    "pointwise": ((16, 24, 1, 1), 0),
+    "product": ((24, 16), 1),
+    "product, turned": ((16, 24), 0),
+}
+
+
+@drawn(st.sampled_from(sorted(WEIGHTS)), st.integers(0, 2**16))
+def test_rounded_weights_are_whole_steps_whose_errors_cancel(name: str, seed: int) -> None:
+    """Law: less than a step from the weight, and half a step at most over an output channel."""
+    shape, axis = WEIGHTS[name]
+    weight = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    scales = channel_scales("w", weight, axis)
+    steps = np.moveaxis(weight, axis, 0).reshape(shape[axis], -1) / scales[:, None]
+    rounded = rounded_weight(weight, scales, axis)
+    whole = np.moveaxis(rounded, axis, 0).reshape(shape[axis], -1) / scales[:, None]
+    assert rounded.shape == shape
+    assert rounded.dtype == np.float32
+    assert np.abs(whole - np.rint(whole)).max() < 1e-3
+    assert np.abs(whole).max() < 127.001
+    assert np.abs(whole - steps).max() < 1.001
+    assert np.abs((whole - steps).sum(axis=1)).max() < 0.501
+    again = rounded_weight(rounded, scales, axis)
+    assert np.allclose(again, rounded, rtol=1e-6, atol=0)
+
+
+def test_a_depthwise_kernel_loses_its_shift() -> None:
+    """Nine weights a third of a step above: nearest rounding shifts the output by three steps."""
+    weight = np.full((1, 1, 3, 3), 1 / 3, np.float32)
+    scales = np.ones(1, np.float32)
+    assert np.rint(weight).sum() == 0
+    assert rounded_weight(weight, scales, 0).sum() == 3
+
+
+def test_negative_sums_of_an_adaptor_behind_a_relu_keep_their_range() -> None:
+    """The block ends in a ReLU; its adapted output is negative, and so it is after Q/DQ."""
+    case = made("plain")
+    name = "out.block00"
+    taps = case.session(Linkage("swap", "if"), taps=True)
+    images = case.case.images(1, 2).numpy()
+    value = taps.run({"image": images, **case.slots}, [name])[name]
+    assert value.min() < 0, "the case shows nothing"
+    small = next(
+        n
+        for _, n in walk(quantised("plain"))
+        if n.op_type == "QuantizeLinear" and n.inputs[0] is not None and n.inputs[0].name == name
+    )
+    scale, zero = (small.inputs[i].const_value.numpy() for i in (1, 2))  # type: ignore[union-attr]
+    assert zero.dtype == np.int8
+    assert not zero.any()
+    assert float(scale) * -128 < value.min() / 2

@@ -6,8 +6,10 @@ frozen products become int8. The domain, additions, norms and pools stay fp32, f
 :mod:`toolchain.export.emit.fp16` gives.
 
 Form: ``QuantizeLinear`` and ``DequantizeLinear`` of opset 13, int8, symmetric. The zero point is
-there and is zero. An activation has one scale, a weight one per output channel. The weight stands
-in the graph as an fp32 constant, which a ``QuantizeLinear`` quantises there. The parsers of
+there and is zero. An activation has one scale, a weight one per output channel. Ranges are signed,
+so the join behind a ReLU keeps the sums that an adaptor makes negative. The weight stands in the
+graph as an fp32 constant, which a ``QuantizeLinear`` quantises there; it was rounded beforehand
+(:func:`rounded_weight`), so the operator finds whole steps. The parsers of
 TensorRT 8.2 to 8.6 want a float constant before Q and ask for all three inputs (onnx-tensorrt
 ``docs/operators.md`` of those branches, ``QuantDequantLinearHelper``). Later parsers take float
 weights as well as int8 weights ("Explicit Quantization", Quantized Weights, in NVIDIA's
@@ -17,6 +19,12 @@ documentation). This costs bytes of the ONNX file, and none of the plan. onnxrun
 The products that read the picture become int8 too. Measured on cars, digits, chirps and cells:
 leaving them out changes the error of the logits from 2.2, 2.1, 2.0 and 2.1 per cent of their range
 to 2.0, 2.0, 2.2 and 2.5.
+
+Rounding weights so that their errors cancel, against rounding to the nearest step, pictures that
+calibrated nothing: EfficientNet-Lite0 on cells at 96 px, root mean square error of the logits 1.06
+against 1.22 per cent of their range, largest 4.5 against 5.5, of the weights alone 4.1 against 7.4;
+resnet20 on the four samples the same within chance (4 other classes against 5, 6 other gates
+against 7, of 1,600).
 """
 
 from __future__ import annotations
@@ -110,6 +118,7 @@ class _Pairs:
         self._ranges = ranges
         self._main = main
         self._made: dict[tuple[int, int], ir.Value] = {}
+        self._rounded: set[int] = set()
 
     def wrap(self, graph: ir.Graph, node: ir.Node, operands: Operands) -> None:
         """Put a pair before the activation and the weight of ``node``."""
@@ -118,7 +127,13 @@ class _Pairs:
         node.replace_input_with(operands.activation, self._pair(graph, node, value, scale, None))
         weight = _input(node, operands.weight)
         assert weight.const_value is not None
-        scales = channel_scales(weight.name or "", weight.const_value.numpy(), operands.axis)
+        array = weight.const_value.numpy()
+        scales = channel_scales(weight.name or "", array, operands.axis)
+        if id(weight) not in self._rounded:
+            # The same tensor under the same name: rounding again would change nothing.
+            tensor = ir.Tensor(rounded_weight(array, scales, operands.axis), name=weight.name)
+            weight.const_value = tensor
+            self._rounded.add(id(weight))
         pair = self._pair(graph, node, weight, scales, operands.axis)
         node.replace_input_with(operands.weight, pair)
 
@@ -174,6 +189,52 @@ def channel_scales(name: str, weight: npt.NDArray[Any], axis: int) -> npt.NDArra
         )
     scales: npt.NDArray[np.float32] = (largest / np.float32(LEVELS)).astype(np.float32)
     return np.where(scales < np.finfo(np.float32).tiny, np.float32(1), scales)
+
+
+def rounded_weight(
+    weight: npt.NDArray[Any], scales: npt.NDArray[np.float32], axis: int
+) -> npt.NDArray[np.float32]:
+    """Return ``weight`` in whole steps of its channels' ``scales``, its errors made to cancel.
+
+    Rounded to the nearest step, the errors of a kernel add up to a shift of its output wherever the
+    input has a mean, as it has after every ReLU; a depthwise kernel has few weights to average
+    over. So a few weights, those nearest to the middle between two steps, are rounded the other
+    way, until the errors of each kernel, and then those of each output channel, add up to half a
+    step at most. It needs no pictures. Source: Guo et al., "SQuant: on-the-fly data-free
+    quantization via diagonal Hessian approximation" (ICLR 2022).
+    """
+    moved = np.moveaxis(weight, axis, 0)
+    # Output channel, input channel, place in the kernel.
+    exact = moved.reshape(*moved.shape[:2], -1).astype(np.float64)
+    # In float64, so that no sum lies near a half by rounding alone: every machine flips the same.
+    steps = exact / scales.astype(np.float64).reshape(-1, 1, 1)
+    whole = np.rint(steps)
+    _flip(whole, steps)
+    # One weight of each kernel for the sum over kernels: that which costs least.
+    whole_sum, steps_sum = whole.sum(axis=2), steps.sum(axis=2)
+    kernels = whole_sum.copy()
+    _flip(kernels[:, None], steps_sum[:, None])
+    change = kernels - whole_sum
+    errors = (whole - steps) * -np.sign(change)[:, :, None]
+    at = errors.argmax(axis=2)[:, :, None]
+    np.put_along_axis(whole, at, np.take_along_axis(whole, at, 2) + change[:, :, None], 2)
+    whole = np.clip(whole, -LEVELS, LEVELS) * scales.reshape(-1, 1, 1)
+    result: npt.NDArray[np.float32] = np.moveaxis(whole.reshape(moved.shape), 0, axis)
+    return np.ascontiguousarray(result, np.float32)
+
+
+def _flip(whole: npt.NDArray[Any], steps: npt.NDArray[Any]) -> None:
+    """Round some of ``whole`` the other way, in place, until the last axis's errors cancel.
+
+    Those go whose error is largest and of the sum's sign.
+    """
+    errors = whole - steps
+    total = errors.sum(axis=-1, keepdims=True)
+    sign = np.sign(total)
+    # The largest first; stable, so that equal errors fall in one order everywhere.
+    order = np.argsort(-errors * sign, axis=-1, kind="stable")
+    rank = np.argsort(order, axis=-1, kind="stable")
+    whole -= sign * ((rank < np.rint(np.abs(total))) & (errors * sign > 0))
 
 
 def _input(node: ir.Node, at: int) -> ir.Value:
