@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.support.toy_export import Run
 
 PARITY = {"passed", "tolerance", "cases", "forced", "comparisons", "notes"}
@@ -32,8 +34,15 @@ def test_train_as_json_holds_the_figures(run: Run) -> None:
     found = json.loads(said.stdout)
     assert set(found) == {
         *("domain", "checkpoint", "method", "backbone", "classes", "accuracy", "head_accuracy"),
+        *("balanced_accuracy", "per_class", "confusion", "history"),
         *("executed_share", "gate_rates", "steps", "seconds", "fault"),
     }
+    right = sum(c["pictures"] for c in found["confusion"] if c["class"] == c["taken_for"])
+    assert right / 40 == found["accuracy"]
+    assert sum(one["pictures"] for one in found["per_class"]) == 40
+    shares = [one["accuracy"] for one in found["per_class"]]
+    assert sum(shares) / len(shares) == pytest.approx(found["balanced_accuracy"])
+    assert [len(found["history"]["epochs"]), found["history"]["epoch"]] == [1, 1]
     assert (found["domain"], found["checkpoint"]) == ("toy", "build/domains/toy")
     assert 0 <= found["accuracy"] <= 1
     assert set(found["gate_rates"]) == {f"block0{i}" for i in (0, 1, 2, 4, 5, 7, 8)}

@@ -338,6 +338,25 @@ def test_a_gate_that_never_closes_is_forced_and_resolved(
     assert check_bundle(report.bundle).report.passed
 
 
+def test_a_gate_that_a_golden_case_contradicts_is_not_resolved(
+    exported: Exported, tmp_path: Path
+) -> None:
+    """Training pictures never closed a gate, a golden one does: the static graph keeps its `If`."""
+    place = edited(exported.domain, tmp_path, lambda _: None)
+    info = json.loads((place / checkpoints.INFO_FILE).read_bytes())
+    info["metrics"] |= {"gate_rates": {"block00": 1.0, "block02": 0.0}, "gate_pictures": 100}
+    (place / checkpoints.INFO_FILE).write_bytes(canonical_json(info))
+    report = run(exported, tmp_path / "dist", checkpoint=place)
+    rates = {b.name: b.rate for b in report.manifest.gates.blocks if b.rate is not None}
+    assert 0.9 < rates["block00"] < 1
+    assert 0 < rates["block02"] < 0.1
+    graph = store.from_bytes(
+        bundle.open_bundle(report.bundle).blob("static-if.onnx"), what="static"
+    ).graph
+    assert len([n for n in graph if n.op_type == "If"]) == 2
+    assert check_bundle(report.bundle).relinked == ("swap-if", "swap-rows", "static-if")
+
+
 def test_existing_paths_are_refused(tmp_path: Path) -> None:
     refuse_existing(tmp_path / "free")
     with pytest.raises(ExistsError, match=r"exists[\s\S]*--overwrite"):

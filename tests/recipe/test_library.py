@@ -12,9 +12,17 @@ from hypothesis import strategies as st
 
 from tests.support.recipes import SHIPPED, cars
 from toolchain import recipe
-from toolchain.core.errors import RecipeError, StorageError, UnknownNameError
+from toolchain.core.errors import RecipeError, StorageError, UnknownNameError, UsageError
 from toolchain.core.words import is_domain_name
-from toolchain.recipe import AdaptorOptions, DataSpec, Preprocessing, Recipe, TrainSpec, yamlio
+from toolchain.recipe import (
+    AdaptorOptions,
+    DataSpec,
+    Preprocessing,
+    Recipe,
+    TrainSpec,
+    changed,
+    yamlio,
+)
 from toolchain.recipe.library import packaged
 
 DECATHLON = "imagenet12 aircraft cifar100 daimlerpedcls dtd gtsrb vgg-flowers omniglot svhn ucf101"
@@ -153,3 +161,40 @@ RECIPES = st.builds(
 def test_law_dump_then_loads_is_the_same_recipe(one: Recipe, header: str) -> None:
     """Law: loads(dump(recipe, header)) == recipe, whatever the header holds."""
     assert recipe.loads(recipe.dump(one, header), stem=one.domain) == one
+
+
+def test_settings_change_any_key_and_are_read_as_a_recipe_is() -> None:
+    values = ["train.lr=0.003", "train.augment=[flip]", "golden=3", 'title="A: b"', "train.lr=1"]
+    other = changed(cars(), values)
+    assert (other.train.lr, other.train.augment) == (1.0, ("flip",))
+    assert (other.golden, other.title) == (3, "A: b")
+    assert other.folder == cars().folder
+    same = dataclasses.replace(other.train, lr=cars().train.lr, augment=cars().train.augment)
+    assert same == cars().train
+
+
+@pytest.mark.parametrize(
+    "path", ["data.seed", "preprocess.size", "adaptor.rank", "train.validation"]
+)
+def test_every_section_can_be_set(path: str) -> None:
+    section, name = path.split(".")
+    value = 0.25 if name == "validation" else 24
+    assert getattr(getattr(changed(cars(), [f"{path}={value}"]), section), name) == value
+
+
+def test_another_method_drops_options_that_it_lacks() -> None:
+    other = changed(cars(), ["method=sparse", "adaptor.update_kib=7"])
+    assert (other.method, other.adaptor.update_kib) == ("sparse", 7)
+    assert other.adaptor.rank == AdaptorOptions().rank
+
+
+def test_all_faults_of_settings_come_at_once() -> None:
+    wrong = ["train.lr=fast", "train.rate=1", "trian.lr=1", "golden=[", "domain.name=x"]
+    with pytest.raises(RecipeError) as caught:
+        changed(cars(), wrong)
+    assert {fault.path for fault in caught.value.faults} == {
+        *("train.lr", "train.rate", "trian.lr", "golden", "domain.name")
+    }
+    for text in ("train.lr", "=3", ""):
+        with pytest.raises(UsageError, match="expected KEY=VALUE"):
+            changed(cars(), [text])

@@ -15,7 +15,7 @@ from toolchain.recipe.library import packaged
 
 def test_the_contract_of_cars() -> None:
     loaded = cars()
-    assert loaded.data == DataSpec("cars", None, 4000, 1000, 1)
+    assert loaded.data == DataSpec("cars", None, 4400, 1000, 1)
     assert loaded.train.lr == pytest.approx(0.01)
     assert loaded.train.augment == ("shift", "flip")
     assert loaded.adaptor == AdaptorOptions(placement="all", pool=2, kernel=3, rank=16)

@@ -25,6 +25,7 @@ from toolchain.bench.materials import Materials, read_index, write_index
 from toolchain.bundle import BackboneArtefact
 from toolchain.bundle.archive import BUNDLE_SUFFIX
 from toolchain.bundle.linkage import STATIC_IF, SWAP_IF
+from toolchain.core.confusion import Confusion
 from toolchain.core.files import write_atomic
 from toolchain.core.timing import Notify
 from toolchain.export import manifests
@@ -141,7 +142,7 @@ class _Maker:
 
     def _checkpoint(self, rates: Mapping[str, float]) -> Checkpoint:
         """Write the drawn values as training would; its figures are none."""
-        evaluation = Evaluation(0.0, 0.0, 1.0, dict(rates), 0)
+        evaluation = Evaluation(Confusion(len(self.classes), ()), 0.0, 1.0, dict(rates))
         self._folder.parent.mkdir(exist_ok=True)
         return save(self._folder, self.model, self.recipe, self.classes, evaluation, overwrite=True)
 

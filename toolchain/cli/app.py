@@ -13,6 +13,7 @@ from toolchain.cli.verbs.build import build
 from toolchain.cli.verbs.check import check
 from toolchain.cli.verbs.completion import completion
 from toolchain.cli.verbs.doctor import doctor
+from toolchain.cli.verbs.eval import evaluate
 from toolchain.cli.verbs.export import export
 from toolchain.cli.verbs.inspect import inspect
 from toolchain.cli.verbs.memory import memory
@@ -41,6 +42,7 @@ _CODES = (
         train,
         export,
         check,
+        evaluate,
         build,
         run,
         bench,

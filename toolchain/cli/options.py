@@ -7,7 +7,7 @@ one verb alone takes stands in that verb's file.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -93,6 +93,13 @@ method_option = click.option(
     shell_complete=complete_method,
     help="A method of docs/methods.md, in place of the recipe's.",
 )
+set_option = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Another value of a recipe's key, such as train.lr=0.003; may be repeated.",
+)
 
 
 def threads_option(default: int | None, what: str) -> Callable[[CommandT], CommandT]:
@@ -131,13 +138,18 @@ def domain_options(command: CommandT) -> CommandT:
     return name(file(command))
 
 
-def named_recipe(domain: str | None, file: Path | None, method: str | None) -> Recipe:
+def named_recipe(
+    domain: str | None, file: Path | None, method: str | None, settings: Sequence[str] = ()
+) -> Recipe:
     """Return the recipe that the options name, with ``method`` in place of its own if there is one.
 
-    Raises click.UsageError, RecipeError, UnknownNameError.
+    ``settings`` come last. Raises click.UsageError, RecipeError, UnknownNameError, UsageError.
     """
+    from toolchain.recipe import changed
+
     recipe = _recipe(domain, file)
-    return recipe if method is None else recipe.by(method)
+    recipe = recipe if method is None else recipe.by(method)
+    return changed(recipe, settings) if settings else recipe
 
 
 def _recipe(domain: str | None, file: Path | None) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from toolchain.core.allocator import bound_memory
 if TYPE_CHECKING:
     from toolchain.recipe import Recipe
     from toolchain.training import TrainReport
+    from toolchain.training.loop.devices import Arithmetic
 
 CHECKPOINTS = Path("build/domains")
 BY = "@"
@@ -33,18 +35,25 @@ def output_name(recipe: Recipe, named: Recipe) -> str:
 
 
 def train_command(
-    domain: str, file: Path | None, name: str, out: Path, *, method: str | None = None
+    domain: str,
+    file: Path | None,
+    name: str,
+    out: Path,
+    *,
+    method: str | None = None,
+    settings: Sequence[str] = (),
 ) -> str:
     """Return the command that trains ``domain`` into ``out``, by ``method`` if one is named.
 
-    ``name``: its ``output_name``.
+    ``name``: its ``output_name``. ``settings``: those of ``--set``.
     """
     source = f"--domain {shlex.quote(domain)}"
     if file is not None:
         source = f"--recipe {shlex.quote(str(file))}"
     place = "" if out == CHECKPOINTS / name else f" --out {shlex.quote(str(out))}"
     other = "" if method is None else f" --method {method}"
-    return f"da3 train {source}{other}{place}"
+    values = "".join(f" --set {shlex.quote(setting)}" for setting in settings)
+    return f"da3 train {source}{other}{values}{place}"
 
 
 def train_shown(
@@ -57,17 +66,22 @@ def train_shown(
     overwrite: bool = False,
     threads: int | None = None,
     budget: str | None = None,
+    log: Path | None = None,
+    device: str = "cpu",
+    precision: Arithmetic | None = None,
 ) -> TrainReport:
     """Train and show progress on stderr; the fix of an error names ``command``.
 
     Before the first step the untrained domain is exported for trial, its structure kept in
-    ``cache``. ``budget``: a size such as ``64MB``. The rest is as in
+    ``cache``. ``budget``: a size such as ``64MB``. ``precision``: None for mixed on a GPU and
+    float32 on a CPU. The rest is as in
     :func:`toolchain.training.loop.from_recipe.train_recipe`.
     """
     bar = Bar(sys.stderr, recipe.domain)
     bar.phase("start", 0, 0)  # PyTorch takes seconds to start
     bound_memory()
     from toolchain.export.rehearsal import rehearse
+    from toolchain.training.loop.devices import Device
     from toolchain.training.loop.from_recipe import train_recipe
     from toolchain.training.memory.fit import parse_size
 
@@ -82,6 +96,8 @@ def train_shown(
             threads=threads,
             memory=None if budget is None else parse_size(budget),
             check=partial(rehearse, recipe=recipe, cache=cache),
+            log=log,
+            device=Device(device, precision or ("fp32" if device == "cpu" else "mixed")),
         )
     if report.fault is not None:
         name_command(report.fault, command)

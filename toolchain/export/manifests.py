@@ -163,9 +163,10 @@ def _parity(report: ParityReport) -> dict[str, int | float | str | bool | None]:
 
 def _metrics(trained: Checkpoint) -> dict[str, int | float | str | bool | None]:
     metrics = trained.info.metrics
-    alone = metrics.head_accuracy
-    return {
-        "accuracy": rounded(metrics.accuracy),
-        "head_accuracy": None if alone is None else rounded(alone),
-        "executed_share": rounded(metrics.executed_share),
+    measured = {
+        "accuracy": metrics.accuracy,
+        "balanced_accuracy": metrics.balanced_accuracy,
+        "head_accuracy": metrics.head_accuracy,
+        "executed_share": metrics.executed_share,
     }
+    return {name: None if share is None else rounded(share) for name, share in measured.items()}

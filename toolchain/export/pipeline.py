@@ -39,7 +39,7 @@ from toolchain.core.timing import Notify
 from toolchain.export import manifests
 from toolchain.export.check import parity
 from toolchain.export.check.parity import ParityReport
-from toolchain.export.check.reference import ReferenceCases, choose, join
+from toolchain.export.check.reference import ReferenceCases, choose, join, joint_rates
 from toolchain.export.emit.kits import KitSource
 from toolchain.export.emit.models import KitOrder
 from toolchain.export.graph.split import PackedHalves, in_memory, require_same_graphs, split
@@ -147,6 +147,7 @@ def export(
             count=recipe.golden_pictures,
             seed=recipe.data.seed if recipe.golden_drawn else None,
         )
+        source = replace(source, trained=_with_rates(source.trained, reference))
     linked, report = _checked(
         source, halves, patch, reference, clock, threads=threads, tolerance=exact
     )
@@ -249,6 +250,13 @@ def _split(
     halves, changed = split(slots_alone(model), cache=cache), split(folded)
     require_same_graphs(halves, changed)
     return halves, bundle.make_patch(halves.weights_data, changed.weights_data)
+
+
+def _with_rates(trained: Checkpoint, reference: ReferenceCases) -> Checkpoint:
+    cases = join([reference.golden, reference.others])
+    rates = joint_rates(trained.info.metrics, cases.take(cases.natural))
+    metrics = replace(trained.info.metrics, gate_rates=rates)
+    return replace(trained, info=replace(trained.info, metrics=metrics))
 
 
 def _checked(

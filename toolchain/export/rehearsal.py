@@ -18,6 +18,7 @@ import numpy as np
 from toolchain import bundle
 from toolchain.bundle.golden import Golden
 from toolchain.bundle.linkage import SHIPPED, STAGED
+from toolchain.core.confusion import Confusion
 from toolchain.export import manifests
 from toolchain.export.check import parity
 from toolchain.export.check.parity import Comparison, ParityReport
@@ -52,7 +53,7 @@ def rehearse(
     with tempfile.TemporaryDirectory(prefix="da3-rehearsal-") as name:
         folder = Path(name)
         checkpoint = folder / "checkpoint"
-        trained = models.save(checkpoint, frozen, recipe, data.classes, _evaluation(halves))
+        trained = models.save(checkpoint, frozen, recipe, data.classes, _evaluation(halves, data))
         linked = link_domain(halves, trained)
         write_graphs(linked, folder)
         own = manifests.backbone(trained, halves)
@@ -75,10 +76,12 @@ _ANY = 0.123457
 """Stands for a figure that nobody knows yet. It is as long as any, as a manifest has a limit."""
 
 
-def _evaluation(halves: Halves) -> Evaluation:
+def _evaluation(halves: Halves, data: DomainData) -> Evaluation:
     # A rate between 0 and 1: ``static`` would resolve a gate that is always in one state.
     rates = {gate.removeprefix("gate."): _ANY for gate in halves.gates}
-    return Evaluation(_ANY, _ANY, _ANY, rates, 1)
+    right = round(_ANY * 10**6)
+    confusion = Confusion(len(data.classes), ((0, 0, right), (0, 1, 10**6 - right)))
+    return Evaluation(confusion, _ANY, _ANY, rates)
 
 
 def _golden(model: AttachedModel, data: DomainData, recipe: Recipe) -> Golden:

@@ -7,6 +7,7 @@ is only taken apart. No torch, no onnx.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from toolchain import bundle, recipe
 from toolchain.bundle import BackboneManifest, GateStates, Manifest
 from toolchain.bundle.golden import read_golden
 from toolchain.core.canonical import parse_json
-from toolchain.core.errors import UsageError
+from toolchain.core.errors import CheckpointError, UsageError
 from toolchain.core.files import read_limited
 from toolchain.inspect.groups import Block, TensorEntry, grouped
 from toolchain.recipe import Recipe
@@ -47,12 +48,16 @@ class CheckpointFacts:
 
 @dataclass(frozen=True, slots=True)
 class BundleFacts:
-    """A bundle, verified as a whole."""
+    """A bundle, verified as a whole.
+
+    ``training``: how its domain was trained, None where the bundle does not say it.
+    """
 
     manifest_digest: str
     size_bytes: int
     blocks: tuple[Block, ...]
     manifest: Manifest
+    training: Info | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,17 @@ def read_bundle(path: Path) -> BundleFacts:
     """Return a bundle; raises as :func:`toolchain.bundle.open_bundle`."""
     opened = bundle.open_bundle(path)
     slots = [TensorEntry(s.name, s.shape, s.dtype) for s in opened.manifest.adaptor.slots]
-    return BundleFacts(opened.manifest_digest, opened.size_bytes, grouped(slots), opened.manifest)
+    return BundleFacts(
+        opened.manifest_digest, opened.size_bytes, grouped(slots), opened.manifest, _trained(opened)
+    )
+
+
+def _trained(opened: bundle.Bundle) -> Info | None:
+    """Return what the bundle's training file says, if it is one of this toolchain's."""
+    for name in opened.names("training"):
+        with suppress(CheckpointError):
+            return checkpoint.parse_info(Path(name), opened.blob(name))
+    return None
 
 
 def read_backbone(folder: Path) -> BackboneFacts:

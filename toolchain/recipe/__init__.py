@@ -8,7 +8,7 @@ are, and `scaffold` writes a recipe for them.
 
 from toolchain.pictures.preprocess import Preprocessing
 from toolchain.recipe.examined import Examined, examine
-from toolchain.recipe.library import Entry, available, dump, find, load, loads
+from toolchain.recipe.library import Entry, available, changed, dump, find, load, loads
 from toolchain.recipe.listing import Listing, scan
 from toolchain.recipe.scaffold import new
 from toolchain.recipe.spec import (
@@ -32,6 +32,7 @@ __all__ = [
     "Recipe",
     "TrainSpec",
     "available",
+    "changed",
     "dump",
     "examine",
     "find",

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from toolchain.core.errors import Da3Error, Fault, RecipeError, UnknownNameError
-from toolchain.core.fields import read_section
+from toolchain.core.errors import Da3Error, Fault, RecipeError, UnknownNameError, UsageError
+from toolchain.core.fields import read_section, show
 from toolchain.core.files import names, read_limited
 from toolchain.core.words import is_domain_name
 from toolchain.recipe import yamlio
@@ -53,10 +54,16 @@ def loads(data: bytes | str, *, where: str = "recipe", stem: str | None = None) 
     value, faults = yamlio.parse(data.encode() if isinstance(data, str) else data)
     if faults:
         raise RecipeError(where, faults)
+    if isinstance(value, dict):
+        faults.extend(_stem_fault(value.get("domain"), stem))
+    return _read(value, where, faults)
+
+
+def _read(value: object, where: str, faults: list[Fault]) -> Recipe:
+    """Return the recipe in a plain value; raises RecipeError with its faults and ``faults``."""
     recipe = read_section(Recipe, "", value, faults)
     if isinstance(value, dict):
         faults.extend(unused_options(value.get("method"), value.get("adaptor")))
-        faults.extend(_stem_fault(value.get("domain"), stem))
     if faults or recipe is None:
         raise RecipeError(where, faults)
     return recipe
@@ -113,6 +120,41 @@ def dump(recipe: Recipe, header: str = "") -> str:
 
     Adaptor options that the method does not use are left out.
     """
+    return yamlio.emit(_document(recipe), header)
+
+
+def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """Return ``recipe`` with other values: each setting is ``key.path=value``, the value in YAML.
+
+    A later setting wins. Another method drops the adaptor options that it lacks. Raises UsageError
+    for a text that is no setting, RecipeError for a key that there is not and a value that the key
+    does not take, all at once.
+    """
+    value, faults = _document(recipe), list[Fault]()
+    for setting in settings:
+        path, sign, written = setting.partition("=")
+        if not sign or not path.strip():
+            raise UsageError(
+                f"expected KEY=VALUE, got {show(setting)}", fix="such as train.lr=0.003"
+            )
+        *sections, name = path.strip().split(".")
+        parsed, wrong = yamlio.parse(f"value: {written}".encode())
+        faults.extend(dataclasses.replace(fault, path=path.strip()) for fault in wrong)
+        place: Any = value
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            faults.append(Fault(path.strip(), "unknown key", f"known keys: {', '.join(value)}"))
+        elif isinstance(parsed, dict):
+            place[name] = parsed["value"]
+    options, used = value["adaptor"], METHOD_OPTIONS.get(value["method"])
+    if value["method"] != recipe.method and used is not None and isinstance(options, dict):
+        value["adaptor"] = {name: item for name, item in options.items() if name in used}
+    return dataclasses.replace(_read(value, "--set", faults), folder=recipe.folder)
+
+
+def _document(recipe: Recipe) -> dict[str, Any]:
+    """Return ``recipe`` as the plain values of its file."""
     value = dataclasses.asdict(recipe)
     del value["folder"]
     if value["golden"] is None:
@@ -121,4 +163,4 @@ def dump(recipe: Recipe, header: str = "") -> str:
     value["adaptor"] = {name: item for name, item in value["adaptor"].items() if name in used}
     if value["data"]["dataset"] is None:
         del value["data"]["dataset"]
-    return yamlio.emit(value, header)
+    return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 from toolchain.core.errors import Fault, UnknownNameError
 from toolchain.core.fields import (
@@ -45,6 +46,7 @@ METHODS = (
 
 # What a bundle's recipe has in place of the folder of the pictures.
 LEFT_OUT = "PATH"
+AUGMENTS = ("flip", "shift", "zoom", "rotate", "brightness")
 
 # The rules are those of every manifest. The words and fixes are for people who write by hand.
 DOMAIN_NAME = replace(
@@ -156,14 +158,28 @@ METHOD_OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class _ClassWeights:
+    """A rule for a word, or for one number per class; no weight is negative or zero."""
+
+    def read(self, path: str, value: object, faults: list[Fault]) -> Any:
+        """Return the word or a tuple, or None with a fault."""
+        if isinstance(value, list | tuple):
+            return ListOf(number(0, 1e6, above=True), 2, 100_000).read(path, value, faults)
+        return choice("none", "balanced").read(path, value, faults)
+
+
+@dataclass(frozen=True, slots=True)
 class TrainSpec(Section):
     """How a domain is trained.
 
     ``budget`` is the share of the backbone's FLOPs that an average picture may execute, and
-    ``budget_weight`` the factor of its loss; only da3 uses them. ``augment`` may name flip
-    (mirror left and right) and shift (a few pixels). ``keep`` is the precision in which the inputs
-    of trained layers wait for the backward pass; ``lr`` is that of da3, other methods scale it by a
-    factor of their own.
+    ``budget_weight`` the factor of its loss; only da3 uses them. ``augment`` names what happens to
+    training pictures (``training.loop.augment``). ``keep`` is the precision in which the inputs of
+    trained layers wait for the backward pass; ``lr`` is that of da3, other methods scale it by a
+    factor of their own. ``validation`` is the share of the training pictures that chooses the epoch
+    (null: a tenth where that is enough); ``patience`` after how many epochs without a better one
+    training stops. ``class_weights`` weigh the loss: balanced, or one number for each class in the
+    order of the names.
     """
 
     epochs: int = key(whole(1, 10_000))
@@ -173,13 +189,19 @@ class TrainSpec(Section):
     seed: int = key(whole(0, 2**31 - 1))
     budget: float = key(number(0, 1, above=True))
     budget_weight: float = key(number(0, 1000))
-    augment: tuple[str, ...] = key(ListOf(choice("flip", "shift"), 0, 2))
+    augment: tuple[str, ...] = key(ListOf(choice(*AUGMENTS), 0, len(AUGMENTS)))
     keep: str = key(choice("fp32", "half", "int8"), default="int8")
+    validation: float | None = key(Nullable(number(0, 0.5)), default=None)
+    patience: int | None = key(Nullable(whole(1, 10_000)), default=None)
+    class_weights: str | tuple[float, ...] = key(_ClassWeights(), default="none")
 
     def contradictions(self) -> Iterator[Fault]:
-        """Yield an augmentation that stands twice."""
+        """Yield an augmentation that stands twice, and patience without anything to judge by."""
         if len(set(self.augment)) < len(self.augment):
             yield Fault("augment", f"expected each name once, got {list(self.augment)}")
+        if self.patience is not None and self.validation == 0:
+            message = "expected null without a validation part"
+            yield Fault("patience", message, "set validation to a share such as 0.1, or null")
 
 
 @dataclass(frozen=True, slots=True)

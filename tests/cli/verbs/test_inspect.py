@@ -42,13 +42,19 @@ def test_a_bundle(run: Run) -> None:
         *(held.manifest_digest, held.manifest.backbone.weights_digest, "hatchback"),
         *("slots.safetensors", "block00", "adaptor", "gate", "selftest", "swap-rows.batch16"),
         *("RGB 32x32", "torch 2.13.0", "CC0-1.0"),
+        *("mean of classes", "1 of 1, the last, without validation", "most often taken for"),
     ):
         assert words in text
     # da2's option is in the manifest and means nothing for da3.
     assert "attention" not in text
     facts = document(run.bundle)
-    assert set(facts) == {"kind", "manifest_digest", "size_bytes", "blocks", "manifest"}
+    assert set(facts) == {
+        *("kind", "manifest_digest", "size_bytes", "blocks", "manifest", "training")
+    }
     assert facts["manifest"] == {**json.loads(held.manifest.to_json()), "patch": None}
+    trained = document(run.checkpoint)["info"]
+    assert facts["training"] == trained
+    assert sum(count for _, _, count in trained["metrics"]["confusion"]) == 40  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,18 @@ from safetensors import numpy as safetensors
 from tests.support import stripes, toys
 from toolchain.core import digest
 from toolchain.core.canonical import canonical_json
+from toolchain.core.confusion import Confusion
 from toolchain.core.errors import CheckpointError, ExistsError, StorageError
 from toolchain.training.adapt.attached import AttachedModel, domain_state, weights_digest
-from toolchain.training.adapt.checkpoint import INFO_FILE, TENSORS_FILE, Checkpoint, read, write
+from toolchain.training.adapt.checkpoint import (
+    INFO_FILE,
+    TENSORS_FILE,
+    Checkpoint,
+    EpochFigures,
+    History,
+    read,
+    write,
+)
 from toolchain.training.adapt.restore import load_checkpoint, restore
 from toolchain.training.loop.evaluation import Evaluation
 from toolchain.training.loop.identity import recipe_digest
@@ -28,7 +37,20 @@ from toolchain.training.loop.models import build, save
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-FOUND = Evaluation(0.9, 0.3, 0.6, {"block00": 0.25, "block02": 1.0}, 60)
+FOUND = Evaluation(
+    Confusion(3, ((0, 0, 20), (1, 1, 20), (2, 0, 6), (2, 2, 14))),
+    loss=0.3,
+    executed_share=0.6,
+    gate_rates={"block00": 0.25, "block02": 1.0},
+)
+
+EPOCH: dict[str, Any] = {
+    "lr": 0.01,
+    "loss": 0.5,
+    "accuracy": 0.75,
+    "executed_share": 0.6,
+    "validation_accuracy": 0.7,
+}
 
 
 def keep(folder: Path, model: AttachedModel, **options: Any) -> Checkpoint:
@@ -60,7 +82,10 @@ def rewrite(
     if tensors is not None:
         arrays = tensors(arrays)
     text = canonical_json(
-        {"format": 1, "backbone_weights_digest": document["backbone"]["weights_digest"]}
+        {
+            "format": document["format"],
+            "backbone_weights_digest": document["backbone"]["weights_digest"],
+        }
     ).decode()
     data = safetensors.save(arrays, {"da3": text} if bond else None)
     if tensors is not None or not bond:
@@ -84,6 +109,35 @@ def test_what_is_saved_comes_back(folder: Path, model: AttachedModel) -> None:
     assert found.info.backbone.weights_digest == weights_digest(model)
     assert found.info.backbone.head == "fc"
     assert found.info.recipe_digest == recipe_digest(stripes.RECIPE)
+
+
+def test_how_it_was_trained_comes_back(tmp_path: Path, model: AttachedModel) -> None:
+    """Law: classes, confusion and history are read as they were written."""
+    history = History(epochs=(EpochFigures(**EPOCH),) * 2, epoch=1, validation=60)
+    keep(tmp_path / "out", model, history=history)
+    info = read(tmp_path / "out").info
+    assert info.history == history
+    assert info.metrics.confusion == FOUND.confusion.cells
+    assert info.metrics.balanced_accuracy == FOUND.balanced_accuracy == 0.9
+
+
+def test_a_checkpoint_of_format_1_is_read(folder: Path) -> None:
+    document = json.loads((folder / INFO_FILE).read_bytes()) | {"format": 1}
+    del document["history"]
+    for name in ("balanced_accuracy", "confusion"):
+        del document["metrics"][name]
+    (folder / INFO_FILE).write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="expected the metadata"):
+        read(folder)  # its tensors say format 2
+    arrays = safetensors.load((folder / TENSORS_FILE).read_bytes())
+    bond = {"format": 1, "backbone_weights_digest": document["backbone"]["weights_digest"]}
+    data = safetensors.save(arrays, {"da3": canonical_json(bond).decode()})
+    (folder / TENSORS_FILE).write_bytes(data)
+    document["tensors_sha256"] = digest.sha256(data)
+    (folder / INFO_FILE).write_text(json.dumps(document))
+    info = load_checkpoint(folder, stripes.model()).info
+    assert (info.format, info.history) == (1, None)
+    assert (info.metrics.confusion, info.metrics.balanced_accuracy) == ((), None)
 
 
 def test_the_same_domain_is_the_same_bytes(tmp_path: Path, model: AttachedModel) -> None:
@@ -177,7 +231,7 @@ def test_many_faulty_slots_are_counted(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "path"),
     [
-        (lambda d: d | {"format": 2}, "format"),
+        (lambda d: d | {"format": 3}, "format"),
         (lambda d: d | {"method": "da4"}, "method"),
         (lambda d: d | {"extra": 1}, "extra"),
         (lambda d: {k: v for k, v in d.items() if k != "classes"}, "classes"),
@@ -188,6 +242,14 @@ def test_many_faulty_slots_are_counted(folder: Path) -> None:
             r"metrics\.gate_rates\.b",
         ),
         (lambda d: d | {"metrics": d["metrics"] | {"gate_rates": 3}}, r"metrics\.gate_rates"),
+        (
+            lambda d: d | {"metrics": d["metrics"] | {"confusion": [[0, 3, 1]]}},
+            r"metrics\.confusion: expected classes below 3",
+        ),
+        (
+            lambda d: d | {"history": {"epochs": [EPOCH, EPOCH], "epoch": 3, "validation": 0}},
+            r"history\.epoch: expected at most 2",
+        ),
         (lambda d: d | {"tensors_sha256": "sha256:12"}, "tensors_sha256"),
         (lambda d: d | {"options": d["options"] | {"rank": "many"}}, r"options\.rank"),
         (lambda d: [d], "top"),
@@ -246,7 +308,7 @@ def test_missing_and_oversized_files_are_refused(folder: Path, tmp_path: Path) -
     with pytest.raises(StorageError):
         read(tmp_path / "nowhere")
     with (folder / INFO_FILE).open("wb") as file:
-        file.truncate(1 << 23)
+        file.truncate(1 << 25)
     with pytest.raises(StorageError, match="at most"):
         read(folder)
 

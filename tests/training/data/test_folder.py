@@ -52,6 +52,16 @@ def test_the_test_part_has_several_names(root: Path, name: str) -> None:
     assert len(data.load(flowers(), root=root).test) == 6
 
 
+def test_a_validation_part_beside_the_test_is_a_split_of_its_own(root: Path) -> None:
+    assert data.load(flowers(), root=root).validation is None
+    write(root / "val" / "rose" / "v.png", 200)
+    found = data.load(flowers(), root=root)
+    assert (len(found.train), len(found.test)) == (12, 6)
+    assert found.validation is not None
+    shown, labels = found.validation.batch([0])
+    assert (labels.tolist(), shown[0, 0, 0, 0]) == ([1], 200)
+
+
 def test_limits_are_spread_over_the_classes(root: Path) -> None:
     found = data.load(flowers(train=6, test=3), root=root)
     assert np.bincount(found.train.labels).tolist() == [2, 2, 2]

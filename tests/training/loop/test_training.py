@@ -121,7 +121,7 @@ def test_progress_hears_of_every_step_and_epoch(finished: Finished) -> None:
 
 def test_progress_hears_of_every_phase_from_its_first_picture(finished: Finished) -> None:
     phases = finished[2].phases
-    assert list(dict.fromkeys(name for name, _, _ in phases)) == ["head", "steps", "test"]
+    assert list(dict.fromkeys(name for name, _, _ in phases)) == ["head", "steps", "test", "gates"]
     # Batches of 16: 90 pictures to train on and 60 to test with, then the 60 again.
     head = [done for name, done, total in phases if name == "head" and total == 150]
     assert head[:3] == [0, 16, 32]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import stripes
+from toolchain.core.confusion import Confusion
 from toolchain.core.errors import BelowHeadError, DivergedError, TrainingError
 from toolchain.training.loop.evaluation import Evaluation
 from toolchain.training.loop.verdict import chance_of, verdict
@@ -15,11 +16,18 @@ from toolchain.training.loop.verdict import chance_of, verdict
 SHARES = st.floats(0, 1)
 
 
+def evaluated(accuracy: float, samples: int, loss: float, rates: dict[str, float]) -> Evaluation:
+    """An evaluation with so many of ``samples`` pictures right."""
+    right = round(accuracy * samples)
+    cells = ((0, 0, right), (0, 1, samples - right))
+    return Evaluation(Confusion(3, cells), loss, 1.0, rates)
+
+
 def judged(
     accuracy: float, head: float, *, samples: int = 1000, loss: float = 0.5, gates: bool = True
 ) -> TrainingError | None:
     rates = {"block00": 0.5} if gates else {}
-    evaluation = Evaluation(accuracy, loss, 1.0, rates, samples)
+    evaluation = evaluated(accuracy, samples, loss, rates)
     return verdict(stripes.RECIPE, evaluation, head, classes=3)
 
 
@@ -53,7 +61,7 @@ def test_no_domain_that_is_as_good_as_its_head_is_blamed(
     accuracy: float, head: float, samples: int
 ) -> None:
     fault = judged(accuracy, head, samples=samples)
-    evaluation = Evaluation(accuracy, 0.5, 1.0, {}, samples)
-    assert (fault is not None) == (head - accuracy > chance_of(evaluation, head))
-    if accuracy >= head:
+    evaluation = evaluated(accuracy, samples, 0.5, {})
+    assert (fault is not None) == (head - evaluation.accuracy > chance_of(evaluation, head))
+    if evaluation.accuracy >= head:
         assert fault is None

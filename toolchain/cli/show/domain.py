@@ -7,9 +7,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from toolchain.cli.show import layout
+from toolchain.cli.show.classes import class_lines
 
 if TYPE_CHECKING:
     from toolchain.bundle import Manifest
+    from toolchain.training.adapt.checkpoint import History, Info
 
 
 def patch_document(manifest: Manifest) -> dict[str, Any] | None:
@@ -45,10 +47,32 @@ def metrics(measured: Mapping[str, Any], executed_share: float) -> dict[str, str
     beside = "" if alone is None else f"  (head alone {layout.percent(alone)})"
     if alone is not None and whole is not None and whole < alone:
         beside += ": less than the head alone, train longer or with a lower train.lr"
+    balanced = measured.get("balanced_accuracy")
     return {
         "accuracy": f"{layout.percent(whole)}{beside}",
+        **(
+            {} if balanced is None else {"balanced": f"{layout.percent(balanced)}, mean of classes"}
+        ),
         "executed": f"{layout.percent(executed_share)} of the backbone's FLOPs",
     }
+
+
+def epoch(history: History | None) -> dict[str, str]:
+    """Return which epoch was kept, and why, labelled; nothing where that is not known."""
+    if history is None:
+        return {}
+    pictures = history.validation
+    why = f"best on {pictures} validation pictures" if pictures else "the last, without validation"
+    return {"epoch": f"{history.epoch} of {len(history.epochs)}, {why}"}
+
+
+def classes(info: Info) -> list[str]:
+    """Return how well each class is recognised; nothing where that is not known."""
+    from toolchain.core.confusion import Confusion
+
+    if not info.metrics.confusion:
+        return []
+    return ["", *class_lines(Confusion(len(info.classes), info.metrics.confusion), info.classes)]
 
 
 def gate_rates(manifest: Manifest) -> dict[str, float | None]:

@@ -16,7 +16,7 @@ from toolchain.bundle import (
     artefact_name,
 )
 from toolchain.cli.show import engines, layout
-from toolchain.cli.show.domain import gate_rates, metrics, patch_line
+from toolchain.cli.show.domain import classes, epoch, gate_rates, metrics, patch_line
 from toolchain.cli.show.graphs import graph, tensors, training
 from toolchain.core.words import to_json
 from toolchain.inspect import (
@@ -114,6 +114,7 @@ def _checkpoint(facts: CheckpointFacts) -> list[str]:
                 "classes": f"{len(info.classes)}: {layout.some(info.classes)}",
                 "input": _preprocess(info.preprocess),
                 **measured,
+                **epoch(info.history),
                 "trained": f"torch {info.versions.torch}, seed {info.seed}, "
                 f"recipe {info.recipe_digest}",
                 "tensors": f"{len(facts.slots)}, {layout.size(facts.size_bytes)}",
@@ -123,6 +124,7 @@ def _checkpoint(facts: CheckpointFacts) -> list[str]:
         *_slots(facts.blocks),
         "",
         *layout.gates(info.metrics.gate_rates),
+        *classes(info),
     ]
 
 
@@ -142,6 +144,7 @@ def _bundle(facts: BundleFacts) -> list[str]:
                 "classes": f"{len(m.classes)}: {layout.some(m.classes)}",
                 "input": _preprocess(m.preprocess),
                 **metrics(m.metrics, m.gates.executed_share),
+                **epoch(facts.training.history if facts.training else None),
                 "made by": layout.listed(m.provenance),
                 "licence": m.licence,
             }
@@ -152,6 +155,7 @@ def _bundle(facts: BundleFacts) -> list[str]:
         *_slots(facts.blocks),
         "",
         *layout.gates(gate_rates(m)),
+        *(classes(facts.training) if facts.training else []),
         "",
         *engines.plans(m.plans),
         *_selftest(m),

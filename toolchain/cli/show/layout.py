@@ -8,7 +8,7 @@ click drops it.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import click
 
@@ -49,7 +49,11 @@ def pairs(values: Mapping[str, object], indent: int = 2) -> list[str]:
 
 
 def table(
-    heads: Sequence[str], rows: Iterable[Sequence[object]], *, right: str = "", indent: int = 2
+    heads: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Collection[str] = "",
+    indent: int = 2,
 ) -> list[str]:
     """Return a table; ``right`` has the positions, as digits, of the columns that align right."""
     cells = [[clean(str(value)) for value in row] for row in rows]
@@ -58,7 +62,7 @@ def table(
     return [click.style(lines[0], dim=True), *lines[1:]]
 
 
-def _row(row: Sequence[str], wide: Sequence[int], right: str, indent: int) -> str:
+def _row(row: Sequence[str], wide: Sequence[int], right: Collection[str], indent: int) -> str:
     parts = []
     for place, (text, columns) in enumerate(zip(row, wide, strict=True)):
         space = " " * (columns - width(text))

@@ -32,7 +32,9 @@ _PHASE_WORDS = {
     "search": "search what to update: pictures",
     "head": "fit the head: pictures",
     "steps": "train: steps",
+    "validation": "look at the validation part: pictures",
     "test": "test: pictures",
+    "gates": "count open gates: pictures",
 }
 _STEP_WORDS = {
     "restore": "restore backbone and checkpoint",
@@ -105,7 +107,7 @@ class Bar:
 
     def epoch(self, status: Status) -> None:
         """Write a line that stays."""
-        self._keep(describe(status))
+        self._keep(describe(status) + _validated(status))
 
     def keep(self, text: str) -> None:
         """Write a line that stays, without the label."""
@@ -125,6 +127,14 @@ class Bar:
     def _keep(self, text: str) -> None:
         self._line.keep(self._label + text)
         self._shown = self._clock()
+
+
+def _validated(status: Status) -> str:
+    figures = status.figures
+    if figures is None or figures.validation_accuracy is None:
+        return ""
+    best = "  best so far" if status.best == status.epoch else ""
+    return f"  validation {figures.validation_accuracy:.1%}{best}"
 
 
 def describe(status: Status) -> str:

@@ -19,6 +19,7 @@ from toolchain.cli.options import (
     json_option,
     method_option,
     named_recipe,
+    set_option,
     threads_option,
     tolerance_option,
 )
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 )
 @domain_options
 @method_option
+@set_option
 @click.option(
     "--checkpoint",
     type=FILE,
@@ -95,6 +97,7 @@ def export(
     domain: str | None,
     file: Path | None,
     method: str | None,
+    settings: tuple[str, ...],
     checkpoint: Path | None,
     train: bool,
     dist: Path,
@@ -120,10 +123,10 @@ def export(
     Beside a precision below fp32, --tolerance bounds that precision's error.
     """
     orders = _orders(targets, precisions, flavours, recalibrate=recalibrate)
-    recipe = named_recipe(domain, file, method)
+    recipe = named_recipe(domain, file, method, settings)
     name = output_name(recipe, named_recipe(domain, file, None))
     folder = checkpoint or CHECKPOINTS / name
-    command = train_command(recipe.domain, file, name, folder, method=method)
+    command = train_command(recipe.domain, file, name, folder, method=method, settings=settings)
     if not is_folder(folder) and not train:
         raise CheckpointError(
             f"expected a trained domain at {folder}, found none", fix=f"{command} (or add --train)"

@@ -15,14 +15,19 @@ from toolchain.cli.options import (
     json_option,
     method_option,
     named_recipe,
+    set_option,
     threads_option,
 )
+from toolchain.cli.show import domain as domains
 from toolchain.cli.show import layout
+from toolchain.cli.show.classes import class_document
 from toolchain.cli.show.output import complain, emit
 from toolchain.cli.training import CHECKPOINTS, output_name, train_command, train_shown
+from toolchain.core.words import to_json
 
 if TYPE_CHECKING:
     from toolchain.training import TrainReport
+    from toolchain.training.loop.devices import Arithmetic
 
 
 @click.command(
@@ -41,11 +46,24 @@ if TYPE_CHECKING:
     help=f"The checkpoint.  [default: {CHECKPOINTS}/NAME, NAME@METHOD with --method]",
 )
 @method_option
+@set_option
 @click.option(
     "--budget",
     metavar="SIZE",
     help="Memory that training may take beside weights and pictures, such as 64MB. If that is too "
     "little, the error suggests what fits.",
+)
+@click.option(
+    "--log",
+    type=FILE,
+    metavar="DIR",
+    help="Write each epoch's figures: epochs.csv, curve.svg and TensorBoard's events.",
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "mixed"]),
+    help="mixed computes the layers in bfloat16.  [default: fp32 on cpu, mixed on cuda]",
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
@@ -57,7 +75,11 @@ def train(
     file: Path | None,
     out: Path | None,
     method: str | None,
+    settings: tuple[str, ...],
     budget: str | None,
+    log: Path | None,
+    device: str,
+    precision: Arithmetic | None,
     resume: bool,
     overwrite: bool,
     cache: Path,
@@ -73,10 +95,10 @@ def train(
     there, and ends with the same weights as a training that was never stopped. A domain that got
     worse than its own head alone is written all the same; the exit code is 6 then.
     """
-    recipe = named_recipe(domain, file, method)
+    recipe = named_recipe(domain, file, method, settings)
     name = output_name(recipe, named_recipe(domain, file, None))
     folder = out or CHECKPOINTS / name
-    command = train_command(recipe.domain, file, name, folder, method=method)
+    command = train_command(recipe.domain, file, name, folder, method=method, settings=settings)
     report = train_shown(
         recipe,
         folder,
@@ -86,6 +108,9 @@ def train(
         threads=threads,
         budget=budget,
         cache=cache,
+        log=log,
+        device=device,
+        precision=precision,
     )
     emit(_document(report), _lines(report), as_json=as_json)
     if report.fault is None:
@@ -104,9 +129,12 @@ def _document(report: TrainReport) -> dict[str, Any]:
         "backbone": info.backbone.name,
         "classes": len(info.classes),
         "accuracy": info.metrics.accuracy,
+        "balanced_accuracy": info.metrics.balanced_accuracy,
         "head_accuracy": info.metrics.head_accuracy,
         "executed_share": info.metrics.executed_share,
         "gate_rates": info.metrics.gate_rates,
+        **class_document(report.evaluation.confusion, info.classes),
+        "history": report.history,
         "steps": report.steps,
         "seconds": round(report.seconds, 3),
         "fault": None if report.fault is None else type(report.fault).__name__,
@@ -121,11 +149,11 @@ def _lines(report: TrainReport) -> list[str]:
         *layout.pairs(
             {
                 "checkpoint": report.folder,
-                "accuracy": layout.percent(metrics.accuracy),
-                "head alone": layout.percent(metrics.head_accuracy),
-                "executed": f"{layout.percent(metrics.executed_share)} of the backbone's FLOPs",
+                **domains.metrics(to_json(metrics), metrics.executed_share),
+                **domains.epoch(report.history),
                 "took": f"{report.seconds:.1f} s, {report.steps} steps",
             }
         ),
         *layout.gates(metrics.gate_rates),
+        *domains.classes(info),
     ]

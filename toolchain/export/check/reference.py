@@ -17,6 +17,7 @@ from toolchain.bundle.golden import FORCE, PROBES, Golden, probe, shifted
 from toolchain.export.check import drawn
 from toolchain.pictures.preprocess import Preprocessing, normalise
 from toolchain.training.adapt.attached import AttachedModel, Trace, arrays, domain_state
+from toolchain.training.adapt.checkpoint import Metrics
 from toolchain.training.data.splits import Split
 
 # A bound on work and not on time, so that every machine searches the same pictures.
@@ -101,6 +102,24 @@ def _decided_first(cases: Golden, usable: npt.NDArray[np.int64]) -> npt.NDArray[
     ordered = np.sort(cases.logits[usable], axis=1)
     lead = ordered[:, -1] - ordered[:, -2:].min(axis=1)
     return usable[np.argsort(lead < np.median(lead), kind="stable")]
+
+
+def joint_rates(metrics: Metrics, natural: Golden) -> dict[str, float]:
+    """Return how often each gate is open, over training pictures and natural cases together.
+
+    A static graph leaves out what is never run, and it must answer the cases as PyTorch does. So a
+    gate that one case finds in another state than all training pictures did is not resolved: the
+    test pictures can keep a gate, and never remove one. Rates that training took from the test
+    split (format 1) stay as they are.
+    """
+    if not metrics.gate_pictures:
+        return dict(metrics.gate_rates)
+    opened = dict(zip(natural.gate_sites, (natural.gates >= 0).sum(axis=0).tolist(), strict=True))
+    total = metrics.gate_pictures + len(natural)
+    return {
+        site: (rate * metrics.gate_pictures + opened[site]) / total
+        for site, rate in metrics.gate_rates.items()
+    }
 
 
 def _gates(trace: Trace, batch: int) -> npt.NDArray[np.float32]:

@@ -39,6 +39,9 @@ HEAD = "head"
 OWN = "own"
 """The first word of the slots of overrides, in checkpoints and bundles."""
 
+MOMENTUM = 0.1
+"""PyTorch's own: running statistics are the mean over the last ten batches or so."""
+
 _LAST_IS_FASTER = "cpu"  # oneDNN's convolutions need no reordering there, in either direction
 
 
@@ -69,7 +72,8 @@ class AttachedModel(nn.Module):
 
     ``sites`` maps the adapted blocks' short names (``block03``) to where they are. In training mode
     gates are sampled with Gumbel noise from ``generator``, scaled by ``noise_scale``; in evaluation
-    they are exact. ``lean`` says what layers keep for the backward pass; None is PyTorch's own way.
+    they are exact. ``momentum``: of running statistics, for methods that train with the batch's.
+    ``lean`` says what layers keep for the backward pass; None is PyTorch's own way.
     ``forced`` replaces decisions ``[N, 1]`` by block, for measurements. ``slots_only`` leaves out
     the method's overrides. ``rows_of`` turns decisions into the rows that a gated block runs for;
     tensors without values need another one (``memory.analytic``): nobody can read their decisions.
@@ -97,6 +101,7 @@ class AttachedModel(nn.Module):
         self.generator: torch.Generator | None = None
         self.temperature = 1.0
         self.noise_scale = 1.0
+        self.momentum = MOMENTUM
         self.forced: Mapping[str, Tensor] = {}
         self.rows_of: RowsOf = rows.Rows.of
         self.lean = lean if REGISTRY[method].lean else None
@@ -150,7 +155,7 @@ class AttachedModel(nn.Module):
             # First, so that a second forward is refused before its hooks are in place.
             guards.alone(self.backbone),
             self._hooked(trace, maps=maps and not self.training),
-            guards.batch_statistics(self.backbone, self.batch_statistics and self.training),
+            guards.batch_statistics(self.backbone, self.momentum if self._counts else None),
             mode,
         ):
             if lean is not None:
@@ -214,6 +219,15 @@ class AttachedModel(nn.Module):
                 classifier = self.backbone.get_submodule(self.anatomy.head)
                 stack.enter_context(classifier.register_forward_hook(self._head_hook(trace)))
             yield
+
+    @property
+    def gated(self) -> bool:
+        """Whether a block of the domain has a gate."""
+        return any(map(self._gated, self.sites))
+
+    @property
+    def _counts(self) -> bool:
+        return self.batch_statistics and self.training
 
     def _gated(self, name: str) -> bool:
         return name in self.sites and self._block_domain(name).gate is not None

@@ -37,12 +37,18 @@ def replaced(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def batch_statistics(backbone: nn.Module, active: bool) -> Iterator[None]:
-    """Let BatchNorm layers use and count the batch's statistics inside the block of code."""
+def batch_statistics(backbone: nn.Module, momentum: float | None) -> Iterator[None]:
+    """Let BatchNorm layers use the batch's statistics inside the block of code.
+
+    ``momentum``: by how much running statistics move to the batch's, whatever the layers say. A net
+    that was trained for weeks may say 0.01, and would not follow a domain within a few hundred
+    steps. None leaves the layers in evaluation.
+    """
     kind = nn.modules.batchnorm._BatchNorm
-    norms = [m for m in backbone.modules() if isinstance(m, kind)] if active else []
+    norms = [] if momentum is None else [m for m in backbone.modules() if isinstance(m, kind)]
+    own = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.training = True
+        norm.training, norm.momentum = True, momentum
     try:
         yield
     except ValueError as err:
@@ -55,8 +61,8 @@ def batch_statistics(backbone: nn.Module, active: bool) -> Iterator[None]:
             fix="use a larger batch or larger pictures, or a method without them, such as bias",
         ) from err
     finally:
-        for norm in norms:
-            norm.training = False
+        for norm, before in zip(norms, own, strict=True):
+            norm.training, norm.momentum = False, before
 
 
 @contextmanager

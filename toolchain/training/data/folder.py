@@ -36,13 +36,18 @@ def of_listing(recipe: Recipe, listing: Listing) -> DomainData:
     require_pictures(str(root), len(listing.train), len(listing.test), len(listing.classes))
     train, train_labels = _chosen(recipe, listing.train, recipe.data.train)
     test, test_labels = _chosen(recipe, listing.test, recipe.data.test)
-    # One store: what it keeps decoded is bounded for both parts together.
-    store = Pictures((*train, *test), root, recipe.preprocess)
+    held, held_labels = _chosen(recipe, listing.validation, None)
+    # One store: what it keeps decoded is bounded for all parts together.
+    store = Pictures((*train, *test, *held), root, recipe.preprocess)
+    validation = FileSplit(
+        f"{recipe.domain}/validation", store, len(train) + len(test), held_labels
+    )
     return DomainData(
         FileSplit(f"{recipe.domain}/train", store, 0, train_labels),
         FileSplit(f"{recipe.domain}/test", store, len(train), test_labels),
         listing.classes,
         notes=tuple(listing.lines()),
+        validation=validation if held else None,
     )
 
 

@@ -153,18 +153,20 @@ class FileSplit:
 class DomainData:
     """A domain's two splits and the names of its classes, in the order of the labels.
 
-    ``notes`` are lines for people: what was read from where, and what is left out.
+    ``validation``: a part that the data themselves set aside, None where they have none. ``notes``
+    are lines for people: what was read from where, and what is left out.
     """
 
     train: Split
     test: Split
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    validation: Split | None = None
 
     @property
     def held_bytes(self) -> int:
         """The most bytes that the pictures take in memory at once, beside one being decoded."""
-        splits = (self.train, self.test)
+        splits = (self.train, self.test, self.validation)
         stores = {id(s.store): s.store for s in splits if isinstance(s, FileSplit)}
         arrays = sum(s.pictures.nbytes for s in splits if isinstance(s, ArraySplit))
         return arrays + sum(store.held_bytes for store in stores.values())

@@ -14,7 +14,7 @@ from pathlib import Path
 from toolchain.core.errors import ExistsError, StorageError
 from toolchain.core.files import exists
 from toolchain.core.lock import locked
-from toolchain.training.loop.state import state_path
+from toolchain.training.loop.state import best_path, state_path
 
 
 @contextmanager
@@ -50,9 +50,10 @@ def _refuse_existing(out: Path) -> None:
 
 def remove_state(out: Path) -> None:
     """Remove the half-done training beside ``out``, if there is one; raises StorageError."""
-    path = state_path(out)
-    with _as_storage_error(f"remove {path}"):
-        path.unlink(missing_ok=True)
+    # The state comes last: without it a finished checkpoint counts as whole.
+    for path in (best_path(out), state_path(out)):
+        with _as_storage_error(f"remove {path}"):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from toolchain.core.confusion import Confusion
 from toolchain.pictures.preprocess import Preprocessing, normalise
 from toolchain.training.adapt.attached import AttachedModel
 from toolchain.training.data.splits import Split
+from toolchain.training.loop.devices import device_of
 from toolchain.training.loop.progress import Tick, unheard
 
 BATCH = 250
@@ -24,23 +26,42 @@ BATCH = 250
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Means over a split's samples.
+    """What a domain answered on a split, and means over its samples.
 
     ``executed_share``: of the backbone's multiply-adds, 1 without gates. ``gate_rates``: by gated
     site (``block03``), the share of samples for which its gate was open.
     """
 
-    accuracy: float
+    confusion: Confusion
     loss: float
     executed_share: float
     gate_rates: dict[str, float]
-    samples: int
+
+    @property
+    def accuracy(self) -> float:
+        """The share of samples that were recognised."""
+        return self.confusion.accuracy
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean of that share over the classes."""
+        return self.confusion.balanced_accuracy
+
+    @property
+    def samples(self) -> int:
+        """How many there were."""
+        return self.confusion.pictures
 
 
 def batches(
-    split: Split, preprocess: Preprocessing, *, batch: int = BATCH, tick: Tick = unheard
+    split: Split,
+    preprocess: Preprocessing,
+    *,
+    batch: int = BATCH,
+    device: torch.device | None = None,
+    tick: Tick = unheard,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield all of a split in order: float32 [B, 3, S, S] and labels int64 [B].
+    """Yield all of a split in order: float32 [B, 3, S, S] and labels int64 [B], on ``device``.
 
     ``tick`` hears before the first batch and after each one, once the caller is done with it.
     """
@@ -49,8 +70,10 @@ def batches(
     for start in range(0, count, batch):
         end = min(start + batch, count)
         pictures, labels = split.batch(np.arange(start, end))
-        yield torch.from_numpy(normalise(preprocess, pictures)), torch.from_numpy(labels)
+        images = torch.from_numpy(normalise(preprocess, pictures)).to(device)
         del pictures
+        yield images, torch.from_numpy(labels).to(device)
+        del images  # the caller lets go of them too: one batch is what was told
         tick(end, count)
 
 
@@ -68,19 +91,22 @@ def evaluate(
     ``tick`` hears how many pictures are done.
     """
     model.train(False)
-    loss = right = share = 0.0
+    loss = share = 0.0
+    answers: list[Tensor] = []
     opened: dict[str, float] = {}
-    for images, labels in batches(split, preprocess, batch=batch, tick=tick):
+    place = device_of(model)
+    for images, labels in batches(split, preprocess, batch=batch, device=place, tick=tick):
         trace = model.trace(images, maps=False)
         assert trace.logits is not None
         # Sums, since the last batch may be smaller than the others.
         loss += float(F.cross_entropy(trace.logits, labels, reduction="sum"))
-        right += int((trace.logits.argmax(1) == labels).sum())
+        answers.append(trace.logits.argmax(1).cpu())
         # Without gates the share is one number for the whole batch.
         share += float(model.executed_share(trace).expand(len(labels)).sum())
         for name, decision in trace.opened.items():
             opened[name] = opened.get(name, 0.0) + float(decision.sum())
         del images  # before the next ones are made: one batch is what was told
     count = len(split)
+    confusion = Confusion.of(split.labels, torch.cat(answers).numpy(), model.classes)
     rates = {name: total / count for name, total in opened.items()}
-    return Evaluation(right / count, loss / count, share / count, rates, count)
+    return Evaluation(confusion, loss / count, share / count, rates)

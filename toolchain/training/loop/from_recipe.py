@@ -18,9 +18,10 @@ from toolchain.training import data
 from toolchain.training.adapt.attached import AttachedModel
 from toolchain.training.data.splits import DomainData
 from toolchain.training.loop.destination import claimed
+from toolchain.training.loop.devices import Device
 from toolchain.training.loop.models import build
 from toolchain.training.loop.progress import Progress, Quiet
-from toolchain.training.loop.training import TrainReport, train
+from toolchain.training.loop.training import CPU, TrainReport, train
 from toolchain.training.memory import fit
 
 
@@ -35,18 +36,21 @@ def train_recipe(
     threads: int | None = None,
     memory: int | None = None,
     check: Callable[[AttachedModel, DomainData], None] | None = None,
+    log: Path | None = None,
+    device: Device = CPU,
 ) -> TrainReport:
     """Load the recipe's pictures, build its model and train it into the checkpoint ``out``.
 
     ``notify`` gets one line before the first step: what the training will take in memory.
     ``threads``: PyTorch's threads from then on, for the whole process. ``memory``: bytes, as
-    ``resume``, ``overwrite`` and ``progress`` as in :func:`train`. ``check`` gets the untrained
-    model and the pictures before the first step, and may raise to refuse them
+    ``resume``, ``overwrite``, ``progress``, ``log`` and ``device`` as in :func:`train`. ``check``
+    gets the untrained model and the pictures before the first step, and may raise to refuse them
     (:func:`toolchain.export.rehearse`). Raises as :func:`train`, :func:`build` and the loader of
     the pictures.
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    device.require()
     progress = progress or Quiet()
     # Before pictures are read and a search runs: nobody shall wait for a refusal.
     with claimed(out, resume=resume, overwrite=overwrite):
@@ -76,6 +80,8 @@ def train_recipe(
             overwrite=overwrite,
             progress=progress,
             memory=memory,
+            log=log,
+            device=device,
             needed=needed,
             alone=True,
         )

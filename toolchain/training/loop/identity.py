@@ -59,7 +59,8 @@ def data_digest(data: DomainData) -> str:
     That notices another folder, another limit or a changed preprocessing. It is no proof that no
     other picture changed.
     """
-    parts = [_split_digest(split) for split in (data.train, data.test)]
+    splits = [split for split in (data.train, data.test, data.validation) if split is not None]
+    parts = [_split_digest(split) for split in splits]
     return digest.sha256(canonical_json([list(data.classes), parts]))
 
 

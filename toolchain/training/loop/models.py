@@ -30,6 +30,7 @@ from toolchain.training.adapt.blocks import examine
 from toolchain.training.adapt.checkpoint import (
     BackboneInfo,
     Checkpoint,
+    History,
     Info,
     Metrics,
     Versions,
@@ -40,6 +41,7 @@ from toolchain.training.data.splits import DomainData
 from toolchain.training.lean.options import Keep
 from toolchain.training.loop.contribution import search
 from toolchain.training.loop.evaluation import Evaluation
+from toolchain.training.loop.holdout import parted
 from toolchain.training.loop.identity import recipe_digest
 from toolchain.training.loop.progress import Tick, unheard
 
@@ -95,7 +97,7 @@ def _searched(
         )
     side = recipe.preprocess.size
     anatomy = examine(backbone, (3, side, side))
-    return SEARCHES[recipe.method](backbone, anatomy, data, recipe, tick=tick)
+    return SEARCHES[recipe.method](backbone, anatomy, parted(data, recipe).data, recipe, tick=tick)
 
 
 def save(
@@ -106,13 +108,16 @@ def save(
     evaluation: Evaluation,
     *,
     head_accuracy: float | None = None,
+    gates: Evaluation | None = None,
+    history: History | None = None,
     overwrite: bool = False,
 ) -> Checkpoint:
     """Write ``model``'s domain as the checkpoint ``folder`` and return it.
 
-    Raises CheckpointError for NaN or Inf, ExistsError, StorageError; nothing is left behind then.
+    ``gates``: an evaluation of other pictures, whose rates of gates are written. Raises
+    CheckpointError for NaN or Inf, ExistsError, StorageError; nothing is left behind then.
     """
-    anatomy = model.anatomy
+    anatomy, cells = model.anatomy, evaluation.confusion.cells
     channels, height, width = anatomy.input_shape
     info = Info(
         format=files.FORMAT,
@@ -134,11 +139,15 @@ def save(
             accuracy=evaluation.accuracy,
             head_accuracy=head_accuracy,
             executed_share=evaluation.executed_share,
-            gate_rates=evaluation.gate_rates,
+            gate_rates=(gates or evaluation).gate_rates,
+            gate_pictures=0 if gates is None else gates.samples,
+            balanced_accuracy=evaluation.balanced_accuracy,
+            confusion=cells if len(cells) <= files.CELLS_LIMIT else (),
         ),
         recipe_digest=recipe_digest(recipe),
         seed=recipe.train.seed,
         selection=dict(model.selection),
+        history=history,
         versions=Versions(toolchain=version(DISTRIBUTION), torch=torch.__version__),
         tensors_sha256=digest.sha256(b""),  # filled in by write
     )

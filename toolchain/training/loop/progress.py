@@ -10,10 +10,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Phase = Literal["start", "data", "search", "model", "memory", "trial", "head", "steps", "test"]
+from toolchain.training.adapt.checkpoint import EpochFigures
+
+Phase = Literal[
+    "start",
+    "data",
+    "search",
+    "model",
+    "memory",
+    "trial",
+    "head",
+    "steps",
+    "validation",
+    "test",
+    "gates",
+]
 """What a training does, in this order: PyTorch starts, the pictures are listed, ``sparse`` searches
 what to update, the model is built, its memory counted, it is exported for trial, its head fitted;
-then steps and the test."""
+then steps, with a look at the validation part after each epoch, the test, and how often gates are
+open."""
 
 Tick = Callable[[int, int], None]
 """Called with what is done of a phase and with all of it, in pictures or steps."""
@@ -25,6 +40,8 @@ class Status:
 
     ``epoch`` counts from 1, ``step`` from 1 over the whole training. ``open_share`` is the share of
     gates that were open, ``executed_share`` that of the backbone's multiply-adds that ran.
+    ``figures``: of a finished epoch, what the checkpoint will say of it; ``best``: the best epoch
+    so far by the validation part.
     """
 
     epoch: int
@@ -36,6 +53,8 @@ class Status:
     open_share: float
     executed_share: float
     remaining_s: float
+    figures: EpochFigures | None = None
+    best: int | None = None
 
 
 def unheard(done: int, total: int) -> None:

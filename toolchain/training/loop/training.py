@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,28 +38,36 @@ from toolchain.training.adapt.attached import (
     domain_state,
     weights_digest,
 )
-from toolchain.training.adapt.checkpoint import Checkpoint
+from toolchain.training.adapt.checkpoint import Checkpoint, EpochFigures, History
 from toolchain.training.adapt.loss import training_loss
 from toolchain.training.adapt.methods import REGISTRY
 from toolchain.training.adapt.overrides import Selection
-from toolchain.training.data.splits import DomainData
+from toolchain.training.data.splits import DomainData, Split, spread
 from toolchain.training.loop import models
 from toolchain.training.loop.augment import Epoch, augmented, draw
+from toolchain.training.loop.balance import class_weights
 from toolchain.training.loop.baseline import Probe, probe
 from toolchain.training.loop.destination import claimed, remove_state
+from toolchain.training.loop.devices import Device, placed
 from toolchain.training.loop.evaluation import BATCH, Evaluation, evaluate
 from toolchain.training.loop.exhausted import exhausted, is_exhaustion
+from toolchain.training.loop.holdout import Parts, Rows, parted, score
 from toolchain.training.loop.identity import data_digest, training_document
+from toolchain.training.loop.logs import Log
 from toolchain.training.loop.meter import Meter, RemainingTime
 from toolchain.training.loop.progress import Phase, Progress, Quiet, Tick
 from toolchain.training.loop.schedule import GATE_LR_FACTOR, lr_factor, noise_scale
 from toolchain.training.loop.state import (
     State,
+    best_path,
     differences,
+    finite_domain,
+    load_best,
     load_state,
+    optimiser_tensors,
     restore_state,
+    save_best,
     save_state,
-    snapshot,
     state_path,
 )
 from toolchain.training.loop.verdict import verdict
@@ -67,6 +75,8 @@ from toolchain.training.memory.fit import Need, need_and_line, within
 from toolchain.training.memory.head import ROOM
 
 SAVE_EVERY_S = 300.0
+CPU = Device()
+GATE_PICTURES = 2000
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GATE_NOISE = 3  # the number of its random stream, beside those of ``augment``
 
@@ -75,14 +85,15 @@ _GATE_NOISE = 3  # the number of its random stream, beside those of ``augment``
 class TrainReport:
     """A finished training: the checkpoint in ``folder``, and its evaluation on the test split.
 
-    ``steps`` counts the steps of this call alone; ``seconds`` is its wall-clock time. ``fault``:
-    why nobody should use the domain unlooked at (DivergedError, BelowHeadError), None if it is as
-    good as its head alone.
+    ``history``: what each epoch reached, and which one was kept. ``steps`` counts the steps of this
+    call alone; ``seconds`` is its wall-clock time. ``fault``: why nobody should use the domain
+    unlooked at (DivergedError, BelowHeadError), None if it is as good as its head alone.
     """
 
     folder: Path
     checkpoint: Checkpoint
     evaluation: Evaluation
+    history: History
     steps: int
     seconds: float
     fault: TrainingError | None
@@ -101,17 +112,22 @@ def train(
     memory: int | None = None,
     needed: Need | None = None,
     alone: bool = False,
+    log: Path | None = None,
+    device: Device = CPU,
 ) -> TrainReport:
     """Train ``model``'s domain as ``recipe.train`` says and write the checkpoint ``out``.
 
     AdamW (Loshchilov and Hutter, ICLR 2019) minimises cross-entropy plus the budget term (``loss``)
     over one cycle. The head starts from the head-only baseline; the checkpoint notes the baseline's
-    accuracy beside the domain's. The state for ``resume`` lies beside ``out``
-    (``state.state_path``). It is written before the first step, after every epoch, every
-    ``save_every_s`` seconds and at Ctrl-C, SIGTERM or SIGHUP, and removed at the end. A missing
-    parent of ``out`` is made. ``memory``: the bytes that training may take beside frozen weights
-    and pictures (``memory.fit``), in every phase; ``needed`` is what it needs, if the caller has
-    counted that. ``alone``: the caller has ``destination.claimed`` the place.
+    accuracy beside the domain's. After each epoch the validation part is looked at (``holdout``),
+    and the weights of the best epoch are kept. The test split is looked at once, at the end. The
+    state for ``resume`` lies beside ``out`` (``state.state_path``). It is written before the first
+    step, after every epoch, every ``save_every_s`` seconds and at Ctrl-C, SIGTERM or SIGHUP, and
+    removed at the end. A missing parent of ``out`` is made. ``memory``: the bytes that training may
+    take beside frozen weights and pictures (``memory.fit``), in every phase; ``needed`` is what it
+    needs, if the caller has counted that. ``alone``: the caller has ``destination.claimed`` the
+    place. ``log``: a folder for figures of each epoch (``logs``). ``device``: where it computes;
+    the model is there while it trains.
 
     Raises:
         MemoryBudgetError: ``memory`` does not hold it; the fix says what it would hold.
@@ -128,17 +144,19 @@ def train(
 
     """
     started = time.monotonic()
+    device.require()
     _check_fit(model, data, recipe)
     needed = needed or need_and_line(model, recipe.train.batch)[0]
     if memory is not None:
         within(model, recipe.train.batch, memory, needed=needed)
     place = nullcontext() if alone else claimed(out, resume=resume, overwrite=overwrite)
-    with place, interruption() as interrupted:
-        run = _Run(model, data, recipe, out, progress or Quiet(), interrupted)
+    with place, interruption() as interrupted, placed(model, device):
+        writer = None if log is None else Log(log)
+        run = _Run(model, data, recipe, out, progress or Quiet(), interrupted, device)
         try:
             first = _begin(run, resume=resume, room=needed.total if needed else ROOM)
-            _loop(run, save_every_s)
-            evaluation = _tested(run)
+            _loop(run, writer, save_every_s)
+            evaluation, gates = _tested(run)
         finally:
             run.progress.close()
             # Stopped or finished, the model leaves as evaluation wants it.
@@ -152,6 +170,8 @@ def train(
             data.classes,
             evaluation,
             head_accuracy=run.head_accuracy,
+            gates=gates,
+            history=run.history(),
             overwrite=overwrite or resume,
         )
         remove_state(out)
@@ -161,6 +181,7 @@ def train(
         folder=out,
         checkpoint=checkpoint,
         evaluation=evaluation,
+        history=run.history(),
         steps=run.step - first,
         seconds=time.monotonic() - started,
         fault=verdict(recipe, evaluation, run.head_accuracy, classes=len(data.classes)),
@@ -183,11 +204,12 @@ def _begin(run: _Run, *, resume: bool, room: int) -> int:
     with _memory_watched(run):
         baseline = probe(
             run.model,
-            run.data,
+            run.parts.data,
             run.recipe.preprocess,
             batch=run.batch_without_gradients,
             room=room,
             folder=out.parent,
+            class_weights=run.class_weights,
             tick=run.tick("head"),
         )
     run.start(baseline)
@@ -195,15 +217,20 @@ def _begin(run: _Run, *, resume: bool, room: int) -> int:
     return 0
 
 
-def _tested(run: _Run) -> Evaluation:
-    with _memory_watched(run):
-        return evaluate(
-            run.model,
-            run.data.test,
-            run.recipe.preprocess,
-            batch=run.batch_without_gradients,
-            tick=run.tick("test"),
-        )
+def _tested(run: _Run) -> tuple[Evaluation, Evaluation]:
+    """Put the best epoch's weights into the model, and look at the test split.
+
+    The second evaluation is one of training pictures. How often gates are open decides what a
+    static graph leaves out, and no such choice is made by the test split.
+    """
+    history, model = run.history(), run.model
+    if history.epoch < len(history.epochs):
+        load_best(best_path(run.out), model, history.epoch)
+    evaluation = gates = run.evaluated(run.data.test, "test")
+    if model.gated:
+        rows = spread(run.data.train.labels, GATE_PICTURES, run.recipe.data.seed)
+        gates = run.evaluated(Rows(run.data.train, rows, "gates"), "gates")
+    return evaluation, gates
 
 
 def _check_fit(model: AttachedModel, data: DomainData, recipe: Recipe) -> None:
@@ -235,6 +262,7 @@ def _check_fit(model: AttachedModel, data: DomainData, recipe: Recipe) -> None:
 class _Run:
     """One training: what it works on and the number of finished steps.
 
+    ``epochs``: what each finished epoch reached. ``best``: the best of them, from 1, and its score.
     ``started``: it has a head, so there is a state worth keeping. ``updating``: the optimiser is at
     work, so some tensors may be a step ahead of others.
     """
@@ -245,16 +273,26 @@ class _Run:
     out: Path
     progress: Progress
     interrupted: Interruption
+    device: Device
     step: int = 0
     head_accuracy: float = 0.0
+    epochs: list[EpochFigures] = field(default_factory=list)
+    best: tuple[int, float] | None = None
+    meter: Meter = field(default_factory=Meter)
     started: bool = False
     updating: bool = False
+    parts: Parts = field(init=False)
+    class_weights: Tensor | None = field(init=False)
     identity: dict[str, Any] = field(init=False)
     optimiser: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
         """Note what the training depends on, so that a resume can compare it."""
         self.optimiser = _optimiser(self.model.domain, self.recipe)
+        self.parts = parted(self.data, self.recipe)
+        weights = class_weights(self.train.labels, self.data.classes, self.recipe.train)
+        place = self.device.name
+        self.class_weights = None if weights is None else torch.from_numpy(weights).to(place)
         self.identity = training_document(self.recipe) | {
             "backbone's weights_digest": weights_digest(self.model),
             "data's digest": data_digest(self.data),
@@ -262,16 +300,22 @@ class _Run:
             "model's options": asdict(self.model.options),
             "model's classes": self.model.classes,
             "model's selection": _digested(self.model.selection),
+            "training's device": asdict(self.device),
             "model's lean layers": None if self.model.lean is None else asdict(self.model.lean),
             # Another version may round otherwise, and a resumed training must end in the same bits.
             "torch": torch.__version__,
         }
 
     @property
+    def train(self) -> Split:
+        """The pictures that it learns from."""
+        return self.parts.data.train
+
+    @property
     def steps_per_epoch(self) -> int:
         """Whole batches in an epoch, at least one."""
         # The pictures left over are others in every epoch; so no step has a batch of one.
-        return max(1, len(self.data.train) // self.recipe.train.batch)
+        return max(1, len(self.train) // self.recipe.train.batch)
 
     @property
     def steps(self) -> int:
@@ -282,6 +326,22 @@ class _Run:
     def batch_without_gradients(self) -> int:
         """Pictures at once where nothing is kept: no more than in a step, so no more memory."""
         return min(BATCH, self.recipe.train.batch)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch is over, or none was better for as long as the recipe waits."""
+        done, patience = len(self.epochs), self.recipe.train.patience
+        waited = patience is not None and self.best is not None and done - self.best[0] >= patience
+        return waited or done == self.recipe.train.epochs
+
+    def history(self) -> History:
+        """Return what each epoch reached and which one is kept: without validation the last."""
+        part = self.parts.validation
+        return History(
+            epochs=tuple(self.epochs),
+            epoch=len(self.epochs) if self.best is None else self.best[0],
+            validation=0 if part is None else len(part),
+        )
 
     def start(self, baseline: Probe) -> None:
         """Begin with the baseline's head."""
@@ -299,17 +359,55 @@ class _Run:
             )
         restore_state(state, self.model, self.optimiser)
         self.step, self.head_accuracy, self.started = state.step, state.head_accuracy, True
+        self.epochs, self.best = list(state.epochs), state.best
+        self.meter = Meter(state.meter)
 
     def save(self) -> None:
         """Replace the state on disk by the present one."""
-        state = snapshot(
-            self.model,
-            self.optimiser,
+        state = State(
             step=self.step,
             identity=self.identity,
             head_accuracy=self.head_accuracy,
+            epochs=tuple(self.epochs),
+            best=self.best,
+            meter=self.meter.sums(),
+            domain=finite_domain(self.model, self.step),
+            optimiser=dict(optimiser_tensors(self.optimiser)),
         )
         save_state(state_path(self.out), state)
+
+    def evaluated(self, split: Split, phase: Phase) -> Evaluation:
+        """Return what the model reaches on ``split``, which is looked at in ``phase``."""
+        batch = self.batch_without_gradients
+        with _memory_watched(self):
+            return evaluate(
+                self.model, split, self.recipe.preprocess, batch=batch, tick=self.tick(phase)
+            )
+
+    def end_epoch(self) -> EpochFigures:
+        """Look at the validation part, keep the weights if they are the best, and count it."""
+        domain = finite_domain(self.model, self.step)
+        rate = self.recipe.train.lr * lr_factor((self.step - 1) / self.steps)
+        figures = self.meter.figures(rate)
+        epoch, part = len(self.epochs) + 1, self.parts.validation
+        if part is not None:
+            evaluation = self.evaluated(part, "validation")
+            _check_finite(self, torch.tensor(evaluation.loss))
+            figures = replace(
+                figures,
+                validation_loss=evaluation.loss,
+                validation_accuracy=evaluation.accuracy,
+                validation_balanced_accuracy=evaluation.balanced_accuracy,
+                validation_executed_share=evaluation.executed_share,
+            )
+            reached = score(evaluation, self.recipe.train)
+            # Of equals the later one: it trained longer, at a lower rate.
+            if self.best is None or reached >= self.best[1]:
+                self.best = epoch, reached
+                save_best(best_path(self.out), domain, epoch)
+        self.epochs.append(figures)
+        self.meter = Meter()
+        return figures
 
     def tick(self, phase: Phase) -> Tick:
         """Return what a phase calls between its batches: it reports, and stops if asked to."""
@@ -380,28 +478,32 @@ def _optimiser(domain: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def _loop(run: _Run, save_every_s: float) -> None:
+def _loop(run: _Run, log: Log | None, save_every_s: float) -> None:
     epochs, progress = run.recipe.train.epochs, run.progress
     clock = RemainingTime(run.step, epochs=epochs, steps_per_epoch=run.steps_per_epoch)
     saved_at = time.monotonic()
-    spec, count = run.recipe.train, len(run.data.train)
-    while run.step < run.steps:
+    spec, count = run.recipe.train, len(run.train)
+    while not run.finished:
         run.tick("steps")(run.step, run.steps)
-        epoch, place = divmod(run.step, run.steps_per_epoch)
-        meter = Meter()
         # A resumed epoch draws the same order again and starts at its place in it.
+        epoch = len(run.epochs)
         drawn = draw(spec.seed, epoch, count, spec.augment)
-        for _ in range(place, run.steps_per_epoch):
+        while run.step < (epoch + 1) * run.steps_per_epoch:
             with _memory_watched(run, saves=True):
-                _step(run, drawn, meter)
-            progress.step(clock.status(run.step, meter))
+                _step(run, drawn)
+            progress.step(clock.status(run.step, run.meter))
             run.stop_if_asked()
             if time.monotonic() - saved_at > save_every_s:
                 run.save()
                 saved_at = time.monotonic()
+        status = clock.status(run.step, run.meter)
+        figures = run.end_epoch()
         run.save()
         saved_at = time.monotonic()
-        progress.epoch(clock.status(run.step, meter))
+        best = None if run.best is None else run.best[0]
+        if log is not None:
+            log.epoch(run.epochs, best)
+        progress.epoch(replace(status, figures=figures, best=best))
 
 
 class Interruption:
@@ -445,18 +547,27 @@ def interruption() -> Iterator[Interruption]:
             signal.signal(number, handler)
 
 
-def _step(run: _Run, drawn: Epoch, meter: Meter) -> None:
+def _step(run: _Run, drawn: Epoch) -> None:
     """Do one step of the optimiser; ``run.step`` counts it only once it is whole."""
     model, spec = run.model, run.recipe.train
     images, labels = _batch(run, drawn)
     done = run.step / run.steps
     model.train()
     model.generator, model.noise_scale = _noise(spec.seed, run.step), noise_scale(done)
-    trace = model.trace(images, maps=False)
+    with run.device.arithmetic():
+        trace = model.trace(images, maps=False)
     assert trace.logits is not None
+    trace.logits = trace.logits.float()  # the loss is always float32's
     share = model.executed_share(trace)
     weight = spec.budget_weight if trace.opened else 0.0  # without gates the share is fixed
-    loss = training_loss(trace.logits, labels, share, budget=spec.budget, weight=weight)
+    loss = training_loss(
+        trace.logits,
+        labels,
+        share,
+        budget=spec.budget,
+        weight=weight,
+        classes=run.class_weights,
+    )
     # Before the update: a loss that is not finite would put NaN into every tensor.
     _check_finite(run, loss)
     for group in run.optimiser.param_groups:
@@ -467,7 +578,7 @@ def _step(run: _Run, drawn: Epoch, meter: Meter) -> None:
     run.optimiser.step()
     run.updating = False
     run.step += 1
-    meter.add(loss, labels, share, trace)
+    run.meter.add(loss, labels, share, trace)
 
 
 @contextmanager
@@ -498,9 +609,10 @@ def _batch(run: _Run, drawn: Epoch) -> tuple[Tensor, Tensor]:
     size = run.recipe.train.batch
     place = run.step % run.steps_per_epoch
     rows = drawn.order[place * size : (place + 1) * size]
-    pictures, labels = run.data.train.batch(rows)
+    pictures, labels = run.train.batch(rows)
     tensors = normalise(run.recipe.preprocess, augmented(pictures, rows, drawn))
-    return torch.from_numpy(tensors), torch.from_numpy(labels)
+    device = run.device.name
+    return torch.from_numpy(tensors).to(device), torch.from_numpy(labels).to(device)
 
 
 def _noise(seed: int, step: int) -> torch.Generator:
@@ -513,7 +625,7 @@ def _check_finite(run: _Run, loss: Tensor) -> None:
     if bool(loss.isfinite()):
         return
     raise DivergedError(
-        f"step {run.step + 1} of {run.steps}: expected a finite loss, got {loss.item()}; "
+        f"after step {run.step} of {run.steps}: expected a finite loss, got {loss.item()}; "
         f"{_saved(run)}",
         fix=f"lower train.lr in the recipe (now {run.recipe.train.lr:g}) and train from the start, "
         "overwriting this training",

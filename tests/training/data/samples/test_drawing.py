@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from toolchain import recipe
 from toolchain.core.digest import sha256
@@ -112,18 +114,38 @@ def test_pictures_are_neither_dark_nor_blank(name: str) -> None:
     assert 25 < pictures.mean() < 235
 
 
-def test_digits_are_split_once_and_for_all() -> None:
-    train, test = digits.read("train", 1397), digits.read("test", 400)
-    assert np.bincount(test[1]).tolist() == [40] * 10
-    assert len(train[1]) == 1397
+def test_digits_are_split_once_and_for_all_by_writer() -> None:
+    """Each writer's digits begin with 0 to 9 in turn; none writes in both parts."""
+    train, test = digits.read("train", 1415), digits.read("test", 382)
+    assert train[0].max() == 255
+    assert np.bincount(test[1]).min() >= 35
     first = digits.read("test", 5)
     assert np.array_equal(first[0], test[0][:5])
-    assert train[0].max() == 255
+    whole = load_digits()
+    assert whole.target[1415:1425].tolist() == list(range(10))
+    for part, rows in ((train, slice(0, 1415)), (test, slice(1415, None))):
+        grey = np.rint(part[0][..., 0] * (16 / 255))
+        assert sorted(map(bytes, grey)) == sorted(map(bytes, whole.images[rows]))
+
+
+def test_a_nearest_neighbour_knows_a_writer_better_than_a_stranger() -> None:
+    train, test = digits.read("train", 1415), digits.read("test", 382)
+
+    def nearest(known: tuple[Any, Any], asked: tuple[Any, Any]) -> float:
+        a, b = (
+            pictures[..., 0].reshape(len(pictures), -1) / 16.0 for pictures, _ in (asked, known)
+        )
+        distances = (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)
+        return float((known[1][distances.argmin(1)] == asked[1]).mean())
+
+    assert nearest(train, test) < 0.97
+    mixed = [(train[0][rows], train[1][rows]) for rows in (slice(0, 1100), slice(1100, None))]
+    assert nearest(*mixed) > 0.98
 
 
 def test_more_digits_than_there_are_is_an_error() -> None:
-    with pytest.raises(DataError, match="at most 400 digits"):
-        data.load(small("digits", 10, 401))
+    with pytest.raises(DataError, match="at most 382 digits"):
+        data.load(small("digits", 10, 383))
 
 
 def test_pictures_take_the_size_and_colour_of_the_recipe() -> None:

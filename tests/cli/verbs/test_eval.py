@@ -1,0 +1,128 @@
+"""``da3 eval``: figures of a bundle on labelled pictures, without PyTorch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from tests.support.drawn import pixels
+from tests.support.exported import Exported
+from toolchain.cli.verbs.eval import evaluate
+from toolchain.core.confusion import Confusion
+from toolchain.device import Runner
+
+
+@pytest.fixture(scope="module")
+def classes(exported: Exported) -> tuple[str, ...]:
+    return exported.report.manifest.classes
+
+
+@pytest.fixture(scope="module")
+def photos(classes: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty pictures in the folders of two of the domain's classes."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index, picture in enumerate(pixels(20)):
+        place = folder / classes[index % 2]
+        place.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(place / f"{index:02d}.png")
+    return folder
+
+
+def invoke(exported: Exported, folder: Path, *words: str) -> Result:
+    return CliRunner().invoke(evaluate, [str(exported.bundle), str(folder), *words])
+
+
+def found(exported: Exported, folder: Path, *words: str) -> dict[str, Any]:
+    said = invoke(exported, folder, *words, "--json")
+    document: dict[str, Any] = json.loads(said.stdout)
+    return document
+
+
+def test_its_figures_are_those_of_the_runners_answers(
+    exported: Exported, photos: Path, classes: tuple[str, ...]
+) -> None:
+    labels, answers = [], []
+    with Runner(exported.backbone) as runner:
+        runner.load(exported.bundle)
+        for path in sorted(photos.rglob("*.png")):
+            labels.append(classes.index(path.parent.name))
+            answers.append(runner.run(path).index)
+    right = Confusion.of(labels, answers, len(classes))
+    document = found(exported, photos)
+    assert (document["pictures"], document["part"]) == (20, "all")
+    assert document["accuracy"] == right.accuracy
+    assert document["balanced_accuracy"] == right.balanced_accuracy
+    cells = {(c["class"], c["taken_for"]): c["pictures"] for c in document["confusion"]}
+    assert cells == {(classes[t], classes[a]): count for t, a, count in right.cells}
+    assert [one["name"] for one in document["per_class"]] == list(classes)
+    assert all(0 <= rate <= 1 for rate in document["gate_rates"].values())
+
+
+def test_the_part_of_the_test_is_what_training_keeps(exported: Exported, photos: Path) -> None:
+    assert found(exported, photos, "--part", "test")["pictures"] == 4
+
+
+def test_train_and_test_folders_are_told_apart(
+    exported: Exported, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "train")
+    name = sorted(path.name for path in photos.iterdir())[0]
+    (tmp_path / "test" / name).mkdir(parents=True)
+    shutil.copy(next((photos / name).iterdir()), tmp_path / "test" / name / "one.png")
+    assert found(exported, tmp_path)["pictures"] == 1
+    assert found(exported, tmp_path, "--part", "all")["pictures"] == 21
+
+
+def test_for_people_every_class_has_its_line(
+    exported: Exported, photos: Path, classes: tuple[str, ...], tmp_path: Path
+) -> None:
+    said = invoke(exported, photos, "--page", str(tmp_path / "page.html"))
+    assert said.exit_code == 0, said.output
+    for words in ("20, all of the folder", "accuracy", "mean of classes", *classes[:2]):
+        assert words in said.stdout
+    text = (tmp_path / "page.html").read_text()
+    assert all(name in text for name in classes)
+    assert "http" not in text
+
+
+def test_a_damaged_picture_is_named_and_counts_nowhere(
+    exported: Exported, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    broken = sorted((tmp_path / "photos").rglob("*.png"))[:2]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:60])
+    said = invoke(exported, tmp_path / "photos", "--json")
+    assert said.exit_code == 1
+    document = json.loads(said.stdout)
+    assert document["pictures"] == 18
+    assert [one["source"] for one in document["unusable"]] == [str(path) for path in broken]
+    assert all(str(path) in said.stderr for path in broken)
+
+
+def test_a_folder_that_is_no_class_is_refused(
+    exported: Exported, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    next((tmp_path / "photos").iterdir()).rename(tmp_path / "photos" / "zebra")
+    said = invoke(exported, tmp_path / "photos")
+    assert said.exit_code == 1
+    assert "classes, got 'zebra'" in said.stderr
+
+
+def test_it_never_imports_torch(exported: Exported, photos: Path) -> None:
+    code = (
+        "import sys; from toolchain.cli import root\n"
+        f"root.main(args=['eval', {str(exported.bundle)!r}, {str(photos)!r}], "
+        "standalone_mode=False)\nsys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,122 @@
+"""``da3 eval``: how well a bundle answers a folder of labelled pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.options import FILE, json_option, require_folders, threads_option
+from toolchain.cli.show import confusion_page, layout
+from toolchain.cli.show.answers import complain_of
+from toolchain.cli.show.classes import class_document, class_lines, confusion_lines
+from toolchain.cli.show.output import emit
+from toolchain.cli.show.progress import counted
+
+if TYPE_CHECKING:
+    from toolchain.device.runtime.scoring import Scores
+
+FAILED = 1
+
+
+@click.command(
+    "eval",
+    cls=BoundedCommand,
+    epilog=layout.example(
+        "da3 eval dist/cars.da3b photos/",
+        "da3 eval dist/cars.da3b photos/ --page cars.html --json",
+    ),
+)
+@click.argument("bundle", type=FILE)
+@click.argument("folder", type=FILE)
+@click.option(
+    "--part",
+    type=click.Choice(["test", "all"]),
+    help="The pictures that training keeps for the test, or all of the folder.  [default: test for "
+    "a folder with train/ and test/, else all]",
+)
+@click.option(
+    "--backbone",
+    type=FILE,
+    metavar="DIR",
+    help="The backbone or an engine, or the folder that holds the backbone.  "
+    "[default: beside the bundle]",
+)
+@click.option("--page", type=FILE, metavar="FILE", help="Write classes and confusion as HTML.")
+@threads_option(1, "Threads of one operator.")
+@json_option
+def evaluate(
+    bundle: Path,
+    folder: Path,
+    part: str | None,
+    backbone: Path | None,
+    page: Path | None,
+    threads: int,
+    as_json: bool,
+) -> int:
+    """Say how well a bundle answers labelled pictures.
+
+    FOLDER holds a folder for each class, named as the class, or train/ and test/ with such folders
+    inside. This needs onnxruntime, but not PyTorch. If a picture cannot be used, stderr says why,
+    no figure counts it, and the exit code is 1.
+    """
+    from toolchain.core.files import write_atomic
+    from toolchain.device.runtime.runner import Runner
+    from toolchain.device.runtime.scoring import score
+    from toolchain.device.store import dist
+    from toolchain.recipe.listing import scan
+
+    require_folders(page)
+    listing = scan(folder)
+    used = part or ("test" if listing.was_split else "all")
+    rows = listing.test if used == "test" else listing.pictures
+    pictures = [(path, listing.classes[place]) for path, place in rows]
+    with Runner(dist.survey([bundle]).backbone(backbone), threads=threads) as runner:
+        domain = runner.load(bundle)
+        scores = score(runner, counted(pictures, f"of {len(pictures)} answered"), domain.classes)
+    for path, err in scores.unusable:
+        complain_of(str(path), err)
+    about = {"domain": domain.name, "release": domain.release, "folder": folder, "part": used}
+    if page is not None:
+        text = confusion_page.page(f"{domain.name}: {folder}", scores.confusion, scores.classes)
+        write_atomic(page, text.encode(), overwrite=True)
+    emit({**about, **_document(scores)}, _lines(about, scores), as_json=as_json)
+    return FAILED if scores.unusable else 0
+
+
+def _document(scores: Scores) -> dict[str, Any]:
+    return {
+        "pictures": scores.confusion.pictures,
+        "accuracy": scores.confusion.accuracy,
+        "balanced_accuracy": scores.confusion.balanced_accuracy,
+        "gate_rates": scores.gate_rates,
+        "ms": round(scores.ms, 3),
+        **class_document(scores.confusion, scores.classes),
+        "unusable": [
+            {"source": path, "message": err.message, "fix": err.fix}
+            for path, err in scores.unusable
+        ],
+    }
+
+
+def _lines(about: dict[str, Any], scores: Scores) -> list[str]:
+    confusion, words = scores.confusion, {"test": "those of the test", "all": "all of the folder"}
+    left_out = f", {len(scores.unusable)} could not be used" if scores.unusable else ""
+    return [
+        layout.title(f"{about['domain']}: {about['folder']}"),
+        *layout.pairs(
+            {
+                "pictures": f"{confusion.pictures}, {words[about['part']]}{left_out}",
+                "accuracy": layout.percent(confusion.accuracy),
+                "balanced": f"{layout.percent(confusion.balanced_accuracy)}, mean of classes",
+                "took": f"{scores.ms:.1f} ms for a picture, without reading it",
+            }
+        ),
+        "",
+        *class_lines(confusion, scores.classes),
+        "",
+        *confusion_lines(confusion, scores.classes),
+        *layout.gates(scores.gate_rates),
+    ]
