@@ -122,11 +122,14 @@ def test_progress_hears_of_every_step_and_epoch(finished: Finished) -> None:
 def test_progress_hears_of_every_phase_from_its_first_picture(finished: Finished) -> None:
     phases = finished[2].phases
     assert list(dict.fromkeys(name for name, _, _ in phases)) == ["head", "steps", "test", "gates"]
-    # Batches of 16: 90 pictures to train on and 60 to test with, then the 60 again.
+    # Half of a step's 16 at once: 90 pictures to train on and 60 to test with, then the 60 again.
     head = [done for name, done, total in phases if name == "head" and total == 150]
-    assert head[:3] == [0, 16, 32]
+    assert head[:3] == [0, 8, 16]
     assert head[-1] == 150
-    assert [done for name, done, _ in phases if name == "test"] == [0, 16, 32, 48, 60]
+    assert [done for name, done, _ in phases if name == "test"] == [
+        *range(0, 60, 8),
+        60,
+    ]
 
 
 def test_a_finished_training_leaves_the_checkpoint_and_no_state(finished: Finished) -> None:

@@ -324,8 +324,12 @@ class _Run:
 
     @property
     def batch_without_gradients(self) -> int:
-        """Pictures at once where nothing is kept: no more than in a step, so no more memory."""
-        return min(BATCH, self.recipe.train.batch)
+        """Pictures at once where nothing is kept: half a step's, so that they need no more memory.
+
+        Layers without gradients are PyTorch's own. Its kernels copy their maps into another layout,
+        and no count knows of that.
+        """
+        return max(1, min(BATCH, self.recipe.train.batch // 2))
 
     @property
     def finished(self) -> bool:
