@@ -19,11 +19,11 @@ bounded = bound_memory()
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 for _ in range(2):  # glibc's own rule learns from the first block that is freed
-    blocks = [np.ones(2 << 20, np.uint8) for _ in range(32)]
+    blocks = [np.ones(4 << 20, np.uint8) for _ in range(32)]
     last = blocks.pop()  # the last one of the heap stays, with all the holes below it
     full = resident()
     del blocks
-print(bounded, full - resident() >= 31 * (2 << 20) * 0.9)
+print(bounded, full - resident() >= 31 * (4 << 20) * 0.9)
 """
 GLIBC = hasattr(ctypes.CDLL(None), "mallopt")
 
