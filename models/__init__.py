@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 RESNET20_CLASSES = 64
 """The columns of ``pictures.TASKS`` side by side."""
 RESNET26_CLASSES = 1000
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_CLASSES = 1000
 
 
@@ -55,6 +56,8 @@ RESNET20 = Backbone(
     weights_file="resnet20.safetensors",
     weights_sha256="sha256:8a0740db4ab09274dd29b6d7510988584b9db8d10b77a389ec0e350cb4864293",
     package="da3_models",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
 )
 
 RESNET26 = Backbone(
@@ -65,6 +68,9 @@ RESNET26 = Backbone(
     classifier="fc",
     licence="Apache-2.0",
     source="Rebuffi et al. 2017, 2018 (arXiv 1705.08045, 1803.10082)",
+    mean=_IMAGENET_MEAN,
+    std=_IMAGENET_STD,
+    resize=72,
 )
 
 RESNET50 = Backbone(
@@ -75,6 +81,10 @@ RESNET50 = Backbone(
     classifier="fc",
     licence="Apache-2.0",
     source="He et al. 2015 (arXiv 1512.03385), the stride on the 3x3 convolution",
+    mean=_IMAGENET_MEAN,
+    std=_IMAGENET_STD,
+    interpolation="bilinear",
+    resize=256,
 )
 
 MOBILENET_V2 = Backbone(
@@ -85,4 +95,8 @@ MOBILENET_V2 = Backbone(
     classifier="classifier.1",
     licence="Apache-2.0",
     source="Sandler et al. 2018 (arXiv 1801.04381)",
+    mean=_IMAGENET_MEAN,
+    std=_IMAGENET_STD,
+    interpolation="bilinear",
+    resize=256,
 )

@@ -22,6 +22,7 @@ def test_the_backbones_manifest_tells_its_graph(exported: Exported) -> None:
         DIALECT.ir_version,
     )
     assert (found.input.size, found.input.channels) == (12, 3)
+    assert found.licence == "Apache-2.0"  # what the toy's package says
     assert {tap.name for tap in found.taps} == {
         "in.block00",
         "block.block00",

@@ -153,6 +153,8 @@ RECIPES = st.builds(
         augment=st.sampled_from([(), ("flip",), ("shift", "flip")]),
     ),
     golden=st.none() | st.just("drawn") | st.integers(1, 256),
+    blocks=st.none() | st.lists(WORD, min_size=1, max_size=3).map(tuple),
+    head=st.none() | st.just("") | WORD,
 )
 
 

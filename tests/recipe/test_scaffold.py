@@ -64,6 +64,32 @@ def test_larger_inputs_get_a_border_to_crop(split_root: Path, tmp_path: Path) ->
     assert (found.size, found.resize) == (224, 256)
 
 
+def test_what_the_backbone_was_trained_with_is_written(split_root: Path, tmp_path: Path) -> None:
+    """EfficientNet-Lite: other means, another filter and another border than the usual ones."""
+    stated = {"mean": (0.498, 0.498, 0.498), "std": (0.502, 0.502, 0.502), "resize": 280}
+    path = recipe.new(
+        "lite",
+        split_root,
+        backbone="lite0",
+        input_px=224,
+        interpolation="bicubic",
+        folder=tmp_path,
+        **stated,  # type: ignore[arg-type]
+    )
+    found = recipe.load(path).preprocess
+    assert (found.size, found.interpolation) == (224, "bicubic")
+    assert {name: getattr(found, name) for name in stated} == stated
+    assert "does not say" not in path.read_text("utf-8")
+
+
+def test_what_nobody_says_is_a_usual_value_and_told(split_root: Path, tmp_path: Path) -> None:
+    path = recipe.new(
+        "some", split_root, backbone="lite0", input_px=224, resize=280, folder=tmp_path
+    )
+    assert recipe.load(path).preprocess.mean == (0.485, 0.456, 0.406)
+    assert "its training took for mean, std, interpolation:" in path.read_text("utf-8")
+
+
 def test_an_existing_recipe_is_kept(split_root: Path, tmp_path: Path) -> None:
     path = recipe.new("own", split_root, backbone="resnet20", folder=tmp_path)
     path.write_text("mine", encoding="utf-8")

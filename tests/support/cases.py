@@ -34,7 +34,9 @@ from toolchain.export.graph.halves import Halves, read_halves
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import SLOTS_FILE, WEIGHTS_FILE
 from toolchain.export.graph.split import PackedHalves, split
+from toolchain.recipe import AdaptorOptions
 from toolchain.training.adapt.attached import AttachedModel, attach
+from toolchain.training.adapt.blocks import examine
 
 
 class TupleBlock(toys.Residual):
@@ -220,8 +222,12 @@ def made(name: str) -> Made:
 
 @cache
 def two_inputs() -> PackedHalves:
-    """Halves of a net with a block that reads a second per-sample value."""
-    return split(attach(SteeredNet().eval(), classes=3, input_shape=(3, 8, 8), rank=4, pool=2))
+    """Halves of a net with a block that reads a second per-sample value.
+
+    ``attach`` refuses such gates, so the model is made without it.
+    """
+    net, options = SteeredNet().eval(), AdaptorOptions(rank=4, pool=2)
+    return split(AttachedModel(net, examine(net, (3, 8, 8)), "da3", 3, options))
 
 
 def run_exact(model: ir.Model, images: Tensor) -> dict[str, np.ndarray[Any, Any]]:

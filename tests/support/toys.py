@@ -222,11 +222,11 @@ def backbone(name: str, seed: int = 0) -> nn.Module:
         net = TOYS[name].build()
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
-                _shake(module)
+                shake(module)
     return net.eval()
 
 
-def _shake(norm: nn.BatchNorm2d) -> None:
+def shake(norm: nn.BatchNorm2d | nn.BatchNorm1d) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     nn.init.uniform_(norm.running_mean, -0.3, 0.3)

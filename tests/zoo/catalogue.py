@@ -189,7 +189,6 @@ ENTRIES = (
         "cross-stage partial",
         _timm("cspresnet50"),
         options=_named("stages.", "0.blocks.0", "1.blocks.0", "2.blocks.3", "3.blocks.1"),
-        refused="which is no cut point",
     ),
     Entry("timm/mobilenetv2_050", "inverted residual", _timm("mobilenetv2_050")),
     Entry("timm/mobilenetv3_small_050", "inverted residual, SE", _timm("mobilenetv3_small_050")),
@@ -227,6 +226,5 @@ ENTRIES = (
         "transformers/ViT",
         "attention over tokens",
         _transformers("ViT", **_SMALL_VIT),
-        refused="besides its input",
     ),
 )

@@ -73,8 +73,18 @@ attach(googlenet, classes=7, blocks=["inception3a", "inception3b", "inception4a"
 You can name any module that runs once from map to map, also a single convolution. These rules hold:
 
 * A gate needs a block that keeps its shape. Other blocks take an adaptor only, and nothing is
-  skipped. Where no block keeps its shape (whole stages, dense blocks), say `placement="all"`. Where
-  a model offers finer parts that do, name those.
+  skipped. A stage that changes its shape is opened: `attach` takes the blocks inside that keep
+  theirs (and hold half of its multiply-adds), and those of its neighbours. Where no block keeps
+  its shape (dense blocks), say `placement="all"`.
+* A block works on one picture at a time: the first dimension of its map is the batch. Some blocks
+  see the pixels of a patch as further pictures (inside MobileViT's). `attach` takes the block
+  around them.
+* Nobody else may need what a gated block makes besides its output, and the block may read nothing
+  that others made of the picture besides its input: scores that are handed from block to block, or
+  a second entry of a tuple that the head reads. `attach` refuses such a gate and names the reader.
+  The other blocks can still have gates, and `da2` has none.
+* What depends on the batch's shape alone is no such value. A mask or a token that is expanded to
+  the batch size is computed anew for the rows whose gate is open.
 * A block's input and output must stay as they are. `attach` refuses activations that write in place
   into either. This helps and changes no answer:
   `for m in net.modules(): if hasattr(m, "inplace"): m.inplace = False`.
@@ -82,12 +92,6 @@ You can name any module that runs once from map to map, also a single convolutio
   returns the answer. Otherwise name it (`head="classifier.1"`), build the model without one
   (`timm.create_model(..., num_classes=0)`), or wrap it in a module that returns pooled features.
   Say `head=""` where the structure could be read either way.
-* A block that reads a second value made per batch is refused, because its rows cannot be gathered
-  alone: the attention of transformers' ViT shares one mask among all layers. Make such a value
-  inside the block, or take a model that needs none (timm's and torchvision's).
-* Some stages carry a second map past their parts (cross-stage partial). If you name the parts, they
-  link as `swap` and `static`, but not as `staged`, and an export checks all three: name whole
-  stages.
 * `input_shape` is part of what is attached. Adaptors pool to a grid that divides the block's map,
   so a model is attached, trained and exported at one picture size.
 """

@@ -117,7 +117,7 @@ class _Maker:
         trained = self._checkpoint(rates)
         reference = choose(self.model, self._pictures(), self.recipe.preprocess, count=PICTURES)
         linked = link_domain(halves, trained)
-        own = manifests.backbone(trained, halves)
+        own = manifests.backbone(trained, halves, backbones.get(self.recipe.backbone).licence)
         artefact, _ = write_artefact(self.work, own, halves, replace=True)
         # One flavour tells that the drawn values arrived; all of them take long at full size.
         report = compare(
@@ -166,6 +166,7 @@ def _attached(setup: MaterialsSetup, method: str) -> AttachedModel:
         method=method,
         classes=setup.classes,
         input_shape=(3, setup.side, setup.side),
+        **backbones.get(setup.backbone).joints,
     )
 
 

@@ -24,6 +24,7 @@ from toolchain.core.timing import WALL, Notify, Timing, clock_of, interleaved
 from toolchain.recipe import AdaptorOptions, TrainSpec
 from toolchain.training.adapt import backbones
 from toolchain.training.adapt.attached import AttachedModel, attach
+from toolchain.training.adapt.blocks import examine
 from toolchain.training.adapt.loss import training_loss
 from toolchain.training.adapt.methods import REGISTRY
 from toolchain.training.adapt.overrides import Selection
@@ -158,7 +159,12 @@ def fits(setup: FootprintSetup, budget: int) -> dict[str, Any]:
     side = setup.side or backbones.get(setup.backbone).input_size
     # From exact gradients on: what approximates comes later.
     model = attach(
-        load(setup.backbone), method=OURS, classes=CLASSES, input_shape=(3, side, side), lean=True
+        load(setup.backbone),
+        method=OURS,
+        classes=CLASSES,
+        input_shape=(3, side, side),
+        lean=True,
+        **backbones.get(setup.backbone).joints,
     )
     order = sorted(methods, key=lambda m: (m != OURS, m == "head", list(REGISTRY).index(m)))
     choices = fitting(model, budget, setup.batch, methods=order)
@@ -231,8 +237,9 @@ class MethodBench:
         shape = (3, self.side, self.side)
         selection: Selection = {}
         backbone = self.backbone.cpu()
+        joints = backbones.get(self.setup.backbone).joints
         if (by_size := REGISTRY[row.method].by_size) is not None:
-            anatomy = attach(backbone, method="head", classes=CLASSES, input_shape=shape).anatomy
+            anatomy = examine(backbone, shape, **joints)
             selection = by_size(backbone, anatomy, AdaptorOptions())
         model = attach(
             backbone,
@@ -241,6 +248,7 @@ class MethodBench:
             input_shape=shape,
             lean=keep,
             selection=selection,
+            **joints,
         ).to(self.device)
         model.train()
         model.forced = self.opened(model, 1.0)

@@ -43,11 +43,13 @@ from toolchain.recipe import Recipe
 from toolchain.training.adapt.checkpoint import Checkpoint
 
 TIME_LIMIT_S = 60.0
-OWN_LICENCE = "see the backbone's source"
 
 
-def backbone(trained: Checkpoint, halves: PackedHalves) -> BackboneManifest:
-    """Return the manifest of the backbone artefact; file entries are filled in when written."""
+def backbone(trained: Checkpoint, halves: PackedHalves, licence: str) -> BackboneManifest:
+    """Return the manifest of the backbone artefact; file entries are filled in when written.
+
+    ``licence`` is that of the backbone's package.
+    """
     info = trained.info.backbone
     contents = {GRAPH_NAME: halves.backbone_graph, WEIGHTS_NAME: halves.weights_data}
     files = listing(bundle.BackboneFile, contents)
@@ -63,7 +65,7 @@ def backbone(trained: Checkpoint, halves: PackedHalves) -> BackboneManifest:
         files=files,
         blocks=tuple(_block(cut) for cut in halves.cuts),
         taps=taps(halves),
-        licence=OWN_LICENCE,
+        licence=licence,
         provenance={"toolchain": version(DISTRIBUTION), "torch": trained.info.versions.torch},
     )
 

@@ -54,6 +54,7 @@ from toolchain.export.linked import (
 from toolchain.export.orders import KitReport, Orders, RefusedKit
 from toolchain.export.prepare import KitDomain
 from toolchain.recipe import Recipe
+from toolchain.training.adapt import backbones
 from toolchain.training.adapt import checkpoint as checkpoints
 from toolchain.training.adapt.attached import AttachedModel
 from toolchain.training.adapt.checkpoint import Checkpoint
@@ -153,7 +154,8 @@ def export(
     )
     # The artefact is not written yet, because nothing may appear before all is checked. The
     # bundle's manifest needs only its name and digests.
-    own = manifests.backbone(source.trained, halves)
+    licence = backbones.get(source.trained.info.backbone.name).licence
+    own = manifests.backbone(source.trained, halves, licence)
     place = dist / bundle.artefact_name(own.name, own.input.size, own.weights_digest)
     draft = manifests.domain(
         source.trained,

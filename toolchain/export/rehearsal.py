@@ -27,6 +27,7 @@ from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.split import split
 from toolchain.export.linked import link_domain, payloads, write_graphs
 from toolchain.recipe import Recipe
+from toolchain.training.adapt import backbones
 from toolchain.training.adapt import checkpoint as checkpoints
 from toolchain.training.adapt.attached import AttachedModel
 from toolchain.training.adapt.folded import slots_alone
@@ -56,7 +57,8 @@ def rehearse(
         trained = models.save(checkpoint, frozen, recipe, data.classes, _evaluation(halves, data))
         linked = link_domain(halves, trained)
         write_graphs(linked, folder)
-        own = manifests.backbone(trained, halves)
+        # The manifest has a limit, so the licence is as long as any.
+        own = manifests.backbone(trained, halves, licence="-" * backbones.LICENCE_LETTERS)
         artefact = bundle.write_backbone(
             folder, own, graph=halves.backbone_graph, weights=halves.weights_data
         )

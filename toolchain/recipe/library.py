@@ -20,7 +20,7 @@ from toolchain.core.fields import read_section, show
 from toolchain.core.files import names, read_limited
 from toolchain.core.words import is_domain_name
 from toolchain.recipe import yamlio
-from toolchain.recipe.spec import METHOD_OPTIONS, Recipe, unused_options
+from toolchain.recipe.spec import METHOD_OPTIONS, OPTIONAL, Recipe, unused_options
 
 SUFFIX = ".yaml"
 
@@ -157,8 +157,9 @@ def _document(recipe: Recipe) -> dict[str, Any]:
     """Return ``recipe`` as the plain values of its file."""
     value = dataclasses.asdict(recipe)
     del value["folder"]
-    if value["golden"] is None:
-        del value["golden"]
+    for name in ("golden", *OPTIONAL):
+        if value[name] is None:
+            del value[name]
     used = METHOD_OPTIONS[recipe.method]
     value["adaptor"] = {name: item for name, item in value["adaptor"].items() if name in used}
     if value["data"]["dataset"] is None:

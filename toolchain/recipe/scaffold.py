@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from toolchain.core.errors import StorageError, UsageError, first_few
 from toolchain.core.fields import show
@@ -30,6 +32,9 @@ from toolchain.recipe.spec import (
 BATCH = 32
 STEPS = 400
 _LISTED_CLASSES = 40
+_SMALL = 64
+"""Pixels: a backbone of this side or less sees whole pictures, and its maps are small."""
+Channels = tuple[float, float, float]
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -40,22 +45,36 @@ def new(
     *,
     backbone: str,
     input_px: int = 32,
+    mean: Channels | None = None,
+    std: Channels | None = None,
+    interpolation: str | None = None,
+    resize: int | None = None,
     folder: Path = Path("recipes"),
     overwrite: bool = False,
 ) -> Path:
     """Write a complete recipe for the pictures in ``data`` and return its path.
 
-    ``data`` is a folder, or what `examine` says of one.
-    ``input_px`` is the side that the backbone was trained with. The recipe is
-    ``folder``/``name``.yaml and loads as it is. Raises UsageError for a name that cannot be one,
-    DataError for unusable pictures, ExistsError for an existing recipe, RecipeError for a
-    backbone's name that cannot be one, StorageError where the file system refuses.
+    ``data`` is a folder, or what `examine` says of one. ``input_px`` is the side that the backbone
+    was trained with, as are ``mean``, ``std``, ``interpolation`` and ``resize``; for what is None a
+    usual value is written, and the header says so. The recipe is ``folder``/``name``.yaml and loads
+    as it is. Raises UsageError for a name that cannot be one, DataError for unusable pictures,
+    ExistsError for an existing recipe, RecipeError for a backbone's name that cannot be one,
+    StorageError where the file system refuses.
     """
     name = unicodedata.normalize("NFC", name)
     if not is_domain_name(name):
         raise UsageError(f"expected {DOMAIN_NAME.expected}, got {show(name)}", fix=DOMAIN_NAME.fix)
     examined = data if isinstance(data, Examined) else examine(scan(data))
-    text = dump(_recipe(name, examined.listing, backbone, input_px), _header(name, examined))
+    stated: dict[str, Any] = {
+        "mean": mean,
+        "std": std,
+        "interpolation": interpolation,
+        "resize": resize,
+    }
+    known = {key: value for key, value in stated.items() if value is not None}
+    header = _header(name, examined, [key for key in stated if key not in known])
+    preprocess = replace(_preprocess(input_px), **known)
+    text = dump(_recipe(name, examined.listing, backbone, preprocess), header)
     loads(text, where=f"{name}{SUFFIX}", stem=name)
     _make(folder)
     path = folder / f"{name}{SUFFIX}"
@@ -70,10 +89,23 @@ def _make(folder: Path) -> None:
         raise StorageError(f"{folder}: cannot be made: {err.strerror}", fix="name another") from err
 
 
-def _recipe(name: str, listing: Listing, backbone: str, side: int) -> Recipe:
-    small = side <= 64
-    # The shipped resnet20 was trained with the first, ImageNet checkpoints with the second.
+def _preprocess(side: int) -> Preprocessing:
+    """Return what is usual for a backbone of this side, which says nothing itself."""
     mean, std = _HALF if side <= 32 else _IMAGENET
+    return Preprocessing(
+        size=side,
+        # Larger nets are usually tested on the middle 224 of 256 pixels.
+        resize=side if side <= _SMALL else side * 8 // 7,
+        crop="center",
+        interpolation="bilinear",
+        colour="RGB",
+        mean=mean,
+        std=std,
+    )
+
+
+def _recipe(name: str, listing: Listing, backbone: str, preprocess: Preprocessing) -> Recipe:
+    small = preprocess.size <= _SMALL
     return Recipe(
         domain=name,
         title=f"{name}: own pictures",
@@ -82,16 +114,7 @@ def _recipe(name: str, listing: Listing, backbone: str, side: int) -> Recipe:
         weights=None,
         weights_sha256=None,
         data=DataSpec("folder", str(listing.root), train=None, test=None, seed=1, dataset=None),
-        preprocess=Preprocessing(
-            # Larger nets are usually tested on the middle 224 of 256 pixels.
-            side,
-            side if small else side * 8 // 7,
-            "center",
-            "bilinear",
-            "RGB",
-            mean,
-            std,
-        ),
+        preprocess=preprocess,
         method="da3",
         # As in the samples: small maps bear an adaptor with a 3x3 kernel on every block.
         adaptor=AdaptorOptions(placement="all", pool=2, kernel=3) if small else AdaptorOptions(),
@@ -115,7 +138,7 @@ def _epochs(pictures: int) -> int:
     return max(8, min(200, -(-STEPS // steps)))
 
 
-def _header(name: str, examined: Examined) -> str:
+def _header(name: str, examined: Examined, guessed: list[str]) -> str:
     listing = examined.listing
     counts = Counter(label for _, label in listing.pictures)
     classes = [f"{counts[place]:6d}  {name}" for place, name in enumerate(listing.classes)]
@@ -128,4 +151,10 @@ def _header(name: str, examined: Examined) -> str:
         "    " + first_few(classes, _LISTED_CLASSES, "\n    "),
     ]
     lines += ["", "Check before training: title, licence, and whether a mirrored picture is still"]
-    return "\n".join([*lines, "of its class (else remove flip from train.augment)."])
+    lines += ["of its class (else remove flip from train.augment)."]
+    if guessed:
+        lines += [
+            f"The backbone's package does not say what its training took for {', '.join(guessed)}:",
+            "usual values stand below. Compare them with where the weights come from.",
+        ]
+    return "\n".join(lines)

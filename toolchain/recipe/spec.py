@@ -22,6 +22,7 @@ from toolchain.core.fields import (
     key,
     number,
     printable,
+    text,
     whole,
 )
 from toolchain.core.words import DIGEST, DOMAIN, IDENTIFIER
@@ -29,6 +30,8 @@ from toolchain.pictures.preprocess import Preprocessing
 
 SAMPLE_LOADERS = ("cars", "digits", "chirps", "cells")
 FOLDER_LOADERS = ("folder", "decathlon")
+OPTIONAL = ("blocks", "head")
+"""Keys of a recipe that are written only where they say something."""
 METHODS = (
     "da3",
     "da2",
@@ -56,6 +59,11 @@ DOMAIN_NAME = replace(
     fix="use a plain word such as flowers",
 )
 _IDENTIFIER = replace(IDENTIFIER, expected="a name of letters, digits, '_', '-' or '.'")
+_MODULE = printable(500)
+_HEAD = text(
+    "a module's name of at most 500 characters, or '' where the backbone returns features",
+    lambda value: len(value) <= 500 and value.isprintable(),
+)
 _DIGEST = replace(DIGEST, fix="write sha256: in front of what sha256sum FILE prints")
 
 
@@ -209,8 +217,10 @@ class Recipe(Section):
     """One domain: its data, preprocessing, method and training.
 
     ``golden``: how many pictures of the test data the bundle carries at most, ``drawn`` for drawn
-    ones in their place, None for the loader's default. ``folder`` is where the file lay, None for
-    text; a relative ``weights`` is looked for there.
+    ones in their place, None for the loader's default. ``blocks`` and ``head`` name modules of the
+    backbone where neither its structure nor its package tells them; an empty ``head`` says that it
+    returns features. ``folder`` is where the file lay, None for text; a relative ``weights`` is
+    looked for there.
     """
 
     domain: str = key(DOMAIN_NAME)
@@ -225,6 +235,8 @@ class Recipe(Section):
     adaptor: AdaptorOptions = key(SectionOf(AdaptorOptions))
     train: TrainSpec = key(SectionOf(TrainSpec))
     golden: int | str | None = key(_GOLDEN, default=None)
+    blocks: tuple[str, ...] | None = key(Nullable(ListOf(_MODULE, 1, 2000)), default=None)
+    head: str | None = key(Nullable(_HEAD), default=None)
     folder: Path | None = field(default=None, compare=False)
 
     def contradictions(self) -> Iterator[Fault]:

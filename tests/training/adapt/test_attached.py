@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.support import toys
+from tests.support import toys, wild
 from toolchain.core.errors import AttachError, Da3Error, UnknownNameError
 from toolchain.training.adapt.attached import (
     AttachedModel,
@@ -375,6 +375,21 @@ def test_gates_choose_between_maps_that_autocast_narrowed_and_others(lean: bool)
     gate = model.domain.get_parameter("block00.gate.weight").grad
     assert gate is not None
     assert bool(gate.isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["vision_tokens", "transformers_vit", "stemless", "lines"])
+def test_rows_that_run_alone_answer_as_the_whole_batch_does(name: str) -> None:
+    """Law: blocks that use the batch size train on the open rows as they answer on all of them."""
+    model = attach(wild.built(name), classes=3, input_shape=wild.SHAPE, rank=4, lean=True)
+    toys.scrambled(model)
+    model.forced = {site: torch.tensor([[1.0], [0], [1], [0]]) for site in model.sites}
+    model.generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, *wild.SHAPE, generator=torch.Generator().manual_seed(1))
+    trained = model.train()(images)
+    trained.square().sum().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(trained.detach(), model.eval()(images), rtol=1e-4, atol=1e-5)
+    assert all(p.grad is not None for n, p in model.domain.named_parameters() if "adaptor" in n)
 
 
 @pytest.mark.parametrize("method", ["da3", "da2"])

@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from toolchain.core.errors import Da3Error, UnknownNameError, UsageError
+from toolchain.pictures.preprocess import Preprocessing
 from toolchain.training.adapt import backbones
 from toolchain.training.adapt.backbones import Backbone
 
@@ -110,7 +113,7 @@ def test_half_a_description_of_shipped_weights_is_refused(given: str) -> None:
             classifier="fc",
             licence="Apache-2.0",
             source="x",
-            **{given: "x"},
+            **{given: "x"},  # type: ignore[arg-type]
         )
 
 
@@ -128,3 +131,56 @@ def test_looking_backbones_up_imports_no_framework() -> None:
         cwd=Path(__file__).parents[3],
     )
     assert done.stdout.strip() == ""
+
+
+def described(**changes: object) -> Backbone:
+    values = {
+        "name": "x",
+        "title": "x",
+        "build": lambda: pytest.fail("nothing is built"),
+        "input_size": 224,
+        "classifier": "_fc",
+        "licence": "Apache-2.0",
+        "source": "x",
+        "mean": (127 / 255,) * 3,
+        "std": (128 / 255,) * 3,
+        "interpolation": "bicubic",
+    }
+    return Backbone(**{**values, **changes})  # type: ignore[arg-type]
+
+
+PREPROCESS = Preprocessing(224, 256, "center", "bicubic", "RGB", (0.498,) * 3, (0.502,) * 3)
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def test_a_preprocessing_that_is_not_that_of_the_training_is_told() -> None:
+    assert described().differences(PREPROCESS) == []
+    (mean, std) = described().differences(replace(PREPROCESS, **IMAGENET))  # type: ignore[arg-type]
+    assert "mean [0.485, 0.456, 0.406] instead of" in mean
+    assert std.startswith("std")
+    (line,) = described().differences(replace(PREPROCESS, interpolation="nearest"))
+    assert line == "interpolation nearest instead of bicubic"
+
+
+def test_a_backbone_that_says_nothing_differs_from_nothing() -> None:
+    silent = described(mean=None, std=None, interpolation=None)
+    assert silent.differences(PREPROCESS) == []
+
+
+def test_channels_in_another_order_are_the_same_values() -> None:
+    imagenet = described(**IMAGENET, interpolation=None)
+    turned: dict[str, Any] = {name: tuple(reversed(values)) for name, values in IMAGENET.items()}
+    assert imagenet.differences(replace(PREPROCESS, colour="BGR", **turned)) == []
+
+
+@pytest.mark.parametrize("licence", ["", " ", "x" * 201])
+def test_a_licence_that_no_artefact_can_carry_is_refused(licence: str) -> None:
+    with pytest.raises(UsageError, match="expected a licence of 1 to 200"):
+        described(licence=licence)
+
+
+def test_our_backbones_say_what_they_were_trained_with() -> None:
+    for name in OURS:
+        backbone = backbones.get(name)
+        assert backbone.mean is not None
+        assert backbone.std is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support import toys
+from tests.support import toys, wild
 from toolchain.core.errors import AttachError
 from toolchain.export.graph.split import split
 from toolchain.training.adapt.attached import attach
@@ -304,3 +305,206 @@ def test_where_nothing_is_found_the_error_lists_what_could_be_named() -> None:
     with pytest.raises(AttachError) as caught:
         examine(Features(), (3, 8, 8))
     assert "['features.0', 'features.2']" in caught.value.fix
+
+
+# Nets as zoos write them (tests/support/wild.py).
+
+
+def test_stages_are_opened_where_no_gate_could_skip_them() -> None:
+    """Blocks inside keep their shape; the last stage keeps its own, and is opened as the others."""
+    sites = examine(wild.built("swin_stages"), wild.SHAPE).sites
+    assert [site.name for site in sites] == [
+        f"layers.{stage}.blocks.{block}" for stage in range(3) for block in range(2)
+    ]
+    assert all(site.gateable for site in sites)
+
+
+def test_a_stage_that_stands_alone_and_keeps_its_shape_stays_whole() -> None:
+    net = toys.Net(toys.stem(8), [wild.Mlp(12), wild.Whole(8)], 8)
+    assert [site.name for site in examine(net, (3, 8, 12)).sites] == ["blocks.0", "blocks.1"]
+
+
+class Squeezed(nn.Module):
+    """EfficientNet's block: a unit in its Sequential scales the channels and keeps the shape."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Conv2d(inputs, 32, 1), Excitation(32), nn.Conv2d(32, outputs, 3, stride, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.block(x)
+        return x + y if y.shape == x.shape else y
+
+
+class Excitation(nn.Module):
+    """Squeeze and excitation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(width, 4, 1), nn.Conv2d(4, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.sigmoid(self.up(torch.relu(self.down(x.mean((2, 3), keepdim=True)))))
+        return x * scale
+
+
+def test_a_unit_that_does_little_is_no_finer_block() -> None:
+    net = toys.Net(toys.stem(8), [Squeezed(8, 12, 2), Squeezed(12, 12, 1)], 12)
+    assert [(s.name, s.gateable) for s in examine(net, (3, 12, 12)).sites] == [
+        ("blocks.0", False),
+        ("blocks.1", True),
+    ]
+
+
+def test_blocks_that_see_pixels_as_pictures_are_no_blocks() -> None:
+    """A gate would decide for each pixel of a patch, and rows are no longer pictures."""
+    net = wild.built("mobilevit")
+    names = [site.name for site in examine(net, wild.SHAPE).sites]
+    assert names == ["blocks.0", "blocks.1"]
+    with pytest.raises(AttachError, match=r"blocks\.1\.layer\.0.*for one picture") as caught:
+        examine(net, wild.SHAPE, blocks=["blocks.1.layer.0"])
+    assert "the block around it" in caught.value.fix
+
+
+def test_blocks_come_in_the_order_in_which_they_run() -> None:
+    want = ["blocks.2", "blocks.1", "blocks.0"]
+    net = wild.built("disordered")
+    assert [site.name for site in examine(net, wild.SHAPE).sites] == want
+    listed = ["blocks.0", "blocks.2", "blocks.1"]
+    assert [site.name for site in examine(net, wild.SHAPE, blocks=listed).sites] == want
+
+
+def test_a_signals_channels_come_first() -> None:
+    assert {site.layout for site in examine(wild.built("lines"), wild.SHAPE).sites} == {"NCL"}
+
+
+class Mixer(nn.Module):
+    """A token mixer: its Conv1d takes the tokens for channels, on a map that has tokens first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(wild.WIDTH)
+        self.mix = nn.Conv1d(wild.TOKENS, wild.TOKENS, 1)
+        self.out = nn.Linear(wild.WIDTH, wild.WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(self.mix(self.norm(x)))
+        return x + y
+
+
+class Turning(nn.Module):
+    """Tokens that a Conv1d sees as a signal, turned: their channels are last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv1d(wild.WIDTH, wild.WIDTH, 3, padding=1)
+        self.two = nn.Linear(wild.WIDTH, wild.WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.two(self.one(x.transpose(1, 2)).transpose(1, 2))
+        return x + y
+
+
+@pytest.mark.parametrize("block", [Mixer, Turning])
+def test_tokens_stay_tokens_where_a_convolution_mixes_them(block: type[nn.Module]) -> None:
+    net = wild.built(lambda: wild.Tokens([block()]))
+    assert [site.layout for site in examine(net, wild.SHAPE).sites] == ["NLC"]
+
+
+class Loose(nn.Module):
+    """No container at all, and an activation that writes into the map of the layer before it."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 8, 3, padding=1)
+        self.act = nn.ReLU(inplace)
+        self.block = toys.Residual(8, 8)
+        self.twice = toys.Residual(8, 8)
+        self.last = toys.Residual(8, 12, 2)
+        self.fc = nn.Linear(12, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(self.twice(self.block(self.act(self.one(x)))))
+        return self.fc(self.last(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class OnlyStrides(nn.Module):
+    """Layers that all change the shape of their map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 12, 3, 2, 1)
+        self.fc = nn.Linear(12, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.two(self.one(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class AllOverwritten(nn.Module):
+    """Every map is written into by what follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 1, 1)
+        self.act = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(8, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.act(self.two(self.act(self.one(x)))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def advised(net: nn.Module) -> dict[str, Any]:
+    """The arguments that the fix of the error names."""
+    with pytest.raises(AttachError) as caught:
+        attach(net, classes=3, input_shape=(3, 8, 8))
+    words = re.search(r"attach\(\.\.\., (.*?)\), or", caught.value.fix)
+    assert words, caught.value.fix
+    arguments: dict[str, Any] = eval(f"dict({words[1]})")
+    return arguments
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: Loose(inplace=True), lambda: Loose(inplace=False), OnlyStrides]
+)
+def test_whoever_follows_the_advice_gets_a_model(build: Callable[[], nn.Module]) -> None:
+    """Law: the names that an error suggests can be attached to, as they stand there."""
+    net = build().eval()
+    model = attach(net, classes=3, input_shape=(3, 8, 8), **advised(net))
+    assert model.sites
+    assert "twice" not in {site.name for site in model.sites.values()}
+
+
+def test_where_no_name_would_work_the_error_says_what_has_to_change() -> None:
+    net = AllOverwritten().eval()
+    with pytest.raises(AttachError, match="found no blocks") as caught:
+        attach(net, classes=3, input_shape=(3, 8, 8))
+    assert "inplace=False" in caught.value.fix
+    net.act.inplace = False
+    assert attach(net, classes=3, input_shape=(3, 8, 8), **advised(net)).sites
+
+
+def test_a_value_that_others_read_keeps_a_block_from_having_a_gate() -> None:
+    """The reader is named; what the fix says works, up to the split."""
+    net = wild.built(wild.DeeplySupervised)
+    with pytest.raises(AttachError, match=r"'blocks\.0' cannot have a gate.*own forward") as caught:
+        attach(net, classes=3, input_shape=wild.SHAPE)
+    assert "blocks=['blocks.1']" in caught.value.fix
+    assert "method='da2'" in caught.value.fix
+    assert [
+        s.name
+        for s in attach(net, classes=3, input_shape=wild.SHAPE, blocks=["blocks.1"]).sites.values()
+    ]
+    assert attach(net, classes=3, input_shape=wild.SHAPE, method="da2").sites
+
+
+def test_values_that_go_from_block_to_block_keep_all_of_them_from_having_gates() -> None:
+    with pytest.raises(AttachError, match=r"'blocks\.0'.*'blocks\.1' reads \(3 blocks") as caught:
+        attach(wild.built(wild.Passing), classes=3, input_shape=wild.SHAPE)
+    assert "blocks=['last.0']" in caught.value.fix
+
+
+def test_the_head_of_features_has_to_be_features() -> None:
+    with pytest.raises(AttachError, match=r"expected features \[1, width\].*\[1, 8, 12, 16\]"):
+        examine(nn.Sequential(toys.stem(8), toys.Residual(8, 8)), wild.SHAPE, head="")

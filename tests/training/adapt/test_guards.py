@@ -125,3 +125,43 @@ def test_batch_statistics_of_one_value_are_told() -> None:
     with pytest.raises(AttachError, match="several values per channel"):
         model(toys.pictures("one_pixel", 1))
     assert not any(module.training for module in model.backbone.modules())
+
+
+def scripted(net: nn.Module) -> nn.Module:
+    return torch.jit.script(net)
+
+
+def traced(net: nn.Module) -> nn.Module:
+    return torch.jit.trace(net, torch.zeros(1, 3, 16, 16))  # type: ignore[no-any-return, no-untyped-call]
+
+
+def part_scripted(net: nn.Module) -> nn.Module:
+    net.set_submodule("blocks.0", scripted(net.get_submodule("blocks.0")))
+    return net
+
+
+def quantised(net: nn.Module) -> nn.Module:
+    from torch.ao.quantization import quantize_dynamic
+
+    return quantize_dynamic(net, {nn.Linear})  # type: ignore[no-any-return, no-untyped-call]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize(
+    ("change", "words", "fix"),
+    [
+        (scripted, "got TorchScript", "Python class"),
+        (traced, "got TorchScript", "Python class"),
+        (part_scripted, r"'blocks\.0'.*got TorchScript", "Python class"),
+        (quantised, r"'fc\..*quantised or packed", "before it was quantised"),
+        (lambda net: net.to("meta"), "meta device", "to_empty"),
+    ],
+)
+def test_what_no_domain_can_join_is_refused_before_anything_runs(
+    change: Any, words: str, fix: str
+) -> None:
+    net = toys.Net(nn.Conv2d(3, 8, 3, 2, 1), [toys.Residual(8, 8)], 8).eval()
+    with pytest.raises(AttachError, match=words) as caught:
+        attach(change(net), classes=3, input_shape=(3, 16, 16))
+    assert fix in caught.value.fix

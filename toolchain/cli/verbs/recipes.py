@@ -195,12 +195,21 @@ def new(name: str, data: Path, backbone: str, out: Path, overwrite: bool, as_jso
 
     words = ["da3", "recipes", "new", name, "--data", data, "--backbone", backbone, "--out", out]
     with command_in_fix(shlex.join(map(str, words))):
-        side = backbones.get(backbone).input_size
+        described = backbones.get(backbone)
         listing = recipe.scan(data)
         with counting("pictures decoded") as tell:
             examined = recipe.examine(listing, tell)
         path = recipe.new(
-            name, examined, backbone=backbone, input_px=side, folder=out, overwrite=overwrite
+            name,
+            examined,
+            backbone=backbone,
+            input_px=described.input_size,
+            mean=described.mean,
+            std=described.std,
+            interpolation=described.interpolation,
+            resize=described.resize,
+            folder=out,
+            overwrite=overwrite,
         )
     emit(
         {"path": path, "recipe": recipe.load(path), "pictures": examined.document()},

@@ -134,21 +134,23 @@ class _Recorder(nn.Module):
         # One tensor can stand at two cut points (one block's result is the next block's input). A
         # graph gives each value one name, so the first name counts.
         trace = self.model.trace(image)
-        named = _NamedTensors()
+        named = _NamedTensors(image)
         self.notes.cuts[:] = [
             _site_cut(name, site, trace, named) for name, site in self.model.anatomy.named_sites()
         ]
         named.give(FEATURES, trace.features)
         named.give(LOGITS, trace.logits)
-        self.notes.names[:] = list(named.tensors)
-        return tuple(named.tensors.values())
+        # The picture is the graph's input: as an output it would take that name from it.
+        outputs = {name: tensor for name, tensor in named.tensors.items() if name != IMAGE}
+        self.notes.names[:] = list(outputs)
+        return tuple(outputs.values())
 
 
 class _NamedTensors:
-    """Tensors by name; a tensor that has a name keeps it."""
+    """Tensors by name; a tensor that has a name keeps it. A first block may read the picture."""
 
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
+    def __init__(self, image: Tensor) -> None:
+        self.tensors: dict[str, Tensor] = {IMAGE: image}
 
     def give(self, name: str, tensor: Tensor | None) -> str:
         assert tensor is not None

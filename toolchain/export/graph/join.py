@@ -36,6 +36,9 @@ def add_correction(
     elif cut.layout == "NLC":
         tokens = builder.constant(f"{result}/shape", [-1, 1, cut.out_shape[1]], np.int64)
         name = builder.node("Reshape", [name, tokens], f"{result}/nlc")
+    elif cut.layout == "NCL":
+        signal = builder.constant(f"{result}/shape", [-1, cut.out_shape[0], 1], np.int64)
+        name = builder.node("Reshape", [name, signal], f"{result}/ncl")
     return builder.node("Add", [source, name], result)
 
 
@@ -62,8 +65,8 @@ def coarse_grid(halves: Halves, cut: Cut) -> tuple[int, int]:
 
 
 def _sides(cut: Cut) -> tuple[int, int]:
-    """Return the height and width of the block's output; tokens are one row."""
-    if cut.layout == "NLC":
-        return 1, cut.out_shape[0]
+    """Return the height and width of the block's output; tokens and signals are one row."""
+    if len(cut.out_shape) == 2:
+        return 1, cut.out_shape[1 if cut.layout == "NCL" else 0]
     first = 0 if cut.layout == "NHWC" else 1
     return cut.out_shape[first], cut.out_shape[first + 1]

@@ -77,6 +77,8 @@ class _Linker:
         self.taps = taps
         self.batch: int | str = 1 if linkage.takes_one_picture else BATCH
         self.regions = Regions(halves)
+        # Values whose first dimension is the batch, by the way they were cut.
+        self.per_picture = {IMAGE} | {n for c in halves.cuts for n in (c.input, c.output, c.result)}
         self.builder = GraphBuilder(linkage.stem, opset=halves.backbone.graph.opset_imports[""])
         self.gates: list[str] = []
 
@@ -200,7 +202,7 @@ class _Linker:
 
     def _rows(self, cut: Cut, block: list[ir.Node]) -> None:
         """Draw the form ``rows``: gather the rows whose gate is open, compute, scatter back."""
-        self._refuse_other_rows(cut, block)
+        block = self._sizes(cut, block) + block
         site, builder = cut.site, self.builder
         flat = builder.constant("flat_shape", [-1], np.int64)
         mask = builder.node("Reshape", [self._open(cut), flat], f"{site}/mask")
@@ -220,19 +222,72 @@ class _Linker:
     def _rows_branch(self, cut: Cut, block: list[ir.Node], rows: str, index: str) -> ir.Graph:
         branch = GraphBuilder(f"{cut.site}/then", opset=self.builder.opset, outer=self.builder)
         gathered = branch.node("Gather", [cut.input, index], f"{cut.site}/given", {"axis": 0})
-        self.regions.copy(branch, block, {cut.input: gathered})
+        self._copy_for_rows(branch, cut, block, gathered)
         # Rows that stay closed keep the block's input, as a closed gate says.
         merged = branch.node("ScatterND", [cut.input, rows, cut.output], f"{cut.site}/merged")
         return self._joined(branch, cut, merged)
 
-    def _refuse_other_rows(self, cut: Cut, block: list[ir.Node]) -> None:
-        """Refuse a block that reads other per-sample values: nobody gathers the rows of those."""
-        made = {value_name(v) for node in block for v in node.outputs} | {cut.input}
+    def _copy_for_rows(
+        self, branch: GraphBuilder, cut: Cut, block: list[ir.Node], gathered: str
+    ) -> None:
+        """Copy a block's nodes so that they see ``gathered`` alone, the batch size included."""
+        rename = {cut.input: gathered}
+        inside = {value_name(v) for node in block for v in node.outputs} | {cut.input}
         for node in block:
-            for name in input_names(node):
-                if name not in made and self.regions.constant(name) is None:
-                    raise LinkError(
-                        f"block {cut.module!r} reads {name!r} besides its input, so its rows "
-                        "cannot be gathered alone",
-                        fix="leave it out of blocks, or compute that value inside the block",
-                    )
+            (first, *_) = node.outputs
+            source = next(iter(input_names(node)), "")
+            if node.op_type == "Shape" and source not in inside:
+                rename[value_name(first)] = f"{cut.site}/{value_name(first)}"
+                _shape_of_rows(branch, node, source, gathered, rename[value_name(first)])
+                continue
+            # What is computed anew stands in the graph around under its own name.
+            again = [name for v in node.outputs if branch.has(name := value_name(v))]
+            rename |= {name: f"{cut.site}/{name}" for name in again}
+            self.regions.copy(branch, [node], rename)
+
+    def _sizes(self, cut: Cut, block: list[ir.Node]) -> list[ir.Node]:
+        """Return the nodes outside a block that tell it of the batch's shape.
+
+        Raises LinkError for a block that reads other per-sample values: nobody gathers the rows of
+        those.
+        """
+        made = {value_name(v) for node in block for v in node.outputs} | {cut.input}
+        read = [
+            name
+            for node in block
+            for name in input_names(node)
+            if name not in made and not self._is_batch_shape(node, name)
+        ]
+        sizes = self.regions.sizes(read)
+        if sizes is not None and all(
+            self._is_batch_shape(node, input_names(node)[0])
+            for node in sizes
+            if node.op_type == "Shape"
+        ):
+            return sizes
+        stranger = next(name for name in read if self.regions.sizes([name]) is None)
+        raise LinkError(
+            f"block {cut.module!r} reads {stranger!r} besides its input, so its rows cannot be "
+            "gathered alone",
+            fix="leave it out of blocks, or compute that value inside the block",
+        )
+
+    def _is_batch_shape(self, node: ir.Node, source: str) -> bool:
+        """Tell whether a node asks for the shape of what has a row for each picture."""
+        return node.op_type == "Shape" and source in self.per_picture
+
+
+def _shape_of_rows(
+    branch: GraphBuilder, node: ir.Node, source: str, gathered: str, name: str
+) -> None:
+    """Draw the shape of ``source`` with as many rows as ``gathered`` has."""
+    start = node.attributes.get_int("start", 0)
+    end = node.attributes.get_int("end", 1 << 30)
+    if start == 0 and end == 1:
+        branch.node("Shape", [gathered], name, {"start": 0, "end": 1})
+    elif start > 0:
+        branch.node("Shape", [source], name, {"start": start, "end": end})
+    else:
+        count = branch.node("Shape", [gathered], f"{name}/rows", {"start": 0, "end": 1})
+        rest = branch.node("Shape", [source], f"{name}/rest", {"start": 1, "end": end})
+        branch.node("Concat", [count, rest], name, {"axis": 0})

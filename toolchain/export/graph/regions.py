@@ -74,6 +74,23 @@ class Regions:
         before_branch = self._new([node for node in nodes if id(node) in needed])
         return before_branch, self._new([node for node in nodes if id(node) not in needed])
 
+    def sizes(self, names: Sequence[str]) -> list[ir.Node] | None:
+        """Return the backbone's nodes that make ``names`` of shapes alone; None if one needs more.
+
+        A block that reads the batch size (to expand a token, or to make a mask) reads such values,
+        and blocks share them. They are not handed out: whoever has other rows computes them anew.
+        """
+        needed = {name for name in names if self.constant(name) is None}
+        nodes: list[ir.Node] = []
+        for node in reversed(self._backbone):
+            made = {value_name(v) for v in node.outputs}
+            if made & needed:
+                nodes.append(node)
+                needed -= made
+                if node.op_type != "Shape":
+                    needed |= {n for n in input_names(node) if self.constant(n) is None}
+        return None if needed else nodes[::-1]
+
     def head(self) -> list[ir.Node]:
         """The head's nodes."""
         return self._new(region(self._domain, [LOGITS], [self.halves.features]))

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import onnx
 import onnx_ir as ir
 
 from toolchain.core.errors import LinkError
-from toolchain.export.graph.builder import GraphBuilder, input_names
-from toolchain.export.graph.halves import META_ROLE, Halves, batched
+from toolchain.export.graph.builder import GraphBuilder, input_names, value_name
+from toolchain.export.graph.halves import META_ROLE, Halves, batched, recompose
 from toolchain.export.graph.join import add_correction
 from toolchain.export.graph.names import BATCH, CLASSES, HEAD_SLOTS, LOGITS, Cut
 from toolchain.export.graph.regions import Regions
@@ -48,6 +49,15 @@ def stage(halves: Halves) -> Staged:
     return _Stager(halves).staged()
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A segment that runs for every picture; ``outputs`` grows by what later ones read."""
+
+    name: str
+    nodes: list[ir.Node]
+    outputs: list[str]
+
+
 class _Stager:
     def __init__(self, halves: Halves) -> None:
         self.halves = halves
@@ -57,33 +67,96 @@ class _Stager:
         self.pending: list[ir.Node] = []
 
     def staged(self) -> Staged:
-        sites = []
+        sites: list[tuple[Cut, _Plan, list[ir.Node]]] = []
         for cut in self.halves.cuts:
             self.pending += self.regions.glue(cut.input)
             if self.regions.is_adapted(cut):
-                sites.append(self._site(cut))
+                sites.append((cut, *self._site(cut)))
             else:
                 self.pending += self.regions.passage(cut)
         self.pending += self.regions.glue(self.halves.features) + self.regions.head()
-        return Staged(tuple(sites), self._segment("tail", self.pending, [LOGITS]))
+        tail = _Plan("tail", self._with_sizes(self.pending), [LOGITS])
+        self._hand_on([*(plan for _, plan, _ in sites), tail])
+        return Staged(
+            tuple(self._segments(cut, plan, block) for cut, plan, block in sites),
+            self._segment(tail),
+        )
 
-    def _site(self, cut: Cut) -> SiteSegments:
-        gated = self.regions.is_gated(cut)
+    def _site(self, cut: Cut) -> tuple[_Plan, list[ir.Node]]:
+        """Return what runs before a site's block for every picture, and the block."""
         side = self.regions.side(cut)
         shared, block = self.regions.block(cut)
         # Both branches need the correction, and only the host can read the gate and choose one.
-        outputs = [cut.correction] + [cut.gate] * gated
+        outputs = [cut.correction] + [cut.gate] * self.regions.is_gated(cut)
         # The block's input is handed on if this segment computes it; else the host has it already.
         if any(cut.input in [o.name for o in node.outputs] for node in self.pending):
             outputs.append(cut.input)
-        first = self._segment(f"{cut.site}/side", self.pending + side + shared, outputs)
+        nodes = self._with_sizes(self.pending + side + shared)
         self.pending = []
+        return _Plan(f"{cut.site}/side", nodes, outputs), self._with_sizes(block)
+
+    def _segments(self, cut: Cut, plan: _Plan, block: list[ir.Node]) -> SiteSegments:
+        gated = self.regions.is_gated(cut)
         return SiteSegments(
             cut,
-            first,
+            self._segment(plan),
             self._joined(cut, f"{cut.site}/opened", block, cut.output),
             self._joined(cut, f"{cut.site}/closed", [], cut.input) if gated else None,
         )
+
+    def _with_sizes(self, nodes: list[ir.Node]) -> list[ir.Node]:
+        """Return ``nodes`` behind those that tell them of the batch's shape.
+
+        Each segment computes these anew: it may run for some rows of the batch only.
+        """
+        sizes: dict[int, ir.Node] = {}
+        for name in self._read(nodes):
+            for node in self.regions.sizes([name]) or []:
+                sizes.setdefault(id(node), node)
+        own = {id(node) for node in nodes}
+        return [*(node for key, node in sizes.items() if key not in own), *nodes]
+
+    def _hand_on(self, plans: list[_Plan]) -> None:
+        """Let each plan give what later ones read, such as the half of a map that passes blocks."""
+        makers = {
+            value_name(o): plan for plan in plans for node in plan.nodes for o in node.outputs
+        }
+        missing = [
+            name
+            for plan in plans
+            for name in self._read(plan.nodes)
+            if name in makers and name not in self.types
+        ]
+        inferred = self._inferred() if missing else {}
+        for name in dict.fromkeys(missing):
+            makers[name].outputs.append(name)
+            self.types[name] = inferred[name]
+
+    def _read(self, nodes: list[ir.Node]) -> list[str]:
+        """Return the values that ``nodes`` read, do not make, and do not have as a constant."""
+        made = {value_name(o) for node in nodes for o in node.outputs}
+        read = dict.fromkeys(name for node in nodes for name in input_names(node))
+        return [n for n in read if n not in made and self.regions.constant(n) is None]
+
+    def _inferred(self) -> dict[str, tuple[ir.DataType, list[int | str]]]:
+        """Return the types and shapes that onnx infers for what the backbone makes."""
+        model = recompose(self.halves)
+        # Inference needs shapes alone, and the files of external tensors may not be there yet.
+        for name, value in list(model.graph.initializers.items()):
+            if isinstance(value.const_value, ir.ExternalTensor):
+                del model.graph.initializers[name]
+                value.const_value = None
+                model.graph.inputs.append(value)
+        proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
+        types: dict[str, tuple[ir.DataType, list[int | str]]] = {}
+        for info in proto.graph.value_info:
+            tensor = info.type.tensor_type
+            sides = [
+                d.dim_value or d.dim_param or f"{info.name}/{i}"
+                for i, d in enumerate(tensor.shape.dim)
+            ]
+            types[info.name] = (ir.DataType(tensor.elem_type), sides)
+        return types
 
     def _joined(self, cut: Cut, name: str, block: list[ir.Node], source: str) -> ir.Model:
         builder = self._builder(name, block, [cut.correction, *([] if block else [source])])
@@ -91,10 +164,10 @@ class _Stager:
         add_correction(builder, self.halves, cut, source, cut.result)
         return self._finish(builder, [cut.result])
 
-    def _segment(self, name: str, nodes: list[ir.Node], outputs: list[str]) -> ir.Model:
-        builder = self._builder(name, nodes, [])
-        self.regions.copy(builder, nodes)
-        return self._finish(builder, outputs)
+    def _segment(self, plan: _Plan) -> ir.Model:
+        builder = self._builder(plan.name, plan.nodes, [])
+        self.regions.copy(builder, plan.nodes)
+        return self._finish(builder, plan.outputs)
 
     def _builder(self, name: str, nodes: list[ir.Node], extra: list[str]) -> GraphBuilder:
         """Return a builder whose inputs are what ``nodes`` read and do not make, and ``extra``.
@@ -122,7 +195,7 @@ class _Stager:
         if value not in self.types:
             raise LinkError(
                 f"segment {segment!r} reads {value!r}, which is no cut point",
-                fix="leave that block out of blocks, or use the swap flavour",
+                fix="leave that block out of blocks",
             )
         return self.types[value]
 

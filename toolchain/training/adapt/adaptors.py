@@ -34,11 +34,13 @@ GATE_OPEN_AT_START = 2.0  # logit: nine gates of ten open under the training noi
 
 
 def channels_first(x: Tensor, layout: Layout) -> Tensor:
-    """View a block's map ``[N, H, W, C]`` or ``[N, L, C]`` as ``[N, C, H, W]``."""
+    """View a block's map ``[N, H, W, C]``, ``[N, L, C]`` or ``[N, C, L]`` as ``[N, C, H, W]``."""
     if layout == "NHWC":
         return x.permute(0, 3, 1, 2)
     if layout == "NLC":
         return x.permute(0, 2, 1).unsqueeze(2)
+    if layout == "NCL":
+        return x.unsqueeze(2)
     return x
 
 
@@ -48,6 +50,8 @@ def channels_back(x: Tensor, layout: Layout) -> Tensor:
         return x.permute(0, 2, 3, 1)
     if layout == "NLC":
         return x.squeeze(2).permute(0, 2, 1)
+    if layout == "NCL":
+        return x.squeeze(2)
     return x
 
 
@@ -56,14 +60,15 @@ class Pool(nn.Module):
 
     The grid must divide the block's output map, so that nearest upsampling lands on whole cells. So
     the ratio is the largest common divisor of height and width that is not above ``ratio``. Three
-    cases pool the map to one cell: ratio 0, tokens (they have no grid), and an input that is no
-    whole multiple of the output (odd maps under a stride).
+    cases pool the map to one cell: ratio 0, maps of rank 3 (tokens have no grid, and signals are
+    treated alike), and an input that is no whole multiple of the output (odd maps under a
+    stride).
     """
 
     def __init__(self, site: Site, ratio: int) -> None:
         super().__init__()
         (self.in_channels, *in_size), (self.out_channels, *out_size) = _sizes(site)
-        self.up = self._ratio(out_size, ratio) if site.layout != "NLC" else 0
+        self.up = self._ratio(out_size, ratio) if len(site.in_shape) == 3 else 0
         strides = [a // b for a, b in zip(in_size, out_size, strict=True)]
         whole = all(s * b == a for s, a, b in zip(strides, in_size, out_size, strict=True))
         # A block with a stride pools its larger input by that much more, to the same grid.
@@ -87,6 +92,9 @@ class Pool(nn.Module):
 def _sizes(site: Site) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return (channels, height, width) of a site's input and output."""
     order = {"NCHW": (0, 1, 2), "NHWC": (2, 0, 1)}.get(site.layout)
+    if site.layout == "NCL":
+        (c_in, length), (c_out, out_length) = site.in_shape, site.out_shape
+        return (c_in, 1, length), (c_out, 1, out_length)
     if order is None:
         (length, c_in), (out_length, c_out) = site.in_shape, site.out_shape
         return (c_in, 1, length), (c_out, 1, out_length)

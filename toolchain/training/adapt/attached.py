@@ -208,7 +208,7 @@ class AttachedModel(nn.Module):
                     stack.enter_context(block.register_forward_pre_hook(guards.refuse_ungraded))
                 # In training a gated block's forward is replaced, as a hook could not stop it from
                 # running; in evaluation it runs, and where() picks, as in the exported graph.
-                if self.training and self._gated(name):
+                if self.training and self.is_gated(name):
                     stack.enter_context(guards.replaced(block, self._skipping(name, block, trace)))
                 elif maps or name in self.sites:
                     hook = self._block_hook(name, trace, maps=maps)
@@ -223,13 +223,14 @@ class AttachedModel(nn.Module):
     @property
     def gated(self) -> bool:
         """Whether a block of the domain has a gate."""
-        return any(map(self._gated, self.sites))
+        return any(map(self.is_gated, self.sites))
 
     @property
     def _counts(self) -> bool:
         return self.batch_statistics and self.training
 
-    def _gated(self, name: str) -> bool:
+    def is_gated(self, name: str) -> bool:
+        """Tell whether the block with this short name has a gate."""
         return name in self.sites and self._block_domain(name).gate is not None
 
     def _block_domain(self, name: str) -> BlockDomain:
@@ -352,6 +353,7 @@ def attach(
         if key not in known:
             raise UnknownNameError("adaptor option", key, known)
     checked = _checked({**asdict(options or AdaptorOptions()), **overrides})
+    guards.refuse_compiled(backbone)
     guards.refuse_weights(backbone)
     anatomy = examine(backbone, input_shape, blocks=blocks, head=head)
     # New tensors are drawn on the CPU; without devices=[] torch would also save every GPU's state.
@@ -371,7 +373,25 @@ def attach(
             "no block keeps its shape, so none can take an adaptor under placement='gateable'",
             fix="use placement='all'",
         )
+    _refuse_entangled(model)
     return model
+
+
+def _refuse_entangled(model: AttachedModel) -> None:
+    """Refuse gates on blocks that others need even where the gate is closed."""
+    entangled = model.anatomy.entangled
+    gated = [site.name for name, site in model.sites.items() if model.is_gated(name)]
+    if not (wrong := [name for name in gated if name in entangled]):
+        return
+    free = [name for name in gated if name not in entangled]
+    others = f"name the others: attach(..., blocks={free}), or blocks: in a recipe; or " * bool(
+        free
+    )
+    raise AttachError(
+        f"block {wrong[0]!r} cannot have a gate: {entangled[wrong[0]]}"
+        + f" ({len(wrong)} blocks are like this)" * (len(wrong) > 1),
+        fix=f"{others}use a method without gates: method='da2'",
+    )
 
 
 def _lean(argument: bool | Keep | Lean, method: str) -> Lean | None:

@@ -12,31 +12,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolchain.core.errors import Da3Error, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from toolchain.pictures.preprocess import Preprocessing
+
 GROUP = "da3.backbones"
+LICENCE_LETTERS = 200
+_CLOSE = 0.005
+"""How far a mean or a deviation may be from the stated one: rounding, as 0.498 for 127/255."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
     """A frozen vision model that domains are attached to.
 
+    What is None is not known; ``da3 recipes new`` then says what it took instead.
+
     Attributes:
         name: the entry point's name, for example ``resnet20``.
         title: one line for a table.
         build: returns the untrained model with the class count of ``weights_file``.
         input_size: side of the square input, in pixels; input is float32 [N, 3, size, size].
-        classifier: path of the last linear layer (``fc``), which a domain's head replaces.
-        licence: SPDX expression of architecture and weights.
+        classifier: path of the last linear layer (``fc``), which a domain's head replaces; empty
+            where the backbone returns features.
+        licence: SPDX expression of architecture and weights, which its artefact carries.
         source: where they come from.
         weights_file: resource inside ``package``; None when no weights are shipped.
         weights_sha256: digest of that file's bytes, ``sha256:<64 hex>``.
         package: import package that carries ``weights_file``.
+        blocks: names of its blocks; None where the structure tells them.
+        mean, std: per channel, for values scaled to [0, 1]: those of its training.
+        interpolation: the filter that scaled the pictures of its training (``bicubic``).
+        resize: shorter side before the crop of ``input_size``, in pixels.
 
     """
 
@@ -50,9 +62,40 @@ class Backbone:
     weights_file: str | None = None
     weights_sha256: str | None = None
     package: str | None = None
+    blocks: tuple[str, ...] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: str | None = None
+    resize: int | None = None
+
+    @property
+    def joints(self) -> dict[str, Any]:
+        """Where a domain joins it, as ``attach`` takes it: ``blocks`` and ``head``."""
+        return {"blocks": self.blocks, "head": self.classifier}
+
+    def differences(self, preprocess: Preprocessing) -> list[str]:
+        """Return what a recipe's preprocessing does otherwise than this backbone's training did."""
+        lines = []
+        for name in ("mean", "std"):
+            own, other = getattr(self, name), getattr(preprocess, name)
+            # The order of the channels is the recipe's (BGR).
+            pairs = zip(sorted(own or other), sorted(other), strict=True)
+            if any(abs(one - two) > _CLOSE for one, two in pairs):
+                lines.append(f"{name} {list(other)} instead of {list(own)}")
+        if self.interpolation not in (None, preprocess.interpolation):
+            lines.append(
+                f"interpolation {preprocess.interpolation} instead of {self.interpolation}"
+            )
+        return lines
 
     def __post_init__(self) -> None:
         """Refuse half a description of shipped weights: they are never loaded unchecked."""
+        if not self.licence.strip() or len(self.licence) > LICENCE_LETTERS:
+            raise UsageError(
+                f"backbone {self.name!r}: expected a licence of 1 to {LICENCE_LETTERS} characters, "
+                f"got {len(self.licence)}",
+                fix="give an SPDX expression, such as licence='Apache-2.0'",
+            )
         parts = (self.weights_file, self.weights_sha256, self.package)
         if any(parts) and not all(parts):
             raise UsageError(

@@ -4,25 +4,35 @@ Rules of this file: it looks at structure only (containers, calls, tensors), nev
 and imports no model zoo. It runs the backbone on one picture and changes nothing in it. It does not
 decide what an adaptor looks like, and it attaches nothing.
 
-A *block* is a module that takes one map and returns one map of the same rank, holds at least two
-weighted layers, and is a child of a ``Sequential`` or ``ModuleList``. A module that only returns
-the output of one of its own blocks is a container, not a block.
+A *block* is a module that takes one map and returns one map of the same rank, whose first dimension
+is the batch, holds at least two weighted layers, and is a child of a ``Sequential`` or
+``ModuleList``. A module that only returns the output of one of its own blocks is a container, not a
+block. Where a gate could not skip a block, and finer blocks inside can be skipped, those count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from toolchain.core.errors import AttachError
-from toolchain.training.adapt.dryrun import ModuleCall, dry_run, output_tensor, runs_channels_last
+from toolchain.core.errors import AttachError, first_few
+from toolchain.training.adapt.dryrun import (
+    DryRun,
+    ModuleCall,
+    dry_run,
+    output_tensor,
+    runs_channels_last,
+)
 
-Layout = Literal["NCHW", "NHWC", "NLC"]
+Layout = Literal["NCHW", "NHWC", "NLC", "NCL"]
 CONTAINERS = (nn.Sequential, nn.ModuleList)
+LEAST_SHARE = 0.5
+"""Of a stage's multiply-adds: what blocks inside it have to hold to stand for it."""
+_SUGGESTED = 64
+"""How many names a message suggests; a deep net has hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,8 @@ class Anatomy:
     ``head``: name of the classifier that a domain's head replaces, or None when the backbone
     returns features. ``features``: width of the head's input. ``flops``: multiply-adds of the whole
     backbone for one sample, without the classifier. ``channels_last``: whether it also runs on
-    pictures whose channels lie last.
+    pictures whose channels lie last. ``entangled``: by name, the blocks that no gate can skip, as
+    others read what is made inside, or they read what others made of the picture; says who.
     """
 
     sites: tuple[Site, ...]
@@ -62,6 +73,7 @@ class Anatomy:
     flops: int
     input_shape: tuple[int, ...]
     channels_last: bool
+    entangled: Mapping[str, str] = field(default_factory=dict)
 
     def named_sites(self) -> Iterator[tuple[str, Site]]:
         """Yield every block with its short name in slots and cut points: ``block03``."""
@@ -82,32 +94,44 @@ def examine(
     that the backbone returns features. Raises AttachError; the fix says what would help.
     """
     named = None if blocks is None else _named(blocks)
-    calls, output, counter = dry_run(backbone, tuple(input_shape))
-    names = _block_names(backbone, calls) if named is None else named
+    run = dry_run(backbone, tuple(input_shape))
+    names = _block_names(backbone, run) if named is None else _known(backbone, named)
     if not names:
         raise AttachError(
             f"found no blocks in {type(backbone).__name__}: no module inside a Sequential or "
             "ModuleList takes and returns one map and holds two weighted layers",
-            fix=f"name them: attach(..., blocks={_suggested(backbone, calls)})",
+            fix=_suggestion(backbone, run),
         )
+    # Adaptors, gates and graphs follow the order in which the blocks run.
+    names.sort(key=lambda name: run.calls[name].order)
     # An empty head is the caller's way to say that the backbone returns features.
-    head = _classifier_name(backbone, calls, output) if head is None else head or None
-    sites = tuple(_site(backbone, name, calls, counter) for name in names)
-    features = _features(backbone, head, calls, output)
-    # FlopCounterMode names modules by their path behind the class name of the outermost one.
-    prefix = f"{type(backbone).__name__}."
-    counts = counter.get_flop_counts()
-    total = sum(counts.get("Global", {}).values())
-    classifier = sum(counts.get(prefix + head, {}).values()) if head else 0
-    # It counts a multiply-add as two operations; shares do not care, readers do.
+    head = _classifier_name(backbone, run) if head is None else head or None
+    sites = tuple(_site(backbone, name, run) for name in names)
+    features = _features(backbone, head, run)
+    classifier = _flops(backbone, head, run) if head else 0
+    entangled = {name: text for name in names if (text := _entanglement(run, name))}
     return Anatomy(
         sites=sites,
         head=head,
         features=features,
-        flops=(total - classifier) // 2,
+        flops=_flops(backbone, "", run) - classifier,
         input_shape=tuple(input_shape),
         channels_last=runs_channels_last(backbone, tuple(input_shape)),
+        entangled=entangled,
     )
+
+
+def _known(backbone: nn.Module, names: list[str]) -> list[str]:
+    """Return ``names``; raises AttachError for one that is no module of the backbone."""
+    modules = dict(backbone.named_modules())
+    for name in names:
+        if name not in modules:
+            known = [n for n, m in backbone.named_children() if n and m is not None]
+            raise AttachError(
+                f"block {name!r} is not a module of {type(backbone).__name__}",
+                fix=f"its parts are {', '.join(known)}",
+            )
+    return names
 
 
 def _named(blocks: object) -> list[str]:
@@ -159,8 +183,15 @@ def _is_map_to_map(call: ModuleCall) -> bool:
     )
 
 
-def _block_names(backbone: nn.Module, calls: dict[str, ModuleCall]) -> list[str]:
-    modules = dict(backbone.named_modules())
+def _is_per_picture(call: ModuleCall) -> bool:
+    """Tell whether the first dimension of a map is the batch: the dry run has one picture."""
+    assert call.input is not None
+    assert call.output is not None
+    return call.input.shape[0] == call.output.shape[0] == 1
+
+
+def _block_names(backbone: nn.Module, run: DryRun) -> list[str]:
+    modules, calls = dict(backbone.named_modules()), run.calls
     # Only a child of a container is known to be one step of a chain: what comes out of it goes into
     # the next one, so a gate may pass its input on.
     candidates = [
@@ -171,42 +202,119 @@ def _block_names(backbone: nn.Module, calls: dict[str, ModuleCall]) -> list[str]
         and not _is_plain_container(module)
         and _weighted(module) >= 2
         and _is_map_to_map(calls[name])
+        and _is_per_picture(calls[name])
     ]
-    # named_modules yields a parent before its children, so the outermost candidate is seen first.
-    blocks: list[str] = []
-    for name in candidates:
-        inner = [other for other in candidates if other.startswith(name + ".")]
-        if any(calls[other].output is calls[name].output for other in inner):
-            continue  # a container with its own forward: it adds nothing around its last block
-        if not any(name.startswith(block + ".") for block in blocks):
-            blocks.append(name)
-    return blocks
+    # A container with a forward of its own adds nothing around its last block.
+    candidates = [
+        name
+        for name in candidates
+        if not any(calls[other].output is calls[name].output for other in _inside(name, candidates))
+    ]
+    outer = [n for n in candidates if not _is_inside(n, candidates)]
+    return _finest(backbone, outer, candidates, run)
 
 
-def _suggested(backbone: nn.Module, calls: dict[str, ModuleCall]) -> list[str]:
-    """Return names for the message: modules like blocks outside a container, else single layers."""
-    modules = {n: m for n, m in backbone.named_modules() if n and _is_map_to_map(calls[n])}
+def _inside(name: str, others: Iterable[str]) -> list[str]:
+    return [other for other in others if other.startswith(f"{name}.")]
+
+
+def _is_inside(name: str, others: Iterable[str]) -> bool:
+    return any(name.startswith(f"{other}.") for other in others)
+
+
+def _finest(backbone: nn.Module, names: list[str], candidates: list[str], run: DryRun) -> list[str]:
+    """Return ``names``, those that no gate can skip replaced by blocks inside that can be skipped.
+
+    A stage that makes its map smaller hides the blocks in it. Its neighbours in the same container
+    are stages as well, so those are opened too.
+    """
+    finer: dict[str, list[str]] = {}
+    for name in names:
+        inner = _inside(name, candidates)
+        outer = [n for n in inner if not _is_inside(n, inner)]
+        parts = _finest(backbone, outer, candidates, run)
+        skipped = sum(_flops(backbone, p, run) for p in parts if _is_skippable(run, p))
+        # A squeeze-and-excitation unit keeps its shape, too, and is no finer block.
+        if skipped and skipped >= LEAST_SHARE * _flops(backbone, name, run):
+            finer[name] = parts
+    opened = {n.rpartition(".")[0] for n in finer if not _is_skippable(run, n)}
+    return [
+        part
+        for name in names
+        for part in (finer[name] if name in finer and name.rpartition(".")[0] in opened else [name])
+    ]
+
+
+def _is_skippable(run: DryRun, name: str) -> bool:
+    """Tell whether a closed gate can pass the module's input on."""
+    call = run.calls[name]
+    assert call.input is not None
+    assert call.output is not None
+    return call.input.shape == call.output.shape and not _entanglement(run, name)
+
+
+def _entanglement(run: DryRun, name: str) -> str:
+    """Return why no gate can skip a block, with who reads what; empty where one can."""
+    for read in run.leaks(name):
+        return f"it makes a value besides its output, which {_who(read.reader)} reads"
+    for read in run.strangers(name):
+        made = f"which {_who(read.maker)} made" if read.value else "the picture itself"
+        return f"it reads a value of each picture besides its input, {made}"
+    return ""
+
+
+def _who(path: tuple[str, ...]) -> str:
+    return repr(path[-1]) if path and path[-1] else "the backbone's own forward"
+
+
+def _suggestion(backbone: nn.Module, run: DryRun) -> str:
+    """Return the fix for a backbone without blocks: names that can be used as they stand here."""
+    names = _suggested(backbone, run)
+    if not names:
+        return (
+            "no module of it can be named; where activations write in place, set inplace=False "
+            "on them first"
+        )
+    shown = f"[{first_few([repr(name) for name in names], _SUGGESTED)}]"
+    kept = any(_is_skippable(run, name) for name in names)
+    placement = "" if kept else ", placement='all'"
+    return f"name them: attach(..., blocks={shown}{placement}), or blocks: in a recipe"
+
+
+def _suggested(backbone: nn.Module, run: DryRun) -> list[str]:
+    """Return modules like blocks outside a container, else single layers; each can be named."""
+    modules = {n: m for n, m in backbone.named_modules() if n and _is_map_to_map(run.calls[n])}
     outer: list[str] = []
     # Without any module of two weighted layers, those of one are still worth naming.
     for least in (2, 1):
         able = [
-            n for n, m in modules.items() if not _is_plain_container(m) and _weighted(m) >= least
+            n
+            for n, m in modules.items()
+            if not _is_plain_container(m)
+            and _weighted(m) >= least
+            and _can_be_named(backbone, n, run)
         ]
-        outer = outer or [n for n in able if not any(n.startswith(o + ".") for o in able)]
+        outer = outer or [n for n in able if not _is_inside(n, able)]
     return outer
 
 
-def _classifier_name(
-    backbone: nn.Module, calls: dict[str, ModuleCall], output: object
-) -> str | None:
-    answer = output_tensor(output)
+def _can_be_named(backbone: nn.Module, name: str, run: DryRun) -> bool:
+    try:
+        site = _site(backbone, name, run)
+    except AttachError:
+        return False
+    return not (site.gateable and _entanglement(run, name))
+
+
+def _classifier_name(backbone: nn.Module, run: DryRun) -> str | None:
+    answer = output_tensor(run.output)
     if answer is None:
         raise AttachError(
-            f"{type(backbone).__name__} returns {type(output).__name__}, expected a tensor",
+            f"{type(backbone).__name__} returns {type(run.output).__name__}, expected a tensor",
             fix="wrap it in a module that returns the logits or the features",
         )
     modules = dict(backbone.named_modules())
-    for name, call in calls.items():
+    for name, call in run.calls.items():
         if isinstance(modules[name], nn.Linear) and call.output is answer:
             return name
         if _is_pixel_layer(modules[name], call) and _is_view(call.output, answer):
@@ -250,12 +358,16 @@ def _ends_in_scores(backbone: nn.Module, answer: Tensor) -> bool:
     return bool(convs) and convs[-1].out_channels == answer.shape[1] and convs[-1].bias is not None
 
 
-def _features(
-    backbone: nn.Module, head: str | None, calls: dict[str, ModuleCall], output: object
-) -> int:
+def _features(backbone: nn.Module, head: str | None, run: DryRun) -> int:
+    calls = run.calls
     if head is None:
-        answer = output_tensor(output)
-        assert answer is not None  # _classifier_name raised otherwise
+        answer = output_tensor(run.output)
+        if answer is None or answer.dim() != 2:
+            got = type(run.output).__name__ if answer is None else f"shape {list(answer.shape)}"
+            raise AttachError(
+                f"expected features [1, width] from {type(backbone).__name__}, got {got}",
+                fix="name its classifier, or wrap it in a module that returns pooled features",
+            )
         return int(answer.shape[-1])
     module = dict(backbone.named_modules()).get(head)
     if not isinstance(module, nn.Linear) and not (module and _is_pixel_layer(module, calls[head])):
@@ -274,22 +386,20 @@ def _features(
     return int(x.shape[-1] if isinstance(module, nn.Linear) else x.shape[1])
 
 
-def _site(
-    backbone: nn.Module, name: str, calls: dict[str, ModuleCall], counter: FlopCounterMode
-) -> Site:
-    call = calls.get(name)
-    if call is None:
-        known = [n for n, m in backbone.named_children() if n and m is not None]
-        raise AttachError(
-            f"block {name!r} is not a module of {type(backbone).__name__}",
-            fix=f"its parts are {', '.join(known)}",
-        )
+def _site(backbone: nn.Module, name: str, run: DryRun) -> Site:
+    call = run.calls[name]
     if not _is_map_to_map(call):
         raise AttachError(
             f"block {name!r} cannot take an adaptor: it ran {call.count} times and maps "
             f"{_shape_text(call.input)} to {_shape_text(call.output)}; expected one run from one "
             "map to one map of the same rank (3 or 4 dimensions)",
             fix="name a block that is run once with one tensor",
+        )
+    if not _is_per_picture(call):
+        raise AttachError(
+            f"block {name!r} maps {_shape_text(call.input)} to {_shape_text(call.output)} for one "
+            "picture: expected the batch as the first dimension, as a gate decides per picture",
+            fix="name the block around it, or leave it out of blocks=[...]",
         )
     assert call.input is not None
     assert call.output is not None
@@ -300,14 +410,21 @@ def _site(
             fix="cast inside the block, or leave it out of blocks=[...]",
         )
     _refuse_overwritten(name, call)
-    flops = sum(counter.get_flop_counts().get(f"{type(backbone).__name__}.{name}", {}).values())
     return Site(
         name=name,
-        layout=_layout(backbone.get_submodule(name), name, calls, call.input),
+        layout=_layout(backbone.get_submodule(name), name, run.calls, call.input),
         in_shape=tuple(call.input.shape[1:]),
         out_shape=tuple(call.output.shape[1:]),
-        flops=flops // 2,
+        flops=_flops(backbone, name, run),
     )
+
+
+def _flops(backbone: nn.Module, name: str, run: DryRun) -> int:
+    """Return a module's multiply-adds."""
+    # FlopCounterMode names modules by their path behind the class name of the outermost one, and
+    # counts a multiply-add as two operations; shares do not care, readers do.
+    path = f"{type(backbone).__name__}.{name}" if name else "Global"
+    return sum(run.counter.get_flop_counts().get(path, {}).values()) // 2
 
 
 def _refuse_overwritten(name: str, call: ModuleCall) -> None:
@@ -328,23 +445,39 @@ def _shape_text(tensor: Tensor | None) -> str:
     return "no tensor" if tensor is None else str(list(tensor.shape))
 
 
-def _layout(block: nn.Module, name: str, calls: dict[str, ModuleCall], x: Tensor) -> Layout:
+def _layout(block: nn.Module, name: str, calls: Mapping[str, ModuleCall], x: Tensor) -> Layout:
     """Tell where the channels of the block's input ``x`` are, by the inputs of its layers.
 
     A convolution has its channels first: it sees the block's map either as it is or permuted. A
     Linear or LayerNorm whose input has the block's own shape works on channels that are last.
     """
-    if x.dim() == 3:
-        return "NLC"
     for part, layer in block.named_modules():
         # The first layer that sees the whole map decides; later ones may see it reshaped.
         inner = calls[f"{name}.{part}" if part else name].input
-        if inner is None or inner.dim() != 4:
+        if inner is None or inner.dim() != x.dim():
             continue
-        if isinstance(layer, nn.Conv2d) and inner.shape[2:] == x.shape[2:]:
-            return "NCHW"
-        if isinstance(layer, nn.Conv2d) and inner.shape[2:] == x.shape[1:3]:
-            return "NHWC"
-        if isinstance(layer, nn.Linear | nn.LayerNorm) and inner.shape == x.shape:
-            return "NHWC"
-    return "NCHW"
+        layout = _row_layout(layer, inner, x) if x.dim() == 3 else _map_layout(layer, inner, x)
+        if layout is not None:
+            return layout
+    return "NLC" if x.dim() == 3 else "NCHW"
+
+
+def _map_layout(layer: nn.Module, inner: Tensor, x: Tensor) -> Layout | None:
+    if isinstance(layer, nn.Conv2d) and inner.shape[2:] == x.shape[2:]:
+        return "NCHW"
+    if isinstance(layer, nn.Conv2d) and inner.shape[2:] == x.shape[1:3]:
+        return "NHWC"
+    if isinstance(layer, nn.Linear | nn.LayerNorm) and inner.shape == x.shape:
+        return "NHWC"
+    return None
+
+
+def _row_layout(layer: nn.Module, inner: Tensor, x: Tensor) -> Layout | None:
+    """Tell a signal ``[N, C, L]`` from tokens ``[N, L, C]``, which token mixers convolve, too."""
+    if isinstance(layer, nn.Conv1d | nn.BatchNorm1d) and inner.shape[2] == x.shape[2]:
+        return "NCL"
+    if isinstance(layer, nn.Conv1d | nn.BatchNorm1d) and inner.shape[2] == x.shape[1]:
+        return "NLC"
+    if isinstance(layer, nn.Linear | nn.LayerNorm) and inner.shape == x.shape:
+        return "NLC"
+    return None

@@ -1,4 +1,4 @@
-"""Run a backbone once and note every module's input and output.
+"""Run a backbone once and note every module's input and output, and who reads what.
 
 Rules of this file: one picture of zeros, evaluation mode, no gradient. Afterwards the backbone is
 as it was before, hooks and mode included. It draws no conclusions (``blocks`` does).
@@ -6,32 +6,143 @@ as it was before, hooks and mode included. It draws no conclusions (``blocks`` d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from toolchain.core.errors import AttachError
+
+# These read a tensor's shape and type, never its values.
+_LIKE = ("new_", "_like")
 
 
 @dataclass(slots=True)
 class ModuleCall:
     """What hooks saw of one module: ``count`` runs, and the last run's input and output maps.
 
-    The tensors themselves are noted, so that identity can be compared. ``input_version`` and
-    ``output_version`` are PyTorch's counts of in-place writes to them, when the module was entered
-    and left.
+    ``order``: the place of the last run among all runs of modules. The tensors themselves are
+    noted, so that identity can be compared. ``input_version`` and ``output_version`` are PyTorch's
+    counts of in-place writes to them, when the module was entered and left.
     """
 
     count: int = 0
+    order: int = 0
     input: Tensor | None = None
     output: Tensor | None = None
     input_version: int = 0
     output_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One operator that read a value which depends on the picture.
+
+    ``value``: the tensor's number. ``maker``, ``reader``: the modules that ran, from the outermost
+    to the innermost, when the value was made and when it was read.
+    """
+
+    value: int
+    maker: tuple[str, ...]
+    reader: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What one run told: calls by module name, the output, the operations, and who read what.
+
+    ``numbers``: those of the tensors in ``reads``; 0 is the picture.
+    """
+
+    calls: Mapping[str, ModuleCall]
+    output: object
+    counter: FlopCounterMode
+    reads: tuple[Read, ...]
+    numbers: Mapping[Tensor, int]
+
+    def strangers(self, name: str) -> Iterator[Read]:
+        """Yield the reads inside module ``name`` of the picture's values that others made.
+
+        Its input does not count.
+        """
+        source = self._number(self.calls[name].input)
+        for read in self.reads:
+            if name in read.reader and name not in read.maker and read.value != source:
+                yield read
+
+    def leaks(self, name: str) -> Iterator[Read]:
+        """Yield the reads by others of the picture's values that module ``name`` made.
+
+        Its output does not count.
+        """
+        result = self._number(self.calls[name].output)
+        for read in self.reads:
+            if name in read.maker and name not in read.reader and read.value != result:
+                yield read
+
+    def _number(self, tensor: Tensor | None) -> int | None:
+        return None if tensor is None else self.numbers.get(tensor)
+
+
+class _Readers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows what depends on the picture from operator to operator.
+
+    ``running``: the modules that run now, outermost first; the hooks keep it.
+    """
+
+    def __init__(self, picture: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.running: list[str] = []
+        self.reads: dict[Read, None] = {}
+        self.numbers: Any = WeakTensorKeyDictionary()
+        self._makers: list[tuple[str, ...]] = []
+        self._number(picture)
+
+    def _number(self, tensor: Tensor) -> None:
+        # An operator in place returns the tensor that it was given, which has a number already.
+        if tensor not in self.numbers:
+            self.numbers[tensor] = len(self._makers)
+            self._makers.append(tuple(self.running))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name.startswith(_LIKE[0]) or name.endswith(_LIKE[1]):
+            return result
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        values = [self.numbers[tensor] for tensor in tensors if tensor in self.numbers]
+        for value in values:
+            self.reads[Read(value, self._makers[value], tuple(self.running))] = None
+        if values:
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, Tensor):
+                    self._number(leaf)
+        return result
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Let attention run as plain products inside the block of code, which can be counted.
+
+    PyTorch counts no operations of the CPU's fused attention, nor of ``nn.MultiheadAttention``'s.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def first_tensor(value: object) -> Tensor | None:
@@ -91,46 +202,19 @@ def runs_channels_last(backbone: nn.Module, shape: tuple[int, ...]) -> bool:
     return True
 
 
-def dry_run(
-    backbone: nn.Module, shape: tuple[int, ...]
-) -> tuple[dict[str, ModuleCall], object, FlopCounterMode]:
-    """Return the calls by module name, the backbone's output, and the operations counted.
+def dry_run(backbone: nn.Module, shape: tuple[int, ...]) -> DryRun:
+    """Run ``backbone`` on one picture of zeros; ``shape`` is without the batch.
 
-    ``shape`` is without the batch. Raises AttachError when the backbone does not run on it.
+    Raises AttachError when the backbone does not run on it.
     """
     calls = {name: ModuleCall() for name, _ in backbone.named_modules()}
-
-    def enter(name: str) -> Any:
-        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-            call = calls[name]
-            call.input = block_input(args, kwargs)
-            call.input_version = 0 if call.input is None else call.input._version
-
-        return hook
-
-    def leave(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            call = calls[name]
-            call.count += 1
-            call.output = first_tensor(output)
-            call.output_version = 0 if call.output is None else call.output._version
-
-        return hook
-
-    # Every module gets hooks, not only likely blocks: the layout of a block's map is read off the
-    # layers inside, and the classifier is found by the identity of its output.
-    handles = [
-        handle
-        for name, module in backbone.named_modules()
-        for handle in (
-            module.register_forward_pre_hook(enter(name), with_kwargs=True),
-            module.register_forward_hook(leave(name)),
-        )
-    ]
+    picture = _picture(backbone, shape)
+    readers = _Readers(picture)
     counter = FlopCounterMode(display=False)
+    handles = list(_noting(backbone, calls, readers.running))
     try:
-        with _evaluating(backbone), counter:
-            output = backbone(_picture(backbone, shape))
+        with _evaluating(backbone), _unfused(), readers, counter:
+            output = backbone(picture)
     except Exception as err:  # a backbone's forward is the caller's code and may raise anything
         raise AttachError(
             f"{type(backbone).__name__} does not run on an input of shape [1, "
@@ -140,4 +224,41 @@ def dry_run(
     finally:
         for handle in handles:
             handle.remove()
-    return calls, output, counter
+    return DryRun(calls, output, counter, tuple(readers.reads), readers.numbers)
+
+
+def _noting(
+    backbone: nn.Module, calls: Mapping[str, ModuleCall], running: list[str]
+) -> Iterator[Any]:
+    """Hook every module to note its call, and itself in ``running``; yield the hooks' handles.
+
+    All modules and not only likely blocks: the layout of a block's map is read off the layers
+    inside, and the classifier is found by the identity of its output.
+    """
+    entered = 0
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+            nonlocal entered
+            entered += 1
+            running.append(name)
+            call = calls[name]
+            call.order = entered
+            call.input = block_input(args, kwargs)
+            call.input_version = 0 if call.input is None else call.input._version
+
+        return hook
+
+    def leave(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            running.pop()
+            call = calls[name]
+            call.count += 1
+            call.output = first_tensor(output)
+            call.output_version = 0 if call.output is None else call.output._version
+
+        return hook
+
+    for name, module in backbone.named_modules():
+        yield module.register_forward_pre_hook(enter(name), with_kwargs=True)
+        yield module.register_forward_hook(leave(name))

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from toolchain.core.errors import AttachError
 from toolchain.training.adapt.overrides import Overrides, SparseUpdate
@@ -142,12 +143,39 @@ def refuse_unmet(overrides: Overrides, backbone: nn.Module, mode: LeanMode) -> N
         )
 
 
+def refuse_compiled(backbone: nn.Module) -> None:
+    """Refuse modules whose inside no hook reaches, and weights that are no plain tensors."""
+    for name, module in backbone.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise AttachError(
+                f"{name or 'the backbone'!r}: expected a module of Python, got TorchScript, inside "
+                "of which a domain cannot join",
+                fix="build the net from its Python class and load the weights: "
+                "net.load_state_dict(torch.jit.load(FILE).state_dict())",
+            )
+    for name, value in backbone.state_dict().items():
+        plain = isinstance(value, Tensor) and not value.is_quantized
+        if not plain or is_traceable_wrapper_subclass(value):
+            raise AttachError(
+                f"backbone tensor {name!r}: expected a plain float32 tensor, got a quantised or "
+                "packed one",
+                fix="attach to the net before it was quantised; da3-export --precision int8 "
+                "quantises for a board",
+            )
+
+
 def refuse_weights(backbone: nn.Module) -> None:
     """Refuse tensors that no exported graph can hold; a buffer may be infinite, as masks are."""
     weights = dict(backbone.named_parameters())
     for name, tensor in {**weights, **dict(backbone.named_buffers())}.items():
         if not tensor.is_floating_point() or nn.parameter.is_lazy(tensor):
             continue
+        if tensor.is_meta:
+            raise AttachError(
+                f"backbone tensor {name!r}: expected values, got a tensor of the meta device, "
+                "which has none",
+                fix="load the weights: net.to_empty(device='cpu'), then net.load_state_dict(...)",
+            )
         if tensor.dtype != torch.float32:
             raise AttachError(
                 f"backbone tensor {name!r}: expected float32, got {tensor.dtype}",

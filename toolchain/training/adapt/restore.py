@@ -77,8 +77,17 @@ def restore(
         classes=len(info.classes),
         input_shape=info.backbone.input_shape,
         blocks=info.backbone.blocks,
-        head=info.backbone.head,
+        # None in a checkpoint says that the backbone returns features, not that nobody knows.
+        head=info.backbone.head or "",
         options=info.options,
         selection=info.selection,
     )
+    blocks = tuple(site.name for site in model.anatomy.sites)
+    if blocks != info.backbone.blocks:
+        # Slots are named by the place of their block; in another order they would be mixed up.
+        raise CheckpointError(
+            f"{folder}: expected the blocks in the order in which they run: {', '.join(blocks)}; "
+            f"got {', '.join(info.backbone.blocks)}",
+            fix="train the domain again; an older version kept the order in which they were listed",
+        )
     return model, load_checkpoint(folder, model)

@@ -2,13 +2,15 @@
 
 Rules of this file: it checks weights before it uses them (size, digest, names, shapes, finite
 values) and reports all faults of a file at once. It initialises nothing at random unless the caller
-gives a seed. It reads tensors only: ``.safetensors``, or ``.pth`` / ``.pt`` through
-``weights_only``, which runs no code from the file. Checkpoints of domains are another subject
-(``checkpoint``), and ``attach`` freezes.
+gives a seed. It reads tensors only: ``.safetensors``, or a file of ``torch.save`` through
+``weights_only``, which runs no code from the file. What a training program wrapped around the
+weights is taken off (``wrappings``). Checkpoints of domains are another subject (``checkpoint``),
+and ``attach`` freezes.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import pickle
 import warnings
@@ -26,8 +28,10 @@ from torch import Tensor, nn
 from toolchain.core import digest, files
 from toolchain.core.errors import UsageError, WeightsError, first_few
 from toolchain.core.files import is_file
+from toolchain.core.timing import Notify
 from toolchain.training.adapt import backbones
 from toolchain.training.adapt.backbones import Backbone
+from toolchain.training.adapt.wrappings import state_dict_in, unwrap
 
 # Far above any backbone here. They keep a damaged or hostile file from filling the memory.
 LIMIT_BYTES = 2 * 1024**3
@@ -37,7 +41,9 @@ LISTED = 8
 
 # BatchNorm's step counter: old checkpoints lack it, and evaluation never reads it.
 _COUNTER = ".num_batches_tracked"
-_WRAPPERS = ("state_dict", "model")
+# Names under which torch.save's files go: Lightning's are .ckpt, transformers' .bin, and many
+# training scripts write .pth.tar. The content decides.
+_PICKLED = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +61,18 @@ def load_backbone(
     weights: Path | None = None,
     sha256: str | None = None,
     untrained_seed: int | None = None,
+    notify: Notify = lambda _: None,
 ) -> nn.Module:
     """Return the backbone ``name`` with its weights, float32, in eval mode.
 
     Args:
         name: a registered backbone (``toolchain.training.adapt.backbones.available``).
-        weights: ``.safetensors``, ``.pth`` or ``.pt``; None for the file that the package ships.
+        weights: ``.safetensors``, or a file of ``torch.save`` (``.pth``, ``.pt``, ``.ckpt``,
+            ``.bin``, ``.tar``); None for the file that the package ships.
         sha256: digest of the bytes of ``weights``, with or without ``sha256:`` in front.
         untrained_seed: initialise from this seed instead of reading weights, for benchmarks and
             tests. The global random state stays as it was.
+        notify: gets one line for what a training program had wrapped around the weights.
 
     The classifier takes the class count of the file, so weights trained for another number of
     classes load unchanged; a domain's head replaces it later. BatchNorm's ``num_batches_tracked``
@@ -86,13 +95,13 @@ def load_backbone(
             )
         return _build(backbone, untrained_seed)
     if weights is not None:
-        return _loaded(backbone, _WeightsFile(Path(weights), sha256, name))
+        return _loaded(backbone, _WeightsFile(Path(weights), sha256, name), notify)
     if sha256 is not None:
         raise UsageError(
             f"backbone {name!r}: expected sha256 together with weights, got sha256 alone",
             fix="name the weights file that this digest belongs to",
         )
-    return _loaded_shipped(backbone)
+    return _loaded_shipped(backbone, notify)
 
 
 def _build(backbone: Backbone, seed: int) -> nn.Module:
@@ -101,7 +110,7 @@ def _build(backbone: Backbone, seed: int) -> nn.Module:
         return backbone.build().eval()
 
 
-def _loaded_shipped(backbone: Backbone) -> nn.Module:
+def _loaded_shipped(backbone: Backbone, notify: Notify) -> nn.Module:
     if backbone.weights_file is None or backbone.package is None:
         raise WeightsError(
             f"backbone {backbone.name!r}: expected a weights file, got none; none is shipped",
@@ -115,21 +124,37 @@ def _loaded_shipped(backbone: Backbone) -> nn.Module:
                 f"{backbone.package!r} ships at {path}, got no such file",
                 fix=f"install {backbone.package} again",
             )
-        return _loaded(backbone, _WeightsFile(path, backbone.weights_sha256, backbone.name))
+        source = _WeightsFile(path, backbone.weights_sha256, backbone.name)
+        return _loaded(backbone, source, notify)
 
 
-def _loaded(backbone: Backbone, source: _WeightsFile) -> nn.Module:
-    tensors = _read(source)
+def _loaded(backbone: Backbone, source: _WeightsFile, notify: Notify) -> nn.Module:
+    value, keys = _read(source)
     # Every value is overwritten below; the seed only keeps the global random state untouched.
     model = _build(backbone, seed=0)
+    expected = [name for name in model.state_dict() if _is_needed(backbone, name)]
+    unwrapped = unwrap(value, expected, str(source.path), keys)
+    tensors = unwrapped.tensors
     _fit_classifier(model, backbone.classifier, tensors)
     _check(model.state_dict(), tensors, source)
     model.load_state_dict(dict(tensors), strict=False)
+    if unwrapped.notes:
+        notify(f"{source.path}: {'; '.join(unwrapped.notes)}")
     return model
 
 
-def _read(source: _WeightsFile) -> Mapping[str, Tensor]:
-    """Return the file's named tensors; size and digest are checked before it is parsed."""
+def _is_needed(backbone: Backbone, name: str) -> bool:
+    """Tell whether a tensor has to be in a file; a domain's head replaces the classifier."""
+    classifier = f"{backbone.classifier}." if backbone.classifier else None
+    replaced = classifier is not None and name.startswith(classifier)
+    return not replaced and not name.endswith(_COUNTER)
+
+
+def _read(source: _WeightsFile) -> tuple[Mapping[str, Tensor], list[str]]:
+    """Return the file's named tensors, and the keys under which they lay in it.
+
+    Size and digest are checked before it is parsed.
+    """
     what = f"weights of backbone {source.backbone!r}"
     data = files.read_limited(source.path, limit_bytes=LIMIT_BYTES, what=what)
     if source.sha256 is not None:
@@ -141,12 +166,13 @@ def _read(source: _WeightsFile) -> Mapping[str, Tensor]:
             )
     match source.path.suffix:
         case ".safetensors":
-            return _from_safetensors(data, source)
-        case ".pth" | ".pt":
+            return _from_safetensors(data, source), []
+        case suffix if suffix in _PICKLED:
             return _from_pickle(data, source)
         case other:
             raise WeightsError(
-                f"{source.path}: expected a .safetensors, .pth or .pt file, got {other!r}",
+                f"{source.path}: expected a .safetensors file or one of torch.save "
+                f"({', '.join(_PICKLED)}), got {other!r}",
                 fix="save the state dict with safetensors.torch.save_file",
             )
 
@@ -158,9 +184,13 @@ def _from_safetensors(data: bytes, source: _WeightsFile) -> Mapping[str, Tensor]
         raise _unreadable(source, err) from err
 
 
-def _from_pickle(data: bytes, source: _WeightsFile) -> Mapping[str, Tensor]:
+def _from_pickle(data: bytes, source: _WeightsFile) -> tuple[Mapping[str, Tensor], list[str]]:
     try:
-        with warnings.catch_warnings():  # torch warns of raw pickles; weights_only decides
+        with (
+            warnings.catch_warnings(),  # torch warns of raw pickles; weights_only decides
+            # Training scripts save their arguments beside the weights. It is a plain record.
+            torch.serialization.safe_globals([argparse.Namespace]),
+        ):
             warnings.simplefilter("ignore")
             value: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as err:
@@ -168,23 +198,12 @@ def _from_pickle(data: bytes, source: _WeightsFile) -> Mapping[str, Tensor]:
         raise WeightsError(
             f"{source.path}: expected a readable {source.path.suffix} file of tensors alone, "
             "got a damaged one, or one whose pickle asks for code to be run",
-            fix="save model.state_dict() again, best with safetensors.torch.save_file",
+            fix="save the state dict alone, where the file was made: torch.save("
+            "model.state_dict(), 'weights.pth'), of a Lightning checkpoint its 'state_dict'",
         ) from err
     except Exception as err:  # a damaged pickle can raise anything; nothing of it was used yet
         raise _unreadable(source, err) from err
-    # Training scripts often save {"state_dict": ..., "epoch": ...}.
-    for key in _WRAPPERS:
-        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
-            value = value[key]
-    if not isinstance(value, Mapping) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()
-    ):
-        raise WeightsError(
-            f"{source.path}: expected a state dict (tensor names to tensors), "
-            f"got {type(value).__name__}",
-            fix="save model.state_dict() with torch.save",
-        )
-    return value
+    return state_dict_in(value, str(source.path))
 
 
 def _unreadable(source: _WeightsFile, err: Exception) -> WeightsError:

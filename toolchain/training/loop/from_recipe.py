@@ -41,7 +41,8 @@ def train_recipe(
 ) -> TrainReport:
     """Load the recipe's pictures, build its model and train it into the checkpoint ``out``.
 
-    ``notify`` gets one line before the first step: what the training will take in memory.
+    ``notify`` gets lines before the first step: what the training will take in memory, and what was
+    done to the backbone's weights.
     ``threads``: PyTorch's threads from then on, for the whole process. ``memory``: bytes, as
     ``resume``, ``overwrite``, ``progress``, ``log`` and ``device`` as in :func:`train`. ``check``
     gets the untrained model and the pictures before the first step, and may raise to refuse them
@@ -64,6 +65,7 @@ def train_recipe(
             classes=len(pictures.classes),
             data=pictures,
             tick=partial(progress.phase, "search"),
+            notify=notify,
         )
         progress.phase("memory", 0, 0)
         needed, line = fit.need_and_line(model, recipe.train.batch)

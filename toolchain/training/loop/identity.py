@@ -15,6 +15,7 @@ import numpy as np
 from toolchain.core import digest
 from toolchain.core.canonical import canonical_json
 from toolchain.recipe import Recipe
+from toolchain.recipe.spec import OPTIONAL
 from toolchain.training.data.splits import DomainData, Split
 
 DIGESTED_PICTURES = 64
@@ -25,10 +26,11 @@ _DESCRIPTIVE = ("title", "licence", "golden")
 
 
 def recipe_document(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as JSON values, without the folder of its file."""
+    """Return the recipe as JSON values, without the folder of its file and what it leaves open."""
     document = dataclasses.asdict(recipe)
     del document["folder"]
-    return document
+    # Left out, so that recipes from before these keys have the digest that they always had.
+    return {k: v for k, v in document.items() if v is not None or k not in OPTIONAL}
 
 
 def recipe_digest(recipe: Recipe) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,7 +17,9 @@ from torch import nn
 from toolchain import DISTRIBUTION
 from toolchain.core import digest
 from toolchain.core.errors import AttachError
+from toolchain.core.timing import Notify
 from toolchain.recipe import Recipe
+from toolchain.training.adapt import backbones
 from toolchain.training.adapt import checkpoint as files
 from toolchain.training.adapt.attached import (
     AttachedModel,
@@ -59,18 +61,31 @@ def build(
     backbone: nn.Module | None = None,
     data: DomainData | None = None,
     tick: Tick = unheard,
+    notify: Notify = lambda _: None,
 ) -> AttachedModel:
     """Return the recipe's backbone with a fresh domain for ``classes`` classes, with lean layers.
 
-    ``backbone`` is used in place of loading ``recipe.backbone``. The domain starts from
-    ``recipe.train.seed``. The method ``sparse`` measures on ``data.train`` what it is to update;
-    ``tick`` hears of that. Raises UnknownNameError, WeightsError, AttachError, TrainingError
-    (nothing fits sparse's budget).
+    ``backbone`` is used in place of loading ``recipe.backbone``. ``notify`` gets a line for what
+    was wrapped around its weights, and for a preprocessing that is not that of its training. The
+    domain starts from ``recipe.train.seed``. The method ``sparse`` measures on ``data.train`` what
+    it is to update; ``tick`` hears of that. Raises UnknownNameError, WeightsError, AttachError,
+    TrainingError (nothing fits sparse's budget).
     """
+    joints: dict[str, Any] = {"blocks": None, "head": None}
     if backbone is None:
+        described = backbones.get(recipe.backbone)
+        joints = described.joints
         backbone = load_backbone(
-            recipe.backbone, weights=recipe.weights_path, sha256=recipe.weights_sha256
+            recipe.backbone,
+            weights=recipe.weights_path,
+            sha256=recipe.weights_sha256,
+            notify=notify,
         )
+        if lines := described.differences(recipe.preprocess):
+            notify(f"backbone {recipe.backbone!r} was trained otherwise: {'; '.join(lines)}")
+    # What a recipe names goes before what the backbone's package names.
+    own = {"blocks": recipe.blocks, "head": recipe.head}
+    joints |= {key: value for key, value in own.items() if value is not None}
     side = recipe.preprocess.size
     return attach(
         backbone,
@@ -80,12 +95,17 @@ def build(
         options=recipe.adaptor,
         seed=recipe.train.seed,
         lean=cast("Keep", recipe.train.keep),
-        selection=_searched(backbone, data, recipe, tick),
+        selection=_searched(backbone, data, recipe, joints, tick),
+        **joints,
     )
 
 
 def _searched(
-    backbone: nn.Module, data: DomainData | None, recipe: Recipe, tick: Tick
+    backbone: nn.Module,
+    data: DomainData | None,
+    recipe: Recipe,
+    joints: Mapping[str, Any],
+    tick: Tick,
 ) -> Selection:
     """Return what the method's search finds; nothing for a method without one."""
     if recipe.method not in SEARCHES:
@@ -96,7 +116,7 @@ def _searched(
             fix="pass data=training.data.load(recipe)",
         )
     side = recipe.preprocess.size
-    anatomy = examine(backbone, (3, side, side))
+    anatomy = examine(backbone, (3, side, side), **joints)
     return SEARCHES[recipe.method](backbone, anatomy, parted(data, recipe).data, recipe, tick=tick)
 
 

@@ -1,0 +1,137 @@
+"""What training programs wrap around a state dict, and how it is taken off.
+
+Rules of this file: names and tensors in, names and tensors out; it reads no files and builds no
+model. It takes off only what is plainly a wrapping, says what that was, and asks where a file holds
+two sets of weights: which one is meant, nobody can see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from toolchain.core.errors import WeightsError, first_few
+
+# Where training programs put the weights beside optimiser, epoch and arguments. Averaged ones
+# (EMA, SWA) lie beside the raw ones.
+_RAW = ("state_dict", "model_state_dict", "model", "net", "network", "module", "params", "weights")
+_AVERAGED = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema"),
+    *("model_ema_state_dict", "ema_model_state_dict", "averaged_model", "swa_model"),
+)
+# Modules that torch.compile, FSDP and checkpointing put around others, anywhere in the tree.
+_SHELLS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
+_LISTED = 8
+_LEVELS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Unwrapped:
+    """A state dict, and one line for each thing that was around it."""
+
+    tensors: Mapping[str, Tensor]
+    notes: tuple[str, ...]
+
+
+def state_dict_in(value: Any, where: str) -> tuple[Mapping[str, Tensor], list[str]]:
+    """Return the state dict in a checkpoint that was read, and the keys under which it lay.
+
+    Raises WeightsError where there is none, or where raw and averaged weights lie side by side.
+    """
+    keys: list[str] = []
+    for _ in range(_LEVELS):
+        if _is_state(value) or not isinstance(value, Mapping):
+            break
+        names = [k for k in (*_RAW, *_AVERAGED) if _holds_weights(value.get(k))]
+        if len(names) > 1:
+            averaged = [name for name in names if name in _AVERAGED]
+            what = "averaged (EMA) beside raw ones" if averaged else "under several names"
+            raise WeightsError(
+                f"{where}: expected one set of weights, got {len(names)} {what}: "
+                f"{', '.join(names)}",
+                fix=f"save the one that you mean: torch.save(checkpoint[{names[-1]!r}], "
+                "'weights.pth'); averaged weights are mostly the better ones",
+            )
+        if not names:
+            break
+        keys.append(names[0])
+        value = value[names[0]]
+    if not _is_state(value):
+        held = first_few([str(k) for k in value], _LISTED) if isinstance(value, Mapping) else ""
+        raise WeightsError(
+            f"{where}: expected a state dict (tensor names to tensors), got {type(value).__name__}"
+            + f" with {held}" * bool(held),
+            fix="save model.state_dict() with torch.save",
+        )
+    return value, keys
+
+
+def _holds_weights(value: object, levels: int = _LEVELS) -> bool:
+    """Tell weights from settings that go by the same name."""
+    if not isinstance(value, Mapping) or not levels:
+        return False
+    inner = value.values()
+    return any(isinstance(v, Tensor) or _holds_weights(v, levels - 1) for v in inner)
+
+
+def _is_state(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
+
+
+def unwrap(
+    tensors: Mapping[str, Tensor], expected: Iterable[str], where: str, keys: Iterable[str] = ()
+) -> Unwrapped:
+    """Return ``tensors`` under the names of the backbone, which are those ``expected``.
+
+    A wrapper's prefix (``module.``, ``model.``, ``_orig_mod.``) is taken off if all expected names
+    stand behind it. What stands outside the prefix belongs to the program that trained it. Raises
+    WeightsError where two prefixes hold the backbone.
+    """
+    notes = [f"its weights lie under {key!r}" for key in keys]
+    expected = tuple(expected)
+    if _SHELLS.isdisjoint(part for name in expected for part in name.split(".")):
+        bare = {_without_shells(name): tensor for name, tensor in tensors.items()}
+        if len(bare) == len(tensors) and bare.keys() != tensors.keys():
+            notes.append(f"took off {', '.join(sorted(_shells(tensors)))}")
+            tensors = bare
+    prefixes = _prefixes(tensors, expected)
+    if prefixes in ([], [""]):
+        return Unwrapped(tensors, tuple(notes))
+    if len(prefixes) > 1:
+        shown = ", ".join(repr(prefix) for prefix in prefixes)
+        raise WeightsError(
+            f"{where}: expected one set of weights, got one behind each of {shown}",
+            fix=f"save the one that you mean: torch.save({{k.removeprefix({prefixes[-1]!r}): v for "
+            f"k, v in state.items() if k.startswith({prefixes[-1]!r})}}, 'weights.pth')",
+        )
+    (prefix,) = prefixes
+    inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    outside = [name for name in tensors if not name.startswith(prefix)]
+    notes.append(f"took off the prefix {prefix!r}")
+    if outside:
+        notes.append(f"left out {first_few(outside, _LISTED)}")
+    return Unwrapped(inside, tuple(notes))
+
+
+def _prefixes(tensors: Mapping[str, Tensor], expected: tuple[str, ...]) -> list[str]:
+    """Return the prefixes behind which all expected names stand."""
+    if not expected:
+        return []
+    first = expected[0]
+    ends = [n.removesuffix(first) for n in tensors if n == first or n.endswith(f".{first}")]
+    return [p for p in dict.fromkeys(ends) if all(f"{p}{name}" in tensors for name in expected)]
+
+
+def _shells(tensors: Iterable[str]) -> set[str]:
+    return {part for name in tensors for part in name.split(".") if part in _SHELLS}
+
+
+def _without_shells(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _SHELLS)
