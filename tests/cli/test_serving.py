@@ -90,8 +90,10 @@ def test_beyond_loopback_it_warns_and_nobody_controls_it_unasked(
         assert process.stdout is not None
         port = process.stdout.readline().split()[3].rstrip(";").rpartition(":")[2]
         unload = f"http://127.0.0.1:{port}/v2/repository/models/toy_chirps/unload"
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(unload, data=b"{}", headers=headers)
         try:
-            with urllib.request.urlopen(unload, data=b"{}", timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=30) as answer:
                 assert answer.status == code
         except urllib.error.HTTPError as refused:
             assert refused.code == code
