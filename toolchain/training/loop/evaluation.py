@@ -70,10 +70,12 @@ def batches(
     for start in range(0, count, batch):
         end = min(start + batch, count)
         pictures, labels = split.batch(np.arange(start, end))
-        images = torch.from_numpy(normalise(preprocess, pictures)).to(device)
+        # Only the caller holds the tensor: it lets go of it before the next one is made.
+        yield (
+            torch.from_numpy(normalise(preprocess, pictures)).to(device),
+            torch.from_numpy(labels).to(device),
+        )
         del pictures
-        yield images, torch.from_numpy(labels).to(device)
-        del images  # the caller lets go of them too: one batch is what was told
         tick(end, count)
 
 
