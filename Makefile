@@ -97,7 +97,7 @@ ZOO := .venv-zoo/bin
 		-e '.[export]' torchvision timm transformers
 	@touch $@
 
-test-zoo: .venv-zoo/.installed  ## models of torchvision, timm and transformers; 5 GB, 15 minutes
+test-zoo: .venv-zoo/.installed  ## models of torchvision, timm and transformers; 5 GB, half an hour
 	OMP_NUM_THREADS=1 $(ZOO)/python -m tests.zoo
 
 clean:  ## remove what was built, keep the environment

@@ -102,6 +102,12 @@ def _named(prefix: str, *parts: int | str) -> dict[str, Any]:
     return {"blocks": [f"{prefix}{part}" for part in parts]}
 
 
+def _plain(name: str, family: str, sizes: dict[str, Any]) -> Entry:
+    zoos = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}
+    zoo, model = name.split("/")
+    return Entry(name, family, zoos[zoo](model, **sizes))
+
+
 _SMALL_VIT = {
     "image_size": 64,
     "hidden_size": 192,
@@ -109,9 +115,134 @@ _SMALL_VIT = {
     "num_attention_heads": 3,
     "intermediate_size": 768,
 }
+_TINY_VIT = {**_SMALL_VIT, "hidden_size": 96, "intermediate_size": 384}
 _INCEPTION = _named("inception", "3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
 _MIXED = _named("Mixed_", "5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
 _GOOGLE = {"aux_logits": False, "init_weights": False}
+
+_FURTHER: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("torchvision/swin_v2_t", "windowed attention, v2", {}),
+    (
+        "timm/davit_tiny",
+        "dual attention",
+        {"depths": (1, 1, 2, 1), "embed_dims": (32, 64, 96, 128), "num_heads": (1, 2, 3, 4)},
+    ),
+    ("timm/dpn48b", "dual path", {}),
+    ("timm/edgenext_xx_small", "split attention over channels", {}),
+    ("timm/efficientformerv2_s0", "pooling, then attention", {"img_size": 64}),
+    ("timm/efficientvit_b0", "linear attention", {}),
+    ("timm/fasternet_t0", "partial convolution", {}),
+    ("timm/fastvit_t8", "reparameterised mixer", {}),
+    ("timm/gcvit_xxtiny", "global context windows", {"img_size": 64, "window_size": None}),
+    ("timm/hgnetv2_b0", "concatenated layers", {}),
+    ("timm/hrnet_w18_small", "high-resolution branches", {}),
+    ("timm/inception_next_atto", "inception ConvNeXt", {}),
+    ("timm/mambaout_femto", "gated convolution", {"depths": (1, 1, 2, 1)}),
+    ("timm/coatnet_pico_rw_224", "convolution, then attention", {"img_size": 64}),
+    ("timm/maxvit_pico_rw_256", "block and grid attention", {"img_size": 64}),
+    ("timm/mobileone_s0", "reparameterised branches", {}),
+    ("timm/mobilevitv2_050", "separable attention", {}),
+    ("timm/pvt_v2_b0", "pyramid attention", {}),
+    ("timm/repvit_m0_9", "reparameterised mixer", {}),
+    ("timm/repghostnet_050", "reparameterised ghost modules", {}),
+    ("timm/res2net50_14w_8s", "multi-scale residual", {"layers": (1, 1, 2, 1)}),
+    ("timm/resnest14d", "split attention", {}),
+    ("timm/rexnet_100", "inverted residual", {}),
+    ("timm/skresnet18", "selective kernels", {}),
+    ("timm/sequencer2d_s", "LSTM over rows and columns", {"img_size": 64, "layers": [1, 1, 2, 1]}),
+    ("timm/starnet_s050", "element-wise product", {}),
+    ("timm/swiftformer_xs", "additive attention", {}),
+    (
+        "timm/swinv2_cr_tiny_224",
+        "windowed attention, v2",
+        {"img_size": 64, "depths": (1, 1, 2, 1), "embed_dim": 48, "window_size": 2},
+    ),
+    ("timm/tiny_vit_5m_224", "windowed attention, convolution", {}),
+    ("timm/ese_vovnet19b_slim_dw", "one-shot aggregation", {}),
+    ("timm/xcit_nano_12_p16_224", "attention over channels", {"img_size": 64, "depth": 4}),
+    ("timm/test_vit_relpos", "relative positions", {"img_size": 64}),
+    (
+        "timm/beit_base_patch16_224",
+        "relative position bias",
+        {"img_size": 64, "depth": 4, "embed_dim": 96, "num_heads": 3},
+    ),
+    ("timm/vitamin_small_224", "MBConv, then attention", {"img_size": 64}),
+    ("timm/legacy_seresnet18", "SE", {}),
+    ("timm/cs3darknet_s", "cross-stage partial", {}),
+    ("timm/nfnet_l0", "norm-free", {}),
+    ("timm/tinynet_e", "inverted residual, SE", {}),
+    ("timm/lowformer_b0", "attention at low resolution", {}),
+    ("timm/iformer_t", "convolution, then attention", {}),
+    (
+        "transformers/Swinv2",
+        "windowed attention, v2",
+        {
+            "image_size": 64,
+            "embed_dim": 32,
+            "depths": [1, 1, 2, 1],
+            "num_heads": [1, 2, 4, 8],
+            "window_size": 4,
+        },
+    ),
+    ("transformers/ViTMSN", "attention over tokens", _TINY_VIT),
+    ("transformers/Beit", "relative position bias", _TINY_VIT),
+    ("transformers/Data2VecVision", "relative position bias", _TINY_VIT),
+    (
+        "transformers/FocalNet",
+        "focal modulation",
+        {
+            "image_size": 64,
+            "embed_dim": 32,
+            "depths": [1, 1, 2, 1],
+            "hidden_sizes": [32, 64, 128, 256],
+        },
+    ),
+    (
+        "transformers/MobileViT",
+        "convolution and attention",
+        {
+            "image_size": 64,
+            "hidden_sizes": [48, 64, 80],
+            "neck_hidden_sizes": [16, 16, 24, 48, 64, 80, 320],
+        },
+    ),
+    ("transformers/Segformer", "pyramid attention", {"depths": [1, 1, 2, 1]}),
+    (
+        "transformers/Pvt",
+        "pyramid attention",
+        {"image_size": 64, "depths": [1, 1, 2, 1], "hidden_sizes": [16, 32, 80, 128]},
+    ),
+    (
+        "transformers/PvtV2",
+        "pyramid attention",
+        {"image_size": 64, "depths": [1, 1, 2, 1], "hidden_sizes": [16, 32, 80, 128]},
+    ),
+    (
+        "transformers/ConvNextV2",
+        "ConvNeXt, response norm",
+        {"depths": [1, 1, 2, 1], "hidden_sizes": [32, 64, 96, 128], "image_size": 64},
+    ),
+    (
+        "transformers/Hiera",
+        "hierarchical attention",
+        {
+            "image_size": [64, 64],
+            "depths": [1, 1, 2, 1],
+            "num_heads": [1, 2, 4, 8],
+            "embed_dim": 32,
+        },
+    ),
+    (
+        "transformers/PoolFormer",
+        "pooling mixer",
+        {"depths": [1, 1, 2, 1], "hidden_sizes": [32, 64, 96, 128]},
+    ),
+    ("transformers/SwiftFormer", "additive attention", {"depths": [1, 1, 2, 1]}),
+    ("transformers/HGNetV2", "concatenated layers", {}),
+    ("transformers/TextNet", "parallel branches", {}),
+    ("transformers/CLIP", "attention over tokens", {"vision_config": _TINY_VIT}),
+)
+"""Models that need no more than a name, a family and sizes."""
 
 ENTRIES = (
     Entry("torchvision/resnet18", "plain residual", _torchvision("resnet18")),
@@ -227,4 +358,11 @@ ENTRIES = (
         "attention over tokens",
         _transformers("ViT", **_SMALL_VIT),
     ),
+    Entry(
+        "transformers/Dinov2",
+        "layer scale",
+        _transformers("Dinov2", **{**_TINY_VIT, "image_size": 56}),
+        size=56,
+    ),
+    *(_plain(*further) for further in _FURTHER),
 )

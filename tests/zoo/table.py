@@ -43,7 +43,8 @@ They are no part of `make test`.
 Weights are untrained and drawn from a seed. Scales that a zoo starts at zero (layer scale, the last
 norm of a residual branch) are drawn anew, so that every block acts. BatchNorm statistics are those
 of one batch of pictures. Every block takes an adaptor (`placement="all"`) with random weights. A
-block that keeps its shape also takes a gate, which half of the pictures open.
+block that keeps its shape also takes a gate, which half of the pictures open. *Gateable share* is
+the part of the backbone's multiply-adds that lies in such blocks.
 
 For each model that passes, all of this holds:
 
@@ -101,7 +102,7 @@ def line(row: Row) -> str:
     """One model in one line, for the terminal."""
     said = row.refused.replace("\n", " ") or f"max error {row.error:.1e}, alone {row.alone:.1e}"
     steps = " ".join(f"{name} {seconds:.0f}s" for name, seconds in row.seconds.items())
-    found = f"{row.blocks} blocks, {row.gateable} gateable, {row.gated} gated"
+    found = f"{row.blocks} blocks, {row.gateable} gateable ({row.share:.0%}), {row.gated} gated"
     mark = "ok  " if row.expected else "FAIL"
     return f"{mark} {row.entry.name}: {found}; {said} ({steps})"
 
@@ -132,6 +133,7 @@ def _cells(row: Row) -> dict[str, object]:
         "size": row.entry.size,
         "blocks": row.blocks,
         "gateable": row.gateable,
+        "share": row.share,
         "gated": row.gated,
         "forced": row.forced,
         "error": row.error,
@@ -159,12 +161,14 @@ def _passed(rows: list[dict[str, object]]) -> str:
         "",
         "Seconds are of one thread of a busy machine, for the order of magnitude.",
         "",
-        "| model | family | pixels | blocks | gateable | gated | max error | alone | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | family | pixels | blocks | gateable | gateable share | gated | max error "
+        "| alone | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {c['name']} | {c['family']} | {c['size']} | {c['blocks']} | {c['gateable']} | "
-        f"{_gates(c)} | {c['error']:.1e} | {c['alone']:.1e} | {c['seconds']:.0f} |"
+        f"{100 * c['share']:.0f} % | {_gates(c)} | "
+        f"{c['error']:.1e} | {c['alone']:.1e} | {c['seconds']:.0f} |"
         for c in rows
     ]
     return "\n".join([*lines, ""])

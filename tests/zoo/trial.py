@@ -47,6 +47,7 @@ class Row:
     """What the table says of one model; ``error`` is relative to the range of the logits.
 
     ``forced``: cases in which a gate had to be forced into a state that no picture reached.
+    ``share``: of the backbone's multiply-adds, those of blocks that can take a gate.
     ``alone``: the largest difference, relative too, between a sample alone and in a batch.
     ``seconds`` by step; ``refused``: the text of the toolchain's error, empty when all passed.
     """
@@ -54,6 +55,7 @@ class Row:
     entry: Entry
     blocks: int = 0
     gateable: int = 0
+    share: float = 0.0
     gated: int = 0
     forced: int = 0
     error: float = 0.0
@@ -107,7 +109,9 @@ def _attached(entry: Entry, row: Row) -> AttachedModel:
     scramble(model, images)
     assert weights_digest(model) == before, "the backbone changed"
     row.blocks = len(model.anatomy.sites)
-    row.gateable = sum(site.gateable for site in model.anatomy.sites)
+    able = [site for site in model.anatomy.sites if site.gateable]
+    row.gateable = len(able)
+    row.share = sum(site.flops for site in able) / model.anatomy.flops
     return model
 
 

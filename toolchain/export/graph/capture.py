@@ -28,6 +28,7 @@ from onnxscript import optimizer
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental import _config
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from toolchain.core import digest
 from toolchain.core.canonical import canonical_json
@@ -272,6 +273,8 @@ def _traced(recorder: _Recorder, shape: tuple[int, ...]) -> ExportedProgram:
                 # What holds for two pictures may not be taken for granted of one. torch.onnx.export
                 # sets this as well.
                 _config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
+                # PyTorch's choice among its fused kernels asks whether the batch is one.
+                sdpa_kernel(SDPBackend.MATH),
             ):
                 return torch.export.export(
                     recorder, example, dynamic_shapes=({0: batch},), strict=strict
