@@ -167,7 +167,7 @@ def _passed(rows: list[dict[str, object]]) -> str:
     ]
     lines += [
         f"| {c['name']} | {c['family']} | {c['size']} | {c['blocks']} | {c['gateable']} | "
-        f"{100 * c['share']:.0f} % | {_gates(c)} | "
+        f"{c['share']:.0%} | {_gates(c)} | "
         f"{c['error']:.1e} | {c['alone']:.1e} | {c['seconds']:.0f} |"
         for c in rows
     ]

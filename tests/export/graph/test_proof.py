@@ -37,6 +37,17 @@ class Pooled(toys.Residual):
         return super().forward(self.pool(x))
 
 
+class PooledInPlace(Pooled):
+    """The same, behind a convolution whose output the next activation overwrites."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Sequential(nn.Conv2d(8, 8, 1), nn.SiLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.mix(x))
+
+
 class CalledPool(toys.Residual):
     """The same, without a module of its own."""
 
@@ -56,6 +67,10 @@ def model(*blocks: nn.Module, stem: nn.Module | None = None) -> AttachedModel:
 
 
 FAULTS: dict[str, tuple[Callable[[], AttachedModel], tuple[str, str]]] = {
+    "behind an activation in place": (
+        (lambda: model(toys.Residual(8, 8), PooledInPlace())),
+        ("'backbone.blocks.1.pool' wrongly: AvgPool2d", "'block.block01' differs"),
+    ),
     "in a block": (
         (lambda: model(toys.Residual(8, 8), Pooled())),
         ("'backbone.blocks.1.pool' wrongly: AvgPool2d(", "so 'block.block01' differs"),

@@ -156,15 +156,25 @@ Call = tuple[nn.Module, tuple[Tensor, ...], Tensor]
 def _calls(model: AttachedModel, paths: list[str], images: Any) -> dict[str, Call]:
     """Return the modules that ran, with their tensors, in running order."""
     calls: dict[str, Call] = {}
+    before: dict[str, tuple[Any, ...]] = {}
 
-    def hook(path: str) -> Any:
-        def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if isinstance(output, Tensor) and all(isinstance(x, Tensor) for x in inputs):
-                calls.setdefault(path, (module, inputs, output))
+    # Copies: an activation may write in place, into its own input or the output before it.
+    def enter(path: str) -> Any:
+        def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            before[path] = tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
 
         return note
 
-    handles = [model.get_submodule(path).register_forward_hook(hook(path)) for path in paths]
+    def leave(path: str) -> Any:
+        def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, Tensor) and all(isinstance(x, Tensor) for x in inputs):
+                calls.setdefault(path, (module, before[path], output.clone()))
+
+        return note
+
+    modules = [(path, model.get_submodule(path)) for path in paths]
+    handles = [module.register_forward_pre_hook(enter(path)) for path, module in modules]
+    handles += [module.register_forward_hook(leave(path)) for path, module in modules]
     try:
         model.trace(torch.from_numpy(images))
     finally:
