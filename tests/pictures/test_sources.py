@@ -79,3 +79,9 @@ def test_a_source_behind_a_locked_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with locked(tmp_path), pytest.raises(StorageError, match="Permission denied"):
         next(shots(tmp_path / "in", 1))
+
+
+def test_a_link_that_leads_back_to_itself_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    with pytest.raises(DataError, match=r"loop\.png: no such picture"):
+        next(shots(tmp_path / "loop.png", 1))

@@ -151,14 +151,16 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         (root / "cat" / name).symlink_to(tmp_path / "private.jpg")
     (root / "cat" / "gone.jpg").symlink_to(root / "none.jpg")
+    (root / "cat" / "itself.jpg").symlink_to("itself.jpg")
     (root / "dog" / "again").symlink_to(root / "dog")
     touch(root, "bad\tname/0.jpg")
-    with pytest.raises(DataError, match="5 faults") as caught:
+    with pytest.raises(DataError, match="6 faults") as caught:
         scan(root)
     assert [(fault.path, fault.message) for fault in caught.value.faults] == [
         ("cat/a.jpg", "links out of the data folder"),
         ("cat/b.jpg", "links out of the data folder"),
         ("cat/gone.jpg", "the link leads nowhere"),
+        ("cat/itself.jpg", "the link leads nowhere"),
         ("dog/again", "folders nest too deeply: the link leads back up"),
         (
             "bad\tname",

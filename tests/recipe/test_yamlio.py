@@ -27,3 +27,10 @@ def test_law_any_bytes_give_a_recipe_error(data: bytes) -> None:
     """Law: bytes that are no recipe raise RecipeError and nothing else."""
     with pytest.raises(RecipeError):
         recipe.loads(data)
+
+
+def test_utf_16_is_refused_with_what_to_save_and_windows_line_ends_are_read() -> None:
+    text = recipe.dump(cars())
+    with pytest.raises(RecipeError, match="save it as UTF-8"):
+        recipe.loads(text.encode("utf-16"))
+    assert recipe.loads(text.replace("\n", "\r\n").encode("utf-8-sig")) == cars()

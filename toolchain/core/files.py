@@ -83,17 +83,27 @@ def make_folder(path: Path, *, fix: str) -> None:
 def status(path: str | Path) -> os.stat_result | None:
     """Return what the file system says of ``path``, links followed; None where nothing lies there.
 
+    A link that leads back to itself leads to nothing.
+
     Raises StorageError where it refuses to say. ``Path.is_dir`` and its like end in Python's own
     PermissionError for what lies in a folder that one may not enter.
     """
     try:
         return Path(path).stat()
     except OSError as err:
-        if err.errno in (errno.ENOENT, errno.ENOTDIR):
+        if err.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
         raise _refused("read", Path(path), err, needed_bytes=None) from err
     except ValueError as err:  # a null in the name
         raise StorageError(f"cannot read {str(path)!r}: {err}", fix="check the path") from err
+
+
+def resolved(path: str | Path) -> Path:
+    """Return ``path`` absolute, its links followed as far as they lead.
+
+    ``Path.resolve`` ends in Python's own RuntimeError for a link that leads back to itself.
+    """
+    return Path(os.path.realpath(path))
 
 
 def exists(path: str | Path) -> bool:

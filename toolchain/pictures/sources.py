@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.core.errors import DataError, UsageError
-from toolchain.core.files import exists, is_folder
+from toolchain.core.files import exists, is_folder, resolved
 from toolchain.pictures import video
 from toolchain.pictures.decode import SUFFIXES, UNREAD_SUFFIXES
 from toolchain.pictures.request import Picture
@@ -86,7 +86,7 @@ def _stills(source: str, stills: Generator[video.Still]) -> Generator[Shot]:
 def _pictures(path: Path, every: int) -> Generator[Shot]:
     if not exists(path):
         raise DataError(f"{path}: no such picture, folder or video", fix="check the path")
-    root = path.resolve()
+    root = resolved(path)
     names = list(_listed(path)) if is_folder(path) else [str(path)]
     if not names:
         raise DataError(
@@ -100,7 +100,7 @@ def _pictures(path: Path, every: int) -> Generator[Shot]:
 
 def _inside(path: Path, root: Path) -> Path | DataError:
     """Return ``path``, or the fault of a link that leads out of ``root``."""
-    if path.is_symlink() and not path.resolve().is_relative_to(root):
+    if path.is_symlink() and not resolved(path).is_relative_to(root):
         return DataError(f"{path}: links out of the folder", fix="name the picture itself")
     return path
 

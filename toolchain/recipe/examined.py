@@ -57,8 +57,15 @@ def examine(listing: Listing, tell: Tell = lambda _done, _all: None) -> Examined
         raise DataError(
             f"{listing.root}: expected at least 2 classes with pictures to train and to test, "
             f"got {counts}" + "".join(f"\n  {line}" for line in others),
-            fix=LAYOUT.format(root=listing.root),
+            fix=_fix(listing),
         )
     pictures = survey([path for path, _ in listing.pictures], listing.root, tell)
     pictures.raise_faults(str(listing.root))
     return Examined(listing, pictures)
+
+
+def _fix(listing: Listing) -> str:
+    """Return what helps a folder that gives too little: the layout may be right already."""
+    if len(listing.classes) > 1 and not listing.was_split:
+        return "put at least 2 pictures into a class folder: one to train and one to test"
+    return LAYOUT.format(root=listing.root)

@@ -16,6 +16,7 @@ valid or validation. Without a test part the validation part is the test.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import unicodedata
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from toolchain.core.errors import DataError, Fault, StorageError, first_few
-from toolchain.core.files import is_folder
+from toolchain.core.files import is_folder, resolved
 from toolchain.pictures.decode import CONVERT, SUFFIXES, UNREAD_SUFFIXES
 from toolchain.pictures.service import service_folder
 
@@ -56,6 +57,7 @@ _EMPTY = "folders without a picture that is read"
 _BESIDE = "folders beside the parts, which are no part"
 _SPECIAL = "neither files nor folders"
 _NO_PICTURES = "files of other kinds"
+_NOWHERE = "the link leads nowhere", "remove it, or copy its target"
 
 Pairs = tuple[tuple[Path, int], ...]
 
@@ -337,7 +339,7 @@ class _Walk:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.notes: list[str] = []
-        self._resolved = root.resolve()
+        self._resolved = resolved(root)
         self._faults: list[Fault] = []
         self._fixes: list[str] = []
         self._left: dict[str, tuple[str, list[int], list[str]]] = {}
@@ -409,10 +411,13 @@ class _Walk:
                 elif entry.is_file():
                     self._file(out, place)
                 elif entry.is_symlink():
-                    self.fault(place, "the link leads nowhere", "remove it, or copy its target")
+                    self.fault(place, *_NOWHERE)
                 else:
                     self.leave_out(_SPECIAL, [place])
             except OSError as err:
+                if err.errno == errno.ELOOP:
+                    self.fault(place, *_NOWHERE)
+                    continue
                 self.fault(place, f"cannot be read: {err.strerror}", "check its permissions")
         return out
 
@@ -423,7 +428,7 @@ class _Walk:
         if (what := service_folder(entry.name)) is not None:
             self.leave_out(f"folders that a computer makes, not entered ({what})", [place])
             return
-        here = str(place.resolve()) if entry.is_symlink() else f"{chain[-1]}/{entry.name}"
+        here = str(resolved(place)) if entry.is_symlink() else f"{chain[-1]}/{entry.name}"
         if here in chain:
             self.fault(place, "folders nest too deeply: the link leads back up", "remove the link")
         elif depth == MAX_DEPTH:
@@ -448,7 +453,7 @@ class _Walk:
             self.leave_out(f"{_NO_PICTURES} ({suffix[:20] or 'no suffix'})", [place])
 
     def _leads_inside(self, place: Path) -> bool:
-        if place.resolve().is_relative_to(self._resolved):
+        if resolved(place).is_relative_to(self._resolved):
             return True
         self.fault(place, "links out of the data folder", "copy what it links to instead")
         return False

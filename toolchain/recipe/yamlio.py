@@ -40,7 +40,11 @@ def parse(data: bytes) -> tuple[object, list[Fault]]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as err:
-        fault = Fault("(file)", f"expected UTF-8 text, got byte {err.start}: {err.reason}")
+        fault = Fault(
+            "(file)",
+            f"expected UTF-8 text, got byte {err.start}: {err.reason}",
+            "save it as UTF-8; an editor may call UTF-16 'Unicode'",
+        )
         return None, [fault]
     try:
         faults = _limits(text)

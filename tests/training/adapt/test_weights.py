@@ -222,3 +222,20 @@ def test_a_negative_variance_is_named(saved: Saver, state: State) -> None:
     broken = -state["bn1.running_var"]
     with pytest.raises(WeightsError, match=r"negative variance: bn1\.running_var"):
         load_backbone("resnet20", weights=saved(bn1__running_var=broken))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (b"\n<!DOCTYPE html><html>Quota exceeded</html>", "a page of HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+    ],
+)
+def test_what_a_failed_download_left_is_called_so(
+    text: bytes, what: str, suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(text)
+    with pytest.raises(WeightsError, match=what):
+        load_backbone("resnet20", weights=path)

@@ -40,6 +40,13 @@ LISTED = 8
 """How many tensors of one kind of fault are named before the rest is only counted."""
 
 # BatchNorm's step counter: old checkpoints lack it, and evaluation never reads it.
+# What lies in place of weights where a download failed: no pickle and no safetensors begin so.
+_DOWNLOADED = (
+    (b"<!doctype", "a page of HTML"),
+    (b"<html", "a page of HTML"),
+    (b"<?xml", "a page of XML"),
+    (b"version https://git-lfs", "a pointer of Git LFS (git lfs pull fetches the file)"),
+)
 _COUNTER = ".num_batches_tracked"
 # Names under which torch.save's files go: Lightning's are .ckpt, transformers' .bin, and many
 # training scripts write .pth.tar. The content decides.
@@ -164,6 +171,13 @@ def _read(source: _WeightsFile) -> tuple[Mapping[str, Tensor], list[str]]:
                 f"{source.path}: expected {expected}, got {actual}",
                 fix="the file is damaged or another one: fetch it again, or correct the digest",
             )
+    if got := next(
+        (kind for head, kind in _DOWNLOADED if data[:64].lstrip().lower().startswith(head)), ""
+    ):
+        raise WeightsError(
+            f"{source.path}: expected a weights file, got {got}",
+            fix="fetch the file itself again",
+        )
     match source.path.suffix:
         case ".safetensors":
             return _from_safetensors(data, source), []

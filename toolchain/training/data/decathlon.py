@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from toolchain.core.errors import DataError
 from toolchain.core.fields import show
-from toolchain.core.files import is_file, read_limited
+from toolchain.core.files import is_file, read_limited, resolved
 from toolchain.pictures.decode import SUFFIXES
 from toolchain.recipe.listing import Listing, Pairs
 from toolchain.recipe.spec import Recipe
@@ -108,7 +108,7 @@ class _Annotations:
     def pairs(self, base: Path, label_of: Mapping[int, int]) -> Pairs:
         """Return the path and label of every annotated picture, by image id."""
         # Resolved: a symbolic link below the root may lead out of it.
-        root = base.resolve()
+        root = resolved(base)
         return tuple(
             (self._inside(base, root, self.files[image]), label_of[self.category_of[image]])
             for image in sorted(self.category_of)
@@ -116,7 +116,7 @@ class _Annotations:
 
     def _inside(self, base: Path, root: Path, name: str) -> Path:
         path = base / name
-        if not path.resolve().is_relative_to(root):
+        if not resolved(path).is_relative_to(root):
             raise self._fault(f"file_name {name!r} leads out of {base}")
         return path
 
