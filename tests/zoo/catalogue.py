@@ -358,6 +358,13 @@ ENTRIES = (
         "attention over tokens",
         _transformers("ViT", **_SMALL_VIT),
     ),
+    Entry("timm/dla46_c", "layer aggregation", _timm("dla46_c"), refused="no blocks"),
+    Entry(
+        "timm/dla46_c, named",
+        "layer aggregation",
+        _timm("dla46_c"),
+        options=_named("level", 2, 3, 4, 5),
+    ),
     Entry(
         "transformers/Dinov2",
         "layer scale",
