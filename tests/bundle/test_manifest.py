@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.samples import MANIFEST
 from toolchain.bundle import FileEntry, Manifest, Note, Slot, read_bundle
+from toolchain.bundle.manifest import SCHEMA
 from toolchain.core.canonical import canonical_json
 from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, Da3Error
@@ -49,6 +50,42 @@ def test_a_manifest_survives_its_text(
     text = manifest.to_json()
     assert Manifest.from_json(text) == manifest
     assert Manifest.from_json(text).to_json() == text
+
+
+@pytest.mark.parametrize("pictures", ["test", "drawn"])
+def test_schema_2_says_what_the_golden_pictures_are(pictures: str) -> None:
+    selftest = dataclasses.replace(WHOLE.selftest, pictures=pictures)
+    manifest = dataclasses.replace(WHOLE, schema=SCHEMA, selftest=selftest)
+    text = manifest.to_json()
+    assert Manifest.from_json(text) == manifest
+    assert Manifest.from_json(text).to_json() == text
+    assert manifest.pictures == pictures
+    without = tuple(entry for entry in FILES if entry.role != "golden")
+    assert dataclasses.replace(manifest, files=without).pictures == "none"
+
+
+def test_schema_1_has_no_such_key_and_held_test_pictures() -> None:
+    assert b"pictures" not in WHOLE.to_json()
+    assert WHOLE.pictures == "test"
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "told"),
+    [
+        ("da3.bundle/1", "drawn", "unknown key in schema da3.bundle/1"),
+        ("da3.bundle/1", "test", "unknown key in schema da3.bundle/1"),
+        ("da3.bundle/1", None, "expected one of test, drawn, got null"),
+        ("da3.bundle/2", None, "expected one of test, drawn, got null"),
+        ("da3.bundle/2", "none", "expected one of test, drawn"),
+        ("da3.bundle/2", "absent", "missing key in schema da3.bundle/2"),
+    ],
+)
+def test_a_bundle_cannot_leave_its_pictures_open(schema: str, value: str | None, told: str) -> None:
+    document = json.loads(WHOLE.to_json()) | {"schema": schema}
+    if value != "absent":
+        document["selftest"]["pictures"] = value
+    with pytest.raises(BundleError, match=f"selftest.pictures: {told}"):
+        Manifest.from_json(canonical_json(document))
 
 
 def test_what_was_read_cannot_be_changed() -> None:

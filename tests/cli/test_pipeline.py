@@ -65,6 +65,8 @@ def test_export_as_json_holds_paths_sizes_parity_and_rates(run: Run) -> None:
     assert run.home / found["backbone"]["path"] == run.backbone
     assert not found["backbone"]["reused"]
     assert found["patch"] is None
+    assert found["golden"]["pictures"] == "test"
+    assert "pictures of the test data, for everyone" in run.said["export again"].stdout
     assert set(found["parity"]) == PARITY
     assert found["parity"]["passed"]
     assert {one["flavour"] for one in found["parity"]["comparisons"]} == {

@@ -497,6 +497,7 @@ def test_no_picture_of_a_users_folder_is_in_the_bundle(private: Exported) -> Non
     data = private.domain.data
     own = {p.tobytes() for s in (data.train, data.test) for p in s.batch(range(len(s)))[0]}
     assert not own & {p.tobytes() for p in golden.pixels}
+    assert held.manifest.pictures == "drawn"
     assert int(golden.natural.sum()) == 8
     assert all(state.open and state.closed for state in golden.states().values())
     assert check_bundle(private.bundle).report.passed
@@ -509,6 +510,7 @@ def test_pictures_that_the_recipe_asks_for_are_in_the_bundle(
     domain = private.domain
     chosen = dataclasses.replace(domain, recipe=dataclasses.replace(domain.recipe, golden=3))
     report = run(private, tmp_path, domain=chosen)
+    assert report.manifest.pictures == "test"
     golden = golden_of(bundle.open_bundle(report.bundle))
     test = domain.data.test
     own = {p.tobytes() for p in test.batch(range(len(test)))[0]}

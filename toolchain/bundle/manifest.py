@@ -6,7 +6,7 @@ about a domain, bound to its files by digest: it holds no code, no path and no a
 parity run or a training may note more than the typed fields, in flat tables of notes. An unknown
 note can be shown, but it never changes what is run.
 
-Schema ``da3.bundle/1`` has the same fields, at most 1,024 slots and 64 KiB.
+Schema ``da3.bundle/1`` has no ``selftest.pictures``, at most 1,024 slots and 64 KiB.
 """
 
 from __future__ import annotations
@@ -157,7 +157,11 @@ class GateStates(Section):
 
 @dataclass(frozen=True, slots=True)
 class Selftest(Section):
-    """How a device checks itself: run the golden inputs, compare with the golden outputs."""
+    """How a device checks itself: run the golden inputs, compare with the golden outputs.
+
+    ``pictures``: ``test`` for pictures of the domain's test data, ``drawn`` for those that the
+    export drew; None in schema ``da3.bundle/1``, which has no such key.
+    """
 
     inputs: str = key(_ROLE)
     outputs: str = key(_ROLE)
@@ -167,6 +171,7 @@ class Selftest(Section):
         TableOf(TENSOR_NAME, SectionOf(GateStates), 0, MAX_BLOCKS)
     )
     time_limit_s: float = key(number(0.001, 86400))
+    pictures: str | None = key(choice("test", "drawn"), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +262,17 @@ class Manifest(Document):
         document = to_json(self)
         if self.patch is None:
             del document["patch"]
+        if self.selftest.pictures is None:
+            del document["selftest"]["pictures"]
         return canonical_json(document)
+
+    @property
+    def pictures(self) -> str:
+        """What the golden pictures are: ``drawn``, ``test`` (of the test data), or ``none``."""
+        if not any(entry.role == "golden" for entry in self.files):
+            return "none"
+        # A bundle of schema 1 does not say. No picture was drawn when that was written.
+        return self.selftest.pictures or "test"
 
     def contradictions(self) -> Iterator[Fault]:
         """Yield the faults between fields that are right one by one."""
@@ -341,6 +356,9 @@ def _selftest(manifest: Manifest) -> Iterator[Fault]:
     for name, role in (("inputs", selftest.inputs), ("outputs", selftest.outputs)):
         if role not in roles:
             yield Fault(f"selftest.{name}", f"expected the role of a file, got {role!r}")
+    if (selftest.pictures is None) != (manifest.schema in OLDER_SCHEMAS):
+        what = "missing key" if selftest.pictures is None else "unknown key"
+        yield Fault("selftest.pictures", f"{what} in schema {manifest.schema}")
     gated = {block.name for block in manifest.gates.blocks if block.gateable}
     for name in selftest.gate_states:
         if name not in gated:

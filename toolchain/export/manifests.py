@@ -149,6 +149,7 @@ def _selftest(reference: ReferenceCases, report: ParityReport) -> Selftest:
         tolerance_relative=report.tolerance,
         gate_states=golden.states(),
         time_limit_s=TIME_LIMIT_S,
+        pictures="drawn" if reference.drawn else "test",
     )
 
 

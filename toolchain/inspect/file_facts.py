@@ -50,11 +50,13 @@ class CheckpointFacts:
 class BundleFacts:
     """A bundle, verified as a whole.
 
-    ``training``: how its domain was trained, None where the bundle does not say it.
+    ``pictures``: what its golden pictures are, as :attr:`Manifest.pictures`. ``training``: how its
+    domain was trained, None where the bundle does not say it.
     """
 
     manifest_digest: str
     size_bytes: int
+    pictures: str
     blocks: tuple[Block, ...]
     manifest: Manifest
     training: Info | None
@@ -124,7 +126,12 @@ def read_bundle(path: Path) -> BundleFacts:
     opened = bundle.open_bundle(path)
     slots = [TensorEntry(s.name, s.shape, s.dtype) for s in opened.manifest.adaptor.slots]
     return BundleFacts(
-        opened.manifest_digest, opened.size_bytes, grouped(slots), opened.manifest, _trained(opened)
+        manifest_digest=opened.manifest_digest,
+        size_bytes=opened.size_bytes,
+        pictures=opened.manifest.pictures,
+        blocks=grouped(slots),
+        manifest=opened.manifest,
+        training=_trained(opened),
     )
 
 

@@ -49,7 +49,7 @@ def test_a_bundle(run: Run) -> None:
     assert "attention" not in text
     facts = document(run.bundle)
     assert set(facts) == {
-        *("kind", "manifest_digest", "size_bytes", "blocks", "manifest", "training")
+        *("kind", "manifest_digest", "size_bytes", "pictures", "blocks", "manifest", "training")
     }
     assert facts["manifest"] == {**json.loads(held.manifest.to_json()), "patch": None}
     trained = document(run.checkpoint)["info"]
@@ -143,6 +143,23 @@ def test_what_nobody_wrote_is_a_usage_error(tmp_path: Path) -> None:
     assert said.exit_code == 2
     assert "expected a recipe (YAML), a checkpoint folder, an ONNX file" in said.stderr
     assert invoke("inspect", str(tmp_path / "missing")).exit_code == 1
+
+
+def test_a_bundle_says_what_it_holds_of_peoples_data(run: Run) -> None:
+    """Of the sample `cars` the golden pictures are those of its test data, as its recipe says."""
+    for text in (shown(run.bundle), invoke("inspect", str(run.bundle), "--brief").stdout):
+        assert "holds" in text
+        assert "names of the classes; pictures of the test data, for everyone who has" in text
+    assert document(run.bundle)["pictures"] == "test"
+
+
+def test_a_bundle_of_schema_1_is_shown_to_hold_pictures_and_perhaps_a_folder() -> None:
+    """It does not say so itself, but no picture was drawn and no path left out at that time."""
+    path = Path(__file__).parents[2] / "bundles" / "1" / "sample.da3b"
+    text = shown(path)
+    assert "pictures of the test data" in text
+    assert "perhaps the folder of the data" in text
+    assert document(path)["pictures"] == "test"
 
 
 def test_brief_leaves_the_inside_of_a_bundle_out(run: Run) -> None:

@@ -41,6 +41,19 @@ def _patch_bytes(manifest: Manifest) -> int:
     return sum(entry.size for entry in manifest.files if entry.role == "patch")
 
 
+def holds(manifest: Manifest) -> dict[str, str]:
+    """Return what a bundle says that it holds of people's data, labelled."""
+    pictures = {
+        "test": "pictures of the test data, for everyone who has the file to see",
+        "drawn": "no picture of the data, as golden pictures are drawn",
+        "none": "no picture",
+    }
+    # Schema 1 does not say, and a path was in its recipes still.
+    older = manifest.selftest.pictures is None
+    path = "; perhaps the folder of the data, in recipe.yaml" if older else ""
+    return {"holds": f"the names of the classes; {pictures[manifest.pictures]}{path}"}
+
+
 def metrics(measured: Mapping[str, Any], executed_share: float) -> dict[str, str]:
     """Return what a domain reaches, labelled; ``measured`` is a manifest's ``metrics``."""
     alone, whole = measured.get("head_accuracy"), measured.get("accuracy")

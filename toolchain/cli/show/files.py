@@ -16,7 +16,7 @@ from toolchain.bundle import (
     artefact_name,
 )
 from toolchain.cli.show import engines, layout
-from toolchain.cli.show.domain import classes, epoch, gate_rates, metrics, patch_line
+from toolchain.cli.show.domain import classes, epoch, gate_rates, holds, metrics, patch_line
 from toolchain.cli.show.graphs import graph, tensors, training
 from toolchain.core.words import to_json
 from toolchain.inspect import (
@@ -145,6 +145,7 @@ def _bundle(facts: BundleFacts) -> list[str]:
                 "input": _preprocess(m.preprocess),
                 **metrics(m.metrics, m.gates.executed_share),
                 **epoch(facts.training.history if facts.training else None),
+                **holds(m),
                 "made by": layout.listed(m.provenance),
                 "licence": m.licence,
             }
@@ -176,6 +177,7 @@ def _brief(facts: BundleFacts) -> list[str]:
                 ),
                 **patch_line(m),
                 **metrics(m.metrics, m.gates.executed_share),
+                **holds(m),
             }
         ),
         "",

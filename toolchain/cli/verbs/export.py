@@ -225,6 +225,7 @@ def _document(report: ExportReport, checkpoint: Path, *, trained: bool) -> dict[
         "accuracy": manifest.metrics.get("accuracy"),
         "head_accuracy": manifest.metrics.get("head_accuracy"),
         "golden": {
+            "pictures": manifest.pictures,
             "samples": manifest.selftest.samples,
             "searched": report.searched,
             "ambiguous": report.ambiguous,
@@ -296,6 +297,7 @@ def _lines(report: ExportReport) -> list[str]:
                 "backbone": f"{report.backbone}  ({layout.size(report.backbone_bytes)}, {state})",
                 **domains.patch_line(manifest),
                 **domains.metrics(manifest.metrics, manifest.gates.executed_share),
+                **domains.holds(manifest),
                 "took": f"{sum(report.seconds.values()):.1f} s",
             }
         ),
