@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from toolchain.recipe import Recipe
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
-FILE = click.Path(path_type=Path)
+# click would call a locked file a wrong use; its reader says what is wrong, with a fix.
+FILE = click.Path(path_type=Path, readable=False)
 
 
 def complete_domain(

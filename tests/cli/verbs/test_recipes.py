@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support.permissions import locked
 from tests.support.toy_export import invoke, write_recipe
 
 
@@ -149,3 +150,21 @@ def test_check_passes_pictures_that_lie_elsewhere_and_says_so(
         said = invoke("recipes", "check", "recipes/birds.yaml")
     assert said.exit_code == 0
     assert f"not checked: there is no folder {pictures} here" in said.stdout
+
+
+def test_pictures_and_recipes_that_may_not_be_read_are_told_with_their_path(
+    tmp_path: Path, pictures: Path
+) -> None:
+    words = ["recipes", "new", "birds", "--data", str(pictures), "--backbone", "resnet20"]
+    with chdir(tmp_path):
+        invoke(*words)
+        path = tmp_path / "recipes" / "birds.yaml"
+        with locked(pictures):
+            answers = [invoke(*words, "--overwrite"), invoke("recipes", "check", str(path))]
+        with locked(path):
+            answers.append(invoke("recipes", "check", str(path)))
+    for answer in answers:
+        assert answer.exit_code == 1
+        assert "Permission denied" in answer.output
+        assert "internal error" not in answer.output
+        assert "permissions" in answer.output

@@ -188,3 +188,4 @@ def test_the_notes_say_what_is_left_out(root: Path) -> None:
     notes = data.load(flowers(), root=root).notes
     assert notes[0] == "12 to train, 6 to test (as the folders say), 3 classes"
     assert "left out: 1 files of other kinds (.txt): train/rose/notes.txt" in notes
+    assert notes[-1] == "at most 0.0 MiB of them and their names are kept in memory"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from toolchain.core.errors import DataError
+from toolchain.core.files import MIB
 from toolchain.recipe.listing import Listing, Pairs
 from toolchain.recipe.spec import Recipe
 from toolchain.training.data.splits import (
@@ -46,7 +47,10 @@ def of_listing(recipe: Recipe, listing: Listing) -> DomainData:
         FileSplit(f"{recipe.domain}/train", store, 0, train_labels),
         FileSplit(f"{recipe.domain}/test", store, len(train), test_labels),
         listing.classes,
-        notes=tuple(listing.lines()),
+        notes=(
+            *listing.lines(),
+            f"at most {store.held_bytes / MIB:.1f} MiB of them and their names are kept in memory",
+        ),
         validation=validation if held else None,
     )
 
