@@ -125,10 +125,20 @@ def test_bars_end_at_the_peak(document: dict[str, Any]) -> None:
     assert list(plots.peak_parts(few).values()) == [6, 3, 1, 0]
 
 
+class NamedAsStated(toys.TokenNet):
+    """Its head has the name that the backbone's entry states."""
+
+    head = property(lambda net: net.fc)
+
+    def __init__(self) -> None:
+        super().__init__(8, 16, 2)
+        self.fc = self._modules.pop("head")
+
+
 def test_a_method_that_the_backbone_cannot_take_is_left_out_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(footprint, "load", lambda _: toys.TokenNet(8, 16, 2).eval())
+    monkeypatch.setattr(footprint, "load", lambda _: NamedAsStated().eval())
     found = footprint.measure(
         FootprintSetup(NAME, 16, batch=2, methods=("series", "bias"), rounds=0)
     )

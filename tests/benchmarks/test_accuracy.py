@@ -121,7 +121,7 @@ def test_a_section_replaces_its_own_and_no_other(parts: list[str], words: str) -
 @pytest.fixture
 def recipes(tmp_path: Path) -> Path:
     """Cells with 24 pictures for one epoch; cars on a backbone that ships no weights."""
-    small = {"train: 4000": "train: 24", "test: 1000": "test: 16", "epochs: 6": "epochs: 1"}
+    small = {"train: 4400": "train: 24", "test: 1000": "test: 16", "epochs: 6": "epochs: 1"}
     folder = tmp_path / "recipes"
     folder.mkdir()
     for name in DOMAINS:

@@ -248,5 +248,5 @@ def test_domains_are_a_snapshot(runner: Runner, fleet: Fleet) -> None:
     assert runner.domains == {"toy_chirps": domain}
     assert domain.classes == manifest.classes
     assert domain.slots_bytes > 0
-    assert set(domain.seconds) == {"verify", "session", "selftest"}
+    assert set(domain.seconds) == {"verify", "trial", "session", "selftest"}
     assert "selftest" not in runner.load(fleet["digits"].bundle, name="b", selftest=False).seconds

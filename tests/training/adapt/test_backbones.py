@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -44,6 +45,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(f"[da3.backbones]\n{name} = {package}:{target}\n")
         monkeypatch.syspath_prepend(str(root))
+        # A folder of the same second may be remembered as empty.
+        importlib.invalidate_caches()
 
     yield write
     for site in tmp_path.glob("site_*"):

@@ -16,7 +16,8 @@ from toolchain.training.lean import Lean
 from toolchain.training.loop.devices import Device, device_of
 from toolchain.training.loop.training import train
 
-PLACES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+PLACES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
 METHODS = ["da3", "finetune"]
 
 
@@ -91,6 +92,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_else(
 
 
 @pytest.mark.gpu
+@NO_GPU
 @pytest.mark.parametrize("method", METHODS)
 def test_a_gpu_ends_close_to_the_cpu(tmp_path: Path, method: str) -> None:
     recipe = stripes.recipe(method=method, epochs=6)

@@ -41,7 +41,14 @@ from toolchain.core.memory import memory_named
 from toolchain.device.engine.cache import open_engine, refuse_kit
 from toolchain.device.runtime.answers import Domain, Outcome, Prediction, predictions
 from toolchain.device.runtime.backbone_session import Cost
-from toolchain.device.runtime.loading import LoadedDomain, read, renew, tested_on, timed
+from toolchain.device.runtime.loading import (
+    LoadedDomain,
+    bundle_file,
+    read,
+    renew,
+    tested_on,
+    timed,
+)
 from toolchain.device.runtime.options import (
     ENGINE,
     checked_name,
@@ -355,9 +362,9 @@ class Runner:
         self._require_name(called, replacing=replacing)
         old = self._table.get(called) if replacing else None
         leaving = old.session if old else None
-        if selftest and not stored.tested_with:
+        if (selftest or stored.renewed is not None) and not stored.tested_with:
             with timed(seconds, "trial"):
-                self._sessions.prove(release, leaving, Path(source))
+                self._sessions.prove(release, leaving, bundle_file(Path(source)))
         started = time.perf_counter()
         with self._sessions.reserved(release, leaving) as session:
             seconds["session"] = time.perf_counter() - started

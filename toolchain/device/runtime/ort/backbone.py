@@ -41,7 +41,7 @@ class VerifiedBackbone:
     def require_unchanged(self) -> None:
         """Raise BackboneMismatchError if the weights file is not the one that was hashed."""
         path = self.artefact.weights_path
-        if _identity(path) != self.identity:
+        if not self.identity or _identity(path) != self.identity:
             raise BackboneMismatchError(
                 f"{path} was changed after it was verified", fix="start again, which verifies it"
             )
@@ -71,12 +71,13 @@ def make_session(
     """Make a session over ``graph``, the release's own. Raises BundleError for a graph that lies.
 
     The weights file was hashed when the backbone was opened. Whether it is still the same file is
-    looked at again once the session holds it. Raises as
+    looked at first, and again once the session holds it. Raises as
     :func:`toolchain.device.runtime.ort.weights.weights_folder` for a release with a patch.
     """
     before, started = _resident_bytes(), time.perf_counter()
     data = graph.read()
-    weights_bytes = backbone.artefact.weights_path.stat().st_size
+    backbone.require_unchanged()
+    *_, weights_bytes, _ = backbone.identity
     require_graph(
         data,
         graph.name,
