@@ -117,12 +117,18 @@ def test_a_folder_that_cannot_be_made_is_an_error(split_root: Path, tmp_path: Pa
         recipe.new("own", split_root, backbone="resnet20", folder=tmp_path / "a" / "b")
 
 
-@pytest.mark.parametrize("counts", [{}, {"one": 4}, {"one": 1, "two": 1}, {"one": 0, "two": 0}])
+@pytest.mark.parametrize("counts", [{}, {"one": 4}, {"one": 0, "two": 0}])
 def test_too_little_is_refused_with_the_layout(counts: dict[str, int], tmp_path: Path) -> None:
     root = tmp_path / "few"
     root.mkdir()
     fill(root, counts)
     with pytest.raises(DataError, match="expected layout"):
+        recipe.new("own", root, backbone="resnet20", folder=tmp_path)
+
+
+def test_one_picture_a_class_is_told_to_have_two(tmp_path: Path) -> None:
+    root = fill(tmp_path / "few", {"one": 1, "two": 1})
+    with pytest.raises(DataError, match="at least 2 pictures into a class folder"):
         recipe.new("own", root, backbone="resnet20", folder=tmp_path)
 
 

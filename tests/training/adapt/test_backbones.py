@@ -47,6 +47,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         monkeypatch.syspath_prepend(str(root))
         # A folder of the same second may be remembered as empty.
         importlib.invalidate_caches()
+        sys.modules.pop(package, None)
 
     yield write
     for site in tmp_path.glob("site_*"):
