@@ -24,6 +24,7 @@ import numpy.typing as npt
 from safetensors.numpy import save as safetensors_save
 
 from toolchain.bundle.manifest import GateStates, Manifest, Selftest
+from toolchain.bundle.slots import view
 from toolchain.core.canonical import parse_json
 from toolchain.core.errors import BundleError
 from toolchain.core.safetensors import Place, read_metadata, read_places
@@ -41,11 +42,6 @@ MAX_PIXEL_BYTES = 1 << 30
 _PER_CASE = {"shifts": 2, "logits": 2, "gates": 2, "probes": 3}
 _STORED = {"pixels": ("U8", 4), "picture": ("I32", 1)} | {
     name: ("F32", rank) for name, rank in _PER_CASE.items()
-}
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "U8": np.dtype("u1"),
-    "I32": np.dtype("<i4"),
-    "F32": np.dtype("<f4"),
 }
 TENSORS = frozenset(_STORED)
 _EXPORT = "export the domain again"
@@ -128,7 +124,7 @@ def read_golden(data: bytes, what: str) -> Golden:
         raise BundleError(f"{what}: expected golden data, got: {err}", fix=_EXPORT) from err
     if fault := _form_fault(places):
         raise BundleError(f"{what}: {fault}", fix=_EXPORT)
-    arrays = {name: _view(place) for name, place in places.items()}
+    arrays = {name: view(place) for name, place in places.items()}
     if fault := _value_fault(arrays, gates, sites):
         raise BundleError(f"{what}: {fault}", fix=_EXPORT)
     return Golden(**arrays, gate_sites=gates, sites=sites)
@@ -196,10 +192,6 @@ def _form_fault(places: Mapping[str, Place]) -> str:
             actual = f"{place.dtype} of rank {len(place.shape)}"
             return f"{name}: expected {dtype} of rank {rank}, got {actual}"
     return ""
-
-
-def _view(place: Place) -> npt.NDArray[Any]:
-    return np.frombuffer(place.data, _DTYPES[place.dtype]).reshape(place.shape)
 
 
 def _value_fault(

@@ -75,10 +75,14 @@ def slot_arrays(data: bytes | memoryview) -> dict[str, npt.NDArray[Any]]:
 
     Raises BundleError for bfloat16, which numpy does not have.
     """
-    return {place.name: _view(place) for place in read_places(data)}
+    return {place.name: view(place) for place in read_places(data)}
 
 
-def _view(place: Place) -> npt.NDArray[Any]:
+def view(place: Place) -> npt.NDArray[Any]:
+    """Return a tensor of a safetensors file, of a dtype of the format's list, without a copy.
+
+    Raises BundleError for bfloat16, which numpy does not have.
+    """
     dtype = _DTYPES[place.dtype]
     if dtype == "bfloat16":
         raise BundleError(
