@@ -333,6 +333,15 @@ def _class_files(walk: _Walk, folder: _Folder) -> Classes:
     return out
 
 
+@dataclass(slots=True, eq=False)
+class _Kind:
+    """What is left out for one reason, while it is counted: as :class:`LeftOut`."""
+
+    fix: str
+    count: int = 0
+    paths: list[str] = field(default_factory=list)
+
+
 class _Walk:
     """One reading of a folder: it notes faults, what is left out, and what was read how."""
 
@@ -341,8 +350,7 @@ class _Walk:
         self.notes: list[str] = []
         self._resolved = resolved(root)
         self._faults: list[Fault] = []
-        self._fixes: list[str] = []
-        self._left: dict[str, tuple[str, list[int], list[str]]] = {}
+        self._left: dict[str, _Kind] = {}
         self._entries = self._pictures = 0
 
     def read(self) -> _Folder:
@@ -352,12 +360,11 @@ class _Walk:
     def fault(self, path: Path, message: str, fix: str) -> None:
         """Note a fault, for :meth:`raise_faults`."""
         self._faults.append(Fault(self.relative(path), message, fix))
-        self._fixes.append(fix)
 
     def raise_faults(self) -> None:
         """Raise DataError with all faults, if there is one."""
         if self._faults:
-            fixes = "; ".join(dict.fromkeys(self._fixes))
+            fixes = "; ".join(dict.fromkeys(fault.fix for fault in self._faults))
             raise DataError.of(str(self.root), self._faults, fix=fixes)
 
     def leave_out(self, reason: str, paths: Sequence[Path], fix: str = "") -> None:
@@ -366,17 +373,15 @@ class _Walk:
             return
         if reason not in self._left and len(self._left) >= MAX_KINDS:
             reason, fix = _NO_PICTURES, ""
-        _, count, listed = self._left.setdefault(reason, (fix, [0], []))
-        for path in paths:
-            count[0] += 1
-            if len(listed) < LISTED:
-                listed.append(self.relative(path))
+        kind = self._left.setdefault(reason, _Kind(fix))
+        kind.count += len(paths)
+        kind.paths += map(self.relative, paths[: LISTED - len(kind.paths)])
 
     def left_out(self) -> tuple[LeftOut, ...]:
         """Return what was left out, by reason."""
         return tuple(
-            LeftOut(reason=reason, fix=fix, count=count[0], paths=tuple(listed))
-            for reason, (fix, count, listed) in self._left.items()
+            LeftOut(reason=reason, fix=kind.fix, count=kind.count, paths=tuple(kind.paths))
+            for reason, kind in self._left.items()
         )
 
     def relative(self, path: Path) -> str:
