@@ -17,8 +17,9 @@ import errno
 import io
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,7 @@ UNREAD_SUFFIXES = {
 CONVERT = "convert it to JPEG or PNG, for example with ImageMagick: magick IN.heic OUT.jpg"
 
 Pixels = npt.NDArray[np.uint8]
+Taken = TypeVar("Taken")
 
 # Everything that Pillow turns into RGB, besides I;16 and its kin.
 _MODES = frozenset(
@@ -96,9 +98,9 @@ def upright_rgb(picture: Image.Image | Pixels | Path | str | bytes) -> Image.Ima
     """
     if isinstance(picture, str | Path):
         with _opened(Path(picture)) as file:
-            return _decoded(file, os.fstat(file.fileno()).st_size, str(picture))
+            return _decoded(file, os.fstat(file.fileno()).st_size, str(picture), _rgb)
     if isinstance(picture, bytes):
-        return _decoded(io.BytesIO(picture), len(picture), "the bytes")
+        return _decoded(io.BytesIO(picture), len(picture), "the bytes", _rgb)
     if isinstance(picture, np.ndarray):
         return _from_array(picture)
     _check_area(picture, "the picture")
@@ -112,16 +114,18 @@ def measured(path: Path | str) -> tuple[int, int]:
     eighth of its sides: that reads every byte of it, in a fraction of the time.
     """
     with _opened(Path(path)) as file:
-        size = os.fstat(file.fileno()).st_size
-        return _decoded_size(file, size, str(path))
+        return _decoded(file, os.fstat(file.fileno()).st_size, str(path), _upright_size)
 
 
-def _decoded(file: BinaryIO, size: int, what: str) -> Image.Image:
+def _decoded(
+    file: BinaryIO, size: int, what: str, take: Callable[[Image.Image, str], Taken]
+) -> Taken:
+    """Return what ``take`` makes of the picture in ``file``, whose header was read."""
     _check_bytes(size, what)
     try:
         with _image(file) as image:
             _check_area(image, what)
-            return _rgb(image, what)
+            return take(image, what)
     except DataError:
         raise
     # Pillow's decoders raise many kinds on damaged bytes (OSError, SyntaxError, struct.error, ...).
@@ -129,19 +133,11 @@ def _decoded(file: BinaryIO, size: int, what: str) -> Image.Image:
         raise _damaged(file, size, what, err) from err
 
 
-def _decoded_size(file: BinaryIO, size: int, what: str) -> tuple[int, int]:
-    _check_bytes(size, what)
-    try:
-        with _image(file) as image:
-            _check_area(image, what)
-            width, height = image.size
-            image.draft(None, (1, 1))
-            _rgb(image, what)
-            return (height, width) if _turn(image) in _SIDEWAYS else (width, height)
-    except DataError:
-        raise
-    except Exception as err:
-        raise _damaged(file, size, what, err) from err
+def _upright_size(image: Image.Image, what: str) -> tuple[int, int]:
+    width, height = image.size
+    image.draft(None, (1, 1))
+    _rgb(image, what)
+    return (height, width) if _turn(image) in _SIDEWAYS else (width, height)
 
 
 def _opened(path: Path) -> BinaryIO:
