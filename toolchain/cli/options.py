@@ -84,6 +84,13 @@ cache_option = click.option(
     metavar="DIR",
     help="Structures of backbones, which exports reuse.",
 )
+runner_backbone_option = click.option(
+    "--backbone",
+    type=FILE,
+    metavar="DIR",
+    help="The backbone or an engine, or the folder that holds the backbone.  "
+    "[default: beside the bundle]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 json_file_option = click.option(
     "--json", "json_path", type=FILE, metavar="FILE", help="Write it all; - is stdout."

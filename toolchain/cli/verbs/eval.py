@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolchain.cli.boundary import BoundedCommand
-from toolchain.cli.options import FILE, json_option, require_folders, threads_option
+from toolchain.cli.options import (
+    FILE,
+    json_option,
+    require_folders,
+    runner_backbone_option,
+    threads_option,
+)
 from toolchain.cli.show import confusion_page, layout
 from toolchain.cli.show.answers import complain_of
 from toolchain.cli.show.classes import class_document, class_lines, confusion_lines
@@ -37,13 +43,7 @@ FAILED = 1
     help="The pictures that training keeps for the test, or all of the folder.  [default: test for "
     "a folder with train/ and test/, else all]",
 )
-@click.option(
-    "--backbone",
-    type=FILE,
-    metavar="DIR",
-    help="The backbone or an engine, or the folder that holds the backbone.  "
-    "[default: beside the bundle]",
-)
+@runner_backbone_option
 @click.option("--page", type=FILE, metavar="FILE", help="Write classes and confusion as HTML.")
 @threads_option(1, "Threads of one operator.")
 @json_option

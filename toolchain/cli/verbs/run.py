@@ -15,7 +15,13 @@ from click.shell_completion import CompletionItem
 
 from toolchain.bundle.linkage import FORMS, LINKED_ROLES
 from toolchain.cli.boundary import BoundedCommand
-from toolchain.cli.options import FILE, CommandT, json_option, threads_option
+from toolchain.cli.options import (
+    FILE,
+    CommandT,
+    json_option,
+    runner_backbone_option,
+    threads_option,
+)
 from toolchain.cli.serving import serve_until_signalled, serving_options
 from toolchain.cli.show import layout
 from toolchain.cli.show.answers import PRINTERS, complain_of
@@ -106,13 +112,7 @@ def _complete_bundle(
     metavar="DIR",
     help="Where --domain and --serve look.",
 )
-@click.option(
-    "--backbone",
-    type=FILE,
-    metavar="DIR",
-    help="The backbone or an engine, or the folder that holds the backbone.  "
-    "[default: beside the bundle]",
-)
+@runner_backbone_option
 @_runner_options
 @click.option("--no-selftest", is_flag=True, help="Trust that the bundle was tested here before.")
 @click.option(
