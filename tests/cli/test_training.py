@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from toolchain.cli.options import named_recipe
-from toolchain.cli.training import CHECKPOINTS, output_name, train_command
+from toolchain.cli.training import CHECKPOINTS, output_name, train_command, varied
 from toolchain.core.words import is_domain_name
 
 
@@ -15,11 +15,12 @@ from toolchain.core.words import is_domain_name
     ("method", "name"), [(None, "cars"), ("da3", "cars"), ("head", "cars@head")]
 )
 def test_only_another_method_is_part_of_the_name(method: str | None, name: str) -> None:
-    assert output_name(named_recipe("cars", None, method), named_recipe("cars", None, None)) == name
+    own = named_recipe("cars", None)
+    assert output_name(varied(own, method, ()), own) == name
 
 
 def test_no_domain_can_have_the_name_of_another_ones_method() -> None:
-    own = named_recipe("cars", None, None)
+    own = named_recipe("cars", None)
     assert not is_domain_name(output_name(own.by("head"), own))
 
 

@@ -7,7 +7,7 @@ one verb alone takes stands in that verb's file.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -146,21 +146,8 @@ def domain_options(command: CommandT) -> CommandT:
     return name(file(command))
 
 
-def named_recipe(
-    domain: str | None, file: Path | None, method: str | None, settings: Sequence[str] = ()
-) -> Recipe:
-    """Return the recipe that the options name, with ``method`` in place of its own if there is one.
-
-    ``settings`` come last. Raises click.UsageError, RecipeError, UnknownNameError, UsageError.
-    """
-    from toolchain.recipe import changed
-
-    recipe = _recipe(domain, file)
-    recipe = recipe if method is None else recipe.by(method)
-    return changed(recipe, settings) if settings else recipe
-
-
-def _recipe(domain: str | None, file: Path | None) -> Recipe:
+def named_recipe(domain: str | None, file: Path | None) -> Recipe:
+    """Return the recipe that the options name. Raises click.UsageError, RecipeError, UsageError."""
     from toolchain import recipe
 
     if file is not None:

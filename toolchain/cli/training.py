@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,48 @@ if TYPE_CHECKING:
 CHECKPOINTS = Path("build/domains")
 BY = "@"
 """Stands between domain and method in a file's name; no domain has it in its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a command is about: the recipe, how its files are called, and where it is trained.
+
+    ``folder`` holds the checkpoint. ``command`` trains the recipe into it.
+    """
+
+    recipe: Recipe
+    name: str
+    folder: Path
+    command: str
+
+
+def planned(
+    named: Recipe,
+    file: Path | None,
+    method: str | None,
+    settings: Sequence[str],
+    folder: Path | None,
+) -> Planned:
+    """Return what the options mean; ``named`` is the recipe that they name, ``file`` its file.
+
+    ``folder`` is None for the default. Raises as :func:`varied`.
+    """
+    recipe = varied(named, method, settings)
+    name = output_name(recipe, named)
+    out = folder or CHECKPOINTS / name
+    command = train_command(recipe.domain, file, name, out, method=method, settings=settings)
+    return Planned(recipe, name, out, command)
+
+
+def varied(recipe: Recipe, method: str | None, settings: Sequence[str]) -> Recipe:
+    """Return ``recipe`` with ``method`` in place of its own if there is one; then ``settings``.
+
+    Raises RecipeError, UnknownNameError, UsageError.
+    """
+    from toolchain.recipe import changed
+
+    recipe = recipe if method is None else recipe.by(method)
+    return changed(recipe, settings) if settings else recipe
 
 
 def output_name(recipe: Recipe, named: Recipe) -> str:
@@ -57,9 +100,7 @@ def train_command(
 
 
 def train_shown(
-    recipe: Recipe,
-    out: Path,
-    command: str,
+    plan: Planned,
     *,
     cache: Path,
     resume: bool = False,
@@ -70,14 +111,14 @@ def train_shown(
     device: str = "cpu",
     precision: Arithmetic | None = None,
 ) -> TrainReport:
-    """Train and show progress on stderr; the fix of an error names ``command``.
+    """Train and show progress on stderr; the fix of an error names the command that goes on.
 
     Before the first step the untrained domain is exported for trial, its structure kept in
     ``cache``. ``budget``: a size such as ``64MB``. ``precision``: None for mixed on a GPU and
     float32 on a CPU. The rest is as in
     :func:`toolchain.training.loop.from_recipe.train_recipe`.
     """
-    bar = Bar(sys.stderr, recipe.domain)
+    bar = Bar(sys.stderr, plan.recipe.domain)
     bar.phase("start", 0, 0)  # PyTorch takes seconds to start
     bound_memory()
     from toolchain.export.rehearsal import rehearse
@@ -85,20 +126,20 @@ def train_shown(
     from toolchain.training.loop.from_recipe import train_recipe
     from toolchain.training.memory.fit import parse_size
 
-    with command_in_fix(command), closing(bar):
+    with command_in_fix(plan.command), closing(bar):
         report = train_recipe(
-            recipe,
-            out=out,
+            plan.recipe,
+            out=plan.folder,
             resume=resume,
             overwrite=overwrite,
             progress=bar,
             notify=bar.keep,
             threads=threads,
             memory=None if budget is None else parse_size(budget),
-            check=partial(rehearse, recipe=recipe, cache=cache),
+            check=partial(rehearse, recipe=plan.recipe, cache=cache),
             log=log,
             device=Device(device, precision or ("fp32" if device == "cpu" else "mixed")),
         )
     if report.fault is not None:
-        name_command(report.fault, command)
+        name_command(report.fault, plan.command)
     return report

@@ -28,7 +28,7 @@ from toolchain.cli.show import layout
 from toolchain.cli.show.output import complain, emit
 from toolchain.cli.show.parity import parity_document, parity_lines
 from toolchain.cli.show.progress import Steps
-from toolchain.cli.training import CHECKPOINTS, output_name, train_command, train_shown
+from toolchain.cli.training import CHECKPOINTS, planned, train_shown
 from toolchain.core.errors import CheckpointError, UsageError
 from toolchain.core.files import is_folder
 from toolchain.core.words import PRECISIONS
@@ -123,13 +123,12 @@ def export(
     Beside a precision below fp32, --tolerance bounds that precision's error.
     """
     orders = _orders(targets, precisions, flavours, recalibrate=recalibrate)
-    recipe = named_recipe(domain, file, method, settings)
-    name = output_name(recipe, named_recipe(domain, file, None))
-    folder = checkpoint or CHECKPOINTS / name
-    command = train_command(recipe.domain, file, name, folder, method=method, settings=settings)
-    if not is_folder(folder) and not train:
+    plan = planned(named_recipe(domain, file), file, method, settings, checkpoint)
+    trained = not is_folder(plan.folder)
+    if trained and not train:
         raise CheckpointError(
-            f"expected a trained domain at {folder}, found none", fix=f"{command} (or add --train)"
+            f"expected a trained domain at {plan.folder}, found none",
+            fix=f"{plan.command} (or add --train)",
         )
     from toolchain.bundle.archive import BUNDLE_SUFFIX
     from toolchain.export.pipeline import export as run
@@ -137,19 +136,18 @@ def export(
 
     # Asked before training, which may take long.
     if not overwrite:
-        refuse_existing(dist / f"{name}{BUNDLE_SUFFIX}")
-    trained = not is_folder(folder)
+        refuse_existing(dist / f"{plan.name}{BUNDLE_SUFFIX}")
     if trained:
-        fault = train_shown(recipe, folder, command, cache=cache).fault
+        fault = train_shown(plan, cache=cache).fault
         if fault is not None:  # its checkpoint is there: whoever exports it knows what it is
             fault.fix += ", or export it as it is: run the same command again"
             raise fault
     with Steps(sys.stderr) as steps:
         report = run(
-            recipe,
-            checkpoint=folder,
+            plan.recipe,
+            checkpoint=plan.folder,
             dist=dist,
-            name=name,
+            name=plan.name,
             cache=cache,
             overwrite=overwrite,
             threads=threads,
@@ -157,7 +155,7 @@ def export(
             orders=orders,
             notify=steps,
         )
-    emit(_document(report, folder, trained=trained), _lines(report), as_json=as_json)
+    emit(_document(report, plan.folder, trained=trained), _lines(report), as_json=as_json)
     for item in report.refused:
         complain(f"no kit for {item.order.title}: {item.reason.message}", item.reason.fix)
     if report.refused:

@@ -22,7 +22,7 @@ from toolchain.cli.show import domain as domains
 from toolchain.cli.show import layout
 from toolchain.cli.show.classes import class_document
 from toolchain.cli.show.output import complain, emit
-from toolchain.cli.training import CHECKPOINTS, output_name, train_command, train_shown
+from toolchain.cli.training import CHECKPOINTS, planned, train_shown
 from toolchain.core.words import to_json
 
 if TYPE_CHECKING:
@@ -95,14 +95,8 @@ def train(
     there, and ends with the same weights as a training that was never stopped. A domain that got
     worse than its own head alone is written all the same; the exit code is 6 then.
     """
-    recipe = named_recipe(domain, file, method, settings)
-    name = output_name(recipe, named_recipe(domain, file, None))
-    folder = out or CHECKPOINTS / name
-    command = train_command(recipe.domain, file, name, folder, method=method, settings=settings)
     report = train_shown(
-        recipe,
-        folder,
-        command,
+        planned(named_recipe(domain, file), file, method, settings, out),
         resume=resume,
         overwrite=overwrite,
         threads=threads,
