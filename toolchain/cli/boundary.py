@@ -15,10 +15,9 @@ import errno
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, TextIO
 
 import click
@@ -33,6 +32,7 @@ from toolchain.core.errors import (
 )
 from toolchain.core.files import refused
 from toolchain.core.memory import out_of_memory
+from toolchain.core.signals import handled
 
 INTERRUPTED = 130
 ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -103,24 +103,14 @@ def name_command(err: Da3Error, command: str) -> None:
         err.fix += ": " + ", or: ".join(f"{command} {flag}" for flag in flags)
 
 
-@contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
+def _ended_like_ctrl_c() -> AbstractContextManager[None]:
     """Raise KeyboardInterrupt inside the block when a signal of ``ENDING`` comes.
 
     By default they would end the process at once, and leave its temporary files. One that is
     ignored (``nohup``) stays so, and the handler of a program around us stays as well.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # no signal arrives here
-        return
     ours = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
+    return handled(ours, signal.default_int_handler)
 
 
 def _open_closed_streams() -> None:

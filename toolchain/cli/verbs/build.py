@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from toolchain.cli.show import layout
 from toolchain.cli.show.output import emit, plain
 from toolchain.cli.show.progress import Steps
 from toolchain.core.files import MIB
+from toolchain.core.signals import handled
 
 if TYPE_CHECKING:
     from toolchain.device.build import BuildReport, FlavourReport
@@ -97,26 +97,19 @@ def build(
     emit(plain(report), _lines(report), as_json=as_json)
 
 
-@contextmanager
-def _ended_at_once() -> Iterator[None]:
+def _ended_at_once() -> AbstractContextManager[None]:
     """Let Ctrl-C and its like end the process inside TensorRT, which may not return for minutes.
 
     Nothing is left half-written: engines and timings appear whole, and the next build goes on from
     them.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
-    for number, handler in handlers.items():
-        # A shell's `nohup` and background jobs ignore the signal. That stays so.
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    # A shell's `nohup` and background jobs ignore the signal. That stays so.
+    ours = (
+        number
+        for number in (signal.SIGINT, *ENDING)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    )
+    return handled(ours, signal.SIG_DFL)
 
 
 def _lines(report: BuildReport) -> Iterator[str]:
