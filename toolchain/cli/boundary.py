@@ -71,7 +71,8 @@ class _Boundary:
                     code = super().main(*args, **options)  # type: ignore[misc]
             # Every error ends here; one that is none of the library's is an internal error, code 1.
             except Exception as err:
-                code = _report(_known(err), results if as_json else None, colour)
+                known = _known(err).with_traceback(err.__traceback__)
+                code = _report(known, results if as_json else None, colour)
             except KeyboardInterrupt:
                 code = _report(click.Abort(), results if as_json else None, colour)
             _drop_unwritten(results.stream)
@@ -177,21 +178,19 @@ def _escape_what_is_not_encodable() -> None:
 def _known(err: Exception) -> Exception:
     """Return the library's error for a lack of memory or of a package, and for a refusing disk."""
     if isinstance(err, MemoryError):
-        return out_of_memory(err).with_traceback(err.__traceback__)
+        return out_of_memory(err)
     name = (getattr(err, "name", None) or "").partition(".")[0]
     if isinstance(err, ModuleNotFoundError) and name in _EXTRAS:
-        missing = MissingPackageError(name, "this command", _EXTRAS[name])
-        return missing.with_traceback(err.__traceback__)
+        return MissingPackageError(name, "this command", _EXTRAS[name])
     # An error of the library's own files carries a file name. One without is a stream's.
     if isinstance(err, OSError) and err.errno in _NO_ROOM and err.filename is None:
-        full = StorageError(
+        return StorageError(
             f"cannot write the output: {err.strerror}",
             fix="make room where stdout or stderr goes, or send it elsewhere",
         )
-        return full.with_traceback(err.__traceback__)
     # What the file system refuses is never a fault of the program, whichever call met it first.
     if isinstance(err, OSError) and err.filename is not None and err.strerror is not None:
-        return refused(err).with_traceback(err.__traceback__)
+        return refused(err)
     return err
 
 
