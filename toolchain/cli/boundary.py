@@ -228,8 +228,7 @@ def _document(err: Exception) -> dict[str, Any]:
     """Return type, message, fix and exit code of an error, and the faults that it lists."""
     match err:
         case RecipeError(faults=faults) | DataError(faults=faults) if faults:
-            listed = [{"path": f.path, "message": f.message, "fix": f.fix} for f in faults]
-            return {**_library_fields(err), "faults": listed}
+            return {**_library_fields(err), "faults": faults}
         case Da3Error():
             return _library_fields(err)
         case click.Abort():
