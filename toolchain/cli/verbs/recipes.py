@@ -16,7 +16,7 @@ from toolchain.cli.show.progress import counting
 from toolchain.core.errors import Da3Error, DataError, Fault, RecipeError, UnknownNameError
 
 if TYPE_CHECKING:
-    from toolchain.recipe import Examined, Recipe
+    from toolchain.recipe import Examined, Listing, Recipe
 
 
 @click.group(cls=BoundedGroup, epilog=layout.example("da3 recipes ls"))
@@ -147,16 +147,21 @@ def _checked(path: Path, *, pictures: bool) -> dict[str, Any]:
 def _examined(loaded: Recipe) -> tuple[Examined | None, str]:
     """Return what the pictures of a recipe are, or why they cannot be looked at here."""
     from toolchain.core.files import exists
-    from toolchain.recipe import examine
     from toolchain.training import data
 
     if loaded.data.root is None:
         return None, f"{loaded.data.loader} are made here"
     if not exists(loaded.data.root):
         return None, f"there is no folder {loaded.data.root} here"
-    listing = data.listed(loaded)
+    return _decoded(data.listed(loaded)), ""
+
+
+def _decoded(listing: Listing) -> Examined:
+    """Return what the pictures of ``listing`` are; a terminal counts them meanwhile."""
+    from toolchain.recipe import examine
+
     with counting("pictures decoded") as tell:
-        return examine(listing, tell), ""
+        return examine(listing, tell)
 
 
 @recipes.command(
@@ -196,9 +201,7 @@ def new(name: str, data: Path, backbone: str, out: Path, overwrite: bool, as_jso
     words = ["da3", "recipes", "new", name, "--data", data, "--backbone", backbone, "--out", out]
     with command_in_fix(shlex.join(map(str, words))):
         described = backbones.get(backbone)
-        listing = recipe.scan(data)
-        with counting("pictures decoded") as tell:
-            examined = recipe.examine(listing, tell)
+        examined = _decoded(recipe.scan(data))
         path = recipe.new(
             name,
             examined,
