@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,21 +95,20 @@ def check(
     Where a recipe's pictures lie on this machine, it decodes every one and names all that are
     damaged. It lists what each part holds, and what is left out and why.
     """
-    rows = [_checked(path, pictures=not no_pictures) for path in files]
-    lines = []
-    for row in rows:
+    rows, lines = [], []
+    for path in files:
+        row, about = _checked(path, pictures=not no_pictures)
+        rows.append(row)
         mark = click.style("ok", fg="green") if row["ok"] else click.style("faults", fg="red")
-        lines.append(f"{layout.clean(str(row['path']))}: {mark}")
-        lines += [layout.clean(f"  {line}") for line in row.pop("lines")]
-        for fault in row["faults"]:
-            lines.append(layout.clean(f"  {fault}"))
+        lines.append(f"{layout.clean(str(path))}: {mark}")
+        lines += [layout.clean(f"  {line}") for line in (*about, *row["faults"])]
     emit({"recipes": rows}, lines, as_json=as_json)
     if not all(row["ok"] for row in rows):
         context.exit(RecipeError.exit_code)
 
 
-def _checked(path: Path, *, pictures: bool) -> dict[str, Any]:
-    """Return the verdict on one file and its pictures.
+def _checked(path: Path, *, pictures: bool) -> tuple[dict[str, Any], list[str]]:
+    """Return the verdict on one file and its pictures, and for people what was looked at.
 
     A backbone that no package registers is a fault too. Pictures that are not on this machine are
     none: ``unchecked`` says so.
@@ -116,32 +116,30 @@ def _checked(path: Path, *, pictures: bool) -> dict[str, Any]:
     from toolchain import recipe
     from toolchain.training.adapt import backbones
 
-    faults: list[Fault] = []
-    examined = loaded = None
-    unchecked = "--no-pictures"
+    faults: Sequence[Fault] = ()
+    examined, unchecked, loaded = None, "", None
     try:
         loaded = recipe.load(path)
         backbones.get(loaded.backbone)
-        if pictures:
-            examined, unchecked = _examined(loaded)
+        examined, unchecked = _examined(loaded) if pictures else (None, "--no-pictures")
     except (RecipeError, DataError) as err:
-        fault = Fault("data.root" if loaded else "(file)", err.message, err.fix)
-        faults += err.faults or [fault]
+        where = "data.root" if loaded else "(file)"
+        faults = err.faults or (Fault(where, err.message, err.fix),)
     except Da3Error as err:
         where = "backbone" if isinstance(err, UnknownNameError) else "(file)"
-        faults.append(Fault(where, err.message, err.fix))
-    shown = [f"pictures: {line}" for line in examined.lines()] if examined else []
-    if unchecked and not faults:
-        shown.append(f"pictures: not checked: {unchecked}")
-    return {
+        faults = (Fault(where, err.message, err.fix),)
+    about = [f"not checked: {unchecked}"] if unchecked else []
+    if examined:
+        about = examined.lines()
+    verdict = {
         "path": path,
         "domain": loaded.domain if loaded else None,
         "ok": not faults,
         "faults": faults,
         "pictures": examined.document() if examined else None,
-        "unchecked": unchecked if not examined and not faults else None,
-        "lines": shown,
+        "unchecked": unchecked or None,
     }
+    return verdict, [f"pictures: {line}" for line in about]
 
 
 def _examined(loaded: Recipe) -> tuple[Examined | None, str]:
