@@ -15,7 +15,7 @@ from toolchain.cli.options import (
     runner_backbone_option,
     threads_option,
 )
-from toolchain.cli.show import confusion_page, layout
+from toolchain.cli.show import layout
 from toolchain.cli.show.answers import complain_of
 from toolchain.cli.show.classes import class_document, class_lines, confusion_lines
 from toolchain.cli.show.output import emit
@@ -80,6 +80,8 @@ def evaluate(
         complain_of(str(path), err)
     about = {"domain": domain.name, "release": domain.release, "folder": folder, "part": used}
     if page is not None:
+        from toolchain.cli.show import confusion_page
+
         text = confusion_page.page(f"{domain.name}: {folder}", scores.confusion, scores.classes)
         write_atomic(page, text.encode(), overwrite=True)
     emit({**about, **_document(scores)}, _lines(about, scores), as_json=as_json)
