@@ -23,6 +23,10 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "own birds"
 
 
+def new_birds(pictures: Path) -> list[str]:
+    return ["recipes", "new", "birds", "--data", str(pictures), "--backbone", "resnet20"]
+
+
 def test_ls_is_a_table_of_all_domains() -> None:
     said = invoke("recipes", "ls")
     assert said.exit_code == 0
@@ -102,7 +106,7 @@ def test_new_and_check_list_what_is_there_and_what_is_left_out(
 ) -> None:
     (pictures / "sparrow" / "9.heic").write_bytes(b"x")
     (pictures / "wren").mkdir()
-    words = ["recipes", "new", "birds", "--data", str(pictures), "--backbone", "resnet20"]
+    words = new_birds(pictures)
     with chdir(tmp_path):
         said = invoke(*words)
         told = json.loads(invoke(*words, "--overwrite", "--json").stdout)["pictures"]
@@ -124,7 +128,7 @@ def test_new_and_check_list_what_is_there_and_what_is_left_out(
 
 
 def test_new_and_check_name_all_damaged_pictures(tmp_path: Path, pictures: Path) -> None:
-    words = ["recipes", "new", "birds", "--data", str(pictures), "--backbone", "resnet20"]
+    words = new_birds(pictures)
     bad = ["Große Möwe/2.png", "sparrow/0.png", "sparrow/5.png"]
     with chdir(tmp_path):
         invoke(*words)
@@ -143,7 +147,7 @@ def test_new_and_check_name_all_damaged_pictures(tmp_path: Path, pictures: Path)
 def test_check_passes_pictures_that_lie_elsewhere_and_says_so(
     tmp_path: Path, pictures: Path
 ) -> None:
-    words = ["recipes", "new", "birds", "--data", str(pictures), "--backbone", "resnet20"]
+    words = new_birds(pictures)
     with chdir(tmp_path):
         invoke(*words)
         pictures.rename(tmp_path / "elsewhere")
@@ -155,7 +159,7 @@ def test_check_passes_pictures_that_lie_elsewhere_and_says_so(
 def test_pictures_and_recipes_that_may_not_be_read_are_told_with_their_path(
     tmp_path: Path, pictures: Path
 ) -> None:
-    words = ["recipes", "new", "birds", "--data", str(pictures), "--backbone", "resnet20"]
+    words = new_birds(pictures)
     with chdir(tmp_path):
         invoke(*words)
         path = tmp_path / "recipes" / "birds.yaml"
