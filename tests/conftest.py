@@ -48,10 +48,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files of ``FIRST`` first: whoever gets a long one last works on alone."""
-    places = {name: place for place, name in enumerate(FIRST)}
     here = Path(__file__).parent
-    names = {item.path: str(item.path.relative_to(here)) for item in items}
-    items.sort(key=lambda item: places.get(names[item.path], len(FIRST)))
+    places = {here / name: place for place, name in enumerate(FIRST)}
+    gone = [name for name in FIRST if not (here / name).is_file()]
+    assert not gone, f"FIRST names files that are not there: {gone}"
+    items.sort(key=lambda item: places.get(item.path, len(FIRST)))
 
 
 @pytest.fixture
