@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 from toolchain.core.errors import LockedError, StorageError
@@ -77,7 +77,7 @@ def _is(path: Path, handle: int) -> bool:
 
 
 def _own() -> bytes:
-    since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    since = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
     return json.dumps(
         {"process": os.getpid(), "host": socket.gethostname(), "since": since}
     ).encode()
