@@ -24,10 +24,10 @@ def claimed(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
     Raises LockedError while another one does, ExistsError or StorageError where the checkpoint
     could not be written.
     """
-    with _as_storage_error(f"make {out.parent}"):
+    with as_storage_error(f"make {out.parent}"):
         out.parent.mkdir(parents=True, exist_ok=True)
     # Permission bits do not tell (root, read-only mounts), so try it.
-    with _as_storage_error(f"write in {out.parent}"), tempfile.TemporaryFile(dir=out.parent):
+    with as_storage_error(f"write in {out.parent}"), tempfile.TemporaryFile(dir=out.parent):
         pass
     with locked(out.with_name(f"{out.name}.training.lock"), what=f"the training into {out}"):
         if not (resume or overwrite):
@@ -52,12 +52,12 @@ def remove_state(out: Path) -> None:
     """Remove the half-done training beside ``out``, if there is one; raises StorageError."""
     # The state comes last: without it a finished checkpoint counts as whole.
     for path in (best_path(out), state_path(out)):
-        with _as_storage_error(f"remove {path}"):
+        with as_storage_error(f"remove {path}"):
             path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _as_storage_error(action: str) -> Iterator[None]:
+def as_storage_error(action: str) -> Iterator[None]:
     """Turn an OSError inside the block of code into a StorageError."""
     try:
         yield

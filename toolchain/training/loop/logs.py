@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from toolchain.core.errors import StorageError
 from toolchain.core.files import make_folder, write_atomic
 from toolchain.training.adapt.checkpoint import EpochFigures
 from toolchain.training.loop import events
 from toolchain.training.loop.curve import curve
+from toolchain.training.loop.destination import as_storage_error
 
 TABLE, PICTURE, EVENTS = "epochs.csv", "curve.svg", "events.out.tfevents"
 TAGS: Mapping[str, str] = {
@@ -52,13 +52,8 @@ class Log:
         self._append(events.scalars(time.time(), len(epochs), present))
 
     def _append(self, data: bytes) -> None:
-        try:
-            with self._events.open("ab") as file:
-                file.write(data)
-        except OSError as err:
-            raise StorageError(
-                f"cannot write {self._events}: {err.strerror}", fix="choose another folder"
-            ) from err
+        with as_storage_error(f"write {self._events}"), self._events.open("ab") as file:
+            file.write(data)
 
 
 def table(epochs: Sequence[EpochFigures]) -> str:
