@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.core.errors import StorageError
-from toolchain.pictures.preprocess import Preprocessing, normalise
+from toolchain.pictures.preprocess import Preprocessing
 from toolchain.training.adapt.attached import HEAD, MOMENTUM, AttachedModel
 from toolchain.training.adapt.loss import class_loss
 from toolchain.training.data.splits import DomainData, Split
 from toolchain.training.loop.devices import device_of
-from toolchain.training.loop.evaluation import BATCH, batches
+from toolchain.training.loop.evaluation import BATCH, as_tensors, batches
 from toolchain.training.loop.progress import Tick, unheard
 from toolchain.training.memory.head import ROOM, HeadFit, head_fit
 
@@ -113,10 +113,10 @@ def settle(model: AttachedModel, split: Split, preprocess: Preprocessing, *, bat
     model.train()
     try:
         for number in range(count):
-            pictures, _ = split.batch(order[number * batch : (number + 1) * batch])
+            rows = order[number * batch : (number + 1) * batch]
             # So the mean over all batches stays, each counting the same.
             model.momentum = 1 / (number + 1)
-            model(torch.from_numpy(normalise(preprocess, pictures)).to(device_of(model)))
+            model(as_tensors(preprocess, *split.batch(rows), device_of(model))[0])
     finally:
         model.momentum = MOMENTUM
         model.train(False)

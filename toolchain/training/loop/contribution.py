@@ -11,11 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toolchain.pictures.preprocess import normalise
 from toolchain.recipe import Recipe
 from toolchain.training.adapt.attached import HEAD, AttachedModel
 from toolchain.training.adapt.blocks import Anatomy
@@ -25,6 +23,7 @@ from toolchain.training.adapt.sparse import Contribution, Kernel, candidates, ch
 from toolchain.training.data.splits import DomainData
 from toolchain.training.lean import Lean
 from toolchain.training.loop.baseline import probe
+from toolchain.training.loop.evaluation import as_tensors
 from toolchain.training.loop.progress import Tick, unheard
 
 BATCH = 32
@@ -67,8 +66,7 @@ def _calibration(
     count = min(len(order), batches * BATCH)
     for start in range(0, count, BATCH):
         tick(start, count)
-        pictures, labels = data.train.batch(order[start : start + BATCH])
-        yield torch.from_numpy(normalise(recipe.preprocess, pictures)), torch.from_numpy(labels)
+        yield as_tensors(recipe.preprocess, *data.train.batch(order[start : start + BATCH]))
 
 
 def _contributions(

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toolchain.core.confusion import Confusion
+from toolchain.pictures.decode import Pixels
 from toolchain.pictures.preprocess import Preprocessing, normalise
 from toolchain.training.adapt.attached import AttachedModel
-from toolchain.training.data.splits import Split
+from toolchain.training.data.splits import Labels, Split
 from toolchain.training.loop.devices import device_of
 from toolchain.training.loop.progress import Tick, unheard
 
@@ -69,14 +70,20 @@ def batches(
     tick(0, count)
     for start in range(0, count, batch):
         end = min(start + batch, count)
-        pictures, labels = split.batch(np.arange(start, end))
         # Only the caller holds the tensor: it lets go of it before the next one is made.
-        yield (
-            torch.from_numpy(normalise(preprocess, pictures)).to(device),
-            torch.from_numpy(labels).to(device),
-        )
-        del pictures
+        yield as_tensors(preprocess, *split.batch(np.arange(start, end)), device)
         tick(end, count)
+
+
+def as_tensors(
+    preprocess: Preprocessing,
+    pictures: Pixels,
+    labels: Labels,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return a batch of a split as a model takes it, on ``device``; None is the CPU."""
+    images = torch.from_numpy(normalise(preprocess, pictures))
+    return images.to(device), torch.from_numpy(labels).to(device)
 
 
 @torch.no_grad()

@@ -29,7 +29,6 @@ from toolchain.core import digest
 from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import DivergedError, StorageError, TrainingError
 from toolchain.core.files import exists
-from toolchain.pictures.preprocess import normalise
 from toolchain.recipe import Recipe
 from toolchain.training.adapt.attached import (
     HEAD,
@@ -49,7 +48,7 @@ from toolchain.training.loop.balance import class_weights
 from toolchain.training.loop.baseline import Probe, probe
 from toolchain.training.loop.destination import claimed, remove_state
 from toolchain.training.loop.devices import Device, placed
-from toolchain.training.loop.evaluation import BATCH, Evaluation, evaluate
+from toolchain.training.loop.evaluation import BATCH, Evaluation, as_tensors, evaluate
 from toolchain.training.loop.exhausted import exhausted, is_exhaustion
 from toolchain.training.loop.holdout import Parts, Rows, parted, score
 from toolchain.training.loop.identity import data_digest, training_document
@@ -614,9 +613,8 @@ def _batch(run: _Run, drawn: Epoch) -> tuple[Tensor, Tensor]:
     place = run.step % run.steps_per_epoch
     rows = drawn.order[place * size : (place + 1) * size]
     pictures, labels = run.train.batch(rows)
-    tensors = normalise(run.recipe.preprocess, augmented(pictures, rows, drawn))
-    device = run.device.name
-    return torch.from_numpy(tensors).to(device), torch.from_numpy(labels).to(device)
+    changed = augmented(pictures, rows, drawn)
+    return as_tensors(run.recipe.preprocess, changed, labels, run.device.name)
 
 
 def _noise(seed: int, step: int) -> torch.Generator:
