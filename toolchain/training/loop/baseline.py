@@ -169,24 +169,27 @@ class _Stored:
 
     def standardised(self) -> tuple[Tensor, Tensor]:
         """Scale every feature to mean 0 and spread 1, and return both as they were, [features]."""
-        count, mean, square = 0, torch.zeros(self.width), torch.zeros(self.width)
-        for features, labels in self.chunks():
-            more, its_mean = len(labels), features.mean(0)
-            if self._whole:
-                mean, spread = its_mean, features.std(0)
-                break
-            # Chan, Golub and LeVeque 1983: means and squares of parts become those of all.
-            apart = its_mean - mean
-            square += (features - its_mean).square_().sum(0)
-            square += apart.square() * (count * more / (count + more))
-            mean += apart * (more / (count + more))
-            count += more
-            spread = (square / (count - 1)).sqrt()
+        mean, spread = self._moments()
         # A feature that never changes has no spread to divide by.
         self._mean, self._spread = mean, spread.clamp_min(1e-3)
         if self._whole:
             self._buffer.sub_(self._mean).div_(self._spread)
         return self._mean, self._spread
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Return every feature's mean and its spread over all pictures, [features]."""
+        if self._whole:
+            return self._buffer.mean(0), self._buffer.std(0)
+        count, mean, square = 0, torch.zeros(self.width), torch.zeros(self.width)
+        for features, labels in self.chunks():
+            # Chan, Golub and LeVeque 1983: means and squares of parts become those of all.
+            more, its_mean = len(labels), features.mean(0)
+            apart = its_mean - mean
+            square += (features - its_mean).square_().sum(0)
+            square += apart.square() * (count * more / (count + more))
+            mean += apart * (more / (count + more))
+            count += more
+        return mean, (square / (count - 1)).sqrt()
 
     def _read(self, features: Tensor, start: int) -> None:
         self._file.seek(4 * self.width * start)
