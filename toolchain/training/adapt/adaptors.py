@@ -91,17 +91,11 @@ class Pool(nn.Module):
 
 def _sizes(site: Site) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return (channels, height, width) of a site's input and output."""
-    order = {"NCHW": (0, 1, 2), "NHWC": (2, 0, 1)}.get(site.layout)
-    if site.layout == "NCL":
-        (c_in, length), (c_out, out_length) = site.in_shape, site.out_shape
-        return (c_in, 1, length), (c_out, 1, out_length)
-    if order is None:
-        (length, c_in), (out_length, c_out) = site.in_shape, site.out_shape
-        return (c_in, 1, length), (c_out, 1, out_length)
-    return (
-        tuple(site.in_shape[i] for i in order),
-        tuple(site.out_shape[i] for i in order),
-    )
+
+    def size(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(channels_first(torch.empty(1, *shape, device="meta"), site.layout).shape[1:])
+
+    return size(site.in_shape), size(site.out_shape)
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
