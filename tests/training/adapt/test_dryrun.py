@@ -17,8 +17,7 @@ def run(name: str) -> DryRun:
 
 
 def flops(net: nn.Module, name: str) -> int:
-    counts = dry_run(net, wild.SHAPE).counter.get_flop_counts()
-    return sum(counts[f"{type(net).__name__}.{name}"].values()) // 2
+    return dry_run(net, wild.SHAPE).flops[name]
 
 
 def test_fused_attention_counts_as_its_two_products() -> None:

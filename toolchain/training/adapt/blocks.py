@@ -108,13 +108,13 @@ def examine(
     head = _classifier_name(backbone, run) if head is None else head or None
     sites = tuple(_site(backbone, name, run) for name in names)
     features = _features(backbone, head, run)
-    classifier = _flops(backbone, head, run) if head else 0
+    classifier = run.flops[head] if head else 0
     entangled = {name: text for name in names if (text := _entanglement(run, name))}
     return Anatomy(
         sites=sites,
         head=head,
         features=features,
-        flops=_flops(backbone, "", run) - classifier,
+        flops=run.flops[""] - classifier,
         input_shape=tuple(input_shape),
         channels_last=runs_channels_last(backbone, tuple(input_shape)),
         entangled=entangled,
@@ -211,7 +211,7 @@ def _block_names(backbone: nn.Module, run: DryRun) -> list[str]:
         if not any(calls[other].output is calls[name].output for other in _inside(name, candidates))
     ]
     outer = [n for n in candidates if not _is_inside(n, candidates)]
-    return _finest(backbone, outer, candidates, run)
+    return _finest(outer, candidates, run)
 
 
 def _inside(name: str, others: Iterable[str]) -> list[str]:
@@ -222,7 +222,7 @@ def _is_inside(name: str, others: Iterable[str]) -> bool:
     return any(name.startswith(f"{other}.") for other in others)
 
 
-def _finest(backbone: nn.Module, names: list[str], candidates: list[str], run: DryRun) -> list[str]:
+def _finest(names: list[str], candidates: list[str], run: DryRun) -> list[str]:
     """Return ``names``, those that no gate can skip replaced by blocks inside that can be skipped.
 
     A stage that makes its map smaller hides the blocks in it. Its neighbours in the same container
@@ -232,10 +232,10 @@ def _finest(backbone: nn.Module, names: list[str], candidates: list[str], run: D
     for name in names:
         inner = _inside(name, candidates)
         outer = [n for n in inner if not _is_inside(n, inner)]
-        parts = _finest(backbone, outer, candidates, run)
-        skipped = sum(_flops(backbone, p, run) for p in parts if _is_skippable(run, p))
+        parts = _finest(outer, candidates, run)
+        skipped = sum(run.flops[p] for p in parts if _is_skippable(run, p))
         # A squeeze-and-excitation unit keeps its shape, too, and is no finer block.
-        if skipped and skipped >= LEAST_SHARE * _flops(backbone, name, run):
+        if skipped and skipped >= LEAST_SHARE * run.flops[name]:
             finer[name] = parts
     opened = {n.rpartition(".")[0] for n in finer if not _is_skippable(run, n)}
     return [
@@ -415,16 +415,8 @@ def _site(backbone: nn.Module, name: str, run: DryRun) -> Site:
         layout=_layout(backbone.get_submodule(name), name, run.calls, call.input),
         in_shape=tuple(call.input.shape[1:]),
         out_shape=tuple(call.output.shape[1:]),
-        flops=_flops(backbone, name, run),
+        flops=run.flops[name],
     )
-
-
-def _flops(backbone: nn.Module, name: str, run: DryRun) -> int:
-    """Return a module's multiply-adds."""
-    # FlopCounterMode names modules by their path behind the class name of the outermost one, and
-    # counts a multiply-add as two operations; shares do not care, readers do.
-    path = f"{type(backbone).__name__}.{name}" if name else "Global"
-    return sum(run.counter.get_flop_counts().get(path, {}).values()) // 2
 
 
 def _refuse_overwritten(name: str, call: ModuleCall) -> None:

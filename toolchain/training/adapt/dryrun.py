@@ -59,12 +59,13 @@ class Read:
 class DryRun:
     """What one run told: calls by module name, the output, the operations, and who read what.
 
+    ``flops``: multiply-adds by module name; those of the whole backbone have an empty one.
     ``numbers``: those of the tensors in ``reads``; 0 is the picture.
     """
 
     calls: Mapping[str, ModuleCall]
     output: object
-    counter: FlopCounterMode
+    flops: Mapping[str, int]
     reads: tuple[Read, ...]
     numbers: Mapping[Tensor, int]
 
@@ -224,7 +225,19 @@ def dry_run(backbone: nn.Module, shape: tuple[int, ...]) -> DryRun:
     finally:
         for handle in handles:
             handle.remove()
-    return DryRun(calls, output, counter, tuple(readers.reads), readers.numbers)
+    flops = _flops(backbone, counter)
+    return DryRun(calls, output, flops, tuple(readers.reads), readers.numbers)
+
+
+def _flops(backbone: nn.Module, counter: FlopCounterMode) -> dict[str, int]:
+    """Return the multiply-adds of every module, by name."""
+    # FlopCounterMode names modules by their path behind the class name of the outermost one, and
+    # counts a multiply-add as two operations; shares do not care, readers do.
+    counts, outermost = counter.get_flop_counts(), type(backbone).__name__
+    paths = {
+        name: f"{outermost}.{name}" if name else "Global" for name, _ in backbone.named_modules()
+    }
+    return {name: sum(counts.get(path, {}).values()) // 2 for name, path in paths.items()}
 
 
 def _noting(
