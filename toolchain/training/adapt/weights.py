@@ -39,7 +39,6 @@ LIMIT_TENSORS = 20_000
 LISTED = 8
 """How many tensors of one kind of fault are named before the rest is only counted."""
 
-# BatchNorm's step counter: old checkpoints lack it, and evaluation never reads it.
 # What lies in place of weights where a download failed: no pickle and no safetensors begin so.
 _DOWNLOADED = (
     (b"<!doctype", "a page of HTML"),
@@ -47,6 +46,7 @@ _DOWNLOADED = (
     (b"<?xml", "a page of XML"),
     (b"version https://git-lfs", "a pointer of Git LFS (git lfs pull fetches the file)"),
 )
+# BatchNorm's step counter: old checkpoints lack it, and evaluation never reads it.
 _COUNTER = ".num_batches_tracked"
 # Names under which torch.save's files go: Lightning's are .ckpt, transformers' .bin, and many
 # training scripts write .pth.tar. The content decides.
