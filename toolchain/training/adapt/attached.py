@@ -151,11 +151,12 @@ class AttachedModel(nn.Module):
         # Lean convolutions take the trained channels apart from the frozen kernel.
         slices = own.slices(self.backbone) if own is not None and lean is not None else {}
         mode = nullcontext() if lean is None else LeanMode(lean, slices)
+        counts = self.batch_statistics and self.training
         with (
             # First, so that a second forward is refused before its hooks are in place.
             guards.alone(self.backbone),
             self._hooked(trace, maps=maps and not self.training),
-            guards.batch_statistics(self.backbone, self.momentum if self._counts else None),
+            guards.batch_statistics(self.backbone, self.momentum if counts else None),
             mode,
         ):
             if lean is not None:
@@ -224,10 +225,6 @@ class AttachedModel(nn.Module):
     def gated(self) -> bool:
         """Whether a block of the domain has a gate."""
         return any(map(self.is_gated, self.sites))
-
-    @property
-    def _counts(self) -> bool:
-        return self.batch_statistics and self.training
 
     def is_gated(self, name: str) -> bool:
         """Tell whether the block with this short name has a gate."""
