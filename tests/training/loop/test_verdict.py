@@ -28,7 +28,7 @@ def judged(
 ) -> TrainingError | None:
     rates = {"block00": 0.5} if gates else {}
     evaluation = evaluated(accuracy, samples, loss, rates)
-    return verdict(stripes.RECIPE, evaluation, head, classes=3)
+    return verdict(stripes.RECIPE, evaluation, head)
 
 
 def test_chance_is_no_fault_and_more_is() -> None:

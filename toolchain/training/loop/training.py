@@ -183,7 +183,7 @@ def train(
         history=run.history(),
         steps=run.step - first,
         seconds=time.monotonic() - started,
-        fault=verdict(recipe, evaluation, run.head_accuracy, classes=len(data.classes)),
+        fault=verdict(recipe, evaluation, run.head_accuracy),
     )
 
 

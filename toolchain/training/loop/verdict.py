@@ -20,9 +20,7 @@ CHANCE = 1.645
 """Standard errors that chance alone exceeds once in twenty trainings (one-sided, normal)."""
 
 
-def verdict(
-    recipe: Recipe, evaluation: Evaluation, head_accuracy: float, *, classes: int
-) -> TrainingError | None:
+def verdict(recipe: Recipe, evaluation: Evaluation, head_accuracy: float) -> TrainingError | None:
     """Return what is wrong with a trained domain, None if it is as good as its own head alone.
 
     DivergedError: the test loss is ten times that of a guess. BelowHeadError: the accuracy lies
@@ -31,7 +29,7 @@ def verdict(
     """
     spec = recipe.train
     accuracies = f"accuracy {evaluation.accuracy:.1%}, the head alone {head_accuracy:.1%}"
-    guess = math.log(classes)
+    guess = math.log(evaluation.confusion.classes)
     if not evaluation.loss <= EXPLODED * guess:
         return DivergedError(
             f"the training diverged: the test loss is {evaluation.loss:.3g}, a guess has "
