@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import stripes
+from tests.training.loop.test_training import Recorder
 from toolchain.core.confusion import Confusion
 from toolchain.core.errors import TrainingError
 from toolchain.training.data import ArraySplit, DomainData
 from toolchain.training.loop.evaluation import Evaluation, evaluate
 from toolchain.training.loop.holdout import SHARE, parted, score
-from toolchain.training.loop.progress import Quiet, Status
 from toolchain.training.loop.state import best_path, state_path
 from toolchain.training.loop.training import train
 
@@ -100,22 +100,12 @@ def test_the_score_is_accuracy_less_what_is_above_the_budget() -> None:
     assert score(evaluation(lopsided, 0.5), balanced.train) == 0.5
 
 
-class Watch(Quiet):
-    """Keeps the status of every epoch."""
-
-    def __init__(self) -> None:
-        self.epochs: list[Status] = []
-
-    def epoch(self, status: Status) -> None:
-        self.epochs.append(status)
-
-
 RISING = stripes.recipe(epochs=4, validation=0.2, budget=1.0)
 
 
 def test_the_best_epoch_is_kept_and_nothing_is_left(tmp_path: Path) -> None:
     """Law: the checkpoint holds the weights of the last of the best epochs by validation."""
-    data, model, watch = stripes.data(), stripes.model(), Watch()
+    data, model, watch = stripes.data(), stripes.model(), Recorder()
     report = train(model, data, RISING, out=tmp_path / "out", progress=watch)
     figures = [status.figures for status in watch.epochs]
     assert report.history.epochs == tuple(figures)
