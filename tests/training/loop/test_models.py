@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tests.support import stripes, toys
 from toolchain import recipe as recipes
+from toolchain.core import digest
 from toolchain.core.errors import AttachError, CheckpointError, RecipeError
 from toolchain.recipe import Recipe
 from toolchain.training.adapt import checkpoint as files
@@ -66,9 +67,12 @@ def loose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
         {"state_dict": {f"module.{n}": t for n, t in Loose().state_dict().items()}},
         tmp_path / "w.pth",
     )
-    digest = "sha256:" + __import__("hashlib").sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
     yield dataclasses.replace(
-        stripes.RECIPE, backbone="loose", weights="w.pth", weights_sha256=digest, folder=tmp_path
+        stripes.RECIPE,
+        backbone="loose",
+        weights="w.pth",
+        weights_sha256=digest.sha256((tmp_path / "w.pth").read_bytes()),
+        folder=tmp_path,
     )
     sys.modules.pop("loose_nets", None)
 
