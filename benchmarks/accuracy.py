@@ -41,7 +41,7 @@ from toolchain.recipe import METHODS, Recipe, find, load
 from toolchain.training import data
 from toolchain.training.data import DomainData
 from toolchain.training.loop import identity
-from toolchain.training.loop.training import interruption
+from toolchain.training.loop.interruption import interruption
 
 FIRST = ("da3", "finetune", "head")
 """The methods that the first look is for."""

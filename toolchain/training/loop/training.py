@@ -10,14 +10,11 @@ Law: ``train`` interrupted anywhere and resumed equals ``train``.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -52,6 +49,7 @@ from toolchain.training.loop.evaluation import BATCH, Evaluation, as_tensors, ev
 from toolchain.training.loop.exhausted import exhausted, is_exhaustion
 from toolchain.training.loop.holdout import Parts, Rows, parted, score
 from toolchain.training.loop.identity import data_digest, training_document
+from toolchain.training.loop.interruption import Interruption, interruption
 from toolchain.training.loop.logs import Log
 from toolchain.training.loop.meter import Meter, RemainingTime
 from toolchain.training.loop.progress import Phase, Progress, Quiet, Tick
@@ -76,7 +74,6 @@ from toolchain.training.memory.head import ROOM
 SAVE_EVERY_S = 300.0
 CPU = Device()
 GATE_PICTURES = 2000
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GATE_NOISE = 3  # the number of its random stream, beside those of ``augment``
 
 
@@ -507,47 +504,6 @@ def _loop(run: _Run, log: Log | None, save_every_s: float) -> None:
         if log is not None:
             log.epoch(run.epochs, best)
         progress.epoch(replace(status, figures=figures, best=best))
-
-
-class Interruption:
-    """Whether a signal asked the process to stop; true in a condition once it did."""
-
-    def __init__(self) -> None:
-        self._requested = False
-
-    def __bool__(self) -> bool:
-        return self._requested
-
-    def request(self, _signal: int, _frame: FrameType | None) -> None:
-        """Note the first signal; a second one means now."""
-        if self._requested:
-            raise KeyboardInterrupt
-        self._requested = True
-
-
-@contextmanager
-def interruption() -> Iterator[Interruption]:
-    """Hold back ``SIGNALS`` inside the block of code, which asks whether one came.
-
-    The handlers that were there before come back. A SIGHUP that is ignored (``nohup``) stays so.
-    Outside the main thread, where no signal arrives,
-    nothing is installed.
-    """
-    interrupted = Interruption()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-    hang_up_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    before = {
-        number: signal.signal(number, interrupted.request)
-        for number in SIGNALS
-        if not (number is signal.SIGHUP and hang_up_ignored)
-    }
-    try:
-        yield interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _step(run: _Run, drawn: Epoch) -> None:

@@ -1,0 +1,55 @@
+"""Signals that ask a long work to stop: noted, so that it stops where it is whole.
+
+Rules of this file: it knows nothing of trainings. A handler notes the first signal and raises at
+the second one; it does no work.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interruption:
+    """Whether a signal asked the process to stop; true in a condition once it did."""
+
+    def __init__(self) -> None:
+        self._requested = False
+
+    def __bool__(self) -> bool:
+        return self._requested
+
+    def request(self, _signal: int, _frame: FrameType | None) -> None:
+        """Note the first signal; a second one means now."""
+        if self._requested:
+            raise KeyboardInterrupt
+        self._requested = True
+
+
+@contextmanager
+def interruption() -> Iterator[Interruption]:
+    """Hold back ``SIGNALS`` inside the block of code, which asks whether one came.
+
+    The handlers that were there before come back. A SIGHUP that is ignored (``nohup``) stays so.
+    Outside the main thread, where no signal arrives, nothing is installed.
+    """
+    interrupted = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    hang_up_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    before = {
+        number: signal.signal(number, interrupted.request)
+        for number in SIGNALS
+        if not (number is signal.SIGHUP and hang_up_ignored)
+    }
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
