@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tests.support import toys
 from tests.support.cases import Made
 from toolchain.core.errors import CaptureError
+from toolchain.export.graph import proof
 from toolchain.export.graph.proof import prove
 from toolchain.export.graph.split import in_memory, split
 from toolchain.training.adapt.attached import AttachedModel, attach
@@ -146,3 +147,23 @@ def test_the_model_stays_as_it_is(plain: Made) -> None:
     prove(plain.model, in_memory(plain.halves))
     after = plain.model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_float64_runs_once_for_each_state_of_the_gates(
+    plain: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many cut points ask for it: it takes a copy of the whole model."""
+    runs: list[AttachedModel] = []
+    exact = proof._in_float64
+
+    def counted(model: AttachedModel, *args: Any) -> dict[str, Any]:
+        runs.append(model)
+        return exact(model, *args)
+
+    monkeypatch.setattr(proof, "_in_float64", counted)
+    prove(plain.model, in_memory(plain.halves))
+    assert not runs, "float32 was within its bound, and float64 ran all the same"
+    monkeypatch.setattr(proof, "TOLERANCE", -1.0)
+    monkeypatch.setattr(proof, "ROUNDINGS", 1e6)
+    prove(plain.model, in_memory(plain.halves))
+    assert len(runs) == 2
