@@ -31,6 +31,7 @@ from torch.fx.experimental import _config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from toolchain.core import digest
+from toolchain.core.arrays import Floats
 from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import CaptureError
 from toolchain.export.graph.fold import fix_reshapes
@@ -193,6 +194,12 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def noise(model: AttachedModel) -> Floats:
+    """Return two fixed pictures of noise: enough for every node of a graph without control flow."""
+    shape = (2, *model.anatomy.input_shape)
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
 _FIXED_BATCH = "write x.shape[0] or -1 in place of a number, and do not loop over the batch"
 
 
@@ -202,8 +209,7 @@ def _check_runs_batches(model: AttachedModel) -> None:
     Both runs must answer alike, and neither may change the backbone. This comes before the
     exporter, whose messages say little about a module that takes only one picture.
     """
-    noise = np.random.default_rng(0).standard_normal((2, *model.anatomy.input_shape))
-    pictures = torch.from_numpy(noise.astype(np.float32))
+    pictures = torch.from_numpy(noise(model))
     before = {name: t.clone() for name, t in model.backbone.state_dict().items()}
     try:
         with torch.no_grad():

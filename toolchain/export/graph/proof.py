@@ -22,7 +22,7 @@ from toolchain.bundle.golden import FORCE, shifted
 from toolchain.core.errors import CaptureError, GraphError
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
-from toolchain.export.graph.capture import quiet
+from toolchain.export.graph.capture import noise, quiet
 from toolchain.export.graph.halves import Halves, recompose
 from toolchain.export.graph.names import IMAGE, LOGITS, Cut
 from toolchain.training.adapt.attached import AttachedModel, arrays, domain_state
@@ -45,8 +45,7 @@ def prove(model: AttachedModel, halves: Halves) -> None:
     session = _session(halves)
     slots = arrays(domain_state(model))
     gated = [cut.site for cut in halves.cuts if cut.gate in halves.gates]
-    noise = np.random.default_rng(0).standard_normal((2, *model.anatomy.input_shape))
-    images = noise.astype(np.float32)
+    images = noise(model)
     for amount in (FORCE, -FORCE) if gated else (0.0,):
         values = shifted(slots, gated, np.full(len(gated), amount, np.float32))
         answers = session.run({IMAGE: images, **{name: values[name] for name in halves.slots}})

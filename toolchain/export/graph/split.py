@@ -31,7 +31,7 @@ from toolchain.core.files import is_folder, make_folder
 from toolchain.core.sealed import SealedFile, SealedKind, SealedManifest, listing
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
-from toolchain.export.graph.capture import TracedProgram, trace_program, translate
+from toolchain.export.graph.capture import TracedProgram, noise, trace_program, translate
 from toolchain.export.graph.cut import cut_model
 from toolchain.export.graph.fold import fold_batchnorm
 from toolchain.export.graph.halves import Halves, read_halves, recompose
@@ -201,7 +201,7 @@ def _differing(one: ir.Model, other: ir.Model) -> list[str]:
 
 def _capture_verified(model: AttachedModel, traced: TracedProgram) -> tuple[Halves, bytes]:
     captured = translate(model, traced)
-    picture = _probe(model)
+    picture = noise(model)
     # Folding changes values by rounding, so it is held to a tolerance, once. The split may change
     # nothing at all, so it is held to the folded graph's very bits.
     before = _run(captured.model, picture)
@@ -213,12 +213,6 @@ def _capture_verified(model: AttachedModel, traced: TracedProgram) -> tuple[Halv
     packed = store.pack_tensors(store.external_tensors(halves.backbone), WEIGHTS_FILE)
     store.externalise(halves.backbone, packed)
     return halves, packed.data
-
-
-def _probe(model: AttachedModel) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Two fixed noise pictures: enough to exercise every node of a graph without control flow."""
-    generator = np.random.default_rng(0)
-    return generator.normal(size=(2, *model.anatomy.input_shape)).astype(np.float32)
 
 
 def _run(model: ir.Model, picture: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
