@@ -18,7 +18,7 @@ Law: :func:`recompose` of the halves answers as the captured graph does, bit for
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
 import onnx_ir as ir
@@ -94,11 +94,11 @@ def _cut_points(model: ir.Model) -> tuple[tuple[Cut, ...], str]:
         ) from err
 
 
-def recompose(halves: Halves) -> ir.Model:
+def recompose(halves: Halves, *, fed: Collection[str] = ()) -> ir.Model:
     """Put the halves together again without any optimisation: the proof of the split.
 
-    Returns a model with the outputs of both halves. Raises SplitError for a node that reads what
-    neither half computes.
+    Returns a model with the outputs of both halves, and with the tensors called ``fed`` as run-time
+    inputs. Raises SplitError for a node that reads what neither half computes.
     """
     opset = halves.backbone.graph.opset_imports[""]
     builder = GraphBuilder("recomposed", opset=opset)
@@ -106,8 +106,12 @@ def recompose(halves: Halves) -> ir.Model:
     add_input_like(builder, image, IMAGE)
     for half in (halves.backbone, halves.domain):
         for name, value in half.graph.initializers.items():
-            assert value.const_value is not None
-            builder.initializer(name, value.const_value)
+            tensor = value.const_value
+            assert tensor is not None
+            if name in fed:
+                builder.input(name, tensor.dtype, tuple(tensor.shape.numpy()))
+            else:
+                builder.initializer(name, tensor)
     # Each half is in running order, but the halves take turns: the domain's part of one block comes
     # before the backbone's next block. So copy whatever can run now, until nothing is left.
     waiting = [*halves.backbone.graph, *halves.domain.graph]

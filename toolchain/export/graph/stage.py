@@ -140,13 +140,14 @@ class _Stager:
 
     def _inferred(self) -> dict[str, tuple[ir.DataType, list[int | str]]]:
         """Return the types and shapes that onnx infers for what the backbone makes."""
-        model = recompose(self.halves)
         # Inference needs shapes alone, and the files of external tensors may not be there yet.
-        for name, value in list(model.graph.initializers.items()):
-            if isinstance(value.const_value, ir.ExternalTensor):
-                del model.graph.initializers[name]
-                value.const_value = None
-                model.graph.inputs.append(value)
+        external = {
+            name
+            for half in (self.halves.backbone, self.halves.domain)
+            for name, value in half.graph.initializers.items()
+            if isinstance(value.const_value, ir.ExternalTensor)
+        }
+        model = recompose(self.halves, fed=external)
         proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
         types: dict[str, tuple[ir.DataType, list[int | str]]] = {}
         for info in proto.graph.value_info:
