@@ -110,7 +110,7 @@ class _Stager:
         Each segment computes these anew: it may run for some rows of the batch only.
         """
         sizes: dict[int, ir.Node] = {}
-        for name in self._read(nodes):
+        for name in _read(nodes):
             for node in self.regions.sizes([name]) or []:
                 sizes.setdefault(id(node), node)
         own = {id(node) for node in nodes}
@@ -124,19 +124,13 @@ class _Stager:
         missing = [
             name
             for plan in plans
-            for name in self._read(plan.nodes)
+            for name in _read(plan.nodes)
             if name in makers and name not in self.types
         ]
         inferred = self._inferred() if missing else {}
         for name in dict.fromkeys(missing):
             makers[name].outputs.append(name)
             self.types[name] = inferred[name]
-
-    def _read(self, nodes: list[ir.Node]) -> list[str]:
-        """Return the values that ``nodes`` read, do not make, and do not have as a constant."""
-        made = {value_name(o) for node in nodes for o in node.outputs}
-        read = dict.fromkeys(name for node in nodes for name in input_names(node))
-        return [n for n in read if n not in made and self.regions.constant(n) is None]
 
     def _inferred(self) -> dict[str, tuple[ir.DataType, list[int | str]]]:
         """Return the types and shapes that onnx infers for what the backbone makes."""
@@ -176,10 +170,8 @@ class _Stager:
         A slot is an input although the domain has it as a constant; a frozen weight goes inside.
         """
         builder = GraphBuilder(name, opset=self.halves.backbone.graph.opset_imports[""])
-        made = {o.name for node in nodes for o in node.outputs}
-        read = [n for node in nodes for n in input_names(node)] + extra
-        for value in dict.fromkeys(read):
-            if value not in made and (value in self.types or not self.regions.constant(value)):
+        for value in dict.fromkeys([*_read(nodes), *extra]):
+            if value in self.types or not self.regions.constant(value):
                 builder.input(value, *self._type(value, name))
         return builder
 
@@ -216,3 +208,10 @@ class _Stager:
         # Left open, as in linked graphs: domains of any class count share the segments.
         types[LOGITS] = (types[LOGITS][0], [BATCH, CLASSES])
         return types
+
+
+def _read(nodes: list[ir.Node]) -> list[str]:
+    """Return the values that ``nodes`` read and do not make, constants included."""
+    made = {value_name(o) for node in nodes for o in node.outputs}
+    read = dict.fromkeys(name for node in nodes for name in input_names(node))
+    return [name for name in read if name not in made]
