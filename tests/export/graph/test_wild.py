@@ -8,13 +8,17 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from tests.support import wild
+from tests.support import toys, wild
 from tests.support.cases import Case, Made, close, names
 from toolchain.bundle.golden import FORCE, shifted
 from toolchain.bundle.linkage import Linkage
+from toolchain.core.errors import LinkError
 from toolchain.export.graph.link import link
 from toolchain.export.graph.names import IMAGE
+from toolchain.export.graph.split import split
+from toolchain.training.adapt.attached import attach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,3 +70,24 @@ def test_what_tells_the_batchs_shape_is_computed_anew_for_the_open_rows() -> Non
         n for n in names(link(made.halves, Linkage("swap", "rows"))) if n.startswith("block01/")
     }
     assert any("Shape" not in n and n.startswith("block01/v") for n in again)
+
+
+class MaskedLike(wild.Tokens):
+    """A mask of ones like the patches, which are no cut point: their shape may be anything."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x)
+        tokens = patches.flatten(2).transpose(1, 2)
+        mask = torch.ones_like(patches[:, 0]).flatten(1) > 0
+        mask = mask[:, None, None, :].expand(-1, 1, wild.TOKENS, wild.TOKENS)
+        for block in self.blocks:
+            tokens = block(tokens, mask)
+        return self.classified(tokens)
+
+
+def test_a_block_that_reads_another_shape_than_the_batchs_is_refused_by_name() -> None:
+    net = wild.built(lambda: MaskedLike([wild.Fused(), wild.Fused()]))
+    halves = split(toys.scrambled(attach(net, classes=3, input_shape=wild.SHAPE, rank=4, pool=2)))
+    with pytest.raises(LinkError, match=r"block 'blocks\.0' reads 'v\d+' besides its input") as e:
+        link(halves, Linkage("swap", "rows"))
+    assert "inside the block" in e.value.fix

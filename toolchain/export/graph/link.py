@@ -258,19 +258,22 @@ class _Linker:
             for name in input_names(node)
             if name not in made and not self._is_batch_shape(node, name)
         ]
-        sizes = self.regions.sizes(read)
-        if sizes is not None and all(
-            self._is_batch_shape(node, input_names(node)[0])
-            for node in sizes
-            if node.op_type == "Shape"
-        ):
+        sizes = self._of_batch(read)
+        if sizes is not None:
             return sizes
-        stranger = next(name for name in read if self.regions.sizes([name]) is None)
+        stranger = next(name for name in read if self._of_batch([name]) is None)
         raise LinkError(
             f"block {cut.module!r} reads {stranger!r} besides its input, so its rows cannot be "
             "gathered alone",
             fix="leave it out of blocks, or compute that value inside the block",
         )
+
+    def _of_batch(self, names: list[str]) -> list[ir.Node] | None:
+        """Return what makes ``names`` of the batch's shape alone; None if one needs more."""
+        sizes = self.regions.sizes(names)
+        shapes = [node for node in sizes or () if node.op_type == "Shape"]
+        known = all(self._is_batch_shape(node, input_names(node)[0]) for node in shapes)
+        return sizes if known else None
 
     def _is_batch_shape(self, node: ir.Node, source: str) -> bool:
         """Tell whether a node asks for the shape of what has a row for each picture."""

@@ -83,6 +83,8 @@ class Regions:
         needed = {name for name in names if self.constant(name) is None}
         nodes: list[ir.Node] = []
         for node in reversed(self._backbone):
+            if not needed:
+                break
             made = {value_name(v) for v in node.outputs}
             if made & needed:
                 nodes.append(node)
