@@ -129,6 +129,11 @@ class BackboneArtefact:
         """The weights as safetensors."""
         return self.path / WEIGHTS_NAME
 
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the weights file, as the manifest lists it."""
+        return self.manifest.entry(WEIGHTS_NAME).size
+
     def weights(self) -> bytes:
         """Return the weights file's bytes, verified. Raises BundleError, StorageError."""
         return ARTEFACT.read(self.path, self.manifest.entry(WEIGHTS_NAME))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -251,6 +252,22 @@ def test_gates_that_a_manifest_names_wrongly_are_wrong_for_its_own_domain_alone(
     found = runner.infer(images, "good").gates
     assert found[:, 0].all()
     assert not found[:, 1].all()
+
+
+def test_weights_that_are_gone_are_an_error_of_ours(
+    artefact: Path, fleet: Fleet, tmp_path: Path
+) -> None:
+    """With a trial, whose limits depend on their size, and for a session that has no place."""
+    path = Path(shutil.copytree(artefact, tmp_path / artefact.name))
+    with Runner(path) as runner:
+        loaded = runner.load(fleet["first"].bundle)
+        (path / "weights.safetensors").unlink()
+        with pytest.raises(SessionLimitError, match="would take about"):
+            runner.load(fleet["wide"].bundle)
+        runner.unload(loaded.name)
+        for name in ("first", "coarse"):
+            with pytest.raises(BundleError):
+                runner.load(fleet[name].bundle)
 
 
 def test_a_graph_that_never_ends_fails_within_the_bundles_own_limit(

@@ -76,12 +76,12 @@ def make_session(
     """
     before, started = _resident_bytes(), time.perf_counter()
     data = graph.read()
-    weights_bytes = backbone.identity[2] if backbone.identity else 0
     require_graph(
         data,
         graph.name,
         files=graph_files(graph.linkage),
-        limit_tensor_bytes=COPIES * (weights_bytes + release.slots_bytes) + LIMIT_GRAPH_BYTES,
+        limit_tensor_bytes=COPIES * (backbone.artefact.weights_bytes + release.slots_bytes)
+        + LIMIT_GRAPH_BYTES,
     )
     try:
         with weights_folder(backbone.artefact, release.patch) as folder:

@@ -170,8 +170,7 @@ class Sessions:
                 fix=f"wait for that load, or allow both with sessions={self._limit + 1}",
             )
         lines = first.misfits(release) or ("another domain was loaded at the same time",)
-        weights_bytes = self._backbone.artefact.weights_path.stat().st_size
-        price = first.cost.resident_bytes or weights_bytes
+        price = first.cost.resident_bytes or self._backbone.artefact.weights_bytes
         return SessionLimitError(
             f"{release.name} does not fit the loaded session ({lines[0]}); "
             f"one more session of the backbone would take about {price / 2**20:.0f} MiB and "

@@ -93,7 +93,6 @@ def prove(
     """
     chosen = [release.graph(stem) for stem in graphs]
     owner = release.digest if any(graph.linkage.folds_domain for graph in chosen) else ""
-    weights_bytes = backbone.weights_path.stat().st_size
     task = Trial(
         digests=(
             backbone.manifest.graph_digest,
@@ -106,7 +105,7 @@ def prove(
         backbone=str(backbone.path.resolve()),
         graphs=tuple(graphs),
         threads=min(threads, MAX_THREADS),
-        memory_bytes=BASE_BYTES + PER_BYTE * (weights_bytes + bundle.stat().st_size),
+        memory_bytes=BASE_BYTES + PER_BYTE * (backbone.weights_bytes + bundle.stat().st_size),
         seconds=START_S + min(release.time_limit_s, TEST_S),
     )
     _passed(task)
