@@ -168,6 +168,32 @@ def test_a_folder_that_cannot_be_written_is_verified_at_each_load(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.parametrize("change", [None, touched])
+def test_a_load_verifies_the_bundle_once_whatever_it_reads_of_it(
+    artefact: Path,
+    fleet: Fleet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None] | None,
+) -> None:
+    """A static domain with a patch reads all: the graph twice, the patch and the golden data."""
+    with Runner(artefact) as runner:
+        runner.install(fleet["tuned"].bundle, tmp_path / "tuned")
+    if change is not None:
+        change(tmp_path / "tuned")
+    paths: list[Any] = []
+    genuine = installed.open_bundle
+
+    def counted(path: Any) -> bundle.Bundle:
+        paths.append(path)
+        return genuine(path)
+
+    monkeypatch.setattr(installed, "open_bundle", counted)
+    with Runner(artefact, flavour="static") as runner:
+        assert "selftest" in runner.load(tmp_path / "tuned").seconds
+    assert paths == [tmp_path / "tuned" / BUNDLE_NAME]
+
+
 def test_a_bundle_of_another_backbone_is_not_installed(
     runner: Runner, fleet: Fleet, tmp_path: Path
 ) -> None:

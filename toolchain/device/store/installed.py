@@ -18,6 +18,7 @@ import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -159,42 +160,44 @@ def read(folder: str | Path) -> Installed:
     path = Path(folder) / BUNDLE_NAME
     record = _read_record(Path(folder) / RECORD_NAME)
     if (identity := _identity_of(path)) == record.file:
-        return Installed(_release(path, record), record.tested_with)
+        # Graphs, golden data and the patch are seldom needed. Whoever reads the first of them
+        # verifies the bundle anew, and the others come from the bytes that were verified.
+        release = _release(path, record, cache(lambda: _bundle(path, record)))
+        return Installed(release, record.tested_with)
     opened = _bundle(path, record)
     renewed = _record(opened, read_release(opened), identity, "")
-    return Installed(_release(path, renewed), "", renewed)
+    return Installed(_release(path, renewed, lambda: opened), "", renewed)
 
 
-def _release(path: Path, record: InstalledRecord) -> Release:
+def _release(path: Path, record: InstalledRecord, opened: Callable[[], Bundle]) -> Release:
+    """Return the release of ``record``; ``opened`` returns its verified bundle."""
     slots = _map_slots(path, record)
-    # Graphs, golden data and the patch are seldom needed. Whoever reads one verifies the bundle
-    # anew.
     return Release(
         **record.shared(),
         backbone=BackboneRef(**to_json(record.backbone), taps=()),
         slots=_arrays(path, record, slots),
         graphs={
-            name: Graph(name, digest, _graph(path, record, name))
+            name: Graph(name, digest, _graph(opened, name))
             for name, digest in record.graphs.items()
         },
-        golden=lambda: golden_of(_bundle(path, record)),
+        golden=lambda: golden_of(opened()),
         fits_graph=record.tested_with.rpartition(" ")[2],
-        patch=_patch(path, record),
+        patch=_patch(path, record, opened),
     )
 
 
-def _graph(path: Path, record: InstalledRecord, name: str) -> Callable[[], bytes]:
-    return lambda: _bundle(path, record).blob(f"{name}.onnx")
+def _graph(opened: Callable[[], Bundle], name: str) -> Callable[[], bytes]:
+    return lambda: opened().blob(f"{name}.onnx")
 
 
-def _patch(path: Path, record: InstalledRecord) -> PatchFile | None:
+def _patch(path: Path, record: InstalledRecord, opened: Callable[[], Bundle]) -> PatchFile | None:
     if record.patch is None:
         return None
-    return PatchFile(record.patch, lambda: _patch_bytes(path, record))
+    return PatchFile(record.patch, lambda: _patch_bytes(path, record, opened()))
 
 
-def _patch_bytes(path: Path, record: InstalledRecord) -> bytes:
-    patch = patch_of(_bundle(path, record))
+def _patch_bytes(path: Path, record: InstalledRecord, opened: Bundle) -> bytes:
+    patch = patch_of(opened)
     if patch is None or patch.about != record.patch:
         raise BundleError(f"{path}: expected the patch that the record tells of", fix=_FIX)
     return patch.read()
