@@ -25,13 +25,15 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolchain.core import errors
 from toolchain.core.errors import BundleError, Da3Error, SelftestError, StorageError
+from toolchain.device.runtime.backbone_session import Computed
 
 if TYPE_CHECKING:
     from toolchain.bundle import BackboneArtefact
@@ -61,7 +63,7 @@ _TOLD = ("BundleError", "SelftestError", "BackboneMismatchError", "StorageError"
 class Trial:
     """What the process is to do. Two trials are equal if they try the same graphs on equal weights.
 
-    ``digests``: of the backbone, the patched weights and the graphs. ``bundle``: path of the file,
+    ``digests``: of the backbone, and of what each session computes. ``bundle``: path of the file,
     whose manifest has the digest ``release``; ``backbone``: folder of the verified artefact.
     ``graphs``: stems of the linked graphs. ``threads``: of one operator. The last two are limits.
     """
@@ -91,15 +93,9 @@ def prove(
     limits, SelftestError where the golden cases have no answers, StorageError where no process can
     be started.
     """
-    chosen = [release.graph(stem) for stem in graphs]
-    owner = release.digest if any(graph.linkage.folds_domain for graph in chosen) else ""
+    computed = [Computed.of(release, release.graph(stem)) for stem in graphs]
     task = Trial(
-        digests=(
-            backbone.manifest.graph_digest,
-            release.weights,
-            owner,
-            *(graph.digest for graph in chosen),
-        ),
+        digests=(backbone.manifest.graph_digest, *chain.from_iterable(map(astuple, computed))),
         bundle=str(bundle.resolve()),
         release=release.digest,
         backbone=str(backbone.path.resolve()),
