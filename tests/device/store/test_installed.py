@@ -182,7 +182,7 @@ def test_a_load_verifies_the_bundle_once_whatever_it_reads_of_it(
     if change is not None:
         change(tmp_path / "tuned")
     paths: list[Any] = []
-    genuine = installed.open_bundle
+    genuine = bundle.open_bundle
 
     def counted(path: Any) -> bundle.Bundle:
         paths.append(path)

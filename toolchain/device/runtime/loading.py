@@ -31,7 +31,7 @@ from toolchain.device.runtime.backend import Answer
 from toolchain.device.runtime.limit import TimeLimit
 from toolchain.device.runtime.selftest import selftest
 from toolchain.device.store import installed
-from toolchain.device.store.installed import BUNDLE_NAME, Installed
+from toolchain.device.store.installed import Installed
 
 _log = logging.getLogger(__name__)
 
@@ -74,12 +74,7 @@ def read(path: Path) -> Installed:
     """
     if is_folder(path):
         return installed.read(path)
-    return Installed(read_release(bundle.open_bundle(path)), "")
-
-
-def bundle_file(path: Path) -> Path:
-    """Return the bundle's file: ``path``, or the one that an installed domain's folder holds."""
-    return path / BUNDLE_NAME if is_folder(path) else path
+    return Installed(path, read_release(bundle.open_bundle(path)), "")
 
 
 def renew(path: Path, source: Installed, tested_with: str) -> None:

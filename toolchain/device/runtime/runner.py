@@ -41,14 +41,7 @@ from toolchain.core.memory import memory_named
 from toolchain.device.engine.cache import open_engine, refuse_kit
 from toolchain.device.runtime.answers import Domain, Outcome, Prediction, predictions
 from toolchain.device.runtime.backbone_session import Cost
-from toolchain.device.runtime.loading import (
-    LoadedDomain,
-    bundle_file,
-    read,
-    renew,
-    tested_on,
-    timed,
-)
+from toolchain.device.runtime.loading import LoadedDomain, read, renew, tested_on, timed
 from toolchain.device.runtime.options import (
     ENGINE,
     checked_name,
@@ -352,9 +345,10 @@ class Runner:
         self, source: str | Path, name: str | None, *, selftest: bool, replacing: bool
     ) -> Domain:
         self._require_open()
+        path = Path(source)
         seconds: dict[str, float] = {}
         with timed(seconds, "verify"):
-            stored = read(Path(source))
+            stored = read(path)
             release = stored.release
             bundle.match(release.backbone, self._artefact, release.name)
         called = release.name if name is None else checked_name(name)
@@ -362,16 +356,15 @@ class Runner:
         self._require_name(called, replacing=replacing)
         old = self._table.get(called) if replacing else None
         leaving = old.session if old else None
-        if (selftest or stored.renewed is not None) and not stored.tested_with:
+        # Bytes that were verified again are tested again, whatever was asked.
+        required = selftest or stored.renewed is not None
+        if required and not stored.tested_with:
             with timed(seconds, "trial"):
-                self._sessions.prove(release, leaving, bundle_file(Path(source)))
+                self._sessions.prove(release, leaving, stored.file)
         started = time.perf_counter()
         with self._sessions.reserved(release, leaving) as session:
             seconds["session"] = time.perf_counter() - started
-            # Bytes that were verified again are tested again, whatever was asked.
-            test = stored.renewed is not None or (
-                selftest and stored.tested_with != session.tested_with
-            )
+            test = required and stored.tested_with != session.tested_with
             loaded = tested_on(session, release, called, seconds, test=test)
             with self._publishing:
                 self._require_open()
@@ -380,7 +373,7 @@ class Runner:
                 # Under the same lock as the exchange, so that no other load comes between.
                 self._sessions.require_room(release, (item.session for item in table.values()))
                 self._table = MappingProxyType(table)
-        renew(Path(source), stored, session.tested_with)
+        renew(path, stored, session.tested_with)
         return loaded.domain
 
     def _require_open(self) -> None:

@@ -119,12 +119,13 @@ class InstalledRecord(ReleaseInfo):
 class Installed:
     """What a folder of an installed domain holds.
 
-    ``tested_with``: what the self-test ran on, as
+    ``file``: the bundle that the release comes from. ``tested_with``: what the self-test ran on, as
     :attr:`toolchain.device.runtime.backbone_session.BackboneSession.tested_with`; empty if it does
     not count any more. ``renewed``: the record to write once the self-test has passed, None while
     the one that is there holds.
     """
 
+    file: Path
     release: Release
     tested_with: str
     renewed: InstalledRecord | None = None
@@ -163,10 +164,10 @@ def read(folder: str | Path) -> Installed:
         # Graphs, golden data and the patch are seldom needed. Whoever reads the first of them
         # verifies the bundle anew, and the others come from the bytes that were verified.
         release = _release(path, record, cache(lambda: _bundle(path, record)))
-        return Installed(release, record.tested_with)
+        return Installed(path, release, record.tested_with)
     opened = _bundle(path, record)
     renewed = _record(opened, read_release(opened), identity, "")
-    return Installed(_release(path, renewed, lambda: opened), "", renewed)
+    return Installed(path, _release(path, renewed, lambda: opened), "", renewed)
 
 
 def _release(path: Path, record: InstalledRecord, opened: Callable[[], Bundle]) -> Release:
