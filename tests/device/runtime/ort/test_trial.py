@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import threading
-from contextlib import chdir
+from contextlib import chdir, suppress
 from pathlib import Path
 
 import pytest
@@ -31,8 +31,12 @@ def tried(path: Path, exported: Exported, *graphs: str) -> None:
 
 def children() -> set[int]:
     """The processes that this one has started and not waited for; other tests may have some."""
-    tasks = Path("/proc/self/task").iterdir()
-    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+    pids: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        # A thread may end between the listing and the reading. It waits for its own children.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            pids |= {int(pid) for pid in (task / "children").read_text().split()}
+    return pids
 
 
 def test_what_was_exported_passes_and_is_tried_once(fleet: Fleet) -> None:
