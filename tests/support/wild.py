@@ -115,6 +115,47 @@ class Fused(Mlp):
         return super().forward(x + y.transpose(1, 2).reshape(b, n, c))
 
 
+class Multihead(Mlp):
+    """torchvision's ViT: PyTorch's own layer, which turns batch and tokens about in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.attention(x, x, x, need_weights=False)
+        return super().forward(x + y)
+
+
+class Windowed(Mlp):
+    """Twins and Hiera: one fused operator on ``[N, windows, heads, length, width]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.bias = nn.Parameter(torch.randn(2, TOKENS // 4, TOKENS // 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        windows = self.qkv(x).reshape(b, 4, n // 4, 3, 2, c // 2)
+        q, k, v = windows.permute(3, 0, 1, 4, 2, 5)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
+        return super().forward(x + y.transpose(2, 3).reshape(b, n, c))
+
+
+class Single(Mlp):
+    """One head: the fused operator on ``[N, length, width]``, its mask in a shape of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        mask = (q @ k.transpose(1, 2)).relu()
+        return super().forward(x + F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+
+
 class Tokens(nn.Module):
     """Patches as tokens, with a class token in front: ViT, DINOv2."""
 
@@ -154,6 +195,53 @@ class Masked(Tokens):
         for block in self.blocks:
             tokens = block(tokens, mask)
         return self.classified(tokens)
+
+
+class Placed(Mlp):
+    """CoaT: every block of a stage has the one convolution that tells positions."""
+
+    def __init__(self, place: nn.Conv1d) -> None:
+        super().__init__()
+        self.place = place
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.place(x.transpose(1, 2)).transpose(1, 2))
+
+
+class Sharing(Tokens):
+    """CoaT: a module that stands in the net and in each of its blocks."""
+
+    def __init__(self) -> None:
+        place = nn.Conv1d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH)
+        super().__init__([Placed(place), Placed(place)])
+        self.place = place
+
+
+class Told(Mlp):
+    """PiT and CaiT: a block or a pool that takes the class token as an input of its own."""
+
+    def forward(self, x: Tensor, token: Tensor | None = None) -> Tensor:
+        return super().forward(x if token is None else x + token)
+
+
+class Telling(Tokens):
+    """CaiT: modules read a learned token as it is, a parameter without a picture in it."""
+
+    def __init__(self) -> None:
+        super().__init__([Told(), Told()], classed=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens: Tensor = self.patches(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            tokens = block(tokens, self.token)
+        return self.head(self.norm(tokens).mean(1))  # type: ignore[no-any-return]
+
+
+class Features(Tokens):
+    """EVA-02 without a classifier: the answer is as wide as the convolution that cuts patches."""
+
+    def classified(self, tokens: Tensor) -> Tensor:
+        return self.norm(tokens).mean(1)  # type: ignore[no-any-return]
 
 
 class Stemless(nn.Module):
@@ -379,6 +467,9 @@ class Lines(nn.Module):
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "vision_tokens": lambda: Tokens([Cosine(), Covariance(), Positioned(), Repeated()]),
+    "torch_attention": lambda: Tokens([Multihead(), Windowed(), Single()]),
+    "coat": Sharing,
+    "cait": Telling,
     "transformers_vit": lambda: Masked([Fused(), Fused()], classed=True),
     "stemless": lambda: Stemless(
         [toys.PreActivation(3), toys.Residual(3, 8, 2), Standardised(8, 8)], 8
@@ -390,7 +481,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "disordered": Disordered,
     "lines": Lines,
 }
-EXPORTED = ("vision_tokens", "transformers_vit", "stemless", "cspnet", "lines")
+EXPORTED = ("vision_tokens", "torch_attention", "transformers_vit", "stemless", "cspnet", "lines")
 """Those whose graphs are special; capturing takes seconds each."""
 SHAPE = (3, 12, 16)
 

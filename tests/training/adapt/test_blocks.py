@@ -413,6 +413,29 @@ def test_tokens_stay_tokens_where_a_convolution_mixes_them(block: type[nn.Module
     assert [site.layout for site in examine(net, wild.SHAPE).sites] == ["NLC"]
 
 
+def test_a_module_that_all_blocks_share_is_looked_at_in_each() -> None:
+    sites = examine(wild.built("coat"), wild.SHAPE).sites
+    assert [(site.name, site.layout) for site in sites] == [
+        ("blocks.0", "NLC"),
+        ("blocks.1", "NLC"),
+    ]
+
+
+def test_a_module_may_take_a_learned_token_as_its_input() -> None:
+    """Its gradient does not count in a dry run, and afterwards it learns as before."""
+    net = wild.built("cait")
+    fixed = net.get_parameter("patches.bias").requires_grad_(False)
+    assert [site.gateable for site in examine(net, wild.SHAPE).sites] == [True, True]
+    assert [p for p in net.parameters() if not p.requires_grad] == [fixed]
+
+
+def test_features_as_wide_as_an_early_convolution_are_no_scores() -> None:
+    """A convolution is taken for the classifier only where it is the last layer that runs."""
+    net = wild.built(lambda: wild.Features([wild.Mlp(), wild.Mlp()]))
+    anatomy = examine(net, wild.SHAPE)
+    assert (anatomy.head, anatomy.features) == (None, wild.WIDTH)
+
+
 class Loose(nn.Module):
     """No container at all, and an activation that writes into the map of the layer before it."""
 

@@ -19,6 +19,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -28,7 +29,9 @@ from onnxscript import optimizer
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental import _config
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from toolchain.core import digest
 from toolchain.core.arrays import Floats
@@ -266,30 +269,87 @@ def _check_free_batch(program: ir.Model) -> None:
 
 
 def _traced(recorder: _Recorder, shape: tuple[int, ...]) -> ExportedProgram:
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    # Two pictures: an exporter takes a dimension of one for a constant, whatever it is told.
-    example = (torch.zeros(2, *shape),)
     first: Exception | None = None
-    # In strict mode PyTorch reads the bytecode. Some models are captured by that alone.
-    for strict in (False, True):
-        try:
-            with (
-                quiet(),
-                torch.no_grad(),
-                # What holds for two pictures may not be taken for granted of one. torch.onnx.export
-                # sets this as well.
-                _config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
-                # PyTorch's choice among its fused kernels asks whether the batch is one.
-                sdpa_kernel(SDPBackend.MATH),
-            ):
-                return torch.export.export(
-                    recorder, example, dynamic_shapes=({0: batch},), strict=strict
-                )
-        # PyTorch raises whatever its many passes raise, with no base class of their own.
-        except Exception as err:
-            first = first or err
+    for least in (1, 2):
+        # In strict mode PyTorch reads the bytecode. Some models are captured by that alone.
+        for strict in (False, True):
+            try:
+                return _exported(recorder, shape, least=least, strict=strict)
+            # PyTorch raises whatever its many passes raise, with no base class of their own.
+            except Exception as err:
+                first = first or err
+        # PyTorch refuses a batch of one where it asks how a map lies in memory: with one picture, a
+        # transposed map lies as the map itself does. A graph knows no such thing, so the program of
+        # two pictures and more is the same. The proof of the halves runs one picture as well.
+        if first is not None and not _is_about_batch(first):
+            break
     assert first is not None
     raise _capture_error(first) from first
+
+
+def _exported(
+    recorder: _Recorder, shape: tuple[int, ...], *, least: int, strict: bool
+) -> ExportedProgram:
+    """Return PyTorch's program for batches of ``least`` pictures and more."""
+    batch = torch.export.Dim("batch", min=least, max=MAX_BATCH)
+    # Two pictures: an exporter takes a dimension of one for a constant, whatever it is told.
+    example = (torch.zeros(2, *shape),)
+    with (
+        quiet(),
+        torch.no_grad(),
+        # What holds for two pictures may not be taken for granted of one. torch.onnx.export sets
+        # this as well.
+        _config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
+        # PyTorch's choice among its fused kernels asks whether the batch is one.
+        sdpa_kernel(SDPBackend.MATH),
+        _FlatAttention(),
+    ):
+        return torch.export.export(recorder, example, dynamic_shapes=({0: batch},), strict=strict)
+
+
+class _FlatAttention(TorchFunctionMode):
+    """Run fused attention on ``[N, heads, length, width]``, the only shape that has a translation.
+
+    Nets with windows have more dimensions in front (Twins, Hiera), simple ones fewer.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _flat_attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _flat_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *rest: Any,
+    **more: Any,
+) -> Tensor:
+    attend: Any = F.scaled_dot_product_attention
+    tensors = (query, key, value)
+    result: Tensor
+    if query.dim() == 3:
+        if attn_mask is not None and attn_mask.dim() == 3:
+            attn_mask = attn_mask.unsqueeze(1)
+        result = attend(*(t.unsqueeze(1) for t in tensors), attn_mask, *rest, **more).squeeze(1)
+        return result
+    if query.dim() <= 4:
+        result = attend(*tensors, attn_mask, *rest, **more)
+        return result
+    front = query.shape[:-3]
+
+    def flattened(tensor: Tensor) -> Tensor:
+        return tensor.expand(*front, *tensor.shape[-3:]).flatten(0, -4)
+
+    if attn_mask is not None and attn_mask.dim() > 2:
+        attn_mask = flattened(attn_mask)
+    result = attend(*map(flattened, tensors), attn_mask, *rest, **more)
+    # The batch's size is left open, as a block also runs on the rows whose gate is open.
+    return result.reshape(-1, *front[1:], *result.shape[-3:])
 
 
 def _digest(program: ExportedProgram) -> str:
@@ -337,21 +397,31 @@ def _translated(program: ExportedProgram, dialect: Opset) -> ir.Model:
     return translated.model
 
 
-def _capture_error(err: Exception) -> CaptureError:
+def _causes(err: Exception) -> list[BaseException]:
+    """Return an error and its causes: the exporter wraps it; the last says what happened."""
     causes: list[BaseException] = []
     cause: BaseException | None = err
-    # The exporter wraps the error of the model several times; the innermost says what happened.
     while cause is not None:
         causes.append(cause)
         cause = cause.__cause__
-    text = " ".join(str(c) for c in causes)
+    return causes
+
+
+def _is_about_batch(err: Exception) -> bool:
+    text = " ".join(map(str, _causes(err)))
+    return "Constraints violated" in text or "specialized" in text
+
+
+def _capture_error(err: Exception) -> CaptureError:
+    causes = _causes(err)
+    text = " ".join(map(str, causes))
     if "data-dependent" in text or "DataDependent" in text or "GuardOn" in text:
         return CaptureError(
             "a Python `if`, loop or int() depends on a tensor's value, which no ONNX graph without "
             f"control flow can hold: {_first_line(causes[-1])}",
             fix="compute both sides and select with torch.where, or leave the module out of blocks",
         )
-    if "Constraints violated" in text or "specialized" in text:
+    if _is_about_batch(err):
         return CaptureError(
             f"the model fixes the batch size while it is traced: {_first_line(causes[-1])}",
             fix=_FIXED_BATCH,

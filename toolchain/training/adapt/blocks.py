@@ -319,7 +319,7 @@ def _classifier_name(backbone: nn.Module, run: DryRun) -> str | None:
             return name
         if _is_pixel_layer(modules[name], call) and _is_view(call.output, answer):
             return name
-    if answer.dim() == 2 and not _ends_in_scores(backbone, answer):
+    if answer.dim() == 2 and not _ends_in_scores(modules, run, answer):
         return None
     raise AttachError(
         f"found no classifier in {type(backbone).__name__}: no Linear layer returns its answer "
@@ -351,11 +351,18 @@ def _is_view(tensor: Tensor | None, answer: Tensor) -> bool:
     )
 
 
-def _ends_in_scores(backbone: nn.Module, answer: Tensor) -> bool:
+def _ends_in_scores(modules: Mapping[str, nn.Module], run: DryRun, answer: Tensor) -> bool:
     """Tell whether a 2-d answer looks like the scores of a convolution used as a classifier."""
-    # Feature extractors end in a convolution without bias, as a norm follows it.
-    convs = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
-    return bool(convs) and convs[-1].out_channels == answer.shape[1] and convs[-1].bias is not None
+    ran = [n for n, m in modules.items() if run.calls[n].count and not any(m.children())]
+    layers = [n for n in ran if _weighted(modules[n])]
+    last = modules[max(layers, key=lambda name: run.calls[name].order)] if layers else None
+    # Feature extractors end in a convolution without bias, as a norm follows it. In a transformer
+    # that ends in features the only convolution is the first layer.
+    return (
+        isinstance(last, nn.Conv2d)
+        and last.out_channels == answer.shape[1]
+        and last.bias is not None
+    )
 
 
 def _features(backbone: nn.Module, head: str | None, run: DryRun) -> int:
@@ -412,7 +419,7 @@ def _site(backbone: nn.Module, name: str, run: DryRun) -> Site:
     _refuse_overwritten(name, call)
     return Site(
         name=name,
-        layout=_layout(backbone.get_submodule(name), name, run.calls, call.input),
+        layout=_layout(backbone, name, run.calls, call.input),
         in_shape=tuple(call.input.shape[1:]),
         out_shape=tuple(call.output.shape[1:]),
         flops=run.flops[name],
@@ -437,15 +444,17 @@ def _shape_text(tensor: Tensor | None) -> str:
     return "no tensor" if tensor is None else str(list(tensor.shape))
 
 
-def _layout(block: nn.Module, name: str, calls: Mapping[str, ModuleCall], x: Tensor) -> Layout:
+def _layout(backbone: nn.Module, name: str, calls: Mapping[str, ModuleCall], x: Tensor) -> Layout:
     """Tell where the channels of the block's input ``x`` are, by the inputs of its layers.
 
     A convolution has its channels first: it sees the block's map either as it is or permuted. A
     Linear or LayerNorm whose input has the block's own shape works on channels that are last.
     """
-    for part, layer in block.named_modules():
+    # A module in two places was noted under its first name: CoaT's blocks share a convolution.
+    names = {module: first for first, module in backbone.named_modules()}
+    for layer in backbone.get_submodule(name).modules():
         # The first layer that sees the whole map decides; later ones may see it reshaped.
-        inner = calls[f"{name}.{part}" if part else name].input
+        inner = calls[names[layer]].input
         if inner is None or inner.dim() != x.dim():
             continue
         layout = _row_layout(layer, inner, x) if x.dim() == 3 else _map_layout(layer, inner, x)

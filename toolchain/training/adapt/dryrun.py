@@ -179,12 +179,17 @@ def _picture(backbone: nn.Module, shape: tuple[int, ...]) -> Tensor:
 def _evaluating(backbone: nn.Module) -> Iterator[None]:
     """Put a backbone into evaluation, without gradient, inside the block of code."""
     was_training = backbone.training
-    backbone.eval()
+    # PyTorch's counter of operations wants the gradient of a parameter that a module takes as its
+    # input (CaiT's class token), and none is there.
+    learning = [p for p in backbone.parameters() if p.requires_grad]
+    backbone.eval().requires_grad_(False)
     try:
         with torch.no_grad():
             yield
     finally:
         backbone.train(was_training)
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def runs_channels_last(backbone: nn.Module, shape: tuple[int, ...]) -> bool:
