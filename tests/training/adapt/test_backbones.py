@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from toolchain.core.errors import Da3Error, UnknownNameError, UsageError
+from toolchain.core.errors import Da3Error, UnknownNameError, UsageError, WeightsError
 from toolchain.pictures.preprocess import Preprocessing
 from toolchain.training.adapt import backbones
 from toolchain.training.adapt.backbones import Backbone
+from toolchain.training.adapt.weights import load_backbone
 
 Install = Callable[[str, str, str], None]
 
@@ -104,6 +105,52 @@ def test_what_is_no_backbone_of_that_name_is_refused(install: Install, code: str
     install("odd_nets", "odd_net", code)
     with pytest.raises(Da3Error, match=f"(?s)odd_nets.*{got}"):
         backbones.get("odd_net")
+
+
+BUILT = TINY.format(name="tiny_net")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (BUILT.replace("return", "return 1 +"), "its build() raised TypeError: unsupported"),
+        (BUILT.replace("return", "nn ="), "expected an nn.Module of its build(), got NoneType"),
+        (
+            BUILT.replace('classifier="1"', 'classifier="fc"'),
+            "classifier 'fc' among its modules ... fix: in that package, name classifier='1'",
+        ),
+    ],
+)
+def test_a_fault_of_a_package_names_the_package(install: Install, code: str, words: str) -> None:
+    install("users_nets", "tiny_net", code)
+    with pytest.raises(WeightsError, match=r"users_nets \(users_nets:TINY\): ") as raised:
+        load_backbone("tiny_net", untrained_seed=0)
+    assert all(word in str(raised.value) for word in words.split(" ... "))
+
+
+def test_a_fault_of_a_description_keeps_its_own_fix(install: Install) -> None:
+    install("users_nets", "tiny_net", BUILT.replace('licence="Apache-2.0"', 'licence=""'))
+    with pytest.raises(UsageError, match="users_nets") as raised:
+        backbones.get("tiny_net")
+    assert raised.value.fix.startswith("in that package: give an SPDX expression")
+
+
+@pytest.mark.parametrize(
+    ("package", "path", "words"),
+    [
+        ("tests.support", "models/toys.py", "fix: in that package, name weights_file='toys.py'"),
+        ("tests.support", "nowhere.pth", "name its weights_file from the folder of tests.support"),
+        ("no_such_package", "w.pth", "ships its weights, got No module named ... name the package"),
+    ],
+)
+def test_weights_that_a_package_does_not_ship_there(
+    install: Install, package: str, path: str, words: str
+) -> None:
+    shipped = f'weights_file="{path}", weights_sha256="sha256:{"0" * 64}", package="{package}"'
+    install("users_nets", "tiny_net", BUILT.replace('source="a test"', f'source="x", {shipped}'))
+    with pytest.raises(WeightsError, match=r"users_nets \(users_nets:TINY\): ") as raised:
+        load_backbone("tiny_net")
+    assert all(word in str(raised.value) for word in words.split(" ... "))
 
 
 @pytest.mark.parametrize("given", ["weights_file", "weights_sha256", "package"])

@@ -104,6 +104,26 @@ def test_wrapped_weights_and_another_preprocessing_are_said(loose: Recipe) -> No
     )
 
 
+@pytest.mark.parametrize(("side", "classifier"), [(8, False), (4, True)])
+def test_an_answer_that_is_taken_for_features_is_said(side: int, *, classifier: bool) -> None:
+    """With ``head: ''`` a net of scores would train in silence on 1000 scores as features."""
+    net = nn.Sequential(
+        toys.stem(8), nn.Sequential(toys.Residual(8, 8)), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    if classifier:
+        net.append(nn.Linear(8, side))
+    lines: list[str] = []
+    build(
+        dataclasses.replace(stripes.RECIPE, head=""),
+        classes=3,
+        backbone=net.eval(),
+        notify=lines.append,
+    )
+    (line,) = lines
+    assert f"its answer of {side} values is taken for features" in line
+    assert ("its layer '4' gives as many" in line and "head: 4" in line) == classifier
+
+
 def saved(folder: Path, model: AttachedModel, recipe: Recipe) -> Path:
     data = stripes.data()
     evaluation = evaluate(model, data.test, recipe.preprocess)

@@ -134,6 +134,11 @@ def get(name: str) -> Backbone:
     return _load(owner, entry)
 
 
+def publisher(name: str) -> str:
+    """Return which package registers the backbone ``name``, and its target there, for a message."""
+    return ", ".join(sorted(_owners(name)))
+
+
 def _owners(name: str) -> dict[str, EntryPoint]:
     """Return the entry points called ``name`` by "package (target)".
 
@@ -151,6 +156,10 @@ def _package(entry: EntryPoint) -> str:
 def _load(owner: str, entry: EntryPoint) -> Backbone:
     try:
         value = entry.load()
+    except Da3Error as err:  # of its Backbone: it names the fault, and the fix is to be made there
+        raise type(err)(
+            f"{err.message} (in package {owner})", fix=f"in that package: {err.fix}"
+        ) from err
     except Exception as err:  # a stranger's package may raise anything while it is imported
         raise Da3Error(
             f"backbone {entry.name!r}: package {owner} cannot be loaded: "

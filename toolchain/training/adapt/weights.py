@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.core import digest, files
-from toolchain.core.errors import UsageError, WeightsError, first_few
+from toolchain.core.errors import Da3Error, UsageError, WeightsError, first_few
 from toolchain.core.files import is_file
 from toolchain.core.timing import Notify
 from toolchain.training.adapt import backbones
@@ -112,9 +113,45 @@ def load_backbone(
 
 
 def _build(backbone: Backbone, seed: int) -> nn.Module:
+    """Return the untrained module; what is wrong with a stranger's package names that package."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return backbone.build().eval()
+        try:
+            model = backbone.build()
+        except (Da3Error, MemoryError):
+            raise
+        except Exception as err:  # a stranger's code may raise anything
+            raise _package_fault(
+                backbone, f"its build() raised {type(err).__name__}: {err}", "repair its build()"
+            ) from err
+    if not isinstance(model, nn.Module):
+        got = type(model).__name__
+        raise _package_fault(
+            backbone, f"expected an nn.Module of its build(), got {got}", "return the module"
+        )
+    _require_classifier(backbone, model)
+    return model.eval()
+
+
+def _require_classifier(backbone: Backbone, model: nn.Module) -> None:
+    modules = dict(model.named_modules())
+    if backbone.classifier in modules:  # '' is the module itself
+        return
+    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    right = f"classifier={linear[-1]!r}, its last Linear layer; " if linear else ""
+    raise _package_fault(
+        backbone,
+        f"expected the classifier {backbone.classifier!r} among its modules, got none of that name",
+        f"name {right}classifier='' where the backbone returns features",
+    )
+
+
+def _package_fault(backbone: Backbone, message: str, fix: str) -> WeightsError:
+    owner = backbones.publisher(backbone.name)
+    return WeightsError(
+        f"backbone {backbone.name!r} of package {owner}: {message}",
+        fix=f"in that package, {fix}",
+    )
 
 
 def _loaded_shipped(backbone: Backbone, notify: Notify) -> nn.Module:
@@ -123,16 +160,33 @@ def _loaded_shipped(backbone: Backbone, notify: Notify) -> nn.Module:
             f"backbone {backbone.name!r}: expected a weights file, got none; none is shipped",
             fix="give a .safetensors or .pth file as weights",
         )
-    resource = resources.files(backbone.package) / backbone.weights_file
-    with resources.as_file(resource) as path:
+    try:
+        folder = resources.files(backbone.package)
+    except ImportError as err:
+        raise _package_fault(
+            backbone,
+            f"expected the package {backbone.package!r}, which ships its weights, got {err}",
+            "name the package that ships them, and install that one",
+        ) from err
+    with resources.as_file(folder / backbone.weights_file) as path:
         if not is_file(path):
-            raise WeightsError(
-                f"backbone {backbone.name!r}: expected the weights that package "
-                f"{backbone.package!r} ships at {path}, got no such file",
-                fix=f"install {backbone.package} again",
-            )
+            raise _no_such_weights(backbone, path, folder)
         source = _WeightsFile(path, backbone.weights_sha256, backbone.name)
         return _loaded(backbone, source, notify)
+
+
+def _no_such_weights(backbone: Backbone, path: Path, folder: Traversable) -> WeightsError:
+    """Return the error for a weights file that its package does not ship where it is said to be."""
+    fix = f"name its weights_file from the folder of {backbone.package} on, or install it again"
+    with resources.as_file(folder) as root:
+        near = [entry.relative_to(root) for entry in root.rglob(path.name)]
+    if near:
+        fix = f"name weights_file={near[0].as_posix()!r}"
+    return _package_fault(
+        backbone,
+        f"expected the weights that package {backbone.package!r} ships at {path}, got no such file",
+        fix,
+    )
 
 
 def _loaded(backbone: Backbone, source: _WeightsFile, notify: Notify) -> nn.Module:

@@ -66,10 +66,10 @@ def build(
     """Return the recipe's backbone with a fresh domain for ``classes`` classes, with lean layers.
 
     ``backbone`` is used in place of loading ``recipe.backbone``. ``notify`` gets a line for what
-    was wrapped around its weights, and for a preprocessing that is not that of its training. The
-    domain starts from ``recipe.train.seed``. The method ``sparse`` measures on ``data.train`` what
-    it is to update; ``tick`` hears of that. Raises UnknownNameError, WeightsError, AttachError,
-    TrainingError (nothing fits sparse's budget).
+    was wrapped around its weights, for a preprocessing that is not that of its training, and for an
+    answer that is taken for features. The domain starts from ``recipe.train.seed``. The method
+    ``sparse`` measures on ``data.train`` what it is to update; ``tick`` hears of that. Raises
+    UnknownNameError, WeightsError, AttachError, TrainingError (nothing fits sparse's budget).
     """
     joints: dict[str, Any] = {"blocks": None, "head": None}
     if backbone is None:
@@ -87,7 +87,7 @@ def build(
     own = {"blocks": recipe.blocks, "head": recipe.head}
     joints |= {key: value for key, value in own.items() if value is not None}
     side = recipe.preprocess.size
-    return attach(
+    model = attach(
         backbone,
         method=recipe.method,
         classes=classes,
@@ -97,6 +97,25 @@ def build(
         lean=cast("Keep", recipe.train.keep),
         selection=_searched(backbone, data, recipe, joints, tick),
         **joints,
+    )
+    if model.anatomy.head is None:
+        notify(_features_line(recipe.backbone, backbone, model.anatomy.features))
+    return model
+
+
+def _features_line(name: str, backbone: nn.Module, width: int) -> str:
+    """Return what is said of a backbone whose whole answer is taken for features."""
+    line = f"backbone {name!r}: its answer of {width} values is taken for features"
+    like = [
+        path
+        for path, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == width
+    ]
+    if not like:
+        return line
+    return (
+        f"{line}; its layer {like[-1]!r} gives as many: if that is a classifier, write "
+        f"head: {like[-1]} into the recipe, or --set head={like[-1]}"
     )
 
 
