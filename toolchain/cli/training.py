@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,8 @@ from toolchain.core.allocator import bound_memory
 
 if TYPE_CHECKING:
     from toolchain.recipe import Recipe
-    from toolchain.training import TrainReport
+    from toolchain.training import AttachedModel, TrainReport
+    from toolchain.training.data import DomainData
     from toolchain.training.loop.devices import Arithmetic
 
 CHECKPOINTS = Path("build/domains")
@@ -119,12 +119,15 @@ def train_shown(
     :func:`toolchain.training.loop.from_recipe.train_recipe`.
     """
     bar = Bar(sys.stderr, plan.recipe.domain)
-    bar.phase("start", 0, 0)  # PyTorch takes seconds to start
     bound_memory()
-    from toolchain.export.rehearsal import rehearse
     from toolchain.training.loop.devices import Device
     from toolchain.training.loop.from_recipe import train_recipe
-    from toolchain.training.memory.fit import parse_size
+    from toolchain.training.memory.size import parse_size
+
+    def trial(model: AttachedModel, data: DomainData) -> None:
+        from toolchain.export.rehearsal import rehearse  # PyTorch and ONNX take seconds to start
+
+        rehearse(model, data, recipe=plan.recipe, cache=cache)
 
     with command_in_fix(plan.command), closing(bar):
         report = train_recipe(
@@ -136,7 +139,7 @@ def train_shown(
             notify=bar.keep,
             threads=threads,
             memory=None if budget is None else parse_size(budget),
-            check=partial(rehearse, recipe=plan.recipe, cache=cache),
+            check=trial,
             log=log,
             device=Device(device, precision or ("fp32" if device == "cpu" else "mixed")),
         )

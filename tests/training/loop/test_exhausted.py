@@ -14,8 +14,9 @@ from tests.support import stripes, toys
 from toolchain.core.errors import MemoryBudgetError, TrainingError
 from toolchain.training.adapt.attached import AttachedModel, domain_state
 from toolchain.training.loop import models
+from toolchain.training.loop.destination import state_path
 from toolchain.training.loop.exhausted import is_exhaustion
-from toolchain.training.loop.state import load_state, state_path
+from toolchain.training.loop.state import load_state
 from toolchain.training.loop.training import train
 
 RECIPE = stripes.recipe(epochs=2)

@@ -15,9 +15,9 @@ from tests.training.loop.test_training import Recorder
 from toolchain.core.confusion import Confusion
 from toolchain.core.errors import TrainingError
 from toolchain.training.data import ArraySplit, DomainData
+from toolchain.training.loop.destination import best_path, state_path
 from toolchain.training.loop.evaluation import Evaluation, evaluate
 from toolchain.training.loop.holdout import SHARE, parted, score
-from toolchain.training.loop.state import best_path, state_path
 from toolchain.training.loop.training import train
 
 

@@ -28,8 +28,9 @@ from toolchain.core.errors import (
 from toolchain.training.adapt.attached import AttachedModel, domain_state, weights_digest
 from toolchain.training.adapt.checkpoint import read
 from toolchain.training.data import DomainData
+from toolchain.training.loop.destination import state_path
 from toolchain.training.loop.progress import Quiet, Status
-from toolchain.training.loop.state import load_state, state_path
+from toolchain.training.loop.state import load_state
 from toolchain.training.loop.training import TrainReport, train
 
 STEPS_PER_EPOCH = 90 // 16

@@ -14,7 +14,7 @@ from torch import nn
 from tests.support import toys
 from tests.support.steps import BATCH, forced, step
 from toolchain.bundle import make_patch
-from toolchain.core.errors import MemoryBudgetError, UsageError
+from toolchain.core.errors import MemoryBudgetError
 from toolchain.export.graph.split import split
 from toolchain.training.adapt.attached import attach
 from toolchain.training.adapt.folded import overrides_folded
@@ -26,7 +26,6 @@ from toolchain.training.memory.fit import (
     fitting,
     line,
     need,
-    parse_size,
     within,
 )
 from toolchain.training.memory.measured import peak
@@ -189,25 +188,3 @@ def test_a_line_tells_method_batch_and_need() -> None:
     assert told.startswith("da3, batch 8: keeps 3.0 MiB")
     assert "2.0 KiB for the optimiser of 256 parameters" in told
     assert "\n" not in told
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("64MB", 64_000_000),
-        ("64MiB", 64 << 20),
-        ("64 mib", 64 << 20),
-        ("1.5GB", 1_500_000_000),
-        ("2k", 2000),
-        ("512 B", 512),
-        (4096, 4096),
-    ],
-)
-def test_sizes_are_read(text: str | int, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "MB", "-5MB", "0", "0.5", "64MBit", "1e9", "64 TB", "९kB"])
-def test_other_sizes_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="expected a size"):
-        parse_size(text)

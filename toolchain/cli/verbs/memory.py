@@ -101,7 +101,7 @@ def memory(
     if budget is not None and plot_path is not None:
         raise click.UsageError("expected --budget or --plot, got both")
     from toolchain.bench import footprint, plots
-    from toolchain.training.memory.fit import parse_size
+    from toolchain.training.memory.size import parse_size
 
     setup = footprint.FootprintSetup(
         backbone=backbone,

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from toolchain.core.errors import Da3Error, UnknownNameError, UsageError
+from toolchain.core.errors import Da3Error, UnknownNameError, UsageError, WeightsError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
     from toolchain.pictures.preprocess import Preprocessing
@@ -72,6 +74,14 @@ class Backbone:
     def joints(self) -> dict[str, Any]:
         """Where a domain joins it, as ``attach`` takes it: ``blocks`` and ``head``."""
         return {"blocks": self.blocks, "head": self.classifier}
+
+    def require_weights(self, path: Path | None) -> None:
+        """Raise WeightsError where nobody has weights: ``path`` is a file of the caller's own."""
+        if path is None and (self.weights_file is None or self.package is None):
+            raise WeightsError(
+                f"backbone {self.name!r}: expected a weights file, got none; none is shipped",
+                fix="give a .safetensors or .pth file as weights, in a recipe with weights_sha256",
+            )
 
     def differences(self, preprocess: Preprocessing) -> list[str]:
         """Return what a recipe's preprocessing does otherwise than this backbone's training did."""

@@ -117,7 +117,7 @@ def _build(backbone: Backbone, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = backbone.build()
+            model: object = backbone.build()
         except (Da3Error, MemoryError):
             raise
         except Exception as err:  # a stranger's code may raise anything
@@ -155,11 +155,9 @@ def _package_fault(backbone: Backbone, message: str, fix: str) -> WeightsError:
 
 
 def _loaded_shipped(backbone: Backbone, notify: Notify) -> nn.Module:
-    if backbone.weights_file is None or backbone.package is None:
-        raise WeightsError(
-            f"backbone {backbone.name!r}: expected a weights file, got none; none is shipped",
-            fix="give a .safetensors or .pth file as weights",
-        )
+    backbone.require_weights(None)
+    assert backbone.weights_file is not None
+    assert backbone.package is not None
     try:
         folder = resources.files(backbone.package)
     except ImportError as err:

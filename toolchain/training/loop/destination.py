@@ -1,7 +1,8 @@
 """Where a training writes: an error of the last step is raised before the first one.
 
 Rules of this file: it looks, makes the parent folder, keeps other trainings away and removes what
-the caller asked to overwrite. ``checkpoint`` and ``state`` write the results themselves.
+the caller asked to overwrite. ``checkpoint`` and ``state`` write the results themselves. No torch:
+nobody waits for PyTorch to be refused.
 """
 
 from __future__ import annotations
@@ -11,10 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from toolchain.core.errors import ExistsError, StorageError
+from toolchain.core.errors import ExistsError, StorageError, TrainingError
 from toolchain.core.files import exists
 from toolchain.core.lock import locked
-from toolchain.training.loop.state import best_path, state_path
+
+
+def state_path(folder: Path) -> Path:
+    """Return where the half-done training of the result ``folder`` lies: beside it."""
+    return folder.with_name(f"{folder.name}.training.safetensors")
+
+
+def best_path(folder: Path) -> Path:
+    """Return where the domain's tensors after the best epoch lie: beside the state."""
+    return folder.with_name(f"{folder.name}.best.safetensors")
 
 
 @contextmanager
@@ -22,7 +32,7 @@ def claimed(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
     """Be the only training that writes ``out`` inside the block; its state is beside ``out``.
 
     Raises LockedError while another one does, ExistsError or StorageError where the checkpoint
-    could not be written.
+    could not be written, TrainingError for ``resume`` with nothing to resume.
     """
     with as_storage_error(f"make {out.parent}"):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -30,9 +40,26 @@ def claimed(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
     with as_storage_error(f"write in {out.parent}"), tempfile.TemporaryFile(dir=out.parent):
         pass
     with locked(out.with_name(f"{out.name}.training.lock"), what=f"the training into {out}"):
-        if not (resume or overwrite):
+        if resume:
+            _require_half_done(out)
+        elif not overwrite:
             _refuse_existing(out)
         yield
+
+
+def _require_half_done(out: Path) -> None:
+    # The state is removed last, so without it a checkpoint is whole.
+    if exists(state_path(out)):
+        return
+    if exists(out):
+        raise TrainingError(
+            f"expected a training to resume, got a finished one at {out}",
+            fix="use it as it is, or ask for overwriting to train again",
+        )
+    raise TrainingError(
+        f"expected a training to resume at {state_path(out)}, got no such file",
+        fix="train from the start, without resume",
+    )
 
 
 def _refuse_existing(out: Path) -> None:

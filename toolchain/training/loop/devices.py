@@ -2,7 +2,8 @@
 
 Rules of this file: a device that is not there is refused before anything is read. Weights, their
 gradients and the optimiser stay float32; ``mixed`` computes the layers in between in bfloat16,
-whose range is float32's, so that no loss needs scaling (Kalamkar et al., 2019).
+whose range is float32's, so that no loss needs scaling (Kalamkar et al., 2019). torch is imported
+where a device is looked for, so that one can be named without it.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from toolchain.core.errors import UsageError
-from toolchain.training.adapt.attached import HEAD, AttachedModel
+
+if TYPE_CHECKING:
+    import torch
+
+    from toolchain.training.adapt.attached import AttachedModel
 
 Arithmetic = Literal["fp32", "mixed"]
 
@@ -27,16 +30,22 @@ class Device:
     name: str = "cpu"
     precision: Arithmetic = "fp32"
 
-    def require(self) -> None:
-        """Raise UsageError where the device is missing or cannot compute in the precision."""
+    def __post_init__(self) -> None:
+        """Refuse another name."""
         kind, _, number = self.name.partition(":")
         if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
             raise UsageError(
                 f"expected the device cpu, cuda or cuda:N, got {self.name!r}",
                 fix="name one of them",
             )
+
+    def require(self) -> None:
+        """Raise UsageError where the device is missing or cannot compute in the precision."""
+        kind, _, number = self.name.partition(":")
         if kind == "cpu":
             return
+        import torch
+
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(number or 0) >= count:
             raise UsageError(
@@ -54,7 +63,12 @@ class Device:
         """Return the context in which a forward pass computes."""
         if self.precision == "fp32":
             return nullcontext()
+        import torch
+
         return torch.autocast(self.name.partition(":")[0], torch.bfloat16)
+
+
+CPU = Device()
 
 
 @contextmanager
@@ -70,4 +84,6 @@ def placed(model: AttachedModel, device: Device) -> Iterator[None]:
 
 def device_of(model: AttachedModel) -> torch.device:
     """Return where the model's tensors are."""
+    from toolchain.training.adapt.attached import HEAD
+
     return model.domain.get_parameter(f"{HEAD}.weight").device

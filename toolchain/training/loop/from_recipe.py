@@ -1,7 +1,7 @@
 """From a recipe to a finished training, in one call.
 
 Rules of this file: it calls the parts in order and decides nothing. What can be refused without
-work is refused first.
+work is refused first, and before torch is imported, which takes seconds.
 """
 
 from __future__ import annotations
@@ -9,20 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from toolchain.core.timing import Notify
 from toolchain.recipe import Recipe
 from toolchain.training import data
-from toolchain.training.adapt.attached import AttachedModel
+from toolchain.training.adapt import backbones
 from toolchain.training.data.splits import DomainData
-from toolchain.training.loop.destination import claimed
-from toolchain.training.loop.devices import Device
-from toolchain.training.loop.models import build
+from toolchain.training.loop.balance import class_weights
+from toolchain.training.loop.destination import claimed, state_path
+from toolchain.training.loop.devices import CPU, Device
+from toolchain.training.loop.holdout import parted
+from toolchain.training.loop.identity import refuse_changes_noted, training_document
 from toolchain.training.loop.progress import Progress, Quiet
-from toolchain.training.loop.training import CPU, TrainReport, train
-from toolchain.training.memory import fit
+
+if TYPE_CHECKING:
+    from toolchain.training.adapt.attached import AttachedModel
+    from toolchain.training.loop.training import TrainReport
 
 
 def train_recipe(
@@ -49,16 +52,29 @@ def train_recipe(
     (:func:`toolchain.export.rehearse`). Raises as :func:`train`, :func:`build` and the loader of
     the pictures.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    device.require()
     progress = progress or Quiet()
-    # Before pictures are read and a search runs: nobody shall wait for a refusal.
+    backbones.get(recipe.backbone).require_weights(recipe.weights_path)
+    # Before pictures are read and PyTorch starts: nobody shall wait for a refusal.
     with claimed(out, resume=resume, overwrite=overwrite):
+        if resume:
+            refuse_changes_noted(state_path(out), training_document(recipe))
         progress.phase("data", 0, 0)
         pictures = data.load(recipe)
         for line in pictures.notes:
             notify(f"pictures: {line}")
+        own = parted(pictures, recipe).data
+        class_weights(own.train.labels, own.classes, recipe.train)
+        progress.phase("start", 0, 0)
+        import torch
+
+        from toolchain.training.loop.models import build
+        from toolchain.training.loop.run import identity
+        from toolchain.training.loop.training import train
+        from toolchain.training.memory import fit
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        device.require()
         progress.phase("model", 0, 0)
         model = build(
             recipe,
@@ -67,9 +83,13 @@ def train_recipe(
             tick=partial(progress.phase, "search"),
             notify=notify,
         )
+        if resume:
+            refuse_changes_noted(state_path(out), identity(model, pictures, recipe, device))
         progress.phase("memory", 0, 0)
         needed, line = fit.need_and_line(model, recipe.train.batch)
         notify(line)
+        if memory is not None:
+            fit.within(model, recipe.train.batch, memory, needed=needed)
         if check is not None:
             progress.phase("trial", 0, 0)
             check(model, pictures)

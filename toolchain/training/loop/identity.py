@@ -1,23 +1,29 @@
 """What a training depends on, as digests and plain documents.
 
-Rules of this file: numpy only; pure functions. Two trainings with the same documents and digests,
-the same torch and the same number of threads end in the same weights.
+Rules of this file: numpy only, no torch; it writes nothing. Two trainings with the same documents
+and digests, the same torch and the same number of threads end in the same weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from toolchain.core import digest
-from toolchain.core.canonical import canonical_json
+from toolchain.core.canonical import canonical_json, parse_json
+from toolchain.core.errors import TrainingError
+from toolchain.core.safetensors import LIBRARY_HEADER_BYTES, read_metadata
 from toolchain.recipe import Recipe
 from toolchain.recipe.spec import OPTIONAL
 from toolchain.training.data.splits import DomainData, Split
 
+Identity = Mapping[str, Any]
+STATE_KEY = "da3"
+"""The key of the metadata of a half-done training, whose ``identity`` says what it depends on."""
 DIGESTED_PICTURES = 64
 """Pictures per split that enter the data's digest: all would mean decoding a whole folder."""
 
@@ -71,3 +77,43 @@ def _split_digest(split: Split) -> list[Any]:
     rows = np.unique(np.linspace(0, len(split) - 1, DIGESTED_PICTURES).astype(np.int64))
     pictures, _ = split.batch(rows)
     return [len(split), digest.tensor_digest(split.labels), digest.tensor_digest(pictures)]
+
+
+def differences(
+    then: Identity, now: Identity, words: tuple[str, str] = ("then", "now")
+) -> list[str]:
+    """Return one line for each entry in which two descriptions differ.
+
+    ``words`` stand behind the entry's value in the first description and in the second one.
+    """
+    return [
+        f"{name}: {then.get(name, 'not there')} {words[0]}, {now.get(name, 'not there')} {words[1]}"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    ]
+
+
+def refuse_changes(path: Path, then: Identity, now: Identity) -> None:
+    """Raise TrainingError naming every difference to the half-done training in ``path``."""
+    if changes := differences(then, now):
+        lines = "\n  ".join(changes)
+        raise TrainingError(
+            f"the training to resume at {path} is another one:\n  {lines}",
+            fix="undo the change, or train from the start and overwrite it",
+        )
+
+
+def refuse_changes_noted(path: Path, now: Identity) -> None:
+    """Do as :func:`refuse_changes` for what the file ``path`` notes, as far as ``now`` says it.
+
+    Its tensors are not read. A file without a readable note is left to whoever reads it whole.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            rest = file.read(min(int.from_bytes(start, "little"), LIBRARY_HEADER_BYTES))
+        then = parse_json(read_metadata(start + rest)[STATE_KEY])["identity"]
+        noted = {name: then[name] for name in now if name in then}
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    refuse_changes(path, noted, now)

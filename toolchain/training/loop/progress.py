@@ -13,8 +13,8 @@ from typing import Literal, Protocol
 from toolchain.training.adapt.checkpoint import EpochFigures
 
 Phase = Literal[
-    "start",
     "data",
+    "start",
     "search",
     "model",
     "memory",
@@ -25,7 +25,7 @@ Phase = Literal[
     "test",
     "gates",
 ]
-"""What a training does, in this order: PyTorch starts, the pictures are listed, ``sparse`` searches
+"""What a training does, in this order: the pictures are listed, PyTorch starts, ``sparse`` searches
 what to update, the model is built, its memory counted, it is exported for trial, its head fitted;
 then steps, with a look at the validation part after each epoch, the test, and how often gates are
 open."""

@@ -26,25 +26,23 @@ from toolchain.training.adapt.overrides import Selection
 from toolchain.training.data.splits import DomainData, Split
 from toolchain.training.loop.balance import class_weights
 from toolchain.training.loop.baseline import Probe
+from toolchain.training.loop.destination import best_path, state_path
 from toolchain.training.loop.devices import Device
 from toolchain.training.loop.evaluation import BATCH, Evaluation, evaluate
 from toolchain.training.loop.exhausted import exhausted, is_exhaustion
 from toolchain.training.loop.holdout import Parts, parted, score
-from toolchain.training.loop.identity import data_digest, training_document
+from toolchain.training.loop.identity import data_digest, refuse_changes, training_document
 from toolchain.training.loop.interruption import Interruption
 from toolchain.training.loop.meter import Meter
 from toolchain.training.loop.progress import Phase, Progress, Tick
 from toolchain.training.loop.schedule import GATE_LR_FACTOR, lr_factor
 from toolchain.training.loop.state import (
     State,
-    best_path,
-    differences,
     finite_domain,
     optimiser_tensors,
     restore_state,
     save_best,
     save_state,
-    state_path,
 )
 
 
@@ -83,18 +81,7 @@ class Run:
         weights = class_weights(self.train.labels, self.data.classes, self.recipe.train)
         place = self.device.name
         self.class_weights = None if weights is None else torch.from_numpy(weights).to(place)
-        self.identity = training_document(self.recipe) | {
-            "backbone's weights_digest": weights_digest(self.model),
-            "data's digest": data_digest(self.data),
-            "model's method": self.model.method,
-            "model's options": asdict(self.model.options),
-            "model's classes": self.model.classes,
-            "model's selection": _digested(self.model.selection),
-            "training's device": asdict(self.device),
-            "model's lean layers": None if self.model.lean is None else asdict(self.model.lean),
-            # Another version may round otherwise, and a resumed training must end in the same bits.
-            "torch": torch.__version__,
-        }
+        self.identity = identity(self.model, self.data, self.recipe, self.device)
 
     @property
     def train(self) -> Split:
@@ -145,12 +132,7 @@ class Run:
 
     def resume(self, state: State) -> None:
         """Go on from ``state``; raises TrainingError naming every difference."""
-        if changes := differences(state.identity, self.identity):
-            lines = "\n  ".join(changes)
-            raise TrainingError(
-                f"the training to resume at {state_path(self.out)} is another one:\n  {lines}",
-                fix="undo the change, or train from the start and overwrite it",
-            )
+        refuse_changes(state_path(self.out), state.identity, self.identity)
         restore_state(state, self.model, self.optimiser)
         self.step, self.head_accuracy, self.started = state.step, state.head_accuracy, True
         self.epochs, self.best = list(state.epochs), state.best
@@ -278,6 +260,24 @@ class Run:
     def _saved(self) -> str:
         path = state_path(self.out)
         return f"the last good state is {path}" if path.exists() else "no state had been saved yet"
+
+
+def identity(
+    model: AttachedModel, data: DomainData, recipe: Recipe, device: Device
+) -> dict[str, Any]:
+    """Return all that a training depends on, by name, so that a resume can compare it."""
+    return training_document(recipe) | {
+        "backbone's weights_digest": weights_digest(model),
+        "data's digest": data_digest(data),
+        "model's method": model.method,
+        "model's options": asdict(model.options),
+        "model's classes": model.classes,
+        "model's selection": _digested(model.selection),
+        "training's device": asdict(device),
+        "model's lean layers": None if model.lean is None else asdict(model.lean),
+        # Another version may round otherwise, and a resumed training must end in the same bits.
+        "torch": torch.__version__,
+    }
 
 
 def _digested(selection: Selection) -> str:

@@ -23,18 +23,16 @@ from torch import Tensor
 from toolchain.core import digest
 from toolchain.core.canonical import canonical_json, parse_json
 from toolchain.core.errors import DivergedError, TrainingError
-from toolchain.core.files import exists, read_limited, write_atomic
+from toolchain.core.files import read_limited, write_atomic
 from toolchain.core.safetensors import read_metadata
 from toolchain.core.words import read_record, to_json
 from toolchain.training.adapt.attached import AttachedModel, arrays
 from toolchain.training.adapt.checkpoint import EpochFigures
+from toolchain.training.loop.identity import STATE_KEY, Identity
 
 FORMAT = 2
 LIMIT_BYTES = 4 << 30
-_KEY = "da3"
 _DOMAIN, _OPTIMISER = "domain", "optimiser"
-
-Identity = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +52,6 @@ class State:
     meter: Mapping[str, float]
     domain: Mapping[str, Tensor]
     optimiser: Mapping[str, Tensor]
-
-
-def state_path(folder: Path) -> Path:
-    """Return where the half-done training of the result ``folder`` lies: beside it."""
-    return folder.with_name(f"{folder.name}.training.safetensors")
-
-
-def best_path(folder: Path) -> Path:
-    """Return where the domain's tensors after the best epoch lie: beside the state."""
-    return folder.with_name(f"{folder.name}.best.safetensors")
 
 
 def finite_domain(model: AttachedModel, step: int) -> dict[str, Tensor]:
@@ -119,16 +107,11 @@ def _write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) 
     noted = {**about, "tensors": digest.weights_digest(arrays(tensors))}
     # One metadata key for all: safetensors writes several in no fixed order.
     text = canonical_json(noted).decode()
-    write_atomic(path, safetensors.torch.save(tensors, {_KEY: text}), overwrite=True)
+    write_atomic(path, safetensors.torch.save(tensors, {STATE_KEY: text}), overwrite=True)
 
 
 def load_state(path: Path) -> State:
     """Return the state in ``path``; raises TrainingError for anything but a whole one."""
-    if not exists(path):
-        raise TrainingError(
-            f"expected a training to resume at {path}, got no such file",
-            fix="train from the start, without resume",
-        )
     with _as_training_error(path):
         tensors, about = _read(path)
         return State(
@@ -159,7 +142,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return tensors and notes of a file of this format; raises various errors for others."""
     data = read_limited(path, limit_bytes=LIMIT_BYTES, what="training state")
     tensors = safetensors.torch.load(data)
-    about = parse_json(read_metadata(data)[_KEY])
+    about = parse_json(read_metadata(data)[STATE_KEY])
     if about["format"] != FORMAT:
         raise ValueError(f"format {about['format']}, expected {FORMAT}")
     if (actual := digest.weights_digest(arrays(tensors))) != about["tensors"]:
@@ -203,17 +186,3 @@ def restore_state(state: State, model: AttachedModel, optimiser: torch.optim.Opt
         index, _, field = name.partition(".")
         entries.setdefault(int(index), {})[field] = tensor
     optimiser.load_state_dict({"state": entries, "param_groups": groups})
-
-
-def differences(
-    then: Identity, now: Identity, words: tuple[str, str] = ("then", "now")
-) -> list[str]:
-    """Return one line for each entry in which two descriptions differ.
-
-    ``words`` stand behind the entry's value in the first description and in the second one.
-    """
-    return [
-        f"{name}: {then.get(name, 'not there')} {words[0]}, {now.get(name, 'not there')} {words[1]}"
-        for name in sorted({*then, *now})
-        if then.get(name) != now.get(name)
-    ]

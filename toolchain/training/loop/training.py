@@ -21,7 +21,6 @@ from torch import Tensor
 
 from toolchain.bundle.limits import require_packable
 from toolchain.core.errors import TrainingError
-from toolchain.core.files import exists
 from toolchain.recipe import Recipe
 from toolchain.training.adapt.attached import OWN, AttachedModel, domain_state
 from toolchain.training.adapt.checkpoint import Checkpoint, History
@@ -30,29 +29,23 @@ from toolchain.training.data.splits import DomainData, spread
 from toolchain.training.loop import models
 from toolchain.training.loop.augment import Epoch, augmented, draw
 from toolchain.training.loop.baseline import probe
-from toolchain.training.loop.destination import claimed, remove_state
-from toolchain.training.loop.devices import Device, placed
+from toolchain.training.loop.destination import best_path, claimed, remove_state, state_path
+from toolchain.training.loop.devices import CPU, Device, placed
 from toolchain.training.loop.evaluation import Evaluation, as_tensors
 from toolchain.training.loop.holdout import Rows
+from toolchain.training.loop.identity import differences
 from toolchain.training.loop.interruption import interruption
 from toolchain.training.loop.logs import Log
 from toolchain.training.loop.meter import RemainingTime
 from toolchain.training.loop.progress import Progress, Quiet
 from toolchain.training.loop.run import Run
 from toolchain.training.loop.schedule import noise_scale
-from toolchain.training.loop.state import (
-    best_path,
-    differences,
-    load_best,
-    load_state,
-    state_path,
-)
+from toolchain.training.loop.state import load_best, load_state
 from toolchain.training.loop.verdict import verdict
 from toolchain.training.memory.fit import Need, need_and_line, within
 from toolchain.training.memory.head import ROOM
 
 SAVE_EVERY_S = 300.0
-CPU = Device()
 GATE_PICTURES = 2000
 _GATE_NOISE = 3  # the number of its random stream, beside those of ``augment``
 
@@ -167,12 +160,6 @@ def train(
 def _begin(run: Run, *, resume: bool, room: int) -> int:
     """Go on from the state on disk, or fit the head in ``room`` bytes; return the steps done."""
     out = run.out
-    # The state is removed last, so without it a checkpoint is whole.
-    if resume and exists(out) and not exists(state_path(out)):
-        raise TrainingError(
-            f"expected a training to resume, got a finished one at {out}",
-            fix="use it as it is, or ask for overwriting to train again",
-        )
     if resume:
         run.resume(load_state(state_path(out)))
         return run.step

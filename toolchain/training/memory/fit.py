@@ -11,12 +11,11 @@ alone takes more. This file never trains and never changes a model.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from toolchain.core.errors import AttachError, MemoryBudgetError, TrainingError, UsageError
+from toolchain.core.errors import AttachError, MemoryBudgetError, TrainingError
 from toolchain.recipe import METHOD_OPTIONS, AdaptorOptions
 from toolchain.training.adapt.attached import OWN, AttachedModel, domain_state
 from toolchain.training.adapt.methods import REGISTRY
@@ -31,8 +30,6 @@ _SPAN = 8  # of so many pictures bits fill whole bytes
 _FLOAT = 4
 _MOMENTS = 2  # AdamW keeps two floats per trained parameter
 _FOLDED_WITH = {"running_mean": "bias", "running_var": "weight"}
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?i?)b?\s*", re.IGNORECASE | re.ASCII)
 _PRECISIONS: tuple[Keep, ...] = get_args(Keep)  # the largest first
 
 
@@ -287,18 +284,3 @@ def need_and_line(model: AttachedModel, batch: int) -> tuple[Need | None, str]:
 def mib(count: int) -> str:
     """Return a number of bytes in MiB, in KiB where that would be less than one."""
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
-
-
-def parse_size(text: str | int) -> int:
-    """Return bytes: ``64MB`` (10^6), ``64MiB`` (2^20), ``1.5GB``, ``65536``.
-
-    Raises UsageError for anything else, or nothing at all.
-    """
-    match = _SIZE.fullmatch(str(text))
-    size = float(match[1]) * _UNITS.get(match[2].lower(), 0) if match else 0
-    if size < 1:
-        raise UsageError(
-            f"expected a size such as 64MB or 64MiB, got {str(text)[:40]!r}",
-            fix="write a number with B, kB, MB, GB, KiB, MiB or GiB",
-        )
-    return int(size)
