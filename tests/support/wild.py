@@ -156,6 +156,20 @@ class Single(Mlp):
         return super().forward(x + F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
 
+class Positions(nn.Module):
+    """Twins: a convolution between blocks, whose result is written to in place and viewed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = x.transpose(1, 2).reshape(x.shape[0], WIDTH, 3, -1)
+        y: Tensor = self.proj(image)
+        y += image
+        return y.flatten(2).transpose(1, 2)
+
+
 class Tokens(nn.Module):
     """Patches as tokens, with a class token in front: ViT, DINOv2."""
 
@@ -467,7 +481,7 @@ class Lines(nn.Module):
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "vision_tokens": lambda: Tokens([Cosine(), Covariance(), Positioned(), Repeated()]),
-    "torch_attention": lambda: Tokens([Multihead(), Windowed(), Single()]),
+    "torch_attention": lambda: Tokens([Multihead(), Positions(), Windowed(), Single()]),
     "coat": Sharing,
     "cait": Telling,
     "transformers_vit": lambda: Masked([Fused(), Fused()], classed=True),

@@ -37,7 +37,7 @@ from toolchain.core import digest
 from toolchain.core.arrays import Floats
 from toolchain.core.canonical import canonical_json
 from toolchain.core.errors import CaptureError
-from toolchain.export.graph.fold import fix_reshapes
+from toolchain.export.graph.fold import fix_reshapes, merge_twins
 from toolchain.export.graph.names import (
     BACKBONE,
     DIALECT,
@@ -499,6 +499,7 @@ def _clean(model: ir.Model, slots: tuple[str, ...]) -> None:
         fix_reshapes(model)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         passes.IdentityEliminationPass()(model)
+        merge_twins(model)
         passes.RemoveUnusedNodesPass()(model)
     for name, value in slot_values.items():
         graph.inputs.remove(value)

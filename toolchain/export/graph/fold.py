@@ -1,4 +1,4 @@
-"""Fold each frozen BatchNorm into the convolution before it; give reshapes constant targets.
+"""Fold frozen BatchNorms into convolutions; fix the targets of reshapes; merge twins of cut points.
 
 Rules of this file: it requires a captured graph. It touches the backbone's tensors only, and never
 reads or renames a slot. What is folded gets a new name (``<weight>+bn``), so that no name lies
@@ -15,6 +15,9 @@ import onnx_ir as ir
 
 from toolchain.export.graph.builder import input_names, value_name
 from toolchain.export.graph.names import BACKBONE
+
+_SMALL = 64
+"""Elements of a constant that is compared by its values: shapes and axes, no weights."""
 
 
 def fold_batchnorm(model: ir.Model) -> int:
@@ -134,3 +137,41 @@ def _one_free(shape: ir.Shape) -> list[int] | None:
     dims = [d if isinstance(d, int) else -1 for d in shape]
     # A Reshape can work out one -1 only, and it reads 0 as "copy this size from the input".
     return dims if dims.count(-1) == 1 and math.prod(dims) != 0 else None
+
+
+def merge_twins(model: ir.Model) -> int:
+    """Let who reads a second computation of an output's value read the output. Returns how many.
+
+    Behind a write in place PyTorch writes the views of that tensor down anew for each reader. The
+    cut is by name, so a block's input may not have a second name. Others than outputs stay twice:
+    what a block and an adaptor both compute has to stay in both halves.
+    """
+    graph = model.graph
+    outputs = {value_name(v) for v in graph.outputs}
+    numbers: dict[object, int] = {}
+
+    def number(value: ir.Value | None) -> int:
+        content: object = value
+        # Never by the values of the backbone's tensors: another backbone has other ones.
+        if value is not None and not value_name(value).startswith(BACKBONE):
+            constant = value.const_value
+            if constant is not None and constant.size <= _SMALL:
+                content = (constant.dtype, tuple(constant.shape), constant.tobytes())
+        return numbers.setdefault(content, len(numbers))
+
+    same: dict[int, list[ir.Value]] = {}
+    for node in graph:
+        inputs = tuple(map(number, node.inputs))
+        options = tuple(sorted((name, repr(a.value)) for name, a in node.attributes.items()))
+        for index, value in enumerate(node.outputs):
+            key = (node.op_identifier(), options, inputs, index)
+            numbers[value] = numbers.setdefault(key, len(numbers))
+            same.setdefault(numbers[value], []).append(value)
+    merged = 0
+    for values in same.values():
+        cut = next((v for v in values if value_name(v) in outputs), None)
+        for twin in values:
+            if cut is not None and value_name(twin) not in outputs:
+                twin.replace_all_uses_with(cut)
+                merged += 1
+    return merged
