@@ -241,6 +241,21 @@ _FURTHER: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("transformers/HGNetV2", "concatenated layers", {}),
     ("transformers/TextNet", "parallel branches", {}),
     ("transformers/CLIP", "attention over tokens", {"vision_config": _TINY_VIT}),
+    ("timm/coat_lite_tiny", "convolution that blocks share", {"img_size": 64}),
+    ("timm/pit_ti_224", "pooling between transformers", {"img_size": 64}),
+    ("timm/cait_xxs24_224", "attention of the class token", {"img_size": 64, "depth": 3}),
+    ("timm/twins_svt_small", "local and global attention", {"depths": (1, 1, 2, 1)}),
+    ("timm/twins_pcpvt_small", "pyramid attention", {"depths": (1, 1, 2, 1)}),
+    ("timm/nest_tiny_jx", "attention in nested blocks", {"img_size": 64}),
+    ("timm/hiera_tiny_224", "hierarchical attention", {"img_size": 64}),
+    ("timm/convit_tiny", "gated positional attention", {"img_size": 64}),
+    ("timm/efficientvit_m0", "cascaded group attention", {}),
+    ("timm/lambda_resnet26t", "lambda layers", {}),
+    (
+        "transformers/MobileViTV2",
+        "separable attention",
+        {"image_size": 64, "width_multiplier": 0.5},
+    ),
 )
 """Models that need no more than a name, a family and sizes."""
 
@@ -357,6 +372,20 @@ ENTRIES = (
         "transformers/ViT",
         "attention over tokens",
         _transformers("ViT", **_SMALL_VIT),
+    ),
+    Entry(
+        "timm/eva02_tiny_patch14_224",
+        "rotary positions",
+        _timm("eva02_tiny_patch14_224", img_size=56, depth=4),
+        size=56,
+    ),
+    Entry("timm/visformer_tiny", "convolution, then attention", _timm("visformer_tiny"), size=224),
+    Entry(
+        "timm/levit_128s",
+        "attention with BatchNorm",
+        _timm("levit_128s"),
+        size=224,
+        refused="float32 itself loses",
     ),
     Entry("timm/dla46_c", "layer aggregation", _timm("dla46_c"), refused="no blocks"),
     Entry(

@@ -17,6 +17,7 @@ from tests.support import toys
 from tests.support.cases import Made
 from toolchain.core.errors import CaptureError
 from toolchain.export.graph import proof
+from toolchain.export.graph import split as split_module
 from toolchain.export.graph.proof import prove
 from toolchain.export.graph.split import in_memory, split
 from toolchain.training.adapt.attached import AttachedModel, attach
@@ -167,3 +168,67 @@ def test_float64_runs_once_for_each_state_of_the_gates(
     monkeypatch.setattr(proof, "ROUNDINGS", 1e6)
     prove(plain.model, in_memory(plain.halves))
     assert len(runs) == 2
+
+
+class Fading(toys.Residual):
+    """A norm takes a large level off that the convolution before it added: float32 loses digits."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.lift = nn.Conv2d(8, 8, 1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.norm(self.lift(x)))
+
+
+def fading(level: float) -> AttachedModel:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        block = Fading()
+        made = model(block)
+        assert block.lift.bias is not None
+        assert block.norm.running_mean is not None
+        block.lift.bias.fill_(level)
+        block.norm.running_mean.fill_(level)
+    return made
+
+
+def test_a_net_that_loses_digits_may_round_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folding and translation are held to what float32 loses, where that is more than the bound."""
+    lossy = fading(1e4)
+    halves = split(lossy)
+    monkeypatch.setattr(proof, "ROUNDINGS", 0)
+    with pytest.raises(CaptureError, match=r"'block\.block00' differs from PyTorch"):
+        prove(lossy, in_memory(halves))
+    monkeypatch.setattr(split_module, "ROUNDINGS", 0)
+    with pytest.raises(CaptureError, match=r"folding BatchNorm changed 'block\.block00'"):
+        split(lossy)
+
+
+def test_what_a_net_loses_excuses_no_wrong_weight() -> None:
+    lossy = fading(1e4)
+    halves = in_memory(split(lossy))
+    with_other_weight(halves)
+    with pytest.raises(CaptureError, match=r"'block\.block00' differs from PyTorch"):
+        prove(lossy, halves)
+
+
+def test_a_net_that_loses_nearly_all_digits_cannot_be_proved() -> None:
+    with pytest.raises(CaptureError, match=r"float32 itself loses 0\.\d+ of the range of 'block"):
+        split(fading(1e6))
+
+
+class Single(toys.Residual):
+    """A block that makes a float32 tensor of its own: it has no float64."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) @ torch.ones(x.shape[-1], x.shape[-1])
+
+
+def test_without_a_float64_nothing_is_excused(monkeypatch: pytest.MonkeyPatch) -> None:
+    single = model(Single(8, 8))
+    halves = in_memory(split(single))
+    monkeypatch.setattr(proof, "TOLERANCE", -1.0)
+    with pytest.raises(CaptureError, match="differs from PyTorch"):
+        prove(single, halves)

@@ -197,9 +197,9 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def noise(model: AttachedModel) -> Floats:
-    """Return two fixed pictures of noise: enough for every node of a graph without control flow."""
-    shape = (2, *model.anatomy.input_shape)
+def noise(model: AttachedModel, count: int = 2) -> Floats:
+    """Return fixed pictures of noise: two are enough for every node without control flow."""
+    shape = (count, *model.anatomy.input_shape)
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
