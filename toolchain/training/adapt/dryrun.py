@@ -225,7 +225,8 @@ def dry_run(backbone: nn.Module, shape: tuple[int, ...]) -> DryRun:
         raise AttachError(
             f"{type(backbone).__name__} does not run on an input of shape [1, "
             f"{', '.join(map(str, shape))}]: {type(err).__name__}: {err}",
-            fix="give the shape it expects: attach(..., input_shape=(3, 224, 224))",
+            fix="give the shape it expects, attach(..., input_shape=(channels, height, width)), or "
+            "call it on torch.zeros of that shape alone to see where it fails",
         ) from err
     finally:
         for handle in handles:
