@@ -249,7 +249,6 @@ _FURTHER: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("timm/nest_tiny_jx", "attention in nested blocks", {"img_size": 64}),
     ("timm/hiera_tiny_224", "hierarchical attention", {"img_size": 64}),
     ("timm/convit_tiny", "gated positional attention", {"img_size": 64}),
-    ("timm/efficientvit_m0", "cascaded group attention", {}),
     ("timm/lambda_resnet26t", "lambda layers", {}),
     (
         "transformers/MobileViTV2",
@@ -385,6 +384,12 @@ ENTRIES = (
         "attention with BatchNorm",
         _timm("levit_128s"),
         size=224,
+        refused="float32 itself loses",
+    ),
+    Entry(
+        "timm/efficientvit_m0",
+        "cascaded group attention",
+        _timm("efficientvit_m0"),
         refused="float32 itself loses",
     ),
     Entry("timm/dla46_c", "layer aggregation", _timm("dla46_c"), refused="no blocks"),
