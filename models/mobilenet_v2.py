@@ -7,9 +7,12 @@ torchvision's, so its checkpoints load unchanged. No weights are shipped. A bloc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-SETTINGS = (
+Settings = Sequence[tuple[int, int, int, int]]
+SETTINGS: Settings = (
     # expansion, channels, repeats, stride of the first
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -59,11 +62,11 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """``features.0`` is the stem, ``1`` to ``17`` are the blocks, ``18`` is the last 1x1."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, settings: Settings = SETTINGS) -> None:
         super().__init__()
         features: list[nn.Module] = [_conv_norm_relu(3, STEM_CHANNELS, 3, stride=2)]
         channels = STEM_CHANNELS
-        for expansion, outputs, repeats, stride in SETTINGS:
+        for expansion, outputs, repeats, stride in settings:
             for index in range(repeats):
                 step = stride if index == 0 else 1
                 features.append(InvertedResidual(channels, outputs, step, expansion))
@@ -90,6 +93,9 @@ def _initialise(net: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def build(classes: int) -> MobileNetV2:
-    """Return the untrained net: normalised float32 [N, 3, 224, 224] to logits [N, ``classes``]."""
-    return MobileNetV2(classes)
+def build(classes: int, settings: Settings = SETTINGS) -> MobileNetV2:
+    """Return the untrained net: normalised float32 [N, 3, 224, 224] to logits [N, ``classes``].
+
+    Other ``settings`` make a net of the same operators in another size.
+    """
+    return MobileNetV2(classes, settings)

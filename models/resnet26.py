@@ -8,6 +8,8 @@ The papers' residual adapters are methods here (``series``, ``parallel``), no pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from .residual import BasicBlock, PoolAndPad, ResidualNet, Stage, conv
@@ -20,6 +22,9 @@ def _block(inputs: int, width: int, stride: int) -> nn.Module:
     return BasicBlock(inputs, width, stride, PoolAndPad(inputs, width, stride) if changes else None)
 
 
-def build(classes: int) -> ResidualNet:
-    """Return the untrained net: normalised float32 [N, 3, 64, 64] to logits [N, ``classes``]."""
-    return ResidualNet(conv(3, 32, 3), STAGES, _block, expansion=1, classes=classes)
+def build(classes: int, stages: Sequence[Stage] = STAGES) -> ResidualNet:
+    """Return the untrained net: normalised float32 [N, 3, 64, 64] to logits [N, ``classes``].
+
+    Other ``stages`` make a net of the same operators in another size.
+    """
+    return ResidualNet(conv(3, 32, 3), stages, _block, expansion=1, classes=classes)

@@ -6,6 +6,8 @@ shapes and outputs equal torchvision's, so its checkpoints load unchanged. No we
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from .residual import Bottleneck, ResidualNet, Stage, projection
@@ -18,10 +20,13 @@ def _block(inputs: int, width: int, stride: int) -> nn.Module:
     return Bottleneck(inputs, width, stride, projection(inputs, outputs, stride))
 
 
-def build(classes: int) -> ResidualNet:
-    """Return the untrained net: normalised float32 [N, 3, 224, 224] to logits [N, ``classes``]."""
+def build(classes: int, stages: Sequence[Stage] = STAGES) -> ResidualNet:
+    """Return the untrained net: normalised float32 [N, 3, 224, 224] to logits [N, ``classes``].
+
+    Other ``stages`` make a net of the same operators in another size.
+    """
     conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
     maxpool = nn.MaxPool2d(3, stride=2, padding=1)
     return ResidualNet(
-        conv1, STAGES, _block, expansion=Bottleneck.expansion, classes=classes, maxpool=maxpool
+        conv1, stages, _block, expansion=Bottleneck.expansion, classes=classes, maxpool=maxpool
     )

@@ -1,8 +1,9 @@
 """Every backbone, flavour and precision through NVIDIA's own parser and builder, without a GPU.
 
 The graphs are those of a kit for TensorRT-RTX, and of one for JetPack 6.2, whose parser leaves the
-boundaries out: that state is made by hand. Small pictures, and ResNet-50 an eighth as wide: the
-operators and their order are the same. Full sizes behind the marker ``full``.
+boundaries out: that state is made by hand. Small pictures, and fewer and narrower blocks: the
+operators are the same, and each stage has a block of either kind. Full sizes behind the marker
+``full``.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from da3_models import resnet50
-from da3_models.residual import Bottleneck, ResidualNet, projection
+from da3_models import mobilenet_v2, resnet26, resnet50
 
 from tests.support import branch_graphs
 from toolchain.bundle.linkage import FLAVOURS
@@ -37,8 +37,7 @@ from toolchain.training.adapt.attached import attach
 from toolchain.training.adapt.weights import load_backbone
 
 CLASSES = 5
-NARROW = "narrow resnet50"
-SMALL = {"resnet20": 16, "resnet26": 32, NARROW: 64, "mobilenet_v2": 64}
+SMALL = {"resnet20": 16, "resnet26": 32, "resnet50": 64, "mobilenet_v2": 64}
 FULL = {"resnet26": 64, "resnet50": 224, "mobilenet_v2": 224}
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 PROFILE = ClassProfile(1, CLASSES, 64)
@@ -73,32 +72,22 @@ def emitted(made: Made, target: str, precision: Precision, *flavours: str) -> Ki
     return emit(made.split, order, rates=made.rates, ranges=ranges)
 
 
-def narrow_resnet50() -> ResidualNet:
-    """ResNet-50 with every stage an eighth as wide, untrained, in eval mode."""
-
-    def block(inputs: int, width: int, stride: int) -> Bottleneck:
-        shortcut = projection(inputs, width * Bottleneck.expansion, stride)
-        return Bottleneck(inputs, width, stride, shortcut)
-
+def short(name: str) -> torch.nn.Module:
+    """Return the net with at most two or three blocks in a stage, untrained, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return ResidualNet(
-            torch.nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False),
-            [replace(stage, width=stage.width // 8) for stage in resnet50.STAGES],
-            block,
-            expansion=Bottleneck.expansion,
-            classes=10,
-            maxpool=torch.nn.MaxPool2d(3, stride=2, padding=1),
-        ).eval()
+        if name == "mobilenet_v2":
+            settings = [(1, 16, 1, 1), (6, 24, 3, 2), (6, 32, 2, 2)]
+            return mobilenet_v2.build(10, settings).eval()
+        if name == "resnet26":
+            return resnet26.build(10, [replace(s, depth=2) for s in resnet26.STAGES]).eval()
+        stages = [replace(s, depth=2, width=s.width // 8) for s in resnet50.STAGES]
+        return resnet50.build(10, stages).eval()
 
 
-def make(name: str, side: int) -> Made:
+def make(name: str, net: torch.nn.Module, side: int) -> Made:
     from safetensors.numpy import load
 
-    if name == NARROW:
-        net: torch.nn.Module = narrow_resnet50()
-    else:
-        net = load_backbone(name, untrained_seed=None if name == "resnet20" else 0)
     model = attach(net, method="da3", classes=CLASSES, input_shape=(3, side, side))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -115,7 +104,8 @@ def make(name: str, side: int) -> Made:
 
 @pytest.fixture(scope="module", params=SMALL)
 def made(request: pytest.FixtureRequest) -> Made:
-    return make(request.param, SMALL[request.param])
+    name = request.param
+    return make(name, load_backbone(name) if name == "resnet20" else short(name), SMALL[name])
 
 
 def parsed(rtx: TensorRT, found: KitModels) -> Iterator[tuple[str, KitModel, ParsedNetwork]]:
@@ -194,7 +184,8 @@ def test_branches_of_every_conditional_have_one_type(made: Made, precision: Prec
 @pytest.mark.parametrize("name", FULL)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_full_sizes(rtx: TensorRT, name: str, precision: Precision) -> None:
-    found = emitted(make(name, FULL[name]), "desktop-rtx1.7", precision, *FLAVOURS)
+    made = make(name, load_backbone(name, untrained_seed=0), FULL[name])
+    found = emitted(made, "desktop-rtx1.7", precision, *FLAVOURS)
     for _, model, network in parsed(rtx, found):
         shown(rtx, model, network)
         assert build(network, checks(precision), free_bytes=1 << 30).plan
