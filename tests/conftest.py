@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,6 +76,12 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The folder of :mod:`tests.support.shared`: that of the run, above the workers' own."""
     own = tmp_path_factory.getbasetemp()
     shared.FOLDER = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def terminal() -> None:
+    """Signals end what tests start, also where whoever runs the tests ignores them (nohup(1))."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.support.toy_export import invoke, write_recipe
+from tests.support.toy_export import Run, invoke, write_recipe
 from toolchain.cli.boundary import BoundedCommand, command_in_fix
 from toolchain.cli.options import json_option
 from toolchain.core import errors
@@ -159,10 +159,10 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_a_closed_stream_is_quiet(tmp_path: Path, closed: str) -> None:
+def test_a_closed_stream_is_quiet(run: Run, tmp_path: Path, closed: str) -> None:
     (tmp_path / "recipes").mkdir()
     write_recipe(tmp_path / "recipes", epochs=1)
-    done = shell(f"train --domain toy --threads 1 {closed}", tmp_path)
+    done = shell(f"train --domain toy --threads 1 --cache '{run.cache}' {closed}", tmp_path)
     assert done.returncode == 0
     assert "NoneType" not in done.stdout + done.stderr
     assert bool(done.stdout) == (closed == "2>&-")
@@ -246,11 +246,11 @@ def test_a_signal_that_the_caller_handles_or_ignores_stays_so() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_a_signal_in_training_names_the_command_that_goes_on(
-    tmp_path: Path, number: signal.Signals
+    run: Run, tmp_path: Path, number: signal.Signals
 ) -> None:
     (tmp_path / "recipes").mkdir()
     write_recipe(tmp_path / "recipes", epochs=5000)
-    command = [*DA3, "train", "--domain", "toy", "--threads", "1"]
+    command = [*DA3, "train", "--domain", "toy", "--threads", "1", "--cache", str(run.cache)]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:

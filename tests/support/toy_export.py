@@ -51,6 +51,10 @@ class Run:
         return self.home / "build" / "domains" / "toy"
 
     @property
+    def cache(self) -> Path:
+        return self.home / "build" / "cache"
+
+    @property
     def backbone(self) -> Path:
         (found,) = (self.home / "dist").glob("backbone-*")
         return found
