@@ -132,7 +132,7 @@ def run() -> Run:
 
 
 @pytest.fixture(scope="session")
-def benched() -> Benched:
+def benched(toy_backbone: None) -> Benched:
     """A whole quick run of ``da3 bench``; nobody changes what it wrote."""
     from tests.support import benched
 

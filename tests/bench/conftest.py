@@ -1,4 +1,4 @@
-"""Four drawn domains on resnet20, made once."""
+"""Four drawn domains on the registered toy, made once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.benched import CLASSES, DOMAINS, SIDE, Benched
 from toolchain.bench.domains import MaterialsSetup
 from toolchain.bench.materials import Materials, read_index
 
-SETUP = MaterialsSetup("resnet20", SIDE, DOMAINS, CLASSES)
+SETUP = MaterialsSetup("toy", SIDE, DOMAINS, CLASSES)
 
 
 @pytest.fixture(scope="session")

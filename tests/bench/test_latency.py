@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tests.support.benched import SIDE
 from toolchain.bench import latency
 from toolchain.bench.latency import break_even
 from toolchain.bench.materials import Materials, foreign
@@ -52,7 +53,7 @@ def test_states_set_the_gates_they_say(materials: Materials) -> None:
     slots = slot_arrays(held.blob("slots.safetensors"))
     gates = [b.name for b in held.manifest.gates.blocks if f"{b.name}.gate.bias" in slots]
     session = Session(held.blob("swap-if.onnx"), folder=materials.backbone)
-    image = np.zeros((1, 3, 32, 32), np.float32)
+    image = np.zeros((1, 3, SIDE, SIDE), np.float32)
     for opened in (set(gates), set(gates[1:]), set(gates[::2]), set()):
         found = session.run({"image": image, **forced(slots, gates, opened)})["gates"][0]
         assert [bool(logit >= 0) for logit in found] == [gate in opened for gate in gates]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,12 +78,15 @@ def test_interleaved_compares_with_the_first_contender() -> None:
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def document(toy_backbone: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A whole document, from real runs of every part at toy size."""
     folder = tmp_path_factory.mktemp("bench")
     speed = export.measure_speed(TOY, {"one": 2, "many": 2, "lost": 2}, folder / "cache")
-    setup = second.SecondSetup(backbone="resnet20", side=32, classes=6, test=6, runs=1)
-    other = second.measure(folder / "second", setup)
+    setup = second.SecondSetup(backbone="toy", side=12, classes=6, test=6, runs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        # Its processes find the registered toy where this one does.
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        other = second.measure(folder / "second", setup)
     checkpoint = folder / "second" / "domains" / "second"
     ratios = {f"{state}_ratio": speed["one"][f"if {state}"]["ratio"] for state in STATES}
     return {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from tests.support import shared
 
-DOMAINS, SIDE, CLASSES = 4, 32, 196
-WORDS = ("--backbone", "resnet20", "--input", str(SIDE), "--domains", str(DOMAINS), "--quick")
+DOMAINS, SIDE, CLASSES = 4, 12, 196
+WORDS = ("--backbone", "toy", "--input", str(SIDE), "--domains", str(DOMAINS), "--quick")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ def invoke(*words: str) -> Result:
     """Run ``da3 bench`` in this process; stdout and stderr are kept apart."""
     from toolchain.cli.verbs.bench import bench
 
-    return CliRunner().invoke(bench, words, prog_name="da3 bench")
+    # Its own processes find the registered toy where this one does.
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return CliRunner(env=environment).invoke(bench, words, prog_name="da3 bench")
 
 
 def benched() -> Benched:

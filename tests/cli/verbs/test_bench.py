@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.benched import DOMAINS, Benched, invoke
 
-QUICK = ("--backbone", "resnet20", "--domains", "2", "--quick")
+QUICK = ("--backbone", "toy", "--domains", "2", "--quick")
 
 
 def test_one_run_writes_text_document_and_page(benched: Benched) -> None:
@@ -34,7 +34,9 @@ def test_bundles_are_measured_without_a_linker(benched: Benched) -> None:
     assert document["settings"]["drawn"] is False
 
 
-def test_without_a_folder_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_folder_nothing_is_left(
+    toy_backbone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     found = invoke(*QUICK, "--parts", "overhead")
     assert found.exit_code == 0, found.stderr
