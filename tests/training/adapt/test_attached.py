@@ -413,12 +413,12 @@ def test_a_hook_on_a_block_sees_the_joined_map_in_training_and_evaluation(method
 @pytest.mark.parametrize("method", ["lite_residual", "da3"])
 def test_a_compiled_lean_model_has_the_same_gradients(method: str) -> None:
     model = attach(
-        toys.backbone("plain"), method=method, classes=3, input_shape=(3, 12, 12), lean=True
+        toys.backbone("single"), method=method, classes=3, input_shape=(3, 8, 8), lean=True
     )
     toys.scrambled(model)
     model.train()
     model.forced = {name: torch.ones(4, 1) for name in model.sites}
-    images = toys.pictures("plain", 4)
+    images = toys.pictures("single", 4)
     both = []
     for run in (model, torch.compile(model, backend="aot_eager")):
         model.generator = torch.Generator().manual_seed(0)
