@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from toolchain.cli.boundary import command_in_fix, name_command
 from toolchain.cli.show.progress import Bar
 from toolchain.core.allocator import bound_memory
+from toolchain.core.words import BY
 
 if TYPE_CHECKING:
     from toolchain.recipe import Recipe
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from toolchain.training.loop.devices import Arithmetic
 
 CHECKPOINTS = Path("build/domains")
-BY = "@"
-"""Stands between domain and method in a file's name; no domain has it in its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from toolchain.core.canonical import LIMIT_BYTES, canonical_json, read_document
@@ -57,6 +58,22 @@ def is_domain_name(value: str) -> bool:
     return plain and unicodedata.is_normalized("NFC", value)
 
 
+BY = "@"
+"""Stands between domain and method in a file's name; no domain has it in its own."""
+
+
+def is_loaded_name(value: str) -> bool:
+    """Return whether a domain can be loaded as ``value``: its name, or ``NAME@METHOD``.
+
+    A bundle is loaded under its file's name, which the export makes so for another method than the
+    recipe's.
+    """
+    domain, sign, method = value.partition(BY)
+    return is_domain_name(domain) and (
+        not sign or re.fullmatch(r"[a-z0-9_]{1,64}", method) is not None
+    )
+
+
 def _is_note(value: object) -> bool:
     if isinstance(value, str):
         return len(value) <= 1000 and value.isprintable()
@@ -76,6 +93,11 @@ DOMAIN = text(
     "1 to 64 letters, digits, `_`, `-`, `.` or spaces of any script in Unicode's NFC form, "
     "starting with a letter or digit, not ending in a space or dot",
     is_domain_name,
+)
+LOADED = replace(
+    DOMAIN,
+    expected=f"{DOMAIN.expected}; @ and a method may follow",
+    accepts=lambda value: isinstance(value, str) and is_loaded_name(value),
 )
 VERSION = matching(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,63}")
 AGENT = matching(r"[0-9]{1,5}(\.[0-9]{1,5}){1,2}")

@@ -47,6 +47,17 @@ def test_nobody_loads_or_unloads_unless_it_was_allowed(
     assert call(app, "POST", "/v2/repository/index").status == 200
 
 
+def test_a_bundle_of_another_method_is_a_model_of_its_own(
+    app: App, runner: Runner, folder: Path
+) -> None:
+    shutil.copy(folder / "cars.da3b", folder / "cars@head.da3b")
+    listed = call(app, "POST", "/v2/repository/index").value
+    assert "cars@head" in {model["name"] for model in listed}
+    assert call(app, "POST", LOAD.format("cars@head"), b"{}").status == 200
+    assert call(app, "GET", "/v2/models/cars@head/ready").status == 200
+    assert call(app, "GET", "/v2/models/cars%40head").value["name"] == "cars@head"
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -16,7 +16,11 @@ def test_bundles_are_found_by_name_and_nothing_else_is(fleet: Fleet, tmp_path: P
     for name in ("b.da3b", "a.da3b", "Käfer.da3b", "c.zip", ".hidden.da3b"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "folder.da3b").mkdir()
-    assert list(dist.bundles(tmp_path)) == ["Käfer", "a", "b"]
+    (tmp_path / "a@head.da3b").write_bytes(b"")  # by another method than its recipe's
+    for name in ("@head", "a@", "a@b@c", "a@b c"):
+        (tmp_path / f"{name}.da3b").write_bytes(b"")
+    assert list(dist.bundles(tmp_path)) == ["Käfer", "a", "a@head", "b"]
+    assert dist.find(tmp_path, "a@head") == tmp_path / "a@head.da3b"
     assert dist.find(tmp_path, "Ka\u0308fer") == tmp_path / "Käfer.da3b"
 
 

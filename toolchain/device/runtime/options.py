@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolchain.core.errors import UsageError
-from toolchain.core.words import DOMAIN
+from toolchain.core.words import LOADED
 
 # The provider of an engine, which is none of onnxruntime's.
 ENGINE = "engine"
@@ -18,9 +18,9 @@ ENGINE = "engine"
 
 def checked_name(name: str) -> str:
     """Return ``name`` if a domain may be called so."""
-    if not DOMAIN.accepts(name):
+    if not LOADED.accepts(name):
         raise UsageError(
-            f"expected a domain's name, got {name!r:.80}", fix=f"use {DOMAIN.expected}"
+            f"expected a domain's name, got {name!r:.80}", fix=f"use {LOADED.expected}"
         )
     return name
 

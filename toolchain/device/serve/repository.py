@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.core.errors import DataError, LoadedError, UnknownNameError, UsageError
 from toolchain.core.files import is_folder
-from toolchain.core.words import DOMAIN
+from toolchain.core.words import LOADED
 from toolchain.device.serve.domains import version
 from toolchain.device.serve.faults import refusal
 from toolchain.device.store.dist import listed
@@ -81,8 +81,8 @@ class Repository:
         """
         if parameters:
             raise DataError(f"expected no parameters of load, got {', '.join(parameters)[:200]}")
-        if not DOMAIN.accepts(name):
-            raise UsageError(f"expected a model's name ({DOMAIN.expected}), got {name!r:.80}")
+        if not LOADED.accepts(name):
+            raise UsageError(f"expected a model's name ({LOADED.expected}), got {name!r:.80}")
         if self._folder is None:
             raise UsageError("expected a server with a repository, got one without")
         bundles = self._bundles()

@@ -25,14 +25,14 @@ from toolchain.core.errors import (
     VerificationError,
 )
 from toolchain.core.files import is_file, names
-from toolchain.core.words import DOMAIN
+from toolchain.core.words import LOADED
 from toolchain.device.engine.cache import ENGINE_NAME, refuse_kit
 
 
 def listed(folder: Path) -> dict[str, Path]:
     """Return the bundles right in ``folder`` by their files' names, sorted; there may be none."""
     paths = [folder / name for name in names(folder) if name.endswith(BUNDLE_SUFFIX)]
-    return {path.stem: path for path in paths if DOMAIN.accepts(path.stem) and is_file(path)}
+    return {path.stem: path for path in paths if LOADED.accepts(path.stem) and is_file(path)}
 
 
 def bundles(folder: Path) -> dict[str, Path]:
