@@ -135,6 +135,15 @@ def test_naming_completes_a_fix_by_the_command() -> None:
     assert caught.value.fix == "train from the start, without resume"
 
 
+def test_a_fix_that_trains_again_changes_what_went_wrong() -> None:
+    """The same training again would end as the one before."""
+    err = errors.DivergedError("diverged", fix="lower it and train again, overwriting this")
+    err.settings = ("train.lr=0.003",)
+    with pytest.raises(errors.DivergedError), command_in_fix("da3 train --domain x --log runs"):
+        raise err
+    assert err.fix.endswith(": da3 train --domain x --log runs --set train.lr=0.003 --overwrite")
+
+
 @pytest.mark.parametrize("words", ["recipes ls", "recipes ls --json", "check --json"])
 def test_a_closed_pipe_is_quiet(words: str) -> None:
     reader, writer = os.pipe()
@@ -264,16 +273,21 @@ def test_a_signal_in_training_names_the_command_that_goes_on(
     # Every phase says that it begins, before it works.
     phases = [line.removeprefix("toy: ").split("  ")[0].strip() for line in lines[:-1]]
     assert phases[:4] == [
-        *("start PyTorch", "list the pictures", "build the model", "count the memory")
+        *("list the pictures", "start PyTorch", "build the model", "count the memory")
     ]
     assert "for the backward pass" in phases[4]
-    assert [name for name in phases[5:] if name != "fit the head: pictures"] == [
-        "export it untrained, for trial",
+    trial = "export it untrained, for trial"
+    assert [name for name in phases[5:] if not name.startswith("fit the head")] == [
+        trial,
+        f"{trial}: split into backbone and domain",
+        f"{trial}: take the reference from PyTorch",
+        f"{trial}: link every flavour",
+        f"{trial}: pack the bundle",
         "train: steps",
     ]
     assert child.returncode == 1
     assert "error: stopped after step" in rest
-    assert "fix: go on with resume: da3 train --domain toy --resume" in rest
+    assert "fix: go on with resume: da3 train --domain toy --threads 1 --resume" in rest
     said = subprocess.run(
         [*DA3, "inspect", "build/domains/toy.training.safetensors", "--json"],
         cwd=tmp_path,

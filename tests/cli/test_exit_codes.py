@@ -87,7 +87,9 @@ def test_3_an_export_that_fails_parity_writes_nothing(run: Run, tmp_path: Path) 
         )
     assert said.exit_code == 3
     assert "compare with the reference" in said.stderr
-    assert "failed" in said.stderr.splitlines()[5]
+    begun, ended = said.stderr.splitlines()[6:8]
+    assert begun.split()[:2] == ended.split()[:2] == ["compare", "with"]
+    assert "failed" in ended
     assert not (tmp_path / "d").exists()
 
 

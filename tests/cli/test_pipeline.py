@@ -94,7 +94,7 @@ def test_a_refused_precision_is_told_beside_the_bundle(run: Run) -> None:
 def test_steps_are_told_on_stderr_as_they_begin(run: Run) -> None:
     lines = run.said["export"].stderr.splitlines()
     assert [line.split()[0] for line in lines] == [
-        *("restore", "read", "split", "take", "link", "compare", "pack")
+        *("start", "restore", "read", "split", "take", "link", "compare", "pack")
     ]
 
 

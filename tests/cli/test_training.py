@@ -8,6 +8,7 @@ import pytest
 
 from toolchain.cli.options import named_recipe
 from toolchain.cli.training import CHECKPOINTS, output_name, train_command, varied
+from toolchain.core.errors import UsageError
 from toolchain.core.words import is_domain_name
 
 
@@ -22,6 +23,13 @@ def test_only_another_method_is_part_of_the_name(method: str | None, name: str) 
 def test_no_domain_can_have_the_name_of_another_ones_method() -> None:
     own = named_recipe("cars", None)
     assert not is_domain_name(output_name(own.by("head"), own))
+
+
+def test_the_domain_of_a_recipe_is_no_setting() -> None:
+    with pytest.raises(
+        UsageError, match=r"own domain 'cars', got --set domain=x\n  fix: train into"
+    ):
+        varied(named_recipe("cars", None), None, ["domain=x"])
 
 
 def test_the_command_names_a_folder_only_where_it_is_not_the_default() -> None:

@@ -41,7 +41,8 @@ from toolchain.export.emit.models import KitOrder
 from toolchain.export.graph import store
 from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.link import link
-from toolchain.export.pipeline import export, refuse_existing
+from toolchain.export.pipeline import export
+from toolchain.export.refusals import refuse_existing
 from toolchain.recipe import DataSpec, dump
 from toolchain.training.adapt import checkpoint as checkpoints
 

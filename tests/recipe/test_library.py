@@ -197,6 +197,11 @@ def test_all_faults_of_settings_come_at_once() -> None:
     assert {fault.path for fault in caught.value.faults} == {
         *("train.lr", "train.rate", "trian.lr", "golden", "domain.name")
     }
+    fixes = {fault.path: fault.fix for fault in caught.value.faults}
+    assert fixes["trian.lr"] == "did you mean train.lr?"
+    assert caught.value.fix == "da3 recipes show cars prints the keys with their values"
+    with pytest.raises(RecipeError, match=r"known keys: domain, .*golden, blocks, head"):
+        changed(cars(), ["qqq.lr=1"])
     for text in ("train.lr", "=3", ""):
         with pytest.raises(UsageError, match="expected KEY=VALUE"):
             changed(cars(), [text])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from toolchain import recipe
 from toolchain.core.errors import DataError, ExistsError, RecipeError, StorageError, UsageError
-from toolchain.recipe import listing
+from toolchain.recipe import build_command, listing
 from toolchain.training import data
 
 CLASSES = ('Ösel\'s "red" rose', "2nd class", "null", "yes", "- dash: x", "花", "#hash", "a b  c")
@@ -48,7 +48,7 @@ def test_odd_names_work_from_folder_to_loaded_data(split_root: Path, tmp_path: P
 def test_the_header_states_what_was_read(split_root: Path, tmp_path: Path) -> None:
     text = recipe.new("own", split_root, backbone="resnet20", folder=tmp_path).read_text("utf-8")
     for line in (
-        "# Build it:  da3-export --train --domain own",
+        f"# Build it:  da3-export --train --recipe {tmp_path}/own.yaml",
         "24 to train, 8 to test (as the folders say), 8 classes",
         "40 to 90 px wide, 20 to 30 px high (32 decoded)",
         "val/ is the part test",
@@ -88,6 +88,11 @@ def test_what_nobody_says_is_a_usual_value_and_told(split_root: Path, tmp_path: 
     )
     assert recipe.load(path).preprocess.mean == (0.485, 0.456, 0.406)
     assert "its training took for mean, std, interpolation:" in path.read_text("utf-8")
+
+
+def test_the_command_is_one_that_works_from_here() -> None:
+    assert build_command(Path("recipes/a b.yaml")) == "da3-export --train --domain 'a b'"
+    assert build_command(Path("x/b.yaml")) == "da3-export --train --recipe x/b.yaml"
 
 
 def test_an_existing_recipe_is_kept(split_root: Path, tmp_path: Path) -> None:

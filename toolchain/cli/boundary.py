@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -29,6 +30,7 @@ from toolchain.core.errors import (
     MissingPackageError,
     RecipeError,
     StorageError,
+    TrainingError,
 )
 from toolchain.core.files import refused
 from toolchain.core.memory import out_of_memory
@@ -100,8 +102,11 @@ def command_in_fix(command: str) -> Iterator[None]:
 def name_command(err: Da3Error, command: str) -> None:
     """Do as :func:`command_in_fix` for an error at hand."""
     flags = [flag for word, flag in _FLAGS if word in err.fix and flag not in err.fix]
+    # The same training again would end as this one did. A later setting wins.
+    settings = err.settings if isinstance(err, TrainingError) else ()
+    other = "".join(f" --set {shlex.quote(setting)}" for setting in settings)
     if flags:
-        err.fix += ": " + ", or: ".join(f"{command} {flag}" for flag in flags)
+        err.fix += ": " + ", or: ".join(f"{command}{other} {flag}" for flag in flags)
 
 
 def _ended_like_ctrl_c() -> AbstractContextManager[None]:

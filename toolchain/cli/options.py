@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from toolchain.cli.show.output import STDOUT
+from toolchain.cli.show.output import CACHE, STDOUT
 from toolchain.core.files import is_folder
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ input_option = click.option(
 cache_option = click.option(
     "--cache",
     type=FILE,
-    default=Path("build/cache"),
+    default=CACHE,
     show_default=True,
     metavar="DIR",
     help="Structures of backbones, which exports reuse.",

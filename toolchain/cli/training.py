@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolchain.cli.boundary import command_in_fix, name_command
+from toolchain.cli.show.output import CACHE
 from toolchain.cli.show.progress import Bar
 from toolchain.core.allocator import bound_memory
+from toolchain.core.errors import UsageError
 from toolchain.core.words import BY
 
 if TYPE_CHECKING:
@@ -63,7 +65,14 @@ def varied(recipe: Recipe, method: str | None, settings: Sequence[str]) -> Recip
     from toolchain.recipe import changed
 
     recipe = recipe if method is None else recipe.by(method)
-    return changed(recipe, settings) if settings else recipe
+    other = changed(recipe, settings) if settings else recipe
+    if other.domain != recipe.domain:
+        raise UsageError(
+            f"expected the recipe's own domain {recipe.domain!r}, got --set domain={other.domain}",
+            fix=f"train into a folder of its own with --out, or copy the recipe to "
+            f"{other.domain}.yaml and change its domain",
+        )
+    return other
 
 
 def output_name(recipe: Recipe, named: Recipe) -> str:
@@ -126,9 +135,18 @@ def train_shown(
     def trial(model: AttachedModel, data: DomainData) -> None:
         from toolchain.export.rehearsal import rehearse  # PyTorch and ONNX take seconds to start
 
-        rehearse(model, data, recipe=plan.recipe, cache=cache)
+        rehearse(model, data, recipe=plan.recipe, cache=cache, notify=bar.part)
 
-    with command_in_fix(plan.command), closing(bar):
+    command = plan.command + _more_options(
+        budget=budget,
+        log=log,
+        device=None if device == "cpu" else device,
+        precision=precision,
+        cache=None if cache == CACHE else cache,
+        threads=threads,
+    )
+
+    with command_in_fix(command), closing(bar):
         report = train_recipe(
             plan.recipe,
             out=plan.folder,
@@ -143,5 +161,14 @@ def train_shown(
             device=Device(device, precision or ("fp32" if device == "cpu" else "mixed")),
         )
     if report.fault is not None:
-        name_command(report.fault, plan.command)
+        name_command(report.fault, command)
     return report
+
+
+def _more_options(**options: object) -> str:
+    """Return those of ``options`` that are not None, as they are typed."""
+    return "".join(
+        f" --{name} {shlex.quote(str(value))}"
+        for name, value in options.items()
+        if value is not None
+    )

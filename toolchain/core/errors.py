@@ -110,12 +110,12 @@ class Fault:
 class RecipeError(Da3Error):
     """All faults of one recipe at once."""
 
-    def __init__(self, where: str, faults: Sequence[Fault]) -> None:
+    def __init__(self, where: str, faults: Sequence[Fault], *, fix: str = "") -> None:
         self.where = where
         self.faults = tuple(faults)
         lines = "\n".join(f"  {fault}" for fault in self.faults)
         plural = "fault" if len(self.faults) == 1 else "faults"
-        super().__init__(f"{where}: {len(self.faults)} {plural}\n{lines}")
+        super().__init__(f"{where}: {len(self.faults)} {plural}\n{lines}", fix=fix)
 
 
 class DataError(Da3Error):
@@ -153,7 +153,12 @@ class AttachError(Da3Error):
 
 
 class TrainingError(Da3Error):
-    """Training cannot go on."""
+    """Training cannot go on.
+
+    ``settings``: other values of the recipe that may help, each as ``key.path=value``.
+    """
+
+    settings: tuple[str, ...] = ()
 
 
 class MemoryBudgetError(TrainingError):

@@ -276,6 +276,18 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def unknown_key(section: type[Section], path: str) -> Fault:
+    """Return the fault of ``path``, of which ``section`` has no key; the fix names a near one."""
+    known = rules(section)
+    head, _, rest = path.partition(".")
+    near = get_close_matches(head, known, n=1, cutoff=0.6)
+    if near and head != near[0]:
+        return Fault(
+            path, "unknown key", f"did you mean {join(near[0], rest) if rest else near[0]}?"
+        )
+    return Fault(path, "unknown key", f"known keys: {', '.join(known)}")
+
+
 def _belongs(name: object, known: Mapping[str, Rule], path: str) -> str:
     for outer, rule in known.items():
         if isinstance(rule, SectionOf) and name in rules(rule.section):

@@ -231,7 +231,7 @@ def _refuse_existing(path: Path) -> None:
     if os.path.lexists(path):
         raise ExistsError(
             f"expected no file at {path}, got an existing one",
-            fix="choose another path, remove it, or ask for overwriting",
+            fix="choose another path, remove it, or ask for overwriting (overwrite=True)",
         )
 
 
@@ -300,7 +300,7 @@ def _refused(verb: str, path: Path, err: OSError, *, needed_bytes: int | None) -
     if err.errno in _OCCUPIED and os.path.lexists(path):
         return ExistsError(
             f"expected no file at {path}, got an existing one",
-            fix="choose another path, remove it, or ask for overwriting",
+            fix="choose another path, remove it, or ask for overwriting (overwrite=True)",
         )
     if err.errno in _FULL:
         need = "" if needed_bytes is None else f", {needed_bytes} bytes needed"

@@ -16,6 +16,7 @@ from pathlib import Path
 from toolchain.bundle import BackboneManifest, PrecisionCost
 from toolchain.bundle.linkage import FLAVOURS
 from toolchain.core.errors import BundleError, ModelRefusedError, PrecisionError
+from toolchain.core.timing import Notify
 from toolchain.device.engine.kit import Kit
 from toolchain.export.emit.kits import (
     KitState,
@@ -82,9 +83,12 @@ class Orders:
         return tuple(self._refused)
 
     def prepare(
-        self, domain: KitDomain, step: Callable[[str], AbstractContextManager[None]]
+        self,
+        domain: KitDomain,
+        step: Callable[[str], AbstractContextManager[None]],
+        notify: Notify = lambda _: None,
     ) -> tuple[PrecisionCost, ...]:
-        """Make and measure the models of every order, each as a ``step``.
+        """Make and measure the models of every order, each as a ``step``; ``notify`` as there.
 
         Returns what the bundle says of them. An order that is refused for what it costs, or by the
         target's parser, is noted in :attr:`refused`. Raises ExistsError if another kit is there,
@@ -93,7 +97,7 @@ class Orders:
         for order in self._orders:
             with step(order.title):
                 try:
-                    prepared = self._prepare(order, domain)
+                    prepared = self._prepare(order, domain, notify)
                 except (PrecisionError, ModelRefusedError) as err:
                     self._refused.append(RefusedKit(order, err))
                     continue
@@ -127,7 +131,7 @@ class Orders:
                 )
         return tuple(reports)
 
-    def _prepare(self, order: KitOrder, domain: KitDomain) -> PreparedKit:
+    def _prepare(self, order: KitOrder, domain: KitDomain, notify: Notify) -> PreparedKit:
         there = self._there(order, domain.source.backbone)
         # Engines and scripts in the field use what a kit has: none is dropped from it.
         present = {item.flavour for item in there.manifest.flavours} if there else set()
@@ -135,7 +139,9 @@ class Orders:
         anew = self._overwrite and order.recalibrate
         ranges = {} if there is None or anew else kept_ranges(there)
         order = replace(order, flavours=flavours)
-        return prepare(domain, order, rates=self._rates, ranges=ranges, bound=self._bound)
+        return prepare(
+            domain, order, rates=self._rates, ranges=ranges, bound=self._bound, notify=notify
+        )
 
     def _there(self, order: KitOrder, backbone: BackboneManifest) -> Kit | None:
         try:

@@ -28,13 +28,8 @@ from toolchain.bundle import (
 )
 from toolchain.bundle.archive import BUNDLE_SUFFIX
 from toolchain.core import digest
-from toolchain.core.errors import (
-    CheckpointError,
-    Da3Error,
-    ExistsError,
-    UsageError,
-)
-from toolchain.core.files import exists, make_folder
+from toolchain.core.errors import Da3Error, UsageError
+from toolchain.core.files import make_folder
 from toolchain.core.timing import Notify
 from toolchain.export import manifests
 from toolchain.export.check import parity
@@ -53,6 +48,7 @@ from toolchain.export.linked import (
 )
 from toolchain.export.orders import KitReport, Orders, RefusedKit
 from toolchain.export.prepare import KitDomain
+from toolchain.export.refusals import refuse_existing, refuse_foreign
 from toolchain.recipe import Recipe
 from toolchain.training.adapt import backbones
 from toolchain.training.adapt import checkpoint as checkpoints
@@ -168,7 +164,7 @@ def export(
     )
     kits = Orders(orders, linked.rates, dist, overwrite=overwrite, bound=tolerance)
     if orders:
-        plans = kits.prepare(_kit_domain(source, draft, own, linked), clock.step)
+        plans = kits.prepare(_kit_domain(source, draft, own, linked), clock.step, notify)
         draft = replace(draft, plans=plans)
     if patch is None:
         # Kits hold the frozen backbone, so no figure of theirs holds for a patched one.
@@ -197,14 +193,6 @@ def export(
         refused=kits.refused,
         seconds=clock.seconds,
     )
-
-
-def refuse_existing(path: Path) -> None:
-    """Raise ExistsError early, before minutes of work end in it."""
-    if exists(path):
-        raise ExistsError(
-            f"{path} exists", fix="pass --overwrite, or choose another folder with --dist"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +224,7 @@ def _load(recipe: Recipe, folder: Path, clock: _Stopwatch, *, for_kits: bool) ->
             )
     with clock.step("data"):
         data = load_data(recipe)
-        _refuse_foreign(folder, trained, recipe, data.classes)
+        refuse_foreign(folder, trained.info, recipe, data.classes)
     return _TrainedDomain(recipe, model, folded, trained, data)
 
 
@@ -284,36 +272,6 @@ def _checked(
                 linked, cases, preprocess, folder, threads=threads, tolerance=tolerance
             )
     return linked, report
-
-
-def _refuse_foreign(
-    folder: Path, trained: Checkpoint, recipe: Recipe, classes: tuple[str, ...]
-) -> None:
-    """Refuse a checkpoint that another recipe trained: parity could not tell."""
-    info = trained.info
-    pairs = {
-        "domain": (recipe.domain, info.domain),
-        "backbone": (recipe.backbone, info.backbone.name),
-        "method": (recipe.method, info.method),
-        "adaptor": (recipe.adaptor, info.options),
-        "preprocess": (recipe.preprocess, info.preprocess),
-        "classes": (classes, info.classes),
-    }
-    lines = [
-        f"\n  {key}: the recipe says {want}, the checkpoint {got}"
-        for key, (want, got) in pairs.items()
-        if want != got
-    ]
-    if lines:
-        raise CheckpointError(
-            f"{folder} was trained by another recipe{''.join(lines)}",
-            fix=_other_method(recipe, info.method)
-            or f"name the checkpoint of {recipe.domain!r}, or train it again with overwriting",
-        )
-
-
-def _other_method(recipe: Recipe, trained: str) -> str:
-    return "" if trained == recipe.method else f"export it as what it is, with --method {trained}"
 
 
 def _kept_plans(

@@ -19,6 +19,7 @@ from toolchain.bundle import PrecisionCost
 from toolchain.bundle.linkage import SWAP_IF
 from toolchain.core.canonical import rounded
 from toolchain.core.digest import sha256
+from toolchain.core.timing import Notify
 from toolchain.export.emit import accuracy, calibrate
 from toolchain.export.emit.kits import KitSource
 from toolchain.export.emit.models import KitModels, KitOrder, Ranges, emit
@@ -67,11 +68,13 @@ def prepare(
     rates: Mapping[str, float],
     ranges: Ranges,
     bound: float | None = None,
+    notify: Notify = lambda _: None,
 ) -> PreparedKit:
     """Return the models that were ordered, and what their precision costs the domain.
 
     ``rates``: calibrated open rate per site; ``ranges``: those of the kit that is there, if any;
-    ``bound``: the largest error of a logit that the user allows, relative to the logits' range.
+    ``bound``: the largest error of a logit that the user allows, relative to the logits' range;
+    ``notify`` hears what begins.
     For int8 the models are calibrated with the training pictures unless there are ranges, which
     ``order.recalibrate`` widens where the domain needs it. Raises PrecisionError where the
     precision costs more than :data:`toolchain.export.emit.accuracy.ALLOWED`, and as
@@ -83,6 +86,7 @@ def prepare(
     unopened: tuple[str, ...] = ()
     others = int8 and not calibrated
     if calibrated:
+        notify(f"{order.title}: ranges of int8")
         calibration, _ = parts(len(domain.data.train))
         images, _ = _pictures(domain.data.train, domain.preprocess, calibration)
         own = calibrate.ranges(domain.split, domain.source.slots, images)
@@ -91,6 +95,7 @@ def prepare(
             own = calibrate.joined([calibrate.Ranges(ranges, ()), own])
         ranges, unopened = own.amax, own.unopened
     models = emit(domain.split, order, rates=rates, ranges=ranges)
+    notify(f"{order.title}: measure its cost")
     return PreparedKit(
         source=domain.source,
         models=models,

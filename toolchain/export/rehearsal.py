@@ -19,6 +19,7 @@ from toolchain import bundle
 from toolchain.bundle.golden import Golden
 from toolchain.bundle.linkage import SHIPPED, STAGED
 from toolchain.core.confusion import Confusion
+from toolchain.core.timing import Notify
 from toolchain.export import manifests
 from toolchain.export.check import parity
 from toolchain.export.check.parity import Comparison, ParityReport
@@ -42,21 +43,26 @@ def rehearse(
     recipe: Recipe,
     *,
     cache: Path | None = None,
+    notify: Notify = lambda _: None,
 ) -> None:
     """Refuse what the export would refuse once ``model`` is trained: its graphs and its limits.
 
-    ``cache`` as in :func:`toolchain.export.export`. Raises CaptureError, SplitError, LinkError,
-    GraphError, BundleError and whatever the rooms raise.
+    ``cache`` as in :func:`toolchain.export.export`; ``notify`` hears which step begins. Raises
+    CaptureError, SplitError, LinkError, GraphError, BundleError and whatever the rooms raise.
     """
     frozen = model if model.overrides is None else slots_alone(model)
+    notify("split")
     halves = split(frozen, cache=cache)
+    notify("reference")
     golden = _golden(frozen, data, recipe)
     with tempfile.TemporaryDirectory(prefix="da3-rehearsal-") as name:
         folder = Path(name)
         checkpoint = folder / "checkpoint"
         trained = models.save(checkpoint, frozen, recipe, data.classes, _evaluation(halves, data))
+        notify("link")
         linked = link_domain(halves, trained)
         write_graphs(linked, folder)
+        notify("pack")
         # The manifest has a limit, so the licence is as long as any.
         own = manifests.backbone(trained, halves, licence="-" * backbones.LICENCE_LETTERS)
         artefact = bundle.write_backbone(

@@ -10,7 +10,7 @@ from toolchain.pictures.preprocess import Preprocessing
 from toolchain.recipe.examined import Examined, examine
 from toolchain.recipe.library import Entry, available, changed, dump, find, load, loads
 from toolchain.recipe.listing import Listing, scan
-from toolchain.recipe.scaffold import new
+from toolchain.recipe.scaffold import build_command, new, place
 from toolchain.recipe.spec import (
     METHOD_OPTIONS,
     METHODS,
@@ -32,6 +32,7 @@ __all__ = [
     "Recipe",
     "TrainSpec",
     "available",
+    "build_command",
     "changed",
     "dump",
     "examine",
@@ -39,5 +40,6 @@ __all__ = [
     "load",
     "loads",
     "new",
+    "place",
     "scan",
 ]

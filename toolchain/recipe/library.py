@@ -8,6 +8,7 @@ recipe is read whole and checked whole, and every fault is reported at once.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.core.errors import Da3Error, Fault, RecipeError, UnknownNameError, UsageError
-from toolchain.core.fields import read_section, show
+from toolchain.core.fields import read_section, show, unknown_key
 from toolchain.core.files import names, read_limited
 from toolchain.core.words import is_domain_name
 from toolchain.recipe import yamlio
@@ -59,13 +60,13 @@ def loads(data: bytes | str, *, where: str = "recipe", stem: str | None = None) 
     return _read(value, where, faults)
 
 
-def _read(value: object, where: str, faults: list[Fault]) -> Recipe:
+def _read(value: object, where: str, faults: list[Fault], fix: str = "") -> Recipe:
     """Return the recipe in a plain value; raises RecipeError with its faults and ``faults``."""
     recipe = read_section(Recipe, "", value, faults)
     if isinstance(value, dict):
         faults.extend(unused_options(value.get("method"), value.get("adaptor")))
     if faults or recipe is None:
-        raise RecipeError(where, faults)
+        raise RecipeError(where, faults, fix=fix)
     return recipe
 
 
@@ -144,13 +145,14 @@ def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         for section in sections:
             place = place.get(section) if isinstance(place, dict) else None
         if not isinstance(place, dict):
-            faults.append(Fault(path.strip(), "unknown key", f"known keys: {', '.join(value)}"))
+            faults.append(unknown_key(Recipe, path.strip()))
         elif isinstance(parsed, dict):
             place[name] = parsed["value"]
     options, used = value["adaptor"], METHOD_OPTIONS.get(value["method"])
     if value["method"] != recipe.method and used is not None and isinstance(options, dict):
         value["adaptor"] = {name: item for name, item in options.items() if name in used}
-    return dataclasses.replace(_read(value, "--set", faults), folder=recipe.folder)
+    fix = f"da3 recipes show {shlex.quote(recipe.domain)} prints the keys with their values"
+    return dataclasses.replace(_read(value, "--set", faults, fix), folder=recipe.folder)
 
 
 def _document(recipe: Recipe) -> dict[str, Any]:

@@ -6,15 +6,16 @@ that the file explains itself. The folder of pictures is not changed.
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolchain.core.errors import StorageError, UsageError, first_few
+from toolchain.core.errors import ExistsError, StorageError, UsageError, first_few
 from toolchain.core.fields import show
-from toolchain.core.files import write_atomic
+from toolchain.core.files import exists, write_atomic
 from toolchain.core.words import is_domain_name
 from toolchain.pictures.preprocess import Preprocessing
 from toolchain.recipe.examined import Examined, examine
@@ -61,9 +62,8 @@ def new(
     ExistsError for an existing recipe, RecipeError for a backbone's name that cannot be one,
     StorageError where the file system refuses.
     """
-    name = unicodedata.normalize("NFC", name)
-    if not is_domain_name(name):
-        raise UsageError(f"expected {DOMAIN_NAME.expected}, got {show(name)}", fix=DOMAIN_NAME.fix)
+    path = place(name, folder, overwrite=overwrite)
+    name = path.stem
     examined = data if isinstance(data, Examined) else examine(scan(data))
     stated: dict[str, Any] = {
         "mean": mean,
@@ -72,13 +72,36 @@ def new(
         "resize": resize,
     }
     known = {key: value for key, value in stated.items() if value is not None}
-    header = _header(name, examined, [key for key in stated if key not in known])
+    header = _header(build_command(path), examined, [key for key in stated if key not in known])
     preprocess = replace(_preprocess(input_px), **known)
     text = dump(_recipe(name, examined.listing, backbone, preprocess), header)
     loads(text, where=f"{name}{SUFFIX}", stem=name)
     _make(folder)
-    path = folder / f"{name}{SUFFIX}"
     write_atomic(path, text.encode(), overwrite=overwrite)
+    return path
+
+
+def build_command(path: Path) -> str:
+    """Return the command that trains and exports the recipe at ``path``, from where we stand."""
+    if path.parent == Path("recipes"):
+        return f"da3-export --train --domain {shlex.quote(path.stem)}"
+    return f"da3-export --train --recipe {shlex.quote(str(path))}"
+
+
+def place(name: str, folder: Path, *, overwrite: bool = False) -> Path:
+    """Return where the recipe ``name`` goes, so that nobody waits for pictures to be refused.
+
+    Raises UsageError for a name that cannot be one, ExistsError for an existing recipe.
+    """
+    name = unicodedata.normalize("NFC", name)
+    if not is_domain_name(name):
+        raise UsageError(f"expected {DOMAIN_NAME.expected}, got {show(name)}", fix=DOMAIN_NAME.fix)
+    path = folder / f"{name}{SUFFIX}"
+    if not overwrite and exists(path):
+        raise ExistsError(
+            f"expected no recipe at {path}, got an existing one",
+            fix="choose another name or folder, or ask for overwriting",
+        )
     return path
 
 
@@ -138,12 +161,12 @@ def _epochs(pictures: int) -> int:
     return max(8, min(200, -(-STEPS // steps)))
 
 
-def _header(name: str, examined: Examined, guessed: list[str]) -> str:
+def _header(command: str, examined: Examined, guessed: list[str]) -> str:
     listing = examined.listing
     counts = Counter(label for _, label in listing.pictures)
     classes = [f"{counts[place]:6d}  {name}" for place, name in enumerate(listing.classes)]
     lines = [
-        f"Build it:  da3-export --train --domain {f'{name!r}' if ' ' in name else name}",
+        f"Build it:  {command}",
         "",
         f"Read from {listing.root}:",
         *(f"  {line}" for line in examined.lines()),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
 from toolchain.cli.show.layout import bar
-from toolchain.cli.show.progress import Bar, describe
+from toolchain.cli.show.progress import Bar, Steps, counted, describe
 from toolchain.training.loop.progress import Progress, Status
 
 
@@ -51,11 +53,11 @@ def test_a_file_gets_a_line_as_a_phase_begins_and_one_every_ten_seconds() -> Non
         now[0] += 6
         progress.step(status(step))
     assert [line.partition("  ")[::2] for line in stream.getvalue().splitlines()] == [
-        ("cars: fit the head: pictures", "0/40"),
-        ("cars: fit the head: pictures", "10/40"),
-        ("cars: fit the head: pictures", "20/40"),
-        ("cars: fit the head: pictures", "30/40"),
-        ("cars: fit the head: pictures", "40/40"),
+        ("cars: fit the head and test it alone: pictures looked at", "0/40"),
+        ("cars: fit the head and test it alone: pictures looked at", "10/40"),
+        ("cars: fit the head and test it alone: pictures looked at", "20/40"),
+        ("cars: fit the head and test it alone: pictures looked at", "30/40"),
+        ("cars: fit the head and test it alone: pictures looked at", "40/40"),
         ("cars: train: steps", "0/8"),
         *_kept_steps(2, 4),
     ]
@@ -90,3 +92,46 @@ def test_closing_in_the_middle_ends_the_line() -> None:
     progress.step(status(1))
     progress.close()
     assert stream.getvalue().endswith("\n")
+
+
+def test_a_file_hears_of_each_step_as_it_begins() -> None:
+    stream, now = io.StringIO(), [5.0]
+    with pytest.raises(KeyError), Steps(stream, clock=lambda: now[0]) as steps:
+        steps("split")
+        assert stream.getvalue() == "  split into backbone and domain     at 0.0 s\n"
+        now[0] += 2
+        steps("board fp16")
+        now[0] += 1
+        raise KeyError
+    assert stream.getvalue().splitlines()[1:] == [
+        "  board fp16                         at 2.0 s",
+        "  board fp16                            1.0 s  failed",
+    ]
+
+
+def test_a_terminal_sees_how_long_each_step_took() -> None:
+    stream, now = Screen(), [5.0]
+    with Steps(stream, clock=lambda: now[0]) as steps:
+        steps("link")
+        now[0] += 2
+    assert stream.getvalue().endswith("link every flavour                    2.0 s\n")
+
+
+def test_a_file_gets_the_steps_of_the_export_for_trial() -> None:
+    stream = io.StringIO()
+    bar = Bar(stream, "cars", clock=lambda: 0.0)
+    bar.phase("trial", 0, 0)
+    bar.part("link")
+    assert stream.getvalue().splitlines()[1] == (
+        "cars: export it untrained, for trial: link every flavour"
+    )
+
+
+def test_what_is_counted_is_said_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    for _ in counted(range(25), "of 25 answered"):
+        now[0] += 1
+    assert capsys.readouterr().err.splitlines() == ["  11 of 25 answered", "  21 of 25 answered"]

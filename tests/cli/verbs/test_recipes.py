@@ -86,7 +86,7 @@ def test_new_writes_a_recipe_that_loads(tmp_path: Path, pictures: Path) -> None:
         assert invoke("recipes", "check", "recipes/own birds.yaml").exit_code == 0
         found = json.loads(invoke(*words, "--overwrite", "--json").stdout)
     assert said.exit_code == 0, said.stderr
-    assert "da3 export --recipe 'recipes/own birds.yaml' --train" in said.stdout
+    assert "da3-export --train --domain 'own birds'" in said.stdout
     assert again.exit_code == 1
     assert f"da3 recipes new 'own birds' --data '{pictures}'" in again.stderr
     assert "--overwrite" in again.stderr

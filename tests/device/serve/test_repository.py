@@ -55,7 +55,7 @@ def test_a_bundle_of_another_method_is_a_model_of_its_own(
     assert "cars@head" in {model["name"] for model in listed}
     assert call(app, "POST", LOAD.format("cars@head"), b"{}").status == 200
     assert call(app, "GET", "/v2/models/cars@head/ready").status == 200
-    assert call(app, "GET", "/v2/models/cars%40head").value["name"] == "cars@head"
+    assert call(app, "GET", "/v2/models/cars@head").value["name"] == "cars@head"
 
 
 @pytest.mark.parametrize(

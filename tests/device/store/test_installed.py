@@ -215,7 +215,7 @@ def test_a_folder_that_exists_is_not_overwritten(
     runner: Runner, fleet: Fleet, folder: Path
 ) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(ExistsError):
+    with pytest.raises(ExistsError, match="fix: name another for each release"):
         runner.install(fleet["next"].bundle, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 

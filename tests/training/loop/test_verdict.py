@@ -45,6 +45,8 @@ def test_the_fix_names_what_the_recipe_has() -> None:
     assert fault is not None
     for words in ("train.lr (now 0.01)", "train.epochs (now 3)", "train.budget (now 0.6)"):
         assert words in fault.fix
+    # The same training again would end as this one did.
+    assert fault.settings == ("train.lr=0.003", "train.epochs=6")
     without = judged(0.5, 0.9, gates=False)
     assert without is not None
     assert "budget" not in without.fix

@@ -19,6 +19,8 @@ from toolchain.cli.show.layout import clean
 from toolchain.core.files import write_atomic
 
 STDOUT = Path("-")
+CACHE = Path("build/cache")
+"""Where the structures of backbones lie that exports reuse, unless the user says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,13 +30,14 @@ _PHASE_WORDS = {
     "memory": "count the memory",
     "trial": "export it untrained, for trial",
     "search": "search what to update: pictures",
-    "head": "fit the head: pictures",
+    "head": "fit the head and test it alone: pictures looked at",
     "steps": "train: steps",
     "validation": "look at the validation part: pictures",
     "test": "test: pictures",
     "gates": "count open gates: pictures",
 }
 _STEP_WORDS = {
+    "start": "start PyTorch",
     "restore": "restore backbone and checkpoint",
     "split": "split into backbone and domain",
     "data": "read the data",
@@ -100,6 +101,10 @@ class Bar:
         self._show(text, now=phase != self._phase)
         self._phase = phase
 
+    def part(self, step: str) -> None:
+        """Show which step of the export for trial begins."""
+        self._show(f"{_PHASE_WORDS['trial']}: {_STEP_WORDS[step]}", now=True)
+
     def step(self, status: Status) -> None:
         """Draw the bar again."""
         bar = layout.bar(status.step / status.steps)
@@ -148,16 +153,18 @@ def describe(status: Status) -> str:
 
 
 class Steps:
-    """The steps of a pipeline: one line for each, with the seconds that it took.
+    """The steps of a pipeline: one line for each.
 
-    The library calls it as each step begins. It is a context manager, so that the line of a step
-    that fails says so.
+    On a terminal the line ends with the seconds that the step took. Any other stream gets it as the
+    step begins, with the seconds since the first one did. The library calls it as each step begins.
+    It is a context manager, so that the line of a step that fails says so.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._line = Line(stream)
+        self._clock = clock
         self._step = ""
-        self._started = 0.0
+        self._first = self._started = clock()
 
     def __enter__(self) -> Steps:
         return self
@@ -168,14 +175,17 @@ class Steps:
     def __call__(self, step: str) -> None:
         """Show that ``step`` begins; the step before it has ended."""
         self._end()
-        self._step, self._started = _STEP_WORDS.get(step, step), time.monotonic()
-        self._line.draw(f"  {self._step} ...")
+        self._step, self._started = _STEP_WORDS.get(step, step), self._clock()
+        if self._line.live:
+            self._line.draw(f"  {self._step} ...")
+        else:
+            self._line.keep(f"  {self._step:<34} at {self._started - self._first:.1f} s")
 
     def _end(self, mark: str = "") -> None:
-        if self._step:
-            seconds = time.monotonic() - self._started
+        if self._step and (self._line.live or mark):
+            seconds = self._clock() - self._started
             self._line.keep(f"  {self._step:<34} {seconds:6.1f} s{mark}")
-            self._step = ""
+        self._step = ""
 
 
 @contextmanager
@@ -194,11 +204,18 @@ def telling(label: str = "") -> Iterator[Notify]:
 
 
 def counted(items: Iterable[ItemT], word: str) -> Iterator[ItemT]:
-    """Yield ``items`` and show on stderr how many there were; ``word`` follows the number."""
+    """Yield ``items`` and show on stderr how many there were; ``word`` follows the number.
+
+    A stream that is no terminal gets a line every ``EVERY_S`` seconds.
+    """
     line = Line(sys.stderr)
+    shown = time.monotonic()
     try:
         for number, item in enumerate(items, 1):
             line.draw(f"  {number} {word}")
+            if not line.live and time.monotonic() - shown >= EVERY_S:
+                line.keep(f"  {number} {word}")
+                shown = time.monotonic()
             yield item
     finally:
         line.end()

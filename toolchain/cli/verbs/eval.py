@@ -75,6 +75,7 @@ def evaluate(
     pictures = [(path, listing.classes[place]) for path, place in rows]
     with Runner(dist.survey([bundle]).backbone(backbone), threads=threads) as runner:
         domain = runner.load(bundle)
+        click.echo(f"{domain.name}: {len(pictures)} pictures to answer", err=True)
         scores = score(runner, counted(pictures, f"of {len(pictures)} answered"), domain.classes)
     for path, err in scores.unusable:
         complain_of(str(path), err)

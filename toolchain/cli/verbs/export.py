@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolchain.bundle.linkage import FLAVOURS
-from toolchain.cli.boundary import BoundedCommand
+from toolchain.cli.boundary import BoundedCommand, command_in_fix
 from toolchain.cli.options import (
     FILE,
     cache_option,
@@ -131,18 +131,31 @@ def export(
             fix=f"{plan.command} (or add --train)",
         )
     from toolchain.bundle.archive import BUNDLE_SUFFIX
-    from toolchain.export.pipeline import export as run
-    from toolchain.export.pipeline import refuse_existing
+    from toolchain.export.refusals import refuse_existing, refuse_foreign, trained_by
+    from toolchain.training.loop.identity import recipe_digest
 
-    # Asked before training, which may take long.
+    # Asked before training, which may take long, and before PyTorch starts.
     if not overwrite:
         refuse_existing(dist / f"{plan.name}{BUNDLE_SUFFIX}")
+    if not trained:
+        info = trained_by(plan.folder)
+        with command_in_fix(plan.command):
+            refuse_foreign(plan.folder, info, plan.recipe)
+        if info.recipe_digest != recipe_digest(plan.recipe):
+            click.echo(
+                "note: the recipe is not word for word the one that trained this domain (--set, or "
+                "a changed file); the bundle's recipe.yaml will be the present one",
+                err=True,
+            )
     if trained:
         fault = train_shown(plan, cache=cache).fault
         if fault is not None:  # its checkpoint is there: whoever exports it knows what it is
             fault.fix += ", or export it as it is: run the same command again"
             raise fault
     with Steps(sys.stderr) as steps:
+        steps("start")
+        from toolchain.export.pipeline import export as run
+
         report = run(
             plan.recipe,
             checkpoint=plan.folder,
@@ -170,8 +183,6 @@ def _orders(
     *,
     recalibrate: bool,
 ) -> list[KitOrder]:
-    from toolchain.export.emit.models import KitOrder
-
     if not targets and (precisions or flavours or recalibrate):
         raise UsageError(
             "expected --target beside --precision, --flavour and --recalibrate, got none",
@@ -182,6 +193,10 @@ def _orders(
             "expected --precision int8 beside --recalibrate, as nothing else is calibrated",
             fix="add --precision int8",
         )
+    if not targets:
+        return []
+    from toolchain.export.emit.models import KitOrder
+
     # Each once, in the order in which they were named.
     boards = dict.fromkeys(find(name) for name in targets)
     kit_precisions = [name for name in PRECISIONS if name in (precisions or ("fp16",))]
@@ -264,8 +279,8 @@ def _kit_lines(report: ExportReport) -> list[str]:
         flavours = ", ".join(entry.flavour for entry in item.kit.manifest.flavours)
         rows += [
             f"  {item.kit.path}  ({flavours}, {item.state})",
-            f"    {plan.precision}: accuracy {accuracy}, same class as fp32 in "
-            f"{layout.percent(plan.agreement)} of {plan.samples} pictures, same gates in "
+            f"    {plan.precision}: on {plan.samples} training pictures accuracy {accuracy}, same "
+            f"class as fp32 in {layout.percent(plan.agreement)}, same gates in "
             f"{layout.percent(plan.gate_agreement)}, largest error {plan.max_relative:.2g}",
         ]
     notes = {

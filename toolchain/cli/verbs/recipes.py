@@ -199,6 +199,7 @@ def new(name: str, data: Path, backbone: str, out: Path, overwrite: bool, as_jso
     words = ["da3", "recipes", "new", name, "--data", data, "--backbone", backbone, "--out", out]
     with command_in_fix(shlex.join(map(str, words))):
         described = backbones.get(backbone)
+        recipe.place(name, out, overwrite=overwrite)
         examined = _decoded(recipe.scan(data))
         path = recipe.new(
             name,
@@ -217,8 +218,13 @@ def new(name: str, data: Path, backbone: str, out: Path, overwrite: bool, as_jso
         [
             *(layout.clean(line) for line in examined.lines()),
             f"wrote {layout.clean(str(path))}",
+            *(
+                ["the backbone comes without weights: name a file in weights, weights_sha256"]
+                if described.weights_file is None
+                else []
+            ),
             "look at title, licence and augment, then:",
-            f"  da3 export --recipe {layout.clean(shlex.quote(str(path)))} --train",
+            f"  {layout.clean(recipe.build_command(path))}",
         ],
         as_json=as_json,
     )

@@ -32,11 +32,13 @@ from toolchain.core.arrays import Array, Floats
 from toolchain.core.errors import (
     ClosedError,
     Da3Error,
+    ExistsError,
     LoadedError,
     RunError,
     UnknownNameError,
     UsageError,
 )
+from toolchain.core.files import exists
 from toolchain.core.memory import memory_named
 from toolchain.device.engine.cache import open_engine, refuse_kit
 from toolchain.device.runtime.answers import Domain, Outcome, Prediction, predictions
@@ -226,6 +228,11 @@ class Runner:
         :mod:`toolchain.device.store.installed`. Raises as :meth:`load`, and ExistsError.
         """
         self._require_open()
+        if exists(folder):
+            raise ExistsError(
+                f"expected a new folder to install into, got {folder}",
+                fix="name another for each release, such as cars-2, or remove this one",
+            )
         opened = bundle.open_bundle(source)
         release = read_release(opened)
         bundle.match(release.backbone, self._artefact, release.name)

@@ -49,10 +49,18 @@ def of_listing(recipe: Recipe, listing: Listing) -> DomainData:
         listing.classes,
         notes=(
             *listing.lines(),
+            *_limits(recipe, len(train), len(test)),
             f"at most {store.held_bytes / MIB:.1f} MiB of them and their names are kept in memory",
         ),
         validation=validation if held else None,
     )
+
+
+def _limits(recipe: Recipe, train: int, test: int) -> list[str]:
+    """Return for people how many pictures are used where the recipe limits them."""
+    if recipe.data.train is None and recipe.data.test is None:
+        return []
+    return [f"data.train and data.test limit them: {train} are used to train, {test} to test"]
 
 
 def _chosen(recipe: Recipe, pairs: Pairs, limit: int | None) -> tuple[list[str], Labels]:

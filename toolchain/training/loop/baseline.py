@@ -95,13 +95,21 @@ def probe(
     )
     if again:
         # Its features are others from the first step on, and with them its head.
-        settle(model, data.train, preprocess, batch=batch)
-        weight, bias = fitted(model, _from(len(data.train) + len(data.test), count, tick))
+        done = len(data.train) + len(data.test)
+        settle(model, data.train, preprocess, batch=batch, tick=lambda *_: tick(done, count))
+        weight, bias = fitted(model, _from(done, count, tick))
     return Probe(weight, bias, right / len(data.test))
 
 
 @torch.no_grad()
-def settle(model: AttachedModel, split: Split, preprocess: Preprocessing, *, batch: int) -> None:
+def settle(
+    model: AttachedModel,
+    split: Split,
+    preprocess: Preprocessing,
+    *,
+    batch: int,
+    tick: Tick = unheard,
+) -> None:
     """Let the domain's running statistics be the mean over batches of ``split``, in any order.
 
     Of a method that trains with the batch's statistics, the backbone's are those of other pictures
@@ -117,6 +125,7 @@ def settle(model: AttachedModel, split: Split, preprocess: Preprocessing, *, bat
             # So the mean over all batches stays, each counting the same.
             model.momentum = 1 / (number + 1)
             model(as_tensors(preprocess, *split.batch(rows), device_of(model))[0])
+            tick(number + 1, count)
     finally:
         model.momentum = MOMENTUM
         model.train(False)

@@ -44,6 +44,7 @@ from toolchain.training.loop.state import (
     save_best,
     save_state,
 )
+from toolchain.training.loop.verdict import gentler
 
 
 @dataclass
@@ -147,7 +148,7 @@ class Run:
             epochs=tuple(self.epochs),
             best=self.best,
             meter=self.meter.sums(),
-            domain=finite_domain(self.model, self.step),
+            domain=self._finite(),
             optimiser=dict(optimiser_tensors(self.optimiser)),
         )
         save_state(state_path(self.out), state)
@@ -162,7 +163,7 @@ class Run:
 
     def end_epoch(self) -> EpochFigures:
         """Look at the validation part, keep the weights if they are the best, and count it."""
-        domain = finite_domain(self.model, self.step)
+        domain = self._finite()
         rate = self.recipe.train.lr * lr_factor((self.step - 1) / self.steps)
         figures = self.meter.figures(rate)
         epoch, part = len(self.epochs) + 1, self.parts.validation
@@ -250,12 +251,20 @@ class Run:
         """Raise DivergedError unless ``loss``, a scalar, is finite."""
         if bool(loss.isfinite()):
             return
-        raise DivergedError(
+        err = DivergedError(
             f"after step {self.step} of {self.steps}: expected a finite loss, got {loss.item()}; "
             f"{self._saved()}",
             fix=f"lower train.lr in the recipe (now {self.recipe.train.lr:g}) and train from the "
             "start, overwriting this training",
         )
+        raise gentler(err, self.recipe)
+
+    def _finite(self) -> dict[str, Tensor]:
+        """Return the domain's tensors; raises DivergedError unless they are finite."""
+        try:
+            return finite_domain(self.model, self.step)
+        except DivergedError as err:
+            raise gentler(err, self.recipe) from None
 
     def _saved(self) -> str:
         path = state_path(self.out)

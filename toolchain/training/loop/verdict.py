@@ -20,6 +20,12 @@ CHANCE = 1.645
 """Standard errors that chance alone exceeds once in twenty trainings (one-sided, normal)."""
 
 
+def gentler(err: TrainingError, recipe: Recipe) -> TrainingError:
+    """Return ``err`` with about a third of the learning rate among its ``settings``."""
+    err.settings = (f"train.lr={float(f'{recipe.train.lr * 0.3:.1g}'):g}",)
+    return err
+
+
 def verdict(recipe: Recipe, evaluation: Evaluation, head_accuracy: float) -> TrainingError | None:
     """Return what is wrong with a trained domain, None if it is as good as its own head alone.
 
@@ -31,12 +37,13 @@ def verdict(recipe: Recipe, evaluation: Evaluation, head_accuracy: float) -> Tra
     accuracies = f"accuracy {evaluation.accuracy:.1%}, the head alone {head_accuracy:.1%}"
     guess = math.log(evaluation.confusion.classes)
     if not evaluation.loss <= EXPLODED * guess:
-        return DivergedError(
+        diverged = DivergedError(
             f"the training diverged: the test loss is {evaluation.loss:.3g}, a guess has "
             f"{guess:.3g} ({accuracies})",
             fix=f"lower train.lr in the recipe (now {spec.lr:g}) and train again, overwriting this "
             "checkpoint",
         )
+        return gentler(diverged, recipe)
     short, chance = head_accuracy - evaluation.accuracy, chance_of(evaluation, head_accuracy)
     if short <= chance:
         return None
@@ -45,12 +52,16 @@ def verdict(recipe: Recipe, evaluation: Evaluation, head_accuracy: float) -> Tra
         advice.append(f"raise train.budget (now {spec.budget:g})")
     if spec.augment:
         advice.append(f"use less of train.augment (now {', '.join(spec.augment)})")
-    return BelowHeadError(
+    below = BelowHeadError(
         f"the training made the domain worse than its own head: {accuracies}; of "
         f"{evaluation.samples} test pictures chance explains {chance:.1%} of difference",
         fix=f"{', '.join(advice)}, and train again, overwriting this checkpoint; the method head "
         "is the head alone",
     )
+    gentler(below, recipe)
+    # A lower rate needs more steps for the same way.
+    below.settings += (f"train.epochs={2 * spec.epochs}",)
+    return below
 
 
 def chance_of(evaluation: Evaluation, head_accuracy: float) -> float:
