@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -40,22 +39,55 @@ def test_its_own_recipe_is_not_refused(info: Info) -> None:
     refuse_foreign(Path("c"), info, replace(RECIPE, title="Another title"))
 
 
-def test_values_that_were_set_are_named_and_the_fix_passes_them(info: Info) -> None:
-    """Law: with the settings of the fix, the checkpoint is taken."""
-    other = changed(
-        RECIPE, ["preprocess.size=24", "preprocess.resize=24", "preprocess.mean=[0,0,0]"]
-    )
+def repeated(recipe: Recipe, fix: str) -> Recipe:
+    """Return ``recipe`` with the options that a fix names."""
+    assert fix.startswith("pass what it was trained with: ")
+    words = shlex.split(fix.partition("; or")[0].partition(": ")[2])
+    options = list(zip(words[::2], words[1::2], strict=True))
+    assert {option for option, _ in options} <= {"--set", "--method"}
+    for method in (value for option, value in options if option == "--method"):
+        recipe = recipe.by(method)
+    return changed(recipe, [value for option, value in options if option == "--set"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.lr=0.3"],
+        ["train.lr=0.0000001", "train.class_weights=balanced", "train.augment=[]"],
+        ["preprocess.mean=[0.1, 0.25, 1]", "preprocess.crop=center", "data.train=50"],
+        ["preprocess.size=24", "preprocess.resize=24"],
+        ["blocks=[layer1, layer2]", "head=fc", "adaptor.rank=2"],
+        ["weights=net.pt", "weights_sha256=sha256:" + "0" * 64],
+        ["method=da2", "train.seed=3"],
+        ["method=head"],
+    ],
+)
+def test_the_words_of_the_fix_give_the_recipe_that_was_trained(
+    info: Info, settings: list[str]
+) -> None:
+    """Law: whoever repeats them exports, and the bundle then says what was trained."""
+    other = changed(RECIPE, settings)
     err = refused(info, other)
-    assert "\n  preprocess.size: the recipe says 24, the checkpoint 12" in err.message
+    for setting in settings:
+        assert f"\n  {setting.partition('=')[0]}: the recipe says " in err.message
     assert "Preprocessing(" not in err.message
-    assert "--set preprocess.size=12 --set preprocess.resize=12 --set " in err.fix
-    words = shlex.split(err.fix.partition("; or")[0])
-    settings = [text for before, text in pairwise(words) if before == "--set"]
-    refuse_foreign(Path("c"), info, changed(other, settings))
+    refuse_foreign(Path("c"), info, repeated(other, err.fix))
 
 
-def test_another_method_is_exported_as_what_it_is(info: Info) -> None:
-    assert refused(info, RECIPE.by("head")).fix == "export it as what it is, with --method da3"
+def test_what_no_weight_depends_on_may_differ(info: Info) -> None:
+    refuse_foreign(Path("c"), info, changed(RECIPE, ["licence=MIT", "golden=drawn"]))
+    moved = replace(RECIPE.data, root="/another/folder")
+    refuse_foreign(Path("c"), info, replace(RECIPE, data=moved))
+    assert info.recipe["data.root"] == '"PATH"'
+
+
+def test_a_checkpoint_without_its_recipe_is_compared_as_far_as_it_goes(info: Info) -> None:
+    before = replace(info, recipe={})
+    refuse_foreign(Path("c"), before, changed(RECIPE, ["train.lr=0.3"]))
+    for setting in ("preprocess.colour=BGR", "adaptor.rank=2", "train.seed=9"):
+        other = changed(RECIPE, [setting])
+        assert repeated(other, refused(before, other).fix) == RECIPE
 
 
 def test_another_domain_or_backbone_is_another_checkpoint(info: Info) -> None:

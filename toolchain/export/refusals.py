@@ -5,18 +5,24 @@ Rules of this file: no torch and no onnx. It looks at names and at what a checkp
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from toolchain.core.errors import CheckpointError, ExistsError
+from toolchain.core.errors import CheckpointError, ExistsError, first_few
 from toolchain.core.files import exists, read_limited
-from toolchain.core.words import to_json
 from toolchain.recipe import Recipe
-from toolchain.training.adapt.checkpoint import INFO_FILE, INFO_LIMIT_BYTES, Info, parse_info
+from toolchain.training.adapt.checkpoint import (
+    INFO_FILE,
+    INFO_LIMIT_BYTES,
+    LISTED,
+    Info,
+    parse_info,
+)
+from toolchain.training.loop.identity import flat_texts, training_texts
+
+_NOT_THERE = "null"
 
 
 def refuse_existing(path: Path) -> None:
@@ -41,47 +47,69 @@ def refuse_foreign(
 ) -> None:
     """Refuse a checkpoint that another recipe trained: parity could not tell.
 
-    ``classes``: those of the recipe's pictures, None where nobody has looked yet. Raises
-    CheckpointError; where only values differ that ``--set`` changes, the fix passes them.
+    Every key that training depends on is compared, paths left out, so that the recipe in the bundle
+    is the one that was trained. ``classes``: those of the recipe's pictures, None where nobody has
+    looked yet. Raises CheckpointError; the fix names the options that make the recipe the one that
+    was trained.
     """
-    pairs = {
-        "domain": (recipe.domain, info.domain),
-        "backbone": (recipe.backbone, info.backbone.name),
-        "method": (recipe.method, info.method),
-        "classes": (info.classes if classes is None else classes, info.classes),
-    }
-    differ = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-    values = dict(_values(recipe, info))
-    if not differ and not values:
+    trained, now = info.recipe or _noted(info), training_texts(recipe)
+    pairs = {key: (_plain(now, key), _plain(trained, key)) for key in _different(trained, recipe)}
+    if classes is not None and classes != info.classes:
+        pairs["classes"] = str(classes), str(info.classes)
+    if not pairs:
         return
     lines = [
-        f"\n  {key}: the recipe says {_typed(want)}, the checkpoint {_typed(got)}"
-        for key, (want, got) in (differ | values).items()
+        f"\n  {key}: the recipe says {want}, the checkpoint {got}"
+        for key, (want, got) in pairs.items()
     ]
     fix = f"name the checkpoint of {recipe.domain!r}, or train it again with overwriting"
-    if info.method != recipe.method:
-        fix = f"export it as what it is, with --method {info.method}"
-    elif not differ:
-        settings = " ".join(
-            f"--set {shlex.quote(f'{key}={_typed(got)}')}" for key, (_, got) in values.items()
-        )
-        fix = f"pass what it was trained with: {settings}; or train it again with overwriting"
-    raise CheckpointError(f"{folder} was trained by another recipe{''.join(lines)}", fix=fix)
+    words = _options(trained, info, recipe)
+    if words and not {"domain", "backbone", "classes"} & {*pairs}:
+        fix = f"pass what it was trained with: {words}; or train it again with overwriting"
+    raise CheckpointError(
+        f"{folder} was trained by another recipe{first_few(lines, LISTED, '')}", fix=fix
+    )
 
 
-def _values(recipe: Recipe, info: Info) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Yield the keys whose value is another one in the checkpoint, with both values."""
-    sections: dict[str, tuple[Any, Any]] = {
-        "adaptor": (recipe.adaptor, info.options),
-        "preprocess": (recipe.preprocess, info.preprocess),
-    }
-    for section, (wanted, trained) in sections.items():
-        for field in fields(wanted):
-            pair = getattr(wanted, field.name), getattr(trained, field.name)
-            if pair[0] != pair[1]:
-                yield f"{section}.{field.name}", pair
+def _options(trained: Mapping[str, str], info: Info, recipe: Recipe) -> str:
+    """Return the options that make ``recipe`` the one that was trained, as they are typed."""
+    words = []
+    if recipe.method != info.method:
+        words.append(f"--method {info.method}")
+        recipe = recipe.by(info.method)
+    words += [
+        f"--set {shlex.quote(f'{key}={trained.get(key, _NOT_THERE)}')}"
+        for key in _different(trained, recipe)
+        # A checkpoint does not know in which folder the pictures lay.
+        if key != "data.root"
+    ]
+    return " ".join(words)
 
 
-def _typed(value: object) -> str:
-    """Return ``value`` as it is written in a recipe."""
-    return value if isinstance(value, str) else json.dumps(to_json(value), ensure_ascii=False)
+def _noted(info: Info) -> Mapping[str, str]:
+    """Return what a checkpoint from before it held its recipe says of that all the same."""
+    return flat_texts(
+        {
+            "domain": info.domain,
+            "backbone": info.backbone.name,
+            "method": info.method,
+            "adaptor": asdict(info.options),
+            "preprocess": asdict(info.preprocess),
+            "train": {"seed": info.seed},
+        }
+    )
+
+
+def _different(trained: Mapping[str, str], recipe: Recipe) -> list[str]:
+    """Return the keys in which ``recipe`` is another; an older checkpoint notes some keys only."""
+    now = training_texts(recipe)
+    keys = [*now, *(key for key in trained if key not in now)]
+    if "data.loader" not in trained:
+        keys = [key for key in keys if key in trained]
+    wrong = [key for key in keys if now.get(key, _NOT_THERE) != trained.get(key, _NOT_THERE)]
+    # The digest says which file it is. The same file under another name trains the same.
+    return wrong if "weights_sha256" in wrong else [key for key in wrong if key != "weights"]
+
+
+def _plain(texts: Mapping[str, str], key: str) -> str:
+    return texts.get(key, _NOT_THERE).strip('"')

@@ -141,10 +141,11 @@ def export(
         info = trained_by(plan.folder)
         with command_in_fix(plan.command):
             refuse_foreign(plan.folder, info, plan.recipe)
-        if info.recipe_digest != recipe_digest(plan.recipe):
+        if not info.recipe and info.recipe_digest != recipe_digest(plan.recipe):
             click.echo(
-                "note: the recipe is not word for word the one that trained this domain (--set, or "
-                "a changed file); the bundle's recipe.yaml will be the present one",
+                "note: the recipe is not word for word the one that trained this domain, whose "
+                "checkpoint is of an earlier version and does not say what differs; the bundle's "
+                "recipe.yaml will be the present one",
                 err=True,
             )
     if trained:

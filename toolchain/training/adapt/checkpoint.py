@@ -60,6 +60,7 @@ _SHARE = number(0, 1)
 _FINITE = number(-1e300, 1e300)
 _CHANNELS = ListOf(whole(0, 65_535), 1, 65_536)
 _COUNT = whole(0, EXACT)
+_VALUE = printable(1 << 22)  # the longest is a weight for each class
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -144,7 +145,8 @@ class Info(Section):
     """Everything about a domain but its tensors; the content of ``adaptor.json``.
 
     ``selection``: the trained channels of a tensor, in rising order, for methods that choose them.
-    ``history``: None in format 1, and for a domain that nobody trained.
+    ``history``: None in format 1, and for a domain that nobody trained. ``recipe``: the keys of the
+    recipe that training depends on, flat, without paths, each value as JSON; empty in format 1.
     """
 
     format: int = key(whole(1, FORMAT))
@@ -165,6 +167,7 @@ class Info(Section):
         TableOf(_NAME, _CHANNELS, 0, SLOTS_LIMIT), default_factory=dict
     )
     history: History | None = key(Nullable(SectionOf(History)), default=None)
+    recipe: Mapping[str, str] = key(TableOf(_NAME, _VALUE, 0, 1000), default_factory=dict)
 
     def contradictions(self) -> Iterator[Fault]:
         """Yield a confusion of classes that there are not."""

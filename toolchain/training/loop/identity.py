@@ -53,6 +53,16 @@ def training_document(recipe: Recipe) -> dict[str, Any]:
     return dict(_flat({k: v for k, v in document.items() if k not in _DESCRIPTIVE}, ""))
 
 
+def training_texts(recipe: Recipe) -> dict[str, str]:
+    """Return the keys of :func:`training_document`, paths left out, each value as JSON."""
+    return flat_texts(training_document(recipe.without_paths()))
+
+
+def flat_texts(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return a document flat, ``{"train.lr": "0.003", ...}``, each value as canonical JSON."""
+    return {name: canonical_json(value).decode() for name, value in _flat(document, "")}
+
+
 def _flat(document: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in document.items():
         if isinstance(value, Mapping):

@@ -44,7 +44,7 @@ from toolchain.training.lean.options import Keep
 from toolchain.training.loop.contribution import search
 from toolchain.training.loop.evaluation import Evaluation
 from toolchain.training.loop.holdout import parted
-from toolchain.training.loop.identity import recipe_digest
+from toolchain.training.loop.identity import recipe_digest, training_texts
 from toolchain.training.loop.progress import Tick, unheard
 
 Search = Callable[..., Selection]
@@ -184,6 +184,7 @@ def save(
             confusion=cells if len(cells) <= files.CELLS_LIMIT else (),
         ),
         recipe_digest=recipe_digest(recipe),
+        recipe=training_texts(recipe),
         seed=recipe.train.seed,
         selection=dict(model.selection),
         history=history,
