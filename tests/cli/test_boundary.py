@@ -99,7 +99,7 @@ def test_what_nobody_expected_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_missing_package_of_ours_names_its_extra() -> None:
     said = failing(raiser(ModuleNotFoundError("no", name="torch.nn")))
     assert "needs the package 'torch'" in said.stderr
-    assert "fix: pip install 'da3-toolchain[export]'" in said.stderr
+    assert "fix: in a checkout of the toolchain: pip install '.[export]'" in said.stderr
     said = failing(raiser(ModuleNotFoundError("no", name="somebody_elses")))
     assert "internal error" in said.stderr
 

@@ -124,7 +124,10 @@ def test_no_odd_bundle_takes_the_others_off(fleet: Fleet, tmp_path: Path, sessio
     assert ready == {"ready": True, "not_loaded": found["not_loaded"]}
     assert str(tmp_path) not in str(ready)
     for name in refused:
-        assert f"error: not loaded: {name}.da3b: " in told
+        assert f"not loaded: {name}.da3b: " in told
+    # One of another backbone was not asked for: a line says that it is there.
+    assert len(re.findall(r"^not loaded: c\.da3b: .*--backbone names another$", told, re.M)) == 1
+    assert "weights_digest: the bundle expects" not in told
     cost = r"^b\.da3b: a session of the backbone of its own, \d+ MiB and \d+\.\d s$"
     assert bool(re.search(cost, told, re.MULTILINE)) is (sessions == 2)
 

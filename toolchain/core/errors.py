@@ -65,6 +65,12 @@ def first_few(items: Sequence[str], limit: int, between: str = ", ") -> str:
     return between.join([*items[:limit], *([f"and {more} more"] if more > 0 else [])])
 
 
+def install_command(extra: str = "") -> str:
+    """Return how the toolchain is installed with an ``extra``; no index of packages has it yet."""
+    what = f"'.[{extra}]'" if extra else "."
+    return f"in a checkout of the toolchain: pip install {what}"
+
+
 class Da3Error(Exception):
     """Root of the tree. ``message`` states the fault, ``fix`` what the reader can do about it."""
 
@@ -267,7 +273,7 @@ class MissingPackageError(Da3Error):
     def __init__(self, package: str, purpose: str, extra: str) -> None:
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed",
-            fix=f"pip install 'da3-toolchain[{extra}]', in a checkout: pip install '.[{extra}]'",
+            fix=install_command(extra),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,11 @@ def test_brief_leaves_the_inside_of_a_bundle_out(run: Run) -> None:
     for wanted in ("backbone-resnet20-", "accuracy", "executed", "swap-rows.batch16", "block08"):
         assert wanted in said
     assert "slots.safetensors" not in said
+    # README shows how it looks.
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    sample = readme.partition("<!-- output of: make cars -->")[2].split("```")[1]
+
+    def labels(text: str) -> list[str]:
+        return re.findall(r"^  (\w+)  +\S", text, re.MULTILINE)
+
+    assert labels(sample) == labels(said)

@@ -186,7 +186,7 @@ def test_without_waitress_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "waitress", None)
     with pytest.raises(MissingPackageError) as caught:
         Server(runner)
-    assert "da3-toolchain[serve]" in caught.value.fix
+    assert "pip install '.[serve]'" in caught.value.fix
 
 
 def test_a_name_with_spaces_and_letters_of_any_script(

@@ -108,7 +108,7 @@ def test_onnx_is_not_needed_and_what_was_not_run_is_told(exported: Exported) -> 
     assert found["relinked"] == []
     (reason,) = found["not_run"]
     assert "onnx and onnx-ir are not installed" in reason
-    assert "pip install 'da3-toolchain[check]'" in reason
+    assert "pip install '.[check]'" in reason
 
 
 @pytest.mark.parametrize("given", ["artefact", "folder", "beside"])

@@ -25,7 +25,7 @@ from toolchain.cli.options import (
 from toolchain.cli.serving import serve_until_signalled, serving_options
 from toolchain.cli.show import layout
 from toolchain.cli.show.answers import PRINTERS, complain_of
-from toolchain.core.errors import Da3Error, DataError
+from toolchain.core.errors import BackboneMismatchError, Da3Error, DataError
 
 if TYPE_CHECKING:
     from toolchain.device import Frame, Runner
@@ -181,6 +181,10 @@ def run(
 
             def tell(path: Path, err: Da3Error) -> None:
                 refused[path.stem] = refusal(err).message
+                if isinstance(err, BackboneMismatchError) and not named:
+                    # Nobody asked for this one: it lies in the same folder.
+                    click.echo(f"not loaded: {path}: {_other_backbone(err)}", err=True)
+                    return
                 complain_of(f"not loaded: {path}", err)
 
             load_fitting(runner, surveyed, selftest=not no_selftest, made=_tell_cost, refused=tell)
@@ -192,6 +196,11 @@ def run(
         with closing(_frames(runner, images, every=every, time_limit_s=time_limit)) as frames:
             show = PRINTERS["json" if as_json else "jsonl" if as_lines else "people"]
             return FAILED if show(runner, islice(frames, limit), top) else 0
+
+
+def _other_backbone(err: Da3Error) -> str:
+    first = err.message.splitlines()[0]
+    return f"{first}; one server has one backbone, --backbone names another"
 
 
 def _used(options: Mapping[str, object]) -> list[str]:

@@ -106,7 +106,7 @@ def train(
         device=device,
         precision=precision,
     )
-    emit(_document(report), _lines(report), as_json=as_json)
+    emit(_document(report), _lines(report, resumed=resume), as_json=as_json)
     if report.fault is None:
         return 0
     # The document is out already, so the fault goes to stderr alone.
@@ -135,7 +135,7 @@ def _document(report: TrainReport) -> dict[str, Any]:
     }
 
 
-def _lines(report: TrainReport) -> list[str]:
+def _lines(report: TrainReport, *, resumed: bool) -> list[str]:
     info = report.checkpoint.info
     metrics = info.metrics
     return [
@@ -145,7 +145,8 @@ def _lines(report: TrainReport) -> list[str]:
                 "checkpoint": report.folder,
                 **domains.metrics(to_json(metrics), metrics.executed_share),
                 **domains.epoch(report.history),
-                "took": f"{report.seconds:.1f} s, {report.steps} steps",
+                "took": f"{report.seconds:.1f} s, {report.steps} steps"
+                + (" since it was resumed" if resumed else ""),
             }
         ),
         *layout.gates(metrics.gate_rates),

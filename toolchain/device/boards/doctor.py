@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from toolchain.core.errors import install_command
 from toolchain.device.boards import install
 from toolchain.device.boards.locate import board_of, here, targets_of, tensorrt_of
 from toolchain.device.boards.machine import Machine
@@ -17,9 +18,9 @@ from toolchain.device.boards.target import Target
 
 # What each act imports, and the extra that installs it.
 _NEEDS = {
-    "train": (("torch",), "[export]"),
-    "export": (("torch", "onnx", "onnx_ir", "onnxscript"), "[export]"),
-    "check": (("onnx", "onnx_ir", "onnxruntime"), "[check]"),
+    "train": (("torch",), "export"),
+    "export": (("torch", "onnx", "onnx_ir", "onnxscript"), "export"),
+    "check": (("onnxruntime",), ""),
     "run on onnxruntime": (("onnxruntime",), ""),
 }
 
@@ -162,18 +163,18 @@ def _abilities_there(target: Target) -> Iterator[Ability]:
     commands = {
         "train": "da3 train --domain NAME",
         "export": f"da3-export --domain NAME --target {target.name}",
-        "check": "da3 check dist/NAME.da3b",
     }
     for act, command in commands.items():
         if is_card:
             extra = _NEEDS[act][1]
-            yield Ability(act, True, f"pip install 'da3-toolchain{extra}': {command}", "")
+            yield Ability(act, True, f"{install_command(extra)}; then {command}", "")
         else:
             yield Ability(act, False, "a workstation's task", f"on a workstation: {command}")
     if release.scripted:
         yield from _scripted(target)
         return
-    yield Ability("run on onnxruntime", True, "pip install da3-toolchain", "")
+    yield Ability("check", True, f"{install_command()}; then da3 check NAME.da3b", "")
+    yield Ability("run on onnxruntime", True, install_command(), "")
     yield Ability("build an engine", True, f"{install.module(target)}; then da3 build KIT", "")
     yield Ability("run an engine", True, "da3 run --backbone build/engines/FOLDER", "")
     yield Ability("build by script", False, "its kit has no script", "da3 build KIT")
@@ -183,7 +184,8 @@ def _scripted(target: Target) -> Iterator[Ability]:
     """Yield what a board can do whose Python the toolchain does not run on."""
     old = f"Python {target.release.python} of its JetPack is too old"
     newer = "a Python of 3.10 or later beside the system's"
-    yield Ability("run on onnxruntime", False, old, f"{newer}, then pip install da3-toolchain")
+    yield Ability("check", False, old, "on a workstation: da3 check dist/NAME.da3b")
+    yield Ability("run on onnxruntime", False, old, f"{newer}, then {install_command()}")
     yield Ability("build an engine", False, old, "sh build.sh, in the folder of the kit")
     yield Ability(
         *("run an engine", False, old),
@@ -219,8 +221,10 @@ def _packages(machine: Machine, act: str, modules: Sequence[str], extra: str) ->
         have = ", ".join(
             f"{one.module} {one.version or '?'}" for one in packages if one is not None
         )
+        if act == "check" and not (machine.package("onnx") and machine.package("onnx_ir")):
+            have += f"; to link anew as well, {install_command('check')}"
         return Ability(act, True, have, "")
-    fix = f"pip install 'da3-toolchain{extra}'"
+    fix = install_command(extra)
     if machine.board is not None and "torch" in missing:
         fix = f"on a workstation; for PyTorch on a Jetson see {install.PYTORCH}"
     return Ability(act, False, f"no {', '.join(missing)}", fix)

@@ -7,12 +7,13 @@ libnvinfer-bin carries trtexec), TensorRT installation guide, PyPI.
 
 from __future__ import annotations
 
+from toolchain.core.errors import install_command
 from toolchain.device.boards.target import SBSA_RELEASE, Target
 
 PYTORCH = "docs.nvidia.com/deeplearning/frameworks/install-pytorch-jetson-platform"
 _SBSA = "docs.nvidia.com/deeplearning/tensorrt/11.4.1/installing-tensorrt/install-alternative.html"
 APT_PACKAGE = "sudo apt install python3-libnvinfer"
-RTX_PACKAGE = "pip install 'da3-toolchain[tensorrt-rtx]'"
+RTX_PACKAGE = install_command("tensorrt-rtx")
 
 
 def module(target: Target) -> str:

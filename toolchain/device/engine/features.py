@@ -104,10 +104,7 @@ def how_to_get(machine: str = "") -> str:
             f"on a Jetson: {install.APT_PACKAGE}, and use JetPack's own Python "
             "(python3 -m venv --system-site-packages); see da3 doctor"
         )
-    return (
-        f"{install.RTX_PACKAGE}, in a checkout: pip install '.[tensorrt-rtx]'; "
-        "TensorRT itself: pip install tensorrt"
-    )
+    return f"{install.RTX_PACKAGE}; TensorRT itself: pip install tensorrt"
 
 
 def examine(module: Any) -> Features:

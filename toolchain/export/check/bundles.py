@@ -30,7 +30,7 @@ from toolchain.bundle.graphs import (
 from toolchain.bundle.linkage import LINKAGES
 from toolchain.bundle.release import patch_of, read_release
 from toolchain.bundle.slots import Slots
-from toolchain.core.errors import BundleError, GraphError, SelftestError
+from toolchain.core.errors import BundleError, GraphError, SelftestError, install_command
 from toolchain.core.files import read_limited
 from toolchain.core.memory import memory_named
 from toolchain.device.runtime.ort import trial
@@ -160,7 +160,7 @@ def _linked(opened: Bundle, artefact: BackboneArtefact, slots: Slots, folder: Pa
     else:
         not_run = (
             "staged, and linking anew from domain.onnx: the packages onnx and onnx-ir are not "
-            "installed (pip install 'da3-toolchain[check]')",
+            f"installed ({install_command('check')})",
         )
     for linkage in candidates.linkages_of(opened):
         graph = opened.blob(linkage.file)
