@@ -146,11 +146,12 @@ def measure(setup: FootprintSetup, *, notify: Notify = lambda _: None) -> dict[s
     }
 
 
-def fits(setup: FootprintSetup, budget: int) -> dict[str, Any]:
+def fits(setup: FootprintSetup, budget: int, notify: Notify = lambda _: None) -> dict[str, Any]:
     """Return what fits into ``budget`` bytes beside the frozen weights, best first.
 
     It counts and runs no training. Every method of the setup is tried, da3 first and the head alone
-    last. Raises MemoryBudgetError when nothing fits, and as :func:`measure`.
+    last; ``notify`` hears of each. Raises MemoryBudgetError when nothing fits, and as
+    :func:`measure`.
     """
     _check(setup)
     methods = {row.method for row in rows_of(setup.methods)}
@@ -167,7 +168,7 @@ def fits(setup: FootprintSetup, budget: int) -> dict[str, Any]:
         **backbones.get(setup.backbone).joints,
     )
     order = sorted(methods, key=lambda m: (m != OURS, m == "head", list(REGISTRY).index(m)))
-    choices = fitting(model, budget, setup.batch, methods=order)
+    choices = fitting(model, budget, setup.batch, methods=order, notify=notify)
     weights = (*model.backbone.parameters(), *model.backbone.buffers())
     return {
         "backbone": setup.backbone,

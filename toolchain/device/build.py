@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from toolchain.core.errors import BundleError, EngineMismatchError
+from toolchain.core.errors import BundleError, DeviceError, EngineMismatchError
 from toolchain.core.files import make_folder
 from toolchain.core.timing import Notify
 from toolchain.core.words import Notes
@@ -137,7 +137,11 @@ def build(
     """
     kit, machine = open_kit(path), machine or read_machine()
     _require_target(kit, machine)
-    device = device or engine.open_device(request.module)
+    try:
+        device = device or engine.open_device(request.module)
+    except DeviceError as err:
+        err.fix += "; without a GPU, da3 build --check parses and builds the kit all the same"
+        raise
     reports = [
         _made(kit, device, machine, flavour, store, request, notify)
         for flavour in _flavours_of(kit, request)

@@ -113,7 +113,8 @@ def memory(
         device=footprint.found_device(device),
     )
     if budget is not None:
-        document = plain(footprint.fits(setup, parse_size(budget)))
+        with telling() as tell:
+            document = plain(footprint.fits(setup, parse_size(budget), tell))
         write(document, _budget_lines(document), json_path)
         return
     if plot_path is not None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from toolchain.core.errors import AttachError, MemoryBudgetError, TrainingError
+from toolchain.core.timing import Notify
 from toolchain.recipe import METHOD_OPTIONS, AdaptorOptions
 from toolchain.training.adapt.attached import OWN, AttachedModel, domain_state
 from toolchain.training.adapt.methods import REGISTRY
@@ -143,7 +144,12 @@ def within(model: AttachedModel, batch: int, budget: int, *, needed: Need | None
 
 
 def fitting(
-    model: AttachedModel, budget: int, batch: int, *, methods: Iterable[str] = ("da3", "head")
+    model: AttachedModel,
+    budget: int,
+    batch: int,
+    *,
+    methods: Iterable[str] = ("da3", "head"),
+    notify: Notify = lambda _: None,
 ) -> list[Choice]:
     """Return the trainings that ``budget`` bytes hold, best first.
 
@@ -152,9 +158,13 @@ def fitting(
     has these. First come the trainings that hold ``batch`` pictures, as little changed as possible,
     then those with the largest batch; the head alone comes last. It leaves out methods that the
     backbone cannot take, and a training that holds no more pictures than a less changed one does.
-    Raises MemoryBudgetError when not even one picture fits, and names the smallest need.
+    ``notify`` hears of each method as it is counted. Raises MemoryBudgetError when not even one
+    picture fits, and names the smallest need.
     """
-    tried = list(_tried(model, budget, methods))
+    tried: list[Choice] = []
+    for method in methods:
+        notify(f"count {method}")
+        tried += _tried(model, budget, method)
     fits: list[Choice] = []
     for choice in tried:
         if choice.batch > max((c.batch for c in fits if c.method == choice.method), default=0):
@@ -170,16 +180,15 @@ def fitting(
     return sorted(fits, key=lambda c: (c.method == "head", -min(c.batch, batch)))
 
 
-def _tried(model: AttachedModel, budget: int, methods: Iterable[str]) -> Iterator[Choice]:
-    for method in methods:
-        pools = _pools(model.options) if "pool" in METHOD_OPTIONS[method] else (None,)
-        for keep in _precisions(model, method):
-            for pool in pools:
-                try:
-                    variant = _variant(model, method, pool, keep)
-                except AttachError:
-                    continue
-                yield _choice(variant, pool, keep, budget)
+def _tried(model: AttachedModel, budget: int, method: str) -> Iterator[Choice]:
+    pools = _pools(model.options) if "pool" in METHOD_OPTIONS[method] else (None,)
+    for keep in _precisions(model, method):
+        for pool in pools:
+            try:
+                variant = _variant(model, method, pool, keep)
+            except AttachError:
+                continue
+            yield _choice(variant, pool, keep, budget)
 
 
 def _precisions(model: AttachedModel, method: str) -> tuple[Keep, ...]:
