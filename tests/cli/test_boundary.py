@@ -287,7 +287,8 @@ def test_a_signal_in_training_names_the_command_that_goes_on(
     ]
     assert child.returncode == 1
     assert "error: stopped after step" in rest
-    assert "fix: go on with resume: da3 train --domain toy --threads 1 --resume" in rest
+    again = f"da3 train --domain toy --cache {run.cache} --threads 1 --resume"
+    assert f"fix: go on with resume: {again}" in rest
     said = subprocess.run(
         [*DA3, "inspect", "build/domains/toy.training.safetensors", "--json"],
         cwd=tmp_path,
