@@ -15,6 +15,7 @@ from tests.support import shared
 from tests.support.exported import Domain, Exported, Fleet, make_domain, register
 from tests.support.kitted import Kitted
 from tests.support.kitted import make as kits_of
+from tests.support.translations import collect_seldom, keep_translations
 
 if TYPE_CHECKING:
     from tests.support.benched import Benched
@@ -54,6 +55,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     gone = [name for name in FIRST if not (here / name).is_file()]
     assert not gone, f"FIRST names files that are not there: {gone}"
     items.sort(key=lambda item: places.get(item.path, len(FIRST)))
+
+
+def pytest_sessionstart() -> None:
+    collect_seldom()
+
+
+def pytest_runtest_setup() -> None:
+    keep_translations()
 
 
 @pytest.fixture

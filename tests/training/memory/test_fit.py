@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,18 +74,24 @@ def test_statistics_are_stored_where_the_norm_has_nothing_else() -> None:
 
 
 @pytest.fixture(scope="module")
-def frozen() -> bytes:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Methods that fold into the backbone have one structure, which is captured once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def frozen(cache: Path) -> bytes:
     """The weights file of the plain toy, which all methods share."""
-    return split(toys.attached("plain", method="head")).weights_data
+    return split(toys.attached("plain", method="head"), cache=cache).weights_data
 
 
 @pytest.mark.parametrize("method", [name for name in REGISTRY if name not in SLOTS_ALONE])
-def test_what_is_told_is_what_a_bundle_stores(frozen: bytes, method: str) -> None:
+def test_what_is_told_is_what_a_bundle_stores(frozen: bytes, cache: Path, method: str) -> None:
     selection = {"blocks.0.conv1.weight": (0, 2)} if method == "sparse" else None
     model = toys.scrambled(toys.attached("plain", method=method, selection=selection))
     changed = overrides_folded(model)
     assert changed is not None
-    halves = split(changed)
+    halves = split(changed, cache=cache)
     patch = make_patch(frozen, halves.weights_data)
     assert patch is not None
     held = [*load(patch.data).values(), *load(halves.slots_data).values()]
