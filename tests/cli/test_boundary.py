@@ -100,6 +100,11 @@ def test_a_missing_package_of_ours_names_its_extra() -> None:
     said = failing(raiser(ModuleNotFoundError("no", name="torch.nn")))
     assert "needs the package 'torch'" in said.stderr
     assert "fix: in a checkout of the toolchain: pip install '.[export]'" in said.stderr
+    # Who trains needs onnx and PyTorch: one round of installing, not two.
+    for verb, extra in (("check", "check"), ("train", "export"), ("export", "export")):
+        lacking = click.command(verb, cls=BoundedCommand)(raiser(ModuleNotFoundError(name="onnx")))
+        said = CliRunner().invoke(lacking, [])
+        assert f"pip install '.[{extra}]'" in said.stderr
     said = failing(raiser(ModuleNotFoundError("no", name="somebody_elses")))
     assert "internal error" in said.stderr
 

@@ -107,6 +107,7 @@ def test_beyond_loopback_it_warns_and_nobody_controls_it_unasked(
 def test_no_odd_bundle_takes_the_others_off(fleet: Fleet, tmp_path: Path, sessions: int) -> None:
     """Sorted first: one that is damaged, one that changes the backbone, one of another backbone."""
     (tmp_path / "a.da3b").write_bytes(b"no bundle")
+    (tmp_path / "a (2).da3b").write_bytes(b"no bundle")
     for name, source in (("b", "tuned"), ("c", "foreign"), ("d", "first"), ("e", "digits")):
         (tmp_path / f"{name}.da3b").write_bytes(fleet[source].bundle.read_bytes())
     shutil.copytree(fleet["first"].backbone, tmp_path / fleet["first"].backbone.name)
@@ -119,7 +120,7 @@ def test_no_odd_bundle_takes_the_others_off(fleet: Fleet, tmp_path: Path, sessio
         _, told = process.communicate(timeout=60)
     assert process.returncode == 0
     assert found["domains"] == ["b", "d", "e"][sessions == 1 :]
-    refused = ["a", "b", "c"] if sessions == 1 else ["a", "c"]
+    refused = ["a", "a (2)", "b", "c"] if sessions == 1 else ["a", "a (2)", "c"]
     assert sorted(found["not_loaded"]) == refused
     assert ready == {"ready": True, "not_loaded": found["not_loaded"]}
     assert str(tmp_path) not in str(ready)
@@ -128,6 +129,7 @@ def test_no_odd_bundle_takes_the_others_off(fleet: Fleet, tmp_path: Path, sessio
     # One of another backbone was not asked for: a line says that it is there.
     assert len(re.findall(r"^not loaded: c\.da3b: .*--backbone names another$", told, re.M)) == 1
     assert "weights_digest: the bundle expects" not in told
+    assert ("fix: allow it with --sessions 2, or " in told) is (sessions == 1)
     cost = r"^b\.da3b: a session of the backbone of its own, \d+ MiB and \d+\.\d s$"
     assert bool(re.search(cost, told, re.MULTILINE)) is (sessions == 2)
 

@@ -17,7 +17,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, TextIO
 
@@ -55,6 +55,8 @@ _FLAGS = (("go on with", "--resume"), ("overwrit", "--overwrite"))
 class _Boundary:
     """Mixed into click's commands, so that ``main`` ends the process in every case."""
 
+    name: str | None
+
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command and exit with its code; see :meth:`click.Command.main`."""
         words = args[0] if args else extra.get("args")
@@ -73,7 +75,7 @@ class _Boundary:
                     code = super().main(*args, **options)  # type: ignore[misc]
             # Every error ends here; one that is none of the library's is an internal error, code 1.
             except Exception as err:
-                known = _known(err).with_traceback(err.__traceback__)
+                known = _known(err, {str(self.name), *words[:1]}).with_traceback(err.__traceback__)
                 code = _report(known, results if as_json else None, colour)
             except KeyboardInterrupt:
                 code = _report(click.Abort(), results if as_json else None, colour)
@@ -180,13 +182,17 @@ def _escape_what_is_not_encodable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _known(err: Exception) -> Exception:
-    """Return the library's error for a lack of memory or of a package, and for a refusing disk."""
+def _known(err: Exception, verbs: Collection[str]) -> Exception:
+    """Return the library's error for a lack of memory or of a package, and for a refusing disk.
+
+    ``verbs``: what the command may be called. One that trains lacks all of its packages at once.
+    """
     if isinstance(err, MemoryError):
         return out_of_memory(err)
     name = (getattr(err, "name", None) or "").partition(".")[0]
     if isinstance(err, ModuleNotFoundError) and name in _EXTRAS:
-        return MissingPackageError(name, "this command", _EXTRAS[name])
+        extra = "export" if {"train", "export"} & {*verbs} else _EXTRAS[name]
+        return MissingPackageError(name, "this command", extra)
     # An error of the library's own files carries a file name. One without is a stream's.
     if isinstance(err, OSError) and err.errno in _NO_ROOM and err.filename is None:
         return StorageError(

@@ -212,7 +212,21 @@ class ProviderError(RunError):
 
 
 class SessionLimitError(RunError):
-    """The domain needs a further session of the backbone, and none is allowed."""
+    """The domain needs a further session of the backbone, and none is allowed.
+
+    ``needed``: how many sessions would do, which the fix says as ``sessions=N``; 0 where no number
+    helps.
+    """
+
+    def __init__(self, message: str, *, fix: str, needed: int = 0) -> None:
+        self.needed = needed
+        super().__init__(message, fix=fix)
+
+    def say(self, needed: int, option: str = "sessions=") -> None:
+        """Let the fix say ``needed`` sessions, with ``option`` in front of the number."""
+        if self.needed:
+            self.fix = self.fix.replace(f"sessions={self.needed}", f"{option}{needed}")
+            self.needed = needed
 
 
 class TimeLimitError(RunError):

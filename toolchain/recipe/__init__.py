@@ -9,7 +9,7 @@ are, and `scaffold` writes a recipe for them.
 from toolchain.pictures.preprocess import Preprocessing
 from toolchain.recipe.examined import Examined, examine
 from toolchain.recipe.library import Entry, available, changed, dump, find, load, loads
-from toolchain.recipe.listing import Listing, scan
+from toolchain.recipe.listing import Listing, look, scan
 from toolchain.recipe.scaffold import build_command, new, place
 from toolchain.recipe.spec import (
     METHOD_OPTIONS,
@@ -39,6 +39,7 @@ __all__ = [
     "find",
     "load",
     "loads",
+    "look",
     "new",
     "place",
     "scan",

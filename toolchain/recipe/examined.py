@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from toolchain.core.errors import DataError
-from toolchain.pictures.survey import Survey, Tell, survey
-from toolchain.recipe.listing import LAYOUT, Listing
+from toolchain.core.errors import DataError, Fault
+from toolchain.pictures.survey import FIX, Survey, Tell, survey
+from toolchain.recipe.listing import LAYOUT, Listing, raise_faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,10 @@ def examine(listing: Listing, tell: Tell = lambda _done, _all: None) -> Examined
     """Return what the pictures of ``listing`` are; ``tell`` gets how many are done, and of all.
 
     Raises DataError where there are fewer than two classes or nothing to train on or test with, and
-    for damaged pictures: all of them at once, in ``faults``.
+    for the listing's faults and damaged pictures: all of them at once, in ``faults``.
     """
     if len(listing.classes) < 2 or not listing.train or not listing.test:
+        listing.raise_faults()
         _, *others = listing.lines()
         counts = f"{len(listing.classes)} classes, {len(listing.train)} and {len(listing.test)}"
         raise DataError(
@@ -60,6 +61,9 @@ def examine(listing: Listing, tell: Tell = lambda _done, _all: None) -> Examined
             fix=_fix(listing),
         )
     pictures = survey([path for path, _ in listing.pictures], listing.root, tell)
+    if listing.faults:
+        damaged = (Fault(fault.path, fault.message, FIX) for fault in pictures.faults)
+        raise_faults(str(listing.root), (*listing.faults, *damaged))
     pictures.raise_faults(str(listing.root))
     return Examined(listing, pictures)
 

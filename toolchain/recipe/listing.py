@@ -22,7 +22,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toolchain.core.errors import DataError, Fault, StorageError, first_few
@@ -82,7 +82,8 @@ class Listing:
     """The pictures of a folder: per part, pairs of path and class index; classes sorted by name.
 
     ``validation`` is empty unless the folder has such a part beside a test part. ``was_split``:
-    the folder has parts, so nothing was chosen here.
+    the folder has parts, so nothing was chosen here. ``faults``: what keeps it from being trained
+    with, empty for what :func:`scan` returns.
     """
 
     root: Path
@@ -93,6 +94,11 @@ class Listing:
     validation: Pairs = ()
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+    def raise_faults(self) -> None:
+        """Raise DataError with all faults, if there is one."""
+        raise_faults(str(self.root), self.faults)
 
     @property
     def pictures(self) -> Pairs:
@@ -137,12 +143,30 @@ class _Folder:
 Classes = dict[str, list[Path]]
 
 
+def raise_faults(where: str, faults: Sequence[Fault]) -> None:
+    """Raise DataError with all ``faults`` of the folder ``where``, if there is one."""
+    if faults:
+        fixes = "; ".join(dict.fromkeys(fault.fix for fault in faults if fault.fix))
+        raise DataError.of(where, faults, fix=fixes)
+
+
 def scan(root: Path) -> Listing:
     """Return the pictures below ``root``, what is left out, and what was taken for what.
 
     Raises DataError for a folder that is missing, has no class, or is larger than the limits, and
-    for folders that cannot be entered, links that lead out and names that cannot be used: all of
-    them at once, in ``faults``.
+    for folders that cannot be entered, links that lead out, classes of the test that nothing trains
+    and names that cannot be used: all of them at once, in ``faults``.
+    """
+    listing = look(root)
+    listing.raise_faults()
+    return listing
+
+
+def look(root: Path, *, trains: bool = True) -> Listing:
+    """Return what :func:`scan` does, with what is wrong in ``faults``.
+
+    So whoever looks at the pictures too can tell all at once. ``trains``: False where the classes
+    need not be those of the part train. Raises DataError where no listing can be made.
     """
     if not is_folder(root):
         raise DataError(f"{root}: no such folder of pictures", fix=LAYOUT.format(root=root))
@@ -150,13 +174,12 @@ def scan(root: Path) -> Listing:
     tree = walk.read()
     try:
         parts = _parts(root, tree)
-        listing = _of_parts(walk, tree, parts) if parts else _split_by_hash(walk, tree)
+        listing = _of_parts(walk, tree, parts, trains) if parts else _split_by_hash(walk, tree)
     except DataError:
         # What could not be read may be what is missing.
-        walk.raise_faults()
+        raise_faults(str(root), walk.faults)
         raise
-    walk.raise_faults()
-    return listing
+    return replace(listing, faults=tuple(walk.faults))
 
 
 def _parts(root: Path, tree: _Folder) -> dict[str, _Folder]:
@@ -203,7 +226,7 @@ def _parts(root: Path, tree: _Folder) -> dict[str, _Folder]:
     return named
 
 
-def _of_parts(walk: _Walk, tree: _Folder, parts: Mapping[str, _Folder]) -> Listing:
+def _of_parts(walk: _Walk, tree: _Folder, parts: Mapping[str, _Folder], trains: bool) -> Listing:
     walk.leave_out(_NO_CLASS, tree.own)
     for folder in tree.folders.values():
         if folder not in parts.values():
@@ -211,9 +234,10 @@ def _of_parts(walk: _Walk, tree: _Folder, parts: Mapping[str, _Folder]) -> Listi
     for folder in parts.values():
         walk.leave_out(_NO_CLASS, folder.own)
     files = {role: _class_files(walk, folder) for role, folder in parts.items()}
-    classes = tuple(sorted(files["train"]))
-    for role in files.keys() - {"train"}:
-        _refuse_strange(parts[role].path, parts["train"].path, files[role], classes)
+    # With the classes that nothing trains: their pictures are looked at with the others.
+    classes = tuple(sorted({name for part in files.values() for name in part}))
+    for role in files if trains else ():
+        _note_strange(walk, parts[role].path, parts["train"].path, files[role], files["train"])
     pairs = {role: _pairs(part, classes) for role, part in files.items()}
     notes = [f"{folder.path.name}/ is the part {role}" for role, folder in parts.items()]
     if "test" not in parts:
@@ -231,12 +255,15 @@ def _of_parts(walk: _Walk, tree: _Folder, parts: Mapping[str, _Folder]) -> Listi
     )
 
 
-def _refuse_strange(part: Path, train: Path, files: Iterable[str], classes: Iterable[str]) -> None:
-    strange = [repr(name) for name in sorted(set(files) - set(classes))]
+def _note_strange(
+    walk: _Walk, part: Path, train: Path, files: Iterable[str], trained: Iterable[str]
+) -> None:
+    strange = [repr(name) for name in sorted(set(files) - set(trained))]
     if strange:
-        raise DataError(
-            f"{part}: expected the classes of {train.name}/, got {first_few(strange, 5)} besides",
-            fix=f"add pictures of them to {train}, or remove them",
+        walk.fault(
+            part,
+            f"expected the classes of {train.name}/, got {first_few(strange, 5)} besides",
+            f"add pictures of them to {train}, or remove them",
         )
 
 
@@ -349,7 +376,7 @@ class _Walk:
         self.root = root
         self.notes: list[str] = []
         self._resolved = resolved(root)
-        self._faults: list[Fault] = []
+        self.faults: list[Fault] = []
         self._left: dict[str, _Kind] = {}
         self._entries = self._pictures = 0
 
@@ -358,14 +385,8 @@ class _Walk:
         return self._folder(self.root, (str(self._resolved),), 0)
 
     def fault(self, path: Path, message: str, fix: str) -> None:
-        """Note a fault, for :meth:`raise_faults`."""
-        self._faults.append(Fault(self.relative(path), message, fix))
-
-    def raise_faults(self) -> None:
-        """Raise DataError with all faults, if there is one."""
-        if self._faults:
-            fixes = "; ".join(dict.fromkeys(fault.fix for fault in self._faults))
-            raise DataError.of(str(self.root), self._faults, fix=fixes)
+        """Note a fault, for :attr:`Listing.faults`."""
+        self.faults.append(Fault(self.relative(path), message, fix))
 
     def leave_out(self, reason: str, paths: Sequence[Path], fix: str = "") -> None:
         """Note what no part uses, if there is any."""

@@ -20,7 +20,7 @@ from toolchain.core.words import is_domain_name
 from toolchain.pictures.preprocess import Preprocessing
 from toolchain.recipe.examined import Examined, examine
 from toolchain.recipe.library import SUFFIX, dump, loads
-from toolchain.recipe.listing import Listing, scan
+from toolchain.recipe.listing import Listing, look
 from toolchain.recipe.spec import (
     DOMAIN_NAME,
     DRAWN,
@@ -64,7 +64,7 @@ def new(
     """
     path = place(name, folder, overwrite=overwrite)
     name = path.stem
-    examined = data if isinstance(data, Examined) else examine(scan(data))
+    examined = data if isinstance(data, Examined) else examine(look(data))
     stated: dict[str, Any] = {
         "mean": mean,
         "std": std,

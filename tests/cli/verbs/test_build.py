@@ -97,7 +97,7 @@ def test_a_check_tells_counts_and_sizes(kitted: Kitted) -> None:
 def test_without_a_gpu_a_build_says_so(kitted: Kitted, tmp_path: Path) -> None:
     said = invoke("build", kitted.kits["orin fp16"].path, "--engines", tmp_path / "engines")
     assert said.exit_code == 1
-    assert "fix:" in said.stderr
+    assert "da3 build --check parses" in said.stderr
     assert not (tmp_path / "engines").exists()
 
 

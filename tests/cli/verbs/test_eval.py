@@ -118,6 +118,19 @@ def test_a_folder_that_is_no_class_is_refused(
     assert "classes, got 'zebra'" in said.stderr
 
 
+def test_a_class_of_the_test_alone_is_held_to_the_bundles_classes(
+    exported: Exported, photos: Path, classes: tuple[str, ...], tmp_path: Path
+) -> None:
+    shutil.copytree(photos / classes[0], tmp_path / "train" / classes[0])
+    shutil.copytree(photos / classes[1], tmp_path / "test" / classes[1])
+    assert found(exported, tmp_path)["pictures"] == 10
+    (tmp_path / "test" / classes[1]).rename(tmp_path / "test" / "zebra")
+    said = invoke(exported, tmp_path)
+    assert said.exit_code == 1
+    assert "classes, got 'zebra'" in said.stderr
+    assert "name the class folders as the domain's classes are" in said.stderr
+
+
 def test_it_never_imports_torch(exported: Exported, photos: Path) -> None:
     code = (
         "import sys; from toolchain.cli import root\n"

@@ -46,6 +46,7 @@ def test_a_budget_is_answered_with_method_batch_and_pool() -> None:
     assert said.exit_code == 0, said.stderr
     assert "it fits  da3 with adaptor.pool: 4, train.keep: fp32, train.batch" in said.stdout
     assert "largest batch" in said.stdout
+    assert said.stderr.splitlines() == ["start PyTorch", "count da3", "count head"]
 
 
 def test_a_smaller_batch_is_said_to_be_one() -> None:

@@ -41,6 +41,10 @@ def test_bundles_that_fit_are_loaded_and_the_others_told(
         paths[0]: SessionLimitError,
     }
     assert made == {}
+    for path in (paths[2], paths[0]):  # each needs one of its own, beside the one that is there
+        err = told[path]
+        assert isinstance(err, SessionLimitError)
+        assert err.fix.startswith("allow it with sessions=3, or ")
 
 
 def test_a_further_session_is_told_with_what_it_took(artefact: Path, fleet: Fleet) -> None:

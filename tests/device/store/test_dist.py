@@ -20,6 +20,7 @@ def test_bundles_are_found_by_name_and_nothing_else_is(fleet: Fleet, tmp_path: P
     for name in ("@head", "a@", "a@b@c", "a@b c"):
         (tmp_path / f"{name}.da3b").write_bytes(b"")
     assert list(dist.bundles(tmp_path)) == ["Käfer", "a", "a@head", "b"]
+    assert [path.stem for path in dist.misnamed(tmp_path)] == ["@head", "a@", "a@b c", "a@b@c"]
     assert dist.find(tmp_path, "a@head") == tmp_path / "a@head.da3b"
     assert dist.find(tmp_path, "Ka\u0308fer") == tmp_path / "Käfer.da3b"
 

@@ -223,9 +223,22 @@ def counted(items: Iterable[ItemT], word: str) -> Iterator[ItemT]:
 
 @contextmanager
 def counting(word: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback that shows on a terminal how many of all things are done."""
-    line = Line(sys.stderr)
+    """Yield a callback that shows how many of all things are done.
+
+    A stream that is no terminal gets a line as the first one is done, and one every ``EVERY_S``
+    seconds.
+    """
+    line, shown = Line(sys.stderr), -EVERY_S
+
+    def tell(done: int, all_: int) -> None:
+        nonlocal shown
+        if line.live:
+            line.draw(f"  {done}/{all_} {word}")
+        elif time.monotonic() - shown >= EVERY_S:
+            line.keep(f"  {done}/{all_} {word}")
+            shown = time.monotonic()
+
     try:
-        yield lambda done, all_: line.draw(f"  {done}/{all_} {word}")
+        yield tell
     finally:
         line.end()

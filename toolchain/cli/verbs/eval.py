@@ -66,10 +66,12 @@ def evaluate(
     from toolchain.device.runtime.runner import Runner
     from toolchain.device.runtime.scoring import score
     from toolchain.device.store import dist
-    from toolchain.recipe.listing import scan
+    from toolchain.recipe.listing import look
 
     require_folders(page)
-    listing = scan(folder)
+    # The classes are the bundle's, whatever the part train holds.
+    listing = look(folder, trains=False)
+    listing.raise_faults()
     used = part or ("test" if listing.was_split else "all")
     rows = listing.test if used == "test" else listing.pictures
     pictures = [(path, listing.classes[place]) for path, place in rows]

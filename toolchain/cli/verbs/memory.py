@@ -100,8 +100,10 @@ def memory(
     require_folders(json_path, plot_path)
     if budget is not None and plot_path is not None:
         raise click.UsageError("expected --budget or --plot, got both")
-    from toolchain.bench import footprint, plots
-    from toolchain.training.memory.size import parse_size
+    with telling() as tell:
+        tell("start PyTorch")
+        from toolchain.bench import footprint, plots
+        from toolchain.training.memory.size import parse_size
 
     setup = footprint.FootprintSetup(
         backbone=backbone,

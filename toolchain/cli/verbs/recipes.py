@@ -145,12 +145,15 @@ def _checked(path: Path, *, pictures: bool) -> tuple[dict[str, Any], list[str]]:
 def _examined(loaded: Recipe) -> tuple[Examined | None, str]:
     """Return what the pictures of a recipe are, or why they cannot be looked at here."""
     from toolchain.core.files import exists
+    from toolchain.recipe import look
     from toolchain.training import data
 
     if loaded.data.root is None:
         return None, f"{loaded.data.loader} are made here"
     if not exists(loaded.data.root):
         return None, f"there is no folder {loaded.data.root} here"
+    if loaded.data.loader == "folder":
+        return _decoded(look(Path(loaded.data.root))), ""
     return _decoded(data.listed(loaded)), ""
 
 
@@ -200,7 +203,7 @@ def new(name: str, data: Path, backbone: str, out: Path, overwrite: bool, as_jso
     with command_in_fix(shlex.join(map(str, words))):
         described = backbones.get(backbone)
         recipe.place(name, out, overwrite=overwrite)
-        examined = _decoded(recipe.scan(data))
+        examined = _decoded(recipe.look(data))
         path = recipe.new(
             name,
             examined,

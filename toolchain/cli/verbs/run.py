@@ -25,7 +25,12 @@ from toolchain.cli.options import (
 from toolchain.cli.serving import serve_until_signalled, serving_options
 from toolchain.cli.show import layout
 from toolchain.cli.show.answers import PRINTERS, complain_of
-from toolchain.core.errors import BackboneMismatchError, Da3Error, DataError
+from toolchain.core.errors import (
+    BackboneMismatchError,
+    Da3Error,
+    DataError,
+    SessionLimitError,
+)
 
 if TYPE_CHECKING:
     from toolchain.device import Frame, Runner
@@ -180,6 +185,8 @@ def run(
             refused: dict[str, str] = {}
 
             def tell(path: Path, err: Da3Error) -> None:
+                if isinstance(err, SessionLimitError):
+                    err.say(err.needed, "--sessions ")
                 refused[path.stem] = refusal(err).message
                 if isinstance(err, BackboneMismatchError) and not named:
                     # Nobody asked for this one: it lies in the same folder.
@@ -187,6 +194,9 @@ def run(
                     return
                 complain_of(f"not loaded: {path}", err)
 
+            if not named:
+                for path, err in folder.misnamed(dist).items():
+                    tell(path, err)
             load_fitting(runner, surveyed, selftest=not no_selftest, made=_tell_cost, refused=tell)
             serving = serving | ({} if time_limit is None else {"time_s": time_limit})
             repository = None if bundles else dist

@@ -35,6 +35,7 @@ from toolchain.core.errors import (
     ExistsError,
     LoadedError,
     RunError,
+    SessionLimitError,
     UnknownNameError,
     UsageError,
 )
@@ -407,21 +408,30 @@ def load_fitting(
 ) -> None:
     """Load every bundle that the runner takes, under its file's name.
 
-    ``made`` is called with each bundle that needed a further session beside the first, and what
-    that cost; ``refused`` with each bundle that was not loaded and its error. Raises RunError if
-    none is loaded.
+    The fix of a SessionLimitError says how many sessions all of them need. ``made`` is called with
+    each bundle that needed a further session beside the first, and what that cost; ``refused`` with
+    each bundle that was not loaded and its error. Raises RunError if none is loaded.
     """
     for path, err in surveyed.refused.items():
         refused(path, err)
     sessions: set[int] = set()
+    limited: dict[Path, SessionLimitError] = {}
     for path in surveyed.in_order():
         try:
             number = runner.load(path, name=path.stem, selftest=selftest).session
+        except SessionLimitError as err:
+            limited[path] = err
+            continue
         except Da3Error as err:
             refused(path, err)
             continue
         if sessions and number not in sessions:
             made(path, runner.cost(path.stem))
         sessions.add(number)
+    # Equal graphs over equal weights share one session.
+    further = {(one.weights, one.graphs) for one in surveyed.needs if one.path in limited}
+    for path, error in limited.items():
+        error.say(len(sessions) + len(further))
+        refused(path, error)
     if not runner.domains:
         raise RunError("expected a bundle that can be loaded, got none", fix="see why above")

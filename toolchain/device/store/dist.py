@@ -35,6 +35,20 @@ def listed(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in paths if LOADED.accepts(path.stem) and is_file(path)}
 
 
+def misnamed(folder: Path) -> dict[Path, UsageError]:
+    """Return the bundles right in ``folder`` that no model can be called as, and what to do."""
+    paths = [folder / name for name in names(folder) if name.endswith(BUNDLE_SUFFIX)]
+    return {
+        path: UsageError(
+            f"{path}: expected a file that a model can be called as, got {path.stem!r:.80}",
+            fix=f"rename it: {LOADED.expected}",
+        )
+        for path in paths
+        # A name with a dot in front is hidden on purpose, or half-written.
+        if not path.name.startswith(".") and not LOADED.accepts(path.stem) and is_file(path)
+    }
+
+
 def bundles(folder: Path) -> dict[str, Path]:
     """Return what :func:`listed` does. Raises DataError if there is none."""
     named = listed(folder)

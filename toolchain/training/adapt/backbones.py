@@ -80,7 +80,8 @@ class Backbone:
         if path is None and (self.weights_file is None or self.package is None):
             raise WeightsError(
                 f"backbone {self.name!r}: expected a weights file, got none; none is shipped",
-                fix="give a .safetensors or .pth file as weights, in a recipe with weights_sha256",
+                fix="give a .safetensors or .pth file as weights; in a recipe, weights names the "
+                "file and weights_sha256 is what sha256sum prints of it, with sha256: in front",
             )
 
     def differences(self, preprocess: Preprocessing) -> list[str]:

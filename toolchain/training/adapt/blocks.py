@@ -126,12 +126,18 @@ def _known(backbone: nn.Module, names: list[str]) -> list[str]:
     modules = dict(backbone.named_modules())
     for name in names:
         if name not in modules:
-            known = [n for n, m in backbone.named_children() if n and m is not None]
             raise AttachError(
                 f"block {name!r} is not a module of {type(backbone).__name__}",
-                fix=f"its parts are {', '.join(known)}",
+                fix=f"its parts are {', '.join(_parts(backbone))}",
             )
     return names
+
+
+def _parts(backbone: nn.Module) -> Iterator[str]:
+    """Yield the parts that may be named: of a list of parts its first and its last one."""
+    for name, module in backbone.named_children():
+        inside = list(module) if isinstance(module, nn.Sequential | nn.ModuleList) else []
+        yield f"{name}.0 to {name}.{len(inside) - 1}" if len(inside) > 1 else name
 
 
 def _named(blocks: object) -> list[str]:

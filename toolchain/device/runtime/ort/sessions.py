@@ -168,6 +168,7 @@ class Sessions:
             return SessionLimitError(
                 f"{release.name} needs a session of its own, and another domain is being loaded",
                 fix=f"wait for that load, or allow both with sessions={self._limit + 1}",
+                needed=self._limit + 1,
             )
         lines = first.misfits(release) or ("another domain was loaded at the same time",)
         price = first.cost.resident_bytes or self._backbone.artefact.weights_bytes
@@ -176,6 +177,7 @@ class Sessions:
             f"one more session of the backbone would take about {price / 2**20:.0f} MiB and "
             f"{first.cost.seconds:.1f} s, as the first did",
             fix=f"allow it with sessions={self._limit + 1}, or {_otherwise(release, first)}",
+            needed=self._limit + 1,
         )
 
 
