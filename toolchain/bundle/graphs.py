@@ -134,7 +134,7 @@ class _Look:
                 case 1 | 2 | 3 | 4 | 5 | 6:  # versions, producer, names, documentation
                     pass
                 case 14:  # metadata_props
-                    self._texts(_bytes(value), "metadata", 1, 2)
+                    self._texts(_bytes(value), "metadata")
                 case 7:
                     graphs += 1
                     self.graph(_bytes(value), {}, 0)
@@ -171,7 +171,7 @@ class _Look:
                 case 11 | 12 | 13:  # inputs, outputs and values, whose shapes the runtime checks
                     self._value(_bytes(value))
                 case 16:
-                    self._texts(_bytes(value), "metadata", 1, 2)
+                    self._texts(_bytes(value), "metadata")
                 case _:
                     raise ValueError(
                         f"expected a graph as the linker writes it, got field {number}"
@@ -207,7 +207,7 @@ class _Look:
                     if domain := _text(value, "domain"):
                         raise ValueError(f"expected the default domain, got {domain!r}")
                 case 9:
-                    self._texts(_bytes(value), "metadata", 1, 2)
+                    self._texts(_bytes(value), "metadata")
                 case _:
                     raise ValueError(f"{_shown(name)}: expected a plain node, got field {number}")
         if operator not in OPERATORS:
@@ -229,9 +229,7 @@ class _Look:
     ) -> None:
         for number, kind, value in self.wire.fields(message):
             match number:
-                case 1 | 4 | 13:  # name, text, documentation
-                    _text(value, "attribute")
-                case 9:  # texts
+                case 1 | 4 | 9 | 13:  # name, text, texts, documentation
                     _text(value, "attribute")
                 case 2 | 7 | 20:  # floats and the type's number, which ask for nothing
                     pass
@@ -318,34 +316,35 @@ class _Look:
             pair[number] = _text(value, "entry")
         return pair[1], pair[2]
 
-    def _texts(self, message: memoryview, what: str, *numbers: int) -> None:
+    def _texts(self, message: memoryview, what: str) -> None:
+        """Read a pair of texts, as metadata are."""
         for number, _, value in self.wire.fields(message):
-            if number not in numbers:
+            if number not in (1, 2):
                 raise ValueError(f"expected texts in {what}, got field {number}")
             _text(value, what)
 
 
 def _bounded(operator: str, name: str, operands: list[Numbers | None]) -> None:
     """Refuse a node whose constant operands ask for a huge result."""
-    asked = 1.0
+    elements = 1.0
     if operator == "Range":
         if len(operands) == 3 and all(operands):
             start, limit, step = (values[0] for values in operands if values)
-            asked = abs((limit - start) / step) if step else math.inf
+            elements = abs((limit - start) / step) if step else math.inf
     else:
         for place in _SIZES.get(operator, ()):
             values = operands[place] if place < len(operands) else None
             if not values:
                 continue
             sizes = [abs(value) for value in values]
-            asked = max(sizes) ** 2 if operator == "Pad" else math.prod(sizes)
+            elements = max(sizes) ** 2 if operator == "Pad" else math.prod(sizes)
             # A NaN fails every comparison.
-            if not asked <= LIMIT_ELEMENTS:
+            if not elements <= LIMIT_ELEMENTS:
                 break
-    if not asked <= LIMIT_ELEMENTS:
+    if not elements <= LIMIT_ELEMENTS:
         raise ValueError(
             f"{_shown(name)}: expected a {operator} that makes at most {LIMIT_ELEMENTS} elements, "
-            f"got one of {asked:g}"
+            f"got one of {elements:g}"
         )
 
 

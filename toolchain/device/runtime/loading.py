@@ -85,13 +85,15 @@ def renew(path: Path, source: Installed, tested_with: str) -> None:
     """
     if source.renewed is None:
         return
-    told = f"{path}: the record is not of the file as it is now (its inode, owner, mode or times)"
+    reason = f"{path}: the record is not of the file as it is now (its inode, owner, mode or times)"
     try:
         installed.renew(path, source.renewed, tested_with)
     except StorageError as err:
-        _log.warning("%s; its bytes were verified and tested again, as at each load: %s", told, err)
+        _log.warning(
+            "%s; its bytes were verified and tested again, as at each load: %s", reason, err
+        )
     else:
-        _log.warning("%s; its bytes were verified and tested again, and the record renewed", told)
+        _log.warning("%s; its bytes were verified and tested again, and the record renewed", reason)
 
 
 def tested_on(

@@ -57,7 +57,7 @@ from toolchain.device.runtime.stream import Frame, stream
 from toolchain.device.runtime.trt.engine import OneSession, is_engine, make_session, open_device
 from toolchain.device.runtime.trt.plan import TrtDevice
 from toolchain.device.store import installed
-from toolchain.device.store.dist import Survey
+from toolchain.device.store.dist import BundleNeeds
 from toolchain.pictures import request
 from toolchain.pictures.request import Picture
 
@@ -400,7 +400,7 @@ class Runner:
 
 def load_fitting(
     runner: Runner,
-    surveyed: Survey,
+    surveyed: BundleNeeds,
     *,
     selftest: bool = True,
     made: Callable[[Path, Cost], None],

@@ -86,7 +86,7 @@ class Needs:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class BundleNeeds:
     """What bundles need before any is loaded; ``refused``: those that cannot be read, and why."""
 
     needs: tuple[Needs, ...]
@@ -130,7 +130,7 @@ class Survey:
         raise error or UsageError("expected a bundle, got none", fix="name one")
 
 
-def survey(paths: Sequence[Path]) -> Survey:
+def survey(paths: Sequence[Path]) -> BundleNeeds:
     """Open every bundle of ``paths``, verified, and note what it needs; nothing of it is kept.
 
     Loading verifies a bundle anew, so an order that is wrong by then costs a session at most.
@@ -148,7 +148,7 @@ def survey(paths: Sequence[Path]) -> Survey:
         graphs = tuple(entry.digest for entry in manifest.files if entry.role == SWAP_IF.role)
         weights = "" if manifest.patch is None else manifest.patch.digest
         needs.append(Needs(path, manifest.backbone, manifest.preprocess.size, graphs, weights))
-    return Survey(tuple(needs), refused)
+    return BundleNeeds(tuple(needs), refused)
 
 
 def _identity(backbone: BackboneRef) -> tuple[str, str]:

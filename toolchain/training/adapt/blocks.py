@@ -282,8 +282,8 @@ def _suggestion(backbone: nn.Module, run: DryRun) -> str:
             "on them first"
         )
     shown = f"[{first_few([repr(name) for name in names], _SUGGESTED)}]"
-    kept = any(_is_skippable(run, name) for name in names)
-    placement = "" if kept else ", placement='all'"
+    skippable = any(_is_skippable(run, name) for name in names)
+    placement = "" if skippable else ", placement='all'"
     return f"name them: attach(..., blocks={shown}{placement}), or blocks: in a recipe"
 
 

@@ -32,7 +32,7 @@ _STREAM = 4  # the number of its random stream, beside those of ``augment``
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowsOfSplit:
     """Some rows of another split, as a split of their own."""
 
     whole: Split
@@ -93,8 +93,11 @@ def parted(data: DomainData, recipe: Recipe) -> Parts:
                 fix="set train.validation to a share such as 0.2, or train.patience to null",
             )
         return Parts(data, None)
-    kept = np.setdiff1d(np.arange(len(data.train)), rows)
-    train, validation = Rows(data.train, kept, "trained"), Rows(data.train, rows, "validation")
+    remaining = np.setdiff1d(np.arange(len(data.train)), rows)
+    train, validation = (
+        RowsOfSplit(data.train, remaining, "trained"),
+        RowsOfSplit(data.train, rows, "validation"),
+    )
     return Parts(replace(data, train=train), validation)
 
 

@@ -32,7 +32,7 @@ from toolchain.training.loop.baseline import probe
 from toolchain.training.loop.destination import best_path, claimed, remove_state, state_path
 from toolchain.training.loop.devices import CPU, Device, placed
 from toolchain.training.loop.evaluation import Evaluation, as_tensors
-from toolchain.training.loop.holdout import Rows
+from toolchain.training.loop.holdout import RowsOfSplit
 from toolchain.training.loop.identity import differences
 from toolchain.training.loop.interruption import interruption
 from toolchain.training.loop.logs import Log
@@ -192,7 +192,7 @@ def _tested(run: Run) -> tuple[Evaluation, Evaluation]:
     evaluation = gates = run.evaluated(run.data.test, "test")
     if model.gated:
         rows = spread(run.data.train.labels, GATE_PICTURES, run.recipe.data.seed)
-        gates = run.evaluated(Rows(run.data.train, rows, "gates"), "gates")
+        gates = run.evaluated(RowsOfSplit(run.data.train, rows, "gates"), "gates")
     return evaluation, gates
 
 
