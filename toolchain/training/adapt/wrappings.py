@@ -60,10 +60,10 @@ def state_dict_in(value: Any, where: str) -> tuple[Mapping[str, Tensor], list[st
         keys.append(names[0])
         value = value[names[0]]
     if not _is_state(value):
-        names = first_few([str(k) for k in value], _LISTED) if isinstance(value, Mapping) else ""
+        listed = first_few([str(k) for k in value], _LISTED) if isinstance(value, Mapping) else ""
         raise WeightsError(
-            f"{where}: expected a state dict (tensor names to tensors), got {type(value).__name__}"
-            + f" with {names}" * bool(names),
+            f"{where}: expected a state dict (tensor listed to tensors), got {type(value).__name__}"
+            + f" with {listed}" * bool(names),
             fix="save model.state_dict() with torch.save",
         )
     return value, keys
