@@ -7,7 +7,7 @@ import io
 import pytest
 
 from toolchain.cli.show.layout import bar
-from toolchain.cli.show.progress import Bar, Steps, counted, describe
+from toolchain.cli.show.progress import Bar, Steps, counted, counting, describe
 from toolchain.training.loop.progress import Progress, Status
 
 
@@ -135,3 +135,10 @@ def test_what_is_counted_is_said_every_ten_seconds(
     for _ in counted(range(25), "of 25 answered"):
         now[0] += 1
     assert capsys.readouterr().err.splitlines() == ["  11 of 25 answered", "  21 of 25 answered"]
+
+
+def test_a_log_hears_of_a_count_as_it_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    with counting("pictures decoded") as tell:
+        for done in range(1, 4):
+            tell(done, 3)
+    assert capsys.readouterr().err == "  1/3 pictures decoded\n"

@@ -531,3 +531,12 @@ def test_values_that_go_from_block_to_block_keep_all_of_them_from_having_gates()
 def test_the_head_of_features_has_to_be_features() -> None:
     with pytest.raises(AttachError, match=r"expected features \[1, width\].*\[1, 8, 12, 16\]"):
         examine(nn.Sequential(toys.stem(8), toys.Residual(8, 8)), wild.SHAPE, head="")
+
+
+def test_the_fix_for_a_wrong_block_names_parts_that_can_be_named() -> None:
+    net = nn.Sequential()
+    net.add_module("stem", nn.Conv2d(3, 4, 3))
+    net.add_module("blocks", nn.Sequential(*(nn.Conv2d(4, 4, 1) for _ in range(3))))
+    with pytest.raises(AttachError) as caught:
+        examine(net, (3, 8, 8), blocks=["blocks.7"])
+    assert caught.value.fix == "its parts are stem, blocks.0 to blocks.2"
