@@ -46,10 +46,11 @@ $(DIST)/%.da3b: build/domains/%/adaptor.json $(EXPORTS)
 
 # -- quality -------------------------------------------------------------------------------------
 
-# One thread for each of the two workers: more would only fight for the same two cores.
+# One thread for each worker. Three workers keep two cores busy: one of them often waits, for a
+# process that it started or for a limit on time.
 test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)  ## every test that needs no GPU
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not full'
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not full'
 
 test-full: $(STAMP)  ## the tests at full sizes; ten minutes and a few gigabytes
 	$(BIN)/python -m pytest -m full

@@ -150,6 +150,6 @@ def test_a_graph_without_onnx_names_the_extra(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
-    with pytest.raises(MissingPackageError, match=r"da3-toolchain\[check\]"):
+    with pytest.raises(MissingPackageError, match=r"pip install '\.\[check\]'"):
         inspect(files["graph"])
     assert inspect(files["bundle"]).kind == "bundle"

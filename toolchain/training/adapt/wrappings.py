@@ -62,8 +62,8 @@ def state_dict_in(value: Any, where: str) -> tuple[Mapping[str, Tensor], list[st
     if not _is_state(value):
         listed = first_few([str(k) for k in value], _LISTED) if isinstance(value, Mapping) else ""
         raise WeightsError(
-            f"{where}: expected a state dict (tensor listed to tensors), got {type(value).__name__}"
-            + f" with {listed}" * bool(names),
+            f"{where}: expected a state dict (tensor names to tensors), got {type(value).__name__}"
+            + f" with {listed}" * bool(listed),
             fix="save model.state_dict() with torch.save",
         )
     return value, keys
