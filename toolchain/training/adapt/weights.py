@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -168,21 +167,21 @@ def _loaded_shipped(backbone: Backbone, notify: Notify) -> nn.Module:
         ) from err
     with resources.as_file(folder / backbone.weights_file) as path:
         if not is_file(path):
-            raise _no_such_weights(backbone, path, folder)
+            raise _no_such_weights(backbone, backbone.package, path)
         source = _WeightsFile(path, backbone.weights_sha256, backbone.name)
         return _loaded(backbone, source, notify)
 
 
-def _no_such_weights(backbone: Backbone, path: Path, folder: Traversable) -> WeightsError:
+def _no_such_weights(backbone: Backbone, package: str, path: Path) -> WeightsError:
     """Return the error for a weights file that its package does not ship where it is said to be."""
-    fix = f"name its weights_file from the folder of {backbone.package} on, or install it again"
-    with resources.as_file(folder) as root:
+    fix = f"name its weights_file from the folder of {package} on, or install it again"
+    with resources.as_file(resources.files(package)) as root:
         near = [entry.relative_to(root) for entry in root.rglob(path.name)]
     if near:
         fix = f"name weights_file={near[0].as_posix()!r}"
     return _package_fault(
         backbone,
-        f"expected the weights that package {backbone.package!r} ships at {path}, got no such file",
+        f"expected the weights that package {package!r} ships at {path}, got no such file",
         fix,
     )
 
