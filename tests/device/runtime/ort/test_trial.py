@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import threading
-from contextlib import chdir, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -134,11 +134,14 @@ def test_a_bundle_that_was_exchanged_meanwhile_is_refused(fleet: Fleet) -> None:
         trial.prove(fleet["next"].bundle, other, artefact, ["swap-if"])
 
 
-def test_nothing_is_imported_from_the_working_directory(fleet: Fleet, tmp_path: Path) -> None:
+def test_nothing_is_imported_from_the_working_directory(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit('imported')")
     (tmp_path / "numpy.py").write_text("raise SystemExit('imported')")
-    with chdir(tmp_path):
-        tried(fleet["head"].bundle, fleet["head"])
+    domain = fleet["head"]
+    monkeypatch.chdir(tmp_path)
+    tried(domain.bundle, domain)
 
 
 def test_nothing_is_left_in_the_folder_for_temporary_files(
