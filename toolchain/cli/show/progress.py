@@ -209,13 +209,10 @@ def counted(items: Iterable[ItemT], word: str) -> Iterator[ItemT]:
     A stream that is no terminal gets a line every ``EVERY_S`` seconds.
     """
     line = Line(sys.stderr)
-    shown = time.monotonic()
+    show = _paced(line, shown=time.monotonic())
     try:
         for number, item in enumerate(items, 1):
-            line.draw(f"  {number} {word}")
-            if not line.live and time.monotonic() - shown >= EVERY_S:
-                line.keep(f"  {number} {word}")
-                shown = time.monotonic()
+            show(f"  {number} {word}")
             yield item
     finally:
         line.end()
@@ -228,17 +225,26 @@ def counting(word: str) -> Iterator[Callable[[int, int], None]]:
     A stream that is no terminal gets a line as the first one is done, and one every ``EVERY_S``
     seconds.
     """
-    line, shown = Line(sys.stderr), -EVERY_S
-
-    def tell(done: int, all_: int) -> None:
-        nonlocal shown
-        if line.live:
-            line.draw(f"  {done}/{all_} {word}")
-        elif time.monotonic() - shown >= EVERY_S:
-            line.keep(f"  {done}/{all_} {word}")
-            shown = time.monotonic()
-
+    line = Line(sys.stderr)
+    show = _paced(line, shown=-EVERY_S)
     try:
-        yield tell
+        yield lambda done, all_: show(f"  {done}/{all_} {word}")
     finally:
         line.end()
+
+
+def _paced(line: Line, *, shown: float) -> Notify:
+    """Return what draws each text on a terminal, and elsewhere keeps one every ``EVERY_S`` seconds.
+
+    ``shown``: when the last one was kept, on the monotonic clock.
+    """
+
+    def show(text: str) -> None:
+        nonlocal shown
+        if line.live:
+            line.draw(text)
+        elif time.monotonic() - shown >= EVERY_S:
+            line.keep(text)
+            shown = time.monotonic()
+
+    return show
