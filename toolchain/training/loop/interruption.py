@@ -7,10 +7,11 @@ the second one; it does no work.
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from toolchain.core.signals import handled
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -39,17 +40,7 @@ def interruption() -> Iterator[Interruption]:
     Outside the main thread, where no signal arrives, nothing is installed.
     """
     interrupted = Interruption()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
     hang_up_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    before = {
-        number: signal.signal(number, interrupted.request)
-        for number in SIGNALS
-        if not (number is signal.SIGHUP and hang_up_ignored)
-    }
-    try:
+    ours = [n for n in SIGNALS if not (n is signal.SIGHUP and hang_up_ignored)]
+    with handled(ours, interrupted.request):
         yield interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
