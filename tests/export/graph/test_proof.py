@@ -17,7 +17,6 @@ from tests.support import toys
 from tests.support.cases import Made
 from toolchain.core.errors import CaptureError
 from toolchain.export.graph import proof
-from toolchain.export.graph import split as split_module
 from toolchain.export.graph.proof import prove
 from toolchain.export.graph.split import in_memory, split
 from toolchain.training.adapt.attached import AttachedModel, attach
@@ -201,7 +200,6 @@ def test_a_net_that_loses_digits_may_round_otherwise(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(proof, "ROUNDINGS", 0)
     with pytest.raises(CaptureError, match=r"'block\.block00' differs from PyTorch"):
         prove(lossy, in_memory(halves))
-    monkeypatch.setattr(split_module, "ROUNDINGS", 0)
     with pytest.raises(CaptureError, match=r"folding BatchNorm changed 'block\.block00'"):
         split(lossy)
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,46 +58,80 @@ def prove(model: AttachedModel, halves: Halves) -> None:
     pictures = noise(model)
     for amount in (FORCE, -FORCE) if gated else (0.0,):
         values = shifted(slots, gated, np.full(len(gated), amount, np.float32))
-        lost: dict[str, float] = {}
+        rounding = Rounding(model, halves, values)
         # One picture as well: an exporter may have taken for granted that there are more.
         for images in (pictures, pictures[:1]):
             feeds = {IMAGE: images, **{name: values[name] for name in halves.slots}}
-            answers = session.run(feeds)
-            for name, want in _eager(model, halves, images, values).items():
-                off = error(name, answers[name], want)
-                # ``not <=`` and not ``>``: a NaN must fail, and every comparison with it is false.
-                if not off <= TOLERANCE:
-                    # It takes a copy of the model: only where float32 is off, once for a state.
-                    lost = lost or losses(model, halves, values)
-                    if not off <= ROUNDINGS * require_told(name, lost.get(name, 0.0)):
-                        raise _fault(model, halves, name, off, images)
+            excess = rounding.excess(session.run(feeds), _eager(model, halves, images, values))
+            if excess is not None:
+                raise _fault(model, halves, excess, images)
 
 
-def losses(model: AttachedModel, halves: Halves, values: Arrays) -> dict[str, float]:
-    """Return how far PyTorch's float32 is from its float64 at each cut point, of its range.
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """An error that is no rounding: ``off`` at the cut point ``name``, where ``most`` may be.
 
-    ``values``: the domain's slots. Empty where the model does not run in float64: a forward that
-    makes float32 tensors of its own has no such excuse.
+    Both are parts of the cut point's range.
     """
-    images = noise(model, _SAMPLES)
-    try:
-        exact = _in_float64(model, halves, images, values)
-    except RuntimeError:
-        return {}
-    rounded = _eager(model, halves, images, values)
-    return {name: error(name, value, exact[name]) for name, value in rounded.items()}
+
+    name: str
+    off: float
+    most: float
 
 
-def require_told(name: str, lost: float) -> float:
-    """Return ``lost``; raises CaptureError where float32 loses too much to tell what is right."""
-    if lost > MOST_LOST:
-        raise CaptureError(
-            f"float32 itself loses {lost:.2g} of the range of {name!r}, expected at most "
-            f"{MOST_LOST:g}: whether the exported graph is the model cannot be told",
-            fix="look for a norm of a nearly constant map, or a BatchNorm with a running variance "
-            "near zero, before that block; weights that were never trained can be like this",
-        )
-    return lost
+class Rounding:
+    """Tells rounding from a fault, at the cut points of one model with one set of slots.
+
+    An error within ``TOLERANCE`` is rounding. A larger one is held to what PyTorch's float32 loses
+    there itself. To find that takes a copy of the model, so it is done where it is needed first.
+    """
+
+    def __init__(self, model: AttachedModel, halves: Halves, values: Arrays) -> None:
+        """Judge the cut points of ``halves``; ``values``: the slots with which they are run."""
+        self._model, self._halves, self._values = model, halves, values
+
+    def excess(self, answers: Arrays, wants: Arrays) -> Excess | None:
+        """Return the first of ``wants`` from which ``answers`` is further off than rounding.
+
+        Both are arrays by cut point, of one shape. None if all are near enough. Raises CaptureError
+        where float32 loses too much to tell.
+        """
+        for name, want in wants.items():
+            off = _cut_error(name, answers[name], want)
+            # ``not <=`` and not ``>``: a NaN must fail, and every comparison with it is false.
+            if not off <= TOLERANCE:
+                most = ROUNDINGS * self._loss(name)
+                if not off <= most:
+                    return Excess(name=name, off=off, most=max(most, TOLERANCE))
+        return None
+
+    def _loss(self, name: str) -> float:
+        """Return what float32 loses at ``name``; raises CaptureError if that is nearly all."""
+        lost = self._losses.get(name, 0.0)
+        if lost > MOST_LOST:
+            raise CaptureError(
+                f"float32 itself loses {lost:.2g} of the range of {name!r}, expected at most "
+                f"{MOST_LOST:g}: whether the exported graph is the model cannot be told",
+                fix="look for a norm of a nearly constant map, or a BatchNorm with a running "
+                "variance near zero, before that block; weights that were never trained can be "
+                "like this",
+            )
+        return lost
+
+    @cached_property
+    def _losses(self) -> dict[str, float]:
+        """How far PyTorch's float32 is from its float64 at each cut point, of its range.
+
+        Empty where the model does not run in float64: a forward that makes float32 tensors of its
+        own has no such excuse.
+        """
+        images = noise(self._model, _SAMPLES)
+        try:
+            exact = _in_float64(self._model, self._halves, images, self._values)
+        except RuntimeError:
+            return {}
+        rounded = _eager(self._model, self._halves, images, self._values)
+        return {name: _cut_error(name, value, exact[name]) for name, value in rounded.items()}
 
 
 def _in_float64(
@@ -129,7 +165,7 @@ def _eager(model: AttachedModel, halves: Halves, images: Any, values: Arrays) ->
     return {n: t.numpy() for n, t in named.items() if t is not None and n in outputs}
 
 
-def error(name: str, value: Any, want: Any) -> float:
+def _cut_error(name: str, value: Any, want: Any) -> float:
     """Return how far the cut point ``name`` is from ``want``, of its range."""
     # A gate's logit is near zero by chance; what counts is its distance from the threshold.
     return _error(value, want, at_least=1.0 if name.startswith("gate.") else 0.0)
@@ -147,9 +183,8 @@ def _error(value: Any, want: Any, *, at_least: float = 0.0) -> float:
     return float(np.where(same, 0.0, np.abs(value - want)).max(initial=0.0)) / scale
 
 
-def _fault(
-    model: AttachedModel, halves: Halves, name: str, off: float, images: Any
-) -> CaptureError:
+def _fault(model: AttachedModel, halves: Halves, excess: Excess, images: Any) -> CaptureError:
+    name, off = excess.name, excess.off
     where = f"{name!r} differs from PyTorch by {off:.2g} of its range, expected {TOLERANCE:g}"
     for path, module, alone in _wrong_modules(model, _suspects(model, halves, name), images):
         return CaptureError(

@@ -43,12 +43,11 @@ from toolchain.export.graph.names import (
     SLOTS_FILE,
     WEIGHTS_FILE,
 )
-from toolchain.export.graph.proof import ROUNDINGS, error, losses, prove, require_told
+from toolchain.export.graph.proof import Rounding, prove
 from toolchain.training.adapt.attached import AttachedModel, arrays, domain_state, weights_digest
 
 # Raised whenever the captured, folded or split graphs change for the same model.
 STRUCTURE_VERSION = 3
-FOLD_TOLERANCE = 1e-4
 # Another version of these may capture or fold another structure.
 _SHAPING = ("torch", "onnx-ir", "onnxscript")
 MAX_WEIGHTS_BYTES = 8 << 30
@@ -224,20 +223,14 @@ def _run(model: ir.Model, picture: np.ndarray[Any, Any]) -> dict[str, np.ndarray
 def _compare_folded(
     model: AttachedModel, halves: Halves, before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> None:
-    lost: dict[str, float] = {}
-    for name, value in before.items():
-        off = error(name, after[name], value)
-        # ``not <=`` and not ``>``: a NaN must fail, and every comparison with it is false.
-        if not off <= FOLD_TOLERANCE:
-            # A net that loses digits rounds otherwise when it is folded, and no worse.
-            lost = lost or losses(model, halves, arrays(domain_state(model)))
-            allowed = ROUNDINGS * require_told(name, lost.get(name, 0.0))
-            if not off <= allowed:
-                raise CaptureError(
-                    f"folding BatchNorm changed {name!r} by {off:.3g} of its range, expected at "
-                    f"most {max(allowed, FOLD_TOLERANCE):.3g}",
-                    fix="look for a BatchNorm with a running variance near zero before that block",
-                )
+    # A net that loses digits rounds otherwise when it is folded, and no worse.
+    excess = Rounding(model, halves, arrays(domain_state(model))).excess(after, before)
+    if excess is not None:
+        raise CaptureError(
+            f"folding BatchNorm changed {excess.name!r} by {excess.off:.3g} of its range, expected "
+            f"at most {excess.most:.3g}",
+            fix="look for a BatchNorm with a running variance near zero before that block",
+        )
 
 
 def _compare_recomposed(halves: Halves, want: Mapping[str, Any], picture: Any) -> None:
