@@ -27,6 +27,7 @@ SAMPLES = "# Sample domains on resnet20"
 ENGINES = "# TensorRT engines"
 ACCURACY = "# Accuracy of the methods"
 MEMORY = "# What training keeps"
+RANGES = "# Ranges of int8"
 KEPT_TARGETS = {"da3": 37, "da3-fp32": 12}
 """Of what fine-tuning keeps, a method's row may keep one in so many bytes."""
 
@@ -139,9 +140,9 @@ def engines(document: Document) -> list[str]:
             ),
         ),
         "",
-        "Accuracy is that of onnxruntime on up to 400 training pictures of each trained sample, as "
-        "it stands in the bundles; the largest error is that of a logit over the range of all, of "
-        "pictures with another gate too.",
+        "Accuracy is that of onnxruntime on up to 400 validation pictures of each trained sample, "
+        "as it stands in the bundles; the largest error is that of a logit over the range of all, "
+        "of pictures with another gate too.",
         "",
         *(_ran(document["ran"]) if document["ran"] else []),
         *(
@@ -462,6 +463,32 @@ def samples(document: Document) -> list[str]:
         "open gates execute (adaptors not counted).",
         "",
         *_table(("domain", "accuracy", "head only", "executed share"), rows),
+    ]
+
+
+def ranges(document: Document) -> list[str]:
+    """Return the section of int8's thresholds from the document of ``benchmarks.ranges``."""
+    cells = ("class", "gates", "error")
+    rows = [
+        (
+            row["what"],
+            f"`{row['domain']}`",
+            str(row["cases"]),
+            *(f"{100 * row[cell]:.1f}" for cell in cells),
+        )
+        for row in document["rows"]
+    ]
+    return [
+        RANGES,
+        "",
+        "`python -m benchmarks.ranges`, the checkpoints of `make samples`. The ranges come from up "
+        f"to {document['calibration']} pictures that trained the domain, the figures from pictures "
+        "of its validation part; no test picture takes part. In per cent of the pictures: another "
+        "class, and another gate, than in float32. `error`: the largest error of a logit where all "
+        "gates agree, in per cent of the logits' range. `own` ranges are those of the domain; "
+        "`joined` ones hold for all the domains at once, as a kit does.",
+        "",
+        *_table(("ranges", "domain", "pictures", "class", "gates", "error"), rows),
     ]
 
 

@@ -178,8 +178,8 @@ class Selftest(Section):
 class PrecisionCost(Section):
     """What a precision costs this domain on a target, measured when it was exported.
 
-    ``model``: digest of the kit's whole model; ``samples``: training pictures that no range was
-    calibrated with. ``accuracy``: top-1;
+    ``model``: digest of the kit's whole model; ``samples``: pictures of the validation part, or
+    without one training pictures that no range was calibrated with. ``accuracy``: top-1;
     ``agreement`` and ``gate_agreement``: shares of samples with fp32's best class, and with all
     gates in fp32's state; ``max_relative``: largest error of a logit over the range of all.
     """

@@ -58,6 +58,7 @@ from toolchain.training.adapt.folded import overrides_folded, slots_alone
 from toolchain.training.adapt.restore import restore
 from toolchain.training.data import DomainData
 from toolchain.training.data import load as load_data
+from toolchain.training.loop.holdout import parted
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +302,7 @@ def _kit_domain(
     return KitDomain(
         source=kit_source,
         split=in_memory(linked.halves),
-        data=source.data,
+        pictures=parted(source.data, source.recipe),
         preprocess=source.recipe.preprocess,
     )
 

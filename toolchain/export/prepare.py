@@ -3,8 +3,9 @@
 Rules of this file: pictures come as the domain's splits. Answers are compared with the fp32 graph
 that the bundle carries. Nothing is written. The ranges of an existing kit are used as they are,
 unless the order says otherwise: engines were built from them. Whether a precision will do is a
-choice, so it is made on training pictures that no range was calibrated with, never on test
-pictures.
+choice, so it is made on pictures that neither trained the domain nor calibrated a range: on the
+validation part. Without one it is made on training pictures that calibrated no range. It is never
+made on test pictures.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from toolchain.export.graph import store
 from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.link import link
 from toolchain.pictures.preprocess import Preprocessing, normalise
-from toolchain.training.data import DomainData
 from toolchain.training.data import Split as Samples
+from toolchain.training.loop.holdout import Parts, RowsOfSplit
 
+Rows = npt.NDArray[np.int64]
 # Enough that one picture is a quarter of a per cent; at 224 pixels more take long.
 CALIBRATION_SAMPLES, CHOICE_SAMPLES = 128, 400
 _WIDEN = (
@@ -42,12 +44,13 @@ _WIDEN = (
 class KitDomain:
     """A domain as kits are made for it: where they come from, its split, and its pictures.
 
-    ``split`` holds its tensors in memory; ``preprocess`` makes the model's input of a picture.
+    ``split`` holds its tensors in memory; ``pictures`` are those of its training; ``preprocess``
+    makes the model's input of a picture.
     """
 
     source: KitSource
     split: Halves
-    data: DomainData
+    pictures: Parts
     preprocess: Preprocessing
 
 
@@ -75,7 +78,7 @@ def prepare(
     ``rates``: calibrated open rate per site; ``ranges``: those of the kit that is there, if any;
     ``bound``: the largest error of a logit that the user allows, relative to the logits' range;
     ``notify`` hears what begins.
-    For int8 the models are calibrated with the training pictures unless there are ranges, which
+    For int8 the models are calibrated with training pictures unless there are ranges, which
     ``order.recalibrate`` widens where the domain needs it. Raises PrecisionError where the
     precision costs more than :data:`toolchain.export.emit.accuracy.ALLOWED`, and as
     :func:`toolchain.export.emit.models.emit`.
@@ -87,8 +90,7 @@ def prepare(
     others = int8 and not calibrated
     if calibrated:
         notify(f"{order.title}: ranges of int8")
-        calibration, _ = parts(len(domain.data.train))
-        images, _ = _pictures(domain.data.train, domain.preprocess, calibration)
+        images, _ = prepared(calibration_part(domain.pictures), domain.preprocess)
         own = calibrate.ranges(domain.split, domain.source.slots, images)
         if ranges:
             # Widened and never narrowed: other domains still run with this kit.
@@ -112,8 +114,7 @@ def measured(
     ``others``: the ranges were those of other domains; ``bound`` as in :func:`prepare`. Raises
     PrecisionError where it costs more than it may.
     """
-    _, choice = parts(len(domain.data.train))
-    images, labels = _pictures(domain.data.train, domain.preprocess, choice)
+    images, labels = prepared(choice_part(domain.pictures), domain.preprocess)
     slots, order = domain.source.slots, models.order
     plain = store.to_bytes(link(domain.split, SWAP_IF))
     reference = accuracy.answers(plain, slots, images)
@@ -135,18 +136,31 @@ def measured(
     )
 
 
-Rows = npt.NDArray[np.int64]
+def calibration_part(pictures: Parts) -> Samples:
+    """Return pictures to calibrate with, spread over those that trained the domain."""
+    return RowsOfSplit(pictures.data.train, _calibrating(pictures), "calibration")
 
 
-def parts(count: int) -> tuple[Rows, Rows]:
-    """Return which of ``count`` training pictures calibrate, and which others decide.
+def choice_part(pictures: Parts) -> Samples:
+    """Return pictures to decide on a precision with, spread over the validation part.
 
-    Both are spread over the split. A single picture does both.
+    Without that part they are training pictures that do not calibrate. A single picture does both.
     """
-    every = np.arange(count)
-    calibration = _spread(every, min(CALIBRATION_SAMPLES, (count + 1) // 2))
-    rest = np.setdiff1d(every, calibration)
-    return calibration, _spread(rest, CHOICE_SAMPLES) if len(rest) else calibration
+    if pictures.validation is not None:
+        part = pictures.validation
+        return RowsOfSplit(part, _spread(np.arange(len(part)), CHOICE_SAMPLES), "choice")
+    train = pictures.data.train
+    calibrating = _calibrating(pictures)
+    rest = np.setdiff1d(np.arange(len(train)), calibrating)
+    rows = _spread(rest, CHOICE_SAMPLES) if len(rest) else calibrating
+    return RowsOfSplit(train, rows, "choice")
+
+
+def _calibrating(pictures: Parts) -> Rows:
+    count = len(pictures.data.train)
+    # Without a validation part the other half has to decide.
+    most = count if pictures.validation is not None else (count + 1) // 2
+    return _spread(np.arange(count), min(CALIBRATION_SAMPLES, most))
 
 
 def _spread(rows: Rows, count: int) -> Rows:
@@ -154,9 +168,9 @@ def _spread(rows: Rows, count: int) -> Rows:
     return rows[np.unique(places.round().astype(np.int64))]
 
 
-def _pictures(
-    samples: Samples, preprocess: Preprocessing, rows: Rows
+def prepared(
+    samples: Samples, preprocess: Preprocessing
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Return pictures of a split, normalised, and their labels."""
-    pixels, labels = samples.batch(rows)
+    """Return the pictures of a split, normalised, float32 ``[N, C, S, S]``, and their labels."""
+    pixels, labels = samples.batch(np.arange(len(samples)))
     return normalise(preprocess, pixels), labels

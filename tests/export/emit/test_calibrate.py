@@ -146,17 +146,17 @@ def _brute(counts: np.ndarray[Any, Any], largest: float) -> float:
 @settings(max_examples=20, deadline=None)
 def test_the_threshold_has_the_least_error(steps: list[int], largest: float) -> None:
     counts = np.repeat(np.array([*steps[:-1], steps[-1] + 1]), BINS // 8)
-    got, want = calibrate._least_error(counts, largest), _brute(counts, largest)
+    got, want = calibrate.least_error(counts, largest), _brute(counts, largest)
     assert got == pytest.approx(want, rel=2 / BINS)
     assert 0 < got <= largest * (1 + 1e-9)
 
 
 def test_an_outlier_is_clipped_and_an_even_spread_is_not() -> None:
     even = np.full(BINS, 100)
-    assert calibrate._least_error(even, 8.0) == pytest.approx(8.0, rel=0.02)
+    assert calibrate.least_error(even, 8.0) == pytest.approx(8.0, rel=0.02)
     outlier = np.zeros(BINS, np.int64)
     outlier[:64], outlier[-1] = 10_000_000, 1
-    assert calibrate._least_error(outlier, 8.0) < 4.0
+    assert calibrate.least_error(outlier, 8.0) < 4.0
 
 
 NAMES = st.sampled_from(["a", "b", "c"])

@@ -10,17 +10,15 @@ Inside a gated block only the rows count whose gate is open, because only they r
 sample opens a gate, its block has no rows. Then all rows count, as if the gate were forced open,
 and ``Ranges.unopened`` names the site.
 
-Which threshold: error of the logits in per cent of their range, 256 pictures for calibration and
-all test pictures, over cars, digits, chirps and cells: maximum 1.6, 2.7, 2.1, 2.1; 99.99th
-percentile 3.7, 2.5, 3.0, 2.6; least squared error 2.2, 2.1, 2.0, 2.1, which also puts the gates of
-fewer pictures into another state than the maximum does (2.9, 0.8, 1.0, 0.8 against 4.0, 1.8, 1.6,
-1.0 per cent). One domain's ranges do not serve another: up to 20 per cent of the range. Those of
-all four together (:func:`joined`) do: 2.2, 2.9, 2.1, 2.1 (maximum: 2.1, 6.1, 2.1, 3.2).
+Which threshold: the one with the least squared error (:func:`least_error`) unless the caller names
+another. ``python -m benchmarks.ranges`` measures it beside the maximum and the 99.99th percentile,
+for the ranges of each domain and for those of all together, on pictures of the validation parts;
+docs/results.md has the figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +37,10 @@ from toolchain.export.graph.halves import Halves, recompose
 from toolchain.export.graph.names import IMAGE
 from toolchain.export.graph.regions import Regions
 
+Counts = npt.NDArray[np.int64]
+Threshold = Callable[[Counts, float], float]
+"""From the histogram, int64 ``[BINS]``, and the largest magnitude to the end of the range."""
+
 BINS = 2048
 BUDGET_BYTES = 256 << 20
 LARGEST_BATCH = 32
@@ -56,10 +58,30 @@ class Ranges:
     unopened: tuple[str, ...]
 
 
+def least_error(counts: Counts, largest: float) -> float:
+    """Return the threshold whose squared error of rounding and clipping together is least.
+
+    Rounding costs a twelfth of the squared step per value; clipping costs the squared distance.
+    These are the two terms of Banner, Nahshan and Soudry, "Post training 4-bit quantization of
+    convolutional networks for rapid-deployment" (NeurIPS 2019), taken over the histogram instead of
+    a fitted density.
+    """
+    width = largest / BINS
+    centres = (np.arange(BINS) + 0.5) * width
+    limits = np.arange(1, BINS + 1) * width
+    # sum(count * (centre - limit)^2) over the bins beyond each limit, without a loop: expand the
+    # square, and take the sums of count * centre^power for powers 0, 1 and 2.
+    beyond = [_suffix(counts * centres**power) for power in range(3)]
+    clipped = beyond[2] - 2 * limits * beyond[1] + limits**2 * beyond[0]
+    rounded = (limits / LEVELS) ** 2 / 12 * (counts.sum() - beyond[0])
+    return float(limits[np.argmin(clipped + rounded)])
+
+
 def ranges(
     halves: Halves,
     slots: Mapping[str, npt.NDArray[Any]],
     images: Floats,
+    threshold: Threshold = least_error,
 ) -> Ranges:
     """Return the ranges of one domain over ``images``, float32 ``[N, C, H, W]``, normalised.
 
@@ -72,7 +94,7 @@ def ranges(
     largest, opened = dense.largest(images)
     _require(largest)
     counts = dense.histograms(images, largest, opened)
-    amax = {name: rounded(_least_error(counts[name], largest[name]), 4) for name in sorted(largest)}
+    amax = {name: rounded(threshold(counts[name], largest[name]), 4) for name in sorted(largest)}
     unopened = tuple(gate.partition(".")[2] for gate in sorted(dense.gates - opened))
     return Ranges(amax=amax, unopened=unopened)
 
@@ -131,7 +153,7 @@ class _Dense:
 
     def histograms(
         self, images: Floats, largest: Mapping[str, float], opened: set[str]
-    ) -> dict[str, npt.NDArray[np.int64]]:
+    ) -> dict[str, Counts]:
         """Return counts of the magnitudes above zero, int64 ``[BINS]`` from 0 to the largest.
 
         Zeros are exact at any scale and do not count.
@@ -218,25 +240,6 @@ def _require(largest: Mapping[str, float]) -> None:
                 f"activation {name!r} {what} over the samples, expected a range",
                 fix="calibrate with more and other pictures, or build in fp16",
             )
-
-
-def _least_error(counts: npt.NDArray[np.int64], largest: float) -> float:
-    """Return the threshold whose squared error of rounding and clipping together is least.
-
-    Rounding costs a twelfth of the squared step per value; clipping costs the squared distance.
-    These are the two terms of Banner, Nahshan and Soudry, "Post training 4-bit quantization of
-    convolutional networks for rapid-deployment" (NeurIPS 2019), taken over the histogram instead of
-    a fitted density.
-    """
-    width = largest / BINS
-    centres = (np.arange(BINS) + 0.5) * width
-    limits = np.arange(1, BINS + 1) * width
-    # sum(count * (centre - limit)^2) over the bins beyond each limit, without a loop: expand the
-    # square, and take the sums of count * centre^power for powers 0, 1 and 2.
-    beyond = [_suffix(counts * centres**power) for power in range(3)]
-    clipped = beyond[2] - 2 * limits * beyond[1] + limits**2 * beyond[0]
-    rounded = (limits / LEVELS) ** 2 / 12 * (counts.sum() - beyond[0])
-    return float(limits[np.argmin(clipped + rounded)])
 
 
 def _suffix(terms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
