@@ -27,6 +27,7 @@ from toolchain.bundle import (
     PrecisionCost,
 )
 from toolchain.bundle.archive import BUNDLE_SUFFIX
+from toolchain.bundle.golden import Golden
 from toolchain.core import digest
 from toolchain.core.errors import Da3Error, UsageError
 from toolchain.core.files import make_folder
@@ -125,54 +126,24 @@ def export(
     # What can be refused without any work is refused first.
     for order in orders:
         order.require()
-    exact = parity.TOLERANCE if tolerance is None else tolerance
-    if any(order.precision != "fp32" for order in orders):
-        # A wide bound is meant for the kits then; what runs in fp32 stays as exact as ever.
-        exact = min(exact, parity.TOLERANCE)
-    clock = _Stopwatch(notify)
     target = dist / f"{name or recipe.domain}{BUNDLE_SUFFIX}"
     if not overwrite:
         refuse_existing(target)
+    clock = _Stopwatch(notify)
     source = _load(recipe, checkpoint, clock, for_kits=bool(orders))
-    with clock.step("split"):
-        halves, patch = _split(source.model, source.folded, cache)
-    with clock.step("reference"):
-        test = source.data.test
-        reference = choose(
-            source.model,
-            test,
-            recipe.preprocess,
-            count=recipe.golden_pictures,
-            seed=recipe.data.seed if recipe.golden_drawn else None,
-        )
-        source = replace(source, trained=_with_rates(source.trained, reference))
-    linked, report = _checked(
-        source, halves, patch, reference, clock, threads=threads, tolerance=exact
+    checked = _checked(
+        source, cache, clock, threads=threads, tolerance=_fp32_bound(tolerance, orders)
     )
-    # The artefact is not written yet, because nothing may appear before all is checked. The
-    # bundle's manifest needs only its name and digests.
-    licence = backbones.get(source.trained.info.backbone.name).licence
-    own = manifests.backbone(source.trained, halves, licence)
-    place = dist / bundle.artefact_name(own.name, own.input.size, own.weights_digest)
-    draft = manifests.domain(
-        source.trained,
-        recipe,
-        halves,
-        artefact=BackboneArtefact(place, own),
-        reference=reference,
-        report=report,
-        patch=None if patch is None else patch.about,
-    )
+    linked, reference = checked.linked, checked.reference
+    own, draft = _manifests(checked, dist)
     kits = Orders(orders, linked.rates, dist, overwrite=overwrite, bound=tolerance)
+    plans: tuple[PrecisionCost, ...] = ()
     if orders:
         plans = kits.prepare(_kit_domain(source, draft, own, linked), clock.step, notify)
-        draft = replace(draft, plans=plans)
-    if patch is None:
-        # Kits hold the frozen backbone, so no figure of theirs holds for a patched one.
-        draft = replace(draft, plans=draft.plans + _kept_plans(target, halves, draft.plans))
+    draft = replace(draft, plans=plans + _kept_plans(target, linked, plans))
     with clock.step("pack"):
         make_folder(dist, fix="choose another with --dist")
-        artefact, reused = write_artefact(dist, own, halves)
+        artefact, reused = write_artefact(dist, own, linked.halves)
         info = (checkpoint / checkpoints.INFO_FILE).read_bytes()
         files = payloads(linked, reference.golden, recipe, info)
         # The bundle comes last: whoever finds it finds what it tells of.
@@ -186,14 +157,23 @@ def export(
         backbone=artefact.path,
         backbone_bytes=sum(f.size for f in artefact.manifest.files),
         backbone_reused=reused,
-        structure_cached=halves.cached,
-        parity=report,
+        structure_cached=linked.halves.cached,
+        parity=checked.report,
         searched=reference.searched,
         ambiguous=reference.ambiguous,
         kits=kit_reports,
         refused=kits.refused,
         seconds=clock.seconds,
     )
+
+
+def _fp32_bound(tolerance: float | None, orders: Sequence[KitOrder]) -> float:
+    """Return the largest error of a logit in fp32, relative to the logits' range."""
+    exact = parity.TOLERANCE if tolerance is None else tolerance
+    if any(order.precision != "fp32" for order in orders):
+        # A wide bound is meant for the kits then; what runs in fp32 stays as exact as ever.
+        return min(exact, parity.TOLERANCE)
+    return exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,47 +223,102 @@ def _split(
     return halves, bundle.make_patch(halves.weights_data, changed.weights_data)
 
 
-def _with_rates(trained: Checkpoint, reference: ReferenceCases) -> Checkpoint:
-    cases = join([reference.golden, reference.others])
+@dataclass(frozen=True, slots=True)
+class _CheckedDomain:
+    """A domain that answers as PyTorch does: its graphs, and what they were compared with.
+
+    ``trained``: the checkpoint with the gates' rates that the reference measured.
+    """
+
+    source: _TrainedDomain
+    trained: Checkpoint
+    linked: LinkedDomain
+    reference: ReferenceCases
+    report: ParityReport
+
+
+def _checked(
+    source: _TrainedDomain,
+    cache: Path | None,
+    clock: _Stopwatch,
+    *,
+    threads: int | None,
+    tolerance: float,
+) -> _CheckedDomain:
+    """Split the domain, link it in a temporary folder, and hold every flavour to PyTorch."""
+    preprocess = source.recipe.preprocess
+    with clock.step("split"):
+        halves, patch = _split(source.model, source.folded, cache)
+    with clock.step("reference"):
+        reference = _reference(source)
+        cases = join([reference.golden, reference.others])
+        trained = _with_rates(source.trained, cases)
+    with tempfile.TemporaryDirectory(prefix="da3-export-") as name:
+        folder = Path(name)
+        with clock.step("link"):
+            linked = link_domain(halves, trained, patch)
+            write_graphs(linked, folder)
+        with clock.step("check"):
+            report = compare(
+                linked, cases, preprocess, folder, threads=threads, tolerance=tolerance
+            )
+    return _CheckedDomain(source, trained, linked, reference, report)
+
+
+def _reference(source: _TrainedDomain) -> ReferenceCases:
+    """Return what PyTorch answers to pictures of the test split, and to forced gates."""
+    recipe = source.recipe
+    return choose(
+        source.model,
+        source.data.test,
+        recipe.preprocess,
+        count=recipe.golden_pictures,
+        seed=recipe.data.seed if recipe.golden_drawn else None,
+    )
+
+
+def _with_rates(trained: Checkpoint, cases: Golden) -> Checkpoint:
     rates = joint_rates(trained.info.metrics, cases.take(cases.natural))
     metrics = replace(trained.info.metrics, gate_rates=rates)
     return replace(trained, info=replace(trained.info, metrics=metrics))
 
 
-def _checked(
-    source: _TrainedDomain,
-    halves: PackedHalves,
-    patch: Patched | None,
-    reference: ReferenceCases,
-    clock: _Stopwatch,
-    *,
-    threads: int | None,
-    tolerance: float,
-) -> tuple[LinkedDomain, ParityReport]:
-    """Link the domain in a temporary folder, and hold every flavour to the reference."""
-    with tempfile.TemporaryDirectory(prefix="da3-export-") as name:
-        folder = Path(name)
-        with clock.step("link"):
-            linked = link_domain(halves, source.trained, patch)
-            write_graphs(linked, folder)
-        with clock.step("check"):
-            cases = join([reference.golden, reference.others])
-            preprocess = source.recipe.preprocess
-            report = compare(
-                linked, cases, preprocess, folder, threads=threads, tolerance=tolerance
-            )
-    return linked, report
+def _manifests(checked: _CheckedDomain, dist: Path) -> tuple[BackboneManifest, Manifest]:
+    """Return the manifests of the backbone's artefact in ``dist`` and of the bundle.
+
+    The bundle's lacks the files, which packing fills in, and what kits cost.
+    """
+    trained, halves, patch = checked.trained, checked.linked.halves, checked.linked.patch
+    licence = backbones.get(trained.info.backbone.name).licence
+    own = manifests.backbone(trained, halves, licence)
+    # The artefact is not written yet, because nothing may appear before all is checked. The
+    # bundle's manifest needs only its name and digests.
+    place = dist / bundle.artefact_name(own.name, own.input.size, own.weights_digest)
+    draft = manifests.domain(
+        trained,
+        checked.source.recipe,
+        halves,
+        artefact=BackboneArtefact(place, own),
+        reference=checked.reference,
+        report=checked.report,
+        patch=None if patch is None else patch.about,
+    )
+    return own, draft
 
 
 def _kept_plans(
-    path: Path, halves: PackedHalves, plans: tuple[PrecisionCost, ...]
+    path: Path, linked: LinkedDomain, plans: tuple[PrecisionCost, ...]
 ) -> tuple[PrecisionCost, ...]:
     """Return what the old bundle says of other kits, if it holds the same tensors."""
+    # Kits hold the frozen backbone, so no figure of theirs holds for a patched one.
+    if linked.patch is not None:
+        return ()
     try:
         before = bundle.open_bundle(path).manifest
     except Da3Error:
         return ()
-    if before.patch is not None or before.adaptor.slots != bundle.slot_table(halves.slots_data):
+    slots = bundle.slot_table(linked.halves.slots_data)
+    if before.patch is not None or before.adaptor.slots != slots:
         return ()
     anew = {(plan.target, plan.precision) for plan in plans}
     return tuple(plan for plan in before.plans if (plan.target, plan.precision) not in anew)
