@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import stripes
 from toolchain.core.errors import CheckpointError
-from toolchain.export.refusals import refuse_foreign, trained_by
+from toolchain.export.refusals import hides_differences, refuse_foreign, trained_by
 from toolchain.recipe import Recipe, changed
 from toolchain.training.adapt.checkpoint import Info
 from toolchain.training.loop.evaluation import evaluate
@@ -88,6 +88,13 @@ def test_a_checkpoint_without_its_recipe_is_compared_as_far_as_it_goes(info: Inf
     for setting in ("preprocess.colour=BGR", "adaptor.rank=2", "train.seed=9"):
         other = changed(RECIPE, [setting])
         assert repeated(other, refused(before, other).fix) == RECIPE
+
+
+def test_only_a_checkpoint_without_its_recipe_can_hide_what_differs(info: Info) -> None:
+    other, before = changed(RECIPE, ["train.lr=0.3"]), replace(info, recipe={})
+    assert hides_differences(before, other)
+    assert not hides_differences(before, RECIPE)
+    assert not hides_differences(info, other)
 
 
 def test_another_domain_or_backbone_is_another_checkpoint(info: Info) -> None:

@@ -1,4 +1,8 @@
-"""Training with a bar, and where it goes: what ``da3 train`` and ``da3 export`` share."""
+"""Training with a bar, where it goes, and what an export asks of it.
+
+Rules of this file: what ``da3 train`` and ``da3 export`` share. It words notes and fixes as options
+of these commands; the library trains, refuses and compares.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from toolchain.cli.boundary import command_in_fix, name_command
 from toolchain.cli.show.output import CACHE
 from toolchain.cli.show.progress import Bar
 from toolchain.core.allocator import bound_memory
-from toolchain.core.errors import UsageError
+from toolchain.core.errors import CheckpointError, UsageError
+from toolchain.core.files import is_folder
 from toolchain.core.words import BY
 
 if TYPE_CHECKING:
@@ -163,6 +170,48 @@ def train_shown(
     if report.fault is not None:
         name_command(report.fault, command)
     return report
+
+
+def must_train(plan: Planned, *, may: bool) -> bool:
+    """Tell whether an export has to train first, as there is no checkpoint yet.
+
+    Raises CheckpointError if it has to and ``may`` not; the fix names the command that trains.
+    """
+    if is_folder(plan.folder):
+        return False
+    if not may:
+        raise CheckpointError(
+            f"expected a trained domain at {plan.folder}, found none",
+            fix=f"{plan.command} (or add --train)",
+        )
+    return True
+
+
+def train_to_export(plan: Planned, *, cache: Path) -> None:
+    """Train as :func:`train_shown`; raises TrainingError for a domain with a fault, too."""
+    fault = train_shown(plan, cache=cache).fault
+    if fault is not None:  # its checkpoint is there: whoever exports it knows what it is
+        fault.fix += ", or export it as it is: run the same command again"
+        raise fault
+
+
+def require_own_checkpoint(plan: Planned) -> None:
+    """Refuse a checkpoint that another recipe trained; say on stderr where nobody can tell.
+
+    Raises CheckpointError, StorageError.
+    """
+    from toolchain.export.refusals import hides_differences, refuse_foreign, trained_by
+
+    info = trained_by(plan.folder)
+    with command_in_fix(plan.command):
+        refuse_foreign(plan.folder, info, plan.recipe)
+    if hides_differences(info, plan.recipe):
+        click.echo(
+            "note: the recipe is not word for word the one that trained this domain, whose "
+            "checkpoint is of an earlier version and does not say what differs; the bundle's "
+            "recipe.yaml will be the present one",
+            err=True,
+        )
 
 
 def _more_options(**options: object) -> str:

@@ -20,7 +20,7 @@ from toolchain.training.adapt.checkpoint import (
     Info,
     parse_info,
 )
-from toolchain.training.loop.identity import flat_texts, training_texts
+from toolchain.training.loop.identity import flat_texts, recipe_digest, training_texts
 
 _NOT_THERE = "null"
 
@@ -69,6 +69,14 @@ def refuse_foreign(
     raise CheckpointError(
         f"{folder} was trained by another recipe{first_few(lines, LISTED, '')}", fix=fix
     )
+
+
+def hides_differences(info: Info, recipe: Recipe) -> bool:
+    """Tell whether another text than ``recipe`` trained this, and nobody can say what differs.
+
+    Checkpoints of earlier versions note the digest of their recipe, and few of its keys.
+    """
+    return not info.recipe and info.recipe_digest != recipe_digest(recipe)
 
 
 def _options(trained: Mapping[str, str], info: Info, recipe: Recipe) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolchain.bundle.linkage import FLAVOURS
-from toolchain.cli.boundary import BoundedCommand, command_in_fix
+from toolchain.cli.boundary import BoundedCommand
 from toolchain.cli.options import (
     FILE,
     cache_option,
@@ -28,9 +28,14 @@ from toolchain.cli.show import layout
 from toolchain.cli.show.output import complain, emit
 from toolchain.cli.show.parity import parity_document, parity_lines
 from toolchain.cli.show.progress import Steps
-from toolchain.cli.training import CHECKPOINTS, planned, train_shown
-from toolchain.core.errors import CheckpointError, UsageError
-from toolchain.core.files import is_folder
+from toolchain.cli.training import (
+    CHECKPOINTS,
+    must_train,
+    planned,
+    require_own_checkpoint,
+    train_to_export,
+)
+from toolchain.core.errors import UsageError
 from toolchain.core.words import PRECISIONS
 from toolchain.device.boards.target import find
 
@@ -124,35 +129,17 @@ def export(
     """
     orders = _orders(targets, precisions, flavours, recalibrate=recalibrate)
     plan = planned(named_recipe(domain, file), file, method, settings, checkpoint)
-    trained = not is_folder(plan.folder)
-    if trained and not train:
-        raise CheckpointError(
-            f"expected a trained domain at {plan.folder}, found none",
-            fix=f"{plan.command} (or add --train)",
-        )
+    trains = must_train(plan, may=train)
     from toolchain.bundle.archive import BUNDLE_SUFFIX
-    from toolchain.export.refusals import refuse_existing, refuse_foreign, trained_by
-    from toolchain.training.loop.identity import recipe_digest
+    from toolchain.export.refusals import refuse_existing
 
     # Asked before training, which may take long, and before PyTorch starts.
     if not overwrite:
         refuse_existing(dist / f"{plan.name}{BUNDLE_SUFFIX}")
-    if not trained:
-        info = trained_by(plan.folder)
-        with command_in_fix(plan.command):
-            refuse_foreign(plan.folder, info, plan.recipe)
-        if not info.recipe and info.recipe_digest != recipe_digest(plan.recipe):
-            click.echo(
-                "note: the recipe is not word for word the one that trained this domain, whose "
-                "checkpoint is of an earlier version and does not say what differs; the bundle's "
-                "recipe.yaml will be the present one",
-                err=True,
-            )
-    if trained:
-        fault = train_shown(plan, cache=cache).fault
-        if fault is not None:  # its checkpoint is there: whoever exports it knows what it is
-            fault.fix += ", or export it as it is: run the same command again"
-            raise fault
+    if trains:
+        train_to_export(plan, cache=cache)
+    else:
+        require_own_checkpoint(plan)
     with Steps(sys.stderr) as steps:
         steps("start")
         from toolchain.export.pipeline import export as run
@@ -169,7 +156,7 @@ def export(
             orders=orders,
             notify=steps,
         )
-    emit(_document(report, plan.folder, trained=trained), _lines(report), as_json=as_json)
+    emit(_document(report, plan.folder, trained=trains), _lines(report), as_json=as_json)
     for item in report.refused:
         complain(f"no kit for {item.order.title}: {item.reason.message}", item.reason.fix)
     if report.refused:

@@ -26,6 +26,7 @@ from toolchain.training.loop.progress import Progress, Quiet
 if TYPE_CHECKING:
     from toolchain.training.adapt.attached import AttachedModel
     from toolchain.training.loop.training import TrainReport
+    from toolchain.training.memory.fit import Need
 
 
 def train_recipe(
@@ -58,38 +59,20 @@ def train_recipe(
     with claimed(out, resume=resume, overwrite=overwrite):
         if resume:
             refuse_changes_noted(state_path(out), training_document(recipe))
-        progress.phase("data", 0, 0)
-        pictures = data.load(recipe)
-        for line in pictures.notes:
-            notify(f"pictures: {line}")
-        own = parted(pictures, recipe).data
-        class_weights(own.train.labels, own.classes, recipe.train)
+        pictures = _pictures(recipe, progress, notify)
         progress.phase("start", 0, 0)
         import torch
 
-        from toolchain.training.loop.models import build
         from toolchain.training.loop.run import identity
         from toolchain.training.loop.training import train
-        from toolchain.training.memory import fit
 
         if threads is not None:
             torch.set_num_threads(threads)
         device.require()
-        progress.phase("model", 0, 0)
-        model = build(
-            recipe,
-            classes=len(pictures.classes),
-            data=pictures,
-            tick=partial(progress.phase, "search"),
-            notify=notify,
-        )
+        model = _untrained(recipe, pictures, progress, notify)
         if resume:
             refuse_changes_noted(state_path(out), identity(model, pictures, recipe, device))
-        progress.phase("memory", 0, 0)
-        needed, line = fit.need_and_line(model, recipe.train.batch)
-        notify(line)
-        if memory is not None:
-            fit.within(model, recipe.train.batch, memory, needed=needed)
+        needed = _needed(model, recipe, memory, progress, notify)
         if check is not None:
             progress.phase("trial", 0, 0)
             check(model, pictures)
@@ -107,3 +90,44 @@ def train_recipe(
             needed=needed,
             alone=True,
         )
+
+
+def _pictures(recipe: Recipe, progress: Progress, notify: Notify) -> DomainData:
+    """Read the pictures; refuse parts and class weights that no training can have."""
+    progress.phase("data", 0, 0)
+    pictures = data.load(recipe)
+    for line in pictures.notes:
+        notify(f"pictures: {line}")
+    own = parted(pictures, recipe).data
+    class_weights(own.train.labels, own.classes, recipe.train)
+    return pictures
+
+
+def _untrained(
+    recipe: Recipe, pictures: DomainData, progress: Progress, notify: Notify
+) -> AttachedModel:
+    """Build the model that the recipe describes; a method may search it by the pictures."""
+    from toolchain.training.loop.models import build
+
+    progress.phase("model", 0, 0)
+    return build(
+        recipe,
+        classes=len(pictures.classes),
+        data=pictures,
+        tick=partial(progress.phase, "search"),
+        notify=notify,
+    )
+
+
+def _needed(
+    model: AttachedModel, recipe: Recipe, memory: int | None, progress: Progress, notify: Notify
+) -> Need | None:
+    """Say what the training needs; raises MemoryBudgetError where ``memory`` does not hold it."""
+    from toolchain.training.memory import fit
+
+    progress.phase("memory", 0, 0)
+    needed, line = fit.need_and_line(model, recipe.train.batch)
+    notify(line)
+    if memory is not None:
+        fit.within(model, recipe.train.batch, memory, needed=needed)
+    return needed

@@ -11,7 +11,8 @@ Law: ``train`` interrupted anywhere and resumed equals ``train``.
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -115,35 +116,16 @@ def train(
     started = time.monotonic()
     device.require()
     _check_fit(model, data, recipe)
-    needed = needed or need_and_line(model, recipe.train.batch)[0]
-    if memory is not None:
-        within(model, recipe.train.batch, memory, needed=needed)
+    room = _room(model, recipe, memory, needed)
     place = nullcontext() if alone else claimed(out, resume=resume, overwrite=overwrite)
     with place, interruption() as interrupted, placed(model, device):
         writer = None if log is None else Log(log)
         run = Run(model, data, recipe, out, progress or Quiet(), interrupted, device)
-        try:
-            first = _begin(run, resume=resume, room=needed.total if needed else ROOM)
+        with _left_ready(run):
+            first = _begin(run, resume=resume, room=room)
             _loop(run, writer, save_every_s)
             evaluation, gates = _tested(run)
-        finally:
-            run.progress.close()
-            # Stopped or finished, the model leaves as evaluation wants it.
-            model.generator, model.noise_scale = None, 1.0
-            model.train(False)
-        run.check_frozen()
-        checkpoint = models.save(
-            out,
-            model,
-            recipe,
-            data.classes,
-            evaluation,
-            head_accuracy=run.head_accuracy,
-            gates=gates,
-            history=run.history(),
-            overwrite=overwrite or resume,
-        )
-        remove_state(out)
+        checkpoint = _finished(run, evaluation, gates, overwrite=overwrite or resume)
     if interrupted:  # too late to be saved: whoever called shall stop all the same
         raise KeyboardInterrupt
     return TrainReport(
@@ -155,6 +137,28 @@ def train(
         seconds=time.monotonic() - started,
         fault=verdict(recipe, evaluation, run.head_accuracy),
     )
+
+
+def _room(model: AttachedModel, recipe: Recipe, memory: int | None, needed: Need | None) -> int:
+    """Return the bytes that the head's fit may take: as many as a step needs.
+
+    Raises MemoryBudgetError if the training needs more than ``memory`` bytes.
+    """
+    needed = needed or need_and_line(model, recipe.train.batch)[0]
+    if memory is not None:
+        within(model, recipe.train.batch, memory, needed=needed)
+    return needed.total if needed else ROOM
+
+
+@contextmanager
+def _left_ready(run: Run) -> Iterator[None]:
+    """Leave the model as evaluation wants it, whether the training inside ends or stops."""
+    try:
+        yield
+    finally:
+        run.progress.close()
+        run.model.generator, run.model.noise_scale = None, 1.0
+        run.model.train(False)
 
 
 def _begin(run: Run, *, resume: bool, room: int) -> int:
@@ -194,6 +198,26 @@ def _tested(run: Run) -> tuple[Evaluation, Evaluation]:
         rows = spread(run.data.train.labels, GATE_PICTURES, run.recipe.data.seed)
         gates = run.evaluated(RowsOfSplit(run.data.train, rows, "gates"), "gates")
     return evaluation, gates
+
+
+def _finished(
+    run: Run, evaluation: Evaluation, gates: Evaluation, *, overwrite: bool
+) -> Checkpoint:
+    """Write the checkpoint, and then remove the state, which nobody needs any more."""
+    run.check_frozen()
+    checkpoint = models.save(
+        run.out,
+        run.model,
+        run.recipe,
+        run.data.classes,
+        evaluation,
+        head_accuracy=run.head_accuracy,
+        gates=gates,
+        history=run.history(),
+        overwrite=overwrite,
+    )
+    remove_state(run.out)
+    return checkpoint
 
 
 def _check_fit(model: AttachedModel, data: DomainData, recipe: Recipe) -> None:
