@@ -1,4 +1,4 @@
-"""``da3 run --serve``: its options, and a server that a signal ends in order."""
+"""``da3 run --serve``: its options, what it loads, and a server that a signal ends in order."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from urllib.parse import urlsplit
 
 import click
 
+from toolchain.cli.show.answers import complain_of
 from toolchain.cli.show.layout import some
 from toolchain.cli.show.output import emit
+from toolchain.core.errors import BackboneMismatchError, Da3Error, SessionLimitError
 from toolchain.core.files import MIB
 
 if TYPE_CHECKING:
     from toolchain.device import Runner
+    from toolchain.device.runtime.backbone_session import Cost
+    from toolchain.device.store.dist import BundleNeeds
 
 
 def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,6 +81,49 @@ _EXPOSED = (
     "without a login and unencrypted (docs/serving.md)"
 )
 _PORT = "Serve on this port instead; 0 takes a free one."
+
+
+def load_served(
+    runner: Runner, surveyed: BundleNeeds, dist: Path, *, named: bool, selftest: bool
+) -> dict[str, str]:
+    """Load the bundles that the runner takes; tell on stderr of each further session and refusal.
+
+    Returns why bundles were not loaded, by their files' names, as clients may read it. ``named``:
+    the user named each bundle, so they are not all of ``dist``. Raises RunError if none is loaded.
+    """
+    from toolchain.device.runtime.runner import load_fitting
+    from toolchain.device.serve.faults import refusal
+    from toolchain.device.store import dist as folder
+
+    refused: dict[str, str] = {}
+
+    def tell(path: Path, err: Da3Error) -> None:
+        if isinstance(err, SessionLimitError):
+            err.say(err.needed, "--sessions ")
+        refused[path.stem] = refusal(err).message
+        if isinstance(err, BackboneMismatchError) and not named:
+            # Nobody asked for this one: it lies in the same folder.
+            click.echo(f"not loaded: {path}: {_other_backbone(err)}", err=True)
+            return
+        complain_of(f"not loaded: {path}", err)
+
+    if not named:
+        for path, err in folder.misnamed(dist).items():
+            tell(path, err)
+    load_fitting(runner, surveyed, selftest=selftest, made=_tell_cost, refused=tell)
+    return refused
+
+
+def _other_backbone(err: Da3Error) -> str:
+    first = err.message.splitlines()[0]
+    return f"{first}; one server has one backbone, --backbone names another"
+
+
+def _tell_cost(path: Path, cost: Cost) -> None:
+    grown = "" if cost.resident_bytes is None else f"{cost.resident_bytes / 2**20:.0f} MiB and "
+    click.echo(
+        f"{path}: a session of the backbone of its own, {grown}{cost.seconds:.1f} s", err=True
+    )
 
 
 def serve_until_signalled(

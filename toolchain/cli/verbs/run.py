@@ -22,19 +22,13 @@ from toolchain.cli.options import (
     runner_backbone_option,
     threads_option,
 )
-from toolchain.cli.serving import serve_until_signalled, serving_options
+from toolchain.cli.serving import load_served, serve_until_signalled, serving_options
 from toolchain.cli.show import layout
-from toolchain.cli.show.answers import PRINTERS, complain_of
-from toolchain.core.errors import (
-    BackboneMismatchError,
-    Da3Error,
-    DataError,
-    SessionLimitError,
-)
+from toolchain.cli.show.answers import PRINTERS
+from toolchain.core.errors import DataError
 
 if TYPE_CHECKING:
     from toolchain.device import Frame, Runner
-    from toolchain.device.runtime.backbone_session import Cost
 
 FAILED = 1
 TOP = 3
@@ -170,7 +164,7 @@ def run(
     )
     from PIL.Image import DecompressionBombWarning
 
-    from toolchain.device.runtime.runner import Runner, load_fitting
+    from toolchain.device.runtime.runner import Runner
     from toolchain.device.store import dist as folder
 
     # The runner refuses such a picture with an error that says more.
@@ -180,24 +174,9 @@ def run(
     surveyed = folder.survey(named or list(folder.bundles(dist).values()))
     with Runner(surveyed.backbone(backbone), **options) as runner:
         if port is not None:
-            from toolchain.device.serve.faults import refusal
-
-            refused: dict[str, str] = {}
-
-            def tell(path: Path, err: Da3Error) -> None:
-                if isinstance(err, SessionLimitError):
-                    err.say(err.needed, "--sessions ")
-                refused[path.stem] = refusal(err).message
-                if isinstance(err, BackboneMismatchError) and not named:
-                    # Nobody asked for this one: it lies in the same folder.
-                    click.echo(f"not loaded: {path}: {_other_backbone(err)}", err=True)
-                    return
-                complain_of(f"not loaded: {path}", err)
-
-            if not named:
-                for path, err in folder.misnamed(dist).items():
-                    tell(path, err)
-            load_fitting(runner, surveyed, selftest=not no_selftest, made=_tell_cost, refused=tell)
+            refused = load_served(
+                runner, surveyed, dist, named=bool(named), selftest=not no_selftest
+            )
             serving = serving | ({} if time_limit is None else {"time_s": time_limit})
             repository = None if bundles else dist
             serve_until_signalled(runner, port, repository, refused, serving, as_json=as_json)
@@ -206,11 +185,6 @@ def run(
         with closing(_frames(runner, images, every=every, time_limit_s=time_limit)) as frames:
             show = PRINTERS["json" if as_json else "jsonl" if as_lines else "people"]
             return FAILED if show(runner, islice(frames, limit), top) else 0
-
-
-def _other_backbone(err: Da3Error) -> str:
-    first = err.message.splitlines()[0]
-    return f"{first}; one server has one backbone, --backbone names another"
 
 
 def _used(options: Mapping[str, object]) -> list[str]:
@@ -264,10 +238,3 @@ def _frames(
             yield from stream(runner, source, every=every, time_limit_s=time_limit_s)
         except DataError as err:
             yield Frame(source, 0, None, None, err)
-
-
-def _tell_cost(path: Path, cost: Cost) -> None:
-    grown = "" if cost.resident_bytes is None else f"{cost.resident_bytes / 2**20:.0f} MiB and "
-    click.echo(
-        f"{path}: a session of the backbone of its own, {grown}{cost.seconds:.1f} s", err=True
-    )
