@@ -23,10 +23,10 @@ from toolchain.bundle.linkage import Linkage
 from toolchain.core import digest
 from toolchain.core.errors import GraphError, SplitError
 from toolchain.export.graph import split as split_file
-from toolchain.export.graph.capture import trace_program
 from toolchain.export.graph.cut import cut_model
 from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.link import link
+from toolchain.export.graph.program import trace_program
 from toolchain.export.graph.split import PackedHalves, interface, split
 from toolchain.export.graph.store import to_bytes
 from toolchain.training.adapt.attached import AttachedModel, attach, domain_state

@@ -25,9 +25,9 @@ from toolchain.bundle.golden import FORCE, shifted
 from toolchain.core.errors import CaptureError, GraphError
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
-from toolchain.export.graph.capture import noise, quiet
 from toolchain.export.graph.halves import Halves, recompose
 from toolchain.export.graph.names import IMAGE, LOGITS, Cut
+from toolchain.export.graph.program import noise, quiet
 from toolchain.training.adapt.attached import AttachedModel, arrays, domain_state
 
 TOLERANCE = 1e-4

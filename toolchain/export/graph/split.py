@@ -31,7 +31,7 @@ from toolchain.core.files import is_folder, make_folder
 from toolchain.core.sealed import SealedFile, SealedKind, SealedManifest, listing
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import store
-from toolchain.export.graph.capture import TracedProgram, noise, trace_program, translate
+from toolchain.export.graph.capture import translate
 from toolchain.export.graph.cut import cut_model
 from toolchain.export.graph.fold import fold_batchnorm
 from toolchain.export.graph.halves import Halves, read_halves, recompose
@@ -43,6 +43,7 @@ from toolchain.export.graph.names import (
     SLOTS_FILE,
     WEIGHTS_FILE,
 )
+from toolchain.export.graph.program import TracedProgram, noise, trace_program
 from toolchain.export.graph.proof import Rounding, prove
 from toolchain.training.adapt.attached import AttachedModel, arrays, domain_state, weights_digest
 
