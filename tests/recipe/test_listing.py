@@ -7,22 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.image_folders import classes, touch
 from tests.support.permissions import locked
 from toolchain.core.errors import DataError, StorageError
-from toolchain.recipe import listing
 from toolchain.recipe.listing import Listing, scan
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
-
-
-def classes(root: Path, *names: str, count: int = 2, suffix: str = ".jpg") -> Path:
-    return touch(root, *(f"{name}/{i}{suffix}" for name in names for i in range(count)))
 
 
 def left(found: Listing) -> dict[str, int]:
@@ -129,11 +117,6 @@ def test_everything_beside_the_parts_is_counted(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JPG", ".JPEG", ".pjpeg", ".dib", ".pbm"])
-def test_suffixes_that_mean_a_picture(suffix: str, tmp_path: Path) -> None:
-    assert len(scan(classes(tmp_path, "cat", "dog", suffix=suffix)).pictures) == 4
-
-
 def test_pictures_in_folders_inside_a_class_are_noted(tmp_path: Path) -> None:
     found = scan(touch(classes(tmp_path, "cat", "dog"), "cat/more/9.jpg"))
     assert len(found.pictures) == 5
@@ -180,23 +163,3 @@ def test_folders_that_may_not_be_entered_are_named(tmp_path: Path) -> None:
         scan(tmp_path)
     with locked(tmp_path), pytest.raises(StorageError, match="Permission denied"):
         scan(tmp_path / "cat")
-
-
-def test_links_that_wind_around_each_other_end(tmp_path: Path) -> None:
-    classes(tmp_path, "cat", "dog")
-    (tmp_path / "cat" / "x").symlink_to(tmp_path / "dog")
-    (tmp_path / "dog" / "y").symlink_to(tmp_path / "cat")
-    with pytest.raises(DataError, match="the link leads back up"):
-        scan(tmp_path)
-
-
-def test_entries_and_kinds_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    classes(tmp_path, "cat", "dog")
-    touch(tmp_path, *(f"cat/x.{i}" for i in range(20)))
-    monkeypatch.setattr(listing, "MAX_KINDS", 5)
-    found = scan(tmp_path)
-    assert sum(left(found).values()) == 20
-    assert len(found.left_out) == 6
-    monkeypatch.setattr(listing, "MAX_ENTRIES", 10)
-    with pytest.raises(DataError, match="at most 10 files and folders"):
-        scan(tmp_path)

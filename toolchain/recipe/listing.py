@@ -1,10 +1,9 @@
-"""What an image folder holds: which pictures, of which class, in which part, and what is left out.
+"""What an image folder means: which pictures, of which class, in which part, and what is left out.
 
-Rules of this file: names and file types only; it decodes nothing. Nothing is left out or added in
-silence: ``Listing.left_out`` counts everything that no part uses, with the reason, and
-``Listing.notes`` says what was taken for what. All faults of a folder are reported at once. Links
-that lead out of the folder are refused. The same files give the same listing on every machine. Two
-layouts::
+Rules of this file: it looks at the tree that :mod:`toolchain.recipe.walk` has read, and at no file.
+Nothing is left out or added in silence: ``Listing.left_out`` counts everything that no part uses,
+with the reason, and ``Listing.notes`` says what was taken for what. All faults of a folder are
+reported at once. The same files give the same listing on every machine. Two layouts::
 
     ROOT/train/<class>/*.jpg        or        ROOT/<class>/*.jpg
     ROOT/test/<class>/*.jpg                   (a fifth of each class, chosen by the hash of
@@ -16,31 +15,22 @@ valid or validation. Without a test part the validation part is the test.
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from toolchain.core.errors import DataError, Fault, StorageError, first_few
-from toolchain.core.files import is_folder, resolved
-from toolchain.pictures.decode import CONVERT, SUFFIXES, UNREAD_SUFFIXES
-from toolchain.pictures.service import service_folder
+from toolchain.core.errors import DataError, Fault, first_few
+from toolchain.core.files import is_folder
+from toolchain.recipe.walk import Folder, LeftOut, Walk
 
 MAX_CLASSES = 20_000
-MAX_PICTURES = 10_000_000
-MAX_ENTRIES = 20_000_000
-MAX_DEPTH = 6  # folders below the root: part, class, and four more
-MAX_KINDS = 40
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing")
 VALIDATION_NAMES = ("val", "valid", "validation")
 TEST_SHARE = 5
-LISTED = 1_000
-_SHOWN = 3
 
 LAYOUT = """expected layout:
     {root}/
@@ -51,30 +41,11 @@ LAYOUT = """expected layout:
         ├── <class>/
         └── <class>/"""
 
-_HIDDEN = "hidden: the name begins with a dot"
 _NO_CLASS = "pictures in no class folder"
 _EMPTY = "folders without a picture that is read"
 _BESIDE = "folders beside the parts, which are no part"
-_SPECIAL = "neither files nor folders"
-_NO_PICTURES = "files of other kinds"
-_NOWHERE = "the link leads nowhere", "remove it, or copy its target"
 
 Pairs = tuple[tuple[Path, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """What no part uses for one ``reason``: how many, and the first ``LISTED``, below the root."""
-
-    reason: str
-    fix: str
-    count: int
-    paths: tuple[str, ...]
-
-    def __str__(self) -> str:
-        more = self.count - _SHOWN
-        shown = ", ".join([*self.paths[:_SHOWN], *([f"and {more} more"] if more > 0 else [])])
-        return f"{self.count} {self.reason}: {shown}" + (f" ({self.fix})" if self.fix else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,20 +97,6 @@ class Listing:
         ]
 
 
-@dataclass(slots=True, eq=False)
-class _Folder:
-    """A folder: its own pictures, its subfolders by name, and all pictures in it in order."""
-
-    path: Path
-    own: list[Path] = field(default_factory=list)
-    folders: dict[str, _Folder] = field(default_factory=dict)
-    pictures: list[Path] = field(default_factory=list)
-
-    def of_classes(self) -> bool:
-        """Whether pictures lie in subfolders."""
-        return any(folder.pictures for folder in self.folders.values())
-
-
 Classes = dict[str, list[Path]]
 
 
@@ -170,7 +127,7 @@ def look(root: Path, *, trains: bool = True) -> Listing:
     """
     if not is_folder(root):
         raise DataError(f"{root}: no such folder of pictures", fix=LAYOUT.format(root=root))
-    walk = _Walk(root)
+    walk = Walk(root)
     tree = walk.read()
     try:
         parts = _parts(root, tree)
@@ -182,13 +139,13 @@ def look(root: Path, *, trains: bool = True) -> Listing:
     return replace(listing, faults=tuple(walk.faults))
 
 
-def _parts(root: Path, tree: _Folder) -> dict[str, _Folder]:
+def _parts(root: Path, tree: Folder) -> dict[str, Folder]:
     """Return the folders of the parts by train, test and validation; nothing without parts.
 
     A folder called train that holds pictures itself, and has no test beside it, is a class.
     Raises DataError where the names can mean both.
     """
-    named: dict[str, _Folder] = {}
+    named: dict[str, Folder] = {}
     roles = {"train": TRAIN_NAMES, "test": TEST_NAMES, "validation": VALIDATION_NAMES}
     for role, names in roles.items():
         folders = [folder for name, folder in tree.folders.items() if name.casefold() in names]
@@ -226,7 +183,7 @@ def _parts(root: Path, tree: _Folder) -> dict[str, _Folder]:
     return named
 
 
-def _of_parts(walk: _Walk, tree: _Folder, parts: Mapping[str, _Folder], trains: bool) -> Listing:
+def _of_parts(walk: Walk, tree: Folder, parts: Mapping[str, Folder], trains: bool) -> Listing:
     walk.leave_out(_NO_CLASS, tree.own)
     for folder in tree.folders.values():
         if folder not in parts.values():
@@ -256,7 +213,7 @@ def _of_parts(walk: _Walk, tree: _Folder, parts: Mapping[str, _Folder], trains: 
 
 
 def _note_strange(
-    walk: _Walk, part: Path, train: Path, files: Iterable[str], trained: Iterable[str]
+    walk: Walk, part: Path, train: Path, files: Iterable[str], trained: Iterable[str]
 ) -> None:
     strange = [repr(name) for name in sorted(set(files) - set(trained))]
     if strange:
@@ -267,7 +224,7 @@ def _note_strange(
         )
 
 
-def _split_by_hash(walk: _Walk, tree: _Folder) -> Listing:
+def _split_by_hash(walk: Walk, tree: Folder) -> Listing:
     root = walk.root
     walk.leave_out(_NO_CLASS, tree.own)
     files = _class_files(walk, tree)
@@ -294,7 +251,7 @@ def _split_by_hash(walk: _Walk, tree: _Folder) -> Listing:
     )
 
 
-def _refuse_too_deep_a_root(tree: _Folder, files: Classes) -> None:
+def _refuse_too_deep_a_root(tree: Folder, files: Classes) -> None:
     if not files:
         raise DataError(
             f"{tree.path}: expected class folders, got none", fix=LAYOUT.format(root=tree.path)
@@ -330,12 +287,12 @@ def _unbalanced(classes: tuple[str, ...], test: Pairs) -> Iterator[str]:
         )
 
 
-def _class_files(walk: _Walk, folder: _Folder) -> Classes:
+def _class_files(walk: Walk, folder: Folder) -> Classes:
     """Return each class folder's pictures, by its name in Unicode's NFC form."""
     out: Classes = {}
     below = 0
     for of_class in folder.folders.values():
-        plain = walk.class_name(of_class.path)
+        plain = _class_name(walk, of_class.path)
         if plain is None:
             continue
         if not of_class.pictures:
@@ -360,148 +317,16 @@ def _class_files(walk: _Walk, folder: _Folder) -> Classes:
     return out
 
 
-@dataclass(slots=True, eq=False)
-class _Kind:
-    """What is left out for one reason, while it is counted: as :class:`LeftOut`."""
-
-    fix: str
-    count: int = 0
-    paths: list[str] = field(default_factory=list)
-
-
-class _Walk:
-    """One reading of a folder: it notes faults, what is left out, and what was read how."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.notes: list[str] = []
-        self._resolved = resolved(root)
-        self.faults: list[Fault] = []
-        self._left: dict[str, _Kind] = {}
-        self._entries = self._pictures = 0
-
-    def read(self) -> _Folder:
-        """Return the whole tree. Raises DataError for one that is larger than the limits."""
-        return self._folder(self.root, (str(self._resolved),), 0)
-
-    def fault(self, path: Path, message: str, fix: str) -> None:
-        """Note a fault, for :attr:`Listing.faults`."""
-        self.faults.append(Fault(self.relative(path), message, fix))
-
-    def leave_out(self, reason: str, paths: Sequence[Path], fix: str = "") -> None:
-        """Note what no part uses, if there is any."""
-        if not paths:
-            return
-        if reason not in self._left and len(self._left) >= MAX_KINDS:
-            reason, fix = _NO_PICTURES, ""
-        kind = self._left.setdefault(reason, _Kind(fix))
-        kind.count += len(paths)
-        kind.paths += map(self.relative, paths[: LISTED - len(kind.paths)])
-
-    def left_out(self) -> tuple[LeftOut, ...]:
-        """Return what was left out, by reason."""
-        return tuple(
-            LeftOut(reason=reason, fix=kind.fix, count=kind.count, paths=tuple(kind.paths))
-            for reason, kind in self._left.items()
-        )
-
-    def relative(self, path: Path) -> str:
-        """Return a path below the root."""
-        return path.relative_to(self.root).as_posix()
-
-    def class_name(self, folder: Path) -> str | None:
-        """Return a class folder's name in NFC, or None where it is a fault."""
-        name = folder.name
-        try:
-            name.encode("utf-8")
-        except UnicodeEncodeError:
-            self.fault(folder, "expected a UTF-8 name", "rename the folder")
-            return None
-        if not name.isprintable() or len(name) > 200:
-            what = f"expected a class name of 1 to 200 printable characters, got {name!r:.220}"
-            self.fault(folder, what, "rename the folder")
-            return None
-        return unicodedata.normalize("NFC", name)
-
-    def _folder(self, path: Path, chain: tuple[str, ...], depth: int) -> _Folder:
-        out = _Folder(path)
-        for entry in self._listed(path):
-            place = Path(entry.path)
-            try:
-                if entry.name.startswith("."):
-                    self.leave_out(_HIDDEN, [place])
-                elif entry.is_symlink() and not self._leads_inside(place):
-                    continue
-                elif entry.is_dir():
-                    self._subfolder(out, entry, chain, depth)
-                elif entry.is_file():
-                    self._file(out, place)
-                elif entry.is_symlink():
-                    self.fault(place, *_NOWHERE)
-                else:
-                    self.leave_out(_SPECIAL, [place])
-            except OSError as err:
-                if err.errno == errno.ELOOP:
-                    self.fault(place, *_NOWHERE)
-                    continue
-                self.fault(place, f"cannot be read: {err.strerror}", "check its permissions")
-        return out
-
-    def _subfolder(
-        self, out: _Folder, entry: os.DirEntry[str], chain: tuple[str, ...], depth: int
-    ) -> None:
-        place = Path(entry.path)
-        if (what := service_folder(entry.name)) is not None:
-            self.leave_out(f"folders that a computer makes, not entered ({what})", [place])
-            return
-        here = str(resolved(place)) if entry.is_symlink() else f"{chain[-1]}/{entry.name}"
-        if here in chain:
-            self.fault(place, "folders nest too deeply: the link leads back up", "remove the link")
-        elif depth == MAX_DEPTH:
-            self.fault(place, "folders nest too deeply", "flatten the class folder")
-        else:
-            folder = self._folder(place, (*chain, here), depth + 1)
-            out.folders[entry.name] = folder
-            out.pictures += folder.pictures
-
-    def _file(self, out: _Folder, place: Path) -> None:
-        suffix = place.suffix.lower()
-        if suffix in SUFFIXES:
-            self._pictures += 1
-            if self._pictures > MAX_PICTURES:
-                raise self._too_large(f"{MAX_PICTURES} pictures")
-            out.own.append(place)
-            out.pictures.append(place)
-        elif suffix in UNREAD_SUFFIXES:
-            kind = UNREAD_SUFFIXES[suffix]
-            self.leave_out(f"pictures of a format that is not read ({kind})", [place], CONVERT)
-        else:
-            self.leave_out(f"{_NO_PICTURES} ({suffix[:20] or 'no suffix'})", [place])
-
-    def _leads_inside(self, place: Path) -> bool:
-        if resolved(place).is_relative_to(self._resolved):
-            return True
-        self.fault(place, "links out of the data folder", "copy what it links to instead")
-        return False
-
-    def _listed(self, folder: Path) -> list[os.DirEntry[str]]:
-        out = []
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    self._entries += 1
-                    if self._entries > MAX_ENTRIES:
-                        raise self._too_large(f"{MAX_ENTRIES} files and folders")
-                    out.append(entry)
-        except OSError as err:
-            if folder == self.root:
-                raise StorageError(
-                    f"{folder}: cannot be listed: {err.strerror}", fix="check its permissions"
-                ) from err
-            self.fault(folder, f"cannot be listed: {err.strerror}", "check its permissions")
-        return sorted(out, key=lambda entry: entry.name)
-
-    def _too_large(self, limit: str) -> DataError:
-        return DataError(
-            f"{self.root}: expected at most {limit}", fix="split the data into several domains"
-        )
+def _class_name(walk: Walk, folder: Path) -> str | None:
+    """Return a class folder's name in NFC, or None where it is a fault."""
+    name = folder.name
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        walk.fault(folder, "expected a UTF-8 name", "rename the folder")
+        return None
+    if not name.isprintable() or len(name) > 200:
+        what = f"expected a class name of 1 to 200 printable characters, got {name!r:.220}"
+        walk.fault(folder, what, "rename the folder")
+        return None
+    return unicodedata.normalize("NFC", name)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from toolchain import recipe
 from toolchain.core.errors import DataError
-from toolchain.recipe import Recipe, listing
+from toolchain.recipe import Recipe, listing, walk
 from toolchain.recipe.library import packaged
 from toolchain.training import data
 
@@ -146,7 +146,7 @@ def test_a_class_name_that_cannot_be_shown_is_refused(root: Path, name: str) -> 
 
 
 def test_counts_are_limited(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "MAX_PICTURES", 5)
+    monkeypatch.setattr(walk, "MAX_PICTURES", 5)
     with pytest.raises(DataError, match="at most"):
         data.load(flowers(), root=root)
 
