@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -109,7 +110,7 @@ try:
             (partial / "small").write_bytes(b"x")
             (partial / "large").write_bytes(bytes(100_000))
 except StorageError as err:
-    print(err)
+    print(err.message, err.fix)
     sys.exit(err.exit_code)
 """
 
@@ -123,8 +124,10 @@ def test_a_file_system_that_refuses_leaves_nothing(tmp_path: Path, kind: str) ->
     )
     assert (done.returncode, done.stderr) == (1, "")
     assert target in done.stdout
-    assert "bytes free" in done.stdout
     assert kind == "directory" or "100000 bytes needed" in done.stdout
+    # The disk has room: to free some would change nothing.
+    assert "ulimit -f" in done.stdout
+    assert "free" not in done.stdout
     assert names(tmp_path) == []
 
 
@@ -134,6 +137,15 @@ def test_a_full_device_is_a_storage_error() -> None:
     error = files._refused("write", Path("/tmp/x"), caught.value, needed_bytes=1)
     assert type(error) is StorageError
     assert "1 bytes needed" in error.message
+    assert "bytes free" in error.message
+    assert error.fix == "free some space or choose another disk"
+
+
+def test_a_quota_is_no_full_disk() -> None:
+    err = OSError(errno.EDQUOT, "Disk quota exceeded", "/tmp/x")
+    error = files.refused(err)
+    assert "bytes free" not in error.message
+    assert error.fix.startswith("remove files of your own there")
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:

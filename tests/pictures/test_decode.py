@@ -142,7 +142,7 @@ def test_each_orientation_is_undone_and_measured(
     Image.fromarray(COLOURS).save(tmp_path / "a", kind, exif=exif)
     image = upright_rgb(tmp_path / "a")
     assert image.size == ((24, 40) if orientation in (5, 6, 7, 8) else (40, 24))
-    assert measured(tmp_path / "a") == image.size
+    assert measured(tmp_path / "a").size == image.size
 
 
 @pytest.mark.parametrize(
@@ -193,4 +193,36 @@ def test_law_measuring_refuses_exactly_what_decoding_refuses(
         with pytest.raises(DataError):
             measured(path)
     else:
-        assert measured(path) == size
+        assert measured(path).size == size
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_further_pictures_of_a_file_are_noticed(kind: str, count: int, tmp_path: Path) -> None:
+    frames = [Image.fromarray(COLOURS[:: 1 - 2 * (at % 2)]) for at in range(count)]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    frames[0].save(tmp_path / "a", kind, save_all=True, append_images=frames[1:], **options)
+    assert measured(tmp_path / "a").several == (count > 1)
+    frames[0].save(tmp_path / "b", kind, **options)
+    # The first one is what is read.
+    first, alone = (np.asarray(upright_rgb(tmp_path / name)) for name in "ab")
+    assert np.array_equal(first, alone)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "BMP", "PPM", "MPO"])
+def test_formats_of_one_picture_hold_one(kind: str, tmp_path: Path) -> None:
+    """A camera's MPO is a JPEG with previews and further views of the same picture behind it."""
+    more = {"save_all": True, "append_images": [Image.fromarray(COLOURS)]} if kind == "MPO" else {}
+    Image.fromarray(COLOURS).save(tmp_path / "a", kind, **more)
+    assert not measured(tmp_path / "a").several
+
+
+def test_damage_behind_the_first_picture_is_no_fault(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    frames = [Image.fromarray(COLOURS), Image.fromarray(COLOURS[::-1])]
+    frames[0].save(out, "TIFF", save_all=True, append_images=frames[1:])
+    one = io.BytesIO()
+    frames[0].save(one, "TIFF")
+    for end in range(len(one.getvalue()) + 1, len(out.getvalue()), 97):
+        (tmp_path / "a").write_bytes(out.getvalue()[:end])
+        assert measured(tmp_path / "a").size == upright_rgb(tmp_path / "a").size

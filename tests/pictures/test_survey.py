@@ -52,3 +52,4 @@ def test_it_tells_how_far_it_is(tmp_path: Path) -> None:
 def test_nothing_is_nothing(tmp_path: Path) -> None:
     answer = survey([], tmp_path)
     assert (answer.whole, answer.width, answer.faults) == (0, (0, 0), ())
+    assert (answer.several, answer.such_as) == (0, ())

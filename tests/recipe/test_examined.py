@@ -51,3 +51,24 @@ def test_one_class_asks_for_the_layout(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="got 1 classes") as caught:
         examine(scan(tmp_path))
     assert caught.value.fix.startswith("expected layout:")
+
+
+def test_animations_are_counted_and_told(tmp_path: Path) -> None:
+    """Of an animation the first picture is used, and nobody has to find that out by himself."""
+    for place in ("cat", "dog"):
+        pictures(tmp_path / place, 5)
+    plain = examine(scan(tmp_path))
+    assert plain.document()["several"] == {"count": 0, "paths": ()}
+    assert not any("several pictures" in line for line in plain.lines())
+    frames = [Image.new("RGB", (4, 4), (at, 0, 0)) for at in (0, 90, 180)]
+    names = [f"cat/{kind}.{kind}" for kind in ("gif", "png", "tif", "webp")]
+    for name in names:
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    examined = examine(scan(tmp_path))
+    several = examined.document()["several"]
+    assert several["count"] == 4
+    assert sorted(several["paths"]) == names
+    (line,) = (line for line in examined.lines() if "several pictures" in line)
+    assert line.startswith(
+        "4 files hold several pictures (an animation, pages), of which the first"
+    )

@@ -32,7 +32,7 @@ from toolchain.core.errors import (
     StorageError,
     TrainingError,
 )
-from toolchain.core.files import refused
+from toolchain.core.files import refused, room_fix
 from toolchain.core.memory import out_of_memory
 from toolchain.core.signals import handled
 
@@ -197,7 +197,7 @@ def _known(err: Exception, verbs: Collection[str]) -> Exception:
     if isinstance(err, OSError) and err.errno in _NO_ROOM and err.filename is None:
         return StorageError(
             f"cannot write the output: {err.strerror}",
-            fix="make room where stdout or stderr goes, or send it elsewhere",
+            fix=room_fix(err, "make room where stdout or stderr goes, or send it elsewhere"),
         )
     # What the file system refuses is never a fault of the program, whichever call met it first.
     if isinstance(err, OSError) and err.filename is not None and err.strerror is not None:

@@ -304,9 +304,11 @@ def _refused(verb: str, path: Path, err: OSError, *, needed_bytes: int | None) -
         )
     if err.errno in _FULL:
         need = "" if needed_bytes is None else f", {needed_bytes} bytes needed"
+        # Only of a full disk do the free bytes say anything.
+        free = f", {_free_bytes(path)} bytes free" if err.errno == errno.ENOSPC else ""
         return StorageError(
-            f"cannot {verb} {path}: {reason}{need}, {_free_bytes(path)} bytes free",
-            fix="free some space or choose another disk",
+            f"cannot {verb} {path}: {reason}{need}{free}",
+            fix=room_fix(err, "free some space or choose another disk"),
         )
     if err.errno in (errno.EMFILE, errno.ENFILE):
         return StorageError(
@@ -319,6 +321,21 @@ def _refused(verb: str, path: Path, err: OSError, *, needed_bytes: int | None) -
             fix=f"make it first: mkdir -p {path.parent}",
         )
     return StorageError(f"cannot {verb} {path}: {reason}", fix="check the path and its permissions")
+
+
+def room_fix(err: OSError, fix: str) -> str:
+    """Return what helps when a file cannot be written: ``fix`` for a full disk.
+
+    Free space does not help where the system limits what one file or one user may hold.
+    """
+    if err.errno == errno.EFBIG:
+        return (
+            "raise the limit on the size of a file (ulimit -f unlimited); if there is none, choose "
+            "a disk whose file system takes larger files"
+        )
+    if err.errno == errno.EDQUOT:
+        return "remove files of your own there, ask for a larger quota, or choose another disk"
+    return fix
 
 
 def _free_bytes(path: Path) -> int | str:

@@ -18,6 +18,7 @@ import io
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -107,14 +108,25 @@ def upright_rgb(picture: Image.Image | Pixels | Path | str | bytes) -> Image.Ima
     return _rgb(picture, "the picture")
 
 
-def measured(path: Path | str) -> tuple[int, int]:
-    """Return width and height in pixels of the picture in a file, upright.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a picture file holds: width and height of its picture in pixels, upright.
+
+    ``several``: whether further pictures follow the one that is read (an animation, pages).
+    """
+
+    size: tuple[int, int]
+    several: bool
+
+
+def measured(path: Path | str) -> Measured:
+    """Return what the picture in a file is.
 
     It raises what :func:`upright_rgb` raises, and for the same files. A JPEG is decoded to an
     eighth of its sides: that reads every byte of it, in a fraction of the time.
     """
     with _opened(Path(path)) as file:
-        return _decoded(file, os.fstat(file.fileno()).st_size, str(path), _upright_size)
+        return _decoded(file, os.fstat(file.fileno()).st_size, str(path), _measured)
 
 
 def _decoded(
@@ -133,11 +145,24 @@ def _decoded(
         raise _damaged(file, size, what, err) from err
 
 
-def _upright_size(image: Image.Image, what: str) -> tuple[int, int]:
+def _measured(image: Image.Image, what: str) -> Measured:
     width, height = image.size
     image.draft(None, (1, 1))
     _rgb(image, what)
-    return (height, width) if _turn(image) in _SIDEWAYS else (width, height)
+    size = (height, width) if _turn(image) in _SIDEWAYS else (width, height)
+    return Measured(size, _is_followed(image))
+
+
+def _is_followed(image: Image.Image) -> bool:
+    # What follows in a JPEG (MPO) are previews and other views of the same picture.
+    if image.format == "MPO":
+        return False
+    try:
+        image.seek(1)
+    # It is not read, so its damage is no fault of the first one.
+    except Exception:
+        return False
+    return True
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.core.errors import DataError, Fault
-from toolchain.pictures.decode import measured
+from toolchain.pictures.decode import Measured, measured
 
 THREADS = 4
 AHEAD = 8
 FIX = "replace or remove these files"
 
-Size = tuple[int, int]
+LISTED = 100
 Tell = Callable[[int, int], None]
 
 
@@ -30,12 +30,16 @@ class Survey:
     """What a set of pictures is: how many are whole, their ranges of sides in pixels, the faults.
 
     ``width`` and ``height`` are the smallest and largest of the whole pictures, (0, 0) for none.
+    ``several`` counts the files with further pictures behind the first, which alone is read;
+    ``such_as``: paths of the first :data:`LISTED` of them.
     """
 
     whole: int
     width: tuple[int, int]
     height: tuple[int, int]
     faults: tuple[Fault, ...]
+    several: int
+    such_as: tuple[str, ...]
 
     def raise_faults(self, where: str) -> None:
         """Raise DataError with every picture that cannot be used, if there is one."""
@@ -51,18 +55,29 @@ def survey(
     A fault's path is shown below ``root`` where it lies there. ``tell`` gets the number of pictures
     that are done, and of all. Raises StorageError where too many files are open.
     """
-    whole = 0
+    whole = several = 0
     faults: list[Fault] = []
+    such_as: list[str] = []
     widths, heights = _Range(), _Range()
-    for done, (path, size) in enumerate(_sizes(paths), 1):
-        if isinstance(size, DataError):
-            faults.append(_fault(path, root, size))
+    for done, (path, picture) in enumerate(_measured(paths), 1):
+        if isinstance(picture, DataError):
+            faults.append(_fault(path, root, picture))
         else:
             whole += 1
-            widths.add(size[0])
-            heights.add(size[1])
+            widths.add(picture.size[0])
+            heights.add(picture.size[1])
+            several += picture.several
+            if picture.several and several <= LISTED:
+                such_as.append(_shown(path, root))
         tell(done, len(paths))
-    return Survey(whole, widths.both, heights.both, tuple(faults))
+    return Survey(
+        whole=whole,
+        width=widths.both,
+        height=heights.both,
+        faults=tuple(faults),
+        several=several,
+        such_as=tuple(such_as),
+    )
 
 
 class _Range:
@@ -76,25 +91,25 @@ class _Range:
         self.both = (min(low or value, value), max(high, value))
 
 
-def _sizes(paths: Sequence[Path | str]) -> Iterator[tuple[Path | str, Size | DataError]]:
+def _measured(paths: Sequence[Path | str]) -> Iterator[tuple[Path | str, Measured | DataError]]:
     threads = min(THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads, "da3-survey") as pool:
-        coming: deque[tuple[Path | str, Future[Size | DataError]]] = deque()
+        coming: deque[tuple[Path | str, Future[Measured | DataError]]] = deque()
         try:
             for path in paths:
-                coming.append((path, pool.submit(_size, path)))
+                coming.append((path, pool.submit(_one, path)))
                 if len(coming) >= AHEAD:
-                    first, size = coming.popleft()
-                    yield first, size.result()
+                    first, picture = coming.popleft()
+                    yield first, picture.result()
             while coming:
-                first, size = coming.popleft()
-                yield first, size.result()
+                first, picture = coming.popleft()
+                yield first, picture.result()
         finally:
             # Whoever stops early does not wait for pictures that nobody wants any more.
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _size(path: Path | str) -> Size | DataError:
+def _one(path: Path | str) -> Measured | DataError:
     try:
         return measured(path)
     except DataError as err:
@@ -102,6 +117,9 @@ def _size(path: Path | str) -> Size | DataError:
 
 
 def _fault(path: Path | str, root: Path, err: DataError) -> Fault:
+    return Fault(_shown(path, root), err.message.removeprefix(f"{path}: "), err.fix)
+
+
+def _shown(path: Path | str, root: Path) -> str:
     place = Path(path)
-    shown = place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)
-    return Fault(shown, err.message.removeprefix(f"{path}: "), err.fix)
+    return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)

@@ -13,6 +13,8 @@ from toolchain.core.errors import DataError, Fault
 from toolchain.pictures.survey import FIX, Survey, Tell, survey
 from toolchain.recipe.listing import LAYOUT, Listing, raise_faults
 
+_SHOWN = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Examined:
@@ -26,7 +28,16 @@ class Examined:
         (narrow, wide), (low, high) = self.survey.width, self.survey.height
         first, *rest = self.listing.lines()
         sizes = f"{narrow} to {wide} px wide, {low} to {high} px high ({self.survey.whole} decoded)"
-        return [first, sizes, *rest]
+        return [first, sizes, *self._several(), *rest]
+
+    def _several(self) -> list[str]:
+        survey = self.survey
+        if not survey.several:
+            return []
+        return [
+            f"{survey.several} files hold several pictures (an animation, pages), of which the "
+            f"first is used, such as {', '.join(survey.such_as[:_SHOWN])}"
+        ]
 
     def document(self) -> dict[str, Any]:
         """Return the same as JSON values."""
@@ -40,6 +51,7 @@ class Examined:
             "classes": listing.counts(),
             "width": self.survey.width,
             "height": self.survey.height,
+            "several": {"count": self.survey.several, "paths": self.survey.such_as},
             "notes": listing.notes,
             "left_out": listing.left_out,
         }

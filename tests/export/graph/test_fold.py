@@ -1,4 +1,4 @@
-"""BatchNorm folding: the same outputs, backbone tensors only, and only where it is right."""
+"""Folding and merging: the same outputs, and only where it is right."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.support.cases import Made, close
 from toolchain.core.errors import CaptureError
 from toolchain.device.runtime.ort.session import Session
 from toolchain.export.graph import split, store
-from toolchain.export.graph.builder import GraphBuilder, input_names
-from toolchain.export.graph.fold import fix_reshapes, fold_batchnorm
+from toolchain.export.graph.builder import GraphBuilder, input_names, value_name
+from toolchain.export.graph.fold import fix_reshapes, fold_batchnorm, merge_twins
 
 F32 = ir.DataType.FLOAT
 
@@ -154,3 +154,114 @@ def test_a_reshape_with_two_free_dimensions_is_left_alone() -> None:
     builder.typed("y", F32, ["batch", "width"])
     model = builder.model(["y"], ir_version=10, metadata={})
     assert fix_reshapes(model) == 0
+
+
+def turned(*, cuts: tuple[str, ...] = ("cut",), perm: tuple[int, ...] = (0, 2, 3, 1)) -> ir.Model:
+    """Two transpositions ``cut`` and ``twin`` of ``[N, 4, 5, 5]``, the second with ``perm``."""
+    builder = GraphBuilder("twins", opset=18)
+    builder.input("image", F32, ["batch", 4, 5, 5])
+    builder.node("Transpose", ["image"], "cut", {"perm": [0, 2, 3, 1]})
+    builder.node("Transpose", ["image"], "twin", {"perm": list(perm)})
+    builder.node("Relu", ["twin"], "both")
+    for name in ("both", "cut", "twin"):
+        builder.typed(name, F32, ["batch", None, None, None])
+    return builder.model(["both", *cuts], ir_version=10, metadata={})
+
+
+def reads(model: ir.Model, output: str) -> list[str]:
+    """Return the names that the node which gives ``output`` reads."""
+    node = next(n for n in model.graph if value_name(n.outputs[0]) == output)
+    return input_names(node)
+
+
+def test_who_reads_the_twin_of_a_cut_reads_the_cut() -> None:
+    model = turned()
+    want = run(model)
+    assert merge_twins(model) == 1
+    assert reads(model, "both") == ["cut"]
+    assert np.array_equal(run(model), want)
+    assert merge_twins(model) == 1  # the twin is still there, without a reader
+    assert reads(model, "both") == ["cut"]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        turned(cuts=()),  # both halves may have to compute it
+        turned(cuts=("cut", "twin")),  # two outputs keep their names
+        turned(perm=(0, 3, 2, 1)),  # another computation of the same input
+    ],
+    ids=["no cut", "two cuts", "other attributes"],
+)
+def test_what_is_no_twin_of_a_cut_stays(model: ir.Model) -> None:
+    before = store.to_bytes(model)
+    assert merge_twins(model) == 0
+    assert store.to_bytes(model) == before
+
+
+def reshaped(owner: str, *, second: int = 5, chain: bool = False) -> ir.Model:
+    """Two reshapes to shapes that have a name each, ``<owner>a`` and ``<owner>b``."""
+    builder = GraphBuilder("constants", opset=18)
+    builder.input("image", F32, ["batch", 4, 5, 5])
+    for name, last in (("a", 5), ("b", second)):
+        shape = ir.Tensor(np.asarray([-1, 100 // last, last], np.int64), name=f"{owner}{name}")
+        constant = builder.initializer(f"{owner}{name}", shape)
+        builder.node("Reshape", ["image", constant], f"view_{name}")
+        if chain:
+            builder.node("Relu", [f"view_{name}"], f"cut_{name}")
+    last_ = "cut" if chain else "view"
+    builder.node("Abs", [f"{last_}_b"], "both")
+    for name in ("both", f"{last_}_a"):
+        builder.typed(name, F32, ["batch", None, None])
+    return builder.model(["both", f"{last_}_a"], ir_version=10, metadata={})
+
+
+def test_small_constants_are_the_same_by_their_values() -> None:
+    """The exporter gives each shape that it writes down a name of its own."""
+    model = reshaped("shape_")
+    want = run(model)
+    assert merge_twins(model) == 1
+    assert reads(model, "both") == ["view_a"]
+    assert np.array_equal(run(model), want)
+    assert merge_twins(reshaped("shape_", second=10)) == 0
+
+
+def test_a_twin_further_on_is_found_through_the_twins_before_it() -> None:
+    model = reshaped("shape_", chain=True)
+    assert merge_twins(model) == 1
+    assert reads(model, "both") == ["cut_a"]
+    # The views before them are no outputs, so each half keeps its own.
+    assert reads(model, "cut_b") == ["view_b"]
+
+
+def test_the_backbones_tensors_are_never_compared_by_value() -> None:
+    """They are equal by chance: another backbone on the same graph has others."""
+    assert merge_twins(reshaped("backbone.")) == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    nodes=st.lists(
+        st.tuples(st.sampled_from(["Relu", "Abs", "Neg"]), st.integers(0, 9)),
+        min_size=1,
+        max_size=9,
+    ),
+    cuts=st.sets(st.integers(0, 8), max_size=4),
+)
+def test_merging_keeps_every_answer(nodes: list[tuple[str, int]], cuts: set[int]) -> None:
+    """Law: whatever is computed twice, all outputs keep their names and values."""
+    builder = GraphBuilder("law", opset=18)
+    builder.input("image", F32, ["batch", 4, 5, 5])
+    values = ["image"]
+    for at, (kind, source) in enumerate(nodes):
+        values.append(builder.node(kind, [values[source % len(values)]], f"v{at}"))
+    outputs = [f"v{at}" for at in sorted({*cuts, len(nodes) - 1}) if at < len(nodes)]
+    for name in outputs:
+        builder.typed(name, F32, ["batch", 4, 5, 5])
+    model = builder.model(outputs, ir_version=10, metadata={})
+    image = np.random.default_rng(0).normal(size=(2, 4, 5, 5)).astype(np.float32)
+    want = Session(store.to_bytes(model), exact=True).run({"image": image})
+    merge_twins(model)
+    got = Session(store.to_bytes(model), exact=True).run({"image": image})
+    assert list(got) == list(want)
+    assert all(np.array_equal(got[name], want[name]) for name in want)

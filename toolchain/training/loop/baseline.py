@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.core.errors import StorageError
+from toolchain.core.files import room_fix
 from toolchain.pictures.preprocess import Preprocessing
 from toolchain.training.adapt.attached import HEAD, MOMENTUM, AttachedModel
 from toolchain.training.adapt.loss import class_loss
@@ -221,7 +222,7 @@ def _stored(
                 raise StorageError(
                     f"cannot keep the features of the pictures: {err.strerror}, after "
                     f"{sum(map(len, all_labels))} of them, {data.nbytes // len(labels)} bytes each",
-                    fix="free some space where the checkpoint goes",
+                    fix=room_fix(err, "free some space where the checkpoint goes"),
                 ) from err
             all_labels.append(labels)
         yield _Stored(file, torch.cat(all_labels), sizes.rows)

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 
 from toolchain.core import errors
 from toolchain.core.errors import BundleError, Da3Error, SelftestError, StorageError
+from toolchain.core.files import room_fix
 from toolchain.device.runtime.backbone_session import Computed
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _private_folder() -> tempfile.TemporaryDirectory[str]:
     except OSError as err:
         raise StorageError(
             f"cannot make a folder in {tempfile.gettempdir()}: {err.strerror}",
-            fix="free some space there, or name another folder in TMPDIR",
+            fix=room_fix(err, "free some space there, or name another folder in TMPDIR"),
         ) from err
 
 

@@ -19,6 +19,7 @@ from toolchain.bundle import BackboneArtefact
 from toolchain.bundle.graphs import WEIGHTS_NAME
 from toolchain.bundle.release import PatchFile
 from toolchain.core.errors import StorageError
+from toolchain.core.files import room_fix
 
 
 @contextmanager
@@ -55,5 +56,5 @@ def _refused(err: OSError, needed_bytes: int) -> StorageError:
     return StorageError(
         f"cannot write the patched weights ({needed_bytes} bytes) into {tempfile.gettempdir()}: "
         f"{err.strerror}",
-        fix="free some space there, or name another folder in TMPDIR",
+        fix=room_fix(err, "free some space there, or name another folder in TMPDIR"),
     )
