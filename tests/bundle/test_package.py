@@ -13,6 +13,7 @@ from safetensors.numpy import save
 
 from tests.support.samples import MANIFEST, PAYLOADS
 from toolchain.bundle import Payload, created_now, open_bundle, pack, unpack, verify
+from toolchain.bundle.manifest import SCHEMA
 from toolchain.core.errors import (
     BundleError,
     ExistsError,
@@ -163,5 +164,18 @@ def test_every_released_version_is_read_for_ever(path: Path, tmp_path: Path) -> 
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
-def test_there_is_a_released_version() -> None:
-    assert list(RELEASED.glob("1/*.da3b"))
+def test_there_is_a_bundle_of_every_schema() -> None:
+    newest = int(SCHEMA.rpartition("/")[2])
+    folders = {path.parent.name for path in RELEASED.glob("*/*.da3b")}
+    assert folders == {str(number) for number in range(1, newest + 1)}
+
+
+def test_the_bundles_of_schema_2_have_what_it_brought() -> None:
+    """A drawn self-test, what a precision costs, a patch: else nothing would hold these."""
+    sample, patched = (
+        open_bundle(RELEASED / "2" / f"{name}.da3b").manifest for name in ("sample", "patched")
+    )
+    assert (sample.selftest.pictures, patched.selftest.pictures) == ("drawn", "test")
+    assert [plan.precision for plan in sample.plans] == ["fp16"]
+    assert sample.patch is None
+    assert patched.patch is not None

@@ -29,6 +29,7 @@ from toolchain.device import Runner
 from toolchain.device.runtime.answers import probabilities
 from toolchain.pictures import preprocess
 
+RELEASED = Path(__file__).parents[2] / "bundles"
 LAWS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
@@ -250,3 +251,25 @@ def test_domains_are_a_snapshot(runner: Runner, fleet: Fleet) -> None:
     assert domain.slots_bytes > 0
     assert set(domain.seconds) == {"verify", "trial", "session", "selftest"}
     assert "selftest" not in runner.load(fleet["digits"].bundle, name="b", selftest=False).seconds
+
+
+# -- what earlier versions wrote -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(RELEASED.glob("*/*.da3b")) if [*path.parent.glob("backbone-*")]],
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
+def test_every_released_bundle_runs_for_ever(path: Path, tmp_path: Path) -> None:
+    """Law: it is verified, tried, self-tested and installed on the backbone of its time."""
+    (backbone,) = path.parent.glob("backbone-*")
+    with Runner(backbone, sessions=2) as runner:
+        domain = runner.load(path)
+        assert {"verify", "session", "selftest"} <= set(domain.seconds)
+        answer = runner.infer(tensor(2), domain.name)
+        assert answer.logits.shape == (2, len(domain.classes))
+        runner.install(path, tmp_path / "installed")
+        runner.replace(tmp_path / "installed", name=domain.name)
+        again = runner.infer(tensor(2), domain.name)
+        assert same(again.logits, answer.logits)
