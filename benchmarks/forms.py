@@ -74,7 +74,7 @@ class FormBench(AbstractContextManager["FormBench"]):
         return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
     def state(self, name: str) -> dict[str, npt.NDArray[Any]]:
-        """Return the slots with all gates open, all closed, or every second one closed."""
+        """Return the slots by name with all gates open, all closed, or every second one closed."""
         return {
             **self.slots,
             **{

@@ -40,7 +40,10 @@ def normalise(pictures: Pictures) -> tuple[Tensor, Tensor]:
 
 
 def batches(seed: int, pictures: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield freshly drawn batches, ``pictures`` pictures in all."""
+    """Yield freshly drawn batches, ``pictures`` pictures in all.
+
+    Each is float32 ``[BATCH, 3, 32, 32]`` with int64 labels ``[BATCH, 3]``.
+    """
     rng = np.random.default_rng(seed)
     for _ in range(pictures // DRAWN_AT_ONCE):
         images, labels = normalise(draw(rng, DRAWN_AT_ONCE))

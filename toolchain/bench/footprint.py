@@ -150,8 +150,8 @@ def fits(setup: FootprintSetup, budget: int, notify: Notify = lambda _: None) ->
     """Return what fits into ``budget`` bytes beside the frozen weights, best first.
 
     It counts and runs no training. Every method of the setup is tried, da3 first and the head alone
-    last; ``notify`` hears of each. Raises MemoryBudgetError when nothing fits, and as
-    :func:`measure`.
+    last; ``notify`` hears of each. Raises UsageError for a setup that cannot be measured, as
+    :func:`measure`, and MemoryBudgetError when nothing fits.
     """
     _check(setup)
     methods = {row.method for row in rows_of(setup.methods)}
@@ -274,7 +274,7 @@ class MethodBench:
         return {name: decision.to(self.device) for name, decision in decisions.items()}
 
     def loss(self, model: AttachedModel) -> Tensor:
-        """Run the forward of a training step."""
+        """Run the forward of a training step; return its loss, a scalar."""
         trace = model.trace(self.images, maps=False)
         assert trace.logits is not None
         share = model.executed_share(trace).to(self.device)

@@ -107,7 +107,7 @@ def in_child(request: Mapping[str, Any], *, notify: Notify) -> dict[str, list[in
 
 
 def resident_bytes(path: Path = STATM) -> int:
-    """Return this process's resident memory. Raises RunError where /proc does not tell."""
+    """Return this process's resident memory in bytes. Raises RunError where /proc does not tell."""
     try:
         return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError, ValueError) as err:
@@ -118,7 +118,10 @@ def resident_bytes(path: Path = STATM) -> int:
 
 
 def private_bytes(path: Path = ROLLUP) -> int:
-    """Return what this process alone has resident (private clean and dirty pages)."""
+    """Return the bytes that this process alone has resident (private clean and dirty pages).
+
+    Raises RunError where /proc does not tell.
+    """
     try:
         lines = path.read_text().splitlines()
         return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))

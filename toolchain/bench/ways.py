@@ -68,7 +68,7 @@ class Ways(AbstractContextManager["Ways"]):
         return (*OURS, *(kind for kind in OTHERS if others[kind.partition(",")[0]]))
 
     def image(self) -> Floats:
-        """Return one picture of normal noise as the first domain's tensor."""
+        """Return one picture of normal noise for the first domain, float32 ``[1, 3, S, S]``."""
         side = self.materials.open().manifest.preprocess.size
         return np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
 

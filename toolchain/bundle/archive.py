@@ -82,7 +82,7 @@ class Archive:
                 _fail(f"the blob {name}: expected bytes with that digest, got {digest}")
 
     def manifest(self) -> bytes:
-        """Return the manifest's bytes, its size and digest checked."""
+        """Return the manifest's bytes; raises BundleError for another size or digest."""
         data = self.blobs[self.manifest_digest]
         if (digest := sha256(data)) != self.manifest_digest:
             _fail(

@@ -96,7 +96,7 @@ class Golden:
         }
 
     def take(self, rows: npt.NDArray[Any] | Sequence[int] | slice) -> Golden:
-        """Return some of the cases."""
+        """Return some of the cases; ``rows``: int ``[n]`` in any order, bool ``[K]``, a slice."""
         arrays = {name: getattr(self, name)[rows] for name in _PER_CASE}
         return replace(self, **arrays, picture=self._shown()[rows])
 

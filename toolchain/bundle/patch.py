@@ -65,8 +65,8 @@ def make_patch(base: bytes, changed: bytes) -> Patched | None:
     A tensor can become a mask if each of its elements is the base's or zero. It can become factors
     if it is the base's times one factor per output channel. What made it so does not matter. With
     factors the returned ``weights`` are not ``changed`` to the last bit; check the returned ones.
-    Raises GraphError for files with other tensors, or a difference that is not one of float32;
-    UsageError for a patch that no bundle can hold.
+    Raises BundleError for bytes that are no safetensors, GraphError for files with other tensors,
+    or a difference that is not one of float32; UsageError for a patch that no bundle can hold.
     """
     old, new = _by_name(base, "base weights"), _by_name(changed, "changed weights")
     if {n: _kind(p) for n, p in old.items()} != {n: _kind(p) for n, p in new.items()}:

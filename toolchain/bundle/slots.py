@@ -79,7 +79,7 @@ def slot_arrays(data: bytes | memoryview) -> dict[str, npt.NDArray[Any]]:
 
 
 def view(place: Place) -> npt.NDArray[Any]:
-    """Return a tensor of a safetensors file, of a dtype of the format's list, without a copy.
+    """Return a tensor of a safetensors file without a copy: read-only, shape and dtype as written.
 
     Raises BundleError for bfloat16, which numpy does not have.
     """

@@ -65,7 +65,7 @@ class BackgroundDigests:
 
 
 def tensor_digest(array: npt.NDArray[Any]) -> str:
-    """Digest of one array's elements as little-endian C-order bytes.
+    """Digest of the elements of an array of any shape, as little-endian C-order bytes.
 
     Shape and dtype are not part of it: compare those as well, as :func:`weights_digest` does.
     Raises WeightsError for arrays that do not hold plain numbers.
@@ -93,7 +93,10 @@ def weights_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
 
 
 def short(digest: str) -> str:
-    """Return the first 12 hex digits of ``digest``, for names and messages; never compare by it."""
+    """Return the first 12 hex digits of ``digest``, for names and messages; never compare by it.
+
+    Raises Da3Error for what is no digest ``sha256:<64 hex>``.
+    """
     if not _DIGEST.fullmatch(digest):
         raise Da3Error(
             f"expected a digest 'sha256:<64 hex>', got {digest!r}",

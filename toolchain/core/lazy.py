@@ -14,7 +14,8 @@ def lazily(package: str, homes: Mapping[str, Iterable[str]]) -> Callable[[str], 
     """Return a module's ``__getattr__``: it imports a name's home file when the name is used.
 
     ``package`` is the ``__name__`` of the package that offers the names; ``homes`` maps a file
-    inside it, such as ``loop.training``, to the names that the file defines.
+    inside it, such as ``loop.training``, to the names that the file defines. For any other name the
+    function raises AttributeError, as Python asks for.
     """
     home_of = {name: home for home, names in homes.items() for name in names}
 

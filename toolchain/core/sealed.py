@@ -120,7 +120,10 @@ class SealedKind(Generic[ManifestT]):
 
     @contextmanager
     def reading(self, path: Path) -> Iterator[None]:
-        """Name the folder ``path`` in what the block raises, and what to do about it."""
+        """Name the folder ``path`` in what the block raises, and what to do about it.
+
+        A BundleError stays one. An OSError becomes a StorageError.
+        """
         try:
             yield
         except BundleError as err:

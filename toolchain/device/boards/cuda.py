@@ -147,7 +147,10 @@ class CudaDevice:
             self._driver.call("closing the device", "cuDevicePrimaryCtxRelease", self._device)
 
     def allocate(self, nbytes: int) -> int:
-        """Return device memory of ``nbytes``. Raises DeviceMemoryError, which says what is free."""
+        """Return the address of ``nbytes`` of device memory.
+
+        Raises DeviceMemoryError, which says what is free, and DeviceError.
+        """
         pointer = ctypes.c_uint64()
         code = self._try("cuMemAlloc_v2", ctypes.byref(pointer), _length(nbytes))
         if code == OUT_OF_MEMORY:
@@ -165,7 +168,10 @@ class CudaDevice:
         self._call("freeing device memory", "cuMemFree_v2", pointer)
 
     def pinned(self, nbytes: int) -> Bytes:
-        """Return page-locked host memory, uint8 (nbytes,). Raises DeviceMemoryError."""
+        """Return page-locked host memory, uint8 ``[nbytes]``.
+
+        Raises DeviceMemoryError where no more can be locked, and DeviceError.
+        """
         address = ctypes.c_void_p()
         size = _length(nbytes)
         # Portable (1): usable from every context, as the driver API has it.
@@ -194,23 +200,32 @@ class CudaDevice:
         self._call("freeing page-locked memory", "cuMemFreeHost", address)
 
     def stream(self) -> int:
-        """Return a new stream; work on the default stream does not wait for it (flag 1)."""
+        """Return a new stream; work on the default stream does not wait for it (flag 1).
+
+        Raises DeviceError.
+        """
         stream = ctypes.c_void_p()
         self._call("making a stream", "cuStreamCreate", ctypes.byref(stream), 1)
         assert stream.value is not None  # zero is the default stream's own handle
         return stream.value
 
     def close_stream(self, stream: int) -> None:
-        """Destroy an idle stream."""
+        """Destroy an idle stream. Raises DeviceError."""
         self._call("closing a stream", "cuStreamDestroy_v2", stream)
 
     def upload(self, target: int, source: npt.NDArray[Any], stream: int) -> None:
-        """Queue a copy of ``source`` to device memory. Raises DeviceError unless contiguous."""
+        """Queue a copy of all bytes of ``source`` to the address ``target`` on the device.
+
+        Raises DeviceError unless ``source`` is contiguous.
+        """
         host = _address(source)
         self._call("copying to", "cuMemcpyHtoDAsync_v2", target, host, source.nbytes, stream)
 
     def download(self, target: npt.NDArray[Any], source: int, stream: int) -> None:
-        """Queue a copy of device memory to ``target``. Raises DeviceError unless contiguous."""
+        """Fill ``target`` from the address ``source`` on the device, once the stream gets there.
+
+        Raises DeviceError unless ``target`` is contiguous.
+        """
         address = _address(target)
         self._call("copying from", "cuMemcpyDtoHAsync_v2", address, source, target.nbytes, stream)
 
@@ -227,7 +242,7 @@ class CudaDevice:
         return True
 
     def memory(self) -> tuple[int, int]:
-        """Return free and total device memory in bytes."""
+        """Return free and total device memory in bytes. Raises DeviceError."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         self._call("asking", "cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value

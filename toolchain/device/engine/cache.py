@@ -237,7 +237,8 @@ def refuse_kit(path: Path) -> None:
 def mark(path: Path, gates: str, figures: Notes) -> EngineManifest:
     """Write down whether closed gates skip, and what was measured; returns the new manifest.
 
-    The plans stay as they are. Raises BundleError for a verdict that there is not.
+    The plans stay as they are. Raises DataError for a folder that is no engine, BundleError for a
+    damaged one or a verdict that there is not, StorageError.
     """
     changed = replace(_manifest(path), gates=gates, figures=figures)
     text = changed.to_json()

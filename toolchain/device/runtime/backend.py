@@ -36,7 +36,11 @@ class Answer:
 
 
 def answer(values: Mapping[str, Floats], gates: Sequence[str] = ()) -> Answer:
-    """Sort a model's outputs into an :class:`Answer`; ``gates`` names separate gate outputs."""
+    """Sort a model's outputs by name into an :class:`Answer`.
+
+    ``gates``: the names of outputs that hold one gate's logits each, ``[N, 1]``. A model that has
+    all gates in one output calls that ``gates``.
+    """
     logits = values["logits"]
     none = np.zeros((len(logits), 0), np.float32)
     together = np.concatenate([values[g] for g in gates], axis=1) if gates else none

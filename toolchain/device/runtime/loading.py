@@ -153,7 +153,7 @@ class SessionUnderTest:
         self._bound: BoundRelease | None = None
 
     def run(self, images: Floats, slots: Slots) -> Answer:
-        """Answer with the given tensors in place of the release's own."""
+        """Answer ``images``, ``[N, C, H, W]``, with ``slots`` in place of the release's own."""
         if self._bound is None or slots is not self._slots:
             # Let go before others are bound: a device need not have room for two.
             self._bound = None

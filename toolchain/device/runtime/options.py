@@ -17,7 +17,7 @@ ENGINE = "engine"
 
 
 def checked_name(name: str) -> str:
-    """Return ``name`` if a domain may be called so."""
+    """Return ``name`` if a domain may be called so; raises UsageError otherwise."""
     if not LOADED.accepts(name):
         raise UsageError(
             f"expected a domain's name, got {name!r:.80}", fix=f"use {LOADED.expected}"
@@ -26,7 +26,7 @@ def checked_name(name: str) -> str:
 
 
 def require_session(path: Path, provider: str | None) -> None:
-    """Refuse to run a backbone as if it were an engine."""
+    """Raise UsageError for a backbone that is to run as if it were an engine."""
     if provider == ENGINE:
         raise UsageError(
             f"provider: expected cpu, cuda or tensorrt for the backbone {path}, got {provider!r}",
@@ -35,7 +35,7 @@ def require_session(path: Path, provider: str | None) -> None:
 
 
 def require_engines_own(provider: str | None, **options: object) -> None:
-    """Refuse options that the build of the engine decided, unless they have their default."""
+    """Raise UsageError for options that the engine's build decided, unless they are the default."""
     decided = {"flavour": "swap", "form": "if", "sessions": 1}
     faults = [
         f"{name}: expected what the engine was built as, got {value!r}"
@@ -51,7 +51,7 @@ def require_engines_own(provider: str | None, **options: object) -> None:
 
 
 def require_one_of(known: Sequence[str], **options: str) -> None:
-    """Refuse arguments that are not among ``known``."""
+    """Raise UsageError for arguments that are not among ``known``."""
     for name, value in options.items():
         if value not in known:
             raise UsageError(
@@ -61,7 +61,7 @@ def require_one_of(known: Sequence[str], **options: str) -> None:
 
 
 def require_positive(**limits: int) -> None:
-    """Refuse arguments that are no whole number from 1; a bool is none."""
+    """Raise UsageError for arguments that are no whole number from 1; a bool is none."""
     for name, value in limits.items():
         if type(value) is not int or value < 1:
             raise UsageError(

@@ -198,7 +198,8 @@ class Runner:
 
         Raises LoadedError if the name is taken; SessionLimitError if its graph needs a further
         session; BundleError, BackboneMismatchError, StorageError and SelftestError if it cannot be
-        trusted. Nothing has changed then.
+        trusted; UsageError for a name that no domain can have; ClosedError. Nothing has changed
+        then.
         """
         with memory_named(f"loading {source}"):
             return self._load(source, name, selftest=selftest, replacing=False)
@@ -215,7 +216,7 @@ class Runner:
             return self._load(source, name, selftest=selftest, replacing=True)
 
     def unload(self, name: str) -> None:
-        """Let no further request reach the domain. Raises UnknownNameError."""
+        """Let no further request reach the domain. Raises UnknownNameError, ClosedError."""
         with self._publishing:
             self._require_open()
             if name not in self._table:
@@ -249,9 +250,9 @@ class Runner:
         return {name: loaded.domain for name, loaded in self._table.items()}
 
     def cost(self, name: str) -> Cost:
-        """Return what the session took that the domain ``name`` runs on. Raises UnknownNameError.
+        """Return what the session took that the domain ``name`` runs on.
 
-        Domains that share it share the cost.
+        Domains that share it share the cost. Raises UnknownNameError, ClosedError.
         """
         return self._get(name).session.cost
 
@@ -285,8 +286,8 @@ class Runner:
         """Answer one picture; what it may be says :func:`toolchain.pictures.request.one`.
 
         ``domain`` may be left out while exactly one is loaded. Raises DataError for a picture that
-        cannot be used, UnknownNameError for a domain that is not loaded, TimeLimitError when the
-        model takes longer than ``time_limit_s``, ClosedError.
+        cannot be used, UsageError where a domain must be named, UnknownNameError for one that is
+        not loaded, TimeLimitError when the model takes longer than ``time_limit_s``, ClosedError.
         """
         loaded = self._get(domain)
         tensor = request.one(loaded.info.preprocess, image)
@@ -313,7 +314,10 @@ class Runner:
         return loaded.run(checked, time_limit_s)
 
     def prepare(self, images: Sequence[Picture] | Array, domain: str | None = None) -> Floats:
-        """Return pictures as the tensor that :meth:`infer` takes, preprocessed as the domain's."""
+        """Return pictures as :meth:`infer` takes them, float32 ``[N, 3, size, size]``.
+
+        Raises as :meth:`run_batch` does before the model runs.
+        """
         return request.many(self._get(domain).info.preprocess, images, self._max_batch)
 
     def stream(

@@ -152,10 +152,11 @@ def run_cases(
     preprocess: Preprocessing,
     batch: int,
 ) -> Answer:
-    """Answer every case in batches of ``batch``.
+    """Answer every case in batches of ``batch``; one row each, in the order of ``golden``.
 
     Cases with one shift run together, as a shift changes the slots. A short batch of natural cases
-    is filled by repeating them, so that the batch size is really run; forced ones stay few.
+    is filled by repeating them, so that the batch size is really run; forced ones stay few. The
+    taps are probed as the golden ones are. Raises SelftestError for another number of classes.
     """
     logits = np.empty_like(golden.logits)
     gates: npt.NDArray[np.float32] | None = None

@@ -75,9 +75,9 @@ class Repository:
     def load(self, name: str, parameters: Mapping[str, Any]) -> Domain:
         """Load ``<folder>/<name>.da3b``, or replace the domain of that name by it.
 
-        Raises UsageError for a name that no domain may have, without a folder, and for parameters
-        (they would override what was verified); UnknownNameError if there is no such bundle; what
-        the runner raises.
+        Raises DataError for parameters (they would override what was verified), UsageError for a
+        name that no domain may have and without a folder, UnknownNameError if there is no such
+        bundle, LoadedError if somebody else loads or unloads it meanwhile; what the runner raises.
         """
         if parameters:
             raise DataError(f"expected no parameters of load, got {', '.join(parameters)[:200]}")

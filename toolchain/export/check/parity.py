@@ -109,7 +109,9 @@ def compare(
 ) -> ParityReport:
     """Run every candidate over the cases at its batch sizes and compare.
 
-    ``threads`` comparisons run at once, by default one per core; their order is kept.
+    ``slots``: the domain's tensors by name. ``threads`` comparisons run at once, by default one per
+    core; their order is kept. The report says what differs by more than ``tolerance``, a part of
+    the logits' range. Raises ParityError where there is nothing to compare.
     """
     if not candidates or not len(golden):
         raise ParityError(

@@ -196,6 +196,8 @@ def rounded_weight(
 ) -> npt.NDArray[np.float32]:
     """Return ``weight`` in whole steps of its channels' ``scales``, its errors made to cancel.
 
+    ``weight``: float32 of any rank, the output channels at ``axis``; ``scales``: one per channel.
+
     Rounded to the nearest step, the errors of a kernel add up to a shift of its output wherever the
     input has a mean, as it has after every ReLU; a depthwise kernel has few weights to average
     over. So a few weights, those nearest to the middle between two steps, are rounded the other

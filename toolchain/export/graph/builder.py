@@ -48,7 +48,10 @@ class GraphBuilder:
         )
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> str:
-        """Add a run-time input; string dimensions are symbolic."""
+        """Add a run-time input and return its name; string dimensions are symbolic.
+
+        Raises LinkError for a name that is taken, as whatever else defines a name here.
+        """
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
         self.inputs.append(self._define(value))
         return name
@@ -77,7 +80,10 @@ class GraphBuilder:
         output: str,
         attributes: Mapping[str, Any] | None = None,
     ) -> str:
-        """Add a node of the default domain with one output; it is named after the output."""
+        """Add a node of the default domain with one output, and return that; it names the node.
+
+        Raises LinkError also for an input that nothing before it computes.
+        """
         result = self._define(ir.Value(name=output))
         attrs = [ir.convenience.convert_attribute(k, v) for k, v in (attributes or {}).items()]
         values = [self.value(name) if name else None for name in inputs]
@@ -85,7 +91,10 @@ class GraphBuilder:
         return output
 
     def copy(self, node: ir.Node, rename: Mapping[str, str] | None = None) -> None:
-        """Add a copy of ``node``; ``rename`` maps names of the source to names in this graph."""
+        """Add a copy of ``node``; ``rename`` maps names of the source to names in this graph.
+
+        Raises LinkError as :meth:`node`.
+        """
         names = rename or {}
         values = [
             None if v is None else self.value(names.get(value_name(v), value_name(v)))

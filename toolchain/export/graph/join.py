@@ -53,7 +53,7 @@ def _upsampled(builder: GraphBuilder, cut: Cut, coarse: tuple[int, int], result:
 
 
 def coarse_grid(halves: Halves, cut: Cut) -> tuple[int, int]:
-    """Return the height and width of the adaptor's grid."""
+    """Return the height and width of the adaptor's grid; raises LinkError where one is open."""
     value = next(v for v in halves.domain.graph.outputs if v.name == cut.correction)
     height, width = (None, None) if value.shape is None else value.shape[2:4]
     if not isinstance(height, int) or not isinstance(width, int):

@@ -151,7 +151,10 @@ def quiet() -> Iterator[None]:
 
 
 def noise(model: AttachedModel, count: int = 2) -> Floats:
-    """Return fixed pictures of noise: two are enough for every node without control flow."""
+    """Return fixed pictures of normal noise, float32 ``[count, C, H, W]``.
+
+    Two are enough to look at every node of a graph without control flow.
+    """
     shape = (count, *model.anatomy.input_shape)
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 

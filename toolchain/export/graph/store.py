@@ -39,7 +39,9 @@ class PackedTensors:
 
 
 def pack_tensors(tensors: Mapping[str, np.ndarray[Any, Any]], file: str) -> PackedTensors:
-    """Serialise ``tensors``; law: the same tensors give the same bytes in any order.
+    """Serialise ``tensors`` for ``file``, their name beside the graph.
+
+    Law: the same tensors give the same bytes in any order.
 
     Turned views (a transposed constant) are laid out first: safetensors writes memory as it lies.
     """

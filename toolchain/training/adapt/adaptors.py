@@ -45,7 +45,7 @@ def channels_first(x: Tensor, layout: Layout) -> Tensor:
 
 
 def channels_back(x: Tensor, layout: Layout) -> Tensor:
-    """Undo :func:`channels_first`."""
+    """View ``[N, C, H, W]`` in the block's own layout: undo :func:`channels_first`."""
     if layout == "NHWC":
         return x.permute(0, 2, 3, 1)
     if layout == "NLC":
@@ -139,7 +139,7 @@ class Adaptor(nn.Module):
             nn.init.zeros_(self.expand.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Map the pooled map to the additive correction at the coarse resolution."""
+        """Map the pooled map ``[N, C, h, w]`` to the additive correction ``[N, C', h, w]``."""
         return self.expand(F.relu(self.norm(self.reduce(pooled))))  # type: ignore[no-any-return]
 
 
@@ -161,7 +161,7 @@ class AttentionAdaptor(Adaptor):
         return gcd(pool.in_channels, pool.out_channels)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Map the pooled map to the attended correction at the coarse resolution."""
+        """Map the pooled map ``[N, C, h, w]`` to the attended correction ``[N, C', h, w]``."""
         scores: Tensor = self.attend(pooled.mean((2, 3), keepdim=True))
         if self.function == "softmax":
             # Times the channels, so that the mean weight is 1 and not 1 / C.
@@ -249,8 +249,10 @@ class BlockDomain(nn.Module):
     def join(self, x: Tensor, y: Tensor, correction: Tensor, opened: Tensor | None) -> Tensor:
         """Combine a block's input, output, correction and decision into its adapted output.
 
-        This is the exported form. ``where`` picks, so that a closed gate hides even an infinite
-        block output. A decision has no gradient here; training joins rows instead (``rows``).
+        ``x``, ``y`` and the result: maps in the block's layout; ``correction``: ``[N, C, h, w]``;
+        ``opened``: decisions ``[N, 1]``, None without a gate. This is the exported form. ``where``
+        picks, so that a closed gate hides even an infinite block output. A decision has no gradient
+        here; training joins rows instead (``rows``).
         """
         if opened is not None:
             y = torch.where(opened.reshape((-1,) + (1,) * (x.dim() - 1)) > 0, y, x)

@@ -142,7 +142,11 @@ class AttachedModel(nn.Module):
         return logits
 
     def trace(self, x: Tensor, *, maps: bool = True) -> Trace:
-        """Run once and return the tensors at every cut point; without ``maps`` the small ones."""
+        """Run ``x`` ``[N, C, H, W]`` once and return the tensors at every cut point.
+
+        Without ``maps``, and in training, the blocks' maps are left out. Raises AttachError where
+        the backbone runs already, or a trained kernel was not run.
+        """
         if any(module.training for module in self.backbone.modules()):
             self.backbone.eval()  # someone switched a part of it: its statistics would move
         trace = Trace()
@@ -170,7 +174,7 @@ class AttachedModel(nn.Module):
         return trace
 
     def laid_out(self, x: Tensor) -> Tensor:
-        """Return pictures in the layout that lean layers run fastest in."""
+        """Return pictures ``[N, C, H, W]`` in the memory format that lean layers run fastest in."""
         able = self.anatomy.channels_last and x.dim() == 4
         last = able and x.device.type == _LAST_IS_FASTER
         return x.contiguous(memory_format=torch.channels_last) if last else x
@@ -421,7 +425,7 @@ def _checked(values: Mapping[str, Any]) -> AdaptorOptions:
 
 
 def backbone_state(backbone: nn.Module, head: str | None) -> dict[str, Tensor]:
-    """Return the tensors that identify a backbone.
+    """Return by name the tensors that identify a backbone; ``head``: the module of its classifier.
 
     It leaves out the classifier, which a domain's head replaces, and BatchNorm's batch counters,
     which evaluation never reads.

@@ -43,7 +43,8 @@ def batch_statistics(backbone: nn.Module, momentum: float | None) -> Iterator[No
 
     ``momentum``: by how much running statistics move to the batch's, whatever the layers say. A net
     that was trained for weeks may say 0.01, and would not follow a domain within a few hundred
-    steps. None leaves the layers in evaluation.
+    steps. None leaves the layers in evaluation. Raises AttachError for maps with one value per
+    channel, which have no variance.
     """
     kind = nn.modules.batchnorm._BatchNorm
     norms = [] if momentum is None else [m for m in backbone.modules() if isinstance(m, kind)]
@@ -68,7 +69,7 @@ def batch_statistics(backbone: nn.Module, momentum: float | None) -> Iterator[No
 
 @contextmanager
 def alone(backbone: nn.Module) -> Iterator[None]:
-    """Refuse a second forward on one backbone object while one runs: hooks would mix."""
+    """Raise AttachError for a second forward on one backbone while one runs: hooks would mix."""
     ticket = object()
     if vars(backbone).setdefault(_BUSY, ticket) is not ticket:  # atomic: one step for all threads
         raise AttachError(
@@ -103,6 +104,7 @@ def refuse_ungraded(block: nn.Module, _: object) -> None:
     """Refuse a block that runs without gradients while the forward around it has them.
 
     Reentrant checkpointing does so. It recomputes without the domain, which then would not learn.
+    Raises AttachError.
     """
     if not torch.is_grad_enabled():
         raise AttachError(
@@ -113,7 +115,7 @@ def refuse_ungraded(block: nn.Module, _: object) -> None:
 
 
 def refuse_shared(backbone: nn.Module, overrides: Mapping[str, object]) -> None:
-    """Refuse to replace a tensor that two modules share, or that no module holds as such."""
+    """Raise AttachError for an override of a tensor that two modules share, or that none holds."""
     # The same tensor object under two names is tied: a replacement under one would untie it.
     owners: dict[int, list[str]] = {}
     for prefix, module in backbone.named_modules():
@@ -130,7 +132,7 @@ def refuse_shared(backbone: nn.Module, overrides: Mapping[str, object]) -> None:
 
 
 def refuse_unmet(overrides: Overrides, backbone: nn.Module, mode: LeanMode) -> None:
-    """Refuse partly trained kernels that no convolution ran with: they would not learn."""
+    """Raise AttachError for partly trained kernels that no convolution ran with: none learns."""
     unmet = [
         name
         for name, override in overrides.items()
@@ -144,7 +146,7 @@ def refuse_unmet(overrides: Overrides, backbone: nn.Module, mode: LeanMode) -> N
 
 
 def refuse_compiled(backbone: nn.Module) -> None:
-    """Refuse modules whose inside no hook reaches, and weights that are no plain tensors."""
+    """Raise AttachError for modules that no hook reaches into, and weights that are not plain."""
     for name, module in backbone.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise AttachError(
@@ -165,7 +167,7 @@ def refuse_compiled(backbone: nn.Module) -> None:
 
 
 def refuse_weights(backbone: nn.Module) -> None:
-    """Refuse tensors that no exported graph can hold; a buffer may be infinite, as masks are."""
+    """Raise AttachError for tensors that no graph holds; a buffer may be infinite, as masks are."""
     weights = dict(backbone.named_parameters())
     for name, tensor in {**weights, **dict(backbone.named_buffers())}.items():
         if not tensor.is_floating_point() or nn.parameter.is_lazy(tensor):

@@ -35,7 +35,7 @@ class Override(nn.Module):
         self.elements = base.numel()
 
     def forward(self, base: Tensor) -> Tensor:
-        """Return the tensor that takes the place of ``base``."""
+        """Return the tensor of the shape of ``base`` that takes its place."""
         raise NotImplementedError
 
     def deployed_bytes(self) -> int:

@@ -51,7 +51,7 @@ class Rows:
         return cls(is_open.nonzero().reshape(-1), (~is_open).nonzero().reshape(-1))
 
     def probes(self, generator: torch.Generator | None) -> Tensor:
-        """Draw the closed rows that run to inform their gate: int64 indices."""
+        """Draw the closed rows that run to inform their gate: int64 indices ``[R]``, rising."""
         # Drawn on the CPU, where the seeded generator lives, so that every device draws the same
         # rows.
         drawn = torch.rand(len(self.closed), generator=generator) < 1 / PROBED
@@ -73,7 +73,7 @@ class DecisionGradient:
 
 
 def split_rows(x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Return the open rows of ``x`` and the closed ones."""
+    """Return the open rows of ``x``, a map ``[N, ...]``, and the closed ones, in their order."""
     # Without rows on one side there is nothing to split and nothing to copy.
     if not len(rows.closed):
         return x, x[:0]

@@ -26,7 +26,8 @@ def load(recipe: Recipe, *, root: Path | None = None) -> DomainData:
     """Return the data of ``recipe``; ``root`` replaces its ``data.root``.
 
     Samples are in memory. Folders are listed now, and their pictures are decoded when asked for.
-    Raises DataError for missing, damaged or hostile data, naming the path and the layout.
+    Raises DataError for missing, damaged or hostile data, naming the path and the layout, and
+    UnknownNameError for another loader.
     """
     loader = recipe.data.loader
     if loader in DRAWN:

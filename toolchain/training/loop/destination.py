@@ -85,7 +85,7 @@ def remove_state(out: Path) -> None:
 
 @contextmanager
 def as_storage_error(action: str) -> Iterator[None]:
-    """Turn an OSError inside the block of code into a StorageError."""
+    """Turn an OSError inside the block of code into a StorageError: "cannot ``action``"."""
     try:
         yield
     except OSError as err:

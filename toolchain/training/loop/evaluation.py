@@ -81,7 +81,10 @@ def as_tensors(
     labels: Labels,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return a batch of a split as a model takes it, on ``device``; None is the CPU."""
+    """Return a batch of a split as a model takes it, on ``device``; None is the CPU.
+
+    ``pictures``: uint8 ``[N, H, W, 3]``. Returns float32 ``[N, 3, H, W]`` and int64 ``[N]``.
+    """
     images = torch.from_numpy(normalise(preprocess, pictures))
     return images.to(device), torch.from_numpy(labels).to(device)
 

@@ -62,7 +62,7 @@ class LinkedModel:
         slots: Slots,
         limit: TimeLimit | None = None,
     ) -> Answer:
-        """Answer a batch; a static model ignores ``slots``, a swap model needs every one.
+        """Answer ``[N, C, H, W]``; a static model ignores ``slots``, a swap model needs every one.
 
         Raises GraphError and TimeLimitError as
         :meth:`toolchain.device.runtime.ort.session.Session.run`.

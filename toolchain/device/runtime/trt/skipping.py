@@ -97,7 +97,10 @@ def measure_skipping(
 
 
 def neutral(backend: Backend[Any], classes: int) -> dict[str, npt.NDArray[Any]]:
-    """Return zeros for every slot, open dimensions being ``classes``: for an engine alone."""
+    """Return zeros for every slot, float32, in place of a domain's: for an engine alone.
+
+    ``classes``: the size of a dimension that the engine leaves open.
+    """
     return {
         name: np.zeros([d if isinstance(d, int) else classes for d in shape], np.float32)
         for name, shape in backend.slots.items()
