@@ -144,6 +144,7 @@ class BackboneSession:
         """
         classes, gates = len(release.classes), len(release.gates)
         if self.is_static:
+            # The domain's tensors are folded in, so there are none to bind.
             states = release.resolved()
             return BoundRelease(
                 binding=self._backend.bind({}),

@@ -86,12 +86,14 @@ def _answers(
     limit: int | None,
     time_limit_s: float | None,
 ) -> Generator[Frame]:
+    # A camera is let go of at once, also where the caller wants no more answers.
     with closing(frames):
         for shot in islice(frames, limit):
             prediction: Prediction | None = None
             error: DataError | TimeLimitError | None = None
             try:
                 if isinstance(shot.picture, DataError):
+                    # It was not read; its answer tells that as it tells a picture that is refused.
                     raise shot.picture
                 prediction = runner.run(shot.picture, domain, time_limit_s=time_limit_s)
             except (DataError, TimeLimitError) as err:

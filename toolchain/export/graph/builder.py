@@ -86,6 +86,7 @@ class GraphBuilder:
         """
         result = self._define(ir.Value(name=output))
         attrs = [ir.convenience.convert_attribute(k, v) for k, v in (attributes or {}).items()]
+        # An empty name is an optional input that is left out (ONNX IR, NodeProto).
         values = [self.value(name) if name else None for name in inputs]
         self.nodes.append(ir.Node("", op, values, attrs, outputs=[result], name=output))
         return output

@@ -109,6 +109,7 @@ def from_bytes(data: bytes, *, what: str) -> ir.Model:
         proto = onnx.load_model_from_string(data)
         check_text(proto)
         return ir.from_proto(proto)
+    # Hostile bytes get past protobuf, and end where onnx-ir takes a field for granted.
     except (DecodeError, ir.serde.SerdeError, ValueError, TypeError, KeyError) as err:
         raise GraphError(
             f"{what}: not an ONNX model: {err}", fix="use a file that da3-export wrote"

@@ -288,6 +288,7 @@ def _parsed(path: Path, data: bytes, expected: str) -> dict[str, npt.NDArray[Any
         raise CheckpointError(
             f"{path}: expected a safetensors file, got: {err}", fix="train the domain again"
         ) from err
+    # An empty tensor would pass every comparison of values.
     if len(tensors) > SLOTS_LIMIT or any(math.prod(t.shape) == 0 for t in tensors.values()):
         raise CheckpointError(
             f"{path}: expected 1 to {SLOTS_LIMIT} tensors, none of them empty, got {len(tensors)}",

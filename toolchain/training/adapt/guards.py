@@ -89,6 +89,7 @@ def frozen(backbone: nn.Module, trained: Sequence[nn.Parameter] = ()) -> Iterato
     required = {parameter: parameter.requires_grad for parameter in backbone.parameters()}
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval().requires_grad_(False)
+    # After the whole backbone was frozen, as what is trained may be a part of it.
     for parameter in trained:
         parameter.requires_grad_(True)
     try:

@@ -242,6 +242,7 @@ def _mobiletl(inputs: MethodInputs) -> DomainParts:
         name: override
         for name, override in _all(inputs, lambda _, __: True).items()
         if name.startswith(inside)
+        # A scale's gradient would keep the norm's input; a shift's needs none.
         and not (name.rpartition(".")[0] in norms and name.endswith(".weight"))
     }
     return DomainParts(overrides=overrides)
@@ -301,6 +302,7 @@ def _centred(conv: nn.Conv2d) -> bool:
 def _first(inputs: MethodInputs, overrides: Mapping[str, Override]) -> int:
     """Return the place, in the order of modules, from which on biases are trained."""
     order = [name for name, _ in inputs.layers()]
+    # Without a selection: from the last block on.
     if not overrides:
         return order.index(inputs.anatomy.sites[-1].name)
     return min(order.index(name.removesuffix(".weight")) for name in overrides)

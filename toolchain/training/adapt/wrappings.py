@@ -42,6 +42,7 @@ def state_dict_in(value: Any, where: str) -> tuple[Mapping[str, Tensor], list[st
     Raises WeightsError where there is none, or where raw and averaged weights lie side by side.
     """
     keys: list[str] = []
+    # Programs nest: a checkpoint of one lies in a checkpoint of another.
     for _ in range(_LEVELS):
         if _is_state(value) or not isinstance(value, Mapping):
             break
@@ -98,6 +99,7 @@ def unwrap(
     expected = tuple(expected)
     if _SHELLS.isdisjoint(part for name in expected for part in name.split(".")):
         bare = {_without_shells(name): tensor for name, tensor in tensors.items()}
+        # Fewer names than before: two tensors would get one name, so nothing is taken off.
         if len(bare) == len(tensors) and bare.keys() != tensors.keys():
             notes.append(f"took off {', '.join(sorted(_shells(tensors)))}")
             tensors = bare

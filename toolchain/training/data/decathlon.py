@@ -187,6 +187,7 @@ class _Annotations:
 
     def _id(self, entry: Mapping[str, object], name: str, place: str) -> int:
         value = entry.get(name)
+        # Not isinstance: JSON's true would pass as 1.
         if type(value) is not int:
             raise self._fault(f"{place}.{name}: expected a whole number, got {show(value)}")
         return value
@@ -223,6 +224,7 @@ def _refuse_deep(text: str) -> None:
 
 
 def _short_int(text: str) -> int:
+    # To parse a number takes time that grows with the square of its digits.
     if len(text) > _INT_DIGITS:
         raise ValueError(f"expected numbers of at most {_INT_DIGITS} digits, got {len(text)}")
     return int(text)

@@ -30,6 +30,7 @@ class _Panel:
 
     def x(self, place: int, count: int) -> float:
         inner = WIDTH - _LEFT - _RIGHT
+        # One epoch alone stands in the middle.
         return _LEFT + (inner * place / (count - 1) if count > 1 else inner / 2)
 
     def y(self, value: float) -> float:
@@ -46,6 +47,7 @@ def curve(epochs: Sequence[EpochFigures], best: int | None) -> str:
     shares = ([e.accuracy for e in epochs], [e.validation_accuracy for e in epochs])
     highest = max(value for values in losses for value in values if value is not None)
     panels = (
+        # Room above the highest point; and losses that are all zero have a scale, too.
         _Panel("loss", _named(losses), 0.0, highest * 1.05 or 1.0, ".3g"),
         _Panel("accuracy", _named(shares), 0.0, 1.0, ".0%"),
     )
@@ -71,6 +73,7 @@ def _drawn(panel: _Panel, place: int, best: int | None) -> Iterator[str]:
         y = panel.y(value)
         yield _line(_LEFT, y, WIDTH - _RIGHT, y, "0.2")
         yield _label(_LEFT - 5, y + 4, format(value, panel.digits), "end")
+    # A set, as two of the three may be one.
     for epoch in sorted({1, (count + 1) // 2, count}):
         yield _label(panel.x(epoch - 1, count), HEIGHT - _BOTTOM + 16, f"{epoch}", "middle")
     yield _label(WIDTH - _RIGHT, HEIGHT - 4, "epoch", "end")
@@ -85,6 +88,7 @@ def _drawn(panel: _Panel, place: int, best: int | None) -> Iterator[str]:
         ]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+        # More dots would run into each other, and the line says it alone.
         for x, y in points if count <= 60 else ():
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{colour}"/>'
     yield "</g>"

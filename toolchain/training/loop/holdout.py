@@ -77,6 +77,7 @@ def parted(data: DomainData, recipe: Recipe) -> Parts:
     if share is None and data.validation is not None:
         return Parts(data, data.validation)
     rows = _chosen(data.train.labels, SHARE if share is None else share, recipe.data.seed)
+    # Nobody asked for a part; one by which nothing can be chosen is not taken.
     if share is None and len(rows) < LEAST:
         rows = rows[:0]
     if share and not len(rows):
@@ -104,6 +105,7 @@ def parted(data: DomainData, recipe: Recipe) -> Parts:
 def _chosen(labels: Labels, share: float, seed: int) -> Labels:
     """Return the held out rows, rising: of each class its share, and never all of it."""
     order = np.random.default_rng([seed, _STREAM]).permutation(len(labels))
+    # One empty entry, as numpy joins no empty list.
     chosen = [np.empty(0, np.int64)]
     for label in np.unique(labels):
         own = order[labels[order] == label]

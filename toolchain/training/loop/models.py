@@ -179,8 +179,10 @@ def save(
             head_accuracy=head_accuracy,
             executed_share=evaluation.executed_share,
             gate_rates=(gates or evaluation).gate_rates,
+            # Zero says that the rates are those of the test split.
             gate_pictures=0 if gates is None else gates.samples,
             balanced_accuracy=evaluation.balanced_accuracy,
+            # With very many classes it would outgrow the file, which has a limit.
             confusion=cells if len(cells) <= files.CELLS_LIMIT else (),
         ),
         recipe_digest=recipe_digest(recipe),

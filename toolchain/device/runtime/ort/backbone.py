@@ -74,12 +74,14 @@ def make_session(
     looked at again once the session holds it. Raises as
     :func:`toolchain.device.runtime.ort.weights.weights_folder` for a release with a patch.
     """
+    # Before the graph is read: its bytes belong to what the session costs.
     before, started = _resident_bytes(), time.perf_counter()
     data = graph.read()
     require_graph(
         data,
         graph.name,
         files=graph_files(graph.linkage),
+        # What the two files hold, some of it more than once, and what lies in the graph itself.
         limit_tensor_bytes=COPIES * (backbone.artefact.weights_bytes + release.slots_bytes)
         + LIMIT_GRAPH_BYTES,
     )
@@ -93,6 +95,7 @@ def make_session(
                 provider=provider,
                 what=graph.name,
             )
+    # The graph came in a bundle, so it is the bundle that is wrong.
     except GraphError as err:
         raise BundleError(f"{release.name}: {err.message}", fix="export the domain again") from err
     if "image" not in session.inputs or not {"logits"} <= set(session.outputs) <= _OUTPUTS:

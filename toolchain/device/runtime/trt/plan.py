@@ -146,6 +146,7 @@ class Plan:
     def _element(self, name: str) -> str:
         dtype, types = self._engine.get_tensor_dtype(name), self._device.trt.module.DataType
         for element in ELEMENT_BYTES:
+            # Older releases have no BF16, UINT8 or INT64.
             if getattr(types, element, None) == dtype:
                 return element
         raise BundleError(
@@ -162,6 +163,7 @@ def class_range(tensors: Iterable[PlanTensor]) -> tuple[int, int] | None:
     ranges = {
         (low, high)
         for tensor in tensors
+        # Not strict: a tensor without an open dimension has no ends.
         for side, low, high in zip(tensor.shape, tensor.low, tensor.high, strict=False)
         if side == -1
     }

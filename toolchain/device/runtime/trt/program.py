@@ -73,6 +73,7 @@ def program(
     """
     *rest, tail = models
     plans = {(model.role, model.site): opened(model) for model in models}
+    # Each site once, in running order: a dictionary keeps the order of its keys.
     names = dict.fromkeys(model.site for model in rest if model.site is not None)
     every = [*plans.values()]
     declared = {slot.name: _slot(slot, every) for slot in slots}
@@ -101,6 +102,7 @@ def _site(plans: Mapping[tuple[str, str | None], Plan], site: str) -> SitePlans:
         side=side,
         opened=plans["opened", site],
         closed=closed,
+        # The byte where there is one: the plan itself has compared the logit then.
         decides=byte if byte in side.outputs else gate,
         gate=gate,
     )
@@ -108,6 +110,7 @@ def _site(plans: Mapping[tuple[str, str | None], Plan], site: str) -> SitePlans:
 
 def _slot(slot: KitSlot, plans: Sequence[Plan]) -> PlanTensor:
     """Return a slot as the plans that read it declare it, which must be as the kit does."""
+    # The class count is open: None in a kit, -1 in TensorRT.
     shape = tuple(-1 if side is None else side for side in slot.shape)
     readers = [(plan, plan.inputs[slot.name]) for plan in plans if slot.name in plan.inputs]
     for plan, tensor in readers:
@@ -131,6 +134,7 @@ def _crossing(plans: Sequence[Plan], slots: Collection[str]) -> dict[str, PlanTe
         for name, tensor in plan.tensors.items():
             if name in slots:
                 continue
+            # Plans hand over an address alone: nothing there tells a shape or a type later.
             first = crossing.setdefault(name, tensor)
             if (first.shape, first.element) != (tensor.shape, tensor.element):
                 raise BundleError(
