@@ -13,6 +13,7 @@ import torch
 from tests.support.exported import Domain, Exported, make_domain
 from toolchain.core.errors import Da3Error
 from toolchain.export import export, rehearse
+from toolchain.export.rehearsal import LIBRARIES_BYTES, need, need_line
 from toolchain.training import build
 from toolchain.training.adapt.attached import AttachedModel
 from toolchain.training.data import ArraySplit, DomainData
@@ -84,3 +85,12 @@ def test_golden_data_are_as_many_as_the_recipe_asks_for(exported: Exported) -> N
     states = golden.states()
     assert all(state.open and state.closed for state in states.values())
     assert states
+
+
+def test_what_it_takes_is_told_in_one_line(exported: Exported) -> None:
+    """`tests/training/loop/test_training.py` holds the process to the figure."""
+    model = untrained(exported.domain)
+    assert need(model) > LIBRARIES_BYTES
+    line = need_line(model)
+    assert line.startswith("export for trial, before the first step: at most 14")
+    assert line.endswith("144.0 MiB stays")

@@ -140,8 +140,10 @@ def train_shown(
     from toolchain.training.memory.size import parse_size
 
     def trial(model: AttachedModel, data: DomainData) -> None:
-        from toolchain.export.rehearsal import rehearse  # PyTorch and ONNX take seconds to start
+        # PyTorch and ONNX take seconds to start
+        from toolchain.export.rehearsal import need_line, rehearse
 
+        bar.keep(need_line(model))
         rehearse(model, data, recipe=plan.recipe, cache=cache, notify=bar.part)
 
     command = plan.command + _more_options(

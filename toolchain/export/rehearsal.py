@@ -19,6 +19,7 @@ from toolchain import bundle
 from toolchain.bundle.golden import Golden
 from toolchain.bundle.linkage import SHIPPED, STAGED
 from toolchain.core.confusion import Confusion
+from toolchain.core.errors import TrainingError
 from toolchain.core.timing import Notify
 from toolchain.export import manifests
 from toolchain.export.check import parity
@@ -35,6 +36,36 @@ from toolchain.training.adapt.folded import slots_alone
 from toolchain.training.data import DomainData
 from toolchain.training.loop import models
 from toolchain.training.loop.evaluation import Evaluation
+from toolchain.training.memory.analytic import count
+from toolchain.training.memory.fit import mib
+
+LIBRARIES_BYTES = 144 << 20
+"""What the exporter's and onnxruntime's code take, once in a process; most of it stays."""
+_COPIES = 5  # of the weights: captured, packed, written, read by onnxruntime and by its optimiser
+_MAPS = 5  # a net's own maps under way, those of a session, and what is compared
+_PICTURES = 2  # as in ``graph.proof``
+
+
+def need(model: AttachedModel) -> int:
+    """Return the bytes that :func:`rehearse` takes beside the weights, before the first step.
+
+    An upper estimate: what torch.export and onnxruntime hold, no rule of ours says. A test holds
+    the process's peak to it. Raises TrainingError where the maps cannot be counted.
+    """
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    return LIBRARIES_BYTES + _COPIES * weights + _MAPS * count(model, _PICTURES).working
+
+
+def need_line(model: AttachedModel) -> str:
+    """Return the one line that tells :func:`need`, or why it cannot be told."""
+    try:
+        needed = need(model)
+    except TrainingError as err:
+        return f"export for trial: {err.message}"
+    return (
+        f"export for trial, before the first step: at most {mib(needed)} beside the weights, of "
+        f"which code of up to {mib(LIBRARIES_BYTES)} stays"
+    )
 
 
 def rehearse(

@@ -6,12 +6,16 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from tests.support import stripes, toys
+from toolchain.core.errors import MemoryBudgetError
 from toolchain.training.adapt import sparse
+from toolchain.training.adapt.attached import AttachedModel
 from toolchain.training.adapt.blocks import Anatomy, examine
+from toolchain.training.lean import Lean
 from toolchain.training.loop import contribution
 
 SHAPE = (3, stripes.SIDE, stripes.SIDE)
@@ -66,3 +70,22 @@ def test_contributions_are_squared_gradients_by_input_channel() -> None:
             for c in range(kernel.channels)
         ]
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-10)
+
+
+def test_what_the_search_takes_is_told_and_a_budget_holds_it() -> None:
+    """It comes before the training and takes more, so nobody may meet it unprepared."""
+    backbone = toys.backbone("plain")
+    anatomy = examine(backbone, SHAPE)
+    recipe = stripes.recipe(adaptor=dataclasses.replace(stripes.RECIPE.adaptor, update_kib=16))
+    lines: list[str] = []
+    data = stripes.data()
+    plain = contribution.search(backbone, anatomy, data, recipe, batches=2, notify=lines.append)
+    (line,) = lines
+    assert line.startswith("search for what to update: at most ")
+    model = AttachedModel(backbone, anatomy, "head", 3, recipe.adaptor, lean=Lean())
+    needed = contribution.need(model, sparse.candidates(backbone, anatomy), contribution.BATCH)
+    held = contribution.search(backbone, anatomy, data, recipe, batches=2, memory=needed)
+    assert held == plain
+    with pytest.raises(MemoryBudgetError, match="search for what to update") as caught:
+        contribution.search(backbone, anatomy, data, recipe, batches=2, memory=needed - 1)
+    assert "without a budget" in caught.value.fix

@@ -319,18 +319,24 @@ def test_two_trainings_into_one_folder_do_not_meet(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc says what is resident")
-@pytest.mark.parametrize("method", ["da3", "head"])
-def test_no_phase_takes_more_resident_memory_than_was_told(method: str) -> None:
-    """Law: the process's own peak, of the head's fit, the steps and the test, is what was told."""
-    command = [sys.executable, "-m", "tests.support.peak_of_training", method]
+@pytest.mark.parametrize(("method", "before"), [("da3", "trial"), ("head", "search")])
+def test_no_phase_takes_more_resident_memory_than_was_told(method: str, before: str) -> None:
+    """Law: the process's own peak is what was told.
+
+    It holds for the head's fit, the steps and the test, and for what comes before them: the export
+    for trial, and sparse's search.
+    """
+    command = [sys.executable, "-m", "tests.support.peak_of_training", method, before]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     sizes = {name: int(size) for name, size in map(str.split, done.stdout.splitlines())}
-    told = sizes.pop("told")
-    assert list(sizes) == ["head", "steps", "test"]
-    for name, size in sizes.items():
-        assert size <= told, f"{name}: {size} bytes, told {told}"
-    # Most of it is really used: a figure that is far too large would hold anything.
-    assert max(sizes.values()) > 0.5 * told
+    parts = {before: [before], "training": ["head", "steps", "test"]}
+    assert list(sizes) == [f"told_{before}", before, "told_training", *parts["training"]]
+    for part, phases in parts.items():
+        told = sizes[f"told_{part}"]
+        for name in phases:
+            assert sizes[name] <= told, f"{name}: {sizes[name]} bytes, told {told}"
+        # Most of it is really used: a figure that is far too large would hold anything.
+        assert max(sizes[name] for name in phases) > 0.5 * told
 
 
 def test_it_trains_outside_the_main_thread(tmp_path: Path) -> None:

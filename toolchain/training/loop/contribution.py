@@ -3,17 +3,21 @@
 Rules of this file: it measures, and ``adapt.sparse`` chooses; nothing is trained or changed here.
 A measurement keeps as much as training the kernels whole would keep. It is meant for the machine
 that prepares the update, as in the paper (Lin et al., NeurIPS 2022, section 3.2), not for a device.
+What it takes is told before it begins, and it keeps to that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from math import prod
 
 import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toolchain.core.errors import MemoryBudgetError, TrainingError
+from toolchain.core.timing import Notify
 from toolchain.recipe import Recipe
 from toolchain.training.adapt.attached import HEAD, AttachedModel
 from toolchain.training.adapt.blocks import Anatomy
@@ -25,9 +29,14 @@ from toolchain.training.lean import Lean
 from toolchain.training.loop.baseline import probe
 from toolchain.training.loop.evaluation import as_tensors
 from toolchain.training.loop.progress import Tick, unheard
+from toolchain.training.memory.analytic import count
+from toolchain.training.memory.fit import mib
+from toolchain.training.memory.head import ROOM, head_fit
 
 BATCH = 32
 BATCHES = 16
+_FLOAT = 4
+_SQUARED = _FLOAT + 8 + 8  # of one kernel at a time: its gradient, that in float64, and its square
 
 
 def search(
@@ -37,25 +46,70 @@ def search(
     recipe: Recipe,
     *,
     batches: int = BATCHES,
+    memory: int | None = None,
     tick: Tick = unheard,
+    notify: Notify = lambda _: None,
 ) -> Selection:
     """Return the input channels to update, rising, by kernel: ``{"layer3.0.conv1.weight": ...}``.
 
     It measures contribution on ``batches`` batches of 32 pictures of ``data.train``, drawn by
     ``recipe.train.seed``, with the head of the head-only baseline. The budget is
-    ``recipe.adaptor.update_kib``. ``tick`` hears how many pictures are done. Raises TrainingError
+    ``recipe.adaptor.update_kib``. ``memory``: the bytes that it may take beside the weights.
+    ``tick`` hears how many pictures are done, ``notify`` what it will take. Raises TrainingError
     when no channel fits (the message names the least budget that would), when none contributes, or
-    when the backbone has no candidate.
+    when the backbone has no candidate, and MemoryBudgetError if ``memory`` does not hold it.
     """
     kernels = candidates(backbone, anatomy)
     classes = len(data.classes)
     model = AttachedModel(backbone, anatomy, HEAD, classes, recipe.adaptor, lean=Lean())
+    room = _room(model, kernels, min(BATCH, len(data.train)), memory, notify)
     # With a random head the gradients would say how to mend the head, not what the kernels lack.
-    batch = min(BATCH, recipe.train.batch)
-    baseline = probe(model, data, recipe.preprocess, batch=batch, tick=tick)
+    # Without gradients PyTorch's own kernels run: half of the pictures, as before the steps.
+    batch = max(1, min(BATCH, recipe.train.batch) // 2)
+    baseline = probe(model, data, recipe.preprocess, batch=batch, room=room, tick=tick)
     model.domain[HEAD].load_state_dict({"weight": baseline.weight, "bias": baseline.bias})
     contributions = _contributions(model, kernels, _calibration(data, recipe, batches, tick))
     return choose(kernels, contributions, recipe.adaptor.update_kib)
+
+
+def need(model: AttachedModel, kernels: Sequence[Kernel], batch: int) -> int:
+    """Return the bytes that a measurement on ``batch`` pictures takes beside the weights.
+
+    It counts the pictures and every kernel's backward pass. Raises TrainingError where that cannot
+    be counted (``memory.analytic.count``).
+    """
+    weights = [model.backbone.get_parameter(kernel.name) for kernel in kernels]
+    with frozen(model.backbone, tuple(weights)):
+        counted = count(model, batch)
+    largest = max((weight.numel() for weight in weights), default=0)
+    pictures = batch * prod(model.anatomy.input_shape) * (_FLOAT + 1)
+    head = head_fit(model.anatomy.features, model.classes).bytes
+    return max(counted.stored.bytes + counted.working + _SQUARED * largest, head) + pictures
+
+
+def _room(
+    model: AttachedModel,
+    kernels: Sequence[Kernel],
+    batch: int,
+    memory: int | None,
+    notify: Notify,
+) -> int:
+    """Return what the search may take, and tell it. Raises MemoryBudgetError."""
+    what = "search for what to update"
+    try:
+        needed = need(model, kernels, batch)
+    except TrainingError as err:
+        if memory is not None:
+            raise
+        notify(f"{what}: {err.message}")
+        return ROOM
+    if memory is not None and needed > memory:
+        raise MemoryBudgetError(
+            f"{what}: it needs {mib(needed)} beside the weights, expected at most {mib(memory)}",
+            fix="search on a machine with that much, without a budget; or train bias or da3",
+        )
+    notify(f"{what}: at most {mib(needed)} beside the weights, pictures included")
+    return needed
 
 
 def _calibration(

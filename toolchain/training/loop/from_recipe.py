@@ -69,7 +69,7 @@ def train_recipe(
         if threads is not None:
             torch.set_num_threads(threads)
         device.require()
-        model = _untrained(recipe, pictures, progress, notify)
+        model = _untrained(recipe, pictures, memory, progress, notify)
         if resume:
             refuse_changes_noted(state_path(out), identity(model, pictures, recipe, device))
         needed = _needed(model, recipe, memory, progress, notify)
@@ -104,7 +104,11 @@ def _pictures(recipe: Recipe, progress: Progress, notify: Notify) -> DomainData:
 
 
 def _untrained(
-    recipe: Recipe, pictures: DomainData, progress: Progress, notify: Notify
+    recipe: Recipe,
+    pictures: DomainData,
+    memory: int | None,
+    progress: Progress,
+    notify: Notify,
 ) -> AttachedModel:
     """Build the model that the recipe describes; a method may search it by the pictures."""
     from toolchain.training.loop.models import build
@@ -114,6 +118,7 @@ def _untrained(
         recipe,
         classes=len(pictures.classes),
         data=pictures,
+        memory=memory,
         tick=partial(progress.phase, "search"),
         notify=notify,
     )

@@ -60,6 +60,7 @@ def build(
     classes: int,
     backbone: nn.Module | None = None,
     data: DomainData | None = None,
+    memory: int | None = None,
     tick: Tick = unheard,
     notify: Notify = lambda _: None,
 ) -> AttachedModel:
@@ -68,8 +69,9 @@ def build(
     ``backbone`` is used in place of loading ``recipe.backbone``. ``notify`` gets a line for what
     was wrapped around its weights, for a preprocessing that is not that of its training, and for an
     answer that is taken for features. The domain starts from ``recipe.train.seed``. The method
-    ``sparse`` measures on ``data.train`` what it is to update; ``tick`` hears of that. Raises
-    UnknownNameError, WeightsError, AttachError, TrainingError (nothing fits sparse's budget).
+    ``sparse`` measures on ``data.train`` what it is to update, within ``memory`` bytes beside the
+    weights if a number is given; ``tick`` hears of that. Raises UnknownNameError, WeightsError,
+    AttachError, TrainingError (nothing fits sparse's budget), MemoryBudgetError.
     """
     joints: dict[str, Any] = {"blocks": None, "head": None}
     if backbone is None:
@@ -95,7 +97,7 @@ def build(
         options=recipe.adaptor,
         seed=recipe.train.seed,
         lean=cast("Keep", recipe.train.keep),
-        selection=_searched(backbone, data, recipe, joints, tick),
+        selection=_searched(backbone, data, recipe, joints, memory, tick, notify),
         **joints,
     )
     if model.anatomy.head is None:
@@ -124,7 +126,9 @@ def _searched(
     data: DomainData | None,
     recipe: Recipe,
     joints: Mapping[str, Any],
+    memory: int | None,
     tick: Tick,
+    notify: Notify,
 ) -> Selection:
     """Return what the method's search finds; nothing for a method without one."""
     if recipe.method not in SEARCHES:
@@ -136,7 +140,15 @@ def _searched(
         )
     side = recipe.preprocess.size
     anatomy = examine(backbone, (3, side, side), **joints)
-    return SEARCHES[recipe.method](backbone, anatomy, parted(data, recipe).data, recipe, tick=tick)
+    return SEARCHES[recipe.method](
+        backbone,
+        anatomy,
+        parted(data, recipe).data,
+        recipe,
+        memory=memory,
+        tick=tick,
+        notify=notify,
+    )
 
 
 def save(
