@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from tests.support.exported import Exported
 from toolchain import bundle
+from toolchain.bundle.limits import SLOWEST_PER_S
 from toolchain.core.canonical import rounded
 from toolchain.export.graph.names import DIALECT
+from toolchain.export.manifests import TIME_LIMIT_S, time_limit_s
 
 
 def test_the_backbones_manifest_tells_its_graph(exported: Exported) -> None:
@@ -49,3 +51,9 @@ def test_rates_stand_where_a_gate_is(exported: Exported) -> None:
         b.name: (b.gateable, b.rate is not None) for b in exported.report.manifest.gates.blocks
     }
     assert blocks == {"block00": (True, True), "block01": (False, False), "block02": (True, True)}
+
+
+def test_a_large_net_may_take_longer_over_its_self_test(exported: Exported) -> None:
+    assert exported.report.manifest.selftest.time_limit_s == TIME_LIMIT_S
+    assert time_limit_s(10**6, 16) == TIME_LIMIT_S
+    assert time_limit_s(60 * 10**9, 16) == 60e9 * 16 / SLOWEST_PER_S

@@ -18,7 +18,17 @@ MAX_BLOCKS = 512
 MAX_SLOTS = 16 * MAX_BLOCKS
 MAX_TAPS = 2 * MAX_BLOCKS
 MAX_CLASSES = 4096
+SLOWEST_PER_S = 5e8
+"""Multiply-adds that the slowest board that anybody would use computes in a second."""
 CLASS_NAME = printable(200)
+
+
+def computing_seconds(flops: int, cases: int) -> float:
+    """Return how long the slowest board computes ``cases`` pictures of ``flops`` multiply-adds.
+
+    An export asks for as much for its self-test, and a device grants it by its own backbone.
+    """
+    return flops * cases / SLOWEST_PER_S
 
 
 def require_packable(

@@ -6,6 +6,7 @@ rounded to six significant digits, so that two machines that agree write the sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -31,6 +32,7 @@ from toolchain.bundle import (
 )
 from toolchain.bundle.backbone import GRAPH_NAME
 from toolchain.bundle.graphs import WEIGHTS_NAME
+from toolchain.bundle.limits import computing_seconds
 from toolchain.bundle.manifest import SCHEMA
 from toolchain.core.canonical import rounded
 from toolchain.core.sealed import listing
@@ -43,6 +45,7 @@ from toolchain.recipe import Recipe
 from toolchain.training.adapt.checkpoint import Checkpoint
 
 TIME_LIMIT_S = 60.0
+"""What a self-test may take at least; a large net gets more."""
 
 
 def backbone(trained: Checkpoint, halves: PackedHalves, licence: str) -> BackboneManifest:
@@ -112,7 +115,7 @@ def domain(
         gates=Gates(_gate_blocks(halves, metrics.gate_rates), rounded(metrics.executed_share)),
         plans=(),
         requires=Requires(None, None, None),
-        selftest=_selftest(reference, report),
+        selftest=_selftest(reference, report, sum(cut.flops for cut in halves.cuts)),
         parity=_parity(report),
         metrics=_metrics(trained),
         fallback=None,
@@ -140,7 +143,7 @@ def _gate_blocks(halves: Halves, rates: Mapping[str, float]) -> tuple[GateBlock,
     )
 
 
-def _selftest(reference: ReferenceCases, report: ParityReport) -> Selftest:
+def _selftest(reference: ReferenceCases, report: ParityReport, flops: int) -> Selftest:
     golden = reference.golden
     return Selftest(
         inputs="golden",
@@ -148,9 +151,17 @@ def _selftest(reference: ReferenceCases, report: ParityReport) -> Selftest:
         samples=len(golden),
         tolerance_relative=report.tolerance,
         gate_states=golden.states(),
-        time_limit_s=TIME_LIMIT_S,
+        time_limit_s=time_limit_s(flops, len(golden)),
         pictures="drawn" if reference.drawn else "test",
     )
+
+
+def time_limit_s(flops: int, cases: int) -> float:
+    """Return the seconds that a device may take to answer ``cases``: as long as a slow one needs.
+
+    ``flops``: multiply-adds of the backbone for one picture.
+    """
+    return max(TIME_LIMIT_S, float(math.ceil(computing_seconds(flops, cases))))
 
 
 def _parity(report: ParityReport) -> dict[str, int | float | str | bool | None]:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,11 @@ from tests.support.drawn import tensor
 from tests.support.exported import Exported, Fleet
 from tests.support.waiting import until
 from toolchain import bundle
+from toolchain.bundle import BackboneArtefact
+from toolchain.bundle.limits import SLOWEST_PER_S, computing_seconds
 from toolchain.bundle.release import Release, read_release
 from toolchain.core.errors import BundleError, SelftestError
+from toolchain.core.memory import available_bytes
 from toolchain.device import Runner
 from toolchain.device.runtime.ort import trial
 
@@ -91,6 +95,47 @@ def test_too_little_memory_is_an_error_and_not_the_end(
     monkeypatch.setattr(trial, "PER_BYTE", 0)
     with pytest.raises((BundleError, SelftestError)):
         tried(fleet["every"].bundle, fleet["every"], "swap-rows")
+
+
+def sized(exported: Exported, *, flops: int, side: int = 1) -> BackboneArtefact:
+    """The toy's backbone, whose manifest tells of other blocks."""
+    artefact = bundle.open_backbone(exported.backbone)
+    blocks = tuple(
+        replace(block, flops=flops, shape_out=(64, side, side))
+        for block in artefact.manifest.blocks
+    )
+    return replace(artefact, manifest=replace(artefact.manifest, blocks=blocks))
+
+
+def test_a_large_backbone_has_the_time_and_memory_that_it_takes(fleet: Fleet) -> None:
+    """A legitimate net of 60 G multiply-adds needs more than minutes on a slow board."""
+    large, small = sized(fleet["first"], flops=20 * 10**9), sized(fleet["first"], flops=1000)
+    cases, blocks = 16, len(large.manifest.blocks)
+    asked = computing_seconds(blocks * 20 * 10**9, cases)
+    assert asked == blocks * 20e9 * cases / SLOWEST_PER_S > 1000
+    assert trial._seconds(large, 0, asked) > asked
+    # The backbone's weights are read first, however long that takes.
+    assert trial._seconds(large, 10**9, asked) >= trial._seconds(large, 0, asked) + 100
+    wide = sized(fleet["first"], flops=1000, side=512)
+    free = available_bytes()
+    assert free is not None
+    extra = trial._memory_bytes(wide, 0) - trial._memory_bytes(small, 0)
+    assert extra >= min(16 * 64 * 512**2 * 4, free - trial._memory_bytes(small, 0)) - (1 << 20)
+
+
+def test_a_bundle_cannot_ask_for_more_than_its_backbone_needs(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attack: a small bundle that names a day for its self-test, on a device with little memory."""
+    small = sized(fleet["first"], flops=1000)
+    day = trial._seconds(small, 0, 86400.0)
+    assert day == pytest.approx(trial.START_S + trial.TEST_S, abs=1)
+    assert trial._seconds(small, 0, 1.0) == pytest.approx(trial.START_S + 1, abs=1)
+    for free, limit in ((1 << 20, trial.LEAST_BYTES), (512 << 20, 512 << 20)):
+        monkeypatch.setattr(trial, "available_bytes", lambda free=free: free)
+        assert trial._memory_bytes(small, 0) == limit
+    monkeypatch.setattr(trial, "available_bytes", lambda: None)
+    assert trial._memory_bytes(small, 0) >= trial.BASE_BYTES
 
 
 def test_nobody_waits_for_a_trial(

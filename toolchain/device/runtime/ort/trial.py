@@ -6,6 +6,10 @@ back. So a graph that folds a huge constant, runs for ever or ends the process c
 loads it an error, and nobody else anything. Its standard output goes nowhere, and what it writes
 into the temporary folder is removed.
 
+The limits follow from the backbone, which belongs to whoever runs the device, and not from the
+bundle, which may be anybody's. A bundle that asks for less time gets less. Memory is bounded by
+what the device has to spare as well.
+
 What it costs is one start of Python with onnxruntime, and the session twice; docs/runtime.md has
 the figure. A process tries the same graph on the same weights once. Domains that were installed
 were tried when they were installed.
@@ -17,6 +21,7 @@ module of the working directory and not the caller's main module.
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
@@ -31,9 +36,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolchain.bundle.limits import computing_seconds
 from toolchain.core import errors
 from toolchain.core.errors import BundleError, Da3Error, SelftestError, StorageError
 from toolchain.core.files import room_fix
+from toolchain.core.memory import available_bytes
 from toolchain.device.runtime.backbone_session import Computed
 
 if TYPE_CHECKING:
@@ -42,14 +49,23 @@ if TYPE_CHECKING:
 
 START_S = 60.0
 """Seconds for the start, the session and the golden cases, beside the self-test's own limit."""
+READ_BYTES_PER_S = 10e6
+"""Bytes of weights and bundle that the slowest board reads, hashes and packs in a second."""
 TEST_S = 120.0
-"""The most that is granted of the self-test's limit, which the bundle itself names."""
+"""The least that a self-test may ask for, however small the backbone."""
+CASES = 32
+"""As many golden cases as these have their time; an export writes about a dozen."""
 BASE_BYTES = 1 << 30
-"""Private memory for Python, onnxruntime and what a net computes for one picture."""
+"""Private memory for Python, onnxruntime and the small maps of a net."""
+LEAST_BYTES = 384 << 20
+"""Python and onnxruntime alone need a good part of it, so a device with less runs nothing."""
 MAX_THREADS = 8
 """More would only take memory: each has a stack."""
 PER_BYTE = 6
 """Bytes beside it for each byte of weights and bundle: onnxruntime packs and folds copies."""
+PER_MAP_BYTE = 16
+"""Bytes beside both for each byte of the largest map that enters or leaves a block."""
+_FLOAT = 4
 # The search path comes first: without it Python would look into the working directory.
 _PROGRAM = (
     "import sys; sys.path[:] = {path!r}; "
@@ -102,10 +118,29 @@ def prove(
         backbone=str(backbone.path.resolve()),
         graphs=tuple(graphs),
         threads=min(threads, MAX_THREADS),
-        memory_bytes=BASE_BYTES + PER_BYTE * (backbone.weights_bytes + bundle.stat().st_size),
-        seconds=START_S + min(release.time_limit_s, TEST_S),
+        memory_bytes=_memory_bytes(backbone, bundle.stat().st_size),
+        seconds=_seconds(backbone, bundle.stat().st_size, release.time_limit_s),
     )
     _passed(task)
+
+
+def _memory_bytes(backbone: BackboneArtefact, bundle_bytes: int) -> int:
+    """Return what the process may take: what the backbone lets expect, and no more than is free."""
+    blocks = backbone.manifest.blocks
+    widest = max(
+        math.prod(shape) for block in blocks for shape in (block.shape_in, block.shape_out)
+    )
+    expected = BASE_BYTES + PER_BYTE * (backbone.weights_bytes + bundle_bytes)
+    expected += PER_MAP_BYTE * _FLOAT * widest
+    free = available_bytes()
+    return expected if free is None else min(expected, max(free, LEAST_BYTES))
+
+
+def _seconds(backbone: BackboneArtefact, bundle_bytes: int, asked_s: float) -> float:
+    """Return how long the process may take: ``asked_s`` is what the bundle asks for its test."""
+    flops = sum(block.flops for block in backbone.manifest.blocks)
+    start = START_S + (backbone.weights_bytes + bundle_bytes) / READ_BYTES_PER_S
+    return start + min(asked_s, max(TEST_S, computing_seconds(flops, CASES)))
 
 
 # Only those that passed are remembered: an error leaves nothing.
@@ -205,7 +240,8 @@ def _verdict(task: Trial) -> dict[str, str]:
         return {"error": type(err).__name__, "message": err.message, "fix": err.fix}
     except MemoryError:
         message = f"{task.bundle}: expected to need at most {task.memory_bytes} bytes, got more"
-        return {"error": "BundleError", "message": message, "fix": "export the domain again"}
+        fix = "end other programs, or do not run it unless you know who made it"
+        return {"error": "BundleError", "message": message, "fix": fix}
     return {}
 
 
