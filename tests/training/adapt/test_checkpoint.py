@@ -193,6 +193,29 @@ def test_another_backbone_is_refused_with_both_digests(folder: Path) -> None:
     assert all(torch.equal(t, before[n]) for n, t in domain_state(other).items())
 
 
+def test_equal_weights_in_other_code_are_refused(folder: Path) -> None:
+    """Else a bundle would tell the accuracy of a net that nobody runs any more."""
+    edited = stripes.model()
+    edited.backbone.get_submodule("stem").register_forward_hook(lambda _, __, y: y.abs().sqrt())
+    before = {name: tensor.clone() for name, tensor in domain_state(edited).items()}
+    assert weights_digest(edited) == weights_digest(stripes.model())
+    with pytest.raises(CheckpointError, match="with its weights that computes otherwise") as caught:
+        load_checkpoint(folder, edited)
+    assert "train the domain again" in caught.value.fix
+    assert all(torch.equal(t, before[n]) for n, t in domain_state(edited).items())
+
+
+def test_a_checkpoint_without_a_witness_is_read_as_before(folder: Path) -> None:
+    def older(document: dict[str, Any]) -> dict[str, Any]:
+        del document["backbone"]["witness"]
+        return document
+
+    rewrite(folder, info=older)
+    edited = stripes.model()
+    edited.backbone.get_submodule("stem").register_forward_hook(lambda _, __, y: y.abs().sqrt())
+    assert load_checkpoint(folder, edited).info.backbone.witness == ()
+
+
 def test_missing_extra_and_misshapen_slots_are_named_at_once(folder: Path) -> None:
     def change(arrays: Arrays) -> Arrays:
         del arrays["head.bias"]

@@ -67,13 +67,18 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class BackboneInfo(Section):
-    """The backbone that a domain was trained on, and where the domain joins it."""
+    """The backbone that a domain was trained on, and where the domain joins it.
+
+    ``witness``: what its code computes (:mod:`toolchain.training.adapt.witness`); empty in format
+    1.
+    """
 
     name: str = key(printable(200))
     weights_digest: str = key(DIGEST)
     input_shape: tuple[int, int, int] = key(ListOf(whole(1, 65_536), 3, 3))
     blocks: tuple[str, ...] = key(ListOf(_NAME, 0, 2000))
     head: str | None = key(Nullable(_NAME))
+    witness: tuple[float, ...] = key(ListOf(_FINITE, 0, 1000), default=())
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,17 +16,20 @@ from toolchain.training.adapt import checkpoint as files
 from toolchain.training.adapt.attached import AttachedModel, attach, domain_state, weights_digest
 from toolchain.training.adapt.checkpoint import Checkpoint, Info, shape_faults
 from toolchain.training.adapt.weights import load_backbone
+from toolchain.training.adapt.witness import TOLERANCE, difference, witness
 
 
 def load_checkpoint(folder: Path, model: AttachedModel) -> Checkpoint:
     """Read ``folder`` into ``model.domain`` and return it; on an error the model is unchanged.
 
-    Raises CheckpointError for another backbone (both digests shown) and for missing, extra, wrongly
+    Raises CheckpointError for another backbone (both digests shown), for one whose code computes
+    something else than when the domain was trained, and for missing, extra, wrongly
     shaped, wrongly typed or not finite tensors, all of them at once; StorageError.
     """
     checkpoint = files.read(folder)
     _check_shape(folder, checkpoint.info)
     _check_backbone(folder, checkpoint.info, weights_digest(model))
+    _check_code(folder, checkpoint.info, model)
     expected = {name: tuple(tensor.shape) for name, tensor in domain_state(model).items()}
     if faults := list(shape_faults(expected, checkpoint.tensors)):
         lines = "\n  ".join(faults)
@@ -57,6 +60,22 @@ def _check_backbone(folder: Path, info: Info, digest: str) -> None:
             f"{folder}: expected the backbone {info.backbone.name!r} with "
             f"{info.backbone.weights_digest}, got one with {digest}",
             fix="give the backbone weights that the domain was trained on, or train it again",
+        )
+
+
+def _check_code(folder: Path, info: Info, model: AttachedModel) -> None:
+    """Refuse equal weights in other code: no figure of the domain would be true of it."""
+    if not info.backbone.witness:  # of an older version
+        return
+    now = witness(model.backbone, model.anatomy.input_shape, model.anatomy.head)
+    apart = difference(info.backbone.witness, now)
+    # A NaN fails every comparison.
+    if not apart <= TOLERANCE:
+        raise CheckpointError(
+            f"{folder}: expected the backbone {info.backbone.name!r} that the domain was trained "
+            f"on, got one with its weights that computes otherwise: on noise its features differ "
+            f"by {apart:.2g} of the largest",
+            fix="undo the change to the backbone's code, or train the domain again",
         )
 
 

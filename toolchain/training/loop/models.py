@@ -39,6 +39,7 @@ from toolchain.training.adapt.checkpoint import (
 )
 from toolchain.training.adapt.overrides import Selection
 from toolchain.training.adapt.weights import load_backbone
+from toolchain.training.adapt.witness import witness
 from toolchain.training.data.splits import DomainData
 from toolchain.training.lean.options import Keep
 from toolchain.training.loop.contribution import search
@@ -185,6 +186,7 @@ def save(
             input_shape=(channels, height, width),
             blocks=tuple(site.name for site in anatomy.sites),
             head=anatomy.head,
+            witness=witness(model.backbone, anatomy.input_shape, anatomy.head),
         ),
         metrics=Metrics(
             accuracy=evaluation.accuracy,
