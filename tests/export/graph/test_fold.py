@@ -54,6 +54,38 @@ def graph(
     return builder.model([result], ir_version=10, metadata={})
 
 
+def shared_kernel() -> ir.Model:
+    """Two convolutions with one kernel and one bias, each before a norm of its own."""
+    draw = np.random.default_rng(0)
+
+    def tensor(name: str, *shape: int) -> str:
+        array = draw.uniform(0.5, 1.5, shape).astype(np.float32)
+        return builder.initializer(name, ir.Tensor(array, name=name))
+
+    builder = GraphBuilder("shared", opset=18)
+    builder.input("image", F32, ["batch", 4, 5, 5])
+    value, kernel = "image", [tensor("backbone.a.weight", 4, 4, 3, 3), tensor("backbone.a.bias", 4)]
+    for name in ("a", "b", "c"):
+        builder.node("Conv", [value, *kernel], f"{name}.y", {"pads": [1, 1, 1, 1]})
+        names = ("weight", "bias", "running_mean", "running_var")
+        norm = [tensor(f"backbone.{name}.bn.{n}", 4) for n in names]
+        value = builder.node("BatchNormalization", [f"{name}.y", *norm], f"{name}.z")
+    builder.node("Relu", [value], "both")
+    builder.typed("both", F32, ["batch", 4, 5, 5])
+    return builder.model(["both"], ir_version=10, metadata={})
+
+
+def test_convolutions_that_share_a_kernel_get_one_each_for_their_norms() -> None:
+    """A block that is used twice, or weights that are tied: ``b.conv = a.conv``."""
+    want, model = run(shared_kernel()), shared_kernel()
+    assert fold_batchnorm(model) == 3
+    assert [n.op_type for n in model.graph] == ["Conv"] * 3 + ["Relu"]
+    weights = [input_names(node)[1] for node in model.graph if node.op_type == "Conv"]
+    assert weights == [f"backbone.a.weight+bn{number}" for number in ("", 2, 3)]
+    assert len(model.graph.initializers) == 6
+    assert close(run(model), want)
+
+
 def run(model: ir.Model, seed: int = 0) -> np.ndarray[Any, Any]:
     image = np.random.default_rng(seed).normal(size=(2, 4, 5, 5)).astype(np.float32)
     found = Session(store.to_bytes(model), exact=True).run({"image": image})

@@ -9,6 +9,7 @@ both. It leaves a BatchNorm that has no convolution of its own before it.
 from __future__ import annotations
 
 import math
+from itertools import chain, count
 
 import numpy as np
 import onnx_ir as ir
@@ -97,9 +98,12 @@ def _fold(graph: ir.Graph, conv: ir.Node, norm: ir.Node) -> None:
 def _register(
     graph: ir.Graph, name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 ) -> ir.Value:
-    tensor = ir.Tensor(array.astype(np.float32), name=name)
+    # Convolutions may share a kernel, each before a norm of its own.
+    names = chain([name], (f"{name}{number}" for number in count(2)))
+    free = next(one for one in names if one not in graph.initializers)
+    tensor = ir.Tensor(array.astype(np.float32), name=free)
     value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+        name=free, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
     )
     graph.register_initializer(value)
     return value
