@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -429,3 +430,41 @@ def test_a_compiled_lean_model_has_the_same_gradients(method: str) -> None:
     assert plain.keys() == compiled.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(compiled[name], gradient)
+
+
+class Wrapped(nn.Module):
+    """A net whose forward returns what ``form`` makes of its answer."""
+
+    def __init__(self, form: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.form = toys.backbone("plain"), form
+
+    def forward(self, x: Tensor) -> Any:
+        return self.form(self.net(x))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda y: {"logits": y},
+        lambda y: {"aux": y.mean(1), "logits": y},
+        lambda y: {"out": y},
+        lambda y: [y, y.mean(1)],
+        lambda y: (y, y.mean(1)),
+    ],
+)
+@pytest.mark.parametrize("head", [None, "net.fc"])
+def test_a_net_may_return_its_answer_among_others(
+    form: Callable[[Tensor], Any], head: str | None
+) -> None:
+    model = attach(Wrapped(form).eval(), classes=3, input_shape=(3, 16, 16), head=head)
+    assert model.anatomy.head == "net.fc"
+    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
+
+
+def test_a_net_may_return_anything_where_its_head_is_named() -> None:
+    net = Wrapped(lambda y: {"main": y, "aux": {"more": y.mean(1)}}).eval()
+    model = attach(net, classes=3, input_shape=(3, 16, 16), head="net.fc")
+    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
+    with pytest.raises(AttachError, match="returns dict, expected a tensor"):
+        attach(net, classes=3, input_shape=(3, 16, 16))

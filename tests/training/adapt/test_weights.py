@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from toolchain.core import digest
 from toolchain.core.errors import StorageError, UnknownNameError, UsageError, WeightsError
 from toolchain.training.adapt import backbones
+from toolchain.training.adapt.backbones import Backbone
 from toolchain.training.adapt.weights import load_backbone
 
 State = Mapping[str, Tensor]
@@ -222,6 +223,37 @@ def test_a_negative_variance_is_named(saved: Saver, state: State) -> None:
     broken = -state["bn1.running_var"]
     with pytest.raises(WeightsError, match=r"negative variance: bn1\.running_var"):
         load_backbone("resnet20", weights=saved(bn1__running_var=broken))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # PyTorch will drop them
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.to_sparse(),
+        lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+        lambda t: t.to("meta"),
+    ],
+)
+def test_a_tensor_of_another_layout_is_named(
+    change: Callable[[Tensor], Tensor], state: State, tmp_path: Path
+) -> None:
+    """Pruning, quantisation and deferred loading leave such tensors in checkpoints."""
+    torch.save({**state, "fc.weight": change(state["fc.weight"])}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"sparse, quantised or without values: fc\.weight"):
+        load_backbone("resnet20", weights=tmp_path / "w.pth")
+
+
+def test_a_package_with_a_lazy_layer_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
+    own = Backbone(
+        name="lazy", title="x", build=lambda: net, input_size=8, classifier="1", licence="x",
+        source="x",
+    )  # fmt: skip
+    monkeypatch.setattr(backbones, "get", lambda _: own)
+    monkeypatch.setattr(backbones, "publisher", lambda _: "a test")
+    with pytest.raises(WeightsError, match=r"lazy ones: 1\.weight") as caught:
+        load_backbone("lazy", untrained_seed=0)
+    assert "run the net once in build()" in caught.value.fix
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -105,6 +105,7 @@ BOTH: dict[str, Callable[[State, State], Any]] = {
     "model and ema": lambda raw, ema: {"model": raw, "ema": {"module": ema}, "epoch": 1},
     "one state dict": lambda raw, ema: {**under("model.", raw), **under("ema_model.", ema)},
     "bare beside averaged": lambda raw, ema: {**raw, **under("ema.", ema)},
+    "a name of its own": lambda raw, ema: {"state_dict": raw, "SWA-weights": ema},
 }
 
 
@@ -121,6 +122,27 @@ def test_raw_beside_averaged_weights_are_a_question(
     follow(caught.value.fix, checkpoint, tmp_path / "fixed.pth")
     model = load_backbone("resnet20", weights=tmp_path / "fixed.pth")
     assert all(torch.equal(tensor, ema[n]) for n, tensor in model.state_dict().items())
+
+
+def torch_ema(raw: State) -> Any:
+    """torch_ema: the averages are a list, in the order of the parameters."""
+    return {"model": raw, "ema": {"decay": 0.9, "shadow_params": list(raw.values())}}
+
+
+def lit_ema(raw: State) -> Any:
+    """Latent diffusion's LitEma: buffers of one module, their names without dots."""
+    ema = {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in raw.items()}
+    return {"state_dict": {**under("model.", raw), **ema}}
+
+
+@pytest.mark.parametrize("checkpoint", [torch_ema, lit_ema])
+def test_averages_that_nobody_can_load_are_a_question_too(
+    checkpoint: Callable[[State], Any], state: State, tmp_path: Path
+) -> None:
+    torch.save(checkpoint(state), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"averaged .*beside") as caught:
+        load_backbone("resnet20", weights=tmp_path / "w.pth")
+    assert "'ema'" not in caught.value.fix
 
 
 def test_a_file_of_another_net_lists_its_names_as_they_are(state: State, tmp_path: Path) -> None:

@@ -165,9 +165,10 @@ class AttachedModel(nn.Module):
         ):
             if lean is not None:
                 x = self.laid_out(x)
-            output = output_tensor(self._run(x, sparse=lean is None))
-            assert output is not None
+            answer = self._run(x, sparse=lean is None)
             if self.anatomy.head is None:
+                output = output_tensor(answer)
+                assert output is not None
                 trace.features, trace.logits = output, self.domain[HEAD](output)
         if own is not None and isinstance(mode, LeanMode):
             guards.refuse_unmet(own, self.backbone, mode)

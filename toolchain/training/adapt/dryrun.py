@@ -161,12 +161,18 @@ def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
 
 
 def output_tensor(output: object) -> Tensor | None:
-    """Return the tensor that a backbone returns (plain, ``.logits``, ``.pooler_output``)."""
+    """Return the tensor that a backbone returns: plain, the first of several, or by its name.
+
+    Names are ``logits`` and ``pooler_output``, attributes or keys. A dict of one tensor needs none.
+    """
+    entries = output if isinstance(output, Mapping) else {}
     for name in ("logits", "pooler_output"):
-        inner = getattr(output, name, None)
+        inner = getattr(output, name, entries.get(name))
         if isinstance(inner, Tensor):
             return inner
-    return first_tensor(output)
+    if len(entries) == 1:
+        return first_tensor(next(iter(entries.values())))
+    return first_tensor(tuple(output) if isinstance(output, list) else output)
 
 
 def _picture(backbone: nn.Module, shape: tuple[int, ...]) -> Tensor:

@@ -129,6 +129,12 @@ def _build(backbone: Backbone, seed: int) -> nn.Module:
             backbone, f"expected an nn.Module of its build(), got {got}", "return the module"
         )
     _require_classifier(backbone, model)
+    if lazy := [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]:
+        raise _package_fault(
+            backbone,
+            f"expected parameters with a shape, got lazy ones: {first_few(lazy, LISTED)}",
+            "name their sizes, or run the net once in build()",
+        )
     return model.eval()
 
 
@@ -301,6 +307,7 @@ def _check(
             f"{source.path}: expected at most {LIMIT_TENSORS} tensors, got {len(tensors)}",
             fix="check that this file holds one backbone",
         )
+    plain = {name: tensor for name, tensor in tensors.items() if _is_plain(tensor)}
     faults = {
         "missing": [n for n in expected if n not in tensors and not n.endswith(_COUNTER)],
         "extra": [n for n in tensors if n not in expected],
@@ -315,9 +322,10 @@ def _check(
             if name in tensors
             and tensors[name].is_floating_point() != parameter.is_floating_point()
         ],
-        "not finite (NaN or Inf)": [n for n, t in tensors.items() if not bool(t.isfinite().all())],
+        "sparse, quantised or without values": [n for n in tensors if n not in plain],
+        "not finite (NaN or Inf)": [n for n, t in plain.items() if not bool(t.isfinite().all())],
         "negative variance": [
-            n for n, t in tensors.items() if n.endswith("running_var") and bool((t < 0).any())
+            n for n, t in plain.items() if n.endswith("running_var") and bool((t < 0).any())
         ],
     }
     lines = [f"{k}: {first_few(sorted(names), LISTED)}" for k, names in faults.items() if names]
@@ -327,3 +335,8 @@ def _check(
             f"got a file that does not fit\n  " + "\n  ".join(lines),
             fix="use weights of this architecture, or name the backbone that they belong to",
         )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Tell a tensor whose values lie one beside the other, as every weight of a backbone does."""
+    return tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_meta)

@@ -7,6 +7,7 @@ two sets of weights: which one is meant, nobody can see.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,9 @@ from torch import Tensor
 from toolchain.core.errors import WeightsError, first_few
 
 # Where training programs put the weights beside optimiser, epoch and arguments. Averaged ones
-# (EMA, SWA) lie beside the raw ones.
+# (EMA, SWA) lie beside the raw ones, under a name with one of these words.
 _RAW = ("state_dict", "model_state_dict", "model", "net", "network", "module", "params", "weights")
-_AVERAGED = (
-    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema"),
-    *("model_ema_state_dict", "ema_model_state_dict", "averaged_model", "swa_model"),
-)
+_AVERAGED = re.compile(r"(?:^|[_.-])(?:ema|swa|averaged?|shadow)(?:$|[_.-])", re.IGNORECASE)
 # Modules that torch.compile, FSDP and checkpointing put around others, anywhere in the tree.
 _SHELLS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 _LISTED = 8
@@ -46,16 +44,11 @@ def state_dict_in(value: Any, where: str) -> tuple[Mapping[str, Tensor], list[st
     for _ in range(_LEVELS):
         if _is_state(value) or not isinstance(value, Mapping):
             break
-        names = [k for k in (*_RAW, *_AVERAGED) if _holds_weights(value.get(k))]
+        names = [k for k in _RAW if _holds_weights(value.get(k))]
+        averaged = [k for k in value if _is_averaged(k) and _holds_weights(value[k])]
+        names += averaged
         if len(names) > 1:
-            averaged = [name for name in names if name in _AVERAGED]
-            what = "averaged (EMA) beside raw ones" if averaged else "under several names"
-            raise WeightsError(
-                f"{where}: expected one set of weights, got {len(names)} {what}: "
-                f"{', '.join(names)}",
-                fix=f"save the one that you mean: torch.save(checkpoint[{names[-1]!r}], "
-                "'weights.pth'); averaged weights are mostly the better ones",
-            )
+            raise _several(value, names, averaged, where)
         if not names:
             break
         keys.append(names[0])
@@ -70,12 +63,36 @@ def state_dict_in(value: Any, where: str) -> tuple[Mapping[str, Tensor], list[st
     return value, keys
 
 
+def _several(
+    value: Mapping[str, Any], names: list[str], averaged: list[str], where: str
+) -> WeightsError:
+    what = "averaged (EMA) beside raw ones" if averaged else "under several names"
+    # Some programs keep averages as a list in the order of the parameters: nobody can load those.
+    usable = [name for name in names if _leads_to_state(value[name])] or names
+    better = "; averaged weights are mostly the better ones" * (usable[-1] in averaged)
+    return WeightsError(
+        f"{where}: expected one set of weights, got {len(names)} {what}: {', '.join(names)}",
+        fix=f"save the one that you mean: torch.save(checkpoint[{usable[-1]!r}], 'weights.pth')"
+        f"{better}",
+    )
+
+
+def _is_averaged(name: object) -> bool:
+    return isinstance(name, str) and _AVERAGED.search(name) is not None
+
+
 def _holds_weights(value: object, levels: int = _LEVELS) -> bool:
     """Tell weights from settings that go by the same name."""
+    if not isinstance(value, Mapping | list | tuple) or not levels:
+        return False
+    inner = value.values() if isinstance(value, Mapping) else value
+    return any(isinstance(v, Tensor) or _holds_weights(v, levels - 1) for v in inner)
+
+
+def _leads_to_state(value: object, levels: int = _LEVELS) -> bool:
     if not isinstance(value, Mapping) or not levels:
         return False
-    inner = value.values()
-    return any(isinstance(v, Tensor) or _holds_weights(v, levels - 1) for v in inner)
+    return _is_state(value) or any(_leads_to_state(v, levels - 1) for v in value.values())
 
 
 def _is_state(value: object) -> bool:
@@ -116,6 +133,14 @@ def unwrap(
     (prefix,) = prefixes
     inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     outside = [name for name in tensors if not name.startswith(prefix)]
+    # AveragedModel counts its updates beside the weights: a number is no second set.
+    if averaged := [n for n in outside if _is_averaged(n.split(".")[0]) and tensors[n].dim()]:
+        raise WeightsError(
+            f"{where}: expected one set of weights, got averaged ones ({averaged[0]}, ...) beside "
+            f"those behind {prefix!r}",
+            fix="save the one that you mean: copy the averages into the model as the program that "
+            "trained it does, then torch.save(model.state_dict(), 'weights.pth')",
+        )
     notes.append(f"took off the prefix {prefix!r}")
     if outside:
         notes.append(f"left out {first_few(outside, _LISTED)}")
