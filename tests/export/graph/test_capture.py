@@ -185,3 +185,17 @@ def test_a_slot_that_changes_nothing_is_named() -> None:
     model.domain["block00"].register_parameter("idle", nn.Parameter(torch.zeros(2)))
     with pytest.raises(CaptureError, match=r"slot 'block00\.idle' did not reach the graph"):
         capture(model)
+
+
+class Middling(toys.Residual):
+    """The median has no translation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) - x.median(dim=3, keepdim=True).values
+
+
+def test_an_operator_without_a_translation_is_named() -> None:
+    net = toys.Net(nn.Conv2d(3, 8, 3, 2, 1), [Middling(8, 8)], 8).eval()
+    with pytest.raises(CaptureError, match=r"has no ONNX for the operator aten\.median") as caught:
+        capture(attach(net, classes=3, input_shape=(3, 8, 8)))
+    assert caught.value.fix == "write it with other operators"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tests.support import toys
 from toolchain.core.errors import CaptureError
@@ -87,8 +88,20 @@ class Ticking(toys.Residual):
         return super().forward(x)
 
 
+class Drawing(toys.Residual):
+    """Its dropout is never switched off."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(super().forward(x), 0.3)
+
+
 @pytest.mark.parametrize(
-    ("kind", "words"), [(Neighbourly, r"'blocks\.1' answers"), (Ticking, r"'blocks\.1\.n' changes")]
+    ("kind", "words"),
+    [
+        (Neighbourly, r"'blocks\.1' answers a picture otherwise alone"),
+        (Ticking, r"'blocks\.1\.n' changes"),
+        (Drawing, r"'blocks\.1' answers the same pictures otherwise each time"),
+    ],
 )
 def test_a_block_with_a_memory_or_with_neighbours_is_refused(
     kind: type[toys.Residual], words: str
@@ -96,3 +109,19 @@ def test_a_block_with_a_memory_or_with_neighbours_is_refused(
     net = toys.Net(nn.Conv2d(3, 8, 3, 2, 1), [toys.Residual(8, 8), kind(8, 8)], 8)
     with pytest.raises(CaptureError, match=words):
         trace_program(attach(net, classes=3, input_shape=(3, 16, 16)))
+
+
+class Subtracting(toys.Net):
+    """It takes the mean from its picture in place, as scripts for one picture do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 0.5
+        answer: Tensor = super().forward(x)
+        return answer
+
+
+def test_a_net_that_writes_into_its_picture_is_refused() -> None:
+    net = Subtracting(nn.Conv2d(3, 8, 3, 2, 1), [toys.Residual(8, 8)], 8)
+    with pytest.raises(CaptureError, match="writes into the picture") as caught:
+        trace_program(attach(net, classes=3, input_shape=(3, 16, 16)))
+    assert "x = x - mean" in caught.value.fix

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ NEIGHBOUR_TOLERANCE = 1e-3
 """How far, of its own range, an answer may move when a picture is run alone: rounding only."""
 FREE_BATCH = "write x.shape[0] or -1 in place of a number, and do not loop over the batch"
 """The fix for a forward that takes batches of one size only."""
+_NO_TRANSLATION = re.compile(r"No ONNX function found for <OpOverload\(op='(?P<operator>[\w.]+)'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +178,16 @@ def _check_runs_batches(model: AttachedModel) -> None:
             fix=FREE_BATCH,
         ) from err
     _check_unchanged(before, model.backbone)
+    if not torch.equal(pictures, torch.from_numpy(noise(model))):
+        raise CaptureError(
+            "the model writes into the picture that it gets, expected one that reads it alone",
+            fix="write x = x - mean in place of x -= mean, and set inplace=False on its first "
+            "activation",
+        )
     with torch.no_grad():
-        _check_alone(_cut_points(model, pictures[:1]), both)
+        alone = _cut_points(model, pictures[:1])
+        if name := _differs(alone, {key: value[:1] for key, value in both.items()}):
+            raise _unsteady(name, _differs(_cut_points(model, pictures), both))
 
 
 def _cut_points(model: AttachedModel, pictures: Tensor) -> dict[str, Tensor]:
@@ -198,16 +208,30 @@ def _check_unchanged(before: dict[str, Tensor], backbone: nn.Module) -> None:
             )
 
 
-def _check_alone(alone: dict[str, Tensor], both: dict[str, Tensor]) -> None:
-    for name, one in alone.items():
-        want = both[name][:1]
+def _differs(answers: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+    """Return the first cut point whose answers differ by more than rounding, or nothing."""
+    for name, value in answers.items():
+        want = expected[name]
         allowed = NEIGHBOUR_TOLERANCE * float(want.abs().max())
-        if one.shape != want.shape or float((one - want).abs().max()) > allowed:
-            raise CaptureError(
-                f"{name!r} answers a picture otherwise alone than beside another one: "
-                "expected an answer for each sample that its neighbours do not change",
-                fix="take no mean, norm or sum over the batch dimension in evaluation",
-            )
+        if value.shape != want.shape or float((value - want).abs().max()) > allowed:
+            return name
+    return ""
+
+
+def _unsteady(name: str, again: str) -> CaptureError:
+    """Return what is wrong with ``name``; ``again``: what differs where nothing was changed."""
+    if again:
+        return CaptureError(
+            f"{again!r} answers the same pictures otherwise each time it runs: expected an answer "
+            "that no random number is part of",
+            fix="draw none in evaluation: F.dropout(x, p, training=self.training)",
+        )
+    return CaptureError(
+        f"{name!r} answers a picture otherwise alone than beside another one: "
+        "expected an answer for each sample that its neighbours do not change",
+        fix="take no mean, norm or sum over the batch dimension in evaluation, and compute in "
+        "float32: under autocast the rounding depends on the batch",
+    )
 
 
 def _traced(recorder: _Recorder, shape: tuple[int, ...]) -> ExportedProgram:
@@ -345,16 +369,25 @@ def capture_error(err: Exception) -> CaptureError:
         return CaptureError(
             "a Python `if`, loop or int() depends on a tensor's value, which no ONNX graph without "
             f"control flow can hold: {_first_line(causes[-1])}",
-            fix="compute both sides and select with torch.where, or leave the module out of blocks",
+            fix="compute both sides and select with torch.where",
         )
     if _is_about_batch(err):
         return CaptureError(
             f"the model fixes the batch size while it is traced: {_first_line(causes[-1])}",
             fix=FREE_BATCH,
         )
+    if missing := _NO_TRANSLATION.search(text):
+        return CaptureError(
+            f"PyTorch's exporter {torch.__version__} has no ONNX for the operator "
+            f"{missing['operator']}",
+            fix="write it with other operators",
+        )
+    report = "torch.export.export(model, (x,))"
+    if isinstance(err, torch.onnx.errors.OnnxExporterError):
+        report = "torch.onnx.export(model, (x,), dynamo=True, report=True)"
     return CaptureError(
         f"PyTorch's exporter could not capture the model: {_first_line(causes[-1])}",
-        fix="run torch.export.export(model, (x,)) on it alone for the full report",
+        fix=f"run {report} on it alone for the full report",
     )
 
 
