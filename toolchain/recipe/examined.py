@@ -11,6 +11,7 @@ from typing import Any
 
 from toolchain.core.errors import DataError, Fault
 from toolchain.pictures.survey import FIX, Survey, Tell, survey
+from toolchain.recipe.copies import Copies, find_copies
 from toolchain.recipe.listing import LAYOUT, Listing, raise_faults
 
 _SHOWN = 3
@@ -22,13 +23,14 @@ class Examined:
 
     listing: Listing
     survey: Survey
+    copies: Copies
 
     def lines(self) -> list[str]:
         """Return for people what lies there, what was taken for what, and what is left out."""
         (narrow, wide), (low, high) = self.survey.width, self.survey.height
         first, *rest = self.listing.lines()
         sizes = f"{narrow} to {wide} px wide, {low} to {high} px high ({self.survey.whole} decoded)"
-        return [first, sizes, *self._several(), *rest]
+        return [first, sizes, *self._several(), *self.copies.lines(), *rest]
 
     def _several(self) -> list[str]:
         survey = self.survey
@@ -52,6 +54,12 @@ class Examined:
             "width": self.survey.width,
             "height": self.survey.height,
             "several": {"count": self.survey.several, "paths": self.survey.such_as},
+            "copies": {
+                "count": self.copies.count,
+                "in_test_and_another_part": self.copies.tested,
+                "in_several_classes": self.copies.classes,
+                "paths": self.copies.pairs,
+            },
             "notes": listing.notes,
             "left_out": listing.left_out,
         }
@@ -77,7 +85,7 @@ def examine(listing: Listing, tell: Tell = lambda _done, _all: None) -> Examined
         damaged = (Fault(fault.path, fault.message, FIX) for fault in pictures.faults)
         raise_faults(str(listing.root), (*listing.faults, *damaged))
     pictures.raise_faults(str(listing.root))
-    return Examined(listing, pictures)
+    return Examined(listing, pictures, find_copies(listing))
 
 
 def _fix(listing: Listing) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from toolchain.core.errors import DataError
 from toolchain.core.files import MIB
+from toolchain.recipe.copies import find_copies
 from toolchain.recipe.listing import Listing, Pairs
 from toolchain.recipe.spec import Recipe
 from toolchain.training.data.splits import (
@@ -49,6 +50,7 @@ def of_listing(recipe: Recipe, listing: Listing) -> DomainData:
         listing.classes,
         notes=(
             *listing.lines(),
+            *find_copies(listing).lines(),
             *_limits(recipe, len(train), len(test)),
             f"at most {store.held_bytes / MIB:.1f} MiB of them and their names are kept in memory",
         ),
