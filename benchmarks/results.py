@@ -28,6 +28,7 @@ ENGINES = "# TensorRT engines"
 ACCURACY = "# Accuracy of the methods"
 MEMORY = "# What training keeps"
 RANGES = "# Ranges of int8"
+STALL = "# Heavy requests to a server"
 KEPT_TARGETS = {"da3": 37, "da3-fp32": 12}
 """Of what fine-tuning keeps, a method's row may keep one in so many bytes."""
 
@@ -489,6 +490,53 @@ def ranges(document: Document) -> list[str]:
         "`joined` ones hold for all the domains at once, as a kit does.",
         "",
         *_table(("ranges", "domain", "pictures", "class", "gates", "error"), rows),
+    ]
+
+
+def stall(document: Document) -> list[str]:
+    """Return the section of what others wait for from the document of ``benchmarks.stall``."""
+    own, setup = document["machine"], document["setup"]
+    bound = document["bound_ms"]
+
+    def cells(got: Document) -> Iterable[str]:
+        low, high = got["quartiles_ms"]
+        yield f"{got['median_ms']:.1f} ({low:.1f} to {high:.1f})"
+        yield f"{got['p95_ms']:.1f}"
+        yield f"{got['largest_ms']:.1f}"
+
+    rows = [
+        (
+            kind,
+            str(row["sent"]),
+            *cells(row["health"]),
+            f"{row['health']['late']} of {row['health']['count']}",
+            f"{row['stalled_ms']:.0f}",
+            *cells(row["answers"]),
+            str(row["failed"]),
+        )
+        for kind, row in document["rows"].items()
+    ]
+    return [
+        STALL,
+        "",
+        f"`python -m benchmarks.stall`, a drawn domain on resnet20, 32 px: {setup['clients']} "
+        f"clients send what the first column names without a pause, {setup['rounds']} times for "
+        f"{setup['seconds']:g} s, in turns. Meanwhile one client asks for health and one for an "
+        f"answer to a picture, on connections that stay. Times in ms: the median (quartiles of the "
+        f"rounds' medians), the 95th percentile, the largest. Health is to be answered within "
+        f"{bound:g} ms; `late` counts what took longer. `stall` is the most processor time between "
+        f"two turns of a thread while {setup['clients']} others parse the body, which no other "
+        f"program adds to. Machine: {own['processor']}, "
+        f"{own['cores']} cores, shared by clients and server; load average {own['load']} before "
+        f"and {own['load_after']} after.",
+        "",
+        *_table(
+            (
+                *("load", "sent", "health", "95 %", "largest", "late", "stall"),
+                *("answer", "95 %", "largest", "failed"),
+            ),
+            rows,
+        ),
     ]
 
 
