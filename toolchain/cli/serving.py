@@ -108,7 +108,7 @@ def load_served(
         complain_of(f"not loaded: {path}", err)
 
     if not named:
-        for path, err in folder.misnamed(dist).items():
+        for path, err in folder.unusable(dist).items():
             tell(path, err)
     load_fitting(runner, surveyed, selftest=selftest, made=_tell_cost, refused=tell)
     return refused

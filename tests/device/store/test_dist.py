@@ -20,7 +20,10 @@ def test_bundles_are_found_by_name_and_nothing_else_is(fleet: Fleet, tmp_path: P
     for name in ("@head", "a@", "a@b@c", "a@b c"):
         (tmp_path / f"{name}.da3b").write_bytes(b"")
     assert list(dist.bundles(tmp_path)) == ["Käfer", "a", "a@head", "b"]
-    assert [path.stem for path in dist.misnamed(tmp_path)] == ["@head", "a@", "a@b c", "a@b@c"]
+    (tmp_path / "gone.da3b").symlink_to(tmp_path / "nowhere.da3b")
+    unusable = dist.unusable(tmp_path)
+    assert [path.stem for path in unusable] == ["@head", "a@", "a@b c", "a@b@c", "folder", "gone"]
+    assert not any(str(tmp_path) in str(fault) for fault in unusable.values())
     assert dist.find(tmp_path, "a@head") == tmp_path / "a@head.da3b"
     assert dist.find(tmp_path, "Ka\u0308fer") == tmp_path / "Käfer.da3b"
 

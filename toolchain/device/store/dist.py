@@ -35,18 +35,29 @@ def listed(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in paths if LOADED.accepts(path.stem) and is_file(path)}
 
 
-def misnamed(folder: Path) -> dict[Path, UsageError]:
-    """Return the bundles right in ``folder`` that no model can be called as, and what to do."""
-    paths = [folder / name for name in names(folder) if name.endswith(BUNDLE_SUFFIX)]
-    return {
-        path: UsageError(
-            f"{path}: expected a file that a model can be called as, got {path.stem!r:.80}",
-            fix=f"rename it: {LOADED.expected}",
-        )
-        for path in paths
+def unusable(folder: Path) -> dict[Path, UsageError]:
+    """Return what is named as a bundle right in ``folder`` and is none, and what to do.
+
+    No model can be called as it is, or it is no file: a folder, a pipe, a link that leads nowhere.
+    The messages name no path, because clients of a server read them.
+    """
+    faults = {}
+    for name in names(folder):
+        path = folder / name
         # A name with a dot in front is hidden on purpose, or half-written.
-        if not path.name.startswith(".") and not LOADED.accepts(path.stem) and is_file(path)
-    }
+        if not name.endswith(BUNDLE_SUFFIX) or name.startswith("."):
+            continue
+        if not is_file(path):
+            faults[path] = UsageError(
+                "expected a bundle, got no file: a folder, a pipe or a link that leads nowhere",
+                fix="remove it, or put the file there",
+            )
+        elif not LOADED.accepts(path.stem):
+            faults[path] = UsageError(
+                f"expected a file that a model can be called as, got {path.stem!r:.80}",
+                fix=f"rename it: {LOADED.expected}",
+            )
+    return faults
 
 
 def bundles(folder: Path) -> dict[str, Path]:
