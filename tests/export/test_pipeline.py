@@ -223,13 +223,15 @@ def test_a_checkpoint_of_another_recipe_is_refused(exported: Exported, tmp_path:
 
 def test_an_artefact_of_another_export_is_not_mixed_in(exported: Exported, tmp_path: Path) -> None:
     """Same weights, another graph beside: the export stops instead of pairing the two."""
+    steps: list[str] = []
     artefact = bundle.open_backbone(exported.backbone)
     graph = store.from_bytes(artefact.graph_path.read_bytes(), what="backbone")
     graph.producer_version = "another"
     weights = artefact.weights_path.read_bytes()
     bundle.write_backbone(tmp_path, artefact.manifest, graph=store.to_bytes(graph), weights=weights)
     with pytest.raises(BackboneMismatchError, match=r"another version[\s\S]*sha256:[\s\S]*sha256:"):
-        run(exported, tmp_path)
+        run(exported, tmp_path, notify=steps.append)
+    assert steps[-1] == "split"  # not after minutes of comparing
     assert not (tmp_path / "toy_chirps.da3b").exists()
 
 

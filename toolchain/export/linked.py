@@ -16,14 +16,21 @@ from safetensors.numpy import load as load_safetensors
 
 from toolchain import bundle
 from toolchain.bundle import BackboneArtefact, BackboneManifest, Patched, Payload
+from toolchain.bundle.backbone import ARTEFACT
 from toolchain.bundle.golden import Golden
 from toolchain.bundle.graphs import graph_files, require_graph
 from toolchain.bundle.linkage import SHIPPED, SWAP_IF, Linkage
 from toolchain.bundle.patch import PATCH_NAME
 from toolchain.core import digest
 from toolchain.core.canonical import rounded
-from toolchain.core.errors import BackboneMismatchError, BundleError, ExistsError, LinkError
-from toolchain.core.files import write_atomic
+from toolchain.core.errors import (
+    BackboneMismatchError,
+    BundleError,
+    Da3Error,
+    ExistsError,
+    LinkError,
+)
+from toolchain.core.files import is_folder, write_atomic
 from toolchain.export.check import candidates, parity
 from toolchain.export.check.parity import ParityReport
 from toolchain.export.graph import store
@@ -162,9 +169,32 @@ def write_artefact(
             folder, manifest, graph=graph, weights=weights, overwrite=True
         )
         return written, False
-    raise BackboneMismatchError(
+    raise _another_version(path, manifest, artefact.manifest)
+
+
+def refuse_other_artefact(folder: Path, manifest: BackboneManifest) -> None:
+    """Raise early what :func:`write_artefact` would raise in the end for another graph.
+
+    It reads the manifest that is there and hashes no weights. Whatever else is wrong shows later.
+    """
+    name = bundle.artefact_name(manifest.name, manifest.input.size, manifest.weights_digest)
+    path = folder / name
+    if not is_folder(path):
+        return
+    try:
+        present, _ = ARTEFACT.read_manifest(path)
+    except Da3Error:
+        return
+    if present.graph_digest != manifest.graph_digest:
+        raise _another_version(path, manifest, present)
+
+
+def _another_version(
+    path: Path, manifest: BackboneManifest, present: BackboneManifest
+) -> BackboneMismatchError:
+    return BackboneMismatchError(
         f"{path} was exported by another version: expected the graph "
-        f"{manifest.graph_digest}, got {artefact.manifest.graph_digest}",
+        f"{manifest.graph_digest}, got {present.graph_digest}",
         fix="export into another folder, and its other domains again, or remove it",
     )
 

@@ -44,6 +44,7 @@ from toolchain.export.linked import (
     compare,
     link_domain,
     payloads,
+    refuse_other_artefact,
     write_artefact,
     write_graphs,
 )
@@ -132,10 +133,10 @@ def export(
     clock = _Stopwatch(notify)
     source = _load(recipe, checkpoint, clock, for_kits=bool(orders))
     checked = _checked(
-        source, cache, clock, threads=threads, tolerance=_fp32_bound(tolerance, orders)
+        source, dist, cache, clock, threads=threads, tolerance=_fp32_bound(tolerance, orders)
     )
     linked, reference = checked.linked, checked.reference
-    own, draft = _manifests(checked, dist)
+    own, draft = checked.own, _draft(checked, dist)
     kits = Orders(orders, linked.rates, dist, overwrite=overwrite, bound=tolerance)
     plans: tuple[PrecisionCost, ...] = ()
     if orders:
@@ -227,11 +228,13 @@ def _split(
 class _CheckedDomain:
     """A domain that answers as PyTorch does: its graphs, and what they were compared with.
 
-    ``trained``: the checkpoint with the gates' rates that the reference measured.
+    ``trained``: the checkpoint with the gates' rates that the reference measured. ``own``: the
+    manifest of the frozen backbone's artefact.
     """
 
     source: _TrainedDomain
     trained: Checkpoint
+    own: BackboneManifest
     linked: LinkedDomain
     reference: ReferenceCases
     report: ParityReport
@@ -239,16 +242,23 @@ class _CheckedDomain:
 
 def _checked(
     source: _TrainedDomain,
+    dist: Path,
     cache: Path | None,
     clock: _Stopwatch,
     *,
     threads: int | None,
     tolerance: float,
 ) -> _CheckedDomain:
-    """Split the domain, link it in a temporary folder, and hold every flavour to PyTorch."""
+    """Split the domain, link it in a temporary folder, and hold every flavour to PyTorch.
+
+    A backbone in ``dist`` that is another one is refused before that.
+    """
     preprocess = source.recipe.preprocess
     with clock.step("split"):
         halves, patch = _split(source.model, source.folded, cache)
+        licence = backbones.get(source.trained.info.backbone.name).licence
+        own = manifests.backbone(source.trained, halves, licence)
+        refuse_other_artefact(dist, own)
     with clock.step("reference"):
         reference = _reference(source)
         cases = join([reference.golden, reference.others])
@@ -262,7 +272,7 @@ def _checked(
             report = compare(
                 linked, cases, preprocess, folder, threads=threads, tolerance=tolerance
             )
-    return _CheckedDomain(source, trained, linked, reference, report)
+    return _CheckedDomain(source, trained, own, linked, reference, report)
 
 
 def _reference(source: _TrainedDomain) -> ReferenceCases:
@@ -283,18 +293,17 @@ def _with_rates(trained: Checkpoint, cases: Golden) -> Checkpoint:
     return replace(trained, info=replace(trained.info, metrics=metrics))
 
 
-def _manifests(checked: _CheckedDomain, dist: Path) -> tuple[BackboneManifest, Manifest]:
-    """Return the manifests of the backbone's artefact in ``dist`` and of the bundle.
+def _draft(checked: _CheckedDomain, dist: Path) -> Manifest:
+    """Return the manifest of the bundle beside its backbone in ``dist``.
 
-    The bundle's lacks the files, which packing fills in, and what kits cost.
+    It lacks the files, which packing fills in, and what kits cost.
     """
     trained, halves, patch = checked.trained, checked.linked.halves, checked.linked.patch
-    licence = backbones.get(trained.info.backbone.name).licence
-    own = manifests.backbone(trained, halves, licence)
+    own = checked.own
     # The artefact is not written yet, because nothing may appear before all is checked. The
     # bundle's manifest needs only its name and digests.
     place = dist / bundle.artefact_name(own.name, own.input.size, own.weights_digest)
-    draft = manifests.domain(
+    return manifests.domain(
         trained,
         checked.source.recipe,
         halves,
@@ -303,7 +312,6 @@ def _manifests(checked: _CheckedDomain, dist: Path) -> tuple[BackboneManifest, M
         report=checked.report,
         patch=None if patch is None else patch.about,
     )
-    return own, draft
 
 
 def _kept_plans(
