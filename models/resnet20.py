@@ -7,6 +7,8 @@ zero padding. This file holds the architecture only; ``pretrain`` made the shipp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from .residual import BasicBlock, ResidualNet, Stage, conv, projection
@@ -18,6 +20,9 @@ def _block(inputs: int, width: int, stride: int) -> nn.Module:
     return BasicBlock(inputs, width, stride, projection(inputs, width, stride))
 
 
-def build(classes: int) -> ResidualNet:
-    """Return the untrained net: normalised float32 [N, 3, 32, 32] to logits [N, ``classes``]."""
-    return ResidualNet(conv(3, 16, 3), STAGES, _block, expansion=1, classes=classes)
+def build(classes: int, stages: Sequence[Stage] = STAGES) -> ResidualNet:
+    """Return the untrained net: normalised float32 [N, 3, 32, 32] to logits [N, ``classes``].
+
+    Other ``stages`` make a net of the same operators in another size.
+    """
+    return ResidualNet(conv(3, 16, 3), stages, _block, expansion=1, classes=classes)

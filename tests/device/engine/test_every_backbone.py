@@ -1,8 +1,8 @@
 """Every backbone, flavour and precision through NVIDIA's own parser and builder, without a GPU.
 
 The graphs are those of a kit for TensorRT-RTX, and of one for JetPack 6.2, whose parser leaves the
-boundaries out: that state is made by hand. Small pictures, and fewer and narrower blocks: the
-operators are the same, and each stage has a block of either kind. Full sizes behind the marker
+boundaries out: that state is made by hand. Small pictures, and few and narrow blocks: the operators
+are the same, and each of two stages has a block of either kind. Full sizes behind the marker
 ``full``.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from da3_models import mobilenet_v2, resnet26, resnet50
+from da3_models import mobilenet_v2, resnet20, resnet26, resnet50
 
 from tests.support import branch_graphs
 from toolchain.bundle.linkage import FLAVOURS
@@ -73,16 +73,18 @@ def emitted(made: Made, target: str, precision: Precision, *flavours: str) -> Ki
 
 
 def short(name: str) -> torch.nn.Module:
-    """Return the net with at most two or three blocks in a stage, untrained, in eval mode."""
+    """Return the net with two stages and three gates at least, untrained, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if name == "mobilenet_v2":
             settings = [(1, 16, 1, 1), (6, 24, 3, 2), (6, 32, 2, 2)]
             return mobilenet_v2.build(10, settings).eval()
-        if name == "resnet26":
-            return resnet26.build(10, [replace(s, depth=2) for s in resnet26.STAGES]).eval()
-        stages = [replace(s, depth=2, width=s.width // 8) for s in resnet50.STAGES]
-        return resnet50.build(10, stages).eval()
+        net = {"resnet20": resnet20, "resnet26": resnet26, "resnet50": resnet50}[name]
+        stages = [
+            replace(stage, depth=depth, width=max(16, stage.width // 8))
+            for stage, depth in zip(net.STAGES, (3, 2), strict=False)
+        ]
+        return net.build(10, stages).eval()
 
 
 def make(name: str, net: torch.nn.Module, side: int) -> Made:
@@ -104,8 +106,7 @@ def make(name: str, net: torch.nn.Module, side: int) -> Made:
 
 @pytest.fixture(scope="module", params=SMALL)
 def made(request: pytest.FixtureRequest) -> Made:
-    name = request.param
-    return make(name, load_backbone(name) if name == "resnet20" else short(name), SMALL[name])
+    return make(request.param, short(request.param), SMALL[request.param])
 
 
 def parsed(rtx: TensorRT, found: KitModels) -> Iterator[tuple[str, KitModel, ParsedNetwork]]:
