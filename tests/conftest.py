@@ -12,9 +12,15 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import shared
-from tests.support.exported import Domain, Exported, Fleet, make_domain, register
-from tests.support.kitted import Kitted
-from tests.support.kitted import make as kits_of
+from tests.support.exported import (
+    Domain,
+    Exported,
+    Fleet,
+    exported_once,
+    make_domain,
+    register,
+)
+from tests.support.kitted import Kitted, kitted_once
 from tests.support.translations import collect_seldom, keep_translations
 
 if TYPE_CHECKING:
@@ -106,24 +112,15 @@ def toy_domain(toy_backbone: None, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def exported(toy_domain: Domain, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """The domain exported once; nobody changes what was written."""
-    from toolchain.export.pipeline import export
-
-    folder = tmp_path_factory.mktemp("export")
-    report = export(
-        toy_domain.recipe,
-        checkpoint=toy_domain.checkpoint,
-        dist=folder / "dist",
-        cache=folder / "cache",
-    )
-    return Exported(toy_domain, report, folder / "cache")
+def exported(toy_domain: Domain) -> Exported:
+    """The domain exported once for all workers; nobody changes what was written."""
+    return exported_once(toy_domain)
 
 
 @pytest.fixture(scope="session")
-def kitted(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Kitted:
+def kitted(exported: Exported) -> Kitted:
     """The domain's kits for boards of every generation; nobody changes them."""
-    return kits_of(exported, tmp_path_factory.mktemp("kits"))
+    return kitted_once(exported)
 
 
 @pytest.fixture(scope="session")

@@ -128,6 +128,23 @@ def make_domain(
     return Domain(chosen, place, model, data)
 
 
+def exported_once(domain: Domain) -> Exported:
+    """Return the export of the toy, which the first worker makes."""
+    folder = shared.FOLDER / "exported"
+
+    def made() -> ExportReport:
+        from toolchain.export.pipeline import export
+
+        return export(
+            domain.recipe,
+            checkpoint=domain.checkpoint,
+            dist=folder / "dist",
+            cache=folder / "cache",
+        )
+
+    return Exported(domain, shared.value_once("exported.report", made), folder / "cache")
+
+
 def variants() -> dict[str, dict[str, Any]]:
     """What :func:`make_domain` makes the domains of the tests of the runtime from, by name.
 

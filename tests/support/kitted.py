@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.support import shared
 from tests.support.exported import Exported
 
 if TYPE_CHECKING:
@@ -58,15 +59,20 @@ class Kitted:
         return found
 
 
-def make(exported: Exported, folder: Path) -> Kitted:
-    from toolchain.export.pipeline import export
+def kitted_once(exported: Exported) -> Kitted:
+    """Return the kits, which the first worker makes."""
+    folder = shared.FOLDER / "kits"
 
-    domain = exported.domain
-    report = export(
-        domain.recipe,
-        checkpoint=domain.checkpoint,
-        dist=folder,
-        cache=exported.cache,
-        orders=orders(),
-    )
-    return Kitted(exported, folder, report)
+    def made() -> ExportReport:
+        from toolchain.export.pipeline import export
+
+        domain = exported.domain
+        return export(
+            domain.recipe,
+            checkpoint=domain.checkpoint,
+            dist=folder,
+            cache=exported.cache,
+            orders=orders(),
+        )
+
+    return Kitted(exported, folder, shared.value_once("kits.report", made))

@@ -6,11 +6,15 @@ the run's own and set by ``tests/conftest.py``, so that nothing outlives the cod
 
 from __future__ import annotations
 
+import copyreg
 import fcntl
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 FOLDER = Path(os.devnull)
 
@@ -31,3 +35,14 @@ def once(name: str, make: Callable[[], bytes]) -> bytes:
         if not path.exists():
             path.write_bytes(make())
         return path.read_bytes()
+
+
+def value_once(name: str, make: Callable[[], Any]) -> Any:
+    """Return what ``make`` returns, which only the first worker calls; a record or the like."""
+    # Records hold read-only views of dictionaries, which pickle knows nothing about.
+    copyreg.pickle(MappingProxyType, lambda view: (_view, (dict(view),)))
+    return pickle.loads(once(name, lambda: pickle.dumps(make())))
+
+
+def _view(values: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    return MappingProxyType(values)
