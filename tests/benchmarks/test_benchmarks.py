@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from benchmarks import export, plot, results, samples, second
 from benchmarks.forms import Case, FormBench
 from benchmarks.joins import REJECTED
 from tests.support import toys
+from tests.support.exported import search_path
 from toolchain.bench import machine
 from toolchain.bench.latency import STATES
 from toolchain.core.timing import interleaved
@@ -84,8 +83,8 @@ def document(toy_backbone: None, tmp_path_factory: pytest.TempPathFactory) -> di
     speed = export.measure_speed(TOY, {"one": 2, "many": 2, "lost": 2}, folder / "cache")
     setup = second.SecondSetup(backbone="toy", side=12, classes=6, test=6, runs=1)
     with pytest.MonkeyPatch.context() as patch:
-        # Its processes find the registered toy where this one does.
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        for name, value in search_path().items():
+            patch.setenv(name, value)
         other = second.measure(folder / "second", setup)
     checkpoint = folder / "second" / "domains" / "second"
     ratios = {f"{state}_ratio": speed["one"][f"if {state}"]["ratio"] for state in STATES}

@@ -14,7 +14,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.support.toy_export import Run, invoke, write_recipe
+from tests.support.exported import search_path, write_recipe
+from tests.support.toy_export import invoke
 from toolchain.cli.boundary import BoundedCommand, command_in_fix
 from toolchain.cli.options import json_option
 from toolchain.core import errors
@@ -166,21 +167,30 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["sh", "-c", f'exec "$0" -m toolchain {command}', sys.executable],
         cwd=folder,
+        env=os.environ | search_path(),
         capture_output=True,
         text=True,
         check=False,
     )
 
 
+@pytest.fixture(scope="module")
+def project(toy_backbone: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the recipe ``toy``; trainings share its cache."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "recipes").mkdir()
+    write_recipe(folder / "recipes", epochs=1)
+    write_recipe(folder / "recipes", "long", epochs=10_000)
+    return folder
+
+
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_a_closed_stream_is_quiet(run: Run, tmp_path: Path, closed: str) -> None:
-    (tmp_path / "recipes").mkdir()
-    write_recipe(tmp_path / "recipes", epochs=1)
-    done = shell(f"train --domain toy --threads 1 --cache '{run.cache}' {closed}", tmp_path)
+def test_a_closed_stream_is_quiet(project: Path, tmp_path: Path, closed: str) -> None:
+    done = shell(f"train --domain toy --threads 1 --out '{tmp_path}/toy' {closed}", project)
     assert done.returncode == 0
     assert "NoneType" not in done.stdout + done.stderr
     assert bool(done.stdout) == (closed == "2>&-")
-    assert (tmp_path / "build" / "domains" / "toy").is_dir()
+    assert (tmp_path / "toy").is_dir()
 
 
 def test_an_export_with_stderr_closed_tells_its_error_by_the_code(tmp_path: Path) -> None:
@@ -260,23 +270,26 @@ def test_a_signal_that_the_caller_handles_or_ignores_stays_so() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_a_signal_in_training_names_the_command_that_goes_on(
-    run: Run, tmp_path: Path, number: signal.Signals
+    project: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    (tmp_path / "recipes").mkdir()
-    write_recipe(tmp_path / "recipes", epochs=5000)
-    command = [*DA3, "train", "--domain", "toy", "--threads", "1", "--cache", str(run.cache)]
+    out = tmp_path / "long"
     with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*DA3, "train", "--domain", "long", "--threads", "1", "--out", str(out)],
+        cwd=project,
+        env=os.environ | search_path(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as child:
         assert child.stderr is not None
         lines: list[str] = []
-        while not lines or "epoch 1/5000" not in lines[-1]:
+        while not lines or "epoch 1/10000" not in lines[-1]:
             lines.append(child.stderr.readline())
             assert lines[-1], lines
         child.send_signal(number)
         rest = child.stderr.read()
     # Every phase says that it begins, before it works.
-    phases = [line.removeprefix("toy: ").split("  ")[0].strip() for line in lines[:-1]]
+    phases = [line.removeprefix("long: ").split("  ")[0].strip() for line in lines[:-1]]
     assert phases[:4] == [
         *("list the pictures", "start PyTorch", "build the model", "count the memory")
     ]
@@ -292,11 +305,10 @@ def test_a_signal_in_training_names_the_command_that_goes_on(
     ]
     assert child.returncode == 1
     assert "error: stopped after step" in rest
-    again = f"da3 train --domain toy --cache {run.cache} --threads 1 --resume"
+    again = f"da3 train --domain long --out {out} --threads 1 --resume"
     assert f"fix: go on with resume: {again}" in rest
     said = subprocess.run(
-        [*DA3, "inspect", "build/domains/toy.training.safetensors", "--json"],
-        cwd=tmp_path,
+        [*DA3, "inspect", f"{out}.training.safetensors", "--json"],
         capture_output=True,
         check=True,
     )

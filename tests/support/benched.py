@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from tests.support import shared
+from tests.support.exported import search_path
 
 DOMAINS, SIDE, CLASSES = 4, 12, 196
 WORDS = ("--backbone", "toy", "--input", str(SIDE), "--domains", str(DOMAINS), "--quick")
@@ -42,9 +41,7 @@ def invoke(*words: str) -> Result:
     """Run ``da3 bench`` in this process; stdout and stderr are kept apart."""
     from toolchain.cli.verbs.bench import bench
 
-    # Its own processes find the registered toy where this one does.
-    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    return CliRunner(env=environment).invoke(bench, words, prog_name="da3 bench")
+    return CliRunner(env=search_path()).invoke(bench, words, prog_name="da3 bench")
 
 
 def benched() -> Benched:

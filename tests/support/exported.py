@@ -8,6 +8,7 @@ domain's tensors are drawn, not trained, and its gates are open for half of the 
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,6 +90,34 @@ def recipe(folder: Path) -> Recipe:
         golden=6,
         folder=folder,
     )
+
+
+def write_recipe(folder: Path, name: str = "toy", **train: Any) -> None:
+    """Write the recipe, which trains in a second, and its weights into ``folder``.
+
+    ``train``: fields of its training. A process finds the backbone by :func:`search_path`.
+    """
+    from safetensors.torch import save_file
+
+    from tests.support import toys
+    from toolchain.core.digest import sha256
+    from toolchain.recipe import dump
+
+    own = recipe(folder)
+    weights = folder / own.weights
+    save_file(toys.backbone("plain").state_dict(), weights)
+    changed = dataclasses.replace(
+        own,
+        domain=name,
+        weights_sha256=sha256(weights.read_bytes()),
+        train=dataclasses.replace(own.train, **train),
+    )
+    (folder / f"{name}.yaml").write_text(dump(changed))
+
+
+def search_path() -> dict[str, str]:
+    """The environment in which a process finds the registered toy where this one does."""
+    return {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def make_domain(
