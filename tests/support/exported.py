@@ -104,6 +104,7 @@ def write_recipe(folder: Path, name: str = "toy", **train: Any) -> None:
     from toolchain.recipe import dump
 
     own = recipe(folder)
+    assert own.weights is not None
     weights = folder / own.weights
     save_file(toys.backbone("plain").state_dict(), weights)
     changed = dataclasses.replace(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import onnx
@@ -79,12 +80,13 @@ def short(name: str) -> torch.nn.Module:
         if name == "mobilenet_v2":
             settings = [(1, 16, 1, 1), (6, 24, 3, 2), (6, 32, 2, 2)]
             return mobilenet_v2.build(10, settings).eval()
-        net = {"resnet20": resnet20, "resnet26": resnet26, "resnet50": resnet50}[name]
+        net: Any = {"resnet20": resnet20, "resnet26": resnet26, "resnet50": resnet50}[name]
         stages = [
             replace(stage, depth=depth, width=max(16, stage.width // 8))
             for stage, depth in zip(net.STAGES, (3, 2), strict=False)
         ]
-        return net.build(10, stages).eval()
+        built: torch.nn.Module = net.build(10, stages)
+        return built.eval()
 
 
 def make(name: str, net: torch.nn.Module, side: int) -> Made:
