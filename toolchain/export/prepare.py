@@ -22,6 +22,7 @@ from toolchain.core.canonical import rounded
 from toolchain.core.digest import sha256
 from toolchain.core.timing import Notify
 from toolchain.export.emit import accuracy, calibrate
+from toolchain.export.emit.agreement import require_agreement
 from toolchain.export.emit.kits import KitSource
 from toolchain.export.emit.models import KitModels, KitOrder, Ranges, emit
 from toolchain.export.graph import store
@@ -80,8 +81,8 @@ def prepare(
     ``notify`` hears what begins.
     For int8 the models are calibrated with training pictures unless there are ranges, which
     ``order.recalibrate`` widens where the domain needs it. Raises PrecisionError where the
-    precision costs more than :data:`toolchain.export.emit.accuracy.ALLOWED`, and as
-    :func:`toolchain.export.emit.models.emit`.
+    precision costs more than :data:`toolchain.export.emit.accuracy.ALLOWED`, where a file does not
+    answer as the graph that was measured, and as :func:`toolchain.export.emit.models.emit`.
     """
     order.target.require(order.precision)
     int8 = order.precision == "int8"
@@ -98,23 +99,26 @@ def prepare(
         ranges, unopened = own.amax, own.unopened
     models = emit(domain.split, order, rates=rates, ranges=ranges)
     notify(f"{order.title}: measure its cost")
-    return PreparedKit(
-        source=domain.source,
-        models=models,
-        plan=measured(domain, models, others=others, bound=bound),
-        unopened=unopened,
-    )
+    images, labels = prepared(choice_part(domain.pictures), domain.preprocess)
+    plan = measured(domain, models, images, labels, others=others, bound=bound)
+    require_agreement(domain.split, models, domain.source.slots, images)
+    return PreparedKit(source=domain.source, models=models, plan=plan, unopened=unopened)
 
 
 def measured(
-    domain: KitDomain, models: KitModels, *, others: bool = False, bound: float | None = None
+    domain: KitDomain,
+    models: KitModels,
+    images: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    *,
+    others: bool = False,
+    bound: float | None = None,
 ) -> PrecisionCost:
     """Return what the precision costs the domain, as the bundle tells it.
 
-    ``others``: the ranges were those of other domains; ``bound`` as in :func:`prepare`. Raises
-    PrecisionError where it costs more than it may.
+    ``images``: normalised, float32 ``[N, C, S, S]``; ``others``: the ranges were those of other
+    domains; ``bound`` as in :func:`prepare`. Raises PrecisionError where it costs more than it may.
     """
-    images, labels = prepared(choice_part(domain.pictures), domain.preprocess)
     slots, order = domain.source.slots, models.order
     plain = store.to_bytes(link(domain.split, SWAP_IF))
     reference = accuracy.answers(plain, slots, images)
