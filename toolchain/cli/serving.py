@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import click
 
 from toolchain.cli.show.answers import complain_of
-from toolchain.cli.show.layout import some
+from toolchain.cli.show.layout import clean, some
 from toolchain.cli.show.output import emit
 from toolchain.core.errors import BackboneMismatchError, Da3Error, SessionLimitError
 from toolchain.core.files import MIB
@@ -103,7 +103,7 @@ def load_served(
         refused[path.stem] = refusal(err).message
         if isinstance(err, BackboneMismatchError) and not named:
             # Nobody asked for this one: it lies in the same folder.
-            click.echo(f"not loaded: {path}: {_other_backbone(err)}", err=True)
+            click.echo(clean(f"not loaded: {path}: {_other_backbone(err)}"), err=True)
             return
         complain_of(f"not loaded: {path}", err)
 
@@ -122,7 +122,8 @@ def _other_backbone(err: Da3Error) -> str:
 def _tell_cost(path: Path, cost: Cost) -> None:
     grown = "" if cost.resident_bytes is None else f"{cost.resident_bytes / 2**20:.0f} MiB and "
     click.echo(
-        f"{path}: a session of the backbone of its own, {grown}{cost.seconds:.1f} s", err=True
+        clean(f"{path}: a session of the backbone of its own, {grown}{cost.seconds:.1f} s"),
+        err=True,
     )
 
 

@@ -86,6 +86,14 @@ def test_a_shorter_line_covers_the_longer_one_before_it() -> None:
     assert len(second) == len(first)
 
 
+@pytest.mark.parametrize("kind", [io.StringIO, Screen])
+def test_a_name_that_colours_the_terminal_is_escaped(kind: type[io.StringIO]) -> None:
+    """The lines about pictures name files as their owners named them."""
+    stream = kind()
+    Bar(stream).keep("left out: a/\x1b[31mred\n.txt")
+    assert stream.getvalue().lstrip("\r") == "left out: a/\\x1b[31mred\\n.txt\n"
+
+
 def test_closing_in_the_middle_ends_the_line() -> None:
     stream = Screen()
     progress = Bar(stream)

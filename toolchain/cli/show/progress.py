@@ -60,7 +60,7 @@ class Line:
         """Show ``text`` in place of the text before it, on a terminal only."""
         if self.live:
             self._write(text)
-            self._columns = len(text)
+            self._columns = len(layout.clean(text))
 
     def keep(self, text: str) -> None:
         """Show ``text`` in place of the text before it, and leave it there as a line of its own."""
@@ -75,6 +75,8 @@ class Line:
             self._columns = 0
 
     def _write(self, text: str, end: str = "") -> None:
+        # A file's name may hold what moves the cursor or colours the terminal.
+        text = layout.clean(text)
         # Spaces cover the rest of a longer text before it.
         start = "\r" if self.live else ""
         self.stream.write(f"{start}{text.ljust(self._columns)}{end}")
