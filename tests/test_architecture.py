@@ -62,22 +62,22 @@ def _walk(file: str, node: ast.AST, *, lazy: bool, typing: bool) -> Iterator[Imp
 @cache
 def files() -> dict[str, str]:
     """Every source file by its module's name."""
-    found = {}
+    paths = {}
     for folder, package in PACKAGES.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
             name = ".".join([package, *(p for p in parts if p != "__init__")])
-            found[name] = str(path.relative_to(ROOT))
-    return found
+            paths[name] = str(path.relative_to(ROOT))
+    return paths
 
 
 @cache
 def imports() -> tuple[Import, ...]:
-    found: list[Import] = []
+    edges: list[Import] = []
     for file in files().values():
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-        found += _walk(file, tree, lazy=False, typing=False)
-    return tuple(found)
+        edges += _walk(file, tree, lazy=False, typing=False)
+    return tuple(edges)
 
 
 def room(file: str) -> str:
@@ -282,8 +282,8 @@ def loaded(*modules: str) -> dict[str, list[str]]:
         check=True,
         timeout=60,
     )
-    found: dict[str, list[str]] = json.loads(done.stdout)
-    return found
+    packages: dict[str, list[str]] = json.loads(done.stdout)
+    return packages
 
 
 def test_light_rooms_load_no_framework() -> None:

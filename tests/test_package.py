@@ -20,8 +20,8 @@ def test_the_version_is_that_of_the_distribution() -> None:
 
 def test_each_program_has_its_entry_point() -> None:
     for name, entry in (("da3", "main"), ("da3-export", "export_main")):
-        (found,) = entry_points(group="console_scripts", name=name)
-        assert found.value == f"toolchain.cli:{entry}"
+        (program,) = entry_points(group="console_scripts", name=name)
+        assert program.value == f"toolchain.cli:{entry}"
         script = (
             f"import sys; sys.argv[1:] = ['--help']; from toolchain.cli import {entry}; {entry}()"
         )

@@ -55,41 +55,41 @@ def raiser(err: BaseException) -> Callable[[], None]:
 
 @pytest.mark.parametrize("err", CASES, ids=lambda err: type(err).__name__)
 def test_every_leaf_becomes_its_exit_code_with_the_fix(err: Da3Error) -> None:
-    said = failing(raiser(err))
-    assert said.exit_code == err.exit_code
-    assert f"error: {err.message}" in said.stderr
-    assert (f"fix: {err.fix}" in said.stderr) == bool(err.fix)
-    assert said.stdout == ""
-    told = json.loads(failing(raiser(err), "--json").stdout)["error"]
-    assert (told["type"], told["exit_code"]) == (type(err).__name__, err.exit_code)
-    assert (told["message"], told["fix"]) == (err.message, err.fix)
+    result = failing(raiser(err))
+    assert result.exit_code == err.exit_code
+    assert f"error: {err.message}" in result.stderr
+    assert (f"fix: {err.fix}" in result.stderr) == bool(err.fix)
+    assert result.stdout == ""
+    error = json.loads(failing(raiser(err), "--json").stdout)["error"]
+    assert (error["type"], error["exit_code"]) == (type(err).__name__, err.exit_code)
+    assert (error["message"], error["fix"]) == (err.message, err.fix)
 
 
 def test_the_faults_of_a_recipe_are_told_one_by_one() -> None:
-    told = json.loads(failing(raiser(CASES[-2]), "--json").stdout)["error"]
-    assert told["faults"] == [
+    error = json.loads(failing(raiser(CASES[-2]), "--json").stdout)["error"]
+    assert error["faults"] == [
         {"path": "train.lr", "message": "expected a number, got text", "fix": "0.01"}
     ]
 
 
 def test_usage_errors_are_json_as_well() -> None:
-    said = invoke("check", "--json")
-    assert said.exit_code == 2
-    told = json.loads(said.stdout)["error"]
-    assert told == {
+    result = invoke("check", "--json")
+    assert result.exit_code == 2
+    error = json.loads(result.stdout)["error"]
+    assert error == {
         "type": "MissingParameter",
         "message": "Missing argument 'BUNDLE'.",
         "fix": "da3 check --help",
         "exit_code": 2,
     }
-    assert said.stderr == ""
+    assert result.stderr == ""
 
 
 def test_what_nobody_expected_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DA3_TRACEBACK", raising=False)
-    said = failing(raiser(ZeroDivisionError("by zero")))
-    assert said.exit_code == 1
-    assert said.stderr.splitlines() == [
+    result = failing(raiser(ZeroDivisionError("by zero")))
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
         "error: internal error: ZeroDivisionError: by zero",
         "fix: run again with DA3_TRACEBACK=1 for the traceback, and report it",
     ]
@@ -98,28 +98,28 @@ def test_what_nobody_expected_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_missing_package_of_ours_names_its_extra() -> None:
-    said = failing(raiser(ModuleNotFoundError("no", name="torch.nn")))
-    assert "needs the package 'torch'" in said.stderr
-    assert "fix: in a checkout of the toolchain: pip install '.[export]'" in said.stderr
+    result = failing(raiser(ModuleNotFoundError("no", name="torch.nn")))
+    assert "needs the package 'torch'" in result.stderr
+    assert "fix: in a checkout of the toolchain: pip install '.[export]'" in result.stderr
     # Who trains needs onnx and PyTorch: one round of installing, not two.
     for verb, extra in (("check", "check"), ("train", "export"), ("export", "export")):
         lacking = click.command(verb, cls=BoundedCommand)(raiser(ModuleNotFoundError(name="onnx")))
-        said = CliRunner().invoke(lacking, [])
-        assert f"pip install '.[{extra}]'" in said.stderr
-    said = failing(raiser(ModuleNotFoundError("no", name="somebody_elses")))
-    assert "internal error" in said.stderr
+        result = CliRunner().invoke(lacking, [])
+        assert f"pip install '.[{extra}]'" in result.stderr
+    result = failing(raiser(ModuleNotFoundError("no", name="somebody_elses")))
+    assert "internal error" in result.stderr
 
 
 def test_ctrl_c_is_130() -> None:
-    said = failing(raiser(KeyboardInterrupt()))
-    assert said.exit_code == 130
-    assert "error: interrupted" in said.stderr
+    result = failing(raiser(KeyboardInterrupt()))
+    assert result.exit_code == 130
+    assert "error: interrupted" in result.stderr
 
 
 def test_what_a_file_says_cannot_move_the_cursor() -> None:
-    said = failing(raiser(errors.DataError("got \x1b[2J\rname")))
-    assert "\x1b" not in said.stderr
-    assert "\\x1b[2J\\rname" in said.stderr
+    result = failing(raiser(errors.DataError("got \x1b[2J\rname")))
+    assert "\x1b" not in result.stderr
+    assert "\\x1b[2J\\rname" in result.stderr
 
 
 def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,20 +307,20 @@ def test_a_signal_in_training_names_the_command_that_goes_on(
     assert "error: stopped after step" in rest
     again = f"da3 train --domain long --out {out} --threads 1 --resume"
     assert f"fix: go on with resume: {again}" in rest
-    said = subprocess.run(
+    process = subprocess.run(
         [*DA3, "inspect", f"{out}.training.safetensors", "--json"],
         capture_output=True,
         check=True,
     )
-    found = json.loads(said.stdout)
-    assert (found["kind"], found["facts"]["step"] > 0) == ("training", True)
+    document = json.loads(process.stdout)
+    assert (document["kind"], document["facts"]["step"] > 0) == ("training", True)
 
 
 def test_what_the_file_system_refuses_is_no_internal_error() -> None:
     err = PermissionError(13, "Permission denied", "/srv/set")
-    said = failing(raiser(err))
-    assert said.exit_code == 1
-    assert said.stderr == (
+    result = failing(raiser(err))
+    assert result.exit_code == 1
+    assert result.stderr == (
         "error: cannot use /srv/set: Permission denied\nfix: check the path and its permissions\n"
     )
 
@@ -328,11 +328,11 @@ def test_what_the_file_system_refuses_is_no_internal_error() -> None:
 def test_the_faults_of_a_folder_are_told_one_by_one() -> None:
     faults = [Fault(f"{i}.jpg", "cannot be read", "check it") for i in range(30)]
     err = errors.DataError.of("set", faults, fix="remove them")
-    said = failing(raiser(err))
-    assert "set: 30 faults\n  0.jpg: cannot be read\n" in said.stderr
-    assert "  19.jpg: cannot be read\n  and 10 more\n" in said.stderr
-    told = json.loads(failing(raiser(err), "--json").stdout)["error"]
-    assert [fault["path"] for fault in told["faults"]] == [f"{i}.jpg" for i in range(30)]
+    result = failing(raiser(err))
+    assert "set: 30 faults\n  0.jpg: cannot be read\n" in result.stderr
+    assert "  19.jpg: cannot be read\n  and 10 more\n" in result.stderr
+    error = json.loads(failing(raiser(err), "--json").stdout)["error"]
+    assert [fault["path"] for fault in error["faults"]] == [f"{i}.jpg" for i in range(30)]
 
 
 NOISY = """

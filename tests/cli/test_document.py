@@ -36,18 +36,18 @@ def test_every_help_text_is_shown(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     head, mark, shown = DOCUMENT.read_text(encoding="utf-8").partition(MARK)
-    wanted = "".join(map(section, EVERY))
+    expected = "".join(map(section, EVERY))
     if request.config.getoption("--update-goldens"):
-        DOCUMENT.write_text(head + mark + wanted, encoding="utf-8")
+        DOCUMENT.write_text(head + mark + expected, encoding="utf-8")
         return
-    assert shown == wanted
+    assert shown == expected
 
 
 @pytest.mark.parametrize("words", EVERY, ids=" ".join)
 def test_every_command_has_help_with_an_example(words: tuple[str, ...]) -> None:
-    said = invoke(*words, "--help")
-    assert said.exit_code == 0
-    examples = re.findall(r"^    (da3(?:-export)? .*)$", said.stdout, re.MULTILINE)
+    result = invoke(*words, "--help")
+    assert result.exit_code == 0
+    examples = re.findall(r"^    (da3(?:-export)? .*)$", result.stdout, re.MULTILINE)
     assert examples
     assert any(line.startswith(" ".join(("da3", *words))) for line in examples)
 

@@ -40,8 +40,8 @@ def serving(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
 
 def get(url: str) -> dict[str, object]:
     with urllib.request.urlopen(url, timeout=30) as answer:
-        found: dict[str, object] = json.load(answer)
-        return found
+        document: dict[str, object] = json.load(answer)
+        return document
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -55,10 +55,10 @@ def test_it_tells_its_address_answers_and_ends_in_order(
         url = line.split()[3].rstrip(";")
         assert get(f"{url}/v2/models/toy_chirps")["name"] == "toy_chirps"
         process.send_signal(number)
-        rest, told = process.communicate(timeout=60)
+        rest, stderr = process.communicate(timeout=60)
     # On a machine that is busy waitress tells that a request waited.
-    told = "".join(line for line in told.splitlines(True) if "queue depth" not in line)
-    assert (process.returncode, rest, told) == (0, "", "")
+    stderr = "".join(line for line in stderr.splitlines(True) if "queue depth" not in line)
+    assert (process.returncode, rest, stderr) == (0, "", "")
 
 
 def test_as_json_and_with_limits_and_chosen_domains(fleet: Fleet, tmp_path: Path) -> None:
@@ -67,12 +67,12 @@ def test_as_json_and_with_limits_and_chosen_domains(fleet: Fleet, tmp_path: Path
     with serving(tmp_path, *words, *limits, "--json") as process:
         assert process.stdout is not None
         lines = takewhile(lambda line: line != "}\n", process.stdout)
-        found = json.loads("".join(lines) + "}")
-        assert found["domains"] == ["toy_chirps", "toy_digits"]
-        assert found["backbone"] == "toy"
-        assert get(f"{found['url']}/v2/models/toy_digits")["name"] == "toy_digits"
+        document = json.loads("".join(lines) + "}")
+        assert document["domains"] == ["toy_chirps", "toy_digits"]
+        assert document["backbone"] == "toy"
+        assert get(f"{document['url']}/v2/models/toy_digits")["name"] == "toy_digits"
         request = urllib.request.Request(
-            f"{found['url']}/v2/models/toy_digits/infer", data=bytes(2**20 + 1)
+            f"{document['url']}/v2/models/toy_digits/infer", data=bytes(2**20 + 1)
         )
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request, timeout=30)
@@ -99,8 +99,8 @@ def test_beyond_loopback_it_warns_and_nobody_controls_it_unasked(
             assert refused.code == code
             refused.close()
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=60)
-    assert f"warning: http://0.0.0.0:{port} is no address of this machine alone" in told
+        _, stderr = process.communicate(timeout=60)
+    assert f"warning: http://0.0.0.0:{port} is no address of this machine alone" in stderr
 
 
 @pytest.mark.parametrize("sessions", [1, 2])
@@ -114,24 +114,24 @@ def test_no_odd_bundle_takes_the_others_off(fleet: Fleet, tmp_path: Path, sessio
     with serving(tmp_path, "--dist=.", f"--sessions={sessions}", "--json") as process:
         assert process.stdout is not None
         lines = takewhile(lambda line: line != "}\n", process.stdout)
-        found = json.loads("".join(lines) + "}")
-        ready = get(f"{found['url']}/v2/health/ready")
+        document = json.loads("".join(lines) + "}")
+        ready = get(f"{document['url']}/v2/health/ready")
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert found["domains"] == ["b", "d", "e"][sessions == 1 :]
+    assert document["domains"] == ["b", "d", "e"][sessions == 1 :]
     refused = ["a", "a (2)", "b", "c"] if sessions == 1 else ["a", "a (2)", "c"]
-    assert sorted(found["not_loaded"]) == refused
-    assert ready == {"ready": True, "not_loaded": found["not_loaded"]}
+    assert sorted(document["not_loaded"]) == refused
+    assert ready == {"ready": True, "not_loaded": document["not_loaded"]}
     assert str(tmp_path) not in str(ready)
     for name in refused:
-        assert f"not loaded: {name}.da3b: " in told
+        assert f"not loaded: {name}.da3b: " in stderr
     # One of another backbone was not asked for: a line says that it is there.
-    assert len(re.findall(r"^not loaded: c\.da3b: .*--backbone names another$", told, re.M)) == 1
-    assert "weights_digest: the bundle expects" not in told
-    assert ("fix: allow it with --sessions 2, or " in told) is (sessions == 1)
+    assert len(re.findall(r"^not loaded: c\.da3b: .*--backbone names another$", stderr, re.M)) == 1
+    assert "weights_digest: the bundle expects" not in stderr
+    assert ("fix: allow it with --sessions 2, or " in stderr) is (sessions == 1)
     cost = r"^b\.da3b: a session of the backbone of its own, \d+ MiB and \d+\.\d s$"
-    assert bool(re.search(cost, told, re.MULTILINE)) is (sessions == 2)
+    assert bool(re.search(cost, stderr, re.MULTILINE)) is (sessions == 2)
 
 
 def test_a_port_that_is_taken(fleet: Fleet) -> None:
@@ -140,13 +140,13 @@ def test_a_port_that_is_taken(fleet: Fleet) -> None:
         assert process.stdout is not None
         port = process.stdout.readline().split()[3].rstrip(";").rpartition(":")[2]
         with serving(folder, "--serve", port) as second:
-            _, told = second.communicate(timeout=60)
+            _, stderr = second.communicate(timeout=60)
         assert second.returncode == 1
-        assert "choose another port" in told
+        assert "choose another port" in stderr
 
 
 def test_no_bundle_at_all(tmp_path: Path) -> None:
     with serving(tmp_path) as process:
-        _, told = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "da3 export --domain NAME" in told
+    assert "da3 export --domain NAME" in stderr

@@ -27,9 +27,9 @@ def test_one_run_writes_text_document_and_page(benched: Benched) -> None:
 def test_bundles_are_measured_without_a_linker(benched: Benched) -> None:
     paths = sorted(benched.work.glob("*.da3b"))[:2]
     named = [word for path in paths for word in ("--bundle", str(path))]
-    found = invoke(*named, "--quick", "--parts", "overhead,latency", "--json", "-")
-    assert found.exit_code == 0, found.stderr
-    document = json.loads(found.stdout)
+    result = invoke(*named, "--quick", "--parts", "overhead,latency", "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
     assert set(document["parts"]) == {"overhead", "latency"}
     assert document["settings"]["drawn"] is False
 
@@ -38,9 +38,9 @@ def test_without_a_folder_nothing_is_left(
     toy_backbone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    found = invoke(*QUICK, "--parts", "overhead")
-    assert found.exit_code == 0, found.stderr
-    assert "overhead_ms" in found.stdout
+    result = invoke(*QUICK, "--parts", "overhead")
+    assert result.exit_code == 0, result.stderr
+    assert "overhead_ms" in result.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -56,6 +56,6 @@ def test_without_a_folder_nothing_is_left(
     ],
 )
 def test_what_cannot_be_meant_is_told(words: tuple[str, ...], code: int) -> None:
-    found = invoke(*words)
-    assert found.exit_code == code
-    assert "error:" in found.stderr
+    result = invoke(*words)
+    assert result.exit_code == code
+    assert "error:" in result.stderr

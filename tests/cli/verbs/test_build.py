@@ -47,14 +47,14 @@ def invoke(*words: str | Path) -> Result:
 def test_export_writes_kits_and_says_what_they_cost(run: Run, tmp_path: Path) -> None:
     words = ("--domain", "toy", "--checkpoint", str(run.home / "build/domains/toy"))
     with chdir(run.home):
-        said = invoke(
+        result = invoke(
             "export",
             *words,
             *("--dist", tmp_path, "--target", "orin-nano-jp6.2", "--target", "nano-jp4.6"),
             *("--precision", "fp32", "--precision", "fp16", "--json"),
         )
-    assert said.exit_code == 0, said.stderr
-    kits = json.loads(said.stdout)["kits"]
+    assert result.exit_code == 0, result.stderr
+    kits = json.loads(result.stdout)["kits"]
     assert [(kit["target"], kit["precision"], kit["flavours"]) for kit in kits] == [
         (target, precision, ["swap"])
         for target in ("orin-nano-jp6.2", "nano-jp4.6")
@@ -75,36 +75,36 @@ def test_export_writes_kits_and_says_what_they_cost(run: Run, tmp_path: Path) ->
 )
 def test_an_order_that_cannot_be_meant(words: list[str], message: str, run: Run) -> None:
     with chdir(run.home):
-        said = invoke("export", "--domain", "toy", "--overwrite", *words)
-    assert said.exit_code in (1, 2)
-    assert message in said.stderr
-    assert "fix:" in said.stderr
+        result = invoke("export", "--domain", "toy", "--overwrite", *words)
+    assert result.exit_code in (1, 2)
+    assert message in result.stderr
+    assert "fix:" in result.stderr
 
 
 def test_a_check_tells_counts_and_sizes(kitted: Kitted) -> None:
     kit = kitted.kits["orin fp16"]
-    said = invoke("build", "--check", kit.path, *RTX, "--flavour", "swap")
-    assert said.exit_code == 0, said.stderr
+    result = invoke("build", "--check", kit.path, *RTX, "--flavour", "swap")
+    assert result.exit_code == 0, result.stderr
     (model,) = kit.manifest.flavour("swap").models
     count = f"{model.conditionals}, {model.boundaries} boundaries shown, 0 added here"
-    assert count in said.stdout
-    assert "nothing was run or kept" in said.stdout
-    found = json.loads(invoke("build", "--check", kit.path, *RTX, "--json").stdout)
-    assert [item["flavour"] for item in found["flavours"]] == ["swap", "staged"]
+    assert count in result.stdout
+    assert "nothing was run or kept" in result.stdout
+    document = json.loads(invoke("build", "--check", kit.path, *RTX, "--json").stdout)
+    assert [item["flavour"] for item in document["flavours"]] == ["swap", "staged"]
 
 
 @NO_GPU
 def test_without_a_gpu_a_build_says_so(kitted: Kitted, tmp_path: Path) -> None:
-    said = invoke("build", kitted.kits["orin fp16"].path, "--engines", tmp_path / "engines")
-    assert said.exit_code == 1
-    assert "da3 build --check parses" in said.stderr
+    result = invoke("build", kitted.kits["orin fp16"].path, "--engines", tmp_path / "engines")
+    assert result.exit_code == 1
+    assert "da3 build --check parses" in result.stderr
     assert not (tmp_path / "engines").exists()
 
 
 def test_a_folder_that_is_no_kit(tmp_path: Path) -> None:
-    said = invoke("build", "--check", tmp_path)
-    assert said.exit_code == 1
-    assert "kit" in said.stderr
+    result = invoke("build", "--check", tmp_path)
+    assert result.exit_code == 1
+    assert "kit" in result.stderr
 
 
 @NO_GPU
@@ -114,19 +114,19 @@ def test_an_engine_without_a_gpu_says_so(kitted: Kitted, tmp_path: Path) -> None
         ("bench", "--engine", engine, "--bundle", kitted.report.bundle),
         ("run", "--backbone", engine, "--bundle", kitted.report.bundle, "none.png"),
     ):
-        said = invoke(*words)
-        assert said.exit_code == 1
-        assert "fix:" in said.stderr
+        result = invoke(*words)
+        assert result.exit_code == 1
+        assert "fix:" in result.stderr
 
 
 def test_an_engine_takes_no_options_of_onnxruntime(kitted: Kitted, tmp_path: Path) -> None:
     engine = deploy(kitted.exported, tmp_path, simulated())
     bundle = ("--bundle", kitted.report.bundle)
-    said = invoke("bench", "--engine", engine, *bundle, "--parts", "swap")
-    assert said.exit_code == 2
-    said = invoke("run", "--backbone", engine, *bundle, "--provider", "cpu", "none.png")
-    assert said.exit_code == 2
-    assert "engine" in said.stderr
+    result = invoke("bench", "--engine", engine, *bundle, "--parts", "swap")
+    assert result.exit_code == 2
+    result = invoke("run", "--backbone", engine, *bundle, "--provider", "cpu", "none.png")
+    assert result.exit_code == 2
+    assert "engine" in result.stderr
 
 
 def test_ctrl_c_ends_a_check_inside_the_builder(kitted: Kitted, tmp_path: Path) -> None:

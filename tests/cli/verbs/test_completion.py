@@ -18,18 +18,18 @@ def test_there_is_a_script_for_each_shell_and_program(
     shell: str, program: str, variable: str
 ) -> None:
     words = ("completion", shell, "--program", program)
-    said = invoke(*words)
-    assert said.exit_code == 0
-    assert variable in said.stdout
-    found = json.loads(invoke(*words, "--json").stdout)
-    script = said.stdout.removesuffix("\n")
-    assert found == {"shell": shell, "program": program, "script": script}
+    result = invoke(*words)
+    assert result.exit_code == 0
+    assert variable in result.stdout
+    document = json.loads(invoke(*words, "--json").stdout)
+    script = result.stdout.removesuffix("\n")
+    assert document == {"shell": shell, "program": program, "script": script}
 
 
 def test_bash_takes_the_script() -> None:
     script = invoke("completion", "bash").stdout
-    asked = f"{script}\ncomplete -p da3"
-    done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    commands = f"{script}\ncomplete -p da3"
+    done = subprocess.run(["bash", "-c", commands], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == "da3"
 
 

@@ -41,8 +41,8 @@ def invoke(exported: Exported, folder: Path, *words: str) -> Result:
 
 
 def found(exported: Exported, folder: Path, *words: str) -> dict[str, Any]:
-    said = invoke(exported, folder, *words, "--json")
-    document: dict[str, Any] = json.loads(said.stdout)
+    result = invoke(exported, folder, *words, "--json")
+    document: dict[str, Any] = json.loads(result.stdout)
     return document
 
 
@@ -84,10 +84,10 @@ def test_train_and_test_folders_are_told_apart(
 def test_for_people_every_class_has_its_line(
     exported: Exported, photos: Path, classes: tuple[str, ...], tmp_path: Path
 ) -> None:
-    said = invoke(exported, photos, "--page", str(tmp_path / "page.html"))
-    assert said.exit_code == 0, said.output
+    result = invoke(exported, photos, "--page", str(tmp_path / "page.html"))
+    assert result.exit_code == 0, result.output
     for words in ("20, all of the folder", "accuracy", "mean of classes", *classes[:2]):
-        assert words in said.stdout
+        assert words in result.stdout
     text = (tmp_path / "page.html").read_text()
     assert all(name in text for name in classes)
     assert "http" not in text
@@ -100,12 +100,12 @@ def test_a_damaged_picture_is_named_and_counts_nowhere(
     broken = sorted((tmp_path / "photos").rglob("*.png"))[:2]
     for path in broken:
         path.write_bytes(path.read_bytes()[:60])
-    said = invoke(exported, tmp_path / "photos", "--json")
-    assert said.exit_code == 1
-    document = json.loads(said.stdout)
+    result = invoke(exported, tmp_path / "photos", "--json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
     assert document["pictures"] == 18
     assert [one["source"] for one in document["unusable"]] == [str(path) for path in broken]
-    assert all(str(path) in said.stderr for path in broken)
+    assert all(str(path) in result.stderr for path in broken)
 
 
 def test_a_folder_that_is_no_class_is_refused(
@@ -113,9 +113,9 @@ def test_a_folder_that_is_no_class_is_refused(
 ) -> None:
     shutil.copytree(photos, tmp_path / "photos")
     next((tmp_path / "photos").iterdir()).rename(tmp_path / "photos" / "zebra")
-    said = invoke(exported, tmp_path / "photos")
-    assert said.exit_code == 1
-    assert "classes, got 'zebra'" in said.stderr
+    result = invoke(exported, tmp_path / "photos")
+    assert result.exit_code == 1
+    assert "classes, got 'zebra'" in result.stderr
 
 
 def test_a_class_of_the_test_alone_is_held_to_the_bundles_classes(
@@ -125,10 +125,10 @@ def test_a_class_of_the_test_alone_is_held_to_the_bundles_classes(
     shutil.copytree(photos / classes[1], tmp_path / "test" / classes[1])
     assert found(exported, tmp_path)["pictures"] == 10
     (tmp_path / "test" / classes[1]).rename(tmp_path / "test" / "zebra")
-    said = invoke(exported, tmp_path)
-    assert said.exit_code == 1
-    assert "classes, got 'zebra'" in said.stderr
-    assert "name the class folders as the domain's classes are" in said.stderr
+    result = invoke(exported, tmp_path)
+    assert result.exit_code == 1
+    assert "classes, got 'zebra'" in result.stderr
+    assert "name the class folders as the domain's classes are" in result.stderr
 
 
 def test_it_never_imports_torch(exported: Exported, photos: Path) -> None:

@@ -23,24 +23,24 @@ def unpacked(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shown(path: Path) -> str:
-    said = invoke("inspect", str(path))
-    assert said.exit_code == 0, said.stderr
-    assert all(line == line.rstrip() for line in said.stdout.splitlines())
-    return said.stdout
+    result = invoke("inspect", str(path))
+    assert result.exit_code == 0, result.stderr
+    assert all(line == line.rstrip() for line in result.stdout.splitlines())
+    return result.stdout
 
 
 def document(path: Path) -> dict[str, object]:
-    found = json.loads(invoke("inspect", str(path), "--json").stdout)
-    assert set(found) == {"kind", "path", "facts"}
-    facts: dict[str, object] = found["facts"]
-    return facts | {"kind": found["kind"]}
+    answer = json.loads(invoke("inspect", str(path), "--json").stdout)
+    assert set(answer) == {"kind", "path", "facts"}
+    facts: dict[str, object] = answer["facts"]
+    return facts | {"kind": answer["kind"]}
 
 
 def test_a_bundle(run: Run) -> None:
     text = shown(run.bundle)
-    held = bundle.open_bundle(run.bundle)
+    opened = bundle.open_bundle(run.bundle)
     for words in (
-        *(held.manifest_digest, held.manifest.backbone.weights_digest, "hatchback"),
+        *(opened.manifest_digest, opened.manifest.backbone.weights_digest, "hatchback"),
         *("slots.safetensors", "block00", "adaptor", "gate", "selftest", "swap-rows.batch16"),
         *("RGB 32x32", "torch 2.13.0", "CC0-1.0"),
         *("mean of classes", "1 of 1, the last, without validation", "most often taken for"),
@@ -52,7 +52,7 @@ def test_a_bundle(run: Run) -> None:
     assert set(facts) == {
         *("kind", "manifest_digest", "size_bytes", "pictures", "blocks", "manifest", "training")
     }
-    assert facts["manifest"] == {**json.loads(held.manifest.to_json()), "patch": None}
+    assert facts["manifest"] == {**json.loads(opened.manifest.to_json()), "patch": None}
     trained = document(run.checkpoint)["info"]
     assert facts["training"] == trained
     assert sum(count for _, _, count in trained["metrics"]["confusion"]) == 40  # type: ignore[index]
@@ -79,10 +79,10 @@ def test_a_bundle_that_changes_the_backbone(fleet: Fleet, name: str, kind: str, 
     assert told in invoke("inspect", str(path), "--brief").stdout
     manifest = bundle.open_bundle(path).manifest
     assert document(path)["manifest"] == json.loads(manifest.to_json())
-    found = patch_document(manifest)
-    assert found is not None
-    assert found["kind"] == kind
-    assert found["bytes"] == next(e.size for e in manifest.files if e.role == "patch")
+    patch = patch_document(manifest)
+    assert patch is not None
+    assert patch["kind"] == kind
+    assert patch["bytes"] == next(e.size for e in manifest.files if e.role == "patch")
 
 
 def test_a_checkpoint(run: Run) -> None:
@@ -140,9 +140,9 @@ def test_golden_data_and_slots(unpacked: Path) -> None:
 
 def test_what_nobody_wrote_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing of ours")
-    said = invoke("inspect", str(tmp_path / "notes.txt"))
-    assert said.exit_code == 2
-    assert "expected a recipe (YAML), a checkpoint folder, an ONNX file" in said.stderr
+    result = invoke("inspect", str(tmp_path / "notes.txt"))
+    assert result.exit_code == 2
+    assert "expected a recipe (YAML), a checkpoint folder, an ONNX file" in result.stderr
     assert invoke("inspect", str(tmp_path / "missing")).exit_code == 1
 
 
@@ -164,10 +164,10 @@ def test_a_bundle_of_schema_1_is_shown_to_hold_pictures_and_perhaps_a_folder() -
 
 
 def test_brief_leaves_the_inside_of_a_bundle_out(run: Run) -> None:
-    said = invoke("inspect", str(run.bundle), "--brief").stdout
-    for wanted in ("backbone-resnet20-", "accuracy", "executed", "swap-rows.batch16", "block08"):
-        assert wanted in said
-    assert "slots.safetensors" not in said
+    output = invoke("inspect", str(run.bundle), "--brief").stdout
+    for word in ("backbone-resnet20-", "accuracy", "executed", "swap-rows.batch16", "block08"):
+        assert word in output
+    assert "slots.safetensors" not in output
     # README shows how it looks.
     readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
     sample = readme.partition("<!-- output of: make cars -->")[2].split("```")[1]
@@ -175,4 +175,4 @@ def test_brief_leaves_the_inside_of_a_bundle_out(run: Run) -> None:
     def labels(text: str) -> list[str]:
         return re.findall(r"^  (\w+)  +\S", text, re.MULTILINE)
 
-    assert labels(sample) == labels(said)
+    assert labels(sample) == labels(output)

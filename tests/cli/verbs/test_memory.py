@@ -19,47 +19,49 @@ def invoke(*words: str) -> Result:
 
 def test_one_run_writes_table_document_and_plot(tmp_path: Path) -> None:
     files = ("--json", str(tmp_path / "memory.json"), "--plot", str(tmp_path / "memory.svg"))
-    said = invoke(*SMALL, "--steps", "1", *files)
-    assert said.exit_code == 0, said.stderr
+    result = invoke(*SMALL, "--steps", "1", *files)
+    assert result.exit_code == 0, result.stderr
     document = json.loads((tmp_path / "memory.json").read_text())
     assert list(document["resnet20"]) == ["finetune", "da3", "head"]
     assert {"stored_measured", "stored_analytic", "peak", "step_ratio"} <= set(
         document["resnet20"]["da3"]
     )
     for word in ("finetune", "by rule", "at budget", "allocator"):
-        assert word in said.stdout
-    assert "resnet20: da3, memory" in said.stderr
-    assert "time, round 1 of 1" in said.stderr
+        assert word in result.stdout
+    assert "resnet20: da3, memory" in result.stderr
+    assert "time, round 1 of 1" in result.stderr
     assert b"<svg" in (tmp_path / "memory.svg").read_bytes()
 
 
 def test_without_time_no_step_is_run_for_it() -> None:
-    said = invoke(*SMALL, "--no-time", "--json", "-")
-    assert said.exit_code == 0, said.stderr
-    document = json.loads(said.stdout)
+    result = invoke(*SMALL, "--no-time", "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
     assert "step_ratio" not in document["resnet20"]["da3"]
-    assert "time" not in said.stderr
+    assert "time" not in result.stderr
 
 
 def test_a_budget_is_answered_with_method_batch_and_pool() -> None:
-    said = invoke(*SMALL, "--budget", "3MB")
-    assert said.exit_code == 0, said.stderr
-    assert "it fits  da3 with adaptor.pool: 4, train.keep: fp32, train.batch" in said.stdout
-    assert "largest batch" in said.stdout
-    assert said.stderr.splitlines() == ["start PyTorch", "count da3", "count head"]
+    result = invoke(*SMALL, "--budget", "3MB")
+    assert result.exit_code == 0, result.stderr
+    assert "it fits  da3 with adaptor.pool: 4, train.keep: fp32, train.batch" in result.stdout
+    assert "largest batch" in result.stdout
+    assert result.stderr.splitlines() == ["start PyTorch", "count da3", "count head"]
 
 
 def test_a_smaller_batch_is_said_to_be_one() -> None:
-    said = invoke("--backbone", "resnet20", "--batch", "64", "--methods", "head", "--budget", "3MB")
-    assert said.exit_code == 0, said.stderr
-    assert "it fits with a smaller batch" in said.stdout
+    result = invoke(
+        "--backbone", "resnet20", "--batch", "64", "--methods", "head", "--budget", "3MB"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "it fits with a smaller batch" in result.stdout
 
 
 def test_a_budget_that_nothing_fits_leaves_with_one() -> None:
-    said = invoke("--backbone", "resnet20", "--methods", "head", "--budget", "10kB")
-    assert said.exit_code == 1
-    assert "the smallest found, head with train.batch: 1, needs" in said.stderr
-    assert "fix: give it" in said.stderr
+    result = invoke("--backbone", "resnet20", "--methods", "head", "--budget", "10kB")
+    assert result.exit_code == 1
+    assert "the smallest found, head with train.batch: 1, needs" in result.stderr
+    assert "fix: give it" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,6 @@ def test_a_budget_that_nothing_fits_leaves_with_one() -> None:
     ],
 )
 def test_requests_that_cannot_be_meant(words: tuple[str, ...], message: str) -> None:
-    said = invoke(*words)
-    assert said.exit_code == 2
-    assert message in said.stderr
+    result = invoke(*words)
+    assert result.exit_code == 2
+    assert message in result.stderr

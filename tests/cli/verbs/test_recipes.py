@@ -28,9 +28,9 @@ def new_birds(pictures: Path) -> list[str]:
 
 
 def test_ls_is_a_table_of_all_domains() -> None:
-    said = invoke("recipes", "ls")
-    assert said.exit_code == 0
-    head, *rows = said.stdout.splitlines()
+    result = invoke("recipes", "ls")
+    assert result.exit_code == 0
+    head, *rows = result.stdout.splitlines()
     assert head.split() == ["domain", "backbone", "method", "data", "title"]
     assert {"cars", "digits"} <= {row.split()[0] for row in rows}
 
@@ -39,24 +39,24 @@ def test_ls_as_json_and_a_recipe_with_faults_is_listed(tmp_path: Path) -> None:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "broken.yaml").write_text("domain: broken\n")
     with chdir(tmp_path):
-        found = {
+        rows = {
             row["domain"]: row
             for row in json.loads(invoke("recipes", "ls", "--json").stdout)["recipes"]
         }
         assert "da3 recipes check recipes/broken.yaml" in invoke("recipes", "ls").stdout
-    assert set(found["cars"]) == {
+    assert set(rows["cars"]) == {
         *("domain", "backbone", "method", "data", "title", "path", "error")
     }
-    assert found["cars"]["error"] is None
-    assert "recipes/broken.yaml" in found["broken"]["error"]
+    assert rows["cars"]["error"] is None
+    assert "recipes/broken.yaml" in rows["broken"]["error"]
 
 
 def test_show_gives_the_file_as_it_is_written(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
-    said = invoke("recipes", "show", str(path))
-    assert said.stdout == f"# {path}\n{path.read_text()}"
-    found = json.loads(invoke("recipes", "show", str(path), "--json").stdout)
-    assert found["recipe"]["data"]["train"] == 60
+    result = invoke("recipes", "show", str(path))
+    assert result.stdout == f"# {path}\n{path.read_text()}"
+    document = json.loads(invoke("recipes", "show", str(path), "--json").stdout)
+    assert document["recipe"]["data"]["train"] == 60
     assert invoke("recipes", "show", "carz").exit_code == 2
 
 
@@ -68,30 +68,30 @@ def test_check_tells_every_fault_of_every_file(tmp_path: Path) -> None:
     )
     lost = tmp_path / "lost.yaml"
     lost.write_text(good.read_text().replace("resnet20", "resnet21").replace(": toy", ": lost"))
-    said = invoke("recipes", "check", str(good), str(bad), str(lost))
-    assert said.exit_code == 1
-    assert f"{good}: ok" in said.stdout
-    assert "train.lr: expected a number" in said.stdout
-    assert "backbone: unknown backbone 'resnet21'" in said.stdout
-    found = json.loads(invoke("recipes", "check", str(bad), "--json").stdout)["recipes"]
-    assert [fault["path"] for fault in found[0]["faults"]] == ["train.lr"]
+    result = invoke("recipes", "check", str(good), str(bad), str(lost))
+    assert result.exit_code == 1
+    assert f"{good}: ok" in result.stdout
+    assert "train.lr: expected a number" in result.stdout
+    assert "backbone: unknown backbone 'resnet21'" in result.stdout
+    rows = json.loads(invoke("recipes", "check", str(bad), "--json").stdout)["recipes"]
+    assert [fault["path"] for fault in rows[0]["faults"]] == ["train.lr"]
     assert invoke("recipes", "check", str(good)).exit_code == 0
 
 
 def test_new_writes_a_recipe_that_loads(tmp_path: Path, pictures: Path) -> None:
     words = ["recipes", "new", "own birds", "--data", str(pictures), "--backbone", "resnet20"]
     with chdir(tmp_path):
-        said = invoke(*words)
+        result = invoke(*words)
         again = invoke(*words)
         assert invoke("recipes", "check", "recipes/own birds.yaml").exit_code == 0
-        found = json.loads(invoke(*words, "--overwrite", "--json").stdout)
-    assert said.exit_code == 0, said.stderr
-    assert "da3-export --train --domain 'own birds'" in said.stdout
+        document = json.loads(invoke(*words, "--overwrite", "--json").stdout)
+    assert result.exit_code == 0, result.stderr
+    assert "da3-export --train --domain 'own birds'" in result.stdout
     assert again.exit_code == 1
     assert f"da3 recipes new 'own birds' --data '{pictures}'" in again.stderr
     assert "--overwrite" in again.stderr
-    assert found["path"] == "recipes/own birds.yaml"
-    assert found["recipe"]["backbone"] == "resnet20"
+    assert document["path"] == "recipes/own birds.yaml"
+    assert document["recipe"]["backbone"] == "resnet20"
 
 
 def test_new_refuses_an_unknown_backbone_and_a_missing_folder(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_new_and_check_list_what_is_there_and_what_is_left_out(
     (pictures / "wren").mkdir()
     words = new_birds(pictures)
     with chdir(tmp_path):
-        said = invoke(*words)
-        told = json.loads(invoke(*words, "--overwrite", "--json").stdout)["pictures"]
+        result = invoke(*words)
+        listing = json.loads(invoke(*words, "--overwrite", "--json").stdout)["pictures"]
         checked = invoke("recipes", "check", "recipes/birds.yaml")
         row = json.loads(invoke("recipes", "check", "recipes/birds.yaml", "--json").stdout)
         alone = invoke("recipes", "check", "--no-pictures", "recipes/birds.yaml")
@@ -118,12 +118,12 @@ def test_new_and_check_list_what_is_there_and_what_is_left_out(
         "left out: 1 folders without a picture that is read: wren",
         "left out: 1 pictures of a format that is not read (HEIC): sparrow/9.heic",
     ):
-        assert line in said.stdout
+        assert line in result.stdout
         assert f"pictures: {line}" in checked.stdout
     assert checked.exit_code == 0
-    assert told == row["recipes"][0]["pictures"]
-    assert told["classes"][1] == {"name": "sparrow", "train": 4, "validation": 0, "test": 2}
-    assert {entry["count"] for entry in told["left_out"]} == {1}
+    assert listing == row["recipes"][0]["pictures"]
+    assert listing["classes"][1] == {"name": "sparrow", "train": 4, "validation": 0, "test": 2}
+    assert {entry["count"] for entry in listing["left_out"]} == {1}
     assert "not checked: --no-pictures" in alone.stdout
 
 
@@ -135,13 +135,13 @@ def test_new_and_check_name_all_damaged_pictures(tmp_path: Path, pictures: Path)
         for name in bad:
             (pictures / name).write_bytes(b"no picture")
         checked = invoke("recipes", "check", "recipes/birds.yaml", "--json")
-        said = invoke(*words, "--overwrite", "--json")
-    assert (checked.exit_code, said.exit_code) == (1, 1)
+        result = invoke(*words, "--overwrite", "--json")
+    assert (checked.exit_code, result.exit_code) == (1, 1)
     row = json.loads(checked.stdout)["recipes"][0]
     assert sorted(fault["path"] for fault in row["faults"]) == bad
-    told = json.loads(said.stdout)["error"]
-    assert told["type"] == "DataError"
-    assert sorted(fault["path"] for fault in told["faults"]) == bad
+    error = json.loads(result.stdout)["error"]
+    assert error["type"] == "DataError"
+    assert sorted(fault["path"] for fault in error["faults"]) == bad
 
 
 def test_check_passes_pictures_that_lie_elsewhere_and_says_so(
@@ -151,9 +151,9 @@ def test_check_passes_pictures_that_lie_elsewhere_and_says_so(
     with chdir(tmp_path):
         invoke(*words)
         pictures.rename(tmp_path / "elsewhere")
-        said = invoke("recipes", "check", "recipes/birds.yaml")
-    assert said.exit_code == 0
-    assert f"not checked: there is no folder {pictures} here" in said.stdout
+        result = invoke("recipes", "check", "recipes/birds.yaml")
+    assert result.exit_code == 0
+    assert f"not checked: there is no folder {pictures} here" in result.stdout
 
 
 def test_pictures_and_recipes_that_may_not_be_read_are_told_with_their_path(

@@ -45,16 +45,16 @@ def invoke(home: Path, *words: str) -> Result:
 
 
 def answered(home: Path, *words: str) -> dict[str, Any]:
-    said = invoke(home, "--domain", NAME, *words, "--json")
-    assert said.exit_code == 0, said.stdout
-    found: dict[str, Any] = json.loads(said.stdout)
-    return found
+    result = invoke(home, "--domain", NAME, *words, "--json")
+    assert result.exit_code == 0, result.stdout
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
 
 
 def test_a_picture_for_people(home: Path) -> None:
-    said = invoke(home, "--domain", NAME, "photos/0.png")
-    assert (said.exit_code, said.stderr) == (0, "")
-    title, *classes, last = said.stdout.splitlines()
+    result = invoke(home, "--domain", NAME, "photos/0.png")
+    assert (result.exit_code, result.stderr) == (0, "")
+    title, *classes, last = result.stdout.splitlines()
     assert title == "photos/0.png"
     assert len(classes) == 3
     shares = [float(line.split("%")[0].split()[-1]) for line in classes]
@@ -65,12 +65,12 @@ def test_a_picture_for_people(home: Path) -> None:
 
 
 def test_json_is_one_document_with_what_the_library_says(home: Path, exported: Exported) -> None:
-    found = answered(home, "photos", "--top", "2")
-    assert set(found) == {"domain", "release", "backbone", "pictures"}
-    assert (found["domain"], found["backbone"]) == (NAME, "toy")
+    document = answered(home, "photos", "--top", "2")
+    assert set(document) == {"domain", "release", "backbone", "pictures"}
+    assert (document["domain"], document["backbone"]) == (NAME, "toy")
     with Runner(exported.backbone) as runner:
-        assert found["release"] == runner.load(exported.bundle).release
-        for index, one in enumerate(found["pictures"]):
+        assert document["release"] == runner.load(exported.bundle).release
+        for index, one in enumerate(document["pictures"]):
             right = runner.run(home / "photos" / f"{index}.png")
             assert set(one) == KEYS
             assert one["source"] == f"photos/{index}.png"
@@ -86,9 +86,9 @@ def test_json_is_one_document_with_what_the_library_says(home: Path, exported: E
 
 
 def test_jsonl_is_one_line_per_picture(home: Path) -> None:
-    said = invoke(home, "--domain", NAME, "photos", "broken.png", "clip.avi", "--jsonl")
-    assert said.exit_code == 1
-    lines = [json.loads(line) for line in said.stdout.splitlines()]
+    result = invoke(home, "--domain", NAME, "photos", "broken.png", "clip.avi", "--jsonl")
+    assert result.exit_code == 1
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert all(set(line) == KEYS for line in lines)
     assert [line["index"] for line in lines] == [0, 1, 2, 0, 0, 1, 2, 3, 4, 5]
     assert [line["error"] is None for line in lines] == [True] * 3 + [False] + [True] * 6
@@ -96,12 +96,12 @@ def test_jsonl_is_one_line_per_picture(home: Path) -> None:
 
 def test_a_picture_that_fails_is_told_and_the_others_are_answered(home: Path) -> None:
     words = ("photos/0.png", "missing.png", "broken.png", "clip.mp4", "photos/1.png")
-    said = invoke(home, "--domain", NAME, *words)
-    assert said.exit_code == 1
-    assert said.stdout.count("gates") == 2
+    result = invoke(home, "--domain", NAME, *words)
+    assert result.exit_code == 1
+    assert result.stdout.count("gates") == 2
     for name in ("missing.png", "broken.png", "clip.mp4"):
-        assert f"error: {name}: " in said.stderr
-    assert said.stderr.count("fix: ") == 3
+        assert f"error: {name}: " in result.stderr
+    assert result.stderr.count("fix: ") == 3
     document = json.loads(invoke(home, "--domain", NAME, *words, "--json").stdout)
     kinds = [one["error"] and one["error"]["type"] for one in document["pictures"]]
     assert kinds == [None, "DataError", "DataError", "DataError", None]
@@ -109,24 +109,24 @@ def test_a_picture_that_fails_is_told_and_the_others_are_answered(home: Path) ->
 
 
 def test_a_frame_of_a_video_is_named_by_number_and_time(home: Path) -> None:
-    said = invoke(home, "--domain", NAME, "clip.avi", "--every", "4")
-    titles = [line for line in said.stdout.splitlines() if not line.startswith(" ")]
+    result = invoke(home, "--domain", NAME, "clip.avi", "--every", "4")
+    titles = [line for line in result.stdout.splitlines() if not line.startswith(" ")]
     assert titles == ["clip.avi  frame 0  0.00 s", "clip.avi  frame 4  0.40 s"]
 
 
 def test_a_limit_counts_over_all_sources(home: Path) -> None:
-    found = answered(home, "photos", "clip.avi", "--limit", "4")
-    assert [one["source"] for one in found["pictures"]][-2:] == ["photos/2.png", "clip.avi"]
-    assert len(found["pictures"]) == 4
+    document = answered(home, "photos", "clip.avi", "--limit", "4")
+    assert [one["source"] for one in document["pictures"]][-2:] == ["photos/2.png", "clip.avi"]
+    assert len(document["pictures"]) == 4
 
 
 def test_one_jsonl_line_for_a_time_limit_that_is_over_or_not(home: Path) -> None:
-    said = invoke(home, "--domain", NAME, "photos", "--jsonl", "--time-limit", "0.000001")
-    lines = [json.loads(line) for line in said.stdout.splitlines()]
+    result = invoke(home, "--domain", NAME, "photos", "--jsonl", "--time-limit", "0.000001")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
     kinds = {line["error"]["type"] for line in lines if line["error"]}
     assert len(lines) == 3
     assert kinds <= {"TimeLimitError"}
-    assert said.exit_code == bool(kinds)
+    assert result.exit_code == bool(kinds)
 
 
 @pytest.mark.parametrize(
@@ -148,29 +148,29 @@ def test_a_bundle_elsewhere_with_its_backbone_named(
 ) -> None:
     alone = shutil.copy(exported.bundle, tmp_path)
     words = ("--bundle", str(alone), "photos/0.png")
-    said = invoke(home, *words)
-    assert said.exit_code == 1
-    assert "--backbone DIR" in said.stderr
+    result = invoke(home, *words)
+    assert result.exit_code == 1
+    assert "--backbone DIR" in result.stderr
     assert invoke(home, *words, "--backbone", "dist").exit_code == 0
 
 
 def test_a_damaged_bundle_ends_the_command_with_4(home: Path, tmp_path: Path) -> None:
     (tmp_path / "x.da3b").write_bytes(b"no bundle")
-    said = invoke(home, "--bundle", str(tmp_path / "x.da3b"), "photos", "--json")
-    assert said.exit_code == 4
-    assert json.loads(said.stdout)["error"]["type"] == "BundleError"
+    result = invoke(home, "--bundle", str(tmp_path / "x.da3b"), "photos", "--json")
+    assert result.exit_code == 4
+    assert json.loads(result.stdout)["error"]["type"] == "BundleError"
 
 
 def test_a_domain_that_is_not_there_lists_those_that_are(home: Path) -> None:
-    said = invoke(home, "--domain", "toy_chirp", "photos")
-    assert said.exit_code == 2
-    assert f"did you mean {NAME}" in said.stderr
+    result = invoke(home, "--domain", "toy_chirp", "photos")
+    assert result.exit_code == 2
+    assert f"did you mean {NAME}" in result.stderr
 
 
 def test_a_provider_that_is_not_there(home: Path) -> None:
-    said = invoke(home, "--domain", NAME, "photos", "--provider", "tensorrt")
-    assert said.exit_code == 1
-    assert "ask for cpu" in said.stderr
+    result = invoke(home, "--domain", NAME, "photos", "--provider", "tensorrt")
+    assert result.exit_code == 1
+    assert "ask for cpu" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -189,17 +189,17 @@ def test_a_provider_that_is_not_there(home: Path) -> None:
     ],
 )
 def test_options_that_contradict_each_other(home: Path, words: list[str], told: str) -> None:
-    said = invoke(home, *words)
-    assert said.exit_code == 2
-    assert told in said.stderr + said.stdout
+    result = invoke(home, *words)
+    assert result.exit_code == 2
+    assert told in result.stderr + result.stdout
 
 
 def test_a_name_that_would_move_the_cursor_is_shown_escaped(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "a\x1b[2J.png"
     shutil.copy(home / "photos" / "0.png", path)
-    said = invoke(home, "--domain", NAME, str(path), f"{path}.missing")
-    assert "\x1b" not in said.stdout + said.stderr
-    assert said.stdout.count("gates") == 1
+    result = invoke(home, "--domain", NAME, str(path), f"{path}.missing")
+    assert "\x1b" not in result.stdout + result.stderr
+    assert result.stdout.count("gates") == 1
 
 
 def test_progress_is_counted_on_a_terminal_while_one_document_grows(home: Path) -> None:
@@ -214,8 +214,8 @@ def test_progress_is_counted_on_a_terminal_while_one_document_grows(home: Path) 
         check=True,
     )
     os.close(terminal)
-    with os.fdopen(reader, "rb") as told:
-        assert b"\r  3 answered" in told.read1()
+    with os.fdopen(reader, "rb") as screen:
+        assert b"\r  3 answered" in screen.read1()
     assert len(json.loads(done.stdout)["pictures"]) == 3
 
 
@@ -224,6 +224,6 @@ def test_a_domain_without_gates_says_so(fleet: Fleet) -> None:
     golden = fleet["head"].domain.data.test.batch(range(1))[0][0]
     path = bundle.parent.parent / "one.png"
     Image.fromarray(golden).save(path)
-    said = invoke(bundle.parent, "--bundle", str(bundle), str(path))
-    assert said.exit_code == 0, said.stderr
-    assert "no gates" in said.stdout
+    result = invoke(bundle.parent, "--bundle", str(bundle), str(path))
+    assert result.exit_code == 0, result.stderr
+    assert "no gates" in result.stdout
