@@ -30,8 +30,8 @@ def file(header: object, body: bytes = bytes(8)) -> bytes:
 
 
 def library(data: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    found: Any = deserialize(data)  # type: ignore[no-untyped-call]
-    return {n: (t["dtype"], tuple(t["shape"]), bytes(t["data"])) for n, t in found}
+    tensors: Any = deserialize(data)  # type: ignore[no-untyped-call]
+    return {n: (t["dtype"], tuple(t["shape"]), bytes(t["data"])) for n, t in tensors}
 
 
 def ours(data: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -51,10 +51,10 @@ def test_no_altered_file_passes_that_the_library_refuses(data: bytes, draw: st.D
     changed = bytearray(data)
     changed[place] = draw.draw(st.integers(0, 255))
     try:
-        found = ours(bytes(changed))
+        tensors = ours(bytes(changed))
     except ValueError:
         return
-    assert found == library(bytes(changed))
+    assert tensors == library(bytes(changed))
 
 
 def test_nothing_is_copied() -> None:

@@ -79,13 +79,13 @@ def test_a_manifest_that_breaks_its_schema(tmp_path: Path, text: bytes) -> None:
 
 
 def folder(path: Path) -> list[SealedFile]:
-    found = []
+    entries = []
     for name in ("a", "b"):
         data = name.encode() * 9
         (path / name).write_bytes(data)
-        found.append(SealedFile(name, "sha256:" + hashlib.sha256(data).hexdigest(), len(data)))
+        entries.append(SealedFile(name, "sha256:" + hashlib.sha256(data).hexdigest(), len(data)))
     (path / "manifest").write_text("{}")
-    return found
+    return entries
 
 
 def faults(path: Path, entries: list[SealedFile]) -> dict[str, str]:
@@ -110,9 +110,9 @@ def test_every_fault_is_named(tmp_path: Path, attack: object, said: dict[str, st
     entries = folder(tmp_path)
     assert callable(attack)
     attack(tmp_path)
-    found = faults(tmp_path, entries)
-    assert found.keys() == said.keys()
-    assert all(found[name].startswith(text) for name, text in said.items())
+    messages = faults(tmp_path, entries)
+    assert messages.keys() == said.keys()
+    assert all(messages[name].startswith(text) for name, text in said.items())
 
 
 def test_a_link_in_place_of_a_file(tmp_path: Path) -> None:

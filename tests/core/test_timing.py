@@ -24,12 +24,12 @@ SERIES = st.lists(SECONDS, min_size=1, max_size=40)
 
 
 def test_interleaved_compares_with_the_first_contender() -> None:
-    found = interleaved({"a": lambda: sum(range(200)), "b": lambda: sum(range(2000))}, rounds=3)
-    assert found["a"].ratio == 1.0
-    assert found["a"].difference_ms == 0.0
-    assert found["a"].rounds == found["b"].rounds == 3
-    low, high = found["b"].ratio_quartiles
-    assert low <= found["b"].ratio <= high
+    timings = interleaved({"a": lambda: sum(range(200)), "b": lambda: sum(range(2000))}, rounds=3)
+    assert timings["a"].ratio == 1.0
+    assert timings["a"].difference_ms == 0.0
+    assert timings["a"].rounds == timings["b"].rounds == 3
+    low, high = timings["b"].ratio_quartiles
+    assert low <= timings["b"].ratio <= high
 
 
 def test_every_contender_is_called_in_every_round() -> None:
@@ -38,10 +38,10 @@ def test_every_contender_is_called_in_every_round() -> None:
     def count(name: str) -> None:
         calls[name] += 1
 
-    told: list[str] = []
+    lines: list[str] = []
     contenders = {name: lambda name=name: count(name) for name in calls}
-    interleaved(contenders, rounds=4, notify=told.append)
-    assert told == [f"round {turn} of 4" for turn in range(1, 5)]
+    interleaved(contenders, rounds=4, notify=lines.append)
+    assert lines == [f"round {turn} of 4" for turn in range(1, 5)]
     assert min(calls.values()) >= 2 + 4
 
 
@@ -52,11 +52,11 @@ def test_contenders_are_built_anew() -> None:
         built.append(len(built))
         return {"a": lambda: sum(range(200)), "b": lambda: sum(range(2000))}
 
-    found = rebuilt(build, times=3, rounds=6)
+    timings = rebuilt(build, times=3, rounds=6)
     assert built == [0, 1, 2]
-    assert found["a"].rounds == found["b"].rounds == 6
-    assert found["a"].noise_ms == found["a"].difference_ms == 0.0
-    assert found["b"].noise_ms > 0
+    assert timings["a"].rounds == timings["b"].rounds == 6
+    assert timings["a"].noise_ms == timings["a"].difference_ms == 0.0
+    assert timings["b"].noise_ms > 0
 
 
 def test_threads_choose_the_clock() -> None:
@@ -66,28 +66,28 @@ def test_threads_choose_the_clock() -> None:
 
 @given(SERIES)
 def test_a_contender_against_itself_is_no_different(own: list[float]) -> None:
-    found = timing(own, own)
-    assert found.ratio == 1.0
-    assert found.difference_ms == found.noise_ms == 0.0
-    assert found.median_ms == pytest.approx(1e3 * median(own))
+    figures = timing(own, own)
+    assert figures.ratio == 1.0
+    assert figures.difference_ms == figures.noise_ms == 0.0
+    assert figures.median_ms == pytest.approx(1e3 * median(own))
 
 
 @given(SERIES)
 def test_quartiles_and_p95_lie_where_they_should(own: list[float]) -> None:
-    found = timing(own, own)
-    low, high = found.quartiles_ms
+    figures = timing(own, own)
+    low, high = figures.quartiles_ms
     slack = 1e-9 * max(own)
-    assert 1e3 * min(own) - slack <= low <= found.median_ms + slack
-    assert found.median_ms <= high + slack
-    assert high <= found.p95_ms + 1e3 * slack
+    assert 1e3 * min(own) - slack <= low <= figures.median_ms + slack
+    assert figures.median_ms <= high + slack
+    assert high <= figures.p95_ms + 1e3 * slack
     assert percentile95(own) <= max(own) + slack
 
 
 @given(SERIES, st.floats(0.1, 10))
 def test_ratio_and_difference_follow_the_scale(own: list[float], factor: float) -> None:
-    found = timing([factor * value for value in own], own)
-    assert found.ratio == pytest.approx(factor)
-    assert found.difference_ms == pytest.approx(1e3 * (factor - 1) * median(own), abs=1e-6)
+    figures = timing([factor * value for value in own], own)
+    assert figures.ratio == pytest.approx(factor)
+    assert figures.difference_ms == pytest.approx(1e3 * (factor - 1) * median(own), abs=1e-6)
 
 
 @given(st.lists(SECONDS, min_size=4, max_size=20))
