@@ -207,8 +207,8 @@ def test_the_two_files_have_fixed_names(artefact: BackboneArtefact) -> None:
 
 
 def wanted(artefact: BackboneArtefact, **changes: Any) -> BackboneRef:
-    found = artefact.manifest
-    ref = BackboneRef(found.name, found.weights_digest, found.graph_digest, TAPS[:1])
+    manifest = artefact.manifest
+    ref = BackboneRef(manifest.name, manifest.weights_digest, manifest.graph_digest, TAPS[:1])
     return dataclasses.replace(ref, **changes)
 
 
@@ -255,8 +255,8 @@ def test_one_backbone_at_two_sizes_is_two_artefacts(tmp_path: Path) -> None:
 def test_an_artefact_from_before_sizes_stood_in_names_is_found(artefact: BackboneArtefact) -> None:
     old = artefact.path.with_name(artefact.path.name.replace("-32px", ""))
     artefact.path.rename(old)
-    found = find_backbone(wanted(artefact), 32, old.parent)
-    assert (found.path, found.manifest) == (old, artefact.manifest)
+    result = find_backbone(wanted(artefact), 32, old.parent)
+    assert (result.path, result.manifest) == (old, artefact.manifest)
 
 
 def test_a_backbone_that_is_not_there_is_told_by_its_name(

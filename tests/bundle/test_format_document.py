@@ -70,12 +70,12 @@ def table(text: str, record: str) -> dict[str, tuple[str, str]]:
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
 def test_the_table_of_a_record_is_its_schema(record: type[Section]) -> None:
-    found = table(DOCUMENT.read_text(encoding="utf-8"), record.__name__)
-    assert {field: kind for field, (kind, _) in found.items()} == {
+    rows = table(DOCUMENT.read_text(encoding="utf-8"), record.__name__)
+    assert {field: kind for field, (kind, _) in rows.items()} == {
         field: words(rule) for field, rule in rules(record).items()
     }
-    assert list(found) == list(rules(record))
-    assert all(meaning.strip() for _, meaning in found.values())
+    assert list(rows) == list(rules(record))
+    assert all(meaning.strip() for _, meaning in rows.values())
 
 
 def test_the_limits_are_those_of_the_code() -> None:

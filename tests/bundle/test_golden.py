@@ -50,23 +50,23 @@ def test_cases_survive_writing(count: Any, gates: Any, blocks: Any, seed: int) -
     written = cases(count, gates, blocks, seed)
     data = written.to_bytes()
     assert written.to_bytes() == data
-    found = read_golden(data, "golden")
-    assert found.to_bytes() == data
-    assert (found.gate_sites, found.sites) == (written.gate_sites, written.sites)
+    golden = read_golden(data, "golden")
+    assert golden.to_bytes() == data
+    assert (golden.gate_sites, golden.sites) == (written.gate_sites, written.sites)
     assert all(
-        np.array_equal(getattr(found, n), getattr(written, n))
+        np.array_equal(getattr(golden, n), getattr(written, n))
         for n in ("pixels", "shifts", "logits", "gates", "probes")
     )
 
 
 def spoiled(**changes: Any) -> bytes:
-    held = arrays(GOOD)
+    tensors = arrays(GOOD)
     for name, value in changes.items():
         if value is None:
-            del held[name]
+            del tensors[name]
         else:
-            held[name] = value
-    return safetensors_save(held, metadata={"names": NAMES})
+            tensors[name] = value
+    return safetensors_save(tensors, metadata={"names": NAMES})
 
 
 def with_names(text: str) -> bytes:
@@ -132,8 +132,8 @@ HOSTILE = {
 @pytest.mark.parametrize("name", sorted(HOSTILE))
 def test_hostile_golden_data_is_refused(name: str) -> None:
     """One clear message that names the file, whatever is wrong with it."""
-    data, told = HOSTILE[name]
-    with pytest.raises(VerificationError, match=rf"golden\.safetensors: .*{told}") as caught:
+    data, message = HOSTILE[name]
+    with pytest.raises(VerificationError, match=rf"golden\.safetensors: .*{message}") as caught:
         read_golden(data, "golden.safetensors")
     assert caught.value.fix
 
@@ -144,10 +144,10 @@ def test_a_flipped_bit_never_breaks_the_reader(place: Any, bit: Any) -> None:
     data = bytearray(GOOD)
     data[place] ^= 1 << bit
     try:
-        found = read_golden(bytes(data), "golden")
+        golden = read_golden(bytes(data), "golden")
     except VerificationError:
         return
-    assert len(found) == 3
+    assert len(golden) == 3
 
 
 def test_states_are_counted_per_gate() -> None:
@@ -173,11 +173,11 @@ def test_states_are_counted_per_gate() -> None:
 def test_probes_are_values_of_the_block_with_both_ends(count: Any, size: Any) -> None:
     """Law: a probe holds values of its own row, the first and the last among them."""
     block = np.arange(count * size, dtype=np.float32).reshape(count, size, 1, 1)
-    found = probe(block)
-    assert found.shape == (count, PROBES)
-    assert (found[:, 0] == block[:, 0, 0, 0]).all()
-    assert (found[:, -1] == block[:, -1, 0, 0]).all()
-    for row, values in zip(block, found, strict=True):
+    probes = probe(block)
+    assert probes.shape == (count, PROBES)
+    assert (probes[:, 0] == block[:, 0, 0, 0]).all()
+    assert (probes[:, -1] == block[:, -1, 0, 0]).all()
+    for row, values in zip(block, probes, strict=True):
         assert np.isin(values, row).all()
 
 
@@ -187,12 +187,12 @@ def test_a_shift_moves_one_bias_and_nothing_else() -> None:
         "block01.gate.bias": np.array([1.0], np.float32),
         "head.bias": np.ones(3, np.float32),
     }
-    found = shifted(slots, ("block00", "block01"), np.array([2, 0], np.float32))
-    assert found["block00.gate.bias"].tolist() == [2.5]
-    assert found["block01.gate.bias"].tolist() == [1.0]
-    assert found["block00.gate.bias"].dtype == np.float32
+    result = shifted(slots, ("block00", "block01"), np.array([2, 0], np.float32))
+    assert result["block00.gate.bias"].tolist() == [2.5]
+    assert result["block01.gate.bias"].tolist() == [1.0]
+    assert result["block00.gate.bias"].dtype == np.float32
     assert slots["block00.gate.bias"].tolist() == [0.5]
-    assert found["head.bias"] is slots["head.bias"]
+    assert result["head.bias"] is slots["head.bias"]
 
 
 def test_limits_are_small_enough_for_a_device() -> None:
@@ -204,8 +204,8 @@ def test_a_picture_of_several_cases_is_stored_once() -> None:
     once = cases(3)
     twice = once.take([0, 1, 1, 2, 0])
     assert len(arrays(twice.to_bytes())["pixels"]) == 3
-    found = read_golden(twice.to_bytes(), "golden")
-    assert np.array_equal(found.images(slice(None)), twice.images(slice(None)))
+    golden = read_golden(twice.to_bytes(), "golden")
+    assert np.array_equal(golden.images(slice(None)), twice.images(slice(None)))
 
 
 def test_reading_lays_no_picture_out() -> None:

@@ -302,12 +302,12 @@ def test_what_the_linker_writes_passes() -> None:
 @pytest.mark.parametrize("name", sorted(ATTACKS))
 def test_an_attack_is_refused_before_a_library_sees_it(name: str) -> None:
     """One message that names the file and what is wrong."""
-    attack, told = ATTACKS[name]
+    attack, message = ATTACKS[name]
     model = good()
     data = attack(model) or model.SerializeToString()
     with pytest.raises(BundleError, match=r"^g\.onnx: ") as caught:
         require_graph(data, "g.onnx", files=FILES)
-    assert told in caught.value.message
+    assert message in caught.value.message
     assert caught.value.fix
 
 

@@ -46,9 +46,9 @@ def changed(**values: npt.NDArray[Any]) -> bytes:
 
 
 def made(weights: bytes) -> patch_file.Patched:
-    found = make_patch(BYTES, weights)
-    assert found is not None
-    return found
+    patch = make_patch(BYTES, weights)
+    assert patch is not None
+    return patch
 
 
 MASKED = BASE[KERNEL] * (np.arange(54).reshape(3, 2, 3, 3) % 3 > 0)
@@ -66,19 +66,19 @@ def test_what_differs_comes_back(seed: Any, names: set[str], masks: bool) -> Non
     if masks:
         own = {n: BASE[n] * (keep > 0) for n, keep in own.items()}
     weights = save({**BASE, **own})
-    found = make_patch(BYTES, weights)
+    patch = make_patch(BYTES, weights)
     differing = {n for n, array in own.items() if not np.array_equal(array, BASE[n])}
-    if found is None:
+    if patch is None:
         assert not differing
         return
-    assert set(load(found.data)) == differing
-    assert found.about.of == 3
-    assert found.about.kind == "masked" if masks else found.about.tensors == len(differing)
-    assert make_patch(BYTES, weights) == found
-    applied = apply_patch(BYTES, found.about, found.data)
-    assert applied == found.weights
-    back, wanted = load(applied), load(weights)
-    assert all(np.array_equal(back[name], wanted[name]) for name in wanted)
+    assert set(load(patch.data)) == differing
+    assert patch.about.of == 3
+    assert patch.about.kind == "masked" if masks else patch.about.tensors == len(differing)
+    assert make_patch(BYTES, weights) == patch
+    applied = apply_patch(BYTES, patch.about, patch.data)
+    assert applied == patch.weights
+    back, expected = load(applied), load(weights)
+    assert all(np.array_equal(back[name], expected[name]) for name in expected)
 
 
 def folded(kernel: npt.NDArray[Any], norm: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -103,32 +103,32 @@ def test_a_kernel_with_another_norm_costs_a_float_per_channel(
     )
     first[np.abs(first) < 1e-3] = 1.0
     second[np.abs(second) < 1e-3] = 0.0
-    base, wanted = folded(kernel, first), folded(kernel, second)
-    found = make_patch(save({"k": base}), save({"k": wanted}))
-    if found is None:
-        assert np.array_equal(base, wanted)
+    base, expected = folded(kernel, first), folded(kernel, second)
+    patch = make_patch(save({"k": base}), save({"k": expected}))
+    if patch is None:
+        assert np.array_equal(base, expected)
         return
-    (held,) = load(found.data).values()
-    assert held.nbytes <= 4 * shape[0]
-    assert found.about.scaled == (held.dtype == np.float32)
-    got = load(apply_patch(save({"k": base}), found.about, found.data))["k"]
-    rows = (got.reshape(shape[0], -1), wanted.reshape(shape[0], -1))
+    (factor,) = load(patch.data).values()
+    assert factor.nbytes <= 4 * shape[0]
+    assert patch.about.scaled == (factor.dtype == np.float32)
+    got = load(apply_patch(save({"k": base}), patch.about, patch.data))["k"]
+    rows = (got.reshape(shape[0], -1), expected.reshape(shape[0], -1))
     assert (np.abs(rows[0] - rows[1]).max(1) <= SCALED_WITHIN * np.abs(rows[1]).max(1)).all()
 
 
 def test_the_scaled_tensor_is_the_product_and_no_other() -> None:
     factors = np.array([0.3, -1.7, 0], np.float32)
-    found = made(changed(kernel=folded(BASE[KERNEL].astype(np.float64), factors)))
-    (held,) = load(found.data).values()
-    assert (held.dtype.name, held.shape) == ("float32", (3,))
-    np.testing.assert_allclose(held, factors, rtol=1e-6)
-    about = found.about
+    patch = made(changed(kernel=folded(BASE[KERNEL].astype(np.float64), factors)))
+    (factor,) = load(patch.data).values()
+    assert (factor.dtype.name, factor.shape) == ("float32", (3,))
+    np.testing.assert_allclose(factor, factors, rtol=1e-6)
+    about = patch.about
     assert (about.kind, about.tensors, about.masks, about.scaled) == ("tensors", 1, 0, 1)
-    product = BASE[KERNEL] * held[:, None, None, None]
-    assert np.array_equal(load(found.weights)[KERNEL], product)
-    again = make_patch(BYTES, found.weights)
+    product = BASE[KERNEL] * factor[:, None, None, None]
+    assert np.array_equal(load(patch.weights)[KERNEL], product)
+    again = make_patch(BYTES, patch.weights)
     assert again is not None
-    assert again.weights == found.weights, "the product is its own patch"
+    assert again.weights == patch.weights, "the product is its own patch"
 
 
 def test_one_element_beside_its_channel_needs_the_whole_tensor() -> None:
@@ -137,18 +137,18 @@ def test_one_element_beside_its_channel_needs_the_whole_tensor() -> None:
     base["k"][1] = 0
     twice = base["k"] * np.float32(2)
     for value, scaled in ((0.0, 1), (1e-9, 0)):
-        wanted = twice.copy()
-        wanted[1, 0, 0, 0] = value
-        found = make_patch(save(base), save({"k": wanted}))
-        assert found is not None
-        assert found.about.scaled == scaled
-        assert np.array_equal(load(found.weights)["k"], wanted)
+        expected = twice.copy()
+        expected[1, 0, 0, 0] = value
+        patch = make_patch(save(base), save({"k": expected}))
+        assert patch is not None
+        assert patch.about.scaled == scaled
+        assert np.array_equal(load(patch.weights)["k"], expected)
     for off, scaled in ((SCALED_WITHIN / 4, 1), (SCALED_WITHIN * 4, 0)):
-        wanted = twice.copy()
-        wanted[0, 0, 0, 0] += off * np.abs(twice[0]).max()
-        found = make_patch(save(base), save({"k": wanted}))
-        assert found is not None
-        assert found.about.scaled == scaled
+        expected = twice.copy()
+        expected[0, 0, 0, 0] += off * np.abs(twice[0]).max()
+        patch = make_patch(save(base), save({"k": expected}))
+        assert patch is not None
+        assert patch.about.scaled == scaled
 
 
 def test_the_fewest_bytes_win_and_the_exact_form_among_equals() -> None:
@@ -156,25 +156,25 @@ def test_the_fewest_bytes_win_and_the_exact_form_among_equals() -> None:
     for shape, want in (((4, 80), 1), ((4, 32), 0), ((4, 8), 0)):
         base = np.ones(shape, np.float32)
         off = base * (np.arange(4) % 2)[:, None].astype(np.float32)
-        found = make_patch(save({"k": base}), save({"k": off}))
-        assert found is not None
-        assert (found.about.scaled, found.about.masks) == (want, 1 - want)
+        patch = make_patch(save({"k": base}), save({"k": off}))
+        assert patch is not None
+        assert (patch.about.scaled, patch.about.masks) == (want, 1 - want)
     column = np.ones((4, 1), np.float32)
-    found = make_patch(save({"k": column}), save({"k": column * np.float32(0.3)}))
-    assert found is not None
-    assert found.about.scaled == 0
+    patch = make_patch(save({"k": column}), save({"k": column * np.float32(0.3)}))
+    assert patch is not None
+    assert patch.about.scaled == 0
 
 
 def test_a_base_that_is_not_finite_is_never_scaled() -> None:
     base = np.array([[1, np.inf], [1, 2]], np.float32)
-    found = make_patch(save({"k": base}), save({"k": np.array([[2, 1], [2, 4]], np.float32)}))
-    assert found is not None
-    assert found.about.scaled == 0
+    patch = make_patch(save({"k": base}), save({"k": np.array([[2, 1], [2, 4]], np.float32)}))
+    assert patch is not None
+    assert patch.about.scaled == 0
 
 
 def test_a_mask_costs_a_bit_per_weight_and_a_changed_tensor_its_own_size() -> None:
-    found = {n: (a.dtype.name, a.shape) for n, a in load(GOOD.data).items()}
-    assert found == {KERNEL: ("uint8", (7,)), BIAS: ("float32", (3,))}
+    forms = {n: (a.dtype.name, a.shape) for n, a in load(GOOD.data).items()}
+    assert forms == {KERNEL: ("uint8", (7,)), BIAS: ("float32", (3,))}
     about = GOOD.about
     assert (about.kind, about.tensors, about.masks, about.scaled) == ("tensors", 2, 1, 0)
     assert about.of == 3
@@ -218,9 +218,9 @@ def test_a_patch_that_no_bundle_holds_is_refused(monkeypatch: pytest.MonkeyPatch
 
 def with_tensors(**values: npt.NDArray[Any] | None) -> bytes:
     names = {"kernel": KERNEL, "bias": BIAS, "matrix": "c7", "integers": "c9", "strange": "strange"}
-    held: dict[str, Any] = dict(load(GOOD.data))
-    held.update({names[name]: array for name, array in values.items()})
-    return save({name: array for name, array in held.items() if array is not None})
+    tensors: dict[str, Any] = dict(load(GOOD.data))
+    tensors.update({names[name]: array for name, array in values.items()})
+    return save({name: array for name, array in tensors.items() if array is not None})
 
 
 def raw(header: bytes, data: bytes = b"") -> bytes:
@@ -266,10 +266,10 @@ APPLIED = {
 }
 
 
-def refused(attack: Callable[[], object], told: str) -> None:
+def refused(attack: Callable[[], object], message: str) -> None:
     with pytest.raises(BundleError) as caught:
         attack()
-    assert told in caught.value.message
+    assert message in caught.value.message
     assert PATCH_NAME in caught.value.message
     assert caught.value.fix
     assert caught.value.exit_code == 4
@@ -278,16 +278,16 @@ def refused(attack: Callable[[], object], told: str) -> None:
 
 @pytest.mark.parametrize("name", ALONE)
 def test_a_hostile_patch_is_refused_without_a_backbone(name: str) -> None:
-    data, told = ALONE[name]
-    refused(lambda: check_patch(GOOD.about, data), told)
-    refused(lambda: apply_patch(BYTES, GOOD.about, data), told)
+    data, message = ALONE[name]
+    refused(lambda: check_patch(GOOD.about, data), message)
+    refused(lambda: apply_patch(BYTES, GOOD.about, data), message)
 
 
 @pytest.mark.parametrize("name", APPLIED)
 def test_a_patch_that_does_not_fit_is_refused(name: str) -> None:
-    data, told = APPLIED[name]
+    data, message = APPLIED[name]
     check_patch(GOOD.about, data)
-    refused(lambda: apply_patch(BYTES, GOOD.about, data), told)
+    refused(lambda: apply_patch(BYTES, GOOD.about, data), message)
 
 
 SCALED = made(changed(kernel=folded(BASE[KERNEL], np.array([2, 3, 1e-3], np.float32))))
@@ -338,10 +338,10 @@ def test_no_flipped_bit_gives_other_weights(place: Any, bit: Any) -> None:
     data = bytearray(GOOD.data)
     data[place] ^= 1 << bit
     try:
-        found = apply_patch(BYTES, GOOD.about, bytes(data))
+        weights = apply_patch(BYTES, GOOD.about, bytes(data))
     except BundleError:
         return
-    assert found == GOOD.weights
+    assert weights == GOOD.weights
 
 
 # In a bundle
@@ -360,27 +360,27 @@ def payload(data: bytes) -> Payload:
 
 
 def test_a_bundle_carries_its_patch(patched: bytes) -> None:
-    held = read_bundle(patched)
-    assert held.manifest.patch == GOOD.about
-    assert held.blob(PATCH_NAME) == GOOD.data
-    assert any(line.startswith("patch: 2 tensors") for line in held.checks)
+    bundle = read_bundle(patched)
+    assert bundle.manifest.patch == GOOD.about
+    assert bundle.blob(PATCH_NAME) == GOOD.data
+    assert any(line.startswith("patch: 2 tensors") for line in bundle.checks)
 
 
 def test_a_bundle_without_one_has_no_key_for_it(good: bytes) -> None:
     """What was written before there were patches is read, and written, as it was."""
-    held = read_bundle(good)
-    assert held.manifest.patch is None
-    assert "patch" not in json.loads(held.manifest.to_json())
-    assert not any("patch" in line for line in held.checks)
+    bundle = read_bundle(good)
+    assert bundle.manifest.patch is None
+    assert "patch" not in json.loads(bundle.manifest.to_json())
+    assert not any("patch" in line for line in bundle.checks)
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_no_bundle_is_written_with_a_hostile_patch(name: str, tmp_path: Any) -> None:
-    data, told = ALONE[name]
+    data, message = ALONE[name]
     manifest = replace(MANIFEST, patch=GOOD.about)
     with pytest.raises(BundleError) as caught:
         pack(tmp_path / "a.da3b", manifest, [*PAYLOADS, payload(data)])
-    assert told in caught.value.message
+    assert message in caught.value.message
     assert not list(tmp_path.iterdir())
 
 
@@ -416,10 +416,10 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_manifest_that_lies_about_its_patch_is_refused(name: str, patched: bytes) -> None:
-    edit, told = MANIFESTS[name]
+    edit, message = MANIFESTS[name]
     with pytest.raises(BundleError) as caught:
         read_bundle(edited(patched, edit))
-    assert told in caught.value.message
+    assert message in caught.value.message
 
 
 def test_a_patch_says_what_kind_it_is() -> None:

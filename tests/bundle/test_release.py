@@ -21,21 +21,21 @@ from toolchain.export.graph.names import SLOTS_FILE
 
 
 def test_a_release_is_what_the_bundle_holds(fleet: Fleet) -> None:
-    held = bundle.open_bundle(fleet["first"].bundle)
-    release = read_release(held)
-    manifest = held.manifest
-    assert (release.name, release.digest) == ("toy_chirps", held.manifest_digest)
+    package = bundle.open_bundle(fleet["first"].bundle)
+    release = read_release(package)
+    manifest = package.manifest
+    assert (release.name, release.digest) == ("toy_chirps", package.manifest_digest)
     assert release.classes == manifest.classes
     assert release.backbone == manifest.backbone
     assert release.gates == ("block00", "block02")
     assert set(release.graphs) == {"swap-if", "swap-rows", "static-if"}
     for graph in release.graphs.values():
         assert sha256(graph.read()) == graph.digest
-    wanted = load(held.blob(SLOTS_FILE))
-    assert release.slots.keys() == wanted.keys() == {slot.name for slot in manifest.adaptor.slots}
+    slots = load(package.blob(SLOTS_FILE))
+    assert release.slots.keys() == slots.keys() == {slot.name for slot in manifest.adaptor.slots}
     for name, array in release.slots.items():
-        assert np.array_equal(array, wanted[name])
-    assert release.slots_bytes == sum(array.nbytes for array in wanted.values())
+        assert np.array_equal(array, slots[name])
+    assert release.slots_bytes == sum(array.nbytes for array in slots.values())
     assert len(release.golden()) == manifest.selftest.samples
 
 
@@ -56,8 +56,8 @@ def test_a_domain_without_gates_has_none(fleet: Fleet, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["first", "bgr", "grey"])
 def test_preprocessing_survives_the_bundle(fleet: Fleet, name: str) -> None:
-    held = bundle.open_bundle(fleet[name].bundle)
-    assert held.manifest.preprocess == fleet[name].domain.recipe.preprocess
+    package = bundle.open_bundle(fleet[name].bundle)
+    assert package.manifest.preprocess == fleet[name].domain.recipe.preprocess
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, None])

@@ -64,8 +64,8 @@ def test_bfloat16_is_read_and_checked() -> None:
 
 def test_every_difference_is_named() -> None:
     table = slot_table(save({"a": np.zeros(1, "f4"), "b": np.zeros(2, "f4")}))
-    found = save({"b": np.zeros((2, 1), "f8"), "c": np.zeros(1, "f4")})
+    data = save({"b": np.zeros((2, 1), "f8"), "c": np.zeros(1, "f4")})
     with pytest.raises(BundleError) as caught:
-        check_slots(table, found)
+        check_slots(table, data)
     for words in ("a: missing slot", "c: extra slot", "b: expected shape", "b: expected dtype"):
         assert words in caught.value.message
