@@ -23,39 +23,39 @@ def device() -> Iterator[TrtDevice]:
 def test_everything_is_measured(device: TrtDevice, fleet: Fleet, tmp_path: Path) -> None:
     path = deploy(fleet["first"], tmp_path, device)
     bundles = [fleet["first"].bundle, fleet["digits"].bundle]
-    found = measure(path, bundles, rounds=2, device=device)
-    assert found["unchanged"]
-    assert found["engine"] == path.name
-    assert len(found["domains"]) == 2
-    for one in found["domains"].values():
+    document = measure(path, bundles, rounds=2, device=device)
+    assert document["unchanged"]
+    assert document["engine"] == path.name
+    assert len(document["domains"]) == 2
+    for one in document["domains"].values():
         assert one["swap_s"] > 0
         assert one["latency"]["median_ms"] > 0
         assert "selftest" in one["seconds"]
-    assert set(found["parity"]) == {bundle.stem for bundle in bundles}
-    for one in found["parity"].values():
+    assert set(document["parity"]) == {bundle.stem for bundle in bundles}
+    for one in document["parity"].values():
         assert one["cases"] > 0
         assert one["error"] < 1e-3
         assert (one["classes"], one["gates"]) == (0, 0)
-    assert set(found["switch"]) == {"same", "switching"}
-    assert found["memory_bytes"]["engine"] > 0
-    assert found["memory_bytes"]["domains"] > 0
-    assert found["skipping"]["verdict"] in ("skipping", "not skipping")
+    assert set(document["switch"]) == {"same", "switching"}
+    assert document["memory_bytes"]["engine"] > 0
+    assert document["memory_bytes"]["domains"] > 0
+    assert document["skipping"]["verdict"] in ("skipping", "not skipping")
 
 
 def test_one_domain_has_nothing_to_switch_to(
     device: TrtDevice, fleet: Fleet, tmp_path: Path
 ) -> None:
     path = deploy(fleet["first"], tmp_path, device, flavour="staged")
-    found = measure(path, [fleet["first"].bundle], rounds=1, device=device)
-    assert found["switch"] is None
+    document = measure(path, [fleet["first"].bundle], rounds=1, device=device)
+    assert document["switch"] is None
 
 
 def test_a_static_engine_has_no_gate_to_force(
     device: TrtDevice, fleet: Fleet, tmp_path: Path
 ) -> None:
     path = deploy(fleet["first"], tmp_path, device, flavour="static")
-    found = measure(path, [fleet["first"].bundle], rounds=1, device=device)
-    assert found["skipping"] is None
+    document = measure(path, [fleet["first"].bundle], rounds=1, device=device)
+    assert document["skipping"] is None
     assert open_engine(path).manifest.gates == "unproven"
 
 

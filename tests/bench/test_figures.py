@@ -44,8 +44,8 @@ def test_speedups_are_against_a_whole_session(document: dict[str, Any]) -> None:
 def test_verdicts(sense: str, value: float, word: str) -> None:
     standard = {"backbone": "resnet50", "side": 224, "quick": False}
     targets = {"x": {"what": "", "sense": sense, "value": 2.0}}
-    found = {"targets": targets, "x": value, "settings": standard}
-    assert verdict(found, "x") == word
+    document = {"targets": targets, "x": value, "settings": standard}
+    assert verdict(document, "x") == word
     assert verdict({"targets": targets, "settings": standard}, "x") == ""
 
 

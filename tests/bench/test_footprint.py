@@ -100,20 +100,20 @@ def _least(model: Any) -> float:
 
 def test_a_budget_is_answered_by_rule() -> None:
     setup = FootprintSetup(NAME, 32, batch=4, methods=("bias", "head"))
-    found = footprint.fits(setup, 3_000_000)
-    best = found["choices"][0]
+    answer = footprint.fits(setup, 3_000_000)
+    best = answer["choices"][0]
     assert best["method"] == "bias"
     assert best["batch"] >= 4
-    assert found["choices"][-1]["method"] == "head"
-    assert all(choice["needed"] <= 3_000_000 for choice in found["choices"])
+    assert answer["choices"][-1]["method"] == "head"
+    assert all(choice["needed"] <= 3_000_000 for choice in answer["choices"])
     with pytest.raises(MemoryBudgetError):
         footprint.fits(setup, 1000)
 
 
 def test_what_disagrees_is_explained() -> None:
-    kept = Stored(100, {"layer1": 60, "": 40})
-    told = Stored(40, {"": 40})
-    assert footprint._explained(kept, told) == "measured against the rules: layer1 +60 bytes"
+    measured = Stored(100, {"layer1": 60, "": 40})
+    counted = Stored(40, {"": 40})
+    assert footprint._explained(measured, counted) == "measured against the rules: layer1 +60 bytes"
 
 
 def test_bars_end_at_the_peak(document: dict[str, Any]) -> None:
@@ -139,11 +139,11 @@ def test_a_method_that_the_backbone_cannot_take_is_left_out_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(footprint, "load", lambda _: NamedAsStated().eval())
-    found = footprint.measure(
+    figures = footprint.measure(
         FootprintSetup(NAME, 16, batch=2, methods=("series", "bias"), rounds=0)
     )
-    assert list(found[NAME]) == ["finetune", "bias"]
-    left_out = found["conditions"]["runs"][NAME]["left_out"]
+    assert list(figures[NAME]) == ["finetune", "bias"]
+    left_out = figures["conditions"]["runs"][NAME]["left_out"]
     assert list(left_out) == ["series"]
     assert "spatial kernel" in left_out["series"]
     with pytest.raises(AttachError, match="does not run"):
@@ -171,16 +171,16 @@ def test_documents_of_backbones_are_joined(document: dict[str, Any]) -> None:
         "conditions": {**document["conditions"], "runs": {"other": {}}},
         "other": document[NAME],
     }
-    found = memory.joined(memory.joined({}, document), other)
-    assert set(found) == {"conditions", NAME, "other"}
-    assert set(found["conditions"]["runs"]) == {NAME, "other"}
+    joined = memory.joined(memory.joined({}, document), other)
+    assert set(joined) == {"conditions", NAME, "other"}
+    assert set(joined["conditions"]["runs"]) == {NAME, "other"}
 
 
 def test_a_gpus_table_stays_when_the_cpu_is_measured_again(document: dict[str, Any]) -> None:
     with_gpu = {**document, "cuda": {**document, "gpu": "some GPU"}}
-    found = memory.joined(with_gpu, document)
-    assert found["cuda"]["gpu"] == "some GPU"
-    assert "## resnet20, 32 px, batch 4, some GPU" in "\n".join(results.memory(found))
+    joined = memory.joined(with_gpu, document)
+    assert joined["cuda"]["gpu"] == "some GPU"
+    assert "## resnet20, 32 px, batch 4, some GPU" in "\n".join(results.memory(joined))
 
 
 def test_results_have_a_row_for_each_method(document: dict[str, Any]) -> None:
@@ -196,31 +196,31 @@ def test_the_benchmark_adds_its_section_to_the_results(tmp_path: Path) -> None:
     words = ["--quick", "--rounds", "0", "--out", str(tmp_path)]
     (tmp_path / "memory.md").write_text("# Results\n\n# TensorRT engines\n")
     for _ in range(2):  # again: the section is replaced, not added
-        said = CliRunner().invoke(memory.main, words)
-        assert said.exit_code == 0, said.output
+        result = CliRunner().invoke(memory.main, words)
+        assert result.exit_code == 0, result.output
     headings = [h for h in (tmp_path / "memory.md").read_text().split("\n") if h.startswith("# ")]
     assert headings == ["# Results", results.MEMORY, "# TensorRT engines"]
     assert set(json.loads((tmp_path / "memory.json").read_text())) >= {"conditions", NAME}
     assert (tmp_path / f"memory-{NAME}.svg").is_file()
-    assert "resnet20 da3: 1/" in said.output
+    assert "resnet20 da3: 1/" in result.output
 
 
 @pytest.mark.full
 def test_resnet50_reaches_its_figures() -> None:
-    found = footprint.measure(FootprintSetup("resnet50", 224, rounds=0))["resnet50"]
-    whole = found["finetune"]["stored_measured"]
-    assert 37 * found["da3"]["stored_measured"] <= whole
-    assert 12 * found["da3-fp32"]["stored_measured"] <= whole
-    assert all(abs(row["agreement"]) <= footprint.AGREEMENT for row in found.values())
-    assert set(found) == set(footprint.rows())
+    rows = footprint.measure(FootprintSetup("resnet50", 224, rounds=0))["resnet50"]
+    whole = rows["finetune"]["stored_measured"]
+    assert 37 * rows["da3"]["stored_measured"] <= whole
+    assert 12 * rows["da3-fp32"]["stored_measured"] <= whole
+    assert all(abs(row["agreement"]) <= footprint.AGREEMENT for row in rows.values())
+    assert set(rows) == set(footprint.rows())
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_the_same_is_kept_on_a_gpu(document: dict[str, Any]) -> None:
     setup = FootprintSetup(NAME, 32, batch=4, methods=SETUP.methods, rounds=1, device="cuda")
-    found = footprint.measure(setup)[NAME]
-    for name, row in found.items():
+    rows = footprint.measure(setup)[NAME]
+    for name, row in rows.items():
         assert row["stored_measured"] == pytest.approx(
             document[NAME][name]["stored_measured"], rel=0.05
         )

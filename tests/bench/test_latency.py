@@ -49,14 +49,14 @@ def test_a_block_that_gains_nothing_has_no_rate(gain: float) -> None:
 
 
 def test_states_set_the_gates_they_say(materials: Materials) -> None:
-    held = materials.open()
-    slots = slot_arrays(held.blob("slots.safetensors"))
-    gates = [b.name for b in held.manifest.gates.blocks if f"{b.name}.gate.bias" in slots]
-    session = Session(held.blob("swap-if.onnx"), folder=materials.backbone)
+    bundle = materials.open()
+    slots = slot_arrays(bundle.blob("slots.safetensors"))
+    gates = [b.name for b in bundle.manifest.gates.blocks if f"{b.name}.gate.bias" in slots]
+    session = Session(bundle.blob("swap-if.onnx"), folder=materials.backbone)
     image = np.zeros((1, 3, SIDE, SIDE), np.float32)
     for opened in (set(gates), set(gates[1:]), set(gates[::2]), set()):
-        found = session.run({"image": image, **forced(slots, gates, opened)})["gates"][0]
-        assert [bool(logit >= 0) for logit in found] == [gate in opened for gate in gates]
+        logits = session.run({"image": image, **forced(slots, gates, opened)})["gates"][0]
+        assert [bool(logit >= 0) for logit in logits] == [gate in opened for gate in gates]
 
 
 def test_the_part_has_every_state_and_block(materials: Materials, document: dict[str, Any]) -> None:

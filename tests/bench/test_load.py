@@ -42,7 +42,7 @@ def test_nothing_fails_and_nothing_is_mixed(document: dict[str, Any]) -> None:
 
 def test_an_answer_of_its_release_is_known(known: Known) -> None:
     assert len(known) == 4
-    assert all(is_known(found, known) for found in known.values())
+    assert all(is_known(answer, known) for answer in known.values())
 
 
 def test_an_answer_under_another_release_is_mixed(known: Known) -> None:
@@ -54,14 +54,14 @@ def test_an_answer_under_another_release_is_mixed(known: Known) -> None:
 def test_a_head_of_one_with_the_gates_of_another_is_mixed(known: Known) -> None:
     one = next(iter(known.values()))
     assert not is_known(dataclasses.replace(one, gates=~one.gates), known)
-    mean = np.mean([found.logits for found in known.values()], axis=0)
+    mean = np.mean([answer.logits for answer in known.values()], axis=0)
     assert not is_known(dataclasses.replace(one, logits=mean), known)
 
 
 def test_twins_cannot_be_told_apart(materials: Materials, tmp_path: Path) -> None:
-    held = materials.open()
-    files = [Payload(e.role, e.name, held.blob(e.name)) for e in held.manifest.files]
-    bundle.pack(tmp_path / "twin.da3b", dataclasses.replace(held.manifest, domain="twin"), files)
+    package = materials.open()
+    files = [Payload(e.role, e.name, package.blob(e.name)) for e in package.manifest.files]
+    bundle.pack(tmp_path / "twin.da3b", dataclasses.replace(package.manifest, domain="twin"), files)
     with Ways(materials, threads=1) as ways:
         sources = [materials.bundles[0], tmp_path / "twin.da3b"]
         with pytest.raises(UsageError, match="nearly alike"):

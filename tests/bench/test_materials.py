@@ -40,15 +40,15 @@ def test_domains_have_gates_in_both_states_and_golden_data(materials: Materials)
 
 def test_a_drawn_domain_is_a_real_one(materials: Materials) -> None:
     """`da3 check` links its graphs anew and runs every flavour over its golden data."""
-    found = check_bundle(materials.bundles[1], threads=1)
-    assert set(found.relinked) == {"static-if", "swap-if", "swap-rows"}
-    assert found.report.passed
+    check = check_bundle(materials.bundles[1], threads=1)
+    assert set(check.relinked) == {"static-if", "swap-if", "swap-rows"}
+    assert check.report.passed
 
 
 def test_what_is_there_is_not_made_again(materials: Materials) -> None:
-    told: list[str] = []
-    assert domains.make(materials.bundles[0].parent, SETUP, notify=told.append) == materials
-    assert told == []
+    lines: list[str] = []
+    assert domains.make(materials.bundles[0].parent, SETUP, notify=lines.append) == materials
+    assert lines == []
 
 
 def test_another_setup_is_not_served_with_these(materials: Materials) -> None:
@@ -64,9 +64,9 @@ def test_a_damaged_index_counts_as_none(tmp_path: Path, text: str) -> None:
 
 
 def test_foreign_bundles_find_their_backbone(materials: Materials) -> None:
-    found = foreign(materials.bundles)
-    assert found.backbone == materials.backbone
-    assert found.wholes == found.shared == ()
+    result = foreign(materials.bundles)
+    assert result.backbone == materials.backbone
+    assert result.wholes == result.shared == ()
     assert foreign(materials.bundles, materials.backbone).backbone == materials.backbone
 
 

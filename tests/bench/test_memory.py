@@ -14,10 +14,10 @@ from toolchain.core.errors import RunError
 
 def test_memory_that_is_touched_is_seen() -> None:
     before = resident_bytes(), private_bytes()
-    held = bytearray(b"\1") * (32 << 20)
+    block = bytearray(b"\1") * (32 << 20)
     assert resident_bytes() - before[0] > 24 << 20
     assert private_bytes() - before[1] > 24 << 20
-    assert len(held) == 32 << 20
+    assert len(block) == 32 << 20
 
 
 @pytest.mark.parametrize("text", [None, "", "one", "1"])

@@ -66,9 +66,9 @@ def test_nothing_comes_from_elsewhere(text: str) -> None:
 def test_every_table_and_every_part_with_a_plot_is_there(
     document: dict[str, Any], text: str
 ) -> None:
-    said = "".join(Page(text).text)
+    words = "".join(Page(text).text)
     for table in tables(document):
-        assert table.title in said
+        assert table.title in words
         assert all(len(row) == len(table.heads) for row in table.rows)
     keys = {table.key for table in tables(document)}
     drawn = plots(document)
@@ -83,9 +83,11 @@ def test_plots_take_the_text_colour_of_the_page(document: dict[str, Any]) -> Non
 
 
 def test_identifiers_of_two_plots_never_meet(document: dict[str, Any]) -> None:
-    found = [set(re.findall(r' id="([^"]*[0-9a-f]{8,})"', plot.svg)) for plot in plots(document)]
-    assert all(found)
-    assert len(set().union(*found)) == sum(map(len, found))
+    identifiers = [
+        set(re.findall(r' id="([^"]*[0-9a-f]{8,})"', plot.svg)) for plot in plots(document)
+    ]
+    assert all(identifiers)
+    assert len(set().union(*identifiers)) == sum(map(len, identifiers))
 
 
 def test_hostile_names_stay_text(document: dict[str, Any]) -> None:

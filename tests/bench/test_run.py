@@ -45,11 +45,11 @@ def test_the_document_says_what_it_is(document: dict[str, Any]) -> None:
 
 def test_bundles_alone_say_what_is_missing(materials: Materials) -> None:
     setup = run.BenchSetup(bundles=materials.bundles, parts=("latency", "switch"), rounds=run.QUICK)
-    found = run.measure(setup)
-    assert set(found["parts"]) == {"latency", "switch"}
-    assert found["settings"]["drawn"] is False
-    assert found["not_measured"]["swap"] == "was not asked for"
-    (why,) = {v for k, v in found["not_measured"].items() if k.startswith("latency")}
+    document = run.measure(setup)
+    assert set(document["parts"]) == {"latency", "switch"}
+    assert document["settings"]["drawn"] is False
+    assert document["not_measured"]["swap"] == "was not asked for"
+    (why,) = {v for k, v in document["not_measured"].items() if k.startswith("latency")}
     assert "--backbone" in why
 
 

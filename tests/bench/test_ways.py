@@ -23,9 +23,9 @@ def ways(materials: Materials) -> Iterator[Ways]:
 
 def logits(ways: Ways, kind: Kind, index: int) -> np.ndarray:
     loaded = ways.load(kind, index)
-    found = loaded.ask(ways.image())
+    answer = loaded.ask(ways.image())
     loaded.drop()
-    return found.logits if isinstance(found, Outcome) else found[0]  # type: ignore[index]
+    return answer.logits if isinstance(answer, Outcome) else answer[0]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("index", range(3))
