@@ -45,12 +45,12 @@ def test_a_changed_recipe_has_the_options_that_its_method_has() -> None:
 @pytest.mark.parametrize("method", ["da3", "sparse"])
 def test_a_run_is_a_training_and_keeps_figures_alone(method: str) -> None:
     recipe = accuracy.changed(stripes.recipe(epochs=1), method, 1)
-    found = accuracy.train_one(recipe, stripes.data(), toys.backbone("plain"))
-    assert json.loads(json.dumps(found)) == found
-    assert 0 < found["accuracy"] <= 1
-    assert found["steps"] == 90 // recipe.train.batch
-    assert found["gated"] is (method == "da3")
-    assert found["trained"] > 3 * 16 + 3
+    figures = accuracy.train_one(recipe, stripes.data(), toys.backbone("plain"))
+    assert json.loads(json.dumps(figures)) == figures
+    assert 0 < figures["accuracy"] <= 1
+    assert figures["steps"] == 90 // recipe.train.batch
+    assert figures["gated"] is (method == "da3")
+    assert figures["trained"] > 3 * 16 + 3
 
 
 def test_code_is_compared_without_its_words() -> None:
@@ -69,8 +69,8 @@ def test_rows_are_means_over_seeds_and_pairs() -> None:
         Run("cells", "finetune", 0): entry(0.83),
         Run("cells", "finetune", 1): {**entry(0), "error": "TrainingError: no"},
     }
-    found = accuracy.document(entries, runs)
-    da3, finetune = found["rows"]
+    document = accuracy.document(entries, runs)
+    da3, finetune = document["rows"]
     assert (da3["method"], finetune["method"]) == ("da3", "finetune")
     assert da3["domains"]["cars"] == {
         "mean": pytest.approx(0.93),
@@ -80,8 +80,8 @@ def test_rows_are_means_over_seeds_and_pairs() -> None:
     assert da3["average"] == pytest.approx((0.93 + 0.80) / 2)
     assert da3["against_finetune"] == pytest.approx((-1 - 3) / 2)
     assert (da3["executed_share"], finetune["executed_share"]) == (0.5, None)
-    assert (found["finished"], found["planned"], found["older_code"]) == (5, 12, 5)
-    assert found["failed"] == {"cells-finetune-1.json": "TrainingError: no"}
+    assert (document["finished"], document["planned"], document["older_code"]) == (5, 12, 5)
+    assert document["failed"] == {"cells-finetune-1.json": "TrainingError: no"}
 
 
 @pytest.mark.parametrize("pattern", accuracy.TRAINED_BY)
@@ -91,12 +91,12 @@ def test_the_code_that_trains_is_where_its_digest_looks(pattern: str) -> None:
 
 def test_an_average_waits_for_every_domain() -> None:
     runs = accuracy.plan(("da3", "finetune"), DOMAINS, 1)
-    found = accuracy.document({runs[0]: entry(0.9, code=accuracy.code_digest())}, runs)
-    (row,) = found["rows"]
+    document = accuracy.document({runs[0]: entry(0.9, code=accuracy.code_digest())}, runs)
+    (row,) = document["rows"]
     assert row["average"] is None
     assert row["against_finetune"] is None
     assert row["domains"]["cells"] is None
-    text = "\n".join(results.accuracy(found))
+    text = "\n".join(results.accuracy(document))
     assert "1 of 4 runs." in text
     assert "| `da3` | 90.0 (0.0) |  |" in text
 
@@ -111,8 +111,8 @@ def test_a_section_replaces_its_own_and_no_other(parts: list[str], words: str) -
     new = [results.ACCURACY, "", f"new {words}"]
     once = results.placed(whole, new)
     assert results.placed(once, new) == once
-    kept = [part[2:] for part in parts if part != results.ACCURACY]
-    assert [line[4:] for line in once.splitlines() if line.startswith("old ")] == kept
+    others = [part[2:] for part in parts if part != results.ACCURACY]
+    assert [line[4:] for line in once.splitlines() if line.startswith("old ")] == others
     assert once.count(results.ACCURACY) == 1
     if results.ENGINES in parts and results.ACCURACY not in parts:
         assert once.index(results.ACCURACY) < once.index(results.ENGINES)
@@ -137,12 +137,12 @@ def recipes(tmp_path: Path) -> Path:
 
 def test_a_run_that_fails_is_told_and_wanted_again(recipes: Path, tmp_path: Path) -> None:
     run = Run("cars", "head", 0)
-    found = accuracy._work(run, (recipes,))
-    assert found["error"].startswith("WeightsError: ")
-    (tmp_path / run.file).write_text(json.dumps(found))
-    kept = accuracy.read(tmp_path, [run], [recipes])
-    assert kept == {run: found}
-    assert accuracy.missing([run], kept) == [run]
+    figures = accuracy._work(run, (recipes,))
+    assert figures["error"].startswith("WeightsError: ")
+    (tmp_path / run.file).write_text(json.dumps(figures))
+    entries = accuracy.read(tmp_path, [run], [recipes])
+    assert entries == {run: figures}
+    assert accuracy.missing([run], entries) == [run]
 
 
 def test_figures_of_another_recipe_do_not_count(recipes: Path, tmp_path: Path) -> None:
@@ -159,12 +159,12 @@ def test_a_second_call_trains_nothing(recipes: Path, tmp_path: Path) -> None:
     options = ["--methods", "head", "--domains", "cells", "--seeds", "1", "--jobs", "1"]
     options += ["--out", str(tmp_path / "accuracy.json"), "--results", str(tables)]
     options += ["--recipes", str(recipes)]
-    told = []
+    progress = []
     for _ in range(2):
-        found = CliRunner().invoke(accuracy.main, options, catch_exceptions=False)
-        assert found.exit_code == 0
-        told.append(found.stderr)
-    assert told[0].startswith("1/1 seed 0 head cells: ")
-    assert told[1] == ""
+        result = CliRunner().invoke(accuracy.main, options, catch_exceptions=False)
+        assert result.exit_code == 0
+        progress.append(result.stderr)
+    assert progress[0].startswith("1/1 seed 0 head cells: ")
+    assert progress[1] == ""
     assert tables.read_text().startswith("# Results\n\nwords\n\n# Accuracy")
     assert "1 of 1 runs" in tables.read_text()

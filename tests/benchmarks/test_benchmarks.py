@@ -69,11 +69,11 @@ def test_forms_that_lost_answer_alike(bench: FormBench, name: str) -> None:
 
 
 def test_interleaved_compares_with_the_first_contender() -> None:
-    found = interleaved({"a": lambda: sum(range(200)), "b": lambda: sum(range(2000))}, rounds=3)
-    assert found["a"].ratio == 1.0
-    assert found["a"].rounds == found["b"].rounds == 3
-    low, high = found["b"].ratio_quartiles
-    assert low <= found["b"].ratio <= high
+    timings = interleaved({"a": lambda: sum(range(200)), "b": lambda: sum(range(2000))}, rounds=3)
+    assert timings["a"].ratio == 1.0
+    assert timings["a"].rounds == timings["b"].rounds == 3
+    low, high = timings["b"].ratio_quartiles
+    assert low <= timings["b"].ratio <= high
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +113,12 @@ def test_a_second_domain_reuses_the_backbone(document: dict[str, Any]) -> None:
 def test_the_document_survives_json_and_becomes_tables_and_a_plot(
     document: dict[str, Any], tmp_path: Path
 ) -> None:
-    found = json.loads(json.dumps(document))
-    text = results.text(found)
-    assert all(f"`{key}`" in text for key in found["targets"])
+    copy = json.loads(json.dumps(document))
+    text = results.text(copy)
+    assert all(f"`{key}`" in text for key in copy["targets"])
     assert "not trained" in text
-    assert results.summary(found).count("\n") == len(found["targets"]) + 1
-    plot.draw(found, tmp_path / "plot.png")
+    assert results.summary(copy).count("\n") == len(copy["targets"]) + 1
+    plot.draw(copy, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -130,7 +130,7 @@ def test_the_samples_section_alone_is_replaced(document: dict[str, Any], tmp_pat
     tables = tmp_path / "results.md"
     tables.write_text(results.text(document))
     words = ["--domains", str(tmp_path), "--results", str(tables), "--no-train"]
-    said = CliRunner().invoke(samples.main, words)
-    assert said.exit_code == 0, said.output
+    result = CliRunner().invoke(samples.main, words)
+    assert result.exit_code == 0, result.output
     untrained = {**document, "samples": dict.fromkeys(samples.SAMPLES)}
     assert tables.read_text().rstrip() == results.text(untrained).rstrip()

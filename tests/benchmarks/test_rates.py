@@ -17,13 +17,13 @@ from toolchain.training.data import DomainData
 
 def test_held_out_pictures_are_no_training_pictures() -> None:
     split = stripes.data().train
-    found = rates.held_out(split, limit=60)
-    assert len(found.train) + len(found.test) == 60
-    assert len(found.test) == 60 // rates.HELD_OUT
-    assert len(set(np.bincount(found.test.labels).tolist())) == 1
-    pictures = [part.batch(range(len(part)))[0] for part in (found.train, found.test)]
-    seen = [{picture.tobytes() for picture in part} for part in pictures]
-    assert not seen[0] & seen[1]
+    data = rates.held_out(split, limit=60)
+    assert len(data.train) + len(data.test) == 60
+    assert len(data.test) == 60 // rates.HELD_OUT
+    assert len(set(np.bincount(data.test.labels).tolist())) == 1
+    pictures = [part.batch(range(len(part)))[0] for part in (data.train, data.test)]
+    sets = [{picture.tobytes() for picture in part} for part in pictures]
+    assert not sets[0] & sets[1]
 
 
 def test_every_method_with_tensors_of_its_own_is_tried() -> None:
@@ -37,10 +37,10 @@ def test_the_factor_that_is_tried_is_the_one_that_trains(
     method: str, slots_alone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The training itself is watched, not replaced by another one's answer."""
-    seen: list[tuple[float, float]] = []
+    tries: list[tuple[float, float]] = []
 
     def watched(recipe: Recipe, pictures: DomainData) -> Entry:
-        seen.append((recipe.train.lr, methods.REGISTRY[recipe.method].lr_factor))
+        tries.append((recipe.train.lr, methods.REGISTRY[recipe.method].lr_factor))
         short = dataclasses.replace(recipe.train, epochs=1)
         return train_one(dataclasses.replace(recipe, train=short), pictures)
 
@@ -48,5 +48,5 @@ def test_the_factor_that_is_tried_is_the_one_that_trains(
     monkeypatch.setattr(rates, "PICTURES", 100)
     before = methods.REGISTRY[method].lr_factor
     assert 0 <= rates.tried((method, 7.0, "digits")) <= 1
-    assert seen == [(0.07, before) if slots_alone else (0.01, 7.0)]
+    assert tries == [(0.07, before) if slots_alone else (0.01, 7.0)]
     assert methods.REGISTRY[method].lr_factor == before

@@ -26,15 +26,15 @@ SLOTS = {"head.bias": np.zeros(3, np.float32), "head.weight": np.ones((3, 4), np
 def test_every_constant_slot_is_known(rtx: TensorRT, graph: Graph) -> None:
     """Measured: all slots of a static graph, also those that only a branch reads."""
     names = [name for name in parse(rtx, graph("swap-if")).inputs() if name != "image"]
-    found = mark(parse(rtx, graph("static-if")), names)
-    assert found.known == tuple(sorted(names))
-    assert found.unknown == ()
+    coverage = mark(parse(rtx, graph("static-if")), names)
+    assert coverage.known == tuple(sorted(names))
+    assert coverage.unknown == ()
 
 
 def test_inputs_and_unknown_names_are_not(rtx: TensorRT, graph: Graph) -> None:
-    found = mark(parse(rtx, graph("swap-if")), ["head.weight", "nonsense"])
-    assert found.known == ()
-    assert found.unknown == ("head.weight", "nonsense")
+    coverage = mark(parse(rtx, graph("swap-if")), ["head.weight", "nonsense"])
+    assert coverage.known == ()
+    assert coverage.unknown == ("head.weight", "nonsense")
 
 
 @pytest.mark.skipif(bool(gpus()), reason="there is a GPU")
@@ -95,9 +95,9 @@ def engine() -> dict[str, Any]:
 
 
 def test_refit_replaces_all() -> None:
-    found = engine()
-    refit(simulated(), found, {name: array.astype(np.float32) for name, array in SLOTS.items()})
-    assert all((found[name] == array).all() for name, array in SLOTS.items())
+    arrays = engine()
+    refit(simulated(), arrays, {name: array.astype(np.float32) for name, array in SLOTS.items()})
+    assert all((arrays[name] == array).all() for name, array in SLOTS.items())
 
 
 @pytest.mark.parametrize(

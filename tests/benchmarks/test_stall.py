@@ -40,7 +40,7 @@ def test_every_load_is_sent_and_both_clients_are_answered(
 def test_the_loads_are_as_large_as_a_server_lets_them_be() -> None:
     """One is answered; the others are within the limit on bytes, or twice as large."""
     limit = Limits().json_bytes
-    bodies = {kind: asked[2] for kind, asked in stall.loads("a", "b", 4).items() if asked}
+    bodies = {kind: load[2] for kind, load in stall.loads("a", "b", 4).items() if load}
     sizes = {kind: len(body) for kind, body in bodies.items() if f", {limit >> 20} MiB" in kind}
     assert len(sizes) == 3
     assert all(limit - 100 < size <= limit for size in sizes.values())
