@@ -23,9 +23,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(*arguments: str | Path) -> dict[str, Any]:
-    found = CliRunner().invoke(root, [*map(str, arguments), "--json"], catch_exceptions=False)
-    assert found.exit_code == 0, found.output
-    answer: dict[str, Any] = json.loads(found.stdout)
+    result = CliRunner().invoke(root, [*map(str, arguments), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    answer: dict[str, Any] = json.loads(result.stdout)
     return answer
 
 

@@ -11,21 +11,21 @@ from toolchain.export.manifests import TIME_LIMIT_S, time_limit_s
 
 
 def test_the_backbones_manifest_tells_its_graph(exported: Exported) -> None:
-    found = bundle.open_backbone(exported.backbone).manifest
-    cuts = [(b.name, b.shape_in, b.shape_out, b.gateable) for b in found.blocks]
+    manifest = bundle.open_backbone(exported.backbone).manifest
+    cuts = [(b.name, b.shape_in, b.shape_out, b.gateable) for b in manifest.blocks]
     assert cuts == [
         ("block00", (8, 12, 12), (8, 12, 12), True),
         ("block01", (8, 12, 12), (16, 6, 6), False),
         ("block02", (16, 6, 6), (16, 6, 6), True),
     ]
-    assert all(block.flops > 0 for block in found.blocks)
-    assert (found.opset, found.ir_version) == (
+    assert all(block.flops > 0 for block in manifest.blocks)
+    assert (manifest.opset, manifest.ir_version) == (
         DIALECT.opset,
         DIALECT.ir_version,
     )
-    assert (found.input.size, found.input.channels) == (12, 3)
-    assert found.licence == "Apache-2.0"  # what the toy's package says
-    assert {tap.name for tap in found.taps} == {
+    assert (manifest.input.size, manifest.input.channels) == (12, 3)
+    assert manifest.licence == "Apache-2.0"  # what the toy's package says
+    assert {tap.name for tap in manifest.taps} == {
         "in.block00",
         "block.block00",
         "block.block01",

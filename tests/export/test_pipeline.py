@@ -50,8 +50,8 @@ from toolchain.training.adapt import checkpoint as checkpoints
 def run(exported: Exported, dist: Path, **changes: Any) -> pipeline.ExportReport:
     """Export the session's domain again, structures from its cache."""
     domain: Domain = changes.pop("domain", exported.domain)
-    given = {"checkpoint": domain.checkpoint, "cache": exported.cache, **changes}
-    return export(domain.recipe, dist=dist, **given)
+    options = {"checkpoint": domain.checkpoint, "cache": exported.cache, **changes}
+    return export(domain.recipe, dist=dist, **options)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -72,8 +72,8 @@ def test_the_report_tells_what_was_made(exported: Exported) -> None:
     assert not report.structure_cached
     steps = ["restore", "data", "split", "reference", "link", "check", "pack"]
     assert list(report.seconds) == steps
-    held = bundle.open_bundle(report.bundle)
-    assert held.manifest == report.manifest
+    opened = bundle.open_bundle(report.bundle)
+    assert opened.manifest == report.manifest
     graphs = {linkage.file for linkage in SHIPPED}
     rest = {
         "domain.onnx",
@@ -82,38 +82,40 @@ def test_the_report_tells_what_was_made(exported: Exported) -> None:
         "recipe.yaml",
         "training.json",
     }
-    assert set(held.names()) == graphs | rest
+    assert set(opened.names()) == graphs | rest
 
 
 def test_the_manifest_agrees_with_the_checkpoint(exported: Exported) -> None:
-    manifest, kept = exported.report.manifest, checkpoints.read(exported.domain.checkpoint)
-    assert manifest.backbone.weights_digest == kept.info.backbone.weights_digest
-    assert manifest.classes == kept.info.classes
-    assert {slot.name for slot in manifest.adaptor.slots} == set(kept.tensors)
+    manifest, checkpoint = exported.report.manifest, checkpoints.read(exported.domain.checkpoint)
+    assert manifest.backbone.weights_digest == checkpoint.info.backbone.weights_digest
+    assert manifest.classes == checkpoint.info.classes
+    assert {slot.name for slot in manifest.adaptor.slots} == set(checkpoint.tensors)
     rates = {b.name: b.rate for b in manifest.gates.blocks if b.rate is not None}
-    assert set(rates) == set(kept.info.metrics.gate_rates)
+    assert set(rates) == set(checkpoint.info.metrics.gate_rates)
     assert all(0 < rate < 1 for rate in rates.values())
-    assert manifest.gates.executed_share == pytest.approx(kept.info.metrics.executed_share, 1e-5)
+    assert manifest.gates.executed_share == pytest.approx(
+        checkpoint.info.metrics.executed_share, 1e-5
+    )
     slots = load(bundle.open_bundle(exported.bundle).blob("slots.safetensors"))
-    assert all(np.array_equal(slots[name], array) for name, array in kept.tensors.items())
+    assert all(np.array_equal(slots[name], array) for name, array in checkpoint.tensors.items())
 
 
 def test_two_exports_give_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
     """Law: the same checkpoint gives the same bundle and backbone, from the cache or without."""
-    wanted = digest.sha256(exported.bundle.read_bytes())
+    expected = digest.sha256(exported.bundle.read_bytes())
     for name, cache in (("hit", exported.cache), ("miss", None)):
         report = run(exported, tmp_path / name, cache=cache)
         assert report.structure_cached is (name == "hit")
-        assert digest.sha256(report.bundle.read_bytes()) == wanted
+        assert digest.sha256(report.bundle.read_bytes()) == expected
         assert contents(report.backbone) == contents(exported.backbone)
 
 
 def test_progress_is_told_and_nothing_printed(
     exported: Exported, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    told: list[str] = []
-    run(exported, tmp_path, notify=told.append)
-    assert told == list(exported.report.seconds)
+    phases: list[str] = []
+    run(exported, tmp_path, notify=phases.append)
+    assert phases == list(exported.report.seconds)
     assert capfd.readouterr() == ("", "")
 
 
@@ -130,10 +132,10 @@ def test_an_existing_destination_is_refused_before_any_work(
 ) -> None:
     target = tmp_path / "toy_chirps.da3b"
     target.write_bytes(b"mine")
-    told: list[str] = []
+    phases: list[str] = []
     with pytest.raises(ExistsError, match=r"toy_chirps\.da3b exists[\s\S]*--overwrite"):
-        run(exported, tmp_path, notify=told.append)
-    assert told == []
+        run(exported, tmp_path, notify=phases.append)
+    assert phases == []
     assert contents(tmp_path) == {"toy_chirps.da3b": digest.sha256(b"mine")}
     run(exported, tmp_path, overwrite=True)
     assert check_bundle(target).report.passed
@@ -188,8 +190,8 @@ def test_weights_that_are_not_finite_are_refused(
         tensors["block00.adaptor.expand.weight"][0, 0] = value
 
     place = edited(exported.domain, tmp_path, edit)
-    told = r"not finite \(NaN or Inf\): block00\.adaptor\.expand\.weight"
-    with pytest.raises(CheckpointError, match=told):
+    message = r"not finite \(NaN or Inf\): block00\.adaptor\.expand\.weight"
+    with pytest.raises(CheckpointError, match=message):
         run(exported, tmp_path / "dist", checkpoint=place)
     assert not (tmp_path / "dist").exists()
 
@@ -335,8 +337,8 @@ def test_a_gate_that_never_closes_is_forced_and_resolved(
     assert report.parity.forced == 1
     assert report.manifest.selftest.gate_states["block00"].forced
     assert any("static-if: 1 forced cases" in note for note in report.parity.notes)
-    held = bundle.open_bundle(report.bundle)
-    graph = store.from_bytes(held.blob("static-if.onnx"), what="static").graph
+    opened = bundle.open_bundle(report.bundle)
+    graph = store.from_bytes(opened.blob("static-if.onnx"), what="static").graph
     assert [n.name for n in graph if n.op_type == "If"] == ["out.block02"]
     assert check_bundle(report.bundle).report.passed
 
@@ -386,14 +388,14 @@ def test_a_domain_that_changes_the_backbone_is_a_patch_on_the_frozen_one(
     assert manifest.backbone == fleet["first"].report.manifest.backbone
     assert contents(report.backbone) == contents(fleet["first"].backbone)
     assert report.parity.passed
-    held = bundle.open_bundle(report.bundle)
-    assert held.names("patch") == ("patch.safetensors",)
+    opened = bundle.open_bundle(report.bundle)
+    assert opened.names("patch") == ("patch.safetensors",)
     assert {slot.name for slot in manifest.adaptor.slots} == {"head.weight", "head.bias"}
     base = bundle.open_backbone(report.backbone).weights()
-    weights = bundle.apply_patch(base, patch, held.blob("patch.safetensors"))
+    weights = bundle.apply_patch(base, patch, opened.blob("patch.safetensors"))
     assert all(np.isfinite(array).all() for array in load(weights).values())
     whole = {n: (a.size, len(a)) for n, a in load(base).items() if a.ndim}
-    carried = {n: a.size for n, a in load(held.blob("patch.safetensors")).items()}
+    carried = {n: a.size for n, a in load(opened.blob("patch.safetensors")).items()}
     for tensor, count in carried.items():
         size, channels = whole[tensor]
         assert count == {"tuned": size, "masked": -(-size // 8), "normed": channels}[name]
@@ -409,11 +411,11 @@ def test_a_patched_export_gives_the_same_bytes_and_says_what_it_carries(
     recipe.write_text(dump(domain.recipe), encoding="utf-8")
     words = {"--recipe": recipe, "--checkpoint": domain.checkpoint, "--dist": tmp_path / "dist"}
     options = [str(word) for pair in words.items() for word in pair]
-    said = invoke("export", *options, "--cache", str(fleet["masked"].cache))
-    assert said.exit_code == 0, said.stderr
+    result = invoke("export", *options, "--cache", str(fleet["masked"].cache))
+    assert result.exit_code == 0, result.stderr
     line = "piggyback masks 8 of 16 tensors of the backbone: the bundle carries 1 bit per weight ("
-    assert line in said.stdout
-    assert "the device keeps a session of its own" in said.stdout
+    assert line in result.stdout
+    assert "the device keeps a session of its own" in result.stdout
     name = fleet["masked"].bundle.name
     assert (tmp_path / "dist" / name).read_bytes() == fleet["masked"].bundle.read_bytes()
 
@@ -422,7 +424,7 @@ def test_no_kit_is_made_for_a_domain_that_changes_the_backbone(
     fleet: Fleet, tmp_path: Path
 ) -> None:
     """Engines share the frozen backbone; it is said before anything is captured."""
-    domain, told = fleet["tuned"].domain, list[str]()
+    domain, phases = fleet["tuned"].domain, list[str]()
     order = KitOrder(find("orin-nano-jp6.2"), "fp16", ("swap",), recalibrate=False)
     with pytest.raises(UsageError, match="engines share the frozen one") as caught:
         export(
@@ -430,10 +432,10 @@ def test_no_kit_is_made_for_a_domain_that_changes_the_backbone(
             checkpoint=domain.checkpoint,
             dist=tmp_path / "dist",
             orders=[order],
-            notify=told.append,
+            notify=phases.append,
         )
     assert "da3, da2 or head" in caught.value.fix
-    assert told == ["restore"]
+    assert phases == ["restore"]
     assert not (tmp_path / "dist").exists()
 
 
@@ -495,12 +497,12 @@ def test_nothing_that_is_shipped_names_a_folder_of_the_machine(private: Exported
 
 def test_no_picture_of_a_users_folder_is_in_the_bundle(private: Exported) -> None:
     """By default golden pictures are drawn, and the bundle passes its check with them."""
-    held = bundle.open_bundle(private.bundle)
-    golden = golden_of(held)
+    opened = bundle.open_bundle(private.bundle)
+    golden = golden_of(opened)
     data = private.domain.data
     own = {p.tobytes() for s in (data.train, data.test) for p in s.batch(range(len(s)))[0]}
     assert not own & {p.tobytes() for p in golden.pixels}
-    assert held.manifest.pictures == "drawn"
+    assert opened.manifest.pictures == "drawn"
     assert int(golden.natural.sum()) == 8
     assert all(state.open and state.closed for state in golden.states().values())
     assert check_bundle(private.bundle).report.passed

@@ -68,19 +68,19 @@ def elsewhere(exported: Exported, blocked: str) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
 
 
 def test_a_fresh_bundle_passes_and_relinks_byte_for_byte(exported: Exported) -> None:
     """Law: an export's bundle passes its own check, and its graphs are what its halves link to."""
-    found = check_bundle(exported.bundle)
-    assert found.report.passed
-    assert found.backbone == exported.backbone
-    assert found.domain == "toy_chirps"
-    assert found.relinked == ("swap-if", "swap-rows", "static-if")
-    assert found.not_run == ()
-    compared = {(c.flavour, c.batch) for c in found.report.comparisons}
+    check = check_bundle(exported.bundle)
+    assert check.report.passed
+    assert check.backbone == exported.backbone
+    assert check.domain == "toy_chirps"
+    assert check.relinked == ("swap-if", "swap-rows", "static-if")
+    assert check.not_run == ()
+    compared = {(c.flavour, c.batch) for c in check.report.comparisons}
     assert compared == {
         ("staged", 1),
         ("staged", 16),
@@ -89,24 +89,24 @@ def test_a_fresh_bundle_passes_and_relinks_byte_for_byte(exported: Exported) -> 
         ("swap-rows", 16),
         ("static-if", 1),
     }
-    assert all(c.max_relative < 1e-5 for c in found.report.comparisons)
+    assert all(c.max_relative < 1e-5 for c in check.report.comparisons)
 
 
 def test_torch_is_not_needed(exported: Exported) -> None:
-    found = elsewhere(exported, "torch,onnxscript")
-    assert found["passed"]
-    assert found["loaded"] == ["onnx", "onnx_ir"]
-    assert found["flavours"] == ["staged", "static-if", "swap-if", "swap-rows"]
-    assert found["relinked"] == ["swap-if", "swap-rows", "static-if"]
+    document = elsewhere(exported, "torch,onnxscript")
+    assert document["passed"]
+    assert document["loaded"] == ["onnx", "onnx_ir"]
+    assert document["flavours"] == ["staged", "static-if", "swap-if", "swap-rows"]
+    assert document["relinked"] == ["swap-if", "swap-rows", "static-if"]
 
 
 def test_onnx_is_not_needed_and_what_was_not_run_is_told(exported: Exported) -> None:
-    found = elsewhere(exported, "torch,onnxscript,onnx,onnx_ir")
-    assert found["passed"]
-    assert found["loaded"] == []
-    assert found["flavours"] == ["static-if", "swap-if", "swap-rows"]
-    assert found["relinked"] == []
-    (reason,) = found["not_run"]
+    document = elsewhere(exported, "torch,onnxscript,onnx,onnx_ir")
+    assert document["passed"]
+    assert document["loaded"] == []
+    assert document["flavours"] == ["static-if", "swap-if", "swap-rows"]
+    assert document["relinked"] == []
+    (reason,) = document["not_run"]
     assert "onnx and onnx-ir are not installed" in reason
     assert "pip install '.[check]'" in reason
 
@@ -169,10 +169,10 @@ def test_an_altered_slot_is_found_and_the_first_block_named(
     assert bundle.open_bundle(path)
     with pytest.raises(ParityError) as caught:
         check_bundle(path)
-    told = str(caught.value)
+    message = str(caught.value)
     assert caught.value.exit_code == 3
     for flavour in ("swap-if", "swap-rows", "static-if", "staged"):
-        line = next(line for line in told.splitlines() if flavour in line)
+        line = next(line for line in message.splitlines() if flavour in line)
         assert line.endswith(f"first diverging at {first}"), line
 
 
@@ -206,8 +206,8 @@ def test_an_altered_backbone_weight_is_found_and_the_first_block_named(
 
 def test_an_altered_graph_is_refused_before_it_runs(exported: Exported, tmp_path: Path) -> None:
     """A shipped graph that is not what the halves link to is no mere parity failure."""
-    held = bundle.open_bundle(exported.bundle)
-    path = repacked(exported, tmp_path, {"swap-if.onnx": held.blob("swap-rows.onnx")})
+    opened = bundle.open_bundle(exported.bundle)
+    path = repacked(exported, tmp_path, {"swap-if.onnx": opened.blob("swap-rows.onnx")})
     with pytest.raises(BundleError, match=r"swap-if\.onnx is not what linking"):
         check_bundle(path)
 
@@ -237,12 +237,12 @@ def test_golden_data_of_another_domain_are_refused(
     exported: Exported, tmp_path: Path, kind: Any
 ) -> None:
     """Right by themselves, but not this bundle's: refused before anything runs."""
-    changes, told = STRANGE[kind]
-    held = bundle.open_bundle(exported.bundle)
-    good = read_golden(held.blob("golden.safetensors"), "golden")
+    changes, words = STRANGE[kind]
+    opened = bundle.open_bundle(exported.bundle)
+    good = read_golden(opened.blob("golden.safetensors"), "golden")
     edited = replace(good, **{name: edit(getattr(good, name)) for name, edit in changes.items()})
     path = repacked(exported, tmp_path, {"golden.safetensors": edited.to_bytes()})
-    with pytest.raises(BundleError, match=rf"golden\.safetensors: .*{told}"):
+    with pytest.raises(BundleError, match=rf"golden\.safetensors: .*{words}"):
         check_bundle(path)
 
 
@@ -271,14 +271,14 @@ def test_a_flipped_bit_of_the_backbone_is_found(exported: Exported, tmp_path: Pa
 
 def test_golden_cases_of_a_bundle_cover_both_states(exported: Exported) -> None:
     """Law: every gate is open in a case and closed in another, as the manifest says."""
-    held = bundle.open_bundle(exported.bundle)
-    golden = read_golden(held.blob("golden.safetensors"), "golden.safetensors")
+    opened = bundle.open_bundle(exported.bundle)
+    golden = read_golden(opened.blob("golden.safetensors"), "golden.safetensors")
     states = golden.states()
     assert set(states) == {"block00", "block02"}
     assert all(s.open and s.closed for s in states.values())
-    said = held.manifest.selftest.gate_states
+    recorded = opened.manifest.selftest.gate_states
     assert {n: (s.open, s.closed, s.forced) for n, s in states.items()} == {
-        n: (s.open, s.closed, s.forced) for n, s in said.items()
+        n: (s.open, s.closed, s.forced) for n, s in recorded.items()
     }
 
 
@@ -289,8 +289,8 @@ def test_a_tolerance_can_be_given(exported: Exported) -> None:
 
 
 def test_preprocessing_survives_the_manifest(exported: Exported) -> None:
-    held = bundle.open_bundle(exported.bundle)
-    assert held.manifest.preprocess == exported.domain.recipe.preprocess
+    opened = bundle.open_bundle(exported.bundle)
+    assert opened.manifest.preprocess == exported.domain.recipe.preprocess
 
 
 def test_another_domain_shares_the_backbone_artefact(exported: Exported, tmp_path: Path) -> None:
@@ -334,10 +334,10 @@ def test_a_bundle_that_ships_fewer_graphs_is_checked_for_those(
     """What a bundle says it holds counts, not what today's export ships."""
     monkeypatch.setattr(bundles, "_has_onnx", lambda: onnx)
     path = repacked(exported, tmp_path, {"static-if.onnx": None}, without("static-if"))
-    found = check_bundle(path)
-    assert found.report.passed
-    assert found.relinked == (("swap-if", "swap-rows") if onnx else ())
-    flavours = {c.flavour for c in found.report.comparisons}
+    check = check_bundle(path)
+    assert check.report.passed
+    assert check.relinked == (("swap-if", "swap-rows") if onnx else ())
+    flavours = {c.flavour for c in check.report.comparisons}
     assert flavours - {"staged"} == {"swap-if", "swap-rows"}
 
 
@@ -345,16 +345,16 @@ def test_a_bundle_that_ships_more_graphs_is_checked_for_all(
     exported: Exported, tmp_path: Path
 ) -> None:
     """Today's export does not ship static-rows; a bundle that has it is held to it."""
-    held = bundle.open_bundle(exported.bundle)
-    halves = relink.halves_of(held, bundle.open_backbone(exported.backbone))
-    rates = {b.name: b.rate for b in held.manifest.gates.blocks if b.rate is not None}
+    opened = bundle.open_bundle(exported.bundle)
+    halves = relink.halves_of(opened, bundle.open_backbone(exported.backbone))
+    rates = {b.name: b.rate for b in opened.manifest.gates.blocks if b.rate is not None}
     graph = store.to_bytes(link(halves, STATIC_ROWS, rates=rates))
     roles = {"static-rows.onnx": "static"}
-    found = check_bundle(repacked(exported, tmp_path, {"static-rows.onnx": graph}, roles=roles))
-    assert found.relinked == ("swap-if", "swap-rows", "static-if", "static-rows")
-    compared = {(c.flavour, c.batch) for c in found.report.comparisons}
+    check = check_bundle(repacked(exported, tmp_path, {"static-rows.onnx": graph}, roles=roles))
+    assert check.relinked == ("swap-if", "swap-rows", "static-if", "static-rows")
+    compared = {(c.flavour, c.batch) for c in check.report.comparisons}
     assert {("static-rows", 1), ("static-rows", 16)} <= compared
-    damaged = {"static-rows.onnx": held.blob("static-if.onnx")}
+    damaged = {"static-rows.onnx": opened.blob("static-if.onnx")}
     with pytest.raises(BundleError, match=r"static-rows\.onnx is not what linking"):
         check_bundle(repacked(exported, tmp_path, damaged, roles=roles))
 
@@ -397,8 +397,8 @@ def test_a_graph_is_held_to_its_name_without_onnx(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str
 ) -> None:
     monkeypatch.setattr(bundles, "_has_onnx", lambda: False)
-    held = bundle.open_bundle(exported.bundle)
-    path = repacked(exported, tmp_path, {name: held.blob(source)})
+    opened = bundle.open_bundle(exported.bundle)
+    path = repacked(exported, tmp_path, {name: opened.blob(source)})
     with pytest.raises(BundleError, match=f"{name.removesuffix('.onnx')}: expected"):
         check_bundle(path)
 
@@ -407,9 +407,9 @@ def test_a_damaged_graph_is_a_verification_failure_without_onnx(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundles, "_has_onnx", lambda: False)
-    held = bundle.open_bundle(exported.bundle)
+    opened = bundle.open_bundle(exported.bundle)
     for name in ("swap-if.onnx", "static-if.onnx"):
-        for data in (b"", held.blob(name)[:-40], held.blob(name).replace(b"Conv", b"C\xffnv")):
+        for data in (b"", opened.blob(name)[:-40], opened.blob(name).replace(b"Conv", b"C\xffnv")):
             with pytest.raises(VerificationError):
                 check_bundle(repacked(exported, tmp_path, {name: data}))
 
@@ -438,19 +438,19 @@ def test_a_domain_that_changes_the_backbone_is_checked_on_its_own_weights(
     fleet: Fleet, name: str
 ) -> None:
     """Linked anew from the frozen backbone's graph, byte for byte, and run with the patch."""
-    found = check_bundle(fleet[name].bundle)
-    assert found.report.passed
-    assert set(found.relinked) == {linkage.stem for linkage in SHIPPED}
-    assert found.backbone == fleet[name].backbone
-    assert any(line.startswith("patch: ") for line in found.verified)
+    check = check_bundle(fleet[name].bundle)
+    assert check.report.passed
+    assert set(check.relinked) == {linkage.stem for linkage in SHIPPED}
+    assert check.backbone == fleet[name].backbone
+    assert any(line.startswith("patch: ") for line in check.verified)
 
 
 def test_a_patch_with_other_values_fails_although_every_digest_is_right(
     fleet: Fleet, tmp_path: Path
 ) -> None:
     exported = fleet["tuned"]
-    held = bundle.open_bundle(exported.bundle)
-    tensors = load_tensors(held.blob("patch.safetensors"))
+    opened = bundle.open_bundle(exported.bundle)
+    tensors = load_tensors(opened.blob("patch.safetensors"))
     changed = {name: 2 * array for name, array in tensors.items()}
     base = bundle.open_backbone(exported.backbone).weights()
     made = bundle.make_patch(base, save_tensors({**load_tensors(base), **changed}))

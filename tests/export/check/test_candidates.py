@@ -30,16 +30,20 @@ def test_a_subject_knows_its_flavour_and_form(name: str, takes_slots: Any, batch
     linkage = linkage_of(name)
     assert linkage is not None
     graph = made.graph(linkage)
-    found = candidates.shipped(linkage, graph, made.folder, made.slots)
-    assert (found.name, found.takes_slots, tuple(found.batches)) == (name, takes_slots, batches)
-    assert found.run.run(IMAGES, made.slots).logits.shape == (2, 5)
+    candidate = candidates.shipped(linkage, graph, made.folder, made.slots)
+    assert (candidate.name, candidate.takes_slots, tuple(candidate.batches)) == (
+        name,
+        takes_slots,
+        batches,
+    )
+    assert candidate.run.run(IMAGES, made.slots).logits.shape == (2, 5)
 
 
 def test_staged_taps_itself() -> None:
     made = cases.made("plain")
-    found = candidates.staged(made.halves, made.folder)
-    assert found.tapped is not None
-    assert found.tapped() is found.run
+    candidate = candidates.staged(made.halves, made.folder)
+    assert candidate.tapped is not None
+    assert candidate.tapped() is candidate.run
 
 
 def test_tapped_twins_are_built_when_asked_for(tmp_path: Path) -> None:

@@ -45,18 +45,18 @@ def reference(count: int = 5) -> Golden:
     drawn = cases(count)
     drawn.shifts[-1] = [FORCE, 0]
     images = normalise(PREPROCESS, drawn.pixels)
-    found = [
+    answers = [
         Linear(taps=True).run(
             images[i : i + 1],
             {n: SLOTS[n] + drawn.shifts[i, k] for k, n in enumerate(sorted(SLOTS))},
         )
         for i in range(count)
     ]
-    probes = [np.stack([probe(f.taps[f"out.block{k:02d}"])[0] for k in range(2)]) for f in found]
+    probes = [np.stack([probe(f.taps[f"out.block{k:02d}"])[0] for k in range(2)]) for f in answers]
     return replace(
         drawn,
-        logits=np.concatenate([f.logits for f in found]),
-        gates=np.concatenate([f.gates for f in found]).astype(np.float32),
+        logits=np.concatenate([f.logits for f in answers]),
+        gates=np.concatenate([f.gates for f in answers]).astype(np.float32),
         probes=np.stack(probes),
     )
 
@@ -81,10 +81,10 @@ def test_the_same_model_passes_at_every_batch_size() -> None:
 def test_every_case_is_run_with_its_own_shift() -> None:
     """Law: run_cases gives each case the answer of its shift, in any batch size."""
     for batch in (1, 2, 16):
-        found = run_cases(GOLDEN, Linear(), SLOTS, PREPROCESS, batch)
-        assert np.allclose(found.logits, GOLDEN.logits, rtol=1e-6)
-        assert np.allclose(found.gates, GOLDEN.gates, rtol=1e-6)
-    assert found.gates[-1, 0] > FORCE / 2
+        answers = run_cases(GOLDEN, Linear(), SLOTS, PREPROCESS, batch)
+        assert np.allclose(answers.logits, GOLDEN.logits, rtol=1e-6)
+        assert np.allclose(answers.gates, GOLDEN.gates, rtol=1e-6)
+    assert answers.gates[-1, 0] > FORCE / 2
 
 
 def test_an_error_beyond_the_tolerance_fails_and_says_where() -> None:

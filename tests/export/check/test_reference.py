@@ -23,9 +23,9 @@ SPLIT = stripes.split("test", 60, 1)
 
 def model(seed: int = 0, method: str = "da3") -> AttachedModel:
     """Gates that half of the pictures find open."""
-    found = toys.scrambled(stripes.model(method=method), seed)
+    network = toys.scrambled(stripes.model(method=method), seed)
     pixels, _ = SPLIT.batch(range(len(SPLIT)))
-    return toys.balanced(found, torch.from_numpy(normalise(PREPROCESS, pixels)))
+    return toys.balanced(network, torch.from_numpy(normalise(PREPROCESS, pixels)))
 
 
 def shown(golden: Golden) -> Any:
@@ -33,10 +33,10 @@ def shown(golden: Golden) -> Any:
 
 
 def biased(amount: float, site: str = "block00") -> AttachedModel:
-    found = model()
+    network = model()
     with torch.no_grad():
-        found.domain.get_parameter(f"{site}.gate.bias").add_(amount)
-    return found
+        network.domain.get_parameter(f"{site}.gate.bias").add_(amount)
+    return network
 
 
 @settings(max_examples=8, deadline=None)
@@ -96,9 +96,9 @@ def test_beside_drawn_cases_the_data_are_compared_as_well() -> None:
 
 def test_drawn_cases_with_a_level_best_class_come_last() -> None:
     """Rounding may decide between two classes that are level, so others are taken first."""
-    found = model()
-    golden = choose(found, SPLIT, PREPROCESS, count=6, seed=3).golden
-    every = observe(found, PREPROCESS, drawn.draw(PREPROCESS, 200, 3))
+    network = model()
+    golden = choose(network, SPLIT, PREPROCESS, count=6, seed=3).golden
+    every = observe(network, PREPROCESS, drawn.draw(PREPROCESS, 200, 3))
 
     def lead(logits: Any) -> Any:
         ordered = np.sort(logits, axis=1)
@@ -129,15 +129,15 @@ def test_a_state_that_data_never_reaches_is_forced(amount: Any, sign: Any) -> No
 
 def test_unclear_pictures_are_left_out_and_counted() -> None:
     """A picture whose gate stands on its threshold would turn by rounding."""
-    found = model()
+    network = model()
     pixels, _ = SPLIT.batch(range(len(SPLIT)))
     with torch.no_grad():
-        trace = found.trace(torch.from_numpy(normalise(PREPROCESS, pixels)))
-        found.domain.get_parameter("block00.gate.bias").sub_(trace.gates["block00"][7, 0])
-    chosen = choose(found, SPLIT, PREPROCESS, count=6)
+        trace = network.trace(torch.from_numpy(normalise(PREPROCESS, pixels)))
+        network.domain.get_parameter("block00.gate.bias").sub_(trace.gates["block00"][7, 0])
+    chosen = choose(network, SPLIT, PREPROCESS, count=6)
     assert chosen.ambiguous >= 1
-    kept = {p.tobytes() for g in (chosen.golden, chosen.others) for p in shown(g)}
-    assert pixels[7].tobytes() not in kept
+    pictures = {p.tobytes() for g in (chosen.golden, chosen.others) for p in shown(g)}
+    assert pixels[7].tobytes() not in pictures
     assert chosen.searched == len(SPLIT)
 
 
@@ -148,36 +148,36 @@ def test_the_search_is_bounded_by_cost_not_by_a_clock(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("method", ["da2", "head"])
 def test_a_domain_without_gates_has_natural_cases_only(method: str) -> None:
-    found = toys.scrambled(stripes.model(method=method))
-    chosen = choose(found, SPLIT, PREPROCESS, count=4)
+    network = toys.scrambled(stripes.model(method=method))
+    chosen = choose(network, SPLIT, PREPROCESS, count=4)
     assert chosen.golden.natural.all()
     assert chosen.golden.gates.shape == (4, 0)
-    assert chosen.golden.probes.shape[1] == len(found.sites)
+    assert chosen.golden.probes.shape[1] == len(network.sites)
     assert chosen.ambiguous == 0
 
 
 def test_observing_changes_nothing_of_the_model() -> None:
     """Law: the model's tensors are the same before and after, forced or not."""
-    found = model()
-    before = {n: t.clone() for n, t in found.domain.state_dict().items()}
-    digest = weights_digest(found)
+    network = model()
+    before = {n: t.clone() for n, t in network.domain.state_dict().items()}
+    digest = weights_digest(network)
     pixels, _ = SPLIT.batch([0, 1])
-    plain = observe(found, PREPROCESS, pixels)
-    forced = observe(found, PREPROCESS, pixels, np.array([FORCE, -FORCE], np.float32))
+    plain = observe(network, PREPROCESS, pixels)
+    forced = observe(network, PREPROCESS, pixels, np.array([FORCE, -FORCE], np.float32))
     assert (forced.gates[:, 0] >= 0).all()
     assert (forced.gates[:, 1] < 0).all()
-    after = found.domain.state_dict()
+    after = network.domain.state_dict()
     assert all(torch.equal(after[n], t) for n, t in before.items())
-    assert weights_digest(found) == digest
-    assert observe(found, PREPROCESS, pixels).to_bytes() == plain.to_bytes()
+    assert weights_digest(network) == digest
+    assert observe(network, PREPROCESS, pixels).to_bytes() == plain.to_bytes()
 
 
 def test_observations_are_pytorchs_own_answers() -> None:
-    found = model()
+    network = model()
     pixels, _ = SPLIT.batch([3, 4, 5])
-    golden = observe(found, PREPROCESS, pixels)
+    golden = observe(network, PREPROCESS, pixels)
     with torch.no_grad():
-        trace = found.trace(torch.from_numpy(normalise(PREPROCESS, pixels)))
+        trace = network.trace(torch.from_numpy(normalise(PREPROCESS, pixels)))
     assert trace.logits is not None
     assert np.array_equal(golden.logits, trace.logits)
     assert np.array_equal(golden.gates, torch.cat(list(trace.gates.values()), 1))

@@ -28,20 +28,20 @@ def test_every_shipped_graph_comes_out_byte_for_byte(
     opened: tuple[bundle.Bundle, bundle.BackboneArtefact],
 ) -> None:
     """Law: link(read_halves(bundle)) is the shipped graph."""
-    held, artefact = opened
-    halves = relink.halves_of(held, artefact)
-    found = relink.relink(held, artefact)
-    assert found.identical == ("swap-if", "swap-rows", "static-if")
-    for linkage in found.linkages:
-        graph = store.to_bytes(link(halves, linkage, rates=found.rates))
-        assert graph == held.blob(linkage.file)
+    original, artefact = opened
+    halves = relink.halves_of(original, artefact)
+    relinked = relink.relink(original, artefact)
+    assert relinked.identical == ("swap-if", "swap-rows", "static-if")
+    for linkage in relinked.linkages:
+        graph = store.to_bytes(link(halves, linkage, rates=relinked.rates))
+        assert graph == original.blob(linkage.file)
 
 
 def test_a_graph_of_another_linking_is_refused(
     exported: Exported, opened: tuple[bundle.Bundle, bundle.BackboneArtefact], tmp_path: Path
 ) -> None:
-    held, artefact = opened
-    other = link(relink.halves_of(held, artefact), STATIC_IF, rates={"block00": 0.0})
+    original, artefact = opened
+    other = link(relink.halves_of(original, artefact), STATIC_IF, rates={"block00": 0.0})
     path = repacked(exported, tmp_path, {"static-if.onnx": store.to_bytes(other)})
     with pytest.raises(BundleError, match=r"static-if\.onnx is not what linking .* gives"):
         relink.relink(bundle.open_bundle(path), artefact)
@@ -70,11 +70,11 @@ def test_a_bundle_may_ship_fewer_graphs(
 def test_tapped_twins_answer_as_the_shipped_graphs(
     exported: Exported, opened: tuple[bundle.Bundle, bundle.BackboneArtefact]
 ) -> None:
-    held, artefact = opened
+    original, artefact = opened
     from safetensors.numpy import load
 
-    slots = load(held.blob("slots.safetensors"))
-    twins = relink.relink(held, artefact).tapped(artefact.path, slots)
+    slots = load(original.blob("slots.safetensors"))
+    twins = relink.relink(original, artefact).tapped(artefact.path, slots)
     images = np.random.default_rng(0).normal(size=(2, 3, 12, 12)).astype(np.float32)
     answers = {name: build().run(images, slots) for name, build in twins.items()}
     assert {frozenset(a.taps) for a in answers.values()} == {

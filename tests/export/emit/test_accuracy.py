@@ -44,9 +44,9 @@ FLOATS = st.floats(-100, 100, width=32)
 
 
 def answered(logits: object, gates: object = None) -> Answer:
-    given = np.asarray(logits, np.float32)
-    states = np.zeros((len(given), 0)) if gates is None else np.asarray(gates)
-    return Answer(given, states.astype(np.float32), {})
+    array = np.asarray(logits, np.float32)
+    states = np.zeros((len(array), 0)) if gates is None else np.asarray(gates)
+    return Answer(array, states.astype(np.float32), {})
 
 
 class Held:
@@ -81,10 +81,10 @@ def held(exported: Exported) -> Held:
 
 def test_the_graph_of_the_bundle_answers_its_golden_data(held: Held) -> None:
     graph = held.bundle.blob("swap-if.onnx")
-    found = measure_golden(graph, held.slots, held.golden, held.preprocess, folder=held.folder)
-    assert found.cases == len(held.golden)
-    assert found.top1 is found.reference_top1 is None
-    require("fp32", found, "toy, golden cases")
+    accuracy = measure_golden(graph, held.slots, held.golden, held.preprocess, folder=held.folder)
+    assert accuracy.cases == len(held.golden)
+    assert accuracy.top1 is accuracy.reference_top1 is None
+    require("fp32", accuracy, "toy, golden cases")
 
 
 def test_each_precision_keeps_to_its_allowance_in_both_states_of_every_gate(held: Held) -> None:
@@ -95,16 +95,16 @@ def test_each_precision_keeps_to_its_allowance_in_both_states_of_every_gate(held
     made = {"fp32": plain, "fp16": to_fp16(plain), "int8": to_int8(plain, amax)}
     pixels, labels = held.test.batch(range(len(held.test)))
     images = normalise(held.preprocess, pixels)
-    wanted = answers(plain, held.slots, images)
+    reference = answers(plain, held.slots, images)
     errors = []
     for precision in get_args(Precision):
         model = made[precision]
         golden = measure_golden(model, held.slots, held.golden, held.preprocess)
         require(precision, golden, "golden")
-        found = measure(answers(model, held.slots, images), wanted, labels)
-        require(precision, found, "test samples")
-        assert found.reference_top1 == (wanted.logits.argmax(1) == labels).mean()
-        errors.append(found.error)
+        accuracy = measure(answers(model, held.slots, images), reference, labels)
+        require(precision, accuracy, "test samples")
+        assert accuracy.reference_top1 == (reference.logits.argmax(1) == labels).mean()
+        errors.append(accuracy.error)
     assert errors == sorted(errors)
     assert errors[0] == 0 < errors[1] < errors[2]
 
@@ -112,9 +112,9 @@ def test_each_precision_keeps_to_its_allowance_in_both_states_of_every_gate(held
 def test_another_domains_tensors_do_not_pass_for_it(held: Held) -> None:
     plain = link(held.halves, Linkage("swap", "if"))
     slots = {k: v + np.float32(0.5) for k, v in held.slots.items()}
-    found = measure_golden(plain, slots, held.golden, held.preprocess)
+    accuracy = measure_golden(plain, slots, held.golden, held.preprocess)
     with pytest.raises(PrecisionError, match=r"toy: int8 costs too much.*another gate"):
-        require("int8", found, "toy")
+        require("int8", accuracy, "toy")
 
 
 SHAPE = st.tuples(st.integers(1, 6), st.integers(2, 4))
@@ -128,10 +128,12 @@ def test_measured_as_the_self_test_of_a_device_does(
     none = np.zeros_like(states)
     golden = Golden(np.zeros((len(logits), 1, 1, 3), np.uint8), none, logits, gates, none, (), ())
     got = answered(other, states)
-    found, seen = measure(got, answered(logits, gates)), difference(got, golden)
-    assert found.error == pytest.approx(seen.agreed_absolute / seen.span)
-    assert max(found.error, found.flipped_error) == pytest.approx(seen.max_absolute / seen.span)
-    assert (found.classes, found.gates) == (seen.top1, seen.gates)
+    accuracy, deviation = measure(got, answered(logits, gates)), difference(got, golden)
+    assert accuracy.error == pytest.approx(deviation.agreed_absolute / deviation.span)
+    assert max(accuracy.error, accuracy.flipped_error) == pytest.approx(
+        deviation.max_absolute / deviation.span
+    )
+    assert (accuracy.classes, accuracy.gates) == (deviation.top1, deviation.gates)
 
 
 @drawn(SHAPE.flatmap(lambda s: arrays.arrays(np.float32, s, elements=FLOATS)))
@@ -139,40 +141,40 @@ def test_equal_answers_cost_nothing(
     logits: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
 ) -> None:
     same = answered(logits, logits)
-    found = measure(same, same, logits.argmax(1))
-    assert found == Accuracy(len(logits), 1.0, 1.0, 0, 0, 0, 0, 0.0, 0.0)
+    accuracy = measure(same, same, logits.argmax(1))
+    assert accuracy == Accuracy(len(logits), 1.0, 1.0, 0, 0, 0, 0, 0.0, 0.0)
     for precision in get_args(Precision):
-        assert found.faults(precision, 0.0) == []
+        assert accuracy.faults(precision, 0.0) == []
 
 
 def test_a_flipped_gate_is_counted_and_its_logits_stand_apart() -> None:
-    wanted = answered([[0, 10], [0, 10]], [[1], [1]])
-    found = measure(answered([[0, 10.1], [9, 1]], [[1], [-1]]), wanted)
-    assert (found.gates, found.classes) == (1, 1)
-    assert found.error == pytest.approx(0.01, rel=1e-4)
-    assert found.flipped_error == pytest.approx(0.9)
+    reference = answered([[0, 10], [0, 10]], [[1], [1]])
+    accuracy = measure(answered([[0, 10.1], [9, 1]], [[1], [-1]]), reference)
+    assert (accuracy.gates, accuracy.classes) == (1, 1)
+    assert accuracy.error == pytest.approx(0.01, rel=1e-4)
+    assert accuracy.flipped_error == pytest.approx(0.9)
 
 
 def test_a_graph_that_resolved_its_gates_is_compared_by_logits_alone() -> None:
-    found = measure(answered([[0, 1]]), answered([[0, 1]], [[-3]]))
-    assert (found.gates, found.error) == (0, 0.0)
+    accuracy = measure(answered([[0, 1]]), answered([[0, 1]], [[-3]]))
+    assert (accuracy.gates, accuracy.error) == (0, 0.0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("flipped", [False, True])
 def test_hostile_answers_that_are_not_finite_pass_nowhere(value: float, *, flipped: bool) -> None:
-    wanted = answered([[0, 10]] * 50, [[1]] * 50)
-    logits, gates = wanted.logits.copy(), wanted.gates.copy()
+    reference = answered([[0, 10]] * 50, [[1]] * 50)
+    logits, gates = reference.logits.copy(), reference.gates.copy()
     logits[7, 0], gates[7] = value, -1 if flipped else 1
-    found = measure(answered(logits, gates), wanted)
+    accuracy = measure(answered(logits, gates), reference)
     for precision in get_args(Precision):
-        assert "finite" in str(found.faults(precision))
+        assert "finite" in str(accuracy.faults(precision))
 
 
 def test_hostile_answers_to_other_pictures_and_to_none() -> None:
-    for got, wanted in itertools.permutations([answered([[1, 2]]), answered([[1, 2]] * 2)]):
+    for got, reference in itertools.permutations([answered([[1, 2]]), answered([[1, 2]] * 2)]):
         with pytest.raises(PrecisionError, match="same pictures and classes"):
-            measure(got, wanted)
+            measure(got, reference)
     with pytest.raises(PrecisionError, match="one case or more"):
         measure(answered(np.zeros((0, 2))), answered(np.zeros((0, 2))))
 
@@ -194,10 +196,10 @@ TOO_MUCH: dict[str, tuple[Precision, Accuracy, str]] = {
 
 @pytest.mark.parametrize("what", TOO_MUCH)
 def test_what_costs_too_much_is_refused_with_what_to_do(what: str) -> None:
-    precision, found, words = TOO_MUCH[what]
+    precision, accuracy, words = TOO_MUCH[what]
     require(precision, cost(), "cars")
     with pytest.raises(PrecisionError, match=rf"cars: {precision} costs too much.*{words}") as err:
-        require(precision, found, "cars")
+        require(precision, accuracy, "cars")
     assert "--precision" in err.value.fix or precision == "fp32"
     # Whoever follows the fix of one precision does not come back to it.
     assert f"take {precision}" not in err.value.fix
@@ -234,5 +236,5 @@ def test_intervals_are_those_of_their_sources() -> None:
 
 @drawn(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_an_interval_holds_its_share(pair: tuple[int, int]) -> None:
-    found = share_of(*pair)
-    assert 0 <= found.low <= found.share <= found.high <= 1
+    interval = share_of(*pair)
+    assert 0 <= interval.low <= interval.share <= interval.high <= 1

@@ -57,8 +57,8 @@ def test_without_names_the_rule_of_8_6_makes_none_on_linked_graphs() -> None:
 
 
 def test_without_names_8_5_takes_the_upsampled_correction_for_the_result() -> None:
-    found = bodies(linked(made("plain")))
-    assert all(results_8_5(body, SEEDS[0])[0] != body.result for body in found)
+    parts = bodies(linked(made("plain")))
+    assert all(results_8_5(body, SEEDS[0])[0] != body.result for body in parts)
 
 
 def test_no_name_helps_8_2_and_8_4() -> None:
@@ -90,9 +90,9 @@ def test_on_real_networks_the_old_rules_find_what_the_new_parser_made(name: str)
 
 def test_on_real_networks_without_names_the_rule_of_8_6_makes_none() -> None:
     plain = parse(linked(made("plain")))
-    found = network_bodies(plain.module, plain.network)
-    assert found
-    assert all(body.readers() and not rule_8_6(body, SEEDS[0]) for body in found)
+    parts = network_bodies(plain.module, plain.network)
+    assert parts
+    assert all(body.readers() and not rule_8_6(body, SEEDS[0]) for body in parts)
 
 
 def test_the_number_is_one_per_conditional_and_outer_tensor() -> None:
@@ -153,9 +153,9 @@ def test_names_that_begin_one_another_do_no_harm(outer: list[str], inner: list[s
             assert all(rule(body, shuffle) == body.readers() for shuffle in SEEDS)
         assert results_8_5(body, SEEDS[0]) == [body.result]
         assert len({layer.name for layer in body.layers}) == len(body.layers)
-    given = {"x": np.array([1, -2], np.float32), "flag": np.array(True)}
+    inputs = {"x": np.array([1, -2], np.float32), "flag": np.array(True)}
     assert np.array_equal(
-        run(named, given)["y"], run(branchy(outer, [""] * len(inner)), given)["y"]
+        run(named, inputs)["y"], run(branchy(outer, [""] * len(inner)), inputs)["y"]
     )
 
 
@@ -192,8 +192,8 @@ def test_a_shared_constant_is_copied_into_each_branch_and_is_no_boundary() -> No
         for name in branch.initializers
     ]
     assert sorted(own) == ["e/c", "t/c", "t2/c"]
-    given = {"x": np.array([1, 2], np.float32), "flag": np.array(False)}
-    assert np.array_equal(run(named, given)["z"], run(model, given)["z"])
+    inputs = {"x": np.array([1, 2], np.float32), "flag": np.array(False)}
+    assert np.array_equal(run(named, inputs)["z"], run(model, inputs)["z"])
     assert parse(named).count("CONDITIONAL_INPUT") == 2
 
 
@@ -207,8 +207,8 @@ def test_a_branch_that_passes_an_outer_tensor_on_enters_through_identity() -> No
     named = name_boundaries(model)
     assert operators(named)["Identity"] == 3
     for flag in (True, False):
-        given = {"x": np.array([1, 2], np.float32), "flag": np.array(flag)}
-        assert np.array_equal(run(named, given)["y"], run(model, given)["y"])
+        inputs = {"x": np.array([1, 2], np.float32), "flag": np.array(flag)}
+        assert np.array_equal(run(named, inputs)["y"], run(model, inputs)["y"])
 
 
 def test_the_gate_is_squeezed_and_not_reshaped_to_an_empty_shape() -> None:

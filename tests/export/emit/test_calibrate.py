@@ -28,8 +28,8 @@ from toolchain.export.graph.link import link
 
 
 def pictures(name: str, count: int = 24, seed: int = 1) -> np.ndarray[Any, Any]:
-    found: np.ndarray[Any, Any] = made(name).case.images(count, seed).numpy()
-    return found
+    images: np.ndarray[Any, Any] = made(name).case.images(count, seed).numpy()
+    return images
 
 
 @cache
@@ -134,10 +134,10 @@ def _brute(counts: np.ndarray[Any, Any], largest: float) -> float:
     centres = (np.arange(BINS) + 0.5) * width
     costs = []
     for k in range(1, BINS + 1):
-        limit, kept = k * width, np.arange(BINS) < k
+        limit, mask = k * width, np.arange(BINS) < k
         costs.append(
-            counts[kept].sum() * (limit / LEVELS) ** 2 / 12
-            + (counts[~kept] * (centres[~kept] - limit) ** 2).sum()
+            counts[mask].sum() * (limit / LEVELS) ** 2 / 12
+            + (counts[~mask] * (centres[~mask] - limit) ** 2).sum()
         )
     return float((int(np.argmin(costs)) + 1) * width)
 

@@ -62,11 +62,11 @@ def test_segments_are_lowered(name: str) -> None:
         fixed = fix_batch(segment, 1)
         lowered = lower(fixed, 13)
         checked(lowered)
-        given = {
+        inputs = {
             v.name or "": draw([d if isinstance(d, int) else 3 for d in v.shape or []], seed) ** 2
             for seed, v in enumerate(fixed.graph.inputs)
         }
-        close(run(lowered, given), run(fixed, given), 1e-5)
+        close(run(lowered, inputs), run(fixed, inputs), 1e-5)
 
 
 X = "float[2,3,4] x"
@@ -151,9 +151,9 @@ CONSTANTS = {
 
 def form(name: str, *, inside: bool) -> ir.Model:
     """A model of one form, or one whose form lies in both branches of an If."""
-    given, body, opset = FORMS[name]
+    signature, body, opset = FORMS[name]
     source = f"""<ir_version: 10, opset_import: ["": {opset}]>
-        g ({given}, bool flag) => (float[] y) {{ {body} }}"""
+        g ({signature}, bool flag) => (float[] y) {{ {body} }}"""
     words = set(re.findall(r"[a-z]+", body.rpartition("(")[2] + body))
     model = text(source, {key: array for key, array in CONSTANTS.items() if key in words})
     return ir.from_proto(_wrapped(ir.to_proto(model))) if inside else model
@@ -183,9 +183,9 @@ def test_each_form_has_an_older_one(name: str, inside: bool) -> None:
     lowered = lower(model, 13)
     checked(lowered)
     for flag in (True, False):
-        given = {"x": draw(shape), "flag": np.array(flag)}
+        inputs = {"x": draw(shape), "flag": np.array(flag)}
         # The CPU rounds to fp16 between other nodes than before.
-        close(run(lowered, given), run(model, given), 5e-4 if "halves" in name else 2e-6)
+        close(run(lowered, inputs), run(model, inputs), 5e-4 if "halves" in name else 2e-6)
 
 
 def test_every_rule_is_tried() -> None:
@@ -214,7 +214,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_older_form_is_refused_by_node(name: str) -> None:
     body = REFUSED[name].replace("y =", "[the_node] y =")
-    held = {
+    constants = {
         "s": np.array([2, 2], np.float32),
         "p": np.array([1, 0, 0, 1]),
         "i": np.array([[1]]),
@@ -224,7 +224,7 @@ def test_what_has_no_older_form_is_refused_by_node(name: str) -> None:
     source = f"""<ir_version: 10, opset_import: ["": {opset}]>
         g (float[4,4] x) => (float[] y) {{ {body} }}"""
     with pytest.raises(ModelRefusedError, match="the_node") as caught:
-        lower(text(source, {k: v for k, v in held.items() if f"{k}" in body}), 13)
+        lower(text(source, {k: v for k, v in constants.items() if f"{k}" in body}), 13)
     assert "opset 13" in str(caught.value)
     assert caught.value.fix
 
@@ -247,8 +247,8 @@ def test_the_given_model_is_left_alone() -> None:
 def test_names_of_values_stay() -> None:
     """Other passes and the runtime know blocks, gates and results by name."""
     model = linked(made("tokens"))
-    kept = {v.name for node in model.graph for v in node.outputs}
-    assert kept <= {v.name for node in lower(model, 13).graph for v in node.outputs}
+    names = {v.name for node in model.graph for v in node.outputs}
+    assert names <= {v.name for node in lower(model, 13).graph for v in node.outputs}
 
 
 @pytest.mark.parametrize("opset", [12, 21, 0, -1])

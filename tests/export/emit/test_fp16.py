@@ -52,12 +52,12 @@ def site(node: ir.Node) -> str:
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("name", CASES)
 def test_frozen_products_are_halved_and_the_domain_is_not(name: str, flavour: Flavour) -> None:
-    given = linked(made(name), flavour)
-    model = to_fp16(given)
+    original = linked(made(name), flavour)
+    model = to_fp16(original)
     checked(model)
     assert set(interface(model).values()) == {FLOAT}
     products = [node for _, node in walk(model) if frozen(node)]
-    assert len(products) == sum(frozen(node) is not None for _, node in walk(given)) > 0
+    assert len(products) == sum(frozen(node) is not None for _, node in walk(original)) > 0
     for node in products:
         assert {v.dtype for v in (*node.inputs, *node.outputs) if v is not None} == {HALF}
     for _, node in walk(model):
@@ -83,7 +83,7 @@ def test_both_branches_give_the_type_of_their_conditional(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_no_two_casts_in_a_row_and_none_made_twice(name: str) -> None:
     for model in [to_fp16(linked(made(name))), *map(to_fp16, segments(made(name)).values())]:
-        seen = set()
+        casts = set()
         for graph, node in walk(model):
             if node.op_type == "Cast":
                 source = node.inputs[0]
@@ -91,8 +91,8 @@ def test_no_two_casts_in_a_row_and_none_made_twice(name: str) -> None:
                 assert source.dtype != node.outputs[0].dtype
                 maker = source.producer()
                 assert maker is None or maker.op_type != "Cast", node.name
-                assert (id(graph), id(source)) not in seen, node.name
-                seen.add((id(graph), id(source)))
+                assert (id(graph), id(source)) not in casts, node.name
+                casts.add((id(graph), id(source)))
 
 
 def test_a_correction_is_cast_once_outside_on_its_coarse_grid() -> None:
@@ -125,15 +125,15 @@ def test_branches_of_different_types_are_made_to_agree() -> None:
         >
         logits = Gemm(v1, h)
     }}"""
-    given = text(source, {"w": draw((4, 4)), "h": draw((4, 4), 2)})
-    model = to_fp16(given)
+    original = text(source, {"w": draw((4, 4)), "h": draw((4, 4), 2)})
+    model = to_fp16(original)
     checked(model)
     (choice,) = [node for _, node in walk(model) if node.op_type == "If"]
     ends = [graph.outputs[0] for _, graph in branches(choice)]
     assert [(end.name, end.dtype) for end in ends] == [("a", HALF), ("b", HALF)]
     for flag in (True, False):
         feeds = {"c": np.array(flag), "image": draw((1, 4))}
-        assert close(run(model, feeds)["logits"], run(given, feeds)["logits"], 5e-3)
+        assert close(run(model, feeds)["logits"], run(original, feeds)["logits"], 5e-3)
 
 
 def test_a_pool_reads_the_half_map_and_a_mean_does_not() -> None:
@@ -147,16 +147,18 @@ def test_answers_stay_within_what_fp16_may_change(name: str) -> None:
     case = made(name)
     model = linked(case)
     images = case.case.images(24, 5).numpy()
-    found = measure(answers(to_fp16(model), case.slots, images), answers(model, case.slots, images))
-    assert not found.faults("fp16", 0.002), found
-    assert found.error > 0, "nothing was rounded"
+    accuracy = measure(
+        answers(to_fp16(model), case.slots, images), answers(model, case.slots, images)
+    )
+    assert not accuracy.faults("fp16", 0.002), accuracy
+    assert accuracy.error > 0, "nothing was rounded"
 
 
 @pytest.mark.parametrize("name", ["plain", "tokens", "channels_last", "headless"])
 def test_segments_exchange_what_they_agree_on(name: str) -> None:
     types: dict[str, ir.DataType | None] = {}
-    for part, given in segments(made(name)).items():
-        model = to_fp16(given)
+    for part, segment in segments(made(name)).items():
+        model = to_fp16(segment)
         checked(model)
         for value, dtype in interface(model).items():
             assert types.setdefault(value, dtype) == dtype, (part, value)
@@ -213,13 +215,13 @@ def norm() -> ir.Model:
 
 
 def test_a_norm_in_plain_arithmetic_stays_wide() -> None:
-    given = norm()
-    model = to_fp16(given)
+    original = norm()
+    model = to_fp16(original)
     checked(model)
     wide = {node.outputs[0].name for _, node in walk(model) if node.outputs[0].dtype == FLOAT}
     assert {"mean", "centred", "squares", "variance", "padded", "root", "normed"} <= wide
     feeds = {"image": draw((1, 4, 8))}
-    got, want = run(model, feeds)["features"], run(given, feeds)["features"]
+    got, want = run(model, feeds)["features"], run(original, feeds)["features"]
     assert np.isfinite(got).all()
     assert close(got, want, 5e-3)
 
@@ -232,8 +234,8 @@ def test_a_constant_of_both_types_is_kept_in_both() -> None:
         v3 = Mul(v2, c)
         logits = Gemm(v3, h)
     }}"""
-    held = {"w": draw((4, 4)), "c": draw((1, 4), 1), "h": draw((4, 4), 2)}
-    model = to_fp16(text(source, held))
+    tensors = {"w": draw((4, 4)), "c": draw((1, 4), 1), "h": draw((4, 4), 2)}
+    model = to_fp16(text(source, tensors))
     checked(model)
     constants = {name: v.dtype for name, v in model.graph.initializers.items()}
     assert constants == {"w": HALF, "c": FLOAT, "c/fp16": HALF, "h": FLOAT}
@@ -296,8 +298,8 @@ def test_halving_rounds_to_nearest_or_refuses(array: np.ndarray[Any, Any]) -> No
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("name", ["plain", "plain-da2", "tokens", "channels_last", "inverted"])
 def test_nvidias_builder_takes_the_typed_graph(name: str, flavour: Flavour) -> None:
-    found = parse(to_fp16(linked(made(name), flavour)))
-    assert found.plan() > 0
+    network = parse(to_fp16(linked(made(name), flavour)))
+    assert network.plan() > 0
 
 
 @pytest.mark.parametrize("name", ["plain", "tokens"])

@@ -56,34 +56,34 @@ def maker(node: ir.Node, at: int) -> ir.Node:
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("name", CASES)
 def test_every_frozen_product_of_the_backbone_is_quantised(name: str, flavour: Flavour) -> None:
-    wanted = {
+    products = {
         node.outputs[0].name: frozen(node)
         for node in made(name).loaded().backbone.graph
         if frozen(node)
     }
     model = quantised(name, flavour)
     checked(model)
-    seen = set()
+    names = set()
     for _, node in walk(model):
-        if node.outputs[0].name not in wanted:
+        if node.outputs[0].name not in products:
             continue
-        seen.add(node.outputs[0].name)
+        names.add(node.outputs[0].name)
         for at in (0, 1):
             again = maker(node, at)
             small = maker(again, 0)
             assert (again.op_type, small.op_type) == ("DequantizeLinear", "QuantizeLinear")
             assert again.inputs[1] is small.inputs[1]
             assert again.graph is small.graph is node.graph
-    assert seen == wanted.keys()
+    assert names == products.keys()
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_domain_and_the_interface_stay_as_they_were(name: str) -> None:
     before, after = linked(made(name)), quantised(name)
-    kept = {n.outputs[0].name: n for _, n in walk(before) if is_domain(n)}
+    nodes = {n.outputs[0].name: n for _, n in walk(before) if is_domain(n)}
     for _, node in walk(after):
-        if node.outputs[0].name in kept:
-            old = kept[node.outputs[0].name]
+        if node.outputs[0].name in nodes:
+            old = nodes[node.outputs[0].name]
             assert [v and v.name for v in node.inputs] == [v and v.name for v in old.inputs]
     for part in ("inputs", "outputs"):
         types = [[(v.name, v.dtype) for v in getattr(m.graph, part)] for m in (before, after)]
@@ -95,10 +95,12 @@ def test_answers_stay_within_what_int8_may_change(name: str) -> None:
     case = made(name)
     images = case.case.images(32, 2).numpy()
     model = linked(case)
-    seen = measure(answers(quantised(name), case.slots, images), answers(model, case.slots, images))
-    assert seen.error <= 0.06, seen
-    assert not seen.faults("int8"), seen
-    assert seen.error > 1e-5, "nothing was quantised"
+    accuracy = measure(
+        answers(quantised(name), case.slots, images), answers(model, case.slots, images)
+    )
+    assert accuracy.error <= 0.06, accuracy
+    assert not accuracy.faults("int8"), accuracy
+    assert accuracy.error > 1e-5, "nothing was quantised"
 
 
 def test_the_usual_quantiser_leaves_branches_alone_without_a_word(
@@ -107,8 +109,8 @@ def test_the_usual_quantiser_leaves_branches_alone_without_a_word(
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
     case = made("plain")
-    given = linked(case)
-    inside = [n for g, n in walk(given) if frozen(n) and g is not given.graph]
+    original = linked(case)
+    inside = [n for g, n in walk(original) if frozen(n) and g is not original.graph]
     assert inside
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -119,7 +121,7 @@ def test_the_usual_quantiser_leaves_branches_alone_without_a_word(
             return self.left.pop() if self.left else None
 
     source, result = tmp_path / "given.onnx", tmp_path / "result.onnx"
-    source.write_bytes(store.to_bytes(given))
+    source.write_bytes(store.to_bytes(original))
     with caplog.at_level(logging.WARNING):
         quantize_static(str(source), str(result), Reader(), quant_format=QuantFormat.QDQ)
     assert not [r for r in caplog.records if "If" in r.message or "branch" in r.message]
@@ -169,26 +171,26 @@ def test_scales_lie_along_the_axis_of_the_output(name: str) -> None:
     weight = draw(shape, 1) * np.moveaxis(np.logspace(-4, 4, 4)[:, None], 0, axis).astype(
         np.float32
     )
-    given = text(source + "features = Identity(v0) }", {"w": weight})
-    model = to_int8(given, {"image": 4.0})
+    original = text(source + "features = Identity(v0) }", {"w": weight})
+    model = to_int8(original, {"image": 4.0})
     checked(model)
     (node,) = [n for n in model.graph if n.name == "w/int8"]
     assert node.attributes.get_int("axis", -1) == axis
     image = {"image": np.clip(draw((5, 6), 2), -4, 4)}
-    got, want = run(model, image)["features"], run(given, image)["features"]
+    got, want = run(model, image)["features"], run(original, image)["features"]
     side = 0 if "left" in name else 1
     size = np.abs(want).max(axis=1 - side, keepdims=True)
     assert (np.abs(got - want) <= 0.05 * size).all()
 
 
 def test_two_activations_are_not_quantised() -> None:
-    given = linked(made("tokens"))
-    attention = [n for _, n in walk(given) if n.op_type == "MatMul" and not frozen(n)]
+    original = linked(made("tokens"))
+    attention = [n for _, n in walk(original) if n.op_type == "MatMul" and not frozen(n)]
     assert any(not is_domain(node) for node in attention)
     after = {n.outputs[0].name: n for _, n in walk(quantised("tokens"))}
     for node in attention:
-        kept = after[node.outputs[0].name]
-        assert [v and v.name for v in kept.inputs] == [v and v.name for v in node.inputs]
+        twin = after[node.outputs[0].name]
+        assert [v and v.name for v in twin.inputs] == [v and v.name for v in node.inputs]
 
 
 @drawn(
@@ -251,9 +253,9 @@ def test_same_model_same_bytes_and_the_given_one_is_left_alone() -> None:
 
 def test_a_channel_of_zeros_stays_zero() -> None:
     source = f"{HEAD} g (float[2,3] image) => (float[2,2] features) {{ v0 = MatMul(image, w) "
-    given = text(source + "features = Identity(v0) }", {"w": np.array([[0, 1]] * 3, np.float32)})
+    original = text(source + "features = Identity(v0) }", {"w": np.array([[0, 1]] * 3, np.float32)})
     image = {"image": draw((2, 3))}
-    got = run(to_int8(given, {"image": 3.0}), image)["features"]
+    got = run(to_int8(original, {"image": 3.0}), image)["features"]
     assert (got[:, 0] == 0).all()
     # Three activations, each off by half a step.
     assert (np.abs(got[:, 1] - image["image"].sum(1)) <= 3 * 0.5 * 3 / LEVELS + 1e-6).all()
@@ -271,8 +273,8 @@ def test_nvidias_builder_takes_the_quantised_graph(name: str, flavour: Flavour) 
 
 def test_segments_are_quantised_with_the_same_ranges() -> None:
     total = 0
-    for part, given in segments(made("plain")).items():
-        model = to_int8(fix_batch(given, 1), found("plain").amax)
+    for part, segment in segments(made("plain")).items():
+        model = to_int8(fix_batch(segment, 1), found("plain").amax)
         checked(model)
         total += sum(n.op_type == "QuantizeLinear" for _, n in walk(model))
         assert parse(model).plan() > 0, part

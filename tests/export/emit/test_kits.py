@@ -59,9 +59,9 @@ def test_an_export_for_one_kit_keeps_what_was_measured_on_others(
     kitted: Kitted, tmp_path: Path
 ) -> None:
     shutil.copytree(kitted.folder, tmp_path / "dist")
-    found = again(kitted, tmp_path / "dist", order("nano fp32"))
+    report = again(kitted, tmp_path / "dist", order("nano fp32"))
     before = bundle.open_bundle(kitted.report.bundle).manifest.plans
-    after = bundle.open_bundle(found.bundle).manifest.plans
+    after = bundle.open_bundle(report.bundle).manifest.plans
     assert sorted(map(repr, after)) == sorted(map(repr, before))
 
 
@@ -70,51 +70,51 @@ def test_another_training_forgets_what_was_measured(
 ) -> None:
     shutil.copytree(kitted.folder, tmp_path / "dist")
     later = fleet["next"].domain
-    found = export(
+    report = export(
         later.recipe,
         checkpoint=later.checkpoint,
         dist=tmp_path / "dist",
         cache=kitted.exported.cache,
         overwrite=True,
     )
-    assert bundle.open_bundle(found.bundle).manifest.plans == ()
+    assert bundle.open_bundle(report.bundle).manifest.plans == ()
 
 
 def test_kits_hold_no_domain_but_static_ones(kitted: Kitted) -> None:
     release = bundle.open_bundle(kitted.report.bundle).manifest_digest
     for key, kit in kitted.kits.items():
-        found = {(f.domain, f.release) for f in kit.manifest.flavours}
+        owners = {(f.domain, f.release) for f in kit.manifest.flavours}
         static = key.endswith("static")
-        assert found == {("toy_chirps", release) if static else (None, None)}
+        assert owners == {("toy_chirps", release) if static else (None, None)}
         assert kit.manifest.slots or static
 
 
 def test_a_second_export_keeps_the_kit(kitted: Kitted, tmp_path: Path) -> None:
     shutil.copytree(kitted.folder, tmp_path / "dist")
-    found = again(kitted, tmp_path / "dist", order("orin int8"), order("nano fp32"))
-    assert [item.state for item in found.kits] == ["reused", "reused"]
+    report = again(kitted, tmp_path / "dist", order("orin int8"), order("nano fp32"))
+    assert [item.state for item in report.kits] == ["reused", "reused"]
     before = {kit.path.name: kit.digest for kit in kitted.kits.values()}
-    assert all(before[item.kit.path.name] == item.kit.digest for item in found.kits)
+    assert all(before[item.kit.path.name] == item.kit.digest for item in report.kits)
 
 
 def test_another_domain_shares_the_kit(fleet: Fleet, kitted: Kitted, tmp_path: Path) -> None:
     shutil.copytree(kitted.folder, tmp_path / "dist")
     other = fleet["digits"].domain
-    found = export(
+    report = export(
         other.recipe,
         checkpoint=other.checkpoint,
         dist=tmp_path / "dist",
         cache=kitted.exported.cache,
         orders=[order("nano fp32")],
     )
-    assert [item.state for item in found.kits] == ["reused"]
+    assert [item.state for item in report.kits] == ["reused"]
 
 
 def test_int8_ranges_are_kept_for_the_next_domain(kitted: Kitted) -> None:
     kit = kitted.kits["orin int8"]
-    found = kept_ranges(kit)
-    assert found == json.loads(kit.read("ranges.json"))
-    assert min(found.values()) > 0
+    ranges = kept_ranges(kit)
+    assert ranges == json.loads(kit.read("ranges.json"))
+    assert min(ranges.values()) > 0
     assert kept_ranges(kitted.kits["orin fp16"]) == {}
 
 
@@ -137,8 +137,8 @@ def test_ranges_that_none_can_be_are_refused(kitted: Kitted, tmp_path: Path, val
     with pytest.raises(BundleError, match=r"ranges\.json.*image"):
         again(kitted, dist, order("orin int8"))
     anew = replace(order("orin int8"), recalibrate=True)
-    found = again(kitted, dist, anew)
-    assert found.kits[0].kit.digest == kitted.kits["orin int8"].digest
+    report = again(kitted, dist, anew)
+    assert report.kits[0].kit.digest == kitted.kits["orin int8"].digest
 
 
 @pytest.mark.parametrize("name", ["swap.onnx", "tail.onnx", "layers.json"])
@@ -151,8 +151,8 @@ def test_a_damaged_kit_is_no_kit_to_keep(kitted: Kitted, tmp_path: Path, name: s
     with pytest.raises(BundleError, match=name):
         again(kitted, dist, order("nano fp32"), overwrite=False)
     assert not (dist / kitted.report.bundle.name).exists()
-    found = again(kitted, dist, order("nano fp32"))
-    assert found.kits[0].state == "replaced"
+    report = again(kitted, dist, order("nano fp32"))
+    assert report.kits[0].state == "replaced"
     assert open_kit(path).digest == kitted.kits["nano fp32"].digest
 
 
@@ -193,7 +193,7 @@ def test_what_was_measured_on_an_older_kit_is_told(
     dist = tmp_path / "dist"
     shutil.copytree(kitted.folder, dist)
     wide = fleet["wide"].domain
-    found = export(
+    report = export(
         wide.recipe,
         checkpoint=wide.checkpoint,
         dist=dist,
@@ -201,7 +201,7 @@ def test_what_was_measured_on_an_older_kit_is_told(
         orders=[order("nano fp32")],
         overwrite=True,
     )
-    assert found.kits[0].stale == (kitted.report.bundle.name,)
+    assert report.kits[0].stale == (kitted.report.bundle.name,)
 
 
 def test_flavours_of_a_kit_are_not_dropped(kitted: Kitted, tmp_path: Path) -> None:
@@ -215,10 +215,10 @@ def test_flavours_of_a_kit_are_not_dropped(kitted: Kitted, tmp_path: Path) -> No
 def test_recalibrating_only_widens(kitted: Kitted, tmp_path: Path) -> None:
     shutil.copytree(kitted.folder, tmp_path / "dist")
     kit = kitted.kits["orin int8"]
-    found = again(kitted, tmp_path / "dist", replace(order("orin int8"), recalibrate=True))
+    report = again(kitted, tmp_path / "dist", replace(order("orin int8"), recalibrate=True))
     # The same pictures need nothing wider.
-    assert found.kits[0].state == "reused"
-    assert found.kits[0].kit.digest == kit.digest
+    assert report.kits[0].state == "reused"
+    assert report.kits[0].kit.digest == kit.digest
 
 
 def test_another_kit_is_refused_before_anything_is_written(
@@ -245,7 +245,7 @@ def test_overwriting_replaces_a_kit_that_differs(
     dist = tmp_path / "dist"
     shutil.copytree(kitted.folder, dist)
     wide = fleet["wide"].domain
-    found = export(
+    report = export(
         wide.recipe,
         checkpoint=wide.checkpoint,
         dist=dist,
@@ -253,7 +253,7 @@ def test_overwriting_replaces_a_kit_that_differs(
         orders=[order("nano fp32")],
         overwrite=True,
     )
-    (item,) = found.kits
+    (item,) = report.kits
     assert item.state == "replaced"
     assert open_kit(item.kit.path).digest != kitted.kits["nano fp32"].digest
 

@@ -47,9 +47,9 @@ def test_a_slot_in_a_convolution_is_refused_up_to_10_3_with_its_module_and_the_w
     for tensorrt in ("8.2", "8.5", "8.6", "10.3"):
         with pytest.raises(ModelRefusedError) as caught:
             refuse_unsupported(model, tensorrt)
-        said = str(caught.value)
-        assert "at block00.adaptor.reduce" in said
-        assert "at block00.adaptor.expand" in said
+        message = str(caught.value)
+        assert "at block00.adaptor.reduce" in message
+        assert "at block00.adaptor.expand" in message
         assert "MatMul" in caught.value.fix
     refuse_unsupported(model, "10.4")
 
@@ -142,10 +142,10 @@ def broken(name: str) -> ir.Model:
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_breach_is_told_with_node_and_limit(name: str) -> None:
-    _, tensorrt, said = BROKEN[name]
+    _, tensorrt, words = BROKEN[name]
     with pytest.raises(ModelRefusedError, match="node 'it'") as caught:
         refuse_unsupported(broken(name), tensorrt)
-    assert said in str(caught.value)
+    assert words in str(caught.value)
     assert caught.value.fix
 
 
@@ -197,12 +197,12 @@ BRANCHES = {
 
 @pytest.mark.parametrize("name", BRANCHES)
 def test_branches_that_differ_are_refused_by_the_name_of_the_if(name: str) -> None:
-    one, then, other, otherwise, said = BRANCHES[name]
+    one, then, other, otherwise, words = BRANCHES[name]
     source = f"""<ir_version: 10, opset_import: ["": 18]>
         g (float[1,2] x, float[N,2] n, bool flag) => (float[] y) {{
         [the_if] y = If (flag) <then_branch = t () => ({one}) {{ {then} }},
         else_branch = e () => ({other}) {{ {otherwise} }}> }}"""
-    held = {"flat": np.array([2])} if "flat" in otherwise else {}
-    with pytest.raises(ModelRefusedError, match=said) as caught:
-        refuse_branches(text(source, held))
+    constants = {"flat": np.array([2])} if "flat" in otherwise else {}
+    with pytest.raises(ModelRefusedError, match=words) as caught:
+        refuse_branches(text(source, constants))
     assert "the_if" in str(caught.value)

@@ -47,14 +47,14 @@ def convolution(w: dict, kernel_fed: bool = True) -> ir.Model:  # type: ignore[t
     shape = [w["outputs"], w["channels"] // w["group"], *w["kernel"]]
     sides = [1, w["channels"], *w["grid"]]
     weight = f"float{shape} k"
-    held = {} if kernel_fed else {"k": draw(shape, 1)}
+    constants = {} if kernel_fed else {"k": draw(shape, 1)}
     slots = ([weight] if kernel_fed else []) + ([f"float[{w['outputs']}] b"] if w["bias"] else [])
     source = f"""<ir_version: 10, opset_import: ["": 18]>
     g ({", ".join([f"float{sides} x", *slots])}) => (float[1,{w["outputs"]},P,Q] y)
     {{ y = Conv <group: int = {w["group"]}, pads: ints = {list(w["pads"])},
         strides: ints = {list(w["strides"])}, dilations: ints = {list(w["dilations"])}>
         (x, k{", b" if w["bias"] else ""}) }}"""
-    return text(source, held)
+    return text(source, constants)
 
 
 @given(windows())
@@ -63,12 +63,12 @@ def test_any_window_gives_what_conv_gives(w: dict) -> None:  # type: ignore[type
     model = convolution(w)
     changed = through_matmul(model)
     checked(changed)
-    given = {
+    inputs = {
         v.name or "": draw(known_dims(v, model.graph[0]), seed)
         for seed, v in enumerate(model.graph.inputs)
     }
-    got, want = run(changed, given)["y"], run(model, given)["y"]
-    magnitude = run(model, {name: np.abs(array) for name, array in given.items()})["y"]
+    got, want = run(changed, inputs)["y"], run(model, inputs)["y"]
+    magnitude = run(model, {name: np.abs(array) for name, array in inputs.items()})["y"]
     assert got.shape == want.shape
     assert (np.abs(got - want) <= 1e-6 * np.abs(magnitude)).all()
     assert not slot_convolutions(changed)
@@ -102,9 +102,9 @@ def test_a_frozen_kernel_keeps_its_convolution_and_a_fed_bias_is_added() -> None
     changed = through_matmul(convolution(window(), kernel_fed=False))
     assert operators(changed) == {"Add": 1, "Conv": 1, "Reshape": 1}
     assert not slot_convolutions(changed)
-    given = {"x": draw((1, 4, 5, 7)), "b": draw((6,))}
-    want = run(convolution(window(), kernel_fed=False), given)["y"]
-    np.testing.assert_allclose(run(changed, given)["y"], want, atol=1e-6)
+    inputs = {"x": draw((1, 4, 5, 7)), "b": draw((6,))}
+    want = run(convolution(window(), kernel_fed=False), inputs)["y"]
+    np.testing.assert_allclose(run(changed, inputs)["y"], want, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["plain", "grouped", "inverted", "tokens"])

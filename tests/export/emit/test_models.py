@@ -18,13 +18,13 @@ def model(kit: Kit, file: str) -> onnx.ModelProto:
 
 
 def nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    found = []
+    result = []
     for node in graph.node:
-        found.append(node)
+        result.append(node)
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                found += nodes(attribute.g)
-    return found
+                result += nodes(attribute.g)
+    return result
 
 
 def whole(kitted: Kitted) -> dict[str, tuple[Kit, str]]:
@@ -46,9 +46,9 @@ def test_every_model_is_whole_and_passes_the_checker(kitted: Kitted) -> None:
     for kit in kitted.kits.values():
         for flavour in kit.manifest.flavours:
             for item in flavour.models:
-                found = model(kit, item.file)
-                onnx.checker.check_model(found, full_check=True)
-                assert not any(t.external_data for t in found.graph.initializer)
+                proto = model(kit, item.file)
+                onnx.checker.check_model(proto, full_check=True)
+                assert not any(t.external_data for t in proto.graph.initializer)
 
 
 def test_no_model_is_above_the_opset_of_its_target(kitted: Kitted) -> None:
@@ -80,8 +80,8 @@ def test_before_10_4_no_slot_feeds_a_convolution(kitted: Kitted) -> None:
 
 def test_precision_stands_in_the_graph_where_networks_are_typed(kitted: Kitted) -> None:
     def halves(key: str) -> int:
-        found = model(kitted.kits[key], "swap.onnx").graph
-        return sum(n.op_type == "Cast" for n in nodes(found))
+        graph = model(kitted.kits[key], "swap.onnx").graph
+        return sum(n.op_type == "Cast" for n in nodes(graph))
 
     assert halves("orin fp16") > 0
     assert halves("thor fp32") == 0
@@ -117,14 +117,14 @@ def test_the_whole_model_answers_as_the_bundle_does(key: str, kitted: Kitted) ->
     from toolchain.bundle.slots import slot_arrays
 
     kit = kitted.kits[key]
-    held = open_bundle(kitted.report.bundle)
-    found = measure_golden(
+    bundle = open_bundle(kitted.report.bundle)
+    accuracy = measure_golden(
         kit.read("swap.onnx"),
-        slot_arrays(held.blob("slots.safetensors")),
-        golden_of(held),
-        held.manifest.preprocess,
+        slot_arrays(bundle.blob("slots.safetensors")),
+        golden_of(bundle),
+        bundle.manifest.preprocess,
     )
-    assert not found.faults(kit.manifest.precision), found  # type: ignore[arg-type]
+    assert not accuracy.faults(kit.manifest.precision), accuracy  # type: ignore[arg-type]
 
 
 def test_a_side_gives_its_gate_as_one_byte(kitted: Kitted) -> None:

@@ -22,10 +22,10 @@ def test_a_node_is_the_domains_exactly_if_it_comes_from_that_half(name: str) -> 
     theirs = {v.name for node in halves.domain.graph for v in node.outputs}
     frozen = {v.name for node in halves.backbone.graph for v in node.outputs}
     for _, node in walk(linked(made(name))):
-        given = {v.name for v in node.outputs if v.name}
-        if given & frozen or any("out." in (v or "") for v in given):
+        names = {v.name for v in node.outputs if v.name}
+        if names & frozen or any("out." in (v or "") for v in names):
             assert not is_domain(node), node.name
-        elif given & theirs:
+        elif names & theirs:
             assert is_domain(node), node.name
         else:
             # What linking adds: the gate's state, and the gates side by side.

@@ -23,11 +23,11 @@ def test_a_segment_of_fixed_batch_answers_as_the_free_one(name: str) -> None:
     for segment in [*every, staged.tail]:
         fixed = fix_batch(segment, 1)
         checked(fixed)
-        given = {
+        inputs = {
             v.name or "": np.abs(draw([3 if d is None else d for d in dims(v) or ()], seed))
             for seed, v in enumerate(fixed.graph.inputs)
         }
-        got, want = run(fixed, given), run(segment, given)
+        got, want = run(fixed, inputs), run(segment, inputs)
         assert all(np.array_equal(got[key], want[key]) for key in want)
         free = [d for v in fixed.graph.inputs for d in dims(v) or ()]
         assert None not in free or segment is staged.tail
@@ -49,9 +49,9 @@ def test_inferred_shapes_are_those_that_come_out() -> None:
     model = infer(linked(made("tokens"), "static"))
     images = made("tokens").case.images(1).numpy()
     for value in list(model.graph.outputs):
-        found = run(model, {"image": images})[value.name or ""].shape
+        shape = run(model, {"image": images})[value.name or ""].shape
         assert all(
-            side in (None, size) for side, size in zip(dims(value) or (), found, strict=True)
+            side in (None, size) for side, size in zip(dims(value) or (), shape, strict=True)
         )
 
 
@@ -83,8 +83,8 @@ def test_tensors_are_not_copied_into_the_inference() -> None:
     source = """<ir_version: 10, opset_import: ["": 18]>
         g (float[1,64,8,8] x) => (float[P,Q] y) { c = Conv (x, k) y = Reshape (c, s) }"""
     model = text(source, {"k": big, "s": np.array([8, -1])})
-    held = model.graph.initializers["k"].const_value
+    tensor = model.graph.initializers["k"].const_value
     infer(model)
-    assert model.graph.initializers["k"].const_value is held
+    assert model.graph.initializers["k"].const_value is tensor
     assert dims(model.graph[1].outputs[0]) == (8, 288)
     assert isinstance(model.graph[0].outputs[0].shape, ir.Shape)

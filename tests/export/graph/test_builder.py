@@ -46,16 +46,16 @@ def test_a_region_is_what_a_target_needs(drawn: Any, target: Any, stop: Any) -> 
     """Law: a region is closed under inputs down to its stops, in order, with nothing to spare."""
     nodes = chain(drawn).nodes
     target, stop = target % len(drawn) + 1, stop % (len(drawn) + 1)
-    found = region(nodes, [f"v{target}"], [f"v{stop}"])
-    order = [nodes.index(node) for node in found]
+    members = region(nodes, [f"v{target}"], [f"v{stop}"])
+    order = [nodes.index(node) for node in members]
     assert order == sorted(order)
-    made = {value_name(v) for node in found for v in node.outputs}
+    made = {value_name(v) for node in members for v in node.outputs}
     assert f"v{stop}" not in made
-    for node in found:
+    for node in members:
         for name in input_names(node):
             assert name in made or name in ("v0", f"v{stop}")
         name = value_name(node.outputs[0])
-        assert name == f"v{target}" or any(name in input_names(other) for other in found)
+        assert name == f"v{target}" or any(name in input_names(other) for other in members)
 
 
 def test_a_name_is_defined_once() -> None:

@@ -63,41 +63,41 @@ class Spreading(nn.Module):
 
 def net(*blocks: nn.Module, names: list[str] | None = None, **options: Any) -> AttachedModel:
     backbone = toys.Net(toys.stem(8), list(blocks), 8).eval()
-    found = names or ["blocks.0"]
+    targets = names or ["blocks.0"]
     return attach(
-        backbone, classes=3, input_shape=(3, 8, 8), blocks=found, rank=4, pool=2, **options
+        backbone, classes=3, input_shape=(3, 8, 8), blocks=targets, rank=4, pool=2, **options
     )
 
 
 def test_the_graph_answers_as_pytorch_does(made: Made) -> None:
     """Law: before any folding, every named cut point is PyTorch's tensor."""
     images = made.case.images(3, seed=2)
-    found = run_exact(store.from_bytes(made.raw, what="captured"), images)
+    outputs = run_exact(store.from_bytes(made.raw, what="captured"), images)
     with torch.no_grad():
         trace = made.model.trace(images)
-    assert close(found["logits"], trace.logits)
+    assert close(outputs["logits"], trace.logits)
     for kind, values in (
         ("gate", trace.gates),
         ("adaptor", trace.corrections),
         ("out", trace.results),
     ):
         for site, value in values.items():
-            if f"{kind}.{site}" in found:
-                assert close(found[f"{kind}.{site}"], value), (kind, site)
+            if f"{kind}.{site}" in outputs:
+                assert close(outputs[f"{kind}.{site}"], value), (kind, site)
     for cut, (site, value) in zip(made.captured.cuts, trace.outputs.items(), strict=True):
         assert cut.site == site
-        assert close(found[cut.output], value), site
+        assert close(outputs[cut.output], value), site
 
 
 def test_every_tensor_keeps_its_name_and_bytes(made: Made) -> None:
     """Law: initializers are the state dict's tensors, one to one, never renamed or merged."""
-    held = store.from_bytes(made.raw, what="captured").graph.initializers
-    wanted = arrays(domain_state(made.model))
+    initializers = store.from_bytes(made.raw, what="captured").graph.initializers
+    slots = arrays(domain_state(made.model))
     frozen = {BACKBONE + n: t.numpy() for n, t in made.model.backbone.state_dict().items()}
-    for name in held:
-        assert name in wanted or name in frozen or "." not in name, name
-    for name, array in wanted.items():
-        value = held[name].const_value
+    for name in initializers:
+        assert name in slots or name in frozen or "." not in name, name
+    for name, array in slots.items():
+        value = initializers[name].const_value
         assert value is not None
         assert np.array_equal(value.numpy(), array), name
 
@@ -121,14 +121,14 @@ def test_capture_is_silent_and_leaves_no_trace(capfd: pytest.CaptureFixture[str]
     level, hooks = logger.level, sum(len(m._forward_hooks) for m in model.modules())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = capture(model)
+        captured = capture(model)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
     assert logger.level == level
     assert hooks == sum(len(m._forward_hooks) for m in model.modules())
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert close(run_exact(found.model, images)["logits"], model.train(False)(images))
+        assert close(run_exact(captured.model, images)["logits"], model.train(False)(images))
 
 
 @pytest.mark.parametrize(
@@ -167,12 +167,12 @@ def test_an_exporter_that_alters_a_tensor_is_found(monkeypatch: pytest.MonkeyPat
     export = capture_file._translated
 
     def wrong(*args: Any) -> ir.Model:
-        found: ir.Model = export(*args)
-        name = next(n for n in found.graph.initializers if n.endswith("blocks.0.conv2.weight"))
-        value = found.graph.initializers[name]
+        model: ir.Model = export(*args)
+        name = next(n for n in model.graph.initializers if n.endswith("blocks.0.conv2.weight"))
+        value = model.graph.initializers[name]
         assert value.const_value is not None
         value.const_value = ir.Tensor(value.const_value.numpy() * np.float32(2), name=name)
-        return found
+        return model
 
     monkeypatch.setattr(capture_file, "_translated", wrong)
     with pytest.raises(CaptureError, match=r"'backbone\.blocks\.0\.conv2\.weight' differs"):

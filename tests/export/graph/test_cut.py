@@ -64,9 +64,9 @@ def test_slots_are_those_of_the_domain_whatever_was_folded(made: Made) -> None:
         assert got[name].dtype == array.dtype
         assert got[name].shape == array.shape
         assert got[name].tobytes() == array.tobytes(), name
-    held = made.loaded().domain.graph.initializers
+    initializers = made.loaded().domain.graph.initializers
     for name, array in want.items():
-        value = held[name].const_value
+        value = initializers[name].const_value
         assert value is not None
         assert np.array_equal(value.numpy(), array), name
 

@@ -40,10 +40,10 @@ def graph(
 
     builder = GraphBuilder("norms", opset=18)
     builder.input("image", F32, ["batch", 4, 5, 5])
-    given = ["image", tensor("backbone.conv.weight", 8, 4 // groups, 3, 3)]
+    operands = ["image", tensor("backbone.conv.weight", 8, 4 // groups, 3, 3)]
     if bias:
-        given.append(tensor("backbone.conv.bias", 8))
-    builder.node("Conv", given, "y", {"pads": [1, 1, 1, 1], "group": groups})
+        operands.append(tensor("backbone.conv.bias", 8))
+    builder.node("Conv", operands, "y", {"pads": [1, 1, 1, 1], "group": groups})
     norm = [tensor(f"{owner}bn.{n}", 8) for n in ("weight", "bias", "running_mean")]
     norm.append(tensor(f"{owner}bn.running_var", 8, low=variance / 2, high=variance))
     builder.node("BatchNormalization", ["y", *norm], "z", {"epsilon": epsilon})
@@ -88,8 +88,8 @@ def test_convolutions_that_share_a_kernel_get_one_each_for_their_norms() -> None
 
 def run(model: ir.Model, seed: int = 0) -> np.ndarray[Any, Any]:
     image = np.random.default_rng(seed).normal(size=(2, 4, 5, 5)).astype(np.float32)
-    found = Session(store.to_bytes(model), exact=True).run({"image": image})
-    return found["both"]
+    outputs = Session(store.to_bytes(model), exact=True).run({"image": image})
+    return outputs["both"]
 
 
 def kinds(model: ir.Model) -> list[str]:

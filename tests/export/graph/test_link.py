@@ -88,8 +88,8 @@ def mixed(answer: Answer) -> bool:
 @pytest.fixture(scope="module")
 def runs(plain: Made) -> dict[str, Runnable]:
     """The flavours that take slots, as sessions that live for the module."""
-    found: dict[str, Runnable] = {form: plain.run(Linkage("swap", form)) for form in FORMS}
-    return found | {"staged": plain.staged()}
+    sessions: dict[str, Runnable] = {form: plain.run(Linkage("swap", form)) for form in FORMS}
+    return sessions | {"staged": plain.staged()}
 
 
 @settings(
@@ -155,10 +155,10 @@ def test_a_closed_gate_hides_an_infinite_block(plain: Made) -> None:
         WEIGHTS_FILE,
         plain.halves.weights_data,
     )
-    held = store.external_tensors(weights)
+    tensors = store.external_tensors(weights)
     wild = {
         n: np.full_like(a, np.inf) if n.startswith("backbone.blocks.0.conv1") else a
-        for n, a in held.items()
+        for n, a in tensors.items()
     }
     packed = store.pack_tensors(wild, WEIGHTS_FILE)
     assert len(packed.data) == len(plain.halves.weights_data)
@@ -244,8 +244,8 @@ def test_each_gate_is_one_if_and_its_weights_lie_inside(made: Made, form: Form) 
 
 
 def test_rows_gather_and_scatter_once_per_gate(made: Made) -> None:
-    found = walk(link(made.halves, Linkage("swap", "rows")).graph)
-    kinds = [node.op_type for node in found]
+    nodes = walk(link(made.halves, Linkage("swap", "rows")).graph)
+    kinds = [node.op_type for node in nodes]
     gates = len(made.halves.gates)
     assert kinds.count("NonZero") == kinds.count("ScatterND") == gates
 

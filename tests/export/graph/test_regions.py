@@ -11,20 +11,20 @@ from toolchain.export.graph.regions import Regions
 def test_every_node_is_handed_out_once(made: Made) -> None:
     """Law: glue, sides, blocks and head are all nodes of both halves but the dense joins."""
     regions = Regions(made.halves)
-    given = []
+    members = []
     for cut in made.halves.cuts:
-        given += regions.glue(cut.input)
+        members += regions.glue(cut.input)
         if regions.is_adapted(cut):
-            given += regions.side(cut)
+            members += regions.side(cut)
             for nodes in regions.block(cut):
-                given += nodes
+                members += nodes
         else:
-            given += regions.passage(cut)
-    given += regions.glue(made.halves.features) + regions.head()
-    assert len({id(node) for node in given}) == len(given)
-    assert {id(node) for node in made.halves.backbone.graph} <= {id(node) for node in given}
+            members += regions.passage(cut)
+    members += regions.glue(made.halves.features) + regions.head()
+    assert len({id(node) for node in members}) == len(members)
+    assert {id(node) for node in made.halves.backbone.graph} <= {id(node) for node in members}
     results = {cut.result for cut in made.halves.adapted}
-    assert not results & {value_name(v) for node in given for v in node.outputs}
+    assert not results & {value_name(v) for node in members for v in node.outputs}
 
 
 def test_a_block_owns_what_only_it_needs() -> None:
@@ -42,13 +42,13 @@ def test_what_two_blocks_read_is_shared() -> None:
     """A value that a later block reads too may not hide inside a branch."""
     halves = cases.two_inputs()
     regions = Regions(halves)
-    seen = []
+    sizes = []
     for cut in halves.cuts:
         regions.glue(cut.input)
         shared, own = regions.block(cut)
-        seen.append((len(shared), len(own)))
-    assert seen[1][0] > 0, "the steering value is computed outside the branch"
-    assert all(own for _, own in seen)
+        sizes.append((len(shared), len(own)))
+    assert sizes[1][0] > 0, "the steering value is computed outside the branch"
+    assert all(own for _, own in sizes)
 
 
 def test_constants_of_both_halves_are_found() -> None:

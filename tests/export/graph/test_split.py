@@ -69,8 +69,8 @@ def shape(attached: AttachedModel) -> str:
 
 
 def entry(folder: Path) -> Path:
-    (found,) = folder.iterdir()
-    return found
+    (path,) = folder.iterdir()
+    return path
 
 
 def test_bytes_do_not_depend_on_the_process(plain: Made) -> None:
@@ -157,12 +157,12 @@ def test_halves_that_do_not_recompose_are_refused(monkeypatch: pytest.MonkeyPatc
     """Sabotage: a split that alters the domain by one rounding is found, and the tensor named."""
 
     def wrong(*args: Any) -> Halves:
-        found = cut_model(*args)
-        value = found.domain.graph.initializers["head.bias"]
+        halves = cut_model(*args)
+        value = halves.domain.graph.initializers["head.bias"]
         assert value.const_value is not None
         nudged = np.nextafter(value.const_value.numpy(), np.float32(9))
         value.const_value = ir.Tensor(nudged, name="head.bias")
-        return found
+        return halves
 
     monkeypatch.setattr(split_file, "cut_model", wrong)
     with pytest.raises(SplitError, match=r"do not recompose: 'logits' differs"):

@@ -17,10 +17,10 @@ from toolchain.export.graph.store import to_bytes
 
 
 def models(staged: Staged) -> list[tuple[str, ir.Model]]:
-    found = []
+    pairs = []
     for one in staged.sites:
-        found += [(one.cut.site, m) for m in (one.side, one.opened, one.closed) if m is not None]
-    return [*found, ("tail", staged.tail)]
+        pairs += [(one.cut.site, m) for m in (one.side, one.opened, one.closed) if m is not None]
+    return [*pairs, ("tail", staged.tail)]
 
 
 def test_segments_hold_no_control_flow_and_no_slot(made: Made) -> None:
@@ -61,14 +61,14 @@ def test_closed_segments_hold_no_weights(made: Made) -> None:
 
 def test_every_weight_lies_in_one_segment(made: Made) -> None:
     """Law: segments share no weight and miss none."""
-    held = [
+    names = [
         name
         for _, model in models(stage(made.halves))
         for name in model.graph.initializers
         if name.startswith(BACKBONE)
     ]
-    wanted = [n for n in made.halves.backbone.graph.initializers if n.startswith(BACKBONE)]
-    assert sorted(held) == sorted(wanted)
+    expected = [n for n in made.halves.backbone.graph.initializers if n.startswith(BACKBONE)]
+    assert sorted(names) == sorted(expected)
 
 
 def test_onnx_checks_every_segment(made: Made, tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def test_turned_views_are_packed_as_they_read() -> None:
     """A transposed constant is laid out first: safetensors would write its memory as it lies."""
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     turned = {"a.t": array.T, "a.f": np.asfortranarray(array), "a.s": array[:, ::2]}
-    found = safetensors_load(store.pack_tensors(turned, "f").data)
-    assert all(np.array_equal(found[name], turned[name]) for name in turned)
+    arrays = safetensors_load(store.pack_tensors(turned, "f").data)
+    assert all(np.array_equal(arrays[name], turned[name]) for name in turned)
 
 
 def test_graphs_survive_writing(made: Made) -> None:
@@ -76,13 +76,13 @@ def test_every_named_tensor_lies_beside_the_graph(made: Made) -> None:
 
 def test_references_are_found_inside_branches(plain: Made) -> None:
     model = link(plain.halves, Linkage("static", "if"))
-    found = {t.name: str(t.location) for t in store.references(model)}
-    wanted = set(plain.halves.slots) | {
+    locations = {t.name: str(t.location) for t in store.references(model)}
+    expected = set(plain.halves.slots) | {
         n for n in plain.halves.backbone.graph.initializers if "." in n
     }
-    assert set(found) == wanted
-    assert found["head.weight"] == SLOTS_FILE
-    assert found["backbone.blocks.0.conv1.weight+bn"] == WEIGHTS_FILE
+    assert set(locations) == expected
+    assert locations["head.weight"] == SLOTS_FILE
+    assert locations["backbone.blocks.0.conv1.weight+bn"] == WEIGHTS_FILE
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9, 0.999])
