@@ -32,8 +32,8 @@ def test_pixels_and_labels_have_the_promised_form() -> None:
     assert pictures.pixels.shape == (600, SIZE_PX, SIZE_PX, 3)
     assert pictures.pixels.dtype == np.uint8
     for column, classes in enumerate(TASKS.values()):
-        found = set(pictures.labels[:, column].tolist()) - {IGNORED}
-        assert found == set(range(classes))
+        labels = set(pictures.labels[:, column].tolist()) - {IGNORED}
+        assert labels == set(range(classes))
     strokes = pictures.labels[:, 0] >= len(SHAPES)
     assert (pictures.labels[strokes, 1] == IGNORED).all()
     assert IGNORED not in pictures.labels[:, [0, 2]]

@@ -56,5 +56,5 @@ def test_loss_ignores_fills_that_cannot_be_seen() -> None:
 
 
 def test_shipped_weights_know_pictures_that_nobody_drew_before() -> None:
-    found = accuracies(load_backbone("resnet20"), seed=77, pictures=768)
-    assert found["figure"] > 0.7
+    scores = accuracies(load_backbone("resnet20"), seed=77, pictures=768)
+    assert scores["figure"] > 0.7

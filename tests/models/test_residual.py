@@ -22,26 +22,26 @@ def test_blocks_map_one_tensor_to_one_tensor_and_leave_it_alone(
 ) -> None:
     """Law: a block never changes its input, which its adaptor reads again."""
     net = module.build(5).eval()
-    seen: list[str] = []
+    names: list[str] = []
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             assert len(args) == 1 and isinstance(out, Tensor)
-            torch.testing.assert_close(args[0], kept.pop(name), rtol=0, atol=0)
-            seen.append(name)
+            torch.testing.assert_close(args[0], inputs.pop(name), rtol=0, atol=0)
+            names.append(name)
 
         return hook
 
-    kept: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     for name, block in blocks_of(net):
         block.register_forward_pre_hook(
-            lambda _, args, name=name: kept.__setitem__(name, args[0].clone())
+            lambda _, args, name=name: inputs.__setitem__(name, args[0].clone())
         )
         block.register_forward_hook(note(name))
     with torch.no_grad():
         net(torch.randn(2, 3, 32, 32))
-    assert seen == [name for name, _ in blocks_of(net)]
-    assert len(seen) == blocks
+    assert names == [name for name, _ in blocks_of(net)]
+    assert len(names) == blocks
 
 
 def test_projection_is_absent_exactly_where_the_shape_stays() -> None:
