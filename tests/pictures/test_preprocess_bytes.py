@@ -63,7 +63,7 @@ def test_what_is_no_picture_is_refused(data: bytes) -> None:
 @given(st.binary(max_size=100), st.integers(0, 150))
 def test_any_damage_is_a_picture_or_an_error(tail: bytes, keep: int) -> None:
     try:
-        found = picture(_saved("PNG")[:keep] + tail)
+        shape = picture(_saved("PNG")[:keep] + tail)
     except DataError:
         return
-    assert found == (8, 8, 3)
+    assert shape == (8, 8, 3)

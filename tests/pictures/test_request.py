@@ -28,10 +28,10 @@ def test_every_kind_of_one_picture_gives_the_same_tensor(tmp_path: Path) -> None
     (array,) = pixels(1)
     path = tmp_path / "a.png"
     Image.fromarray(array).save(path)
-    wanted = preprocess.tensor(P, array)
-    given: list[Any] = [path, str(path), Image.fromarray(array), array, wanted, wanted[0]]
-    for picture in given:
-        assert same(request.one(P, picture), wanted)
+    expected = preprocess.tensor(P, array)
+    pictures: list[Any] = [path, str(path), Image.fromarray(array), array, expected, expected[0]]
+    for picture in pictures:
+        assert same(request.one(P, picture), expected)
 
 
 def test_every_kind_of_batch_gives_the_same_tensor(tmp_path: Path) -> None:
@@ -39,11 +39,11 @@ def test_every_kind_of_batch_gives_the_same_tensor(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for path, array in zip(paths, drawn, strict=True):
         Image.fromarray(array).save(path)
-    wanted = np.concatenate([preprocess.tensor(P, array) for array in drawn])
-    mixed = [paths[0], Image.fromarray(drawn[1]), wanted[2]]
-    batches: list[Any] = [drawn, list(drawn), paths, tuple(paths), mixed, wanted]
+    expected = np.concatenate([preprocess.tensor(P, array) for array in drawn])
+    mixed = [paths[0], Image.fromarray(drawn[1]), expected[2]]
+    batches: list[Any] = [drawn, list(drawn), paths, tuple(paths), mixed, expected]
     for batch in batches:
-        assert same(request.many(P, batch, 3), wanted)
+        assert same(request.many(P, batch, 3), expected)
 
 
 def test_pictures_of_other_sizes_are_scaled_and_grey_ones_are_read() -> None:
@@ -55,9 +55,9 @@ def test_pictures_of_other_sizes_are_scaled_and_grey_ones_are_read() -> None:
 def test_a_view_in_another_order_of_memory_is_the_same_picture() -> None:
     turned = tensor(2).transpose(0, 1, 3, 2)
     assert not turned.flags.c_contiguous
-    found = request.tensor(P, turned, limit=2)
-    assert found.flags.c_contiguous
-    assert same(found, np.ascontiguousarray(turned))
+    batch = request.tensor(P, turned, limit=2)
+    assert batch.flags.c_contiguous
+    assert same(batch, np.ascontiguousarray(turned))
 
 
 REFUSED_TENSORS: dict[str, Any] = {
@@ -126,11 +126,11 @@ def test_a_picture_that_cannot_be_meant_is_refused(case: str) -> None:
 def test_any_array_is_a_tensor_or_a_data_error(array: Any) -> None:
     """Law: an array either becomes a finite tensor of the model's shape or raises DataError."""
     try:
-        found = request.one(P, array)
+        batch = request.one(P, array)
     except DataError:
         return
-    assert found.shape == (1, 3, 12, 12)
-    assert np.isfinite(found).all()
+    assert batch.shape == (1, 3, 12, 12)
+    assert np.isfinite(batch).all()
 
 
 @given(st.data())

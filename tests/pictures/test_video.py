@@ -39,10 +39,10 @@ def open_files(path: Path) -> int:
 
 def test_frames_come_in_order_with_number_time_and_red_green_blue(tmp_path: Path) -> None:
     path = write(tmp_path / "a.avi", [flat(RED), flat(GREEN), flat(BLUE)])
-    found = list(video(path))
-    assert [one.index for one in found] == [0, 1, 2]
-    assert [one.at_s for one in found] == pytest.approx([0.0, 0.1, 0.2])
-    for one, colour in zip(found, (RED, GREEN, BLUE), strict=True):
+    frames = list(video(path))
+    assert [one.index for one in frames] == [0, 1, 2]
+    assert [one.at_s for one in frames] == pytest.approx([0.0, 0.1, 0.2])
+    for one, colour in zip(frames, (RED, GREEN, BLUE), strict=True):
         assert one.pixels.dtype == np.uint8
         assert np.abs(one.pixels.astype(int) - colour).max() < 12
 
@@ -77,11 +77,11 @@ def test_a_video_that_breaks_off_gives_its_frames_and_says_so(tmp_path: Path) ->
     begin, end = len(data) // 3, len(data) // 2
     data[begin:end] = bytes(end - begin)
     path.write_bytes(data)
-    seen: list[int] = []
+    numbers: list[int] = []
     with pytest.raises(DataError, match=r"a\.mp4: expected 40 frames, got \d+ before it breaks"):
-        seen.extend(one.index for one in video(path))
-    assert seen == list(range(len(seen)))
-    assert 0 < len(seen) < 40
+        numbers.extend(one.index for one in video(path))
+    assert numbers == list(range(len(numbers)))
+    assert 0 < len(numbers) < 40
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ def test_without_opencv_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_no_such_camera() -> None:
-    with pytest.raises(DataError, match=r"camera:9999: OpenCV .* cannot open it") as told:
+    with pytest.raises(DataError, match=r"camera:9999: OpenCV .* cannot open it") as caught:
         next(camera(9999))
-    assert "camera:0" in told.value.fix
+    assert "camera:0" in caught.value.fix
 
 
 # -- one frame ahead ---------------------------------------------------------------------------
@@ -166,9 +166,9 @@ def test_ahead_makes_one_more_than_is_asked_for_and_closes_what_it_reads() -> No
         finally:
             closed.set()
 
-    found = ahead(stills())
-    assert [one.index for one in islice(found, 3)] == [0, 1, 2]
-    found.close()
+    frames = ahead(stills())
+    assert [one.index for one in islice(frames, 3)] == [0, 1, 2]
+    frames.close()
     assert made == [0, 1, 2, 3]
     assert closed.is_set()
 
@@ -179,10 +179,10 @@ def test_an_error_comes_after_the_last_frame(reading: type) -> None:
         yield still(0)
         raise DataError("broken off")
 
-    found = reading(stills())
-    assert next(found).index == 0
+    frames = reading(stills())
+    assert next(frames).index == 0
     with pytest.raises(DataError, match="broken off"):
-        next(found)
+        next(frames)
 
 
 # -- the newest frame --------------------------------------------------------------------------
@@ -197,20 +197,20 @@ def test_frames_that_came_while_the_reader_was_busy_are_dropped() -> None:
         yield from map(still, range(1, 5))
         came.set()
 
-    found = newest(stills())
-    assert next(found).index == 0
+    frames = newest(stills())
+    assert next(frames).index == 0
     busy.set()
     came.wait()
-    assert [one.index for one in found] == [4]
+    assert [one.index for one in frames] == [4]
 
 
 def test_the_newest_of_a_real_capture_only_goes_forward_and_ends_on_the_last(
     tmp_path: Path,
 ) -> None:
     path = write(tmp_path / "a.avi", noise(30))
-    found = [one.index for one in newest(video_file._video(path, 1))]
-    assert found == sorted(set(found))
-    assert found[-1] == 29
+    numbers = [one.index for one in newest(video_file._video(path, 1))]
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] == 29
 
 
 def test_closing_ends_a_camera_that_goes_on_for_ever() -> None:
@@ -223,7 +223,7 @@ def test_closing_ends_a_camera_that_goes_on_for_ever() -> None:
         finally:
             closed.set()
 
-    found = newest(stills())
-    next(found)
-    found.close()
+    frames = newest(stills())
+    next(frames)
+    frames.close()
     assert closed.is_set()
