@@ -13,16 +13,16 @@ from toolchain.core.errors import DataError, StorageError
 from toolchain.recipe.listing import Listing, scan
 
 
-def left(found: Listing) -> dict[str, int]:
-    return {entry.reason: entry.count for entry in found.left_out}
+def left(listing: Listing) -> dict[str, int]:
+    return {entry.reason: entry.count for entry in listing.left_out}
 
 
 @pytest.mark.parametrize("name", ["__background__", "__x", "_", "train", "test", "Val"])
 def test_any_name_is_a_class_where_it_holds_pictures(name: str, tmp_path: Path) -> None:
-    found = scan(classes(tmp_path, name, "cat", "dog"))
-    assert found.classes == tuple(sorted([name, "cat", "dog"]))
-    assert not found.was_split
-    assert found.left_out == ()
+    listing = scan(classes(tmp_path, name, "cat", "dog"))
+    assert listing.classes == tuple(sorted([name, "cat", "dog"]))
+    assert not listing.was_split
+    assert listing.left_out == ()
 
 
 @pytest.mark.parametrize("train", ["train", "Train", "TRAIN", "training", "Training"])
@@ -30,19 +30,19 @@ def test_any_name_is_a_class_where_it_holds_pictures(name: str, tmp_path: Path) 
 def test_parts_are_known_by_several_names(train: str, test: str, tmp_path: Path) -> None:
     classes(tmp_path / train, "cat", "dog", count=3)
     classes(tmp_path / test, "cat", "dog", count=1)
-    found = scan(tmp_path)
-    assert (found.classes, len(found.train), len(found.test)) == (("cat", "dog"), 6, 2)
-    assert found.was_split
-    assert f"{test}/ is the part test" in found.notes
+    listing = scan(tmp_path)
+    assert (listing.classes, len(listing.train), len(listing.test)) == (("cat", "dog"), 6, 2)
+    assert listing.was_split
+    assert f"{test}/ is the part test" in listing.notes
 
 
 def test_val_beside_test_is_a_part_of_its_own(tmp_path: Path) -> None:
     for part, count in (("train", 3), ("val", 2), ("test", 1)):
         classes(tmp_path / part, "cat", "dog", count=count)
-    found = scan(tmp_path)
-    assert [len(p) for p in (found.train, found.validation, found.test)] == [6, 4, 2]
-    assert "val/ is the part validation" in found.notes
-    assert "6 to train, 4 to validate, 2 to test" in found.lines()[0]
+    listing = scan(tmp_path)
+    assert [len(p) for p in (listing.train, listing.validation, listing.test)] == [6, 4, 2]
+    assert "val/ is the part validation" in listing.notes
+    assert "6 to train, 4 to validate, 2 to test" in listing.lines()[0]
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_everything_that_is_left_out_is_counted_with_its_reason(tmp_path: Path) 
     (tmp_path / "lost+found").mkdir()
     (tmp_path / "fish").mkdir()
     os.mkfifo(tmp_path / "dog" / "pipe.jpg")
-    found = scan(tmp_path)
-    assert found.classes == ("cat", "dog")
-    assert len(found.pictures) == 4
+    listing = scan(tmp_path)
+    assert listing.classes == ("cat", "dog")
+    assert len(listing.pictures) == 4
     computers = "folders that a computer makes, not entered"
-    assert left(found) == {
+    assert left(listing) == {
         "hidden: the name begins with a dot": 2,
         f"{computers} (Windows' bin)": 1,
         f"{computers} (Windows' own files)": 1,
@@ -99,18 +99,18 @@ def test_everything_that_is_left_out_is_counted_with_its_reason(tmp_path: Path) 
         "folders without a picture that is read": 2,
         "neither files nor folders": 1,
     }
-    heic = next(entry for entry in found.left_out if "HEIC" in entry.reason)
+    heic = next(entry for entry in listing.left_out if "HEIC" in entry.reason)
     assert heic.paths == ("bird/0.heic", "bird/1.heic", "bird/2.heic")
     assert "magick" in heic.fix
-    assert len(found.lines()) == 1 + len(found.notes) + len(found.left_out)
+    assert len(listing.lines()) == 1 + len(listing.notes) + len(listing.left_out)
 
 
 def test_everything_beside_the_parts_is_counted(tmp_path: Path) -> None:
     classes(tmp_path, "train/cat", "train/dog", "test/cat", "test/dog", "extra/cat")
     touch(tmp_path, "train/stray.jpg", "stray.jpg")
     (tmp_path / "test" / "bird").mkdir()
-    found = scan(tmp_path)
-    assert left(found) == {
+    listing = scan(tmp_path)
+    assert left(listing) == {
         "folders beside the parts, which are no part": 1,
         "pictures in no class folder": 2,
         "folders without a picture that is read": 1,
@@ -118,14 +118,14 @@ def test_everything_beside_the_parts_is_counted(tmp_path: Path) -> None:
 
 
 def test_pictures_in_folders_inside_a_class_are_noted(tmp_path: Path) -> None:
-    found = scan(touch(classes(tmp_path, "cat", "dog"), "cat/more/9.jpg"))
-    assert len(found.pictures) == 5
-    assert "1 pictures lie in folders inside their class folder, such as cat/more" in found.notes
+    listing = scan(touch(classes(tmp_path, "cat", "dog"), "cat/more/9.jpg"))
+    assert len(listing.pictures) == 5
+    assert "1 pictures lie in folders inside their class folder, such as cat/more" in listing.notes
 
 
 def test_a_class_that_nothing_tests_is_noted(tmp_path: Path) -> None:
-    found = scan(classes(classes(tmp_path, "cat", count=1), "dog", count=6))
-    assert "1 of 2 classes have no picture to test: cat" in found.notes
+    listing = scan(classes(classes(tmp_path, "cat", count=1), "dog", count=6))
+    assert "1 of 2 classes have no picture to test: cat" in listing.notes
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:

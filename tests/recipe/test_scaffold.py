@@ -38,9 +38,9 @@ def split_root(tmp_path: Path) -> Path:
 def test_odd_names_work_from_folder_to_loaded_data(split_root: Path, tmp_path: Path) -> None:
     path = recipe.new("Blüten 1", split_root, backbone="resnet20", folder=tmp_path / "recipes")
     assert path.name == "Blüten 1.yaml"
-    found = recipe.load(recipe.find("Blüten 1", [tmp_path / "recipes"]))
-    assert found.data.root == str(split_root)
-    loaded = data.load(found)
+    opened = recipe.load(recipe.find("Blüten 1", [tmp_path / "recipes"]))
+    assert opened.data.root == str(split_root)
+    loaded = data.load(opened)
     assert loaded.classes == tuple(sorted(CLASSES))
     assert (len(loaded.train), len(loaded.test)) == (24, 8)
 
@@ -60,8 +60,8 @@ def test_the_header_states_what_was_read(split_root: Path, tmp_path: Path) -> No
 
 def test_larger_inputs_get_a_border_to_crop(split_root: Path, tmp_path: Path) -> None:
     path = recipe.new("big", split_root, backbone="resnet50", input_px=224, folder=tmp_path)
-    found = recipe.load(path).preprocess
-    assert (found.size, found.resize) == (224, 256)
+    preprocess = recipe.load(path).preprocess
+    assert (preprocess.size, preprocess.resize) == (224, 256)
 
 
 def test_what_the_backbone_was_trained_with_is_written(split_root: Path, tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_what_the_backbone_was_trained_with_is_written(split_root: Path, tmp_pat
         folder=tmp_path,
         **stated,  # type: ignore[arg-type]
     )
-    found = recipe.load(path).preprocess
-    assert (found.size, found.interpolation) == (224, "bicubic")
-    assert {name: getattr(found, name) for name in stated} == stated
+    preprocess = recipe.load(path).preprocess
+    assert (preprocess.size, preprocess.interpolation) == (224, "bicubic")
+    assert {name: getattr(preprocess, name) for name in stated} == stated
     assert "does not say" not in path.read_text("utf-8")
 
 
@@ -162,11 +162,13 @@ def test_law_the_split_by_hash_is_complete_disjoint_and_stable(
             (root / f"c{name}").mkdir()
             for i in range(count):
                 (root / f"c{name}" / f"{i}.jpg").touch()
-        found = listing.scan(root)
-        train, test = ({path.relative_to(root) for path, _ in p} for p in (found.train, found.test))
+        contents = listing.scan(root)
+        train, test = (
+            {path.relative_to(root) for path, _ in p} for p in (contents.train, contents.test)
+        )
         assert not train & test
         assert len(train) + len(test) == sum(counts)
-        labels = [np.bincount([label for _, label in p]) for p in (found.train, found.test)]
+        labels = [np.bincount([label for _, label in p]) for p in (contents.train, contents.test)]
         assert all(len(one) == len(counts) and one.min() > 0 for one in labels)
         parts.append((train, test))
     assert parts[0] == parts[1]
