@@ -18,19 +18,19 @@ from toolchain.inspect import EngineFacts, KitFacts, inspect
 
 
 def said(path: Path, *words: str) -> str:
-    found = CliRunner().invoke(root, ["inspect", str(path), *words], prog_name="da3")
-    assert found.exit_code == 0, found.stderr
-    return found.stdout
+    result = CliRunner().invoke(root, ["inspect", str(path), *words], prog_name="da3")
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
 
 
 def test_a_kit_by_its_folder_or_its_manifest(kitted: Kitted) -> None:
     kit = kitted.kits["orin fp16"]
     for path in (kit.path, kit.path / "kit.json"):
-        found = inspect(path)
-        assert (found.kind, found.path) == ("kit", kit.path)
-        assert isinstance(found.facts, KitFacts)
-        assert found.facts.manifest == kit.manifest
-        assert found.facts.digest == kit.digest
+        inspection = inspect(path)
+        assert (inspection.kind, inspection.path) == ("kit", kit.path)
+        assert isinstance(inspection.facts, KitFacts)
+        assert inspection.facts.manifest == kit.manifest
+        assert inspection.facts.digest == kit.digest
     shown = said(kit.path)
     assert "orin-nano-jp6.2, fp16" in shown
     assert "staged" in shown
@@ -41,9 +41,9 @@ def test_an_engine_tells_its_key_and_its_verdict(kitted: Kitted, tmp_path: Path)
     path = deploy(kitted.exported, tmp_path, simulated())
     mark(path, "skipping", {"open_ms": 2.0, "closed_ms": 1.0})
     for place in (path, path / "engine.json"):
-        found = inspect(place)
-        assert (found.kind, found.path) == ("engine", path)
-        assert isinstance(found.facts, EngineFacts)
+        inspection = inspect(place)
+        assert (inspection.kind, inspection.path) == ("engine", path)
+        assert isinstance(inspection.facts, EngineFacts)
     shown = said(path)
     for word in ("skipping", "tensorrt", "10.3.0", "closed_ms", "power"):
         assert word in shown

@@ -43,8 +43,8 @@ def files(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 
 @pytest.mark.parametrize("kind", ["bundle", "graph", "golden", "tensors"])
 def test_a_file_is_known_by_its_content(files: dict[str, Path], kind: str) -> None:
-    found = inspect(files[kind])
-    assert (found.kind, found.path) == (kind, files[kind])
+    inspection = inspect(files[kind])
+    assert (inspection.kind, inspection.path) == (kind, files[kind])
     assert kind in KINDS
 
 
