@@ -47,12 +47,14 @@ def compare(name: str) -> Twin:
     images = tensor(pictures(224, 4))
     theirs = enliven(models.get_model(name, weights=None), images)
     ours = OURS[name](1000).eval()
-    given, held = theirs.state_dict(), ours.state_dict()
-    same_keys = list(given) == list(held)
-    same_shapes = same_keys and all(given[key].shape == held[key].shape for key in given)
+    their_tensors, our_tensors = theirs.state_dict(), ours.state_dict()
+    same_keys = list(their_tensors) == list(our_tensors)
+    same_shapes = same_keys and all(
+        their_tensors[key].shape == our_tensors[key].shape for key in their_tensors
+    )
     if not same_shapes:
-        return Twin(name, len(given), same_keys, same_shapes, float("inf"))
-    ours.load_state_dict(given, strict=True)
+        return Twin(name, len(their_tensors), same_keys, same_shapes, float("inf"))
+    ours.load_state_dict(their_tensors, strict=True)
     want, got = theirs(images), ours(images)
     error = float((want - got).abs().max() / (want.max() - want.min()))
-    return Twin(name, len(given), same_keys, same_shapes, error)
+    return Twin(name, len(their_tensors), same_keys, same_shapes, error)

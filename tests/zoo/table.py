@@ -100,11 +100,11 @@ You can name any module that runs once from map to map, also a single convolutio
 
 def line(row: Row) -> str:
     """One model in one line, for the terminal."""
-    said = row.refused.replace("\n", " ") or f"max error {row.error:.1e}, alone {row.alone:.1e}"
+    outcome = row.refused.replace("\n", " ") or f"max error {row.error:.1e}, alone {row.alone:.1e}"
     steps = " ".join(f"{name} {seconds:.0f}s" for name, seconds in row.seconds.items())
-    found = f"{row.blocks} blocks, {row.gateable} gateable ({row.share:.0%}), {row.gated} gated"
+    blocks = f"{row.blocks} blocks, {row.gateable} gateable ({row.share:.0%}), {row.gated} gated"
     mark = "ok  " if row.expected else "FAIL"
-    return f"{mark} {row.entry.name}: {found}; {said} ({steps})"
+    return f"{mark} {row.entry.name}: {blocks}; {outcome} ({steps})"
 
 
 def twin_line(twin: Twin) -> str:
@@ -144,15 +144,15 @@ def _cells(row: Row) -> dict[str, object]:
     }
 
 
-def _keep(name: str, found: dict[str, dict[str, object]]) -> None:
+def _keep(name: str, entries: dict[str, dict[str, object]]) -> None:
     KEPT.mkdir(parents=True, exist_ok=True)
-    (KEPT / f"{name}.json").write_text(json.dumps({**_kept(name), **found}, indent=1))
+    (KEPT / f"{name}.json").write_text(json.dumps({**_kept(name), **entries}, indent=1))
 
 
 def _kept(name: str) -> dict[str, dict[str, object]]:
     path = KEPT / f"{name}.json"
-    kept: dict[str, dict[str, object]] = json.loads(path.read_text()) if path.exists() else {}
-    return kept
+    entries: dict[str, dict[str, object]] = json.loads(path.read_text()) if path.exists() else {}
+    return entries
 
 
 def _passed(rows: list[dict[str, object]]) -> str:
@@ -183,8 +183,8 @@ def _refused(rows: list[dict[str, object]]) -> str:
     lines = ["", "## Refused as they are", "", "| model | family | what the toolchain says |"]
     lines.append("|---|---|---|")
     for c in rows:
-        said = str(c["refused"]).replace("|", "\\|").replace("\n  fix: ", "<br>**fix:** ")
-        lines.append(f"| {c['name']} | {c['family']} | {said} |")
+        message = str(c["refused"]).replace("|", "\\|").replace("\n  fix: ", "<br>**fix:** ")
+        lines.append(f"| {c['name']} | {c['family']} | {message} |")
     return "\n".join([*lines, ""])
 
 

@@ -75,8 +75,8 @@ class Row:
     @property
     def expected(self) -> bool:
         """Whether the model did what its entry says."""
-        wanted = self.entry.refused
-        return wanted in self.refused if wanted else not self.refused
+        reason = self.entry.refused
+        return reason in self.refused if reason else not self.refused
 
 
 def run(entry: Entry) -> Row:
@@ -142,15 +142,15 @@ def _check(
     (folder / WEIGHTS_FILE).write_bytes(halves.weights_data)
     (folder / SLOTS_FILE).write_bytes(halves.slots_data)
     slots = load_safetensors(halves.slots_data)
-    found = [
+    subjects = [
         _subject(halves, linkage, {}, folder, slots)
         for linkage in LINKAGES
         if not linkage.is_segmented
     ]
-    found.append(candidates.staged(halves, folder))
-    found = [_sized(candidate, entry.batch) for candidate in found]
+    subjects.append(candidates.staged(halves, folder))
+    subjects = [_sized(candidate, entry.batch) for candidate in subjects]
     how = preprocessing(entry.size)
-    report = compare(cases, found, slots, how)
+    report = compare(cases, subjects, slots, how)
     row.error = max(c.max_relative for c in report.comparisons)
     report.require()
     row.error = max(row.error, _resolved(halves, model, entry, folder))
