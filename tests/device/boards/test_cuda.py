@@ -74,8 +74,8 @@ def filled(array: np.ndarray[Any, Any], seed: int = 0) -> None:
 
 def test_the_device_is_what_the_protocol_says(device: CudaDevice) -> None:
     """The type checker compares the signatures."""
-    seen: Cuda = device
-    assert seen.gpu.name == "Stand-in 0"
+    interface: Cuda = device
+    assert interface.gpu.name == "Stand-in 0"
 
 
 def test_devices_are_described(standin: Standin) -> None:
@@ -196,7 +196,7 @@ def test_idle_is_asked_without_waiting(device: CudaDevice) -> None:
 
 def test_every_call_works_in_a_thread_that_never_saw_the_device(device: CudaDevice) -> None:
     """The context is the thread's: without setting it the driver answers INVALID_CONTEXT."""
-    kept: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
     def apart(work: Callable[[], None]) -> None:
         failed: list[BaseException] = []
@@ -212,18 +212,18 @@ def test_every_call_works_in_a_thread_that_never_saw_the_device(device: CudaDevi
         thread.join()
         assert not failed, failed
 
-    apart(lambda: kept.update(pointer=device.allocate(16)))
-    apart(lambda: kept.update(host=device.pinned(16)))
-    apart(lambda: kept.update(stream=device.stream()))
-    apart(lambda: device.upload(kept["pointer"], kept["host"], kept["stream"]))
-    apart(lambda: device.download(kept["host"], kept["pointer"], kept["stream"]))
-    apart(lambda: kept.update(idle=device.idle(kept["stream"])))
-    apart(lambda: device.wait(kept["stream"]))
-    apart(lambda: kept.update(memory=device.memory()))
-    apart(lambda: device.close_stream(kept["stream"]))
-    apart(lambda: device.unpin(kept["host"]))
-    apart(lambda: device.free(kept["pointer"]))
-    assert kept["memory"] == (LIMIT - 32, LIMIT)
+    apart(lambda: results.update(pointer=device.allocate(16)))
+    apart(lambda: results.update(host=device.pinned(16)))
+    apart(lambda: results.update(stream=device.stream()))
+    apart(lambda: device.upload(results["pointer"], results["host"], results["stream"]))
+    apart(lambda: device.download(results["host"], results["pointer"], results["stream"]))
+    apart(lambda: results.update(idle=device.idle(results["stream"])))
+    apart(lambda: device.wait(results["stream"]))
+    apart(lambda: results.update(memory=device.memory()))
+    apart(lambda: device.close_stream(results["stream"]))
+    apart(lambda: device.unpin(results["host"]))
+    apart(lambda: device.free(results["pointer"]))
+    assert results["memory"] == (LIMIT - 32, LIMIT)
 
 
 def test_two_devices_in_one_thread(standin: Standin) -> None:
@@ -241,10 +241,10 @@ def test_two_devices_in_one_thread(standin: Standin) -> None:
 
 
 def test_out_of_memory_says_what_was_asked_and_is_free(device: CudaDevice) -> None:
-    held = device.allocate(LIMIT - 100)
+    pointer = device.allocate(LIMIT - 100)
     with pytest.raises(DeviceMemoryError, match=r"expected 101 bytes .*, got 100 free of 1048576"):
         device.allocate(101)
-    device.free(held)
+    device.free(pointer)
     assert device.memory() == (LIMIT, LIMIT)
 
 

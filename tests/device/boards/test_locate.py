@@ -33,16 +33,16 @@ from toolchain.device.boards.target import TARGETS
     ],
 )
 def test_boards_by_their_model(model: str, name: str | None) -> None:
-    found = board_of(model)
-    assert (found.name if found else None) == name
+    answer = board_of(model)
+    assert (answer.name if answer else None) == name
 
 
 def test_every_board_of_the_table_can_be_recognised() -> None:
     """By its own title at the latest."""
     boards = {target.board.name: target.board for target in TARGETS.values()}
     for name, board in boards.items():
-        found = board_of(board.title)
-        assert name == "desktop" or (found is not None and found.name == name)
+        answer = board_of(board.title)
+        assert name == "desktop" or (answer is not None and answer.name == name)
 
 
 @pytest.mark.parametrize(
@@ -65,22 +65,22 @@ def test_every_board_of_the_table_can_be_recognised() -> None:
     ],
 )
 def test_an_orin_nano_by_its_tensorrt(facts: dict[str, Any], name: str | None) -> None:
-    found = here(machine(board=ORIN_MODEL, **facts))
-    assert (found.name if found else None) == name
+    target = here(machine(board=ORIN_MODEL, **facts))
+    assert (target.name if target else None) == name
 
 
 def test_the_module_goes_before_the_library() -> None:
-    found = here(machine(board=ORIN_MODEL, tensorrt="10.3.0", tensorrt_library="8.6.2"))
-    assert found is not None
-    assert found.release.tensorrt == "10.3"
+    target = here(machine(board=ORIN_MODEL, tensorrt="10.3.0", tensorrt_library="8.6.2"))
+    assert target is not None
+    assert target.release.tensorrt == "10.3"
 
 
 def test_the_first_jetpack_4_6_is_below_every_row() -> None:
     nano = "NVIDIA Jetson Nano Developer Kit"
     assert here(machine(board=nano, tensorrt_library="8.0.1", jetpack="4.6")) is None
-    found = here(machine(board=nano, tensorrt_library="8.2.1", jetpack="4.6.1"))
-    assert found is not None
-    assert found.name == "nano-jp4.6"
+    target = here(machine(board=nano, tensorrt_library="8.2.1", jetpack="4.6.1"))
+    assert target is not None
+    assert target.name == "nano-jp4.6"
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_the_first_jetpack_4_6_is_below_every_row() -> None:
     ],
 )
 def test_a_pc_with_a_card(facts: dict[str, Any], name: str | None) -> None:
-    found = here(machine(gpus=(RTX_GPU,), **facts))
-    assert (found.name if found else None) == name
+    target = here(machine(gpus=(RTX_GPU,), **facts))
+    assert (target.name if target else None) == name
 
 
 def test_a_pc_without_a_card_and_a_foreign_board_are_no_target() -> None:
@@ -114,13 +114,13 @@ def test_a_target_is_never_newer_than_what_is_installed(version: str) -> None:
     def number(text: str) -> tuple[int, ...]:
         return tuple(map(int, text.split(".")[:2]))
 
-    found = here(machine(board=ORIN_MODEL, tensorrt=version))
+    target = here(machine(board=ORIN_MODEL, tensorrt=version))
     below = [
         number(row.release.tensorrt)
         for row in targets_of("orin-nano")
         if number(row.release.tensorrt) <= number(version)
     ]
-    assert (number(found.release.tensorrt) if found else None) == max(below, default=None)
+    assert (number(target.release.tensorrt) if target else None) == max(below, default=None)
 
 
 @given(text=st.text(max_size=40), model=st.text(max_size=40))

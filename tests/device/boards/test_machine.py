@@ -32,38 +32,38 @@ def program(path: Path, *lines: str) -> None:
 
 
 def test_an_orin_nano(tmp_path: Path) -> None:
-    found = seen(orin(tmp_path))
-    assert found.board == ORIN_MODEL
-    assert (found.l4t, found.jetpack) == ("36.4.3", "6.2")
-    assert found.power_mode == "MAXN_SUPER"
-    assert found.tensorrt_library == "10.3.0"
-    assert found.cuda_toolkit == "12.6.11"
-    assert found.memory_bytes == 7802860 * 1024
-    assert found.free_memory_bytes == 5120000 * 1024
-    assert found.free_disk_bytes
-    assert (found.gpus, found.driver_fault, found.trtexec) == ((), None, None)
+    machine = seen(orin(tmp_path))
+    assert machine.board == ORIN_MODEL
+    assert (machine.l4t, machine.jetpack) == ("36.4.3", "6.2")
+    assert machine.power_mode == "MAXN_SUPER"
+    assert machine.tensorrt_library == "10.3.0"
+    assert machine.cuda_toolkit == "12.6.11"
+    assert machine.memory_bytes == 7802860 * 1024
+    assert machine.free_memory_bytes == 5120000 * 1024
+    assert machine.free_disk_bytes
+    assert (machine.gpus, machine.driver_fault, machine.trtexec) == ((), None, None)
 
 
 def test_an_empty_root_is_no_error(tmp_path: Path) -> None:
-    found = seen(tmp_path)
+    machine = seen(tmp_path)
     nothing = ("board", "l4t", "jetpack", "power_mode", "tensorrt_library", "trtexec")
-    assert [getattr(found, name) for name in (*nothing, "cuda_toolkit", "memory_bytes")] == [
+    assert [getattr(machine, name) for name in (*nothing, "cuda_toolkit", "memory_bytes")] == [
         None
     ] * 8
-    assert found.tensorrt_elsewhere == ()
+    assert machine.tensorrt_elsewhere == ()
     assert seen(tmp_path / "nowhere").free_disk_bytes is None
 
 
 def test_this_machine() -> None:
     """The real root, with the packages that the tests run on."""
-    found = read_machine()
-    onnxruntime = found.package("onnxruntime")
+    machine = read_machine()
+    onnxruntime = machine.package("onnxruntime")
     assert onnxruntime is not None
     assert onnxruntime.version
-    assert "CPUExecutionProvider" in found.providers
-    assert found.python == ".".join(map(str, sys.version_info[:3]))
-    assert found.memory_bytes
-    assert found.package("nothing") is None
+    assert "CPUExecutionProvider" in machine.providers
+    assert machine.python == ".".join(map(str, sys.version_info[:3]))
+    assert machine.memory_bytes
+    assert machine.package("nothing") is None
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_this_machine() -> None:
 def test_jetson_linux_and_its_jetpack(
     tmp_path: Path, line: str, l4t: str | None, jetpack: str | None
 ) -> None:
-    found = seen(write(tmp_path, {"etc/nv_tegra_release": line}))
-    assert (found.l4t, found.jetpack) == (l4t, jetpack)
+    machine = seen(write(tmp_path, {"etc/nv_tegra_release": line}))
+    assert (machine.l4t, machine.jetpack) == (l4t, jetpack)
 
 
 def test_the_package_goes_before_the_release_file(tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def test_an_old_toolkit(tmp_path: Path) -> None:
 def test_a_module_that_only_the_system_sees(tmp_path: Path) -> None:
     if seen(tmp_path).package("tensorrt"):
         pytest.skip("this Python has tensorrt itself")
-    found = seen(orin(tmp_path))
-    assert found.tensorrt_elsewhere == ("/usr/lib/python3.10/dist-packages",)
+    machine = seen(orin(tmp_path))
+    assert machine.tensorrt_elsewhere == ("/usr/lib/python3.10/dist-packages",)
 
 
 @pytest.fixture
@@ -149,9 +149,9 @@ def test_a_module_without_metadata_is_asked_in_a_child(
 ) -> None:
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     write(site, {"tensorrt/__init__.py": "__version__ = '10.3.0'\n"})
-    found = seen(tmp_path).package("tensorrt")
-    assert found is not None
-    assert found.version == "10.3.0"
+    package = seen(tmp_path).package("tensorrt")
+    assert package is not None
+    assert package.version == "10.3.0"
     assert "tensorrt" not in sys.modules
 
 
@@ -167,9 +167,9 @@ def test_a_module_without_metadata_is_asked_in_a_child(
 )
 def test_a_module_that_does_not_tell_its_version(site: Path, tmp_path: Path, body: str) -> None:
     write(site, {"tensorrt/__init__.py": body})
-    found = seen(tmp_path).package("tensorrt")
-    assert found is not None
-    assert found.version is None
+    package = seen(tmp_path).package("tensorrt")
+    assert package is not None
+    assert package.version is None
 
 
 def test_a_folder_of_that_name_is_no_module(site: Path, tmp_path: Path) -> None:
@@ -188,9 +188,9 @@ def test_the_working_directory_is_not_imported_from(
 def test_a_driver_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     driver = tmp_path / "libcuda.so.1"
     driver.touch()
-    found = read_machine(tmp_path, str(driver))
-    assert found.gpus == ()
-    assert "file too short" in (found.driver_fault or "")
+    machine = read_machine(tmp_path, str(driver))
+    assert machine.gpus == ()
+    assert "file too short" in (machine.driver_fault or "")
 
 
 HOSTILE = (
@@ -214,8 +214,8 @@ def test_odd_files_in_place_of_the_systems(tmp_path: Path, kind: str) -> None:
         else:
             path.write_bytes(bytes(range(256)) * 300)
             path.chmod(0 if kind == "unreadable" else 0o644)
-    found = seen(tmp_path)
-    assert (found.l4t, found.jetpack, found.power_mode) == (None, None, None)
+    machine = seen(tmp_path)
+    assert (machine.l4t, machine.jetpack, machine.power_mode) == (None, None, None)
 
 
 def test_an_endless_file_is_read_to_its_bound(tmp_path: Path) -> None:

@@ -23,15 +23,15 @@ def number(version: str) -> tuple[int, ...]:
 
 def test_the_table_is_the_one_of_the_issue() -> None:
     """Boards, releases and TensorRT as they were asked for, and Thor's later JetPacks."""
-    found: dict[str, list[str]] = {}
+    boards: dict[str, list[str]] = {}
     for target in EVERY:
         row = f"{target.release.name} {target.release.tensorrt} {target.release.boundaries}"
-        found.setdefault(f"{target.board.name} {target.board.sm}", []).append(row)
+        boards.setdefault(f"{target.board.name} {target.board.sm}", []).append(row)
     orin = [
         *("jp6.0 8.6.2 repaired", "jp6.1 10.3 repaired", "jp6.2 10.3 repaired"),
         *("jp7.2 10.16 made", "jp7.2.2 11.4.1 made"),
     ]
-    jetsons = {name: rows for name, rows in found.items() if not name.startswith("desktop")}
+    jetsons = {name: rows for name, rows in boards.items() if not name.startswith("desktop")}
     assert jetsons == {
         "nano 5.3": ["jp4.6 8.2.1 missing"],
         "tx2 6.2": ["jp4.6 8.2.1 missing"],
