@@ -113,8 +113,8 @@ def old(release: str, *layers: Layer, says: tuple[str, ...] = ()) -> tuple[Parse
         num_layers=len(layers), get_layer=layers.__getitem__, num_inputs=0, get_input=None
     )
 
-    def run(found: Any, used: Any) -> bytes | None:
-        assert (found, used) == (definition, config)
+    def run(network: Any, used: Any) -> bytes | None:
+        assert (network, used) == (definition, config)
         for text in says:
             journal.take("ERROR" if "Error" in text else "WARNING", text)
         return None if any("Error" in text for text in says) else b"plan"

@@ -76,8 +76,8 @@ def put(store: EngineStore, kit: Kit, **changes: Any) -> EngineArtefact:
 
 def test_what_is_put_is_found_and_read(store: EngineStore, kit: Kit) -> None:
     made = put(store, kit)
-    found = store.find(here(kit))
-    assert found == made.path == store.path("toy", here(kit))
+    path = store.find(here(kit))
+    assert path == made.path == store.path("toy", here(kit))
     artefact = open_engine(made.path)
     assert artefact == made
     assert artefact.read(artefact.manifest.plans[0]) == PLAN
@@ -107,22 +107,22 @@ def test_never_across_a_part_that_differs(
     store: EngineStore, kit: Kit, part: str, value: Any
 ) -> None:
     made = put(store, kit)
-    wanted = here(kit, **{part: value})
-    found = store.find(wanted)
-    assert isinstance(found, Mismatch)
-    assert found.nearest == made.path
-    assert [one.part for one in found.differences] == [part]
+    key = here(kit, **{part: value})
+    mismatch = store.find(key)
+    assert isinstance(mismatch, Mismatch)
+    assert mismatch.nearest == made.path
+    assert [one.part for one in mismatch.differences] == [part]
     with pytest.raises(EngineMismatchError, match=f"{part}: expected {value}, got ") as caught:
-        require(wanted, made)
+        require(key, made)
     assert "da3 build" in caught.value.fix
 
 
 def test_nearest_has_the_fewest_differences(store: EngineStore, kit: Kit) -> None:
     far = put(store, kit, sm="7.2", gpu="Xavier", cuda="11.4")
     near = put(store, kit, power="15W")
-    found = store.find(here(kit))
-    assert isinstance(found, Mismatch)
-    assert (found.nearest, len(found.differences)) == (near.path, 1)
+    mismatch = store.find(here(kit))
+    assert isinstance(mismatch, Mismatch)
+    assert (mismatch.nearest, len(mismatch.differences)) == (near.path, 1)
     assert far.path != near.path
 
 
@@ -297,8 +297,8 @@ def test_plan_that_changes_after_it_was_verified(
 def test_engine_under_another_name_is_judged_by_its_key(store: EngineStore, kit: Kit) -> None:
     made = put(store, kit, sm="7.2")
     moved = made.path.rename(store.path("toy", here(kit)))
-    found = store.find(here(kit))
-    assert isinstance(found, Mismatch)
-    assert found.nearest == moved
+    mismatch = store.find(here(kit))
+    assert isinstance(mismatch, Mismatch)
+    assert mismatch.nearest == moved
     with pytest.raises(EngineMismatchError, match=r"sm: expected 8\.7, got 7\.2"):
         require(here(kit), open_engine(moved))

@@ -111,10 +111,10 @@ def made(request: pytest.FixtureRequest) -> Made:
     return make(request.param, short(request.param), SMALL[request.param])
 
 
-def parsed(rtx: TensorRT, found: KitModels) -> Iterator[tuple[str, KitModel, ParsedNetwork]]:
-    for flavour in found.flavours:
+def parsed(rtx: TensorRT, models: KitModels) -> Iterator[tuple[str, KitModel, ParsedNetwork]]:
+    for flavour in models.flavours:
         for model in flavour.models:
-            network = parse(rtx, found.files[model.file], what=model.file)
+            network = parse(rtx, models.files[model.file], what=model.file)
             yield flavour.flavour, model, network
 
 
@@ -131,10 +131,10 @@ def checks(precision: Precision) -> BuildOptions:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_flavour_is_built(rtx: TensorRT, made: Made, precision: Precision) -> None:
     """Parsed, slots covered, boundaries counted, built to a plan, whose size is told."""
-    found = emitted(made, "desktop-rtx1.7", precision, *FLAVOURS)
+    models = emitted(made, "desktop-rtx1.7", precision, *FLAVOURS)
     inputs: dict[str, list[dict[str, NetworkInput]]] = {}
     gated = sum(name.endswith(".gate.bias") for name in made.slots)
-    for flavour, model, network in parsed(rtx, found):
+    for flavour, model, network in parsed(rtx, models):
         inputs.setdefault(flavour, []).append(network.interface())
         report = shown(rtx, model, network)
         assert report.added == 0, "the current parser makes them itself"
@@ -155,8 +155,8 @@ def test_every_flavour_is_built(rtx: TensorRT, made: Made, precision: Precision)
 def test_what_jetpack_6_leaves_out_is_put_back(
     rtx: TensorRT, made: Made, precision: Precision
 ) -> None:
-    found = emitted(made, "orin-nano-jp6.2", precision, "swap", "static")
-    for _, model, network in parsed(rtx, found):
+    models = emitted(made, "orin-nano-jp6.2", precision, "swap", "static")
+    for _, model, network in parsed(rtx, models):
         assert branch_graphs.bypass(network.definition) >= model.boundaries
         with pytest.raises(ConditionalError, match="directly"):
             conditionals.require(
@@ -170,17 +170,17 @@ def test_what_jetpack_6_leaves_out_is_put_back(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_branches_of_every_conditional_have_one_type(made: Made, precision: Precision) -> None:
-    found = emitted(made, "desktop-rtx1.7", precision, *FLAVOURS)
+    models = emitted(made, "desktop-rtx1.7", precision, *FLAVOURS)
     model = onnx.shape_inference.infer_shapes(
-        onnx.load_model_from_string(found.files["swap.onnx"]), strict_mode=True, data_prop=True
+        onnx.load_model_from_string(models.files["swap.onnx"]), strict_mode=True, data_prop=True
     )
-    seen = 0
+    count = 0
     for node in model.graph.node:
         if node.op_type == "If":
             types = [a.g.output[0].type.SerializeToString() for a in node.attribute]
             assert types[0] == types[1]
-            seen += 1
-    assert seen == sum(name.endswith(".gate.bias") for name in made.slots)
+            count += 1
+    assert count == sum(name.endswith(".gate.bias") for name in made.slots)
 
 
 @pytest.mark.full
@@ -188,7 +188,7 @@ def test_branches_of_every_conditional_have_one_type(made: Made, precision: Prec
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_full_sizes(rtx: TensorRT, name: str, precision: Precision) -> None:
     made = make(name, load_backbone(name, untrained_seed=0), FULL[name])
-    found = emitted(made, "desktop-rtx1.7", precision, *FLAVOURS)
-    for _, model, network in parsed(rtx, found):
+    models = emitted(made, "desktop-rtx1.7", precision, *FLAVOURS)
+    for _, model, network in parsed(rtx, models):
         shown(rtx, model, network)
         assert build(network, checks(precision), free_bytes=1 << 30).plan

@@ -127,13 +127,13 @@ def test_one_name_less_is_one_feature_less() -> None:
 
 @pytest.mark.parametrize("release", apis.releases())
 def test_nothing_is_used_that_a_release_lacks(release: str) -> None:
-    listing, found = apis.listing(release), TABLE[release]
-    wanted = [ALWAYS] + [uses for feature, uses in WHERE.items() if getattr(found, feature)]
-    if found.typing != "absent":
-        wanted.append({"NetworkDefinitionCreationFlag": "STRONGLY_TYPED"})
+    listing, row = apis.listing(release), TABLE[release]
+    tables = [ALWAYS] + [uses for feature, uses in WHERE.items() if getattr(row, feature)]
+    if row.typing != "absent":
+        tables.append({"NetworkDefinitionCreationFlag": "STRONGLY_TYPED"})
     lacking = [
         f"{kind}.{member}"
-        for uses in wanted
+        for uses in tables
         for kind, members in uses.items()
         for member in ["", *members.split()]
         if kind not in listing or (member and member not in listing[kind])
@@ -144,17 +144,17 @@ def test_nothing_is_used_that_a_release_lacks(release: str) -> None:
 
 def test_every_used_name_stands_in_the_tables() -> None:
     uses = [ALWAYS, *WHERE.values()]
-    told = {member for table in uses for members in table.values() for member in members.split()}
-    told |= {"STRONGLY_TYPED"} | {member for _, members in EITHER for member in members}
+    names = {member for table in uses for members in table.values() for member in members.split()}
+    names |= {"STRONGLY_TYPED"} | {member for _, members in EITHER for member in members}
     # Words that are also ours: fields of our own values, methods of Python's.
     ours = {"name", "shape", "dtype", "type", "builder", "logger", "parse"}
-    found = {
+    attributes = {
         node.attr: path.name
         for path in TOUCHING
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in apis.every_member()
     }
-    assert {name: path for name, path in found.items() if name not in told | ours} == {}
+    assert {name: path for name, path in attributes.items() if name not in names | ours} == {}
 
 
 def test_no_version_is_compared() -> None:
@@ -190,10 +190,10 @@ def absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     features._loaded.cache_clear()
     for name in features.MODULES:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    kept = [
+    entries = [
         entry for entry in sys.path if not any((Path(entry) / n).is_dir() for n in features.MODULES)
     ]
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *kept])
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *entries])
     yield tmp_path
     features._loaded.cache_clear()
     # What was there before comes back with the patch's end.
@@ -247,5 +247,5 @@ def test_module_that_does_not_start(absent: Path, text: str, says: str) -> None:
 
 
 def test_a_module_without_classes_offers_nothing() -> None:
-    found = examine(ModuleType("tensorrt"))
-    assert found == _features("absent", "")
+    row = examine(ModuleType("tensorrt"))
+    assert row == _features("absent", "")

@@ -58,9 +58,9 @@ def test_every_part_counts(tmp_path: Path, part: str) -> None:
     here = key(tmp_path)
     other = replace(here, **{part: OTHER[part]})
     assert other.digest() != here.digest()
-    found = key_differences(here, other)
-    assert found == (KeyDifference(part, getattr(here, part), OTHER[part]),)
-    assert str(found[0]) == f"{part}: expected {getattr(here, part)}, got {OTHER[part]}"
+    differences = key_differences(here, other)
+    assert differences == (KeyDifference(part, getattr(here, part), OTHER[part]),)
+    assert str(differences[0]) == f"{part}: expected {getattr(here, part)}, got {OTHER[part]}"
 
 
 def test_table_has_every_part(tmp_path: Path) -> None:

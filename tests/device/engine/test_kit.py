@@ -18,10 +18,10 @@ from toolchain.device.engine.kit import KIT_NAME, ClassProfile, kit_name, open_k
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     kit = small_kits.write(tmp_path)
-    found = open_kit(kit.path)
-    assert found == kit
+    opened = open_kit(kit.path)
+    assert opened == kit
     assert kit.path.name == kit_name(small_kits.backbone(), "xavier-nx-jp5.1", "fp32")
-    assert {name: found.read(name) for name in small_kits.FILES} == small_kits.FILES
+    assert {name: opened.read(name) for name in small_kits.FILES} == small_kits.FILES
 
 
 def test_same_inputs_same_bytes(tmp_path: Path) -> None:

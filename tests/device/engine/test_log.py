@@ -37,10 +37,10 @@ LATER = (
 
 
 def said(*lines: tuple[str, str]) -> Messages:
-    found = Messages()
+    messages = Messages()
     for severity, text in lines:
-        found.take(severity, text)
-    return found
+        messages.take(severity, text)
+    return messages
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ def said(*lines: tuple[str, str]) -> Messages:
     ids=["8.0", "8.5", "9.2", "10.3"],
 )
 def test_skipped_tactics(line: str, nbytes: int) -> None:
-    found = said(("WARNING", line))
-    assert found.skipped == [SkippedTactic("", nbytes)]
-    assert found.short_of_memory
+    messages = said(("WARNING", line))
+    assert messages.skipped == [SkippedTactic("", nbytes)]
+    assert messages.short_of_memory
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_skipped_tactics(line: str, nbytes: int) -> None:
     ],
 )  # fmt: skip
 def test_a_skipped_tactic_is_of_the_layer_timed_last(line: str, layer: str) -> None:
-    found = said(("VERBOSE", line), ("WARNING", LATER))
-    assert found.skipped == [SkippedTactic(layer, 629145600)]
+    messages = said(("VERBOSE", line), ("WARNING", LATER))
+    assert messages.skipped == [SkippedTactic(layer, 629145600)]
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_a_skipped_tactic_is_of_the_layer_timed_last(line: str, layer: str) -> N
     ],
 )
 def test_lines_about_memory(severity: str, line: str) -> None:
-    found = said((severity, line))
-    assert found.memory == [line]
-    assert found.short_of_memory
+    messages = said((severity, line))
+    assert messages.memory == [line]
+    assert messages.short_of_memory
 
 
 @pytest.mark.parametrize(
@@ -110,16 +110,16 @@ def test_first_error_is_one_line() -> None:
 
 
 def test_what_is_kept_is_bounded() -> None:
-    found = Messages()
+    messages = Messages()
     for _ in range(3 * LIMIT_LINES):
-        found.take("ERROR", "x" * (2 * LIMIT_CHARACTERS))
-        found.take("WARNING", LATER)
+        messages.take("ERROR", "x" * (2 * LIMIT_CHARACTERS))
+        messages.take("WARNING", LATER)
         for _ in range(3):
-            found.take("VERBOSE", "y")
-    assert len(found.errors) == len(found.warnings) == LIMIT_LINES
-    assert max(map(len, found.errors)) == LIMIT_CHARACTERS
-    assert len(found.skipped) == 3 * LIMIT_LINES
-    assert found.dropped == 4 * LIMIT_LINES
+            messages.take("VERBOSE", "y")
+    assert len(messages.errors) == len(messages.warnings) == LIMIT_LINES
+    assert max(map(len, messages.errors)) == LIMIT_CHARACTERS
+    assert len(messages.skipped) == 3 * LIMIT_LINES
+    assert messages.dropped == 4 * LIMIT_LINES
 
 
 def test_only_those_who_watch_hear() -> None:

@@ -123,17 +123,17 @@ def test_block_of_a_name(name: str, site: str) -> None:
 
 def test_old_parsers_name_the_node_in_their_log() -> None:
     """TensorRT 8.x: the error has a number, the log has output and operator."""
-    said = Messages()
+    messages = Messages()
     for line in (
         'ModelImporter.cpp:726: While parsing node number 31 [If -> "out.block02"]:',
         "ModelImporter.cpp:728: --- Begin node ---",
         'ModelImporter.cpp:729: input: "flag"\noutput: "out.block02"\nname: "out.block02"\n',
     ):
-        said.take("ERROR", line)
+        messages.take("ERROR", line)
     error = SimpleNamespace(node=lambda: 31, desc=lambda: "no\n importer")
     trt: Any = SimpleNamespace(features=SimpleNamespace(error_nodes=False))
     parser = SimpleNamespace(num_errors=1, get_error=lambda place: error)
-    assert list(_refusals(trt, parser, said)) == [Refusal("out.block02", "If", "no importer")]
+    assert list(_refusals(trt, parser, messages)) == [Refusal("out.block02", "If", "no importer")]
     assert list(_refusals(trt, parser, Messages())) == [Refusal("number 31", "", "no importer")]
 
 

@@ -45,9 +45,11 @@ def sums(files: dict[str, bytes]) -> str:
 
 
 def kit(folder: Path, manifest: KitManifest | None = None) -> Kit:
-    found = manifest or small_kits.manifest()
-    text = script(found, find(found.target), "sha256:" + "1" * 64, sums(small_kits.FILES), 0.6)
-    return small_kits.write(folder, found, **{SCRIPT_NAME: text})
+    document = manifest or small_kits.manifest()
+    text = script(
+        document, find(document.target), "sha256:" + "1" * 64, sums(small_kits.FILES), 0.6
+    )
+    return small_kits.write(folder, document, **{SCRIPT_NAME: text})
 
 
 class Board:
@@ -186,8 +188,8 @@ def test_a_static_model_has_no_gate_to_force(tmp_path: Path) -> None:
     own = dataclasses.replace(
         small_kits.SWAP, flavour="static", domain="toy", release="sha256:" + "2" * 64
     )
-    found = dataclasses.replace(small_kits.manifest(), flavours=(own,), slots=())
-    board = Board(tmp_path, found)
+    manifest = dataclasses.replace(small_kits.manifest(), flavours=(own,), slots=())
+    board = Board(tmp_path, manifest)
     done = board.run("--prove", ALONE_MS="2.5")
     assert done.returncode == 0, done.stderr
     assert "gates: none that can be forced (2.5 ms)" in done.stdout
@@ -260,8 +262,8 @@ def test_precision_flags_of_each_generation() -> None:
     model = small_kits.SWAP.models[0]
 
     def options(target: str, precision: str) -> tuple[str, ...]:
-        found = dataclasses.replace(small_kits.manifest(), precision=precision)
-        return precision_options(found, find(target), model)
+        manifest = dataclasses.replace(small_kits.manifest(), precision=precision)
+        return precision_options(manifest, find(target), model)
 
     assert options("xavier-nx-jp5.1", "fp32") == ()
     assert options("nano-jp4.6", "fp16") == ("--fp16",)
@@ -279,9 +281,9 @@ def test_a_domain_of_fixed_classes_needs_no_profile() -> None:
 
 
 def test_segments_alone_are_refused() -> None:
-    found = dataclasses.replace(small_kits.manifest(), flavours=(small_kits.STAGED,))
+    manifest = dataclasses.replace(small_kits.manifest(), flavours=(small_kits.STAGED,))
     with pytest.raises(ModelRefusedError):
-        script(found, find(found.target), "sha256:0", "", 0.5)
+        script(manifest, find(manifest.target), "sha256:0", "", 0.5)
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs the program shellcheck")

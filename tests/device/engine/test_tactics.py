@@ -30,17 +30,17 @@ PIECES = ("side", "opened", "closed", "whole")
 DEVICE = (("module", "tensorrt"), ("sm", "8.7"), ("l4t", None))
 
 
-def grow(piece: str, kept: bytes) -> bytes:
+def grow(piece: str, before: bytes) -> bytes:
     """A build that adds its piece to the timings."""
-    return kept + piece.encode() + b";"
+    return before + piece.encode() + b";"
 
 
 def test_timings_grow_from_piece_to_piece(tmp_path: Path) -> None:
-    kept = timings(tmp_path, DEVICE)
-    assert run(kept, PIECES, grow) is None
-    assert kept.load() == b"side;opened;closed;whole;"
-    assert not kept.marker.exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [kept.path.name]
+    file = timings(tmp_path, DEVICE)
+    assert run(file, PIECES, grow) is None
+    assert file.load() == b"side;opened;closed;whole;"
+    assert not file.marker.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [file.path.name]
 
 
 @given(st.sampled_from(["module", "sm", "l4t"]), st.text(max_size=3))
@@ -51,7 +51,7 @@ def test_each_part_has_its_own_file(part: str, value: str) -> None:
 
 
 def test_build_that_fails_leaves_no_marker_and_keeps_timings(tmp_path: Path) -> None:
-    kept = timings(tmp_path, DEVICE)
+    file = timings(tmp_path, DEVICE)
 
     def fails(piece: str, before: bytes) -> bytes:
         if piece == "closed":
@@ -59,9 +59,9 @@ def test_build_that_fails_leaves_no_marker_and_keeps_timings(tmp_path: Path) -> 
         return grow(piece, before)
 
     with pytest.raises(BuildError):
-        run(kept, PIECES, fails)
-    assert kept.load() == b"side;opened;"
-    assert interrupted(kept) is None
+        run(file, PIECES, fails)
+    assert file.load() == b"side;opened;"
+    assert interrupted(file) is None
 
 
 KILLED = """
@@ -85,19 +85,19 @@ def test_killed_build_loses_one_piece(tmp_path: Path) -> None:
         assert child.stdout is not None
         assert child.stdout.readline() == b"here\n"
         os.kill(child.pid, signal.SIGKILL)
-    kept = timings(tmp_path, DEVICE)
-    assert kept.load() == b"side;opened;"
-    assert interrupted(kept) == Interrupted("closed", ("side", "opened"))
-    seen: dict[str, bytes] = {}
+    file = timings(tmp_path, DEVICE)
+    assert file.load() == b"side;opened;"
+    assert interrupted(file) == Interrupted("closed", ("side", "opened"))
+    starts: dict[str, bytes] = {}
 
     def again(piece: str, before: bytes) -> bytes:
-        seen[piece] = before
+        starts[piece] = before
         return before if piece.encode() in before else grow(piece, before)
 
-    assert run(kept, PIECES, again) == Interrupted("closed", ("side", "opened"))
-    assert seen["side"] == b"side;opened;"
-    assert kept.load() == b"side;opened;closed;whole;"
-    assert interrupted(kept) is None
+    assert run(file, PIECES, again) == Interrupted("closed", ("side", "opened"))
+    assert starts["side"] == b"side;opened;"
+    assert file.load() == b"side;opened;closed;whole;"
+    assert interrupted(file) is None
 
 
 @pytest.mark.parametrize(
@@ -105,37 +105,37 @@ def test_killed_build_loses_one_piece(tmp_path: Path) -> None:
     [b"", b"{", b"[]", b'{"done":[1],"during":"a"}', b'{"done":"a","during":"a"}', b"\xff" * 99],
 )
 def test_marker_that_says_nothing(tmp_path: Path, text: bytes) -> None:
-    kept = timings(tmp_path, DEVICE)
-    kept.marker.write_bytes(text)
-    assert interrupted(kept) == Interrupted("", ())
+    file = timings(tmp_path, DEVICE)
+    file.marker.write_bytes(text)
+    assert interrupted(file) == Interrupted("", ())
 
 
 def test_hostile_files(tmp_path: Path) -> None:
-    kept = timings(tmp_path, DEVICE)
-    kept.marker.mkdir()
+    file = timings(tmp_path, DEVICE)
+    file.marker.mkdir()
     with pytest.raises(StorageError):
-        interrupted(kept)
+        interrupted(file)
     with pytest.raises(StorageError):
-        run(kept, PIECES, grow)
-    kept.marker.rmdir()
-    kept.marker.symlink_to(tmp_path / "nowhere")
-    assert interrupted(kept) is None
-    assert run(kept, PIECES[:1], grow) is None
+        run(file, PIECES, grow)
+    file.marker.rmdir()
+    file.marker.symlink_to(tmp_path / "nowhere")
+    assert interrupted(file) is None
+    assert run(file, PIECES[:1], grow) is None
     assert not (tmp_path / "nowhere").exists()
-    kept.path.unlink()
-    kept.path.mkdir()
+    file.path.unlink()
+    file.path.mkdir()
     with pytest.raises(StorageError, match="regular file"):
-        kept.load()
+        file.load()
 
 
 def test_same_timings_are_not_written_again(tmp_path: Path) -> None:
-    kept = timings(tmp_path, DEVICE)
-    kept.save(b"same")
-    os.utime(kept.path, ns=(1, 1))
-    run(kept, PIECES, lambda _, before: before)
-    assert kept.path.stat().st_mtime_ns == 1
-    run(kept, PIECES, lambda _, before: b"")
-    assert kept.load() == b"same"
+    file = timings(tmp_path, DEVICE)
+    file.save(b"same")
+    os.utime(file.path, ns=(1, 1))
+    run(file, PIECES, lambda _, before: before)
+    assert file.path.stat().st_mtime_ns == 1
+    run(file, PIECES, lambda _, before: b"")
+    assert file.load() == b"same"
 
 
 def test_module_that_measures_nothing_says_so(rtx: TensorRT) -> None:
@@ -152,10 +152,10 @@ def test_module_that_measures_nothing_says_so(rtx: TensorRT) -> None:
 def test_cache_of_another_build_is_told(data: bytes, says: str) -> None:
     journal = Journal()
 
-    def create(given: bytes) -> Any:
-        if given == b"bad":
+    def create(content: bytes) -> Any:
+        if content == b"bad":
             journal.take("WARNING", "other")
-        return SimpleNamespace(serialize=lambda: bytearray(given))
+        return SimpleNamespace(serialize=lambda: bytearray(content))
 
     features: Any = SimpleNamespace(timing_cache=True)
     trt = TensorRT(None, "tensorrt", "10.3", features, None, journal)
