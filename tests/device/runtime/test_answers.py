@@ -37,21 +37,21 @@ LOGITS = arrays.arrays(
 @given(LOGITS)
 def test_probabilities_sum_to_one_and_keep_the_order(logits: Any) -> None:
     """Law: for any finite logits, however large."""
-    found = probabilities(logits)
-    assert found.dtype == np.float32
-    assert found.shape == logits.shape
-    assert ((found >= 0) & (found <= 1)).all()
-    assert np.allclose(found.sum(axis=1), 1, atol=1e-6)
-    best = found[np.arange(len(logits)), logits.argmax(axis=1)]
-    assert (best == found.max(axis=1)).all()
+    chances = probabilities(logits)
+    assert chances.dtype == np.float32
+    assert chances.shape == logits.shape
+    assert ((chances >= 0) & (chances <= 1)).all()
+    assert np.allclose(chances.sum(axis=1), 1, atol=1e-6)
+    best = chances[np.arange(len(logits)), logits.argmax(axis=1)]
+    assert (best == chances.max(axis=1)).all()
 
 
 @given(LOGITS, st.data())
 def test_predictions_are_the_outcome_row_by_row(logits: Any, data: st.DataObject) -> None:
     gates = data.draw(arrays.arrays(np.bool_, (len(logits), 2)))
-    found = predictions(Outcome(logits, gates, DOMAIN.release, 1.5), DOMAIN)
-    assert len(found) == len(logits)
-    for row, one in enumerate(found):
+    answers = predictions(Outcome(logits, gates, DOMAIN.release, 1.5), DOMAIN)
+    assert len(answers) == len(logits)
+    for row, one in enumerate(answers):
         assert one.index == int(logits[row].argmax())
         assert one.label == CLASSES[one.index]
         assert one.probability == probabilities(logits)[row, one.index]

@@ -62,9 +62,9 @@ def bench(fleet: Fleet, artefact: Path) -> Bench:
 def test_which_domains_a_session_takes(bench: Bench) -> None:
     """By methods, options and class counts; what does not fit says what is another."""
     for host in NAMES:
-        found = {guest: bench.engine(host).misfits(bench.release(guest)) for guest in NAMES}
-        assert {guest for guest, lines in found.items() if not lines} == TAKES[host], host
-        for lines in found.values():
+        misfits = {guest: bench.engine(host).misfits(bench.release(guest)) for guest in NAMES}
+        assert {guest for guest, lines in misfits.items() if not lines} == TAKES[host], host
+        for lines in misfits.values():
             assert all(line.startswith(("block0", "head.", "adaptor option")) for line in lines)
 
 
@@ -83,11 +83,11 @@ def test_a_domain_answers_on_any_session_that_takes_it_as_on_its_own(
     release, images = bench.release(guest), tensor(count, seed)
     own, other = bench.engine(guest, form), bench.engine(host, form)
     mine = own.run(images, own.bind(release))
-    found = other.run(images, other.bind(release))
-    assert found.logits.shape == (count, len(release.classes))
-    assert found.gates.shape == (count, len(release.gates))
-    assert same(found.logits, mine.logits)
-    assert same(found.gates, mine.gates)
+    answer = other.run(images, other.bind(release))
+    assert answer.logits.shape == (count, len(release.classes))
+    assert answer.gates.shape == (count, len(release.gates))
+    assert same(answer.logits, mine.logits)
+    assert same(answer.gates, mine.gates)
 
 
 @pytest.mark.parametrize("edit", [altered.ignored_slot, altered.endless])
@@ -148,8 +148,8 @@ def test_a_static_session_is_one_domains_own(bench: Bench) -> None:
 def test_a_gate_that_a_static_model_has_resolved_is_told_as_what_it_is(bench: Bench) -> None:
     release = bench.release("always")
     assert release.resolved() == {"block00": True}
-    found = bench.engine("always", "static-if")
-    gates = found.run(tensor(4), found.bind(release)).gates
+    engine = bench.engine("always", "static-if")
+    gates = engine.run(tensor(4), engine.bind(release)).gates
     assert gates.shape == (4, 2)
     assert (gates[:, 0] == np.inf).all()
     assert np.isfinite(gates[:, 1]).all()
@@ -248,9 +248,9 @@ def test_weights_exchanged_right_after_hashing_are_refused(
     genuine = bundle.open_backbone
 
     def then_exchanged(folder: Path) -> Any:
-        found = genuine(folder)
+        opened = genuine(folder)
         exchange(path)
-        return found
+        return opened
 
     monkeypatch.setattr("toolchain.device.runtime.ort.backbone.open_backbone", then_exchanged)
     backbone = open_verified(path)

@@ -69,16 +69,16 @@ def test_a_limit_that_is_over_lets_nothing_more_run() -> None:
 
 def test_a_run_within_its_limit_is_the_same_run_and_leaves_no_timer() -> None:
     session = Session(slow("batch"))
-    given = {"image": images(2, 8)}
+    inputs = {"image": images(2, 8)}
     before = threading.active_count()
     with TimeLimit(60) as limit:
-        found = session.run(given, limit=limit)["logits"]
+        logits = session.run(inputs, limit=limit)["logits"]
         assert threading.active_count() == before + 1
         (timer,) = [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
     timer.join(10)
     assert not timer.is_alive()
     assert not limit.over
-    assert same(found, session.run(given)["logits"])
+    assert same(logits, session.run(inputs)["logits"])
 
 
 def test_a_limit_of_one_run_does_not_reach_another() -> None:

@@ -62,12 +62,12 @@ def test_answers_are_those_of_pytorch(runner: Runner, fleet: Fleet) -> None:
         runner.load(fleet[name].bundle, name=name)
         images = tensor(8, 5)
         with torch.no_grad():
-            wanted = fleet[name].domain.model.trace(torch.from_numpy(images))
-        found = runner.infer(images, name)
-        assert wanted.logits is not None
-        assert np.allclose(found.logits, wanted.logits.numpy(), atol=1e-4)
+            expected = fleet[name].domain.model.trace(torch.from_numpy(images))
+        outcome = runner.infer(images, name)
+        assert expected.logits is not None
+        assert np.allclose(outcome.logits, expected.logits.numpy(), atol=1e-4)
         for place, site in enumerate(runner.domains[name].gates):
-            assert np.array_equal(found.gates[:, place], wanted.gates[site].numpy()[:, 0] >= 0)
+            assert np.array_equal(outcome.gates[:, place], expected.gates[site].numpy()[:, 0] >= 0)
 
 
 @LAWS
@@ -81,10 +81,10 @@ def test_a_batch_is_its_pictures_one_by_one(
     ready = wide_runner.prepare(drawn, name)
     batches: list[Any] = [drawn, list(drawn), ready]
     for batch in batches:
-        found = wide_runner.run_batch(batch, name)
-        assert [one.label for one in found] == [one.label for one in singles]
-        assert [one.gates for one in found] == [one.gates for one in singles]
-        assert all(same(a.logits, b.logits) for a, b in zip(found, singles, strict=True))
+        answers = wide_runner.run_batch(batch, name)
+        assert [one.label for one in answers] == [one.label for one in singles]
+        assert [one.gates for one in answers] == [one.gates for one in singles]
+        assert all(same(a.logits, b.logits) for a, b in zip(answers, singles, strict=True))
     outcome = wide_runner.infer(ready, name)
     assert same(outcome.logits, np.stack([one.logits for one in singles]))
     chances = probabilities(outcome.logits)
@@ -111,12 +111,12 @@ def test_the_order_of_colours_is_the_domains_own(
     wide_runner: Runner, fleet: Fleet, name: str
 ) -> None:
     (array,) = pixels(1)
-    wanted = preprocess.tensor(fleet[name].domain.recipe.preprocess, array)
+    expected = preprocess.tensor(fleet[name].domain.recipe.preprocess, array)
     plain = preprocess.tensor(fleet["first"].domain.recipe.preprocess, array)
-    assert not same(wanted, plain)
-    found = wide_runner.run(array, name)
-    assert same(found.logits, wide_runner.infer(wanted, name).logits[0])
-    assert same(wide_runner.prepare([array], name), wanted)
+    assert not same(expected, plain)
+    answer = wide_runner.run(array, name)
+    assert same(answer.logits, wide_runner.infer(expected, name).logits[0])
+    assert same(wide_runner.prepare([array], name), expected)
 
 
 @pytest.mark.parametrize(

@@ -44,13 +44,13 @@ def serving(runner: Runner, fleet: Fleet) -> Runner:
     return runner
 
 
-def refused(serving: Runner, path: Path, error: type[Da3Error], told: str) -> None:
+def refused(serving: Runner, path: Path, error: type[Da3Error], message: str) -> None:
     """Loading and replacing raise; what was served is served on, and nothing more is held."""
     before = serving.infer(tensor(3))
     domains = serving.domains
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         serving.load(path, name="another")
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         serving.replace(path, name="toy_chirps")
     assert serving.domains == domains
     assert serving.facts.sessions == 1
@@ -200,11 +200,11 @@ def test_a_failed_graph_does_not_stay_for_the_next_domain(
     path = altered.with_graph(fleet["first"], tmp_path, altered.ignored_slot)
     with pytest.raises(SelftestError):
         runner.load(path)
-    found = runner.load(fleet["first"].bundle, selftest=False)
+    domain = runner.load(fleet["first"].bundle, selftest=False)
     with Runner(fleet["first"].backbone) as fresh:
         fresh.load(fleet["first"].bundle)
         assert same(runner.infer(tensor(2)).logits, fresh.infer(tensor(2)).logits)
-    assert found.name == "toy_chirps"
+    assert domain.name == "toy_chirps"
 
 
 WHITE = np.full((2, 3, 12, 12), 9, np.float32)
@@ -220,16 +220,16 @@ def test_a_graph_that_lies_computes_no_other_domain(
     path = altered.with_graph(fleet["first"], tmp_path, altered.lies_on_white)
     with Runner(artefact) as alone:
         alone.load(fleet["next"].bundle)
-        wanted = alone.infer(WHITE).logits
+        expected = alone.infer(WHITE).logits
     with Runner(artefact, sessions=2) as made:
         made.load(path, name="evil")
         assert (made.infer(WHITE).logits[:, 0] > 500).all(), "the lie itself"
         made.load(fleet["next"].bundle, name="good")
-        assert same(made.infer(WHITE, "good").logits, wanted)
+        assert same(made.infer(WHITE, "good").logits, expected)
         made.unload("evil")
-        assert same(made.infer(WHITE, "good").logits, wanted)
+        assert same(made.infer(WHITE, "good").logits, expected)
         made.replace(fleet["next"].bundle, name="good")
-        assert same(made.infer(WHITE, "good").logits, wanted)
+        assert same(made.infer(WHITE, "good").logits, expected)
     with Runner(artefact) as made:
         made.load(path, name="evil", selftest=False)
         with pytest.raises(SessionLimitError, match="another one, though its slots are alike"):
@@ -249,9 +249,9 @@ def test_gates_that_a_manifest_names_wrongly_are_wrong_for_its_own_domain_alone(
     good = runner.load(fleet["always"].bundle, name="good")
     assert (good.session, good.gates) == (0, ("block00", "block02"))
     images = tensor(8)
-    found = runner.infer(images, "good").gates
-    assert found[:, 0].all()
-    assert not found[:, 1].all()
+    gates = runner.infer(images, "good").gates
+    assert gates[:, 0].all()
+    assert not gates[:, 1].all()
 
 
 def test_weights_that_are_gone_are_an_error_of_ours(
@@ -308,12 +308,12 @@ def test_a_bundle_exchanged_on_disk_while_it_is_loaded_is_one_release_or_an_erro
     try:
         for _ in range(60):
             try:
-                found = runner.replace(path, name="toy_chirps")
+                domain = runner.replace(path, name="toy_chirps")
             except (BundleError, StorageError):
                 assert not whole
                 continue
-            assert found.release in known
-            assert runner.infer(tensor(1)).release == found.release
+            assert domain.release in known
+            assert runner.infer(tensor(1)).release == domain.release
     finally:
         done.set()
         writer.join()

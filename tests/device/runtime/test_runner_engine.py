@@ -71,9 +71,9 @@ def runner_on(device: TrtDevice, fleet: Fleet, folder: Path, **options: Any) -> 
 
 def bound(runner: Runner, name: str) -> DeviceSlots:
     """What a loaded domain occupies on the device."""
-    found = runner._table[name].bound.binding
-    assert isinstance(found, DeviceSlots)
-    return found
+    binding = runner._table[name].bound.binding
+    assert isinstance(binding, DeviceSlots)
+    return binding
 
 
 # -- answers ---------------------------------------------------------------------------------------
@@ -88,13 +88,13 @@ def test_answers_are_those_of_onnxruntime(
     with Runner(path, device=device) as runner, Runner(artefact) as plain:
         for name in ("first",) if flavour == "static" else ("first", "digits", "grey", "next"):
             domain = runner.load(fleet[name].bundle, name=name)
-            wanted_domain = plain.load(fleet[name].bundle, name=name)
-            assert replace(domain, seconds={}) == replace(wanted_domain, seconds={})
+            expected_domain = plain.load(fleet[name].bundle, name=name)
+            assert replace(domain, seconds={}) == replace(expected_domain, seconds={})
             assert "selftest" in domain.seconds
             images = tensor(9, 3)
-            found, wanted = runner.infer(images, name), plain.infer(images, name)
-            assert np.allclose(found.logits, wanted.logits, atol=1e-3)
-            assert same(found.gates, wanted.gates)
+            outcome, expected = runner.infer(images, name), plain.infer(images, name)
+            assert np.allclose(outcome.logits, expected.logits, atol=1e-3)
+            assert same(outcome.gates, expected.gates)
         facts = runner.facts
         assert (facts.provider, facts.flavour, facts.precision) == ("engine", flavour, "fp32")
         assert (facts.sessions, facts.session_limit) == (1, 1)
@@ -115,9 +115,9 @@ def test_every_method_and_placement_runs_as_an_engine(
     ):
         runner.load(fleet[host].bundle)
         plain.load(fleet[host].bundle)
-        found, wanted = runner.infer(tensor(5, 2)), plain.infer(tensor(5, 2))
-        assert np.allclose(found.logits, wanted.logits, atol=1e-3)
-        assert same(found.gates, wanted.gates)
+        outcome, expected = runner.infer(tensor(5, 2)), plain.infer(tensor(5, 2))
+        assert np.allclose(outcome.logits, expected.logits, atol=1e-3)
+        assert same(outcome.gates, expected.gates)
 
 
 def test_a_halved_engine_says_so_and_passes_within_its_allowance(
@@ -128,10 +128,10 @@ def test_a_halved_engine_says_so_and_passes_within_its_allowance(
         runner.load(fleet["first"].bundle)
         plain.load(fleet["first"].bundle)
         assert runner.facts.precision == "fp16"
-        found, wanted = runner.infer(tensor(6, 3)), plain.infer(tensor(6, 3))
-        agree = (found.gates == wanted.gates).all(axis=1)
+        outcome, expected = runner.infer(tensor(6, 3)), plain.infer(tensor(6, 3))
+        agree = (outcome.gates == expected.gates).all(axis=1)
         assert agree.any()
-        assert np.allclose(found.logits[agree], wanted.logits[agree], atol=0.05)
+        assert np.allclose(outcome.logits[agree], expected.logits[agree], atol=0.05)
 
 
 def test_a_gate_that_a_static_engine_has_resolved_is_told_as_what_it_is(
@@ -141,9 +141,9 @@ def test_a_gate_that_a_static_engine_has_resolved_is_told_as_what_it_is(
     with Runner(path, device=memory) as runner, Runner(artefact, flavour="static") as plain:
         runner.load(fleet["always"].bundle)
         plain.load(fleet["always"].bundle)
-        found, wanted = runner.infer(tensor(4)), plain.infer(tensor(4))
-        assert np.allclose(found.logits, wanted.logits, atol=1e-4)
-        assert same(found.gates, wanted.gates)
+        outcome, expected = runner.infer(tensor(4)), plain.infer(tensor(4))
+        assert np.allclose(outcome.logits, expected.logits, atol=1e-4)
+        assert same(outcome.gates, expected.gates)
 
 
 def test_a_second_domain_leaves_the_engine_as_it_is(
@@ -159,12 +159,12 @@ def test_a_second_domain_leaves_the_engine_as_it_is(
         assert isinstance(session, EngineBackend)
         plan = session._program.last
         handle, free = plan._engine, device.cuda.memory()[0]
-        wanted = runner.infer(tensor(3), "one")
+        expected = runner.infer(tensor(3), "one")
         two = runner.load(fleet["next"].bundle, name="two")
         runner.infer(tensor(3), "two")
         assert runner._table["two"].session is engine
         assert plan._engine is handle
-        assert same(runner.infer(tensor(3), "one").logits, wanted.logits)
+        assert same(runner.infer(tensor(3), "one").logits, expected.logits)
         if isinstance(device.cuda, SimulatedCuda):
             assert free - device.cuda.memory()[0] == bound(runner, "two").nbytes
         assert two.session == 0
@@ -342,7 +342,7 @@ def test_no_room_for_a_domain_changes_nothing(fleet: Fleet, tmp_path: Path) -> N
     device = simulated()
     with runner_on(device, fleet, tmp_path) as runner:
         runner.load(fleet["first"].bundle)
-        wanted = runner.infer(tensor(2))
+        expected = runner.infer(tensor(2))
         cuda = cuda_of(device)
         cuda.total = cuda.used + 100
         with pytest.raises(DeviceMemoryError):
@@ -350,7 +350,7 @@ def test_no_room_for_a_domain_changes_nothing(fleet: Fleet, tmp_path: Path) -> N
         with pytest.raises(DeviceMemoryError):
             runner.replace(fleet["next"].bundle)
         assert list(runner.domains) == ["toy_chirps"]
-        assert same(runner.infer(tensor(2)).logits, wanted.logits)
+        assert same(runner.infer(tensor(2)).logits, expected.logits)
 
 
 def test_a_device_that_fails_in_the_selftest_lets_nothing_in(
@@ -393,13 +393,13 @@ def test_an_installed_domain_is_tested_once_per_engine(
     with runner_on(memory, fleet, tmp_path / "a") as runner:
         runner.install(fleet["first"].bundle, folder)
         assert "selftest" not in runner.load(folder).seconds
-        wanted = runner.infer(tensor(2))
+        expected = runner.infer(tensor(2))
     staged = deploy(fleet["first"], tmp_path / "b", memory, flavour="staged")
     with Runner(staged, device=memory) as runner:
         assert "selftest" in runner.load(folder).seconds
     with Runner(artefact) as plain:
         assert "selftest" in plain.load(folder).seconds
-        assert np.allclose(plain.infer(tensor(2)).logits, wanted.logits, atol=1e-4)
+        assert np.allclose(plain.infer(tensor(2)).logits, expected.logits, atol=1e-4)
 
 
 def test_a_profile_holds_for_installed_domains_too(
@@ -435,7 +435,7 @@ def test_a_release_is_freed_when_its_last_request_ends(
     cuda = cuda_of(memory)
     with runner_on(memory, fleet, tmp_path, contexts=2) as runner:
         old = runner.load(fleet["first"].bundle)
-        wanted = runner.infer(tensor(1))
+        expected = runner.infer(tensor(1))
         pointer, blocks = bound(runner, "toy_chirps")._block._pointer, cuda.open[0]
         cuda.stall()
         with ThreadPoolExecutor(1) as pool:
@@ -457,11 +457,11 @@ def test_a_release_is_freed_when_its_last_request_ends(
             gc.collect()
             assert pointer in cuda._blocks, "a request under way reads it"
             cuda.resume()
-            found = job.result()
+            outcome = job.result()
             if swapping is not None:
                 swapping.join()
-        assert (found.release, executed) == (old.release, executed)
-        assert same(found.logits, wanted.logits)
+        assert (outcome.release, executed) == (old.release, executed)
+        assert same(outcome.logits, expected.logits)
         del job, pool
         gc.collect()
         assert pointer not in cuda._blocks

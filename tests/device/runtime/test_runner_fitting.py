@@ -29,11 +29,13 @@ def test_bundles_that_fit_are_loaded_and_the_others_told(
     damaged.write_bytes(b"no bundle")
     names = ("tuned", "foreign", "wide", "first", "next", "digits")
     paths = [fleet[name].bundle for name in names]
-    told: dict[Path, Exception] = {}
+    errors: dict[Path, Exception] = {}
     made: dict[Path, Cost] = {}
-    load_fitting(runner, survey([damaged, *paths]), made=made.__setitem__, refused=told.__setitem__)
+    load_fitting(
+        runner, survey([damaged, *paths]), made=made.__setitem__, refused=errors.__setitem__
+    )
     assert list(runner.domains) == [NAME, "toy_digits"]
-    assert {path: type(err) for path, err in told.items()} == {
+    assert {path: type(err) for path, err in errors.items()} == {
         damaged: BundleError,
         paths[1]: BackboneMismatchError,
         paths[2]: SessionLimitError,
@@ -42,7 +44,7 @@ def test_bundles_that_fit_are_loaded_and_the_others_told(
     }
     assert made == {}
     for path in (paths[2], paths[0]):  # each needs one of its own, beside the one that is there
-        err = told[path]
+        err = errors[path]
         assert isinstance(err, SessionLimitError)
         assert err.fix.startswith("allow it with sessions=3, or ")
 
@@ -50,11 +52,11 @@ def test_bundles_that_fit_are_loaded_and_the_others_told(
 def test_a_further_session_is_told_with_what_it_took(artefact: Path, fleet: Fleet) -> None:
     names = ("masked", "head", "digits", "grey")
     made: dict[Path, Cost] = {}
-    told: dict[Path, Exception] = {}
+    errors: dict[Path, Exception] = {}
     with Runner(artefact, sessions=3) as runner:
         surveyed = survey([fleet[name].bundle for name in names])
-        load_fitting(runner, surveyed, made=made.__setitem__, refused=told.__setitem__)
-        assert told == {}
+        load_fitting(runner, surveyed, made=made.__setitem__, refused=errors.__setitem__)
+        assert errors == {}
         assert list(runner.domains) == ["toy_digits", "toy_grey", "toy_head", "toy_masked"]
         assert [path.stem for path in made] == ["toy_head", "toy_masked"]
         assert all(cost.seconds > 0 for cost in made.values())
@@ -62,12 +64,12 @@ def test_a_further_session_is_told_with_what_it_took(artefact: Path, fleet: Flee
 
 
 def test_not_one_bundle_that_fits_is_an_error(runner: Runner, fleet: Fleet) -> None:
-    told: dict[Path, Exception] = {}
+    errors: dict[Path, Exception] = {}
     with pytest.raises(RunError, match="expected a bundle that can be loaded"):
         load_fitting(
             runner,
             survey([fleet["foreign"].bundle]),
             made=lambda *_: None,
-            refused=told.__setitem__,
+            refused=errors.__setitem__,
         )
-    assert len(told) == 1
+    assert len(errors) == 1

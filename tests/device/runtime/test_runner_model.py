@@ -102,16 +102,16 @@ class Table(RuleBasedStateMachine):
     @invariant()
     def the_table_is_the_models(self) -> None:
         if hasattr(self, "runner"):
-            found = {name: domain.release for name, domain in self.runner.domains.items()}
-            assert found == {name: self.wanted[c].release for name, c in self.model.items()}
+            releases = {name: domain.release for name, domain in self.runner.domains.items()}
+            assert releases == {name: self.wanted[c].release for name, c in self.model.items()}
             used = {domain.session for domain in self.runner.domains.values()}
             assert self.runner.facts.sessions == len(used)
 
-    def agree(self, found: Outcome, chosen: str) -> None:
-        wanted = self.wanted[chosen]
-        assert found.release == wanted.release
-        assert same(found.logits, wanted.logits)
-        assert same(found.gates, wanted.gates)
+    def agree(self, outcome: Outcome, chosen: str) -> None:
+        expected = self.wanted[chosen]
+        assert outcome.release == expected.release
+        assert same(outcome.logits, expected.logits)
+        assert same(outcome.gates, expected.gates)
 
     def teardown(self) -> None:
         if hasattr(self, "runner"):

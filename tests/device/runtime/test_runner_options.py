@@ -29,8 +29,8 @@ def test_a_provider_that_is_there_answers_as_the_cpu_does(
     with Runner(artefact, provider=provider) as made:
         made.load(fleet["first"].bundle)
         assert made.facts.provider == provider
-        found, wanted = made.infer(tensor(6)), wide_runner.infer(tensor(6), "first")
-    assert np.allclose(found.logits, wanted.logits, rtol=1e-2, atol=1e-2)
+        outcome, expected = made.infer(tensor(6)), wide_runner.infer(tensor(6), "first")
+    assert np.allclose(outcome.logits, expected.logits, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

@@ -41,11 +41,11 @@ def at_once(*actions: Callable[[], Any]) -> list[Any]:
 def test_two_domains_that_misfit_never_hold_two_sessions(artefact: Path, fleet: Fleet) -> None:
     for _ in range(10):
         with Runner(artefact, sessions=1) as runner:
-            found = at_once(
+            results = at_once(
                 lambda r=runner: r.load(fleet["wide"].bundle),  # type: ignore[misc]
                 lambda r=runner: r.load(fleet["da2"].bundle),  # type: ignore[misc]
             )
-            assert sum(isinstance(one, SessionLimitError) for one in found) == 1
+            assert sum(isinstance(one, SessionLimitError) for one in results) == 1
             assert len(runner.domains) == runner.facts.sessions == 1
 
 
@@ -70,11 +70,11 @@ def test_a_session_that_was_left_is_gone_before_another_is_made(
     artefact: Path, fleet: Fleet
 ) -> None:
     """Seen from outside while one is made and tested, over and over."""
-    done, seen = threading.Event(), set()
+    done, counts = threading.Event(), set()
 
     def watch(runner: Runner) -> None:
         while not done.is_set():
-            seen.add(runner.facts.sessions)
+            counts.add(runner.facts.sessions)
 
     with Runner(artefact, sessions=1) as runner, ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch, runner)
@@ -83,14 +83,14 @@ def test_a_session_that_was_left_is_gone_before_another_is_made(
             runner.unload("one")
         done.set()
         watching.result()
-    assert seen <= {0, 1}
+    assert counts <= {0, 1}
 
 
 def test_one_name_is_loaded_once(artefact: Path, fleet: Fleet) -> None:
     with Runner(artefact) as runner:
-        found = at_once(*[lambda: runner.load(fleet["first"].bundle) for _ in range(6)])
-        assert sum(isinstance(one, LoadedError) for one in found) == 5
-        assert runner.domains["toy_chirps"] in found
+        results = at_once(*[lambda: runner.load(fleet["first"].bundle) for _ in range(6)])
+        assert sum(isinstance(one, LoadedError) for one in results) == 5
+        assert runner.domains["toy_chirps"] in results
 
 
 def test_one_folder_is_installed_once(artefact: Path, fleet: Fleet, tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_one_folder_is_installed_once(artefact: Path, fleet: Fleet, tmp_path: Pa
             return err
 
     with Runner(artefact) as runner:
-        found = at_once(*[lambda: install(runner) for _ in range(4)])
-        assert sum(isinstance(one, ExistsError) for one in found) == 3
+        results = at_once(*[lambda: install(runner) for _ in range(4)])
+        assert sum(isinstance(one, ExistsError) for one in results) == 3
         assert runner.load(tmp_path / "new").name == "toy_chirps"
 
 

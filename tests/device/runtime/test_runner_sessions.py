@@ -38,8 +38,10 @@ def test_a_domain_that_does_not_fit_says_what_a_session_costs(
 ) -> None:
     runner.load(fleet["first"].bundle)
     before = runner.infer(tensor(2)).logits
-    told = r"does not fit the loaded session \(.*(block0|pool).*\); one more .* \d+ MiB and [\d.]+"
-    with pytest.raises(SessionLimitError, match=told) as caught:
+    message = (
+        r"does not fit the loaded session \(.*(block0|pool).*\); one more .* \d+ MiB and [\d.]+"
+    )
+    with pytest.raises(SessionLimitError, match=message) as caught:
         runner.load(fleet[name].bundle)
     assert "sessions=2" in caught.value.fix
     assert runner.facts.sessions == 1
@@ -105,10 +107,10 @@ def test_static_answers_as_swap_through_the_same_call(
 ) -> None:
     with Runner(artefact, flavour="static") as made:
         domain = made.load(fleet[name].bundle, name=name)
-        found, wanted = made.infer(tensor(6)), wide_runner.infer(tensor(6), name)
-        assert np.allclose(found.logits, wanted.logits, atol=1e-4)
-        assert np.array_equal(found.gates, wanted.gates)
-        assert found.gates.shape == (6, len(domain.gates))
+        outcome, expected = made.infer(tensor(6)), wide_runner.infer(tensor(6), name)
+        assert np.allclose(outcome.logits, expected.logits, atol=1e-4)
+        assert np.array_equal(outcome.gates, expected.gates)
+        assert outcome.gates.shape == (6, len(domain.gates))
         assert tuple(made.run(pixels(1)[0]).gates) == domain.gates
 
 

@@ -42,13 +42,13 @@ RELEASES = {
 @pytest.fixture(scope="module")
 def known(artefact: Path, fleet: Fleet) -> Known:
     """What each release says alone, bit for bit, to prepared tensors and to pictures."""
-    found: Known = {}
+    answers: Known = {}
     for name in itertools.chain(*RELEASES.values()):
         with Runner(artefact) as made:
             domain = made.load(fleet[name].bundle)
-            found[domain.release, answer(made, domain.name)] = name
-            found[domain.release, answer_to_pictures(made, domain.name)] = name
-    return found
+            answers[domain.release, answer(made, domain.name)] = name
+            answers[domain.release, answer_to_pictures(made, domain.name)] = name
+    return answers
 
 
 @pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.full)])
@@ -114,14 +114,14 @@ def test_replacing_waits_for_no_request_and_the_request_ends_on_its_own_release(
 ) -> None:
     with Runner(artefact, flavour=flavour) as runner:
         old = runner.load(fleet["first"].bundle)
-        wanted = runner.infer(IMAGES).logits
+        expected = runner.infer(IMAGES).logits
         with under_way(runner, monkeypatch) as job:
             for name in ("next", "third", "next"):
                 new = runner.replace(fleet[name].bundle)
                 assert runner.infer(IMAGES).release == new.release
-            found = job.result()
-        assert found.release == old.release
-        assert same(found.logits, wanted)
+            outcome = job.result()
+        assert outcome.release == old.release
+        assert same(outcome.logits, expected)
         assert runner.facts.sessions == 1
 
 

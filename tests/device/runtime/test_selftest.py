@@ -41,9 +41,9 @@ def answer(golden: Golden, **changes: Any) -> Answer:
 
 
 def test_the_reference_itself_passes() -> None:
-    found = check(reference(), Linear())
-    assert found.within(TOLERANCE)
-    assert (found.top1, found.gates) == (0, 0)
+    result = check(reference(), Linear())
+    assert result.within(TOLERANCE)
+    assert (result.top1, result.gates) == (0, 0)
 
 
 @given(st.integers(0, 4), st.integers(0, 3), st.sampled_from([-1, 1]))
@@ -88,9 +88,9 @@ def test_an_answer_that_is_not_finite_never_passes(value: float) -> None:
     golden = reference()
     logits = golden.logits.copy()
     logits[1, 0] = value
-    found = difference(answer(golden, logits=logits), golden)
-    assert found.max_absolute == np.inf
-    assert not found.within(1.0)
+    result = difference(answer(golden, logits=logits), golden)
+    assert result.max_absolute == np.inf
+    assert not result.within(1.0)
 
 
 def test_golden_logits_that_are_all_equal_have_a_range_of_one() -> None:
@@ -109,8 +109,8 @@ def test_missing_gate_outputs_are_a_difference_unless_they_were_resolved() -> No
 
 def test_a_static_model_answers_the_natural_cases_alone() -> None:
     model = Linear(gates=False)
-    found = check(reference(), model, static=True)
-    assert found.gates == 0
+    result = check(reference(), model, static=True)
+    assert result.gates == 0
     assert len(model.sizes) == 4
     with pytest.raises(SelftestError, match="in 4 cases"):
         check(reference(), Linear(error=1.0), static=True)

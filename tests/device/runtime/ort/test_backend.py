@@ -19,11 +19,11 @@ def test_any_batch_is_answered_in_order(form: Form, batch: Any) -> None:
     made = cases.made("plain")
     model = made.run(Linkage("swap", form))
     images = made.case.images(7, seed=4).numpy()
-    found = model.run(images[:batch], made.slots)
+    result = model.run(images[:batch], made.slots)
     alone = [model.run(images[i : i + 1], made.slots) for i in range(batch)]
-    assert found.logits.shape == (batch, 5)
-    assert found.gates.shape == (batch, 2)
-    assert close(found.logits, np.concatenate([a.logits for a in alone]), relative=1e-5)
+    assert result.logits.shape == (batch, 5)
+    assert result.gates.shape == (batch, 2)
+    assert close(result.logits, np.concatenate([a.logits for a in alone]), relative=1e-5)
 
 
 def test_a_static_model_ignores_slots() -> None:
@@ -45,8 +45,8 @@ def test_tensors_of_other_domains_are_not_passed_on() -> None:
 
 def test_a_model_without_gates_answers_with_none() -> None:
     made = cases.made("plain-da2")
-    found = made.run(Linkage("swap", "rows")).run(made.case.images(3).numpy(), made.slots)
-    assert found.gates.shape == (3, 0)
+    result = made.run(Linkage("swap", "rows")).run(made.case.images(3).numpy(), made.slots)
+    assert result.gates.shape == (3, 0)
 
 
 def test_outputs_are_sorted_into_an_answer() -> None:
@@ -56,7 +56,7 @@ def test_outputs_are_sorted_into_an_answer() -> None:
         "gate.b": np.ones((2, 1), np.float32),
         "out.block00": np.ones((2, 4), np.float32),
     }
-    found = answer(values, ["gate.a", "gate.b"])
-    assert found.gates.tolist() == [[0, 1], [0, 1]]
-    assert set(found.taps) == {"out.block00"}
+    result = answer(values, ["gate.a", "gate.b"])
+    assert result.gates.tolist() == [[0, 1], [0, 1]]
+    assert set(result.taps) == {"out.block00"}
     assert answer(values).gates.shape == (2, 0)

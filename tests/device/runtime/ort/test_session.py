@@ -39,9 +39,9 @@ def test_outputs_come_by_name_all_or_those_asked_for() -> None:
     session = Session(adder())
     assert session.inputs == {"x": ("batch", 2), "w": (2,)}
     assert session.outputs == ("y", "z")
-    found = session.run(GOOD)
-    assert set(found) == {"y", "z"}
-    assert found["y"].tolist() == [[2, 3]] * 3
+    outputs = session.run(GOOD)
+    assert set(outputs) == {"y", "z"}
+    assert outputs["y"].tolist() == [[2, 3]] * 3
     assert list(session.run(GOOD, ["z"])) == ["z"]
 
 

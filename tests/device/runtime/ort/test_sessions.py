@@ -38,8 +38,8 @@ def release(fleet: Fleet, name: str) -> Release:
     return read_release(open_bundle(fleet[name].bundle))
 
 
-def reserve(sessions: Sessions, wanted: Release) -> BackboneSession:
-    with sessions.reserved(wanted, None) as session:
+def reserve(sessions: Sessions, release: Release) -> BackboneSession:
+    with sessions.reserved(release, None) as session:
         return session
 
 

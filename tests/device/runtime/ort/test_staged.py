@@ -52,11 +52,11 @@ def test_mixed_rows_come_back_in_order() -> None:
     made = cases.made("plain")
     model = made.staged()
     images = made.case.images(9, seed=2).numpy()
-    found = model.run(images, made.slots)
-    opened = found.gates >= 0
+    answer = model.run(images, made.slots)
+    opened = answer.gates >= 0
     assert (opened.any(axis=0) & ~opened.all(axis=0)).all(), "both branches run"
     alone = np.concatenate([model.run(images[i : i + 1], made.slots).logits for i in range(9)])
-    assert close(found.logits, alone, relative=1e-5)
+    assert close(answer.logits, alone, relative=1e-5)
 
 
 def test_taps_are_those_of_the_linked_model() -> None:

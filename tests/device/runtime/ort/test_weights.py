@@ -53,25 +53,25 @@ def test_every_flavour_answers_as_pytorch_with_the_domains_own_tensors(
     artefact: Path, fleet: Fleet, scratch: Path, name: str, flavour: Any, form: Any
 ) -> None:
     images = tensor(3, 1)
-    wanted = reference(fleet[name], images)
+    expected = reference(fleet[name], images)
     with Runner(artefact, flavour=flavour, form=form) as runner:
         runner.load(fleet[name].bundle)
-        assert np.allclose(runner.infer(images).logits, wanted, atol=1e-4 * np.ptp(wanted))
+        assert np.allclose(runner.infer(images).logits, expected, atol=1e-4 * np.ptp(expected))
 
 
 def test_weights_are_written_for_a_session_and_gone_after_it(
     artefact: Path, fleet: Fleet, scratch: Path
 ) -> None:
-    held = bundle.open_bundle(fleet["tuned"].bundle)
+    package = bundle.open_bundle(fleet["tuned"].bundle)
     opened = bundle.open_backbone(artefact)
     with weights_folder(opened, None) as folder:
         assert folder == artefact
-    with weights_folder(opened, patch_of(held)) as folder:
+    with weights_folder(opened, patch_of(package)) as folder:
         assert folder.parent == scratch
         written = (folder / "weights.safetensors").read_bytes()
         assert folder.stat().st_mode & 0o077 == 0
-    assert held.manifest.patch is not None
-    assert sha256(written) == held.manifest.patch.digest
+    assert package.manifest.patch is not None
+    assert sha256(written) == package.manifest.patch.digest
     assert bundle.open_backbone(artefact) == opened
 
 
@@ -83,8 +83,8 @@ def test_a_changed_backbone_is_a_session_of_its_own(artefact: Path, fleet: Fleet
         assert runner.load(fleet["head"].bundle).session == 1
         assert runner.load(fleet["masked"].bundle).session == 2
         for name in ("tuned", "masked", "head"):
-            found, wanted = runner.infer(images, f"toy_{name}"), reference(fleet[name], images)
-            assert np.allclose(found.logits, wanted, atol=1e-4 * np.ptp(wanted))
+            outcome, expected = runner.infer(images, f"toy_{name}"), reference(fleet[name], images)
+            assert np.allclose(outcome.logits, expected, atol=1e-4 * np.ptp(expected))
         head = runner.infer(images, "toy_head").logits
         runner.unload("toy_tuned")
         runner.unload("toy_masked")
@@ -100,8 +100,8 @@ def test_a_session_that_was_left_is_not_taken_by_a_domain_of_other_weights(
     runner.unload(f"toy_{first}")
     assert runner.load(fleet[second].bundle).session == 1
     images = tensor(2, 3)
-    wanted = reference(fleet[second], images)
-    assert np.allclose(runner.infer(images).logits, wanted, atol=1e-4 * np.ptp(wanted))
+    expected = reference(fleet[second], images)
+    assert np.allclose(runner.infer(images).logits, expected, atol=1e-4 * np.ptp(expected))
     assert runner.facts.sessions == 1
 
 
@@ -143,10 +143,10 @@ def test_an_installed_domain_brings_its_patch(
     with Runner(artefact) as runner:
         runner.install(fleet[name].bundle, tmp_path / "installed")
         runner.load(fleet[name].bundle)
-        wanted = runner.infer(images).logits
+        expected = runner.infer(images).logits
     with Runner(artefact) as runner:
         assert "selftest" not in runner.load(tmp_path / "installed").seconds
-        assert same(runner.infer(images).logits, wanted)
+        assert same(runner.infer(images).logits, expected)
 
 
 def test_a_record_that_loses_its_patch_is_found_by_the_self_test(
@@ -185,7 +185,7 @@ def test_a_record_with_another_patch_is_refused(
 
 
 def resealed(
-    exported: Exported, folder: Path, edit: Callable[[dict[str, Any]], None], **told: Any
+    exported: Exported, folder: Path, edit: Callable[[dict[str, Any]], None], **fields: Any
 ) -> Path:
     """The bundle with its patch edited, and with what the manifest says of it replaced."""
     tensors = load(bundle.open_bundle(exported.bundle).blob(PATCH_NAME))
@@ -193,7 +193,7 @@ def resealed(
 
     def change(manifest: bundle.Manifest) -> bundle.Manifest:
         assert manifest.patch is not None
-        return replace(manifest, patch=replace(manifest.patch, **told))
+        return replace(manifest, patch=replace(manifest.patch, **fields))
 
     return repacked(exported, folder, {PATCH_NAME: save(tensors)}, change)
 
@@ -224,10 +224,10 @@ def test_a_patch_that_does_not_fit_is_refused_and_the_others_go_on(
 ) -> None:
     runner.load(fleet["first"].bundle)
     before = runner.infer(tensor(2)).logits
-    edit, told = ATTACKS[name]
+    edit, message = ATTACKS[name]
     path = resealed(fleet["masked"], tmp_path, edit)
     with Runner(fleet["first"].backbone) as other:
-        with pytest.raises(BundleError, match=told) as caught:
+        with pytest.raises(BundleError, match=message) as caught:
             other.load(path)
         assert caught.value.exit_code == 4
         assert (other.domains, other.facts.sessions) == ({}, 0)
@@ -238,15 +238,15 @@ def test_a_patch_that_was_sealed_again_fails_its_self_test(
     runner: Runner, fleet: Fleet, tmp_path: Path
 ) -> None:
     """Bytes and digests are right, but the golden answers are those of other weights."""
-    held = bundle.open_bundle(fleet["masked"].bundle)
-    tensors = load(held.blob(PATCH_NAME))
+    package = bundle.open_bundle(fleet["masked"].bundle)
+    tensors = load(package.blob(PATCH_NAME))
     for mask in tensors.values():
         mask[:-1] ^= 255
-    assert held.manifest.patch is not None
+    assert package.manifest.patch is not None
     base = bundle.open_backbone(fleet["masked"].backbone).weights()
-    with pytest.raises(BundleError) as told:
-        bundle.apply_patch(base, held.manifest.patch, save(tensors))
-    digest = told.value.message.rpartition(" ")[2]
+    with pytest.raises(BundleError) as caught:
+        bundle.apply_patch(base, package.manifest.patch, save(tensors))
+    digest = caught.value.message.rpartition(" ")[2]
     path = resealed(fleet["masked"], tmp_path, lambda t: t.update(tensors), digest=digest)
     with pytest.raises(SelftestError):
         runner.load(path)

@@ -21,14 +21,14 @@ NAMES = st.sampled_from("abcdefgh")
 @given(st.dictionaries(NAMES, st.integers(0, 3000)))
 def test_places_are_aligned_in_order_and_apart(sizes: dict[str, int]) -> None:
     """Law: every tensor has its bytes to itself, where TensorRT takes an address."""
-    found = layout(sizes)
+    arrangement = layout(sizes)
     ends = [0]
     for name, size in sizes.items():
-        first, held = found.places[name]
-        assert (first % ALIGN, held) == (0, size)
+        first, length = arrangement.places[name]
+        assert (first % ALIGN, length) == (0, size)
         assert first >= ends[-1]
         ends.append(first + size)
-    assert ends[-1] <= found.nbytes < ends[-1] + ALIGN
+    assert ends[-1] <= arrangement.nbytes < ends[-1] + ALIGN
 
 
 @given(
@@ -43,14 +43,14 @@ def test_slots_lie_on_the_device_byte_for_byte_in_one_allocation(
     """Law: also arrays that are not contiguous; nothing but the one block stays."""
     cuda = SimulatedCuda()
     given_arrays = {n: a.T if flipped else a for n, a in slots.items()}
-    found = DeviceSlots(cuda, given_arrays)
+    binding = DeviceSlots(cuda, given_arrays)
     for name, array in given_arrays.items():
-        assert cuda.read(found.address(name), array.nbytes).tobytes() == array.tobytes()
-        assert found.shapes[name] == array.shape
+        assert cuda.read(binding.address(name), array.nbytes).tobytes() == array.tobytes()
+        assert binding.shapes[name] == array.shape
     assert cuda.count.allocations == 1
     assert cuda.open == (1, 0, 0)
-    assert cuda.used == found.nbytes
-    del found
+    assert cuda.used == binding.nbytes
+    del binding
     assert cuda.open == (0, 0, 0)
 
 
@@ -69,8 +69,8 @@ def test_two_bindings_are_told_apart_also_in_the_same_memory() -> None:
 
 def test_memory_is_given_back_in_whichever_thread_lets_go_last() -> None:
     cuda = SimulatedCuda()
-    held = [DeviceSlots(cuda, {"a": np.ones(3, np.float32)})]
-    thread = threading.Thread(target=held.clear)
+    bindings = [DeviceSlots(cuda, {"a": np.ones(3, np.float32)})]
+    thread = threading.Thread(target=bindings.clear)
     thread.start()
     thread.join()
     assert cuda.open == (0, 0, 0)
@@ -80,10 +80,10 @@ def failing(cuda: SimulatedCuda, error: type[Exception]) -> str:
     """What binding raises; the error itself would keep its frames alive."""
     with pytest.raises(error) as caught:
         DeviceSlots(cuda, {"a": np.ones(100, np.float32)})
-    said = str(caught.value)
+    message = str(caught.value)
     del caught
     gc.collect()
-    return said
+    return message
 
 
 def test_a_copy_that_fails_leaves_nothing_behind() -> None:
@@ -102,12 +102,12 @@ def test_no_room_leaves_nothing_behind() -> None:
 
 def test_views_of_pinned_memory_are_its_tensors() -> None:
     cuda = SimulatedCuda()
-    held = PinnedBlock(cuda, layout({"a": 5, "b": 8}))
-    held.view("b")[:] = 7
-    assert held.whole[ALIGN : ALIGN + 8].tolist() == [7] * 8
-    assert held.view("b", 3).size == 3
-    view = held.view("a")
-    del held
+    block = PinnedBlock(cuda, layout({"a": 5, "b": 8}))
+    block.view("b")[:] = 7
+    assert block.whole[ALIGN : ALIGN + 8].tolist() == [7] * 8
+    assert block.view("b", 3).size == 3
+    view = block.view("a")
+    del block
     assert view.size == 5
     assert cuda.open == (0, 0, 0)
 

@@ -84,12 +84,12 @@ def test_no_memory_for_a_context_says_what_is_free() -> None:
 
 def test_lanes_that_find_no_room_leave_nothing_behind() -> None:
     device = simulated(total=9000)
-    told = ""
+    fix = ""
     try:
         small.session(device, contexts=3)
     except DeviceMemoryError as err:
-        told = err.fix
-    assert "contexts=1" in told
+        fix = err.fix
+    assert "contexts=1" in fix
     assert cuda_of(device).open == (0, 0, 0)
 
 
@@ -167,14 +167,14 @@ def test_swapping_sets_addresses_and_nothing_else(turns: list[int], count: int) 
     for turn in turns:
         addresses = cuda.count.addresses
         pictures = images(count, turn)
-        found = session.run_bound(pictures, bound[turn], None)
-        assert np.allclose(found.logits, logits(pictures, domains[turn]), atol=1e-5)
-        assert np.allclose(found.gates, domains[turn]["block00.gate.bias"][0])
+        answer = session.run_bound(pictures, bound[turn], None)
+        assert np.allclose(answer.logits, logits(pictures, domains[turn]), atol=1e-5)
+        assert np.allclose(answer.gates, domains[turn]["block00.gate.bias"][0])
         assert cuda.count.addresses - addresses == (0 if turn == last else len(small.SLOTS))
         last = turn
     after = cuda.count
-    kept = (before.allocations, before.pinned, before.streams)
-    assert (after.allocations, after.pinned, after.streams) == kept
+    counts = (before.allocations, before.pinned, before.streams)
+    assert (after.allocations, after.pinned, after.streams) == counts
     assert after.executions - before.executions == count * len(turns)
 
 
@@ -183,8 +183,8 @@ def test_a_domain_in_the_memory_that_another_one_left_is_itself(device: TrtDevic
     session = small.session(device)
     for seed in range(6):
         domain = slots(2 + seed % 4, seed)
-        found = session.run_bound(images(), session.bind(domain), None)
-        assert np.allclose(found.logits, logits(images(), domain), atol=1e-5)
+        answer = session.run_bound(images(), session.bind(domain), None)
+        assert np.allclose(answer.logits, logits(images(), domain), atol=1e-5)
 
 
 @pytest.mark.parametrize("contexts", [1, 3])
@@ -221,11 +221,11 @@ def cut(session: EngineBackend, bound: Any, seconds: float = 0.03) -> str:
     """What a request says whose limit is over."""
     with pytest.raises(TimeLimitError) as caught, TimeLimit(seconds) as limit:
         session.run_bound(images(), bound, limit)
-    said = caught.value.message
+    message = caught.value.message
     # The error's frames refer to what they used.
     del caught, bound
     gc.collect()
-    return said
+    return message
 
 
 def test_a_cut_request_ends_in_time_and_its_memory_stays_until_the_stream_is_idle(
@@ -246,8 +246,8 @@ def test_a_cut_request_ends_in_time_and_its_memory_stays_until_the_stream_is_idl
 
     until(swept)
     other = slots(3, 7)
-    found = session.run_bound(images(), session.bind(other), None)
-    assert np.allclose(found.logits, logits(images(), other), atol=1e-5)
+    answer = session.run_bound(images(), session.bind(other), None)
+    assert np.allclose(answer.logits, logits(images(), other), atol=1e-5)
 
 
 def test_a_request_that_waits_for_a_context_ends_in_time_too(device: TrtDevice) -> None:
@@ -269,9 +269,9 @@ def test_a_request_waits_for_a_context_whose_request_was_cut(device: TrtDevice) 
         cut(session, bound)
         timer = threading.Timer(0.05, cuda_of(device).resume)
         timer.start()
-        found = session.run_bound(images(), bound, None)
+        answer = session.run_bound(images(), bound, None)
         timer.join()
-    assert np.allclose(found.logits, logits(images(), slots()), atol=1e-5)
+    assert np.allclose(answer.logits, logits(images(), slots()), atol=1e-5)
     del bound, timer
 
 
@@ -290,8 +290,8 @@ def test_a_device_that_fails_says_so_and_the_next_request_runs(device: TrtDevice
         cuda.fail("CUDA_ERROR_ECC_UNCORRECTABLE")
         with pytest.raises(DeviceError, match="CUDA_ERROR_ECC_UNCORRECTABLE"):
             session.run_bound(images(), bound, limit)
-        found = session.run_bound(images(), bound, None)
-        assert np.allclose(found.logits, logits(images(), slots()), atol=1e-5)
+        answer = session.run_bound(images(), bound, None)
+        assert np.allclose(answer.logits, logits(images(), slots()), atol=1e-5)
     del bound
 
 

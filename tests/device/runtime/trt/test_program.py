@@ -81,8 +81,8 @@ def test_each_gate_sends_a_picture_through_one_segment_alone(
     keys = [(role, site) for site in SITES for role in ("side", "opened", "closed")]
     before = {key: staged.runs(*key) for key in keys}
     bound = staged.session.bind(forced(staged.release, states))
-    found = staged.session.run_bound(tensor(count), bound, None)
-    assert ((found.gates >= 0) == states).all()
+    answer = staged.session.run_bound(tensor(count), bound, None)
+    assert ((answer.gates >= 0) == states).all()
     for site, state in zip(SITES, states, strict=True):
         runs = {role: staged.runs(role, site) - before[role, site] for role in ("side", "opened")}
         assert runs == {"side": count, "opened": count * state}
@@ -118,8 +118,8 @@ def test_a_gate_of_zero_is_open_by_byte_and_by_logit(fleet: Fleet) -> None:
     for flags in (True, False):
         made = Staged(fleet["first"], flags=flags)
         slots = {n: np.zeros_like(a) if ".gate." in n else a for n, a in made.release.slots.items()}
-        found = made.session.run_bound(tensor(1), made.session.bind(slots), None)
-        assert (found.gates == 0).all()
+        answer = made.session.run_bound(tensor(1), made.session.bind(slots), None)
+        assert (answer.gates == 0).all()
         assert all(made.runs("opened", site) == 1 for site in SITES)
 
 
@@ -265,12 +265,12 @@ def test_a_site_without_its_open_segment_is_refused() -> None:
 )
 def test_a_plan_that_takes_other_slots_than_its_kit_is_refused(slot: KitSlot, told: str) -> None:
     device = simulated()
-    kept = tuple(one for one in small.SLOTS if one.name != slot.name)
+    others = tuple(one for one in small.SLOTS if one.name != slot.name)
     with pytest.raises(BundleError, match=told):
         program(
             [small.WHOLE],
             lambda _: Plan(device, small.plan_bytes(), what="small"),
-            (*kept, slot),
+            (*others, slot),
         )
 
 

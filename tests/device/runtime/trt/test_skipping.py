@@ -31,9 +31,9 @@ class Watched(LinkedModel):
         self.seen: list[tuple[bool, ...]] = []
 
     def run_bound(self, images: Floats, binding: Any, limit: TimeLimit | None) -> Answer:
-        found = super().run_bound(images, binding, limit)
-        self.seen.append(tuple(map(bool, found.gates[0] >= 0)))
-        return found
+        answer = super().run_bound(images, binding, limit)
+        self.seen.append(tuple(map(bool, answer.gates[0] >= 0)))
+        return answer
 
 
 @pytest.fixture
@@ -49,10 +49,12 @@ def watched(exported: Exported, release: Release) -> Watched:
 
 def test_all_gates_are_forced_both_ways(watched: Watched, release: Release) -> None:
     size = release.preprocess.size
-    found = measure_skipping(watched, release.slots, release.gates, size=size, share=0.5, rounds=2)
-    assert found.share == 0.5
-    assert found.open_ms > 0
-    assert found.closed_ms > 0
+    skipping = measure_skipping(
+        watched, release.slots, release.gates, size=size, share=0.5, rounds=2
+    )
+    assert skipping.share == 0.5
+    assert skipping.open_ms > 0
+    assert skipping.closed_ms > 0
     count = len(release.gates)
     assert set(watched.seen) == {(True,) * count, (False,) * count}
 
@@ -78,9 +80,9 @@ def test_without_gates_there_is_nothing_to_prove(watched: Watched, release: Rele
 def test_half_of_what_could_be_saved_is_asked_for(
     open_ms: float, share: float, part: float
 ) -> None:
-    found = Skipping(open_ms, open_ms * (1 - part * share), share)
+    skipping = Skipping(open_ms, open_ms * (1 - part * share), share)
     if abs(part - 0.5) > 1e-3 and share > 1e-3:
-        assert (found.verdict == "skipping") == (part > 0.5)
+        assert (skipping.verdict == "skipping") == (part > 0.5)
 
 
 def test_the_share_is_that_of_the_gated_blocks(exported: Exported, release: Release) -> None:
