@@ -23,17 +23,17 @@ MODEL = "/v2/models/toy_chirps"
 def test_health_and_metadata_of_the_server(app: App) -> None:
     assert call(app, "GET", "/v2/health/live").value == {"live": True}
     assert call(app, "GET", "/v2/health/ready").value == {"ready": True}
-    found = call(app, "GET", "/v2").value
-    assert found["name"] == "da3"
-    assert "binary_tensor_data" in found["extensions"]
+    document = call(app, "GET", "/v2").value
+    assert document["name"] == "da3"
+    assert "binary_tensor_data" in document["extensions"]
 
 
 def test_a_model_tells_its_inputs_and_outputs(app: App, runner: Runner) -> None:
     domain = runner.domains["toy_chirps"]
-    found = call(app, "GET", MODEL).value
-    assert found["versions"] == [domain.release.removeprefix("sha256:")[:12]]
-    assert found["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 3, 12, 12]}]
-    assert [(one["name"], one["datatype"], one["shape"]) for one in found["outputs"]] == [
+    document = call(app, "GET", MODEL).value
+    assert document["versions"] == [domain.release.removeprefix("sha256:")[:12]]
+    assert document["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 3, 12, 12]}]
+    assert [(one["name"], one["datatype"], one["shape"]) for one in document["outputs"]] == [
         ("logits", "FP32", [-1, 8]),
         ("probabilities", "FP32", [-1, 8]),
         ("label", "BYTES", [-1]),
@@ -45,8 +45,8 @@ def test_a_version_is_the_release(app: App) -> None:
     (version,) = call(app, "GET", MODEL).value["versions"]
     for rest in ("", "/ready", "/config", "/stats"):
         assert call(app, "GET", f"{MODEL}/versions/{version}{rest}").status == 200
-        found = call(app, "GET", f"{MODEL}/versions/1{rest}")
-        assert (found.status, "unknown version" in found.error) == (404, True)
+        response = call(app, "GET", f"{MODEL}/versions/1{rest}")
+        assert (response.status, "unknown version" in response.error) == (404, True)
     body = inference(pictures())
     assert call(app, "POST", f"{MODEL}/versions/{version}/infer", body).status == 200
     assert call(app, "POST", f"{MODEL}/versions/1/infer", body).status == 404
@@ -55,10 +55,10 @@ def test_a_version_is_the_release(app: App) -> None:
 def test_an_answer_is_the_runners(app: App, runner: Runner) -> None:
     tensor = pictures(3)
     expected = runner.infer(tensor, "toy_chirps")
-    found = call(app, "POST", f"{MODEL}/infer", inference(tensor, id="7")).value
-    outputs = {one["name"]: one for one in found["outputs"]}
-    assert (found["id"], found["model_name"]) == ("7", "toy_chirps")
-    assert found["parameters"]["ms"] >= 0
+    document = call(app, "POST", f"{MODEL}/infer", inference(tensor, id="7")).value
+    outputs = {one["name"]: one for one in document["outputs"]}
+    assert (document["id"], document["model_name"]) == ("7", "toy_chirps")
+    assert document["parameters"]["ms"] >= 0
     logits = np.array(outputs["logits"]["data"], np.float32).reshape(3, 8)
     np.testing.assert_array_equal(logits, expected.logits)
     np.testing.assert_array_equal(outputs["gates"]["data"], expected.gates.ravel())
@@ -76,9 +76,9 @@ def _file(kind: str, side: int = 20) -> bytes:
 
 
 def _logits(app: App, body: bytes, headers: dict[str, str]) -> Any:
-    found = call(app, "POST", f"{MODEL}/infer", body, headers)
-    assert found.status == 200, found.error
-    return found.value["outputs"][0]["data"]
+    response = call(app, "POST", f"{MODEL}/infer", body, headers)
+    assert response.status == 200, response.error
+    return response.value["outputs"][0]["data"]
 
 
 def test_pixels_a_picture_file_and_a_raw_body_say_the_same(app: App, runner: Runner) -> None:
@@ -112,9 +112,9 @@ def test_a_raw_body_may_be_any_format(app: App, kind: str) -> None:
 
 def test_the_best_classes_as_triton_writes_them(app: App, runner: Runner) -> None:
     tensor = pictures(2)
-    asked = [{"name": "probabilities", "parameters": {"classification": 99}}]
-    found = call(app, "POST", f"{MODEL}/infer", inference(tensor, outputs=asked)).value
-    (output,) = found["outputs"]
+    outputs = [{"name": "probabilities", "parameters": {"classification": 99}}]
+    document = call(app, "POST", f"{MODEL}/infer", inference(tensor, outputs=outputs)).value
+    (output,) = document["outputs"]
     assert (output["datatype"], output["shape"]) == ("BYTES", [2, 8])
     value, index, label = output["data"][8].split(":")
     prediction = runner.run(tensor[1], "toy_chirps")
@@ -144,18 +144,18 @@ def test_the_best_classes_as_triton_writes_them(app: App, runner: Runner) -> Non
 def test_what_is_not_there_is_told(
     app: App, method: str, path: str, status: int, said: str
 ) -> None:
-    found = call(app, method, path)
-    assert (found.status, said in found.error) == (status, True), found.error
+    response = call(app, method, path)
+    assert (response.status, said in response.error) == (status, True), response.error
     if status == 405:
-        assert found.headers["Allow"] in ("GET", "POST")
+        assert response.headers["Allow"] in ("GET", "POST")
 
 
 def test_a_path_that_is_no_utf_8_is_refused(app: App) -> None:
-    found = call(app, "GET", "/v2")
+    response = call(app, "GET", "/v2")
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/v2/\xff", "HTTP_HOST": "localhost"}
-    said: list[str] = []
-    app(environ, lambda status, headers: said.append(status))
-    assert (found.status, said) == (200, ["400 Bad Request"])
+    statuses: list[str] = []
+    app(environ, lambda status, headers: statuses.append(status))
+    assert (response.status, statuses) == (200, ["400 Bad Request"])
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ def test_a_path_that_is_no_utf_8_is_refused(app: App) -> None:
     ],
 )
 def test_a_request_that_cannot_be_answered_is_a_400(app: App, body: bytes, said: str) -> None:
-    found = call(app, "POST", f"{MODEL}/infer", body)
-    assert (found.status, said in found.error) == (400, True), found.error
+    response = call(app, "POST", f"{MODEL}/infer", body)
+    assert (response.status, said in response.error) == (400, True), response.error
 
 
 def test_nan_in_binary_data_is_a_400(app: App) -> None:
@@ -222,14 +222,14 @@ def test_nan_in_binary_data_is_a_400(app: App) -> None:
     }
     head = json.dumps({"inputs": [image]}).encode()
     headers = {"Inference-Header-Content-Length": str(len(head))}
-    found = call(app, "POST", f"{MODEL}/infer", head + tensor.tobytes(), headers)
-    assert (found.status, "NaN" in found.error) == (400, True)
+    response = call(app, "POST", f"{MODEL}/infer", head + tensor.tobytes(), headers)
+    assert (response.status, "NaN" in response.error) == (400, True)
 
 
 def test_values_whose_logits_overflow_are_a_400(app: App) -> None:
     tensor = np.full((1, 3, 12, 12), 3e38, np.float32)
-    found = call(app, "POST", f"{MODEL}/infer", inference(tensor))
-    assert (found.status, "overflow" in found.error) == (400, True)
+    response = call(app, "POST", f"{MODEL}/infer", inference(tensor))
+    assert (response.status, "overflow" in response.error) == (400, True)
 
 
 def test_a_decompression_bomb_is_a_400(app: App) -> None:
@@ -237,52 +237,53 @@ def test_a_decompression_bomb_is_a_400(app: App) -> None:
     Image.new("1", (9000, 9000)).save(saved, "PNG")
     assert len(saved.getvalue()) < LIMITS.body_bytes
     headers = {"Inference-Header-Content-Length": "0"}
-    found = call(app, "POST", f"{MODEL}/infer", saved.getvalue(), headers)
-    assert (found.status, "expected 1 to 64000000 pixels" in found.error) == (400, True)
+    response = call(app, "POST", f"{MODEL}/infer", saved.getvalue(), headers)
+    assert (response.status, "expected 1 to 64000000 pixels" in response.error) == (400, True)
 
 
 def test_a_body_beyond_the_limit_is_a_413(app: App) -> None:
-    found = call(app, "POST", f"{MODEL}/infer", b" " * (LIMITS.body_bytes + 1))
-    assert (found.status, "at most 200000 bytes, got 200001" in found.error) == (413, True)
-    found = call(app, "POST", "/v2/repository/index", b" " * (64 * 1024 + 1))
-    assert (found.status, "at most 65536 bytes" in found.error) == (413, True)
+    response = call(app, "POST", f"{MODEL}/infer", b" " * (LIMITS.body_bytes + 1))
+    assert (response.status, "at most 200000 bytes, got 200001" in response.error) == (413, True)
+    response = call(app, "POST", "/v2/repository/index", b" " * (64 * 1024 + 1))
+    assert (response.status, "at most 65536 bytes" in response.error) == (413, True)
 
 
 def test_a_timeout_of_the_client_is_a_504(app: App) -> None:
-    asked = inference(pictures(8), parameters={"timeout": 1})
-    found = call(app, "POST", f"{MODEL}/infer", asked)
-    assert found.status == 504, found.body
+    body = inference(pictures(8), parameters={"timeout": 1})
+    response = call(app, "POST", f"{MODEL}/infer", body)
+    assert response.status == 504, response.body
     assert call(app, "POST", f"{MODEL}/infer", inference(pictures())).status == 200
 
 
 def test_a_closed_application_is_live_but_not_ready(app: App) -> None:
     app.close()
     assert call(app, "GET", "/v2/health/live").status == 200
-    found = call(app, "GET", "/v2/health/ready")
-    assert (found.status, found.value["ready"]) == (503, False)
+    response = call(app, "GET", "/v2/health/ready")
+    assert (response.status, response.value["ready"]) == (503, False)
     for path in (f"{MODEL}/infer", "/v2/repository/models/toy_chirps/unload"):
-        found = call(app, "POST", path, inference(pictures()) if "infer" in path else None)
-        assert (found.status, found.error) == (503, "the server is stopping")
-        assert found.headers["Retry-After"] == "1"
+        response = call(app, "POST", path, inference(pictures()) if "infer" in path else None)
+        assert (response.status, response.error) == (503, "the server is stopping")
+        assert response.headers["Retry-After"] == "1"
 
 
 def test_a_closed_runner_is_a_404_or_503_and_no_fault_of_ours(app: App, runner: Runner) -> None:
     runner.close()
-    found = call(app, "POST", f"{MODEL}/infer", inference(pictures()))
-    assert found.status in (404, 503)
+    response = call(app, "POST", f"{MODEL}/infer", inference(pictures()))
+    assert response.status in (404, 503)
 
 
 def test_statistics_count_what_was_asked(app: App) -> None:
     for count in (1, 2):
         call(app, "POST", f"{MODEL}/infer", inference(pictures(count)))
     call(app, "POST", f"{MODEL}/infer", b"{}")
-    (found,) = call(app, "GET", f"{MODEL}/stats").value["model_stats"]
-    assert (found["inference_count"], found["execution_count"]) == (3, 2)
-    assert found["inference_stats"]["fail"]["count"] == 1
+    (statistics,) = call(app, "GET", f"{MODEL}/stats").value["model_stats"]
+    assert (statistics["inference_count"], statistics["execution_count"]) == (3, 2)
+    assert statistics["inference_stats"]["fail"]["count"] == 1
     assert (
-        found["inference_stats"]["success"]["ns"] >= found["inference_stats"]["compute_infer"]["ns"]
+        statistics["inference_stats"]["success"]["ns"]
+        >= statistics["inference_stats"]["compute_infer"]["ns"]
     )
-    assert call(app, "GET", "/v2/models/stats").value["model_stats"] == [found]
+    assert call(app, "GET", "/v2/models/stats").value["model_stats"] == [statistics]
     call(app, "POST", "/v2/repository/models/toy_chirps/unload")
     assert call(app, "GET", "/v2/models/stats").value == {"model_stats": []}
 
@@ -302,9 +303,9 @@ def test_a_fault_of_ours_says_nothing_of_the_machine(
     environ = {"REQUEST_METHOD": "POST", "PATH_INFO": f"{MODEL}/infer", "HTTP_HOST": "localhost"}
     # A server that announces a body and has none to read.
     environ["CONTENT_LENGTH"] = "3"
-    said: list[str] = []
-    body = b"".join(app(environ, lambda status, headers: said.append(status)))
-    assert said == ["500 Internal Server Error"]
+    statuses: list[str] = []
+    body = b"".join(app(environ, lambda status, headers: statuses.append(status)))
+    assert statuses == ["500 Internal Server Error"]
     assert json.loads(body) == {"error": "the server failed; its log says how"}
     assert "KeyError" in caplog.text
 
@@ -342,8 +343,8 @@ def test_any_head_is_answered_without_a_fault_of_ours(
 
 
 def test_the_index_shows_what_could_be_loaded(app: App) -> None:
-    found = call(app, "POST", "/v2/repository/index", b"{}", JSON)
-    (entry,) = found.value
+    response = call(app, "POST", "/v2/repository/index", b"{}", JSON)
+    (entry,) = response.value
     assert (entry["name"], entry["state"]) == ("toy_chirps", "READY")
     assert call(app, "POST", "/v2/repository/models/toy_chirps/unload").value == {}
     (entry,) = call(app, "POST", "/v2/repository/index").value

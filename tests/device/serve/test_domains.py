@@ -31,7 +31,7 @@ def test_while_a_domain_is_replaced_each_answer_is_of_one_release(
         domain = runner.replace(bundle, name=NAME)
         expected[version(domain)] = runner.infer(TENSOR, NAME).logits
     assert len(expected) == 2
-    done, seen = threading.Event(), set()
+    done, versions = threading.Event(), set()
 
     def replace() -> None:
         for turn in range(40):
@@ -47,9 +47,9 @@ def test_while_a_domain_is_replaced_each_answer_is_of_one_release(
             continue
         logits = next(tensor for tensor, _ in response.outputs if tensor.name == "logits")
         np.testing.assert_array_equal(logits.array, expected[response.version])
-        seen.add(response.version)
+        versions.add(response.version)
     thread.join()
-    assert seen <= set(expected)
+    assert versions <= set(expected)
 
 
 def test_a_version_that_was_replaced_is_gone(runner: Runner, successor: Path) -> None:
@@ -65,10 +65,10 @@ def test_time_that_is_over_before_the_model_runs(runner: Runner) -> None:
 
 
 def test_a_configuration_leaves_out_the_batch(runner: Runner) -> None:
-    found = config(runner.domains[NAME], 8)
-    assert found["max_batch_size"] == 8
-    assert found["input"] == [{"name": "image", "data_type": "TYPE_FP32", "dims": [3, 12, 12]}]
-    kinds = [one["data_type"] for one in found["output"]]
+    document = config(runner.domains[NAME], 8)
+    assert document["max_batch_size"] == 8
+    assert document["input"] == [{"name": "image", "data_type": "TYPE_FP32", "dims": [3, 12, 12]}]
+    kinds = [one["data_type"] for one in document["output"]]
     assert kinds == ["TYPE_FP32", "TYPE_FP32", "TYPE_STRING", "TYPE_BOOL"]
-    assert json.loads(found["parameters"]["gates"]["string_value"]) == ["block00", "block02"]
-    assert len(json.loads(found["parameters"]["classes"]["string_value"])) == 8
+    assert json.loads(document["parameters"]["gates"]["string_value"]) == ["block00", "block02"]
+    assert len(json.loads(document["parameters"]["classes"]["string_value"])) == 8

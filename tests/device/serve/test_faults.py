@@ -46,19 +46,19 @@ QUIET: dict[type[Da3Error], int] = {
 
 @pytest.mark.parametrize("kind", ALL)
 def test_each_error_has_its_status(kind: type[Da3Error]) -> None:
-    found = refusal(_raised(kind))
-    assert found.status == {**SPOKEN, **QUIET}.get(kind, 500)
-    assert (SECRET in found.message) == (kind in SPOKEN and kind is not UnknownNameError)
-    assert found.hidden == (kind not in SPOKEN)
+    error = refusal(_raised(kind))
+    assert error.status == {**SPOKEN, **QUIET}.get(kind, 500)
+    assert (SECRET in error.message) == (kind in SPOKEN and kind is not UnknownNameError)
+    assert error.hidden == (kind not in SPOKEN)
 
 
 def test_an_error_that_is_none_of_ours_is_a_500() -> None:
-    found = refusal(ValueError(SECRET))
-    assert (found.status, found.message) == (500, "the server failed; its log says how")
+    error = refusal(ValueError(SECRET))
+    assert (error.status, error.message) == (500, "the server failed; its log says how")
 
 
 def test_a_refusal_stays_what_it_is() -> None:
-    said = overloaded("later")
-    assert refusal(said) is said
-    assert isinstance(said, RefusedError)
-    assert (said.status, said.headers) == (503, {"Retry-After": "1"})
+    error = overloaded("later")
+    assert refusal(error) is error
+    assert isinstance(error, RefusedError)
+    assert (error.status, error.headers) == (503, {"Retry-After": "1"})

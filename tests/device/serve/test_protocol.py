@@ -49,9 +49,9 @@ def _body(*inputs: NamedTensor, **further: Any) -> tuple[bytes, str]:
 @given(st.lists(tensors(), min_size=1, max_size=3), st.text(max_size=20))
 def test_a_request_comes_back(drawn: list[NamedTensor], name: str) -> None:
     sent = [NamedTensor(f"t{i}", one.datatype, one.array) for i, one in enumerate(drawn)]
-    found = decode(*_body(*sent, id=name), LIMITS)
-    assert found.id == name
-    for one, other in zip(found.inputs, sent, strict=True):
+    request = decode(*_body(*sent, id=name), LIMITS)
+    assert request.id == name
+    for one, other in zip(request.inputs, sent, strict=True):
         assert (one.name, one.datatype) == (other.name, other.datatype)
         np.testing.assert_array_equal(one.array, other.array)
 
@@ -65,18 +65,18 @@ def test_a_response_can_be_read_as_a_request_is(tensor: NamedTensor, binary: boo
     assert (document["model_name"], document["model_version"], document["id"]) == ("m", "1", "7")
     again = json.dumps({"inputs": document["outputs"]}).encode()
     tail = b"" if length is None else body[length:]
-    (found,) = decode(again + tail, str(len(again)), LIMITS).inputs
-    np.testing.assert_array_equal(found.array, tensor.array)
+    (copy,) = decode(again + tail, str(len(again)), LIMITS).inputs
+    np.testing.assert_array_equal(copy.array, tensor.array)
 
 
 @given(st.binary(max_size=200), st.none() | st.text("0123456789 -+_xé", max_size=4))
 def test_any_bytes_are_a_request_or_an_error(body: bytes, header: str | None) -> None:
     try:
-        found = decode(body, header, LIMITS)
+        request = decode(body, header, LIMITS)
     except DataError as err:
         assert len(err.message) < 1000
     else:
-        assert isinstance(found, Request)
+        assert isinstance(request, Request)
 
 
 JSON_VALUES = st.recursive(
@@ -114,14 +114,14 @@ def test_outputs_and_parameters_are_read() -> None:
         outputs=outputs,
         parameters={"binary_data_output": True, "timeout": 2_500_000},
     )
-    found = decode(body, None, Limits())
-    assert found.outputs == (RequestedOutput("logits", True, 3), RequestedOutput("label", False))
-    assert (found.id, found.binary, found.timeout_s) == ("a", True, 2.5)
+    request = decode(body, None, Limits())
+    assert request.outputs == (RequestedOutput("logits", True, 3), RequestedOutput("label", False))
+    assert (request.id, request.binary, request.timeout_s) == ("a", True, 2.5)
 
 
 def test_a_header_of_length_0_is_one_picture() -> None:
-    (found,) = decode(b"\xff\xd8 any file", "0", LIMITS).inputs
-    assert (found.name, found.datatype, found.array.tolist()) == (
+    (picture,) = decode(b"\xff\xd8 any file", "0", LIMITS).inputs
+    assert (picture.name, picture.datatype, picture.array.tolist()) == (
         "image",
         "BYTES",
         [b"\xff\xd8 any file"],

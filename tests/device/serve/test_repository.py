@@ -81,17 +81,17 @@ def test_a_bundle_of_another_method_is_a_model_of_its_own(
 )
 def test_path_traversal_reaches_no_file(app: App, runner: Runner, folder: Path, name: str) -> None:
     before = dict(runner.domains)
-    found = call(app, "POST", LOAD.format(name), b"{}")
-    assert found.status in (400, 404)
-    assert str(folder.parent) not in found.error
+    response = call(app, "POST", LOAD.format(name), b"{}")
+    assert response.status in (400, 404)
+    assert str(folder.parent) not in response.error
     assert runner.domains == before
 
 
 def test_a_bundle_is_loaded_under_its_files_name(app: App, runner: Runner) -> None:
     assert call(app, "POST", LOAD.format("cars")).status == 200
     assert runner.domains["cars"].name == "cars"
-    found = call(app, "POST", "/v2/repository/index").value
-    assert [(one["name"], one["state"]) for one in found] == [
+    index = call(app, "POST", "/v2/repository/index").value
+    assert [(one["name"], one["state"]) for one in index] == [
         ("cars", "READY"),
         ("toy_chirps", "READY"),
     ]
@@ -119,9 +119,9 @@ def test_an_altered_bundle_is_a_422_that_names_no_path(
     data = bytearray((folder / "cars.da3b").read_bytes())
     data[len(data) // 2] ^= 1
     (folder / "cars.da3b").write_bytes(data)
-    found = call(app, "POST", LOAD.format("cars"))
-    assert (found.status, "failed verification" in found.error) == (422, True)
-    assert str(folder) not in found.error
+    response = call(app, "POST", LOAD.format("cars"))
+    assert (response.status, "failed verification" in response.error) == (422, True)
+    assert str(folder) not in response.error
     assert "cars.da3b" in caplog.text
     assert "cars" not in runner.domains
 
@@ -146,10 +146,10 @@ def test_what_could_not_be_loaded_is_told_with_its_reason_until_it_can(
     whole = (folder / "cars.da3b").read_bytes()
     (folder / "cars.da3b").write_bytes(b"not a bundle")
     refused = call(app, "POST", LOAD.format("cars")).error
-    told = {"bias": "needs more", "cars": refused}
-    assert call(app, "GET", "/v2/health/ready").value == {"ready": True, "not_loaded": told}
+    reasons = {"bias": "needs more", "cars": refused}
+    assert call(app, "GET", "/v2/health/ready").value == {"ready": True, "not_loaded": reasons}
     index = call(app, "POST", "/v2/repository/index").value
-    assert {one["name"]: one["reason"] for one in index if one["reason"]} == told
+    assert {one["name"]: one["reason"] for one in index if one["reason"]} == reasons
     assert str(folder) not in str(index)
     (folder / "cars.da3b").write_bytes(whole)
     assert call(app, "POST", LOAD.format("cars")).status == 200
@@ -166,8 +166,8 @@ def test_a_folder_named_as_a_bundle_is_none(app: App, folder: Path) -> None:
 
 def test_without_a_folder_nothing_is_loaded(runner: Runner) -> None:
     app = App(runner, LIMITS, repository=None, control=True, loopback=True)
-    found = call(app, "POST", LOAD.format("toy_chirps"))
-    assert (found.status, "without" in found.error) == (400, True)
+    response = call(app, "POST", LOAD.format("toy_chirps"))
+    assert (response.status, "without" in response.error) == (400, True)
     assert len(call(app, "POST", "/v2/repository/index").value) == 1
 
 
@@ -184,8 +184,8 @@ def test_changes_beyond_their_line_are_a_503(app: App) -> None:
     with ThreadPoolExecutor(8) as pool, ExitStack() as places:
         for _ in range(LOADS):
             places.enter_context(app.loading.turn())
-        found = [pool.submit(call, app, "POST", path) for _ in range(LOADS_WAITING + 4)]
-        until(lambda: sum(one.done() for one in found) == 4)
-        assert {one.result().status for one in found if one.done()} == {503}
+        jobs = [pool.submit(call, app, "POST", path) for _ in range(LOADS_WAITING + 4)]
+        until(lambda: sum(one.done() for one in jobs) == 4)
+        assert {one.result().status for one in jobs if one.done()} == {503}
     others = [404] * (LOADS_WAITING - 1)
-    assert sorted(one.result().status for one in found) == [200, *others] + [503] * 4
+    assert sorted(one.result().status for one in jobs) == [200, *others] + [503] * 4

@@ -35,9 +35,9 @@ def _full(server: Server) -> Iterator[list[Future[Answer]]]:
 
 def test_an_overloaded_server_says_so_at_once_and_recovers(server: Server) -> None:
     with _full(server) as waiting:
-        found = ask(server, "POST", INFER, BODY)
-        assert (found.status, found.headers["Retry-After"]) == (503, "1")
-        assert "overloaded" in found.error
+        response = ask(server, "POST", INFER, BODY)
+        assert (response.status, response.headers["Retry-After"]) == (503, "1")
+        assert "overloaded" in response.error
         for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/toy_chirps"):
             assert ask(server, "GET", path).status == 200
         assert not waiting[0].done()
@@ -49,38 +49,38 @@ def test_a_long_line_leaves_room_for_health_and_refusals(runner: Runner) -> None
     limits = Limits(concurrent=1, waiting=80, connections=1)
     with Server(runner, limits=limits) as server, ThreadPoolExecutor(80) as pool:
         with server.app.inferring.turn():
-            found = [pool.submit(ask, server, "POST", INFER, BODY) for _ in range(80)]
+            jobs = [pool.submit(ask, server, "POST", INFER, BODY) for _ in range(80)]
             until(lambda: server.app.inferring.waiting == 80)
             assert ask(server, "GET", "/v2/health/ready").status == 200
             assert ask(server, "POST", INFER, BODY).status == 503
-        assert {one.result().status for one in found} == {200}
+        assert {one.result().status for one in jobs} == {200}
 
 
 def test_many_clients_get_an_answer_or_a_503(server: Server) -> None:
     with ThreadPoolExecutor(12) as pool:
-        found = list(pool.map(lambda _: ask(server, "POST", INFER, BODY), range(60)))
-    assert {one.status for one in found} <= {200, 503}
-    assert [one for one in found if one.status == 200]
+        responses = list(pool.map(lambda _: ask(server, "POST", INFER, BODY), range(60)))
+    assert {one.status for one in responses} <= {200, 503}
+    assert [one for one in responses if one.status == 200]
     assert (server.app.inferring.running, server.app.inferring.waiting) == (0, 0)
 
 
 def test_a_stopping_server_ends_what_it_began_and_takes_nothing_new(server: Server) -> None:
-    kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
-    kept.request("GET", "/v2/health/ready")
-    assert kept.getresponse().read() == b'{"ready":true}'
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection.request("GET", "/v2/health/ready")
+    assert connection.getresponse().read() == b'{"ready":true}'
     stopper = threading.Thread(target=server.stop)
     with _full(server) as waiting:
         stopper.start()
         until(lambda: not server.app.inferring.open)
-        kept.request("GET", "/v2/health/ready")
-        found = kept.getresponse()
-        assert (found.status, b"stopping" in found.read()) == (503, True)
+        connection.request("GET", "/v2/health/ready")
+        response = connection.getresponse()
+        assert (response.status, b"stopping" in response.read()) == (503, True)
         until(lambda: _refuses(server))
         assert stopper.is_alive()
         assert not waiting[0].done()
     assert waiting[0].result().status == 200
     stopper.join()
-    kept.close()
+    connection.close()
 
 
 def _refuses(server: Server) -> bool:
@@ -113,9 +113,9 @@ def test_a_server_may_be_stopped_twice_or_before_it_started(runner: Runner) -> N
 def test_stopping_while_connections_come_and_go_always_ends(runner: Runner) -> None:
     for _ in range(30):
         with Server(runner) as server, ThreadPoolExecutor(4) as pool:
-            found = [pool.submit(_refuses, server) for _ in range(8)]
+            jobs = [pool.submit(_refuses, server) for _ in range(8)]
             server.stop()
-            assert all(isinstance(one.result(), bool) for one in found)
+            assert all(isinstance(one.result(), bool) for one in jobs)
 
 
 def test_stopping_leaves_no_thread(runner: Runner) -> None:

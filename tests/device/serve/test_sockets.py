@@ -106,12 +106,12 @@ def hasty(runner: Runner) -> Iterator[Server]:
 def test_a_broken_request_is_answered_with_an_error_in_json(
     server: Server, data: bytes, status: int, said: bytes
 ) -> None:
-    found = _answered(server, data)
-    head, _, body = found.partition(b"\r\n\r\n")
-    assert re.match(rb"HTTP/1\.[01] %d " % status, head), found
+    answer = _answered(server, data)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert re.match(rb"HTTP/1\.[01] %d " % status, head), answer
     assert body.startswith(b'{"error":')
     assert said in body
-    assert b"waitress" not in found
+    assert b"waitress" not in answer
     assert ask(server, "GET", "/v2/health/live").status == 200
 
 
@@ -129,8 +129,8 @@ def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     last = LIVE.replace(b"live", b"none")[:-2] + b"Connection: close\r\n\r\n"
     with opened(server) as connection:
         connection.sendall(LIVE + LIVE.replace(b"live", b"ready") + last)
-        found = rest(connection)
-    at = [found.find(part) for part in (b'"live"', b'"ready"', b"no such resource")]
+        answer = rest(connection)
+    at = [answer.find(part) for part in (b'"live"', b'"ready"', b"no such resource")]
     assert at == sorted(at)
     assert -1 not in at
 
@@ -139,10 +139,10 @@ def test_a_head_has_no_body_that_the_next_answer_would_be_read_behind(server: Se
     with opened(server) as connection:
         connection.sendall(LIVE.replace(b"GET", b"HEAD") + LIVE.replace(b"live", b"x"))
         connection.shutdown(socket.SHUT_WR)
-        found = rest(connection)
-    assert found.count(b"HTTP/1.1 ") == 2
-    assert b"Content-Length: 13\r\n" in found
-    assert b'{"live"' not in found
+        answer = rest(connection)
+    assert answer.count(b"HTTP/1.1 ") == 2
+    assert b"Content-Length: 13\r\n" in answer
+    assert b'{"live"' not in answer
 
 
 def test_a_truncated_body_is_never_answered(server: Server) -> None:
@@ -155,8 +155,8 @@ def test_a_client_that_leaves_before_its_answer_harms_nobody(server: Server) -> 
     for _ in range(5):
         with opened(server) as connection:
             connection.sendall(INFER + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-    found = ask(server, "POST", "/v2/models/toy_chirps/infer", body)
-    assert found.status in (200, 503)
+    response = ask(server, "POST", "/v2/models/toy_chirps/infer", body)
+    assert response.status in (200, 503)
 
 
 def test_who_waits_to_continue_is_told_to(server: Server) -> None:

@@ -8,9 +8,9 @@ from toolchain.device.serve.statistics import Statistics
 
 
 def test_nothing_was_asked_yet() -> None:
-    found = Statistics().of("cars", "1")
-    assert (found["last_inference"], found["inference_count"]) == (0, 0)
-    assert found["inference_stats"]["fail"] == {"count": 0, "ns": 0}
+    figures = Statistics().of("cars", "1")
+    assert (figures["last_inference"], figures["inference_count"]) == (0, 0)
+    assert figures["inference_stats"]["fail"] == {"count": 0, "ns": 0}
 
 
 def test_no_request_is_lost_between_threads() -> None:
@@ -24,9 +24,9 @@ def test_no_request_is_lost_between_threads() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(one, range(400)))
-    found = statistics.of("cars", "1")
-    assert (found["execution_count"], found["inference_count"]) == (300, 600)
-    assert found["inference_stats"] == {
+    figures = statistics.of("cars", "1")
+    assert (figures["execution_count"], figures["inference_count"]) == (300, 600)
+    assert figures["inference_stats"] == {
         "success": {"count": 300, "ns": 120_000_000_000},
         "fail": {"count": 100, "ns": 10_000_000_000},
         "queue": {"count": 300, "ns": 30_000_000_000},

@@ -54,16 +54,16 @@ def tensors(draw: st.DrawFn, *, text: bool = False) -> NamedTensor:
 @given(tensors())
 def test_binary_data_come_back(tensor: NamedTensor) -> None:
     data = to_binary(tensor)
-    found = from_binary(memoryview(data), tensor.datatype, list(tensor.array.shape))
-    np.testing.assert_array_equal(found, tensor.array)
-    assert found.dtype == tensor.array.dtype
+    array = from_binary(memoryview(data), tensor.datatype, list(tensor.array.shape))
+    np.testing.assert_array_equal(array, tensor.array)
+    assert array.dtype == tensor.array.dtype
 
 
 @given(tensors(text=True))
 def test_json_data_come_back(tensor: NamedTensor) -> None:
     flat = json.loads(json.dumps(to_json(tensor), allow_nan=False))
-    found = from_json(flat, tensor.datatype, list(tensor.array.shape))
-    np.testing.assert_array_equal(found, tensor.array)
+    array = from_json(flat, tensor.datatype, list(tensor.array.shape))
+    np.testing.assert_array_equal(array, tensor.array)
 
 
 @given(tensors(text=True))
@@ -72,8 +72,8 @@ def test_nested_data_are_flat_data(tensor: NamedTensor) -> None:
     values = to_json(tensor)
     nested = np.empty(len(values), object)
     nested[:] = values
-    found = from_json(nested.reshape(shape).tolist(), tensor.datatype, shape)
-    np.testing.assert_array_equal(found, from_json(values, tensor.datatype, shape))
+    array = from_json(nested.reshape(shape).tolist(), tensor.datatype, shape)
+    np.testing.assert_array_equal(array, from_json(values, tensor.datatype, shape))
 
 
 @given(st.binary(max_size=60), st.sampled_from(sorted(DATATYPES)), SHAPES)
@@ -81,11 +81,11 @@ def test_any_bytes_are_a_tensor_or_an_error(
     data: bytes, datatype: str, shape: tuple[int, ...]
 ) -> None:
     try:
-        found = from_binary(memoryview(data), datatype, list(shape))
+        array = from_binary(memoryview(data), datatype, list(shape))
     except DataError:
         return
-    assert found.shape == shape
-    assert to_binary(NamedTensor("t", datatype, found)) == data
+    assert array.shape == shape
+    assert to_binary(NamedTensor("t", datatype, array)) == data
 
 
 @pytest.mark.parametrize(

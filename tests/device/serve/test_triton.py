@@ -54,16 +54,16 @@ def test_several_outputs_of_a_batch(client: Any, runner: Runner, sent: bool, wan
     tensor = pictures(4)
     names = ("gates", "logits", "label", "probabilities")
     outputs = [triton.InferRequestedOutput(name, binary_data=wanted) for name in names]
-    found = client.infer(NAME, [_image(tensor, binary=sent)], outputs=outputs, request_id="7")
+    result = client.infer(NAME, [_image(tensor, binary=sent)], outputs=outputs, request_id="7")
     expected = runner.infer(tensor, NAME)
     predictions = runner.run_batch(tensor, NAME)
-    np.testing.assert_array_equal(found.as_numpy("logits"), expected.logits)
-    np.testing.assert_array_equal(found.as_numpy("gates"), expected.gates)
-    labels = [one if isinstance(one, str) else one.decode() for one in found.as_numpy("label")]
+    np.testing.assert_array_equal(result.as_numpy("logits"), expected.logits)
+    np.testing.assert_array_equal(result.as_numpy("gates"), expected.gates)
+    labels = [one if isinstance(one, str) else one.decode() for one in result.as_numpy("label")]
     assert labels == [one.label for one in predictions]
-    best = found.as_numpy("probabilities").max(axis=1)
+    best = result.as_numpy("probabilities").max(axis=1)
     np.testing.assert_allclose(best, [one.probability for one in predictions], rtol=1e-6)
-    response = found.get_response()
+    response = result.get_response()
     assert [one["name"] for one in response["outputs"]] == list(names)
     assert (response["id"], response["model_name"]) == ("7", NAME)
 
@@ -77,24 +77,24 @@ def test_all_outputs_without_asking(client: Any) -> None:
 def test_classification(client: Any, runner: Runner) -> None:
     tensor = pictures(2)
     outputs = [triton.InferRequestedOutput("logits", class_count=3)]
-    found = client.infer(NAME, [_image(tensor)], outputs=outputs).as_numpy("logits")
-    assert found.shape == (2, 3)
+    classes = client.infer(NAME, [_image(tensor)], outputs=outputs).as_numpy("logits")
+    assert classes.shape == (2, 3)
     prediction = runner.run(tensor[0], NAME)
-    assert found[0, 0].decode().endswith(f":{prediction.index}:{prediction.label}")
+    assert classes[0, 0].decode().endswith(f":{prediction.index}:{prediction.label}")
 
 
 def test_pixels_and_files(client: Any, runner: Runner) -> None:
     drawn = np.random.default_rng(2).integers(0, 255, (2, 16, 14, 3), np.uint8)
     expected = runner.infer(runner.prepare(drawn, NAME), NAME).logits
-    found = client.infer(NAME, [_image(drawn, "UINT8")])
-    np.testing.assert_array_equal(found.as_numpy("logits"), expected)
+    result = client.infer(NAME, [_image(drawn, "UINT8")])
+    np.testing.assert_array_equal(result.as_numpy("logits"), expected)
     files = np.empty(2, object)
     for index, one in enumerate(drawn):
         saved = io.BytesIO()
         Image.fromarray(one).save(saved, "PNG")
         files[index] = saved.getvalue()
-    found = client.infer(NAME, [_image(files, "BYTES")])
-    np.testing.assert_array_equal(found.as_numpy("logits"), expected)
+    result = client.infer(NAME, [_image(files, "BYTES")])
+    np.testing.assert_array_equal(result.as_numpy("logits"), expected)
 
 
 def test_asking_asynchronously(client: Any) -> None:
@@ -121,9 +121,9 @@ def test_a_model_of_the_client_is_refused(client: Any, given: dict[str, Any]) ->
 
 def test_statistics(client: Any) -> None:
     client.infer(NAME, [_image(pictures(3))])
-    (found,) = client.get_inference_statistics(NAME)["model_stats"]
-    assert (found["inference_count"], found["execution_count"]) == (3, 1)
-    assert client.get_inference_statistics()["model_stats"] == [found]
+    (statistics,) = client.get_inference_statistics(NAME)["model_stats"]
+    assert (statistics["inference_count"], statistics["execution_count"]) == (3, 1)
+    assert client.get_inference_statistics()["model_stats"] == [statistics]
 
 
 def _told(action: Any) -> tuple[str, str]:
@@ -133,13 +133,13 @@ def _told(action: Any) -> tuple[str, str]:
 
 
 def test_faults_arrive_as_the_clients_own(client: Any) -> None:
-    status, said = _told(lambda: client.get_model_metadata("nobody"))
-    assert (status, said) == ("404", "unknown model 'nobody'")
-    status, said = _told(lambda: client.infer(NAME, [_image(pictures(9))]))
-    assert (status, "1 to 8 pictures" in said) == ("400", True)
+    status, message = _told(lambda: client.get_model_metadata("nobody"))
+    assert (status, message) == ("404", "unknown model 'nobody'")
+    status, message = _told(lambda: client.infer(NAME, [_image(pictures(9))]))
+    assert (status, "1 to 8 pictures" in message) == ("400", True)
     big = np.zeros((40, 3, 24, 24), np.float32)
-    status, said = _told(lambda: client.infer(NAME, [_image(big)]))
-    assert (status, "Too Large" in said) == ("413", True)
+    status, message = _told(lambda: client.infer(NAME, [_image(big)]))
+    assert (status, "Too Large" in message) == ("413", True)
     # One connection did all that; it can go on.
     assert client.infer(NAME, [_image(pictures())]).as_numpy("label").shape == (1,)
 
@@ -147,16 +147,16 @@ def test_faults_arrive_as_the_clients_own(client: Any) -> None:
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 def test_a_compressed_request_is_refused(client: Any, coding: str) -> None:
     image = [_image(pictures())]
-    asked = {"request_compression_algorithm": coding}
-    assert _told(lambda: client.infer(NAME, image, **asked))[0] == "415"
-    found = client.infer(NAME, image, response_compression_algorithm=coding)
-    assert found.as_numpy("label").shape == (1,)
+    options = {"request_compression_algorithm": coding}
+    assert _told(lambda: client.infer(NAME, image, **options))[0] == "415"
+    result = client.infer(NAME, image, response_compression_algorithm=coding)
+    assert result.as_numpy("label").shape == (1,)
 
 
 def test_what_is_not_supported_is_refused_and_not_ignored(client: Any) -> None:
     image = [_image(pictures())]
-    said = _told(lambda: client.infer(NAME, image, sequence_id=7, sequence_start=True))[1]
-    assert "sequence_id" in said
+    message = _told(lambda: client.infer(NAME, image, sequence_id=7, sequence_start=True))[1]
+    assert "sequence_id" in message
     assert "priority" in _told(lambda: client.infer(NAME, image, priority=1))[1]
     assert "weight" in _told(lambda: client.infer(NAME, image, parameters={"weight": 1}))[1]
     shared = triton.InferInput("image", [1, 3, 12, 12], "FP32").set_shared_memory("region", 1728)
