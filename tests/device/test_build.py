@@ -71,9 +71,9 @@ def test_a_check_builds_everything_and_keeps_nothing(kitted: Kitted, key: str) -
     assert [item.flavour for item in report.flavours] == [
         item.flavour for item in kit.manifest.flavours
     ]
-    for item, held in zip(report.flavours, kit.manifest.flavours, strict=True):
+    for item, flavour in zip(report.flavours, kit.manifest.flavours, strict=True):
         assert (item.engine, item.gates, item.figures) == (None, "unproven", {})
-        for piece, model in zip(item.pieces, held.models, strict=True):
+        for piece, model in zip(item.pieces, flavour.models, strict=True):
             assert (piece.file, piece.conditionals) == (model.file, model.conditionals)
             assert piece.boundaries == model.boundaries
             assert piece.plan_bytes > 0
@@ -156,11 +156,11 @@ def made(
     store: Path,
     device: TrtDevice,
     machine: Machine,
-    wanted: BuildRequest = SWAP,
+    request: BuildRequest = SWAP,
 ) -> FlavourReport:
-    report = build(kitted.kits[key].path, store, wanted, device=device, machine=machine)
-    (found,) = report.flavours
-    return found
+    report = build(kitted.kits[key].path, store, request, device=device, machine=machine)
+    (item,) = report.flavours
+    return item
 
 
 @pytest.mark.parametrize("key", ["orin fp16", "orin int8", "thor fp32"])
@@ -174,18 +174,18 @@ def test_a_built_engine_runs_the_domain(
     flavour: str,
 ) -> None:
     device, bench = simulated
-    found = made(kitted, key, tmp_path, device, here, BuildRequest(flavours=(flavour,)))
-    assert found.engine is not None
-    assert not found.reused
-    assert found.gates in ("skipping", "not skipping")
-    artefact = open_engine(found.engine)
-    assert artefact.manifest.gates == found.gates
+    item = made(kitted, key, tmp_path, device, here, BuildRequest(flavours=(flavour,)))
+    assert item.engine is not None
+    assert not item.reused
+    assert item.gates in ("skipping", "not skipping")
+    artefact = open_engine(item.engine)
+    assert artefact.manifest.gates == item.gates
     assert artefact.manifest.built_for.tensorrt == "10.3.0"
-    assert len(bench.built) == len(found.pieces)
+    assert len(bench.built) == len(item.pieces)
     for _, config in bench.built:
         assert builder.BuilderFlag.TF32 not in config.flags
         assert 0 < config.workspace < 1 << 30
-    with Runner(found.engine, device=device) as runner:
+    with Runner(item.engine, device=device) as runner:
         domain = runner.load(kitted.report.bundle)
         assert "selftest" in domain.seconds
         side = domain.preprocess.size
@@ -197,11 +197,11 @@ def test_a_static_kit_runs_its_own_release(
     kitted: Kitted, simulated: tuple[TrtDevice, builder.Bench], here: Machine, tmp_path: Path
 ) -> None:
     device, _ = simulated
-    found = made(kitted, "orin fp16 static", tmp_path, device, here, BuildRequest())
-    assert found.gates == "unproven"
-    assert set(found.figures) == {"ms"}
-    assert found.engine is not None
-    with Runner(found.engine, device=device) as runner:
+    item = made(kitted, "orin fp16 static", tmp_path, device, here, BuildRequest())
+    assert item.gates == "unproven"
+    assert set(item.figures) == {"ms"}
+    assert item.engine is not None
+    with Runner(item.engine, device=device) as runner:
         runner.load(kitted.report.bundle)
 
 
@@ -255,16 +255,16 @@ def test_a_corrupt_engine_is_built_anew(
     assert first.engine is not None
     (plan,) = [path for path in first.engine.iterdir() if path.suffix != ".json"]
     plan.write_bytes(plan.read_bytes()[:-1])
-    told: list[str] = []
+    lines: list[str] = []
     build(
         kitted.kits["orin fp16"].path,
         tmp_path,
         SWAP,
         device=device,
         machine=here,
-        notify=told.append,
+        notify=lines.append,
     )
-    assert any("building it again" in line for line in told)
+    assert any("building it again" in line for line in lines)
     assert len(bench.built) == 2
     open_engine(first.engine)
 
@@ -275,18 +275,18 @@ def test_after_a_killed_build_the_segments_go_first(
     """The marker is what a build leaves that was killed in the middle."""
     device, bench = simulated
     made(kitted, "orin fp16", tmp_path, device, here)
-    (kept,) = tmp_path.glob("*.timing")
-    marker = tactics.Timings(tmp_path, kept.stem).marker
+    (timings,) = tmp_path.glob("*.timing")
+    marker = tactics.Timings(tmp_path, timings.stem).marker
     marker.write_bytes(canonical_json({"during": "swap.onnx", "done": []}))
     bench.built.clear()
-    found = made(kitted, "orin fp16", tmp_path, device, here, replace(SWAP, rebuild=True))
+    item = made(kitted, "orin fp16", tmp_path, device, here, replace(SWAP, rebuild=True))
     segments = kitted.kits["orin fp16"].manifest.flavour("staged").models
-    assert found.resumed == "swap.onnx"
+    assert item.resumed == "swap.onnx"
     assert len(bench.built) == len(segments) + 1
-    assert [piece.file for piece in found.pieces] == ["swap.onnx"]
+    assert [piece.file for piece in item.pieces] == ["swap.onnx"]
     assert not marker.exists()
     # Each left its timings behind.
-    assert len(kept.read_bytes().split(b"\n")) == len(segments) + 1
+    assert len(timings.read_bytes().split(b"\n")) == len(segments) + 1
 
 
 def test_a_kit_of_another_board_is_refused(
@@ -306,8 +306,8 @@ def test_a_kit_of_another_board_is_refused(
 def test_on_the_gpu(kitted: Kitted, here: Machine, tmp_path: Path, key: str, flavour: str) -> None:
     """Built, proved and self-tested in both states of every gate, on the device that is here."""
     device = real()
-    found = made(kitted, key, tmp_path, device, here, BuildRequest(flavours=(flavour,)))
-    assert found.engine is not None
-    assert found.gates == "skipping", found.figures
-    with Runner(found.engine, device=device) as runner:
+    item = made(kitted, key, tmp_path, device, here, BuildRequest(flavours=(flavour,)))
+    assert item.engine is not None
+    assert item.gates == "skipping", item.figures
+    with Runner(item.engine, device=device) as runner:
         assert "selftest" in runner.load(kitted.report.bundle).seconds

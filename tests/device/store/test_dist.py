@@ -82,9 +82,9 @@ def test_bundles_that_share_come_first_and_those_that_change_the_backbone_last(
     damaged = tmp_path / "damaged.da3b"
     damaged.write_bytes(b"no bundle")
     names = ("tuned", "head", "masked", "first", "wide", "digits", "grey")
-    found = dist.survey([damaged, *(fleet[name].bundle for name in names)])
-    assert list(found.refused) == [damaged]
-    placed = [path.stem.removeprefix("toy_") for path in found.in_order()]
+    survey = dist.survey([damaged, *(fleet[name].bundle for name in names)])
+    assert list(survey.refused) == [damaged]
+    placed = [path.stem.removeprefix("toy_") for path in survey.in_order()]
     assert placed[:3] == ["chirps", "digits", "grey"]
     assert sorted(placed[3:5]) == ["head", "wide"]
     assert sorted(placed[5:]) == ["masked", "tuned"]

@@ -26,21 +26,23 @@ from toolchain.device.store.installed import BUNDLE_NAME, RECORD_NAME
 
 
 def test_what_is_read_is_what_the_bundle_gives(fleet: Fleet, folder: Path) -> None:
-    held = bundle.open_bundle(fleet["first"].bundle)
-    wanted = read_release(held)
+    package = bundle.open_bundle(fleet["first"].bundle)
+    expected = read_release(package)
     read = installed.read(folder)
-    found = read.release
+    release = read.release
     assert read.renewed is None
-    assert read.tested_with == f"onnxruntime {ort.__version__} cpu {wanted.graph('swap-if').digest}"
-    assert found.slots.keys() == wanted.slots.keys()
-    assert all(same(found.slots[name], wanted.slots[name]) for name in wanted.slots)
+    assert (
+        read.tested_with == f"onnxruntime {ort.__version__} cpu {expected.graph('swap-if').digest}"
+    )
+    assert release.slots.keys() == expected.slots.keys()
+    assert all(same(release.slots[name], expected.slots[name]) for name in expected.slots)
     for name in ("name", "version", "digest", "classes", "preprocess", "gates"):
-        assert getattr(found, name) == getattr(wanted, name), name
-    assert {n: g.digest for n, g in found.graphs.items()} == {
-        n: g.digest for n, g in wanted.graphs.items()
+        assert getattr(release, name) == getattr(expected, name), name
+    assert {n: g.digest for n, g in release.graphs.items()} == {
+        n: g.digest for n, g in expected.graphs.items()
     }
-    assert found.graph("swap-if").read() == wanted.graph("swap-if").read()
-    assert len(found.golden()) == len(wanted.golden())
+    assert release.graph("swap-if").read() == expected.graph("swap-if").read()
+    assert len(release.golden()) == len(expected.golden())
     assert (folder / BUNDLE_NAME).read_bytes() == fleet["first"].bundle.read_bytes()
 
 
@@ -49,10 +51,10 @@ def test_an_installed_domain_answers_as_its_bundle(
 ) -> None:
     """And without another self-test on the same session."""
     whole = runner.load(fleet["first"].bundle)
-    kept = runner.load(folder, name="kept")
-    assert kept.release == whole.release
+    domain = runner.load(folder, name="kept")
+    assert domain.release == whole.release
     assert "selftest" in whole.seconds
-    assert "selftest" not in kept.seconds
+    assert "selftest" not in domain.seconds
     images = tensor(4)
     assert same(runner.infer(images, "kept").logits, runner.infer(images, "toy_chirps").logits)
 
@@ -123,13 +125,13 @@ def test_the_same_bytes_are_verified_and_tested_again_and_recorded_anew(
 ) -> None:
     """Told once: the next load finds the new record."""
     runner.load(fleet["first"].bundle)
-    wanted = runner.infer(tensor(2)).logits
+    expected = runner.infer(tensor(2)).logits
     change(folder)
     assert "selftest" in runner.load(folder, name="kept", selftest=False).seconds
-    assert same(runner.infer(tensor(2), "kept").logits, wanted)
-    (told,) = caplog.messages
-    assert told.startswith(f"{folder}: the record is not of the file as it is now")
-    assert told.endswith("the record renewed")
+    assert same(runner.infer(tensor(2), "kept").logits, expected)
+    (message,) = caplog.messages
+    assert message.startswith(f"{folder}: the record is not of the file as it is now")
+    assert message.endswith("the record renewed")
     assert "selftest" not in runner.replace(folder, name="kept").seconds
     assert len(caplog.messages) == 1
     read = installed.read(folder)
@@ -164,7 +166,10 @@ def test_a_folder_that_cannot_be_written_is_verified_at_each_load(
             assert "selftest" in runner.load(folder, name=name).seconds
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert ["as at each load: cannot write" in told for told in caplog.messages] == [True, True]
+    assert ["as at each load: cannot write" in message for message in caplog.messages] == [
+        True,
+        True,
+    ]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
