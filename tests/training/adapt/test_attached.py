@@ -79,8 +79,8 @@ def test_both_states_of_every_gate_follow_the_equation(
         assert set(opened.reshape(-1).tolist()) == {0.0, 1.0}
         plain = trace.results[site] - spread(trace.corrections[site], trace.results[site], model)
         for row in range(8):
-            kept = trace.outputs if opened[row] else trace.inputs
-            torch.testing.assert_close(plain[row], kept[site][row], rtol=1e-4, atol=1e-4)
+            maps = trace.outputs if opened[row] else trace.inputs
+            torch.testing.assert_close(plain[row], maps[site][row], rtol=1e-4, atol=1e-4)
 
 
 def spread(correction: Tensor, like: Tensor, model: AttachedModel) -> Tensor:
@@ -250,9 +250,9 @@ def test_da2_and_head_have_no_gates() -> None:
 def test_what_cannot_be_attached_says_so_with_the_fix(
     arguments: dict[str, Any], error: type[Da3Error], words: str
 ) -> None:
-    given: dict[str, Any] = {"classes": 3, "input_shape": (3, 12, 12)} | arguments
+    keywords: dict[str, Any] = {"classes": 3, "input_shape": (3, 12, 12)} | arguments
     with pytest.raises(error, match=words) as caught:
-        attach(toys.backbone("plain"), **given)
+        attach(toys.backbone("plain"), **keywords)
     assert caught.value.fix
 
 
@@ -338,7 +338,7 @@ class Flattened(toys.Net):
 def test_a_backbone_that_cannot_run_channels_last_is_left_as_it_is(method: str) -> None:
     net = Flattened(toys.stem(8), [toys.Residual(8, 8), toys.Residual(8, 8)], 8 * 8 * 8).eval()
     images = torch.randn(4, 3, 8, 8)
-    found = []
+    gradients = []
     for lean in (False, True):
         model = attach(net, method=method, classes=3, input_shape=(3, 8, 8), lean=lean)
         assert not model.anatomy.channels_last
@@ -347,8 +347,10 @@ def test_a_backbone_that_cannot_run_channels_last_is_left_as_it_is(method: str) 
         toys.scrambled(model, 1).train()
         model(images).square().sum().backward()
         assert count(model, 4).stored.bytes > 0
-        found.append({n: p.grad for n, p in model.domain.named_parameters() if p.grad is not None})
-    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+        gradients.append(
+            {n: p.grad for n, p in model.domain.named_parameters() if p.grad is not None}
+        )
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
     assert toys.attached("plain").anatomy.channels_last
 
 
@@ -397,14 +399,14 @@ def test_rows_that_run_alone_answer_as_the_whole_batch_does(name: str) -> None:
 def test_a_hook_on_a_block_sees_the_joined_map_in_training_and_evaluation(method: str) -> None:
     model = toys.scrambled(toys.attached("plain", method=method))
     model.forced = {name: torch.ones(2, 1) for name in model.sites}
-    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
     last = model.backbone.get_submodule(list(model.sites.values())[-1].name)
-    last.register_forward_hook(lambda _, __, output: seen.append(output.detach()))
+    last.register_forward_hook(lambda _, __, output: outputs.append(output.detach()))
     images = toys.pictures("plain", 2)
     model.train()(images)
     trace = model.eval().trace(images)
-    torch.testing.assert_close(seen[0], seen[1])
-    assert torch.equal(seen[1], list(trace.results.values())[-1])
+    torch.testing.assert_close(outputs[0], outputs[1])
+    assert torch.equal(outputs[1], list(trace.results.values())[-1])
 
 
 # torch 2.13's compiler itself makes an instance of each autograd function that it meets, and reads

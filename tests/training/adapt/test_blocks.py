@@ -180,8 +180,8 @@ class Shuffled(nn.Module):
         self.two = nn.Conv2d(width // 2, width // 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        kept, turned = x.chunk(2, dim=1)
-        return torch.stack([kept, self.two(self.one(turned))], dim=2).flatten(1, 2)
+        rest, turned = x.chunk(2, dim=1)
+        return torch.stack([rest, self.two(self.one(turned))], dim=2).flatten(1, 2)
 
 
 class Dense(nn.ModuleDict):

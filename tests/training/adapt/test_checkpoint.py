@@ -98,17 +98,17 @@ def rewrite(
 def test_what_is_saved_comes_back(folder: Path, model: AttachedModel) -> None:
     """Law: save then load gives the same bits, metadata included."""
     fresh = stripes.model()
-    found = load_checkpoint(folder, fresh)
+    checkpoint = load_checkpoint(folder, fresh)
     for name, tensor in domain_state(model).items():
         assert torch.equal(domain_state(fresh)[name], tensor)
-    assert found.info.classes == stripes.CLASSES
-    assert found.info.preprocess == stripes.RECIPE.preprocess
-    assert found.info.options == stripes.RECIPE.adaptor
-    assert found.info.metrics.gate_rates == FOUND.gate_rates
-    assert found.info.metrics.head_accuracy == 0.5
-    assert found.info.backbone.weights_digest == weights_digest(model)
-    assert found.info.backbone.head == "fc"
-    assert found.info.recipe_digest == recipe_digest(stripes.RECIPE)
+    assert checkpoint.info.classes == stripes.CLASSES
+    assert checkpoint.info.preprocess == stripes.RECIPE.preprocess
+    assert checkpoint.info.options == stripes.RECIPE.adaptor
+    assert checkpoint.info.metrics.gate_rates == FOUND.gate_rates
+    assert checkpoint.info.metrics.head_accuracy == 0.5
+    assert checkpoint.info.backbone.weights_digest == weights_digest(model)
+    assert checkpoint.info.backbone.head == "fc"
+    assert checkpoint.info.recipe_digest == recipe_digest(stripes.RECIPE)
 
 
 def test_how_it_was_trained_comes_back(tmp_path: Path, model: AttachedModel) -> None:
@@ -151,11 +151,11 @@ def test_the_same_domain_is_the_same_bytes(tmp_path: Path, model: AttachedModel)
 def test_a_model_is_restored_from_the_folder_and_its_backbone(
     folder: Path, model: AttachedModel
 ) -> None:
-    again, found = restore(folder, backbone=toys.backbone("plain"))
+    again, checkpoint = restore(folder, backbone=toys.backbone("plain"))
     images = toys.pictures("plain", 4)
     with torch.no_grad():
         assert torch.equal(again(images), model(images))
-    assert found.info.method == "da3"
+    assert checkpoint.info.method == "da3"
 
 
 def test_batch_norms_counters_are_no_slots(tmp_path: Path) -> None:
@@ -355,9 +355,9 @@ def test_an_existing_folder_is_kept_unless_asked(folder: Path, model: AttachedMo
 
 
 def test_write_refuses_what_is_no_domain(folder: Path, tmp_path: Path) -> None:
-    found = read(folder)
+    checkpoint = read(folder)
     with pytest.raises(CheckpointError, match="not float32: x"):
-        write(tmp_path / "out", found.info, {"x": np.zeros(2)})
+        write(tmp_path / "out", checkpoint.info, {"x": np.zeros(2)})
 
 
 @pytest.mark.parametrize("shape", [[3, 1, 1], [3, 4096, 4096], [1, 16, 16]])

@@ -51,13 +51,13 @@ def test_a_second_forward_on_one_backbone_is_refused_and_leaves_the_first() -> N
         except AttachError as err:
             refused.append(err.message)
 
-    wanted = one(images)
+    expected = one(images)
     handle = net.get_submodule("blocks.1").register_forward_pre_hook(inside)
-    found = one(images)
+    logits = one(images)
     handle.remove()
     assert len(refused) == 1
     assert "one forward at a time" in refused[0]
-    assert torch.equal(found, wanted)
+    assert torch.equal(logits, expected)
     assert two(images).shape == (2, 3)
 
 
@@ -73,11 +73,11 @@ def test_a_partly_trained_kernel_that_no_convolution_takes_is_refused() -> None:
     net = toys.Net(nn.Conv2d(3, 8, 3, 2, 1), [toys.Residual(8, 8)], 8)
     net.set_submodule("blocks.0.conv1", Standardised(8, 8, 3, padding=1))
     chosen = {"blocks.0.conv1.weight": (0, 1)}
-    given: dict[str, Any] = {"classes": 3, "input_shape": (3, 16, 16), "selection": chosen}
-    model = attach(net, method="sparse", lean=True, **given)
+    options: dict[str, Any] = {"classes": 3, "input_shape": (3, 16, 16), "selection": chosen}
+    model = attach(net, method="sparse", lean=True, **options)
     with pytest.raises(AttachError, match=r"blocks\.0\.conv1\.weight"):
         model(torch.randn(2, 3, 16, 16))
-    stock = attach(net, method="sparse", **given)
+    stock = attach(net, method="sparse", **options)
     stock(torch.randn(2, 3, 16, 16)).sum().backward()
     delta = stock.domain.get_parameter("own.blocks.0.conv1.weight.delta").grad
     assert delta is not None

@@ -50,8 +50,8 @@ def test_the_budget_pushes_gates_towards_it(budget: float, sign: int) -> None:
 def test_the_loss_is_cross_entropy_plus_the_weighted_budget() -> None:
     logits, labels = torch.randn(6, 4), torch.arange(6) % 4
     share = torch.full((6,), 0.9)
-    found = training_loss(logits, labels, share, budget=0.5, weight=3.0)
-    torch.testing.assert_close(found, F.cross_entropy(logits, labels) + 3 * 0.4**2)
+    loss = training_loss(logits, labels, share, budget=0.5, weight=3.0)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, labels) + 3 * 0.4**2)
 
 
 @given(st.floats(0, 1))

@@ -50,23 +50,23 @@ def test_a_method_says_what_it_is_and_where_it_comes_from(method: str) -> None:
 
 @pytest.mark.parametrize("method", ALL)
 def test_a_method_learns_what_it_says_and_no_more(method: str) -> None:
-    found = model(method, lean=True)
+    network = model(method, lean=True)
     learned = {
         name.removeprefix("own.").rpartition(".")[0]
-        for name, parameter in found.domain.named_parameters()
+        for name, parameter in network.domain.named_parameters()
         if parameter.requires_grad and name.startswith("own.")
     }
-    backbone = dict(found.backbone.named_parameters())
+    backbone = dict(network.backbone.named_parameters())
     norms = {
         f"{name}.{leaf}"
-        for name, module in found.backbone.named_modules()
+        for name, module in network.backbone.named_modules()
         if isinstance(module, nn.BatchNorm2d)
         for leaf in ("weight", "bias")
     }
     whole = {name for name in backbone if not name.startswith("fc.")}
     kernels = {n for n in whole if backbone[n].dim() == 4}
-    last = f"blocks.{len(found.anatomy.sites) - 1}."
-    wanted = {
+    last = f"blocks.{len(network.anatomy.sites) - 1}."
+    expected = {
         "finetune": whole,
         "bn": norms,
         "bias": {name for name in whole if name.endswith(".bias")},
@@ -82,17 +82,17 @@ def test_a_method_learns_what_it_says_and_no_more(method: str) -> None:
         assert not {n for n in norms if n.endswith(".weight")} & learned
         assert any(n.startswith(last) for n in learned)
     else:
-        assert learned == wanted.get(method, set())
-    adapted = {name.partition(".")[0] for name, _ in found.domain.named_parameters()}
+        assert learned == expected.get(method, set())
+    adapted = {name.partition(".")[0] for name, _ in network.domain.named_parameters()}
     assert (adapted - {"own", "head"} != set()) is (method in ("da3", "da2", "lite_residual"))
 
 
 def test_mobiletl_alone_masks_activations_unasked() -> None:
     assert [name for name, method in REGISTRY.items() if method.smooth != "exact"] == ["mobiletl"]
     for method in ALL:
-        found = model(method, lean=True).lean
-        if found is not None:
-            assert (found.smooth, found.keep) == (REGISTRY[method].smooth, "fp32")
+        lean = model(method, lean=True).lean
+        if lean is not None:
+            assert (lean.smooth, lean.keep) == (REGISTRY[method].smooth, "fp32")
     assert attach(toys.backbone("plain"), classes=3, input_shape=(3, 12, 12), lean="int8").lean == (
         Lean(keep="int8")
     )
@@ -118,30 +118,30 @@ def test_a_fresh_domain_answers_as_the_backbone(method: str) -> None:
 @pytest.mark.parametrize("method", ALL)
 def test_training_never_moves_the_backbone(method: str) -> None:
     """Law: weights, statistics and counters stay, whatever a method trains."""
-    found = model(method, lean=True)
-    before = {k: v.clone() for k, v in found.backbone.state_dict().items()}
-    found.train()
-    optimiser = torch.optim.SGD(found.domain.parameters(), lr=0.1)
+    network = model(method, lean=True)
+    before = {k: v.clone() for k, v in network.backbone.state_dict().items()}
+    network.train()
+    optimiser = torch.optim.SGD(network.domain.parameters(), lr=0.1)
     for seed in range(2):
-        found(toys.pictures("plain", 8, seed)).square().sum().backward()
+        network(toys.pictures("plain", 8, seed)).square().sum().backward()
         optimiser.step()
-    after = found.backbone.state_dict()
+    after = network.backbone.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert all(parameter.grad is None for parameter in found.backbone.parameters())
-    assert not any(module.training for module in found.backbone.modules())
+    assert all(parameter.grad is None for parameter in network.backbone.parameters())
+    assert not any(module.training for module in network.backbone.modules())
 
 
-def gradients(found: AttachedModel, images: Tensor) -> dict[str, Tensor]:
-    found.train()
-    found.generator = torch.Generator().manual_seed(3)
-    found.zero_grad()
-    trace = found.trace(images)
+def gradients(network: AttachedModel, images: Tensor) -> dict[str, Tensor]:
+    network.train()
+    network.generator = torch.Generator().manual_seed(3)
+    network.zero_grad()
+    trace = network.trace(images)
     assert trace.logits is not None
-    loss = trace.logits.square().sum() + found.executed_share(trace).mean()
+    loss = trace.logits.square().sum() + network.executed_share(trace).mean()
     torch.autograd.backward(loss)
     return {
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for name, p in found.domain.named_parameters()
+        for name, p in network.domain.named_parameters()
     }
 
 
@@ -155,9 +155,9 @@ def test_lean_gradients_are_the_stock_ones(method: str, toy: str) -> None:
     images = toys.pictures(toy, 8).contiguous(memory_format=torch.channels_last)
     both = []
     for lean in (False, True):
-        found = model(method, lean=Lean() if lean else False, toy=toy)
-        toys.scrambled(found, 1)
-        both.append(gradients(found, images))
+        network = model(method, lean=Lean() if lean else False, toy=toy)
+        toys.scrambled(network, 1)
+        both.append(gradients(network, images))
     stock, lean_ones = both
     assert stock.keys() == lean_ones.keys()
     assert any(bool(g.any()) for g in stock.values())
@@ -175,9 +175,9 @@ def test_lean_gradients_of_the_backbones_that_are_shipped(name: str, side: int) 
     images = images.contiguous(memory_format=torch.channels_last)
     both = []
     for lean in (False, True):
-        found = attach(net, classes=3, input_shape=(3, side, side), lean=lean)
-        found.forced = {name: torch.ones(2, 1) for name in found.sites}
-        both.append(gradients(toys.scrambled(found, 1), images))
+        network = attach(net, classes=3, input_shape=(3, side, side), lean=lean)
+        network.forced = {name: torch.ones(2, 1) for name in network.sites}
+        both.append(gradients(toys.scrambled(network, 1), images))
     stock, lean_ones = both
     for name, gradient in stock.items():
         scale = float(gradient.abs().max()) or 1.0
@@ -197,46 +197,48 @@ def test_lean_gradients_of_methods_with_trained_kernels(method: str) -> None:
 
 def test_rows_of_closed_gates_take_no_part_in_the_backward_pass() -> None:
     """Law: with a gradient, a block runs for the rows whose gate is open and for no other."""
-    found = toys.scrambled(model("da3", lean=True))
-    found.train()
+    network = toys.scrambled(model("da3", lean=True))
+    network.train()
     images = toys.pictures("plain", 6)
-    name, site = next((n, s) for n, s in found.sites.items() if s.gateable)
-    seen: list[int] = []
+    name, site = next((n, s) for n, s in network.sites.items() if s.gateable)
+    sizes: list[int] = []
 
     def count(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
         if torch.is_grad_enabled():
-            seen.append(len(args[0]))
+            sizes.append(len(args[0]))
 
-    handle = found.backbone.get_submodule(f"{site.name}.conv1").register_forward_hook(count)
+    handle = network.backbone.get_submodule(f"{site.name}.conv1").register_forward_hook(count)
     for closed in (0, 2, 6):
         mask = torch.ones(6, 1)
         mask[:closed] = 0
-        found.forced = {name: mask}
-        trace = found.trace(images)
+        network.forced = {name: mask}
+        trace = network.trace(images)
         assert trace.opened[name].detach().reshape(-1).tolist() == mask.reshape(-1).tolist()
     handle.remove()
-    assert seen == [6, 4]
+    assert sizes == [6, 4]
 
 
 def test_probed_rows_tell_a_closed_gate_what_its_block_would_have_changed() -> None:
     """Law: over many draws, a closed gate's gradient is that of running its block every time."""
-    found = toys.scrambled(model("da3", lean=False), 3)
+    network = toys.scrambled(model("da3", lean=False), 3)
     images = toys.pictures("plain", 8)
-    name = next(iter(found.sites))
-    found.forced = {other: torch.ones(8, 1) for other in found.sites} | {name: torch.zeros(8, 1)}
-    bias = found.domain.get_parameter(f"{name}.gate.bias")
-    found.train()
+    name = next(iter(network.sites))
+    network.forced = {other: torch.ones(8, 1) for other in network.sites} | {
+        name: torch.zeros(8, 1)
+    }
+    bias = network.domain.get_parameter(f"{name}.gate.bias")
+    network.train()
     # Blocks that answer with more than a map run whole: the exact value.
-    found._whole.add(name)
+    network._whole.add(name)
 
     def gradient(seed: int) -> float:
-        found.generator = torch.Generator().manual_seed(seed)
-        found.noise_scale = 0.0
-        (slope,) = torch.autograd.grad(found(images).square().sum(), bias)
+        network.generator = torch.Generator().manual_seed(seed)
+        network.noise_scale = 0.0
+        (slope,) = torch.autograd.grad(network(images).square().sum(), bias)
         return float(slope)
 
     exact = gradient(0)
-    found._whole.clear()
+    network._whole.clear()
     drawn = torch.tensor([gradient(seed) for seed in range(600)])
     error = float(drawn.std()) / len(drawn) ** 0.5
     assert abs(float(drawn.mean()) - exact) < 4 * error
@@ -245,13 +247,13 @@ def test_probed_rows_tell_a_closed_gate_what_its_block_would_have_changed() -> N
 
 def test_skipped_rows_answer_as_the_exact_equation() -> None:
     """Law: training skips, evaluation computes all and picks: same values for same decisions."""
-    found = toys.scrambled(model("da3", lean=False), 2)
+    network = toys.scrambled(model("da3", lean=False), 2)
     images = toys.pictures("plain", 6)
-    found.forced = {name: (torch.rand(6, 1) > 0.5).float() for name in found.sites}
+    network.forced = {name: (torch.rand(6, 1) > 0.5).float() for name in network.sites}
     with torch.no_grad():
-        wanted = found.train(False)(images)
-    found.train()
-    torch.testing.assert_close(found(images).detach(), wanted)
+        expected = network.train(False)(images)
+    network.train()
+    torch.testing.assert_close(network(images).detach(), expected)
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -261,16 +263,16 @@ def test_every_method_trains_and_comes_back_from_its_checkpoint(
     # Enough steps for running statistics to arrive at those of the batches.
     recipe = stripes.recipe(method=method, epochs=16, lr=0.001, augment=())
     data = stripes.data()
-    found = models.build(recipe, classes=3, backbone=toys.backbone("plain"), data=data)
-    digest = weights_digest(found)
-    report = train(found, data, recipe, out=tmp_path / "out")
+    network = models.build(recipe, classes=3, backbone=toys.backbone("plain"), data=data)
+    digest = weights_digest(network)
+    report = train(network, data, recipe, out=tmp_path / "out")
     assert report.checkpoint.info.metrics.head_accuracy is not None
     assert report.evaluation.accuracy > 0.4  # of three classes
     again, _ = restore(tmp_path / "out", backbone=toys.backbone("plain"))
     assert weights_digest(again) == digest
     images = toys.pictures("plain", 4)
     with torch.no_grad():
-        assert torch.equal(again(images), found(images))
+        assert torch.equal(again(images), network(images))
 
 
 def test_sparse_names_kernels_that_it_can_update() -> None:

@@ -50,20 +50,20 @@ def test_values_and_gradients_are_those_of_the_plain_equation(
         change = pooled(block, layout, cells) - pooled(x, layout, cells)[chosen.opened]
     weight = torch.full((len(chosen.opened),), 2.0, dtype=torch.float64)
     gradient = rows.DecisionGradient(decision, change, chosen.opened, weight)
-    found = rows.join(block, rest, correction, chosen, layout, gradient=gradient)
+    joined = rows.join(block, rest, correction, chosen, layout, gradient=gradient)
 
     mask = hard.reshape(-1, *[1] * (x.dim() - 1))
     change_all = (pooled(y, layout, cells) - pooled(x, layout, cells)).detach()
     through = 2 * ((decision - hard) * hard)[:, :, None, None] * change_all
     first = channels_first(torch.where(mask > 0, y, x), layout)
     plain = first + upsample(correction + through, *first.shape[2:])
-    wanted = channels_back(plain, layout)
-    torch.testing.assert_close(found, wanted)
+    expected = channels_back(plain, layout)
+    torch.testing.assert_close(joined, expected)
 
-    upstream = torch.randn_like(wanted)
+    upstream = torch.randn_like(expected)
     leaves = (x, y, correction, soft)
-    got = torch.autograd.grad(found, leaves, upstream, retain_graph=True, allow_unused=True)
-    want = torch.autograd.grad(wanted, leaves, upstream, allow_unused=True)
+    got = torch.autograd.grad(joined, leaves, upstream, retain_graph=True, allow_unused=True)
+    want = torch.autograd.grad(expected, leaves, upstream, allow_unused=True)
     for one, other, leaf in zip(got, want, leaves, strict=True):
         zero = torch.zeros_like(leaf)
         torch.testing.assert_close(zero if one is None else one, zero if other is None else other)
@@ -103,16 +103,16 @@ def test_parting_keeps_indices_alone() -> None:
     """Nothing of the map waits for the backward pass."""
     x = maps(4, "NCHW").requires_grad_()
     chosen = rows.Rows.of(torch.tensor([[1.0], [0.0], [1.0], [0.0]]))
-    kept: list[Tensor] = []
+    tensors: list[Tensor] = []
 
     def noted(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
+        tensors.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(noted, lambda t: t):
         run, _ = rows.split_rows(x, chosen)
         rows.corrected(run, torch.zeros(2, 3, 2, 2), "NCHW")
-    assert {t.dtype for t in kept} == {torch.int64}
+    assert {t.dtype for t in tensors} == {torch.int64}
 
 
 @laws
@@ -126,11 +126,11 @@ def test_a_correction_is_added_as_upsampling_would(layout: Layout, last: bool) -
     correction = torch.randn(3, 3, *CELLS[layout], dtype=torch.float64, requires_grad=True)
     first = channels_first(y, layout)
     plain = channels_back(first + upsample(correction, *first.shape[2:]), layout)
-    found = rows.corrected(y, correction, layout)
-    torch.testing.assert_close(found, plain)
+    total = rows.corrected(y, correction, layout)
+    torch.testing.assert_close(total, plain)
     upstream = torch.randn_like(plain)
     for one, other in zip(
-        torch.autograd.grad(found, (y, correction), upstream),
+        torch.autograd.grad(total, (y, correction), upstream),
         torch.autograd.grad(plain, (y, correction), upstream),
         strict=True,
     ):

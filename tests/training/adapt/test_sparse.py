@@ -29,8 +29,8 @@ class Keyword(toys.Residual):
 
 def test_convolutions_that_are_called_by_keyword_are_candidates() -> None:
     net = toys.Net(toys.stem(8), [Keyword(8, 8)], 8).eval()
-    found = sparse.candidates(net, examine(net, (3, 8, 8)))
-    assert [kernel.name for kernel in found] == ["blocks.0.conv1.weight", "blocks.0.conv2.weight"]
+    kernels = sparse.candidates(net, examine(net, (3, 8, 8)))
+    assert [kernel.name for kernel in kernels] == ["blocks.0.conv1.weight", "blocks.0.conv2.weight"]
 
 
 SHAPE = (3, stripes.SIDE, stripes.SIDE)
@@ -103,8 +103,8 @@ def test_the_choice_is_never_above_the_budget(
     budget = least(kernels) + spare
     chosen = choose(kernels, worth, budget)
     first = next(k for k in kernels if k.name in chosen)
-    kept = sum(len(chosen.get(k.name, ())) * k.channel_bytes for k in kernels)
-    assert first.tail_bytes + kept <= 1024 * budget
+    size = sum(len(chosen.get(k.name, ())) * k.channel_bytes for k in kernels)
+    assert first.tail_bytes + size <= 1024 * budget
     for kernel in kernels:
         channels = chosen.get(kernel.name, ())
         assert list(channels) == sorted(set(channels))
@@ -148,14 +148,14 @@ def examined(toy: str) -> tuple[nn.Module, Anatomy]:
 
 def test_the_tail_is_the_bits_of_the_relus_that_follow() -> None:
     """One bit per element and ReLU; convolutions, norms, additions and the mean keep nothing."""
-    found = {kernel.name: kernel for kernel in sparse.candidates(*examined("plain"))}
-    assert "stem.0.weight" not in found
+    kernels = {kernel.name: kernel for kernel in sparse.candidates(*examined("plain"))}
+    assert "stem.0.weight" not in kernels
     large, small = 8 * 12 * 12 // 8, 16 * 6 * 6 // 8
     want = Kernel("blocks.2.conv2.weight", 16, 4 * 6 * 6, small)
-    assert found["blocks.2.conv2.weight"] == want
-    assert found["blocks.2.conv1.weight"].tail_bytes == 2 * small
-    assert found["blocks.1.shortcut.weight"].channel_bytes == 4 * 12 * 12
-    assert found["blocks.0.conv1.weight"].tail_bytes == 2 * large + 4 * small
+    assert kernels["blocks.2.conv2.weight"] == want
+    assert kernels["blocks.2.conv1.weight"].tail_bytes == 2 * small
+    assert kernels["blocks.1.shortcut.weight"].channel_bytes == 4 * 12 * 12
+    assert kernels["blocks.0.conv1.weight"].tail_bytes == 2 * large + 4 * small
 
 
 def test_plain_and_depthwise_kernels_are_candidates_grouped_ones_are_not() -> None:
@@ -189,13 +189,13 @@ def test_training_keeps_of_a_sample_what_the_budget_says(toy: str, budget: int) 
 
 
 def kept(model: AttachedModel, images: Tensor) -> int:
-    found: dict[int, Tensor] = {}
+    tensors: dict[int, Tensor] = {}
 
     def add(tensor: Tensor) -> Tensor:
-        found[tensor.untyped_storage().data_ptr()] = tensor
+        tensors[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(add, lambda tensor: tensor):
         model(images)
-    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())

@@ -35,8 +35,8 @@ def saved(state: State, tmp_path: Path) -> Saver:
     def save(suffix: str = ".safetensors", **replaced: Tensor | None) -> Path:
         path = tmp_path / f"weights{suffix}"
         merged = {**state, **{name.replace("__", "."): t for name, t in replaced.items()}}
-        kept = {name: t.clone() for name, t in merged.items() if t is not None}
-        save_file(kept, path) if suffix == ".safetensors" else torch.save(kept, path)
+        tensors = {name: t.clone() for name, t in merged.items() if t is not None}
+        save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
         return path
 
     return save

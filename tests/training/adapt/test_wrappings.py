@@ -72,26 +72,26 @@ def test_what_is_plainly_meant_is_read_and_said(
 ) -> None:
     wrap, words = WRAPPED[name]
     torch.save(wrap(state), tmp_path / f"w{suffix}")
-    said: list[str] = []
-    model = load_backbone("resnet20", weights=tmp_path / f"w{suffix}", notify=said.append)
+    lines: list[str] = []
+    model = load_backbone("resnet20", weights=tmp_path / f"w{suffix}", notify=lines.append)
     assert all(torch.equal(tensor, state[n]) for n, tensor in model.state_dict().items())
-    (line,) = said
+    (line,) = lines
     assert words in line
 
 
 def test_bare_weights_are_read_in_silence(state: State, tmp_path: Path) -> None:
     save_file(state, tmp_path / "w.safetensors")
-    said: list[str] = []
-    load_backbone("resnet20", weights=tmp_path / "w.safetensors", notify=said.append)
-    load_backbone("resnet20", notify=said.append)
-    assert said == []
+    lines: list[str] = []
+    load_backbone("resnet20", weights=tmp_path / "w.safetensors", notify=lines.append)
+    load_backbone("resnet20", notify=lines.append)
+    assert lines == []
 
 
 def test_a_prefix_is_taken_off_safetensors_too(state: State, tmp_path: Path) -> None:
     save_file(under("backbone.", state), tmp_path / "w.safetensors")
-    said: list[str] = []
-    load_backbone("resnet20", weights=tmp_path / "w.safetensors", notify=said.append)
-    assert "'backbone.'" in said[0]
+    lines: list[str] = []
+    load_backbone("resnet20", weights=tmp_path / "w.safetensors", notify=lines.append)
+    assert "'backbone.'" in lines[0]
 
 
 def follow(fix: str, checkpoint: Any, path: Path) -> None:

@@ -20,9 +20,9 @@ from toolchain.training import data
 
 
 def aircraft(name: str = "vd_aircraft") -> Recipe:
-    found = recipe.load(packaged() / f"{name}.yaml")
-    square = dataclasses.replace(found.preprocess, size=8, resize=8)
-    return dataclasses.replace(found, preprocess=square)
+    base = recipe.load(packaged() / f"{name}.yaml")
+    square = dataclasses.replace(base.preprocess, size=8, resize=8)
+    return dataclasses.replace(base, preprocess=square)
 
 
 def document(dataset: str, part: str, prefix: str) -> dict[str, Any]:
@@ -44,31 +44,31 @@ def build(root: Path, dataset: str = "aircraft", *, own_folder: bool = False) ->
     prefix = "" if own_folder else f"data/{dataset}/"
     (base / "annotations").mkdir(parents=True)
     for part in ("train", "val"):
-        found = document(dataset, part, prefix)
-        for image in found["images"]:
+        content = document(dataset, part, prefix)
+        for image in content["images"]:
             path = base / image["file_name"]
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (9, 9), (image["id"], 0, 0)).save(path)
-        save(base, dataset, part, found)
+        save(base, dataset, part, content)
     return root
 
 
-def save(base: Path, dataset: str, part: str, found: object) -> None:
+def save(base: Path, dataset: str, part: str, content: object) -> None:
     path = base / "annotations" / f"{dataset}_{part}.json"
-    path.write_text(json.dumps(found), encoding="utf-8")
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 @pytest.mark.parametrize("own_folder", [False, True])
 def test_both_layouts(tmp_path: Path, own_folder: bool) -> None:
-    found = data.load(aircraft(), root=build(tmp_path, own_folder=own_folder))
-    assert found.classes == ("Föhn aircraft", "707-320")
-    assert found.train.labels.tolist() == [0, 1, 0]
-    assert found.test.batch([0, 1, 2])[0][:, 0, 0, 0].tolist() == [100, 101, 102]
+    loaded = data.load(aircraft(), root=build(tmp_path, own_folder=own_folder))
+    assert loaded.classes == ("Föhn aircraft", "707-320")
+    assert loaded.train.labels.tolist() == [0, 1, 0]
+    assert loaded.test.batch([0, 1, 2])[0][:, 0, 0, 0].tolist() == [100, 101, 102]
 
 
 def test_the_data_set_need_not_be_the_domain(tmp_path: Path) -> None:
-    found = data.load(aircraft("vd_vgg_flowers"), root=build(tmp_path, "vgg-flowers"))
-    assert len(found.train) == 3
+    loaded = data.load(aircraft("vd_vgg_flowers"), root=build(tmp_path, "vgg-flowers"))
+    assert len(loaded.train) == 3
 
 
 def test_missing_data_shows_the_layout(tmp_path: Path) -> None:
@@ -80,19 +80,19 @@ def test_missing_data_shows_the_layout(tmp_path: Path) -> None:
 
 
 def poisoned(kind: str) -> Any:
-    found = document("aircraft", "train", "data/aircraft/")
+    content = document("aircraft", "train", "data/aircraft/")
     images, annotations, categories = (
-        found["images"],
-        found["annotations"],
-        found["categories"],
+        content["images"],
+        content["annotations"],
+        content["categories"],
     )
     match kind:
         case "no_images":
-            del found["images"]
+            del content["images"]
         case "images_is_a_dict":
-            found["images"] = {"id": 1}
+            content["images"] = {"id": 1}
         case "empty_categories":
-            found["categories"] = []
+            content["categories"] = []
         case "image_is_a_list":
             images[1] = [1, 2]
         case "image_without_id":
@@ -128,8 +128,8 @@ def poisoned(kind: str) -> Any:
         case "long_name":
             categories[0]["name"] = "x" * 501
         case "list_on_top":
-            return [found]
-    return found
+            return [content]
+    return content
 
 
 MESSAGES = {
@@ -188,9 +188,9 @@ def test_text_that_is_no_json_is_refused(text: str, words: str, tmp_path: Path) 
 def test_brackets_in_text_do_not_count_as_depth(tmp_path: Path) -> None:
     build(tmp_path)
     for part in ("train", "val"):
-        found = document("aircraft", part, "data/aircraft/")
-        found["info"] = {"note": '\\"[[[[[[[[[[[[[[[[[[[[[[[[[[[['}
-        save(tmp_path, "aircraft", part, found)
+        content = document("aircraft", part, "data/aircraft/")
+        content["info"] = {"note": '\\"[[[[[[[[[[[[[[[[[[[[[[[[[[[['}
+        save(tmp_path, "aircraft", part, content)
     assert len(data.load(aircraft(), root=tmp_path).train) == 3
 
 
@@ -206,8 +206,8 @@ def test_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
 
 def test_parts_that_name_a_category_differently_are_refused(tmp_path: Path) -> None:
     build(tmp_path)
-    found = document("other", "val", "data/aircraft/")
-    save(tmp_path, "aircraft", "val", found)
+    content = document("other", "val", "data/aircraft/")
+    save(tmp_path, "aircraft", "val", content)
     with pytest.raises(DataError, match="category 10 is"):
         data.load(aircraft(), root=tmp_path)
 
@@ -232,9 +232,9 @@ def test_law_a_changed_entry_loads_or_is_a_data_error(
 ) -> None:
     """Law: whatever stands in an entry, loading gives data or DataError, nothing else."""
     root = build(tmp_path_factory.mktemp("vd"))
-    found = document("aircraft", "train", "data/aircraft/")
-    found[where][0][key] = value
-    save(root, "aircraft", "train", found)
+    content = document("aircraft", "train", "data/aircraft/")
+    content[where][0][key] = value
+    save(root, "aircraft", "train", content)
     try:
         loaded = data.load(aircraft(), root=root)
     except DataError as err:
@@ -246,8 +246,8 @@ def test_law_a_changed_entry_loads_or_is_a_data_error(
 def test_two_categories_of_one_name_are_refused(tmp_path: Path) -> None:
     build(tmp_path)
     for part in ("train", "val"):
-        found = document("aircraft", part, "data/aircraft/")
-        found["categories"][0]["name"] = found["categories"][1]["name"]
-        save(tmp_path, "aircraft", part, found)
+        content = document("aircraft", part, "data/aircraft/")
+        content["categories"][0]["name"] = content["categories"][1]["name"]
+        save(tmp_path, "aircraft", part, content)
     with pytest.raises(DataError, match="categories 11 and 10 are both 'Föhn aircraft'"):
         data.load(aircraft(), root=tmp_path)

@@ -17,10 +17,10 @@ from toolchain.training import data
 
 
 def flowers(**options: object) -> Recipe:
-    found = recipe.load(packaged() / "flowers.yaml")
-    spec = dataclasses.replace(found.data, **options)  # type: ignore[arg-type]
-    square = dataclasses.replace(found.preprocess, size=16, resize=16)
-    return dataclasses.replace(found, data=spec, preprocess=square)
+    base = recipe.load(packaged() / "flowers.yaml")
+    spec = dataclasses.replace(base.data, **options)  # type: ignore[arg-type]
+    square = dataclasses.replace(base.preprocess, size=16, resize=16)
+    return dataclasses.replace(base, data=spec, preprocess=square)
 
 
 def write(path: Path, colour: int = 9) -> None:
@@ -38,10 +38,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_parts_classes_and_pictures(root: Path) -> None:
-    found = data.load(flowers(), root=root)
-    assert found.classes == ("aster", "rose", "tulip")
-    assert (len(found.train), len(found.test)) == (12, 6)
-    shown, labels = found.test.batch([0, 3, 5])
+    dataset = data.load(flowers(), root=root)
+    assert dataset.classes == ("aster", "rose", "tulip")
+    assert (len(dataset.train), len(dataset.test)) == (12, 6)
+    shown, labels = dataset.test.batch([0, 3, 5])
     assert labels.tolist() == [0, 1, 2]
     assert shown[:, 0, 0, 0].tolist() == [0, 51, 101]
 
@@ -55,17 +55,17 @@ def test_the_test_part_has_several_names(root: Path, name: str) -> None:
 def test_a_validation_part_beside_the_test_is_a_split_of_its_own(root: Path) -> None:
     assert data.load(flowers(), root=root).validation is None
     write(root / "val" / "rose" / "v.png", 200)
-    found = data.load(flowers(), root=root)
-    assert (len(found.train), len(found.test)) == (12, 6)
-    assert found.validation is not None
-    shown, labels = found.validation.batch([0])
+    dataset = data.load(flowers(), root=root)
+    assert (len(dataset.train), len(dataset.test)) == (12, 6)
+    assert dataset.validation is not None
+    shown, labels = dataset.validation.batch([0])
     assert (labels.tolist(), shown[0, 0, 0, 0]) == ([1], 200)
 
 
 def test_limits_are_spread_over_the_classes(root: Path) -> None:
-    found = data.load(flowers(train=6, test=3), root=root)
-    assert np.bincount(found.train.labels).tolist() == [2, 2, 2]
-    assert np.bincount(found.test.labels).tolist() == [1, 1, 1]
+    dataset = data.load(flowers(train=6, test=3), root=root)
+    assert np.bincount(dataset.train.labels).tolist() == [2, 2, 2]
+    assert np.bincount(dataset.test.labels).tolist() == [1, 1, 1]
 
 
 def test_other_files_and_hidden_folders_are_passed_over(root: Path) -> None:
@@ -159,12 +159,12 @@ def test_one_picture_a_class_leaves_nothing_to_test_with(tmp_path: Path) -> None
 
 
 def test_all_damaged_pictures_of_both_parts_are_told_by_the_first_that_is_met(root: Path) -> None:
-    found = data.load(flowers(), root=root)
+    dataset = data.load(flowers(), root=root)
     for name in ("train/rose/1.png", "train/tulip/3.png", "test/aster/0.png"):
         (root / name).write_bytes(b"no picture")
-    found.train.batch([0])
+    dataset.train.batch([0])
     with pytest.raises(DataError, match="3 faults") as caught:
-        found.train.batch(range(len(found.train)))
+        dataset.train.batch(range(len(dataset.train)))
     assert [fault.path for fault in caught.value.faults] == [
         "train/rose/1.png",
         "train/tulip/3.png",
@@ -173,11 +173,11 @@ def test_all_damaged_pictures_of_both_parts_are_told_by_the_first_that_is_met(ro
 
 
 def test_what_both_parts_keep_decoded_is_bounded_together(root: Path) -> None:
-    found = data.load(flowers(), root=root)
+    dataset = data.load(flowers(), root=root)
     picture = 16 * 16 * 3
-    assert found.train.store is found.test.store  # type: ignore[attr-defined]
-    assert 18 * picture <= found.held_bytes < 18 * (picture + 400)
-    for split in (found.train, found.test):
+    assert dataset.train.store is dataset.test.store  # type: ignore[attr-defined]
+    assert 18 * picture <= dataset.held_bytes < 18 * (picture + 400)
+    for split in (dataset.train, dataset.test):
         first, _ = split.batch(range(len(split)))
         again, _ = split.batch(range(len(split)))
         assert np.array_equal(first, again)

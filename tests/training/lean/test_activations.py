@@ -136,8 +136,8 @@ def test_bytes_are_those_stated() -> None:
         assert lean_bytes(lambda f=function: f(x)) == expected, name  # type: ignore[misc]
         assert kept_bytes(lambda f=function: f(x)) == 4 * elements, name  # type: ignore[misc]
     for name, function in SMOOTH.items():
-        found = lean_bytes(lambda f=function: f(x), lean=MASK)  # type: ignore[misc]
-        assert found == (elements + 7) // 8, name
+        size = lean_bytes(lambda f=function: f(x), lean=MASK)  # type: ignore[misc]
+        assert size == (elements + 7) // 8, name
         assert lean_bytes(lambda f=function: f(x)) == 4 * elements, name  # type: ignore[misc]
 
 

@@ -118,22 +118,22 @@ def test_a_part_takes_its_gradient_from_its_channels() -> None:
         F.conv2d(stock, weight.index_add(1, index, delta), None, padding=1).square().sum(),
         [stock, delta],
     )
-    found = torch.autograd.grad(run(stock, delta).square().sum(), [stock, delta])
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    gradients = torch.autograd.grad(run(stock, delta).square().sum(), [stock, delta])
+    torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("frozen_input", [False, True])
 def test_a_depthwise_part(frozen_input: bool) -> None:
     x, weight = double(2, 4, 6, 6, grad=not frozen_input), double(4, 1, 3, 3, grad=False)
     delta, index = double(2, 1, 3, 3), torch.tensor([3, 1])
-    wanted = [delta] if frozen_input else [x, delta]
+    leaves = [delta] if frozen_input else [x, delta]
     whole = weight.index_add(0, index, delta)
-    stock = torch.autograd.grad(F.conv2d(x, whole, None, 2, 1, 1, 4).square().sum(), wanted)
+    stock = torch.autograd.grad(F.conv2d(x, whole, None, 2, 1, 1, 4).square().sum(), leaves)
     with LeanMode(Lean(), {id(weight): Slice(delta, index)}):
         y = F.conv2d(x, weight, None, 2, 1, 1, 4)
     torch.testing.assert_close(y, F.conv2d(x, whole, None, 2, 1, 1, 4))
-    found = torch.autograd.grad(y.square().sum(), wanted)
-    torch.testing.assert_close(found, stock, rtol=1e-10, atol=1e-10)
+    gradients = torch.autograd.grad(y.square().sum(), leaves)
+    torch.testing.assert_close(gradients, stock, rtol=1e-10, atol=1e-10)
 
 
 def test_bytes_are_those_stated() -> None:
@@ -150,8 +150,8 @@ def test_bytes_are_those_stated() -> None:
         lean = Lean(precision)
         assert lean_bytes(lambda: F.conv2d(x, trained), *free, lean=lean) == each * elements + more
         with LeanMode(lean, {id(frozen): Slice(delta, index)}):
-            found = kept_bytes(lambda: F.conv2d(x, frozen), *free)
-        assert found == each * elements * 3 // 8 + more
+            size = kept_bytes(lambda: F.conv2d(x, frozen), *free)
+        assert size == each * elements * 3 // 8 + more
 
 
 def test_nothing_is_kept_where_nothing_is_trained() -> None:

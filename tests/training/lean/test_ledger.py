@@ -25,9 +25,9 @@ class Product(nn.Module):
         self.register_buffer("factor", torch.ones(FLOATS))
 
 
-def counted(run: Callable[[Product], Tensor], *held: Tensor) -> int:
+def counted(run: Callable[[Product], Tensor], *ignored: Tensor) -> int:
     model = Product()
-    return stored(model, lambda: run(model).sum(), ignored=held).bytes
+    return stored(model, lambda: run(model).sum(), ignored=ignored).bytes
 
 
 def test_a_map_that_several_layers_keep_counts_once() -> None:
@@ -56,13 +56,13 @@ def test_pictures_are_held_by_the_loader() -> None:
 
 
 def test_maps_are_booked_on_the_layer_that_keeps_them() -> None:
-    found = measured(toys.attached("plain", lean=True), "plain")
+    ledger = measured(toys.attached("plain", lean=True), "plain")
     c, h, w = toys.TOYS["plain"].input_shape
-    assert found.by_layer["block00.adaptor.reduce"] == BATCH * 8 * 3 * 3 * 4  # pooled, fp32
+    assert ledger.by_layer["block00.adaptor.reduce"] == BATCH * 8 * 3 * 3 * 4  # pooled, fp32
     # One bit per element of the first block's inner ReLU and of the one behind the addition.
-    assert found.by_layer["blocks.0"] >= 2 * BATCH * 8 * h * w // 8
-    assert found.bytes == sum(found.by_layer.values())
-    assert found.largest(1)[0][1] == max(found.by_layer.values())
+    assert ledger.by_layer["blocks.0"] >= 2 * BATCH * 8 * h * w // 8
+    assert ledger.bytes == sum(ledger.by_layer.values())
+    assert ledger.largest(1)[0][1] == max(ledger.by_layer.values())
     assert c == 3
 
 

@@ -53,8 +53,8 @@ def test_bytes_are_those_stated() -> None:
     assert lean_bytes(lambda: F.linear(x, frozen, bias), frozen, bias) == 0
     stated: dict[Keep, int] = {"fp32": 4 * 112, "half": 2 * 112, "int8": 112 + 2 * 8}
     for precision, expected in stated.items():
-        found = lean_bytes(lambda: F.linear(x, trained, bias), trained, bias, lean=Lean(precision))
-        assert found == expected
+        size = lean_bytes(lambda: F.linear(x, trained, bias), trained, bias, lean=Lean(precision))
+        assert size == expected
 
 
 def test_its_answer_can_be_changed_in_place() -> None:

@@ -99,8 +99,8 @@ def test_whole_nets_have_stock_gradients(name: str, trained: str) -> None:
 def test_quantised_maps_give_near_gradients(name: str, precision: Keep, near: float) -> None:
     net, x = made(name, "all"), torch.randn(3, 3, 16, 16)
     stock = gradients(net, x, None)
-    for key, found in gradients(net, x, Lean(precision)).items():
-        assert float((found - stock[key]).norm()) <= near * float(stock[key].norm()), key
+    for key, gradient in gradients(net, x, Lean(precision)).items():
+        assert float((gradient - stock[key]).norm()) <= near * float(stock[key].norm()), key
 
 
 def test_shifts_keep_bits_alone() -> None:
@@ -121,33 +121,33 @@ def test_nothing_before_the_first_trained_layer_is_kept() -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_autocast(name: str, trained: str, precision: Keep) -> None:
     net, x = made(name, trained), torch.randn(3, 3, 16, 16)
-    found = []
+    results = []
     for lean in (None, Lean(precision)):
         with torch.autocast("cpu", torch.bfloat16):
-            found.append(gradients(net, x, lean))
-    for key, stock in found[0].items():
-        ours = found[1][key]
+            results.append(gradients(net, x, lean))
+    for key, stock in results[0].items():
+        ours = results[1][key]
         assert ours.dtype == stock.dtype
         assert float((ours - stock).norm()) <= 0.05 * float(stock.norm()) + 1e-3, key
 
 
 def test_hooks_and_retained_gradients_see_the_maps() -> None:
     net, x = made("residual", "biases"), torch.randn(2, 3, 16, 16)
-    found: list[list[Tensor]] = []
+    results: list[list[Tensor]] = []
     for mode in (False, True):
-        seen: list[Tensor] = []
+        maps: list[Tensor] = []
 
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            seen.append(args[0].detach().clone())  # noqa: B023 - used within the round
+            maps.append(args[0].detach().clone())  # noqa: B023 - used within the round
             output.retain_grad()
-            seen.append(output)  # noqa: B023
+            maps.append(output)  # noqa: B023
 
         handle = net[4].conv2.register_forward_hook(hook)  # type: ignore[index]
         gradients(net, x, Lean() if mode else None)
         handle.remove()
-        assert seen[1].grad is not None
-        found.append([seen[0], seen[1].detach(), seen[1].grad])
-    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+        assert maps[1].grad is not None
+        results.append([maps[0], maps[1].detach(), maps[1].grad])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_hook_that_needs_the_dropped_map_keeps_it_itself() -> None:
@@ -208,8 +208,8 @@ def test_checkpointing_works_with_the_mode_inside() -> None:
     stock = gradients(net, x, None)
     net.zero_grad()
     torch.autograd.backward(checkpoint(inside, x, use_reentrant=False).square().sum())
-    found = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
-    torch.testing.assert_close(found, stock, rtol=1e-5, atol=1e-6)
+    results = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(results, stock, rtol=1e-5, atol=1e-6)
     with LeanMode(Lean()):
         y = checkpoint(net, x, use_reentrant=False)
     with pytest.raises(CheckpointError, match="different metadata"):
@@ -293,5 +293,5 @@ def test_compiled(entered: str, precision: Keep) -> None:
         with LeanMode(lean):
             y = compiled(x)
     torch.autograd.backward(y.square().sum())
-    found = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
-    torch.testing.assert_close(found, stock, rtol=1e-4, atol=1e-5)
+    results = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(results, stock, rtol=1e-4, atol=1e-5)

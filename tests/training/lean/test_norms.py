@@ -131,11 +131,11 @@ def test_bytes_are_those_stated() -> None:
     assert kept_bytes(batch(frozen), *free) == 4 * elements
     stated: dict[Keep, tuple[int, int]] = {"fp32": (4, 0), "half": (2, 0), "int8": (1, 24)}
     for precision, (each, more) in stated.items():
-        lean, kept = Lean(precision), each * elements + more
+        lean, size = Lean(precision), each * elements + more
         assert lean_bytes(batch(frozen), *free, lean=lean) == 0
-        assert lean_bytes(batch(trained), *free, lean=lean) == kept
-        assert lean_bytes(group, *free, lean=lean) == kept + 2 * 4 * 3 * 2
-        assert lean_bytes(layer, *free, lean=lean) == kept + 2 * 4 * 3 * 4
+        assert lean_bytes(batch(trained), *free, lean=lean) == size
+        assert lean_bytes(group, *free, lean=lean) == size + 2 * 4 * 3 * 2
+        assert lean_bytes(layer, *free, lean=lean) == size + 2 * 4 * 3 * 4
 
 
 def test_a_shift_alone_keeps_nothing() -> None:

@@ -56,8 +56,8 @@ def test_nothing_asked_nothing_changed() -> None:
 
 def test_a_flip_mirrors_about_half_of_the_pictures() -> None:
     given_pictures, drawn = pictures(200), draw(0, 0, 200, ("flip",))
-    found = augmented(given_pictures, np.arange(200), drawn)
-    for before, after, flipped in zip(given_pictures, found, drawn.flip, strict=True):
+    outputs = augmented(given_pictures, np.arange(200), drawn)
+    for before, after, flipped in zip(given_pictures, outputs, drawn.flip, strict=True):
         assert np.array_equal(after, before[:, ::-1] if flipped else before)
     assert 70 < drawn.flip.sum() < 130
 
@@ -65,15 +65,15 @@ def test_a_flip_mirrors_about_half_of_the_pictures() -> None:
 @pytest.mark.parametrize(("side", "reach"), [(8, 1), (16, 2), (32, 4), (33, 4), (224, 4)])
 def test_a_shift_moves_by_a_few_pixels_and_reflects_the_border(side: int, reach: int) -> None:
     given_pictures, drawn = pictures(60, side), draw(0, 0, 60, ("shift",))
-    found = augmented(given_pictures, np.arange(60), drawn)
-    seen = set()
-    for before, after, move in zip(given_pictures, found, drawn.shift, strict=True):
+    outputs = augmented(given_pictures, np.arange(60), drawn)
+    moves = set()
+    for before, after, move in zip(given_pictures, outputs, drawn.shift, strict=True):
         down, right = np.rint(move * reach).astype(int)
         padded = np.pad(before, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
         top, left = reach + down, reach + right
         assert np.array_equal(after, padded[top : top + side, left : left + side])
-        seen |= {abs(down), abs(right)}
-    assert seen == set(range(reach + 1))
+        moves |= {abs(down), abs(right)}
+    assert moves == set(range(reach + 1))
 
 
 def one(side: int, **draws: float) -> Epoch:
@@ -125,8 +125,8 @@ def test_turning_moves_and_mirrors_as_the_rest_does() -> None:
 def test_no_part_of_a_turned_picture_is_empty() -> None:
     white = np.full((1, 32, 32, 3), 200, np.uint8)
     for turn in (-1.0, 1.0):
-        found = augmented(white, ROW, one(32, turn=turn, zoom=-1.0, down=1.0, right=1.0))
-        assert found.min() == found.max() == 200
+        outputs = augmented(white, ROW, one(32, turn=turn, zoom=-1.0, down=1.0, right=1.0))
+        assert outputs.min() == outputs.max() == 200
 
 
 def test_brightness_scales_values_and_white_stays_white() -> None:
@@ -140,8 +140,8 @@ def test_brightness_scales_values_and_white_stays_white() -> None:
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_each_name_changes_most_pictures_and_nothing_about_the_others(name: str) -> None:
     given_pictures = pictures(40)
-    found = augmented(given_pictures, np.arange(40), draw(3, 1, 40, (name,)))
-    assert found.dtype == np.uint8
-    assert found.shape == given_pictures.shape
-    changed = (found != given_pictures).any(axis=(1, 2, 3))
+    outputs = augmented(given_pictures, np.arange(40), draw(3, 1, 40, (name,)))
+    assert outputs.dtype == np.uint8
+    assert outputs.shape == given_pictures.shape
+    changed = (outputs != given_pictures).any(axis=(1, 2, 3))
     assert changed.sum() >= 10

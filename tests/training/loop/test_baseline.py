@@ -45,12 +45,12 @@ def images() -> tuple[Tensor, Tensor]:
 def losses(model: AttachedModel) -> list[float]:
     """The loss on all training pictures in evaluation, and with the batch's statistics."""
     pictures, labels = images()
-    found = []
+    values = []
     with torch.no_grad():
         for mode in (False, True):
             model.train(mode)
-            found.append(float(nn.functional.cross_entropy(model(pictures), labels)))
-    return found
+            values.append(float(nn.functional.cross_entropy(model(pictures), labels)))
+    return values
 
 
 @pytest.mark.parametrize("method", COUNTING)
@@ -75,17 +75,17 @@ def test_settled_statistics_are_the_mean_over_the_batches() -> None:
     first = next(
         name for name, m in model.backbone.named_modules() if isinstance(m, nn.BatchNorm2d)
     )
-    seen: list[Tensor] = []
+    maps: list[Tensor] = []
     module = model.backbone.get_submodule(first)
-    module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    module.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
     with torch.no_grad():
         model(images()[0])
     moved = dict(model.domain.named_buffers())
     assert torch.allclose(
-        moved[f"own.{first}.running_mean.value"], seen[0].mean((0, 2, 3)), atol=1e-4
+        moved[f"own.{first}.running_mean.value"], maps[0].mean((0, 2, 3)), atol=1e-4
     )
     assert torch.allclose(
-        moved[f"own.{first}.running_var.value"], seen[0].var((0, 2, 3)), rtol=1e-3
+        moved[f"own.{first}.running_var.value"], maps[0].var((0, 2, 3)), rtol=1e-3
     )
 
 

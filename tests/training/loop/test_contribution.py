@@ -58,8 +58,8 @@ def test_contributions_are_squared_gradients_by_input_channel() -> None:
     kernels = sparse.candidates(model.backbone, model.anatomy)
     images = toys.pictures("plain", 4)
     labels = torch.tensor([0, 1, 2, 0])
-    found = contribution._contributions(model, kernels, iter([(images, labels)]))
-    for kernel, got in zip(kernels, found, strict=True):
+    contributions = contribution._contributions(model, kernels, iter([(images, labels)]))
+    for kernel, got in zip(kernels, contributions, strict=True):
         weight = model.backbone.get_parameter(kernel.name).requires_grad_(True)
         loss = nn.functional.cross_entropy(model(images), labels)
         (grad,) = torch.autograd.grad(loss, [weight])
@@ -84,8 +84,8 @@ def test_what_the_search_takes_is_told_and_a_budget_holds_it() -> None:
     assert line.startswith("search for what to update: at most ")
     model = AttachedModel(backbone, anatomy, "head", 3, recipe.adaptor, lean=Lean())
     needed = contribution.need(model, sparse.candidates(backbone, anatomy), contribution.BATCH)
-    held = contribution.search(backbone, anatomy, data, recipe, batches=2, memory=needed)
-    assert held == plain
+    choice = contribution.search(backbone, anatomy, data, recipe, batches=2, memory=needed)
+    assert choice == plain
     with pytest.raises(MemoryBudgetError, match="search for what to update") as caught:
         contribution.search(backbone, anatomy, data, recipe, batches=2, memory=needed - 1)
     assert "without a budget" in caught.value.fix

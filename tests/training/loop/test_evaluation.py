@@ -45,20 +45,20 @@ def test_means_do_not_depend_on_the_batch_size() -> None:
 def test_an_evaluation_is_what_the_samples_say_one_by_one() -> None:
     split = stripes.data().test
     model = toys.scrambled(stripes.model())
-    found = evaluate(model, split, stripes.RECIPE.preprocess)
+    evaluation = evaluate(model, split, stripes.RECIPE.preprocess)
     with torch.no_grad():
         answers = [int(model(image[None]).argmax()) for image in images(split)]
-    assert found.accuracy == np.mean(np.array(answers) == split.labels)
-    assert found.samples == 60
+    assert evaluation.accuracy == np.mean(np.array(answers) == split.labels)
+    assert evaluation.samples == 60
 
 
 def test_the_baseline_separates_what_a_linear_head_can() -> None:
     data, model = stripes.data(), stripes.model()
     before = weights_digest(model)
     domain = {name: tensor.clone() for name, tensor in model.domain.state_dict().items()}
-    found = probe(model, data, stripes.RECIPE.preprocess)
-    assert found.accuracy > 0.5
-    assert found.weight.shape == (3, 16)
+    baseline = probe(model, data, stripes.RECIPE.preprocess)
+    assert baseline.accuracy > 0.5
+    assert baseline.weight.shape == (3, 16)
     assert weights_digest(model) == before
     assert all(torch.equal(t, domain[n]) for n, t in model.domain.state_dict().items())
 
@@ -66,12 +66,12 @@ def test_the_baseline_separates_what_a_linear_head_can() -> None:
 def test_the_baselines_head_works_on_the_features_as_they_are() -> None:
     """Law: a head-only model with the probe's head reaches the accuracy that the probe states."""
     data, model = stripes.data(), stripes.model(method="head")
-    found = probe(model, data, stripes.RECIPE.preprocess)
+    baseline = probe(model, data, stripes.RECIPE.preprocess)
     with torch.no_grad():
-        model.domain.get_parameter("head.weight").copy_(found.weight)
-        model.domain.get_parameter("head.bias").copy_(found.bias)
+        model.domain.get_parameter("head.weight").copy_(baseline.weight)
+        model.domain.get_parameter("head.bias").copy_(baseline.bias)
     reached = evaluate(model, data.test, stripes.RECIPE.preprocess).accuracy
-    assert reached == pytest.approx(found.accuracy, abs=1 / 60)
+    assert reached == pytest.approx(baseline.accuracy, abs=1 / 60)
 
 
 def test_digests_tell_data_and_recipes_apart() -> None:

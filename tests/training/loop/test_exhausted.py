@@ -27,7 +27,7 @@ def model() -> AttachedModel:
     return models.build(RECIPE, classes=3, backbone=toys.backbone("plain"))
 
 
-def exhausting(found: AttachedModel, after: int) -> torch.utils.hooks.RemovableHandle:
+def exhausting(network: AttachedModel, after: int) -> torch.utils.hooks.RemovableHandle:
     """Let the allocator itself refuse, in the middle of a forward, after some training steps."""
     steps = 0
 
@@ -38,7 +38,7 @@ def exhausting(found: AttachedModel, after: int) -> torch.utils.hooks.RemovableH
             if steps > after:
                 torch.empty(MORE_THAN_ANY, dtype=torch.uint8)
 
-    return found.backbone.get_submodule("blocks.1").register_forward_pre_hook(hook)
+    return network.backbone.get_submodule("blocks.1").register_forward_pre_hook(hook)
 
 
 def test_a_step_that_finds_no_memory_names_the_holders_and_can_be_gone_on_from(
@@ -49,10 +49,10 @@ def test_a_step_that_finds_no_memory_names_the_holders_and_can_be_gone_on_from(
     whole = model()
     train(whole, data, RECIPE, out=tmp_path / "whole")
 
-    found = model()
-    handle = exhausting(found, 3)
+    network = model()
+    handle = exhausting(network, 3)
     with pytest.raises(TrainingError, match=r"out of memory with batch 16.*blocks\.") as caught:
-        train(found, data, RECIPE, out=out)
+        train(network, data, RECIPE, out=out)
     assert str(state_path(out)) in caught.value.message
     assert "--resume" in caught.value.fix
     assert not out.exists()
@@ -60,8 +60,8 @@ def test_a_step_that_finds_no_memory_names_the_holders_and_can_be_gone_on_from(
     handle.remove()
     again = model()
     train(again, data, RECIPE, out=out, resume=True)
-    wanted = domain_state(whole)
-    assert all(torch.equal(t, wanted[name]) for name, t in domain_state(again).items())
+    expected = domain_state(whole)
+    assert all(torch.equal(t, expected[name]) for name, t in domain_state(again).items())
 
 
 @pytest.mark.parametrize("part", ["probe", "evaluate"])
@@ -69,7 +69,7 @@ def test_memory_that_runs_out_before_or_after_the_steps_is_told_alike(
     tmp_path: Path, part: str
 ) -> None:
     """Law: what was trained stays, and testing is all that a resume repeats."""
-    found, out = model(), tmp_path / "out"
+    network, out = model(), tmp_path / "out"
     trained: list[bool] = []
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -79,21 +79,21 @@ def test_memory_that_runs_out_before_or_after_the_steps_is_told_alike(
         if not trained[-1] and (part == "probe" or any(trained)):
             torch.empty(MORE_THAN_ANY, dtype=torch.uint8)
 
-    handle = found.backbone.get_submodule("blocks.0").register_forward_pre_hook(hook)
+    handle = network.backbone.get_submodule("blocks.0").register_forward_pre_hook(hook)
     with pytest.raises(TrainingError, match="out of memory with batch 16") as caught:
-        train(found, stripes.data(), RECIPE, out=out)
+        train(network, stripes.data(), RECIPE, out=out)
     handle.remove()
     assert not out.exists()
     if part == "probe":
         assert "no state had been saved" in caught.value.message
         return
-    report = train(found, stripes.data(), RECIPE, out=out, resume=True)
+    report = train(network, stripes.data(), RECIPE, out=out, resume=True)
     assert report.steps == 0
     assert out.is_dir()
 
 
 def test_memory_that_runs_out_in_an_update_leaves_the_last_whole_state(tmp_path: Path) -> None:
-    found, out = model(), tmp_path / "out"
+    network, out = model(), tmp_path / "out"
     steps = 0
 
     def fails(*_: object) -> None:
@@ -105,7 +105,7 @@ def test_memory_that_runs_out_in_an_update_leaves_the_last_whole_state(tmp_path:
     handle = register_optimizer_step_post_hook(fails)
     try:
         with pytest.raises(TrainingError, match="out of memory"):
-            train(found, stripes.data(), RECIPE, out=out)
+            train(network, stripes.data(), RECIPE, out=out)
     finally:
         handle.remove()
     assert load_state(state_path(out)).step == 5
@@ -123,15 +123,15 @@ def test_the_allocators_refusal_is_told_from_other_errors() -> None:
 
 
 def test_a_fault_of_the_backbone_is_not_taken_for_memory(tmp_path: Path) -> None:
-    found = model()
+    network = model()
 
     def fails(_: nn.Module, __: object) -> None:
         if torch.is_grad_enabled():
             raise RuntimeError("a fault of its own")
 
-    found.backbone.get_submodule("blocks.1").register_forward_pre_hook(fails)
+    network.backbone.get_submodule("blocks.1").register_forward_pre_hook(fails)
     with pytest.raises(RuntimeError, match="of its own"):
-        train(found, stripes.data(), RECIPE, out=tmp_path / "out")
+        train(network, stripes.data(), RECIPE, out=tmp_path / "out")
 
 
 def test_a_budget_that_nothing_fits_writes_nothing(tmp_path: Path) -> None:

@@ -54,21 +54,21 @@ def event_class() -> type:
                 item.type_name = inner[0]
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    found: type = message_factory.GetMessageClass(pool.FindMessageTypeByName("t.Event"))
-    return found
+    event: type = message_factory.GetMessageClass(pool.FindMessageTypeByName("t.Event"))
+    return event
 
 
 def read(data: bytes) -> list[object]:
     """Every event of a file; each checksum is compared."""
-    found = []
+    records = []
     while data:
         (length,) = struct.unpack("<Q", data[:8])
         assert data[8:12] == events._checksum(data[:8])
         body = data[12 : 12 + length]
         assert data[12 + length : 16 + length] == events._checksum(body)
-        found.append(event_class().FromString(body))  # type: ignore[attr-defined]
+        records.append(event_class().FromString(body))  # type: ignore[attr-defined]
         data = data[16 + length :]
-    return found
+    return records
 
 
 def test_the_checksum_is_that_of_the_standard() -> None:
@@ -111,9 +111,9 @@ def test_the_table_has_what_the_checkpoint_says(logged: tuple[Path, TrainReport]
 def test_the_events_have_it_too(logged: tuple[Path, TrainReport]) -> None:
     folder, report = logged
     (path,) = folder.glob(f"{EVENTS}.*")
-    _, *found = read(path.read_bytes())
-    assert [event.step for event in found] == [1, 2, 3]  # type: ignore[attr-defined]
-    last = {v.tag: v.simple_value for v in found[-1].summary.value}  # type: ignore[attr-defined]
+    _, *records = read(path.read_bytes())
+    assert [event.step for event in records] == [1, 2, 3]  # type: ignore[attr-defined]
+    last = {v.tag: v.simple_value for v in records[-1].summary.value}  # type: ignore[attr-defined]
     assert last["loss/train"] == pytest.approx(report.history.epochs[-1].loss)
     assert len(last) == 8
 

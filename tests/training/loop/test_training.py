@@ -192,10 +192,10 @@ def test_a_crash_is_resumed_from_the_last_epoch(finished: Finished, tmp_path: Pa
 
 def test_the_state_is_saved_as_often_as_asked(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    seen: list[int] = []
+    steps: list[int] = []
 
     def look() -> None:
-        seen.append(load_state(state_path(out)).step)
+        steps.append(load_state(state_path(out)).step)
 
     recorder = Recorder(4, look)
     train(
@@ -206,7 +206,7 @@ def test_the_state_is_saved_as_often_as_asked(tmp_path: Path) -> None:
         save_every_s=0,
         progress=recorder,
     )
-    assert seen == [3]
+    assert steps == [3]
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
@@ -332,11 +332,11 @@ def test_no_phase_takes_more_resident_memory_than_was_told(method: str, before: 
     parts = {before: [before], "training": ["head", "steps", "test"]}
     assert list(sizes) == [f"told_{before}", before, "told_training", *parts["training"]]
     for part, phases in parts.items():
-        told = sizes[f"told_{part}"]
+        limit = sizes[f"told_{part}"]
         for name in phases:
-            assert sizes[name] <= told, f"{name}: {sizes[name]} bytes, told {told}"
+            assert sizes[name] <= limit, f"{name}: {sizes[name]} bytes, told {limit}"
         # Most of it is really used: a figure that is far too large would hold anything.
-        assert max(sizes[name] for name in phases) > 0.5 * told
+        assert max(sizes[name] for name in phases) > 0.5 * limit
 
 
 def test_it_trains_outside_the_main_thread(tmp_path: Path) -> None:

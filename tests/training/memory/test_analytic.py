@@ -61,13 +61,13 @@ def test_every_structure_keeps_what_is_counted(name: str, method: str) -> None:
 def test_rows_that_pass_a_block_by_keep_what_is_counted(rows: int, lean: bool | Keep) -> None:
     """Law: equal but for the rows that are probed, of which the count takes the mean."""
     model = model_of("plain", "da3", lean)
-    told = analytic(model, BATCH, share=rows / BATCH).bytes
+    size = analytic(model, BATCH, share=rows / BATCH).bytes
     one = sum(
         site.out_shape[0] * site.out_shape[1] * site.out_shape[2] * 4 + 8 + 4 + 8
         for site in model.sites.values()
     )
     closed = BATCH - rows
-    assert told - one * (closed > 0) <= measured(model, "plain", rows).bytes <= told + one * closed
+    assert size - one * (closed > 0) <= measured(model, "plain", rows).bytes <= size + one * closed
 
 
 def test_the_model_stays_as_it_is() -> None:
@@ -95,8 +95,8 @@ def test_maps_under_way_are_those_that_the_code_holds() -> None:
     # addition's two sides, its sum and the block's input live at once; so does one gradient.
     model = toys.attached("single", method="bias", lean=True)
     map_bytes = BATCH * 8 * 8 * 8 * 4
-    found = count(model, BATCH).working
-    assert 4 * map_bytes <= found <= 5 * map_bytes + BATCH * 1024
+    working = count(model, BATCH).working
+    assert 4 * map_bytes <= working <= 5 * map_bytes + BATCH * 1024
 
 
 class Odd(nn.Module):
@@ -222,9 +222,9 @@ def test_a_budget_holds_what_attention_keeps(lean: bool | Keep, method: str, wei
     net = toys.TokenNet(8, 12, 2)
     net.blocks = nn.ModuleList(Attention(8, weights=weights) for _ in range(2))
     model = attach(net.eval(), method=method, classes=3, input_shape=(3, 12, 16), lean=lean)
-    counted, kept = analytic(model, BATCH), kept_by(model)
-    assert kept.bytes <= counted.bytes
-    assert counted.by_layer == kept.by_layer
+    counted, ledger = analytic(model, BATCH), kept_by(model)
+    assert ledger.bytes <= counted.bytes
+    assert counted.by_layer == ledger.by_layer
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -321,11 +321,11 @@ def test_a_frozen_layer_keeps_what_its_shapes_say(name: str) -> None:
         True: case.lean,
         "int8": case.int8,
     }
-    for lean, kept in expected.items():
+    for lean, size in expected.items():
         net = toys.Net(toys.stem(C), [Around(case.layer()), Around(case.layer())], C).eval()
         model = attach(net, method="bias", classes=3, input_shape=(3, SIDE, SIDE), lean=lean)
         by_layer = analytic(model, N).by_layer
-        assert by_layer.get("blocks.1.layer", 0) == kept, lean
+        assert by_layer.get("blocks.1.layer", 0) == size, lean
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,12 @@ from toolchain.training.memory.measured import peak
 
 def test_a_need_is_the_sum_of_its_parts() -> None:
     model = toys.attached("plain", lean="int8")
-    found = need(model, BATCH)
+    needs = need(model, BATCH)
     floats = sum(p.numel() for p in model.domain.parameters())
-    assert found.trainable == floats
-    assert found.gradients == found.parameters == found.optimiser // 2 == 4 * floats
-    assert found.stored == analytic(model, BATCH).bytes
-    assert found.total == found.stored + found.working + 16 * floats
+    assert needs.trainable == floats
+    assert needs.gradients == needs.parameters == needs.optimiser // 2 == 4 * floats
+    assert needs.stored == analytic(model, BATCH).bytes
+    assert needs.total == needs.stored + needs.working + 16 * floats
 
 
 def test_a_domain_costs_its_slots() -> None:
@@ -57,9 +57,9 @@ def test_masks_cost_one_bit_a_weight() -> None:
 
 def test_a_finetuned_domain_costs_the_backbone_but_no_statistics() -> None:
     model = toys.attached("plain", method="finetune")
-    kept = [p for name, p in model.backbone.named_parameters() if not name.startswith("fc.")]
+    parameters = [p for name, p in model.backbone.named_parameters() if not name.startswith("fc.")]
     head = sum(4 * p.numel() for p in model.domain["head"].parameters())
-    assert domain_bytes(model) == sum(4 * tensor.numel() for tensor in kept) + head
+    assert domain_bytes(model) == sum(4 * tensor.numel() for tensor in parameters) + head
 
 
 def test_statistics_are_stored_where_the_norm_has_nothing_else() -> None:
@@ -94,8 +94,8 @@ def test_what_is_told_is_what_a_bundle_stores(frozen: bytes, cache: Path, method
     halves = split(changed, cache=cache)
     patch = make_patch(frozen, halves.weights_data)
     assert patch is not None
-    held = [*load(patch.data).values(), *load(halves.slots_data).values()]
-    assert domain_bytes(model) == pytest.approx(sum(a.nbytes for a in held), rel=0.1)
+    tensors = [*load(patch.data).values(), *load(halves.slots_data).values()]
+    assert domain_bytes(model) == pytest.approx(sum(a.nbytes for a in tensors), rel=0.1)
     assert patch.about.scaled == {"bn": 7, "series": 1, "parallel": 1}.get(method, 0)
 
 
@@ -113,10 +113,10 @@ def test_a_step_takes_no_more_than_its_need(method: str) -> None:
         optimiser.zero_grad()
 
     whole()  # the first one makes the moments
-    found = need(model, BATCH)
-    there = found.parameters + found.optimiser
+    needs = need(model, BATCH)
+    there = needs.parameters + needs.optimiser
     # Kernels on several threads have scratch memory of their own, which shows in so small a net.
-    assert 0.5 < peak(whole) / (found.total - there) <= 1.05
+    assert 0.5 < peak(whole) / (needs.total - there) <= 1.05
 
 
 @settings(max_examples=4, deadline=None)
@@ -133,17 +133,17 @@ def test_every_batch_fits_and_the_next_one_does_not(budget: int) -> None:
 
 def test_the_best_comes_first() -> None:
     model = toys.attached("single", lean=True, pool=2)
-    found = fitting(model, need(model, BATCH).total, BATCH)
-    ours = [choice for choice in found if choice.method == "da3"]
+    choices = fitting(model, need(model, BATCH).total, BATCH)
+    ours = [choice for choice in choices if choice.method == "da3"]
     assert (ours[0].pool, ours[0].keep) == (2, "fp32")  # as it is, since that fits
-    assert found[-1].method == "head"
+    assert choices[-1].method == "head"
 
 
 def test_each_change_more_holds_more_pictures() -> None:
     model = toys.attached("single", lean=True, pool=2)
-    found = fitting(model, 8 * need(model, BATCH).total, BATCH, methods=["da3", "da2"])
+    choices = fitting(model, 8 * need(model, BATCH).total, BATCH, methods=["da3", "da2"])
     for method in ("da3", "da2"):
-        batches = [choice.batch for choice in found if choice.method == method]
+        batches = [choice.batch for choice in choices if choice.method == method]
         assert len(batches) > 1
         assert all(a < b for a, b in pairwise(batches))
 
@@ -151,14 +151,14 @@ def test_each_change_more_holds_more_pictures() -> None:
 def test_a_larger_pool_comes_before_a_smaller_batch() -> None:
     model = toys.attached("single", lean=True, pool=2)
     budget = need(model, BATCH).total - 1
-    assert (found := fitting(model, budget, BATCH))[0].batch >= BATCH
-    assert (found[0].pool, found[0].keep) == (4, "fp32")
+    assert (choices := fitting(model, budget, BATCH))[0].batch >= BATCH
+    assert (choices[0].pool, choices[0].keep) == (4, "fp32")
 
 
 def test_a_method_that_the_backbone_cannot_take_is_left_out() -> None:
     model = toys.attached("tokens", lean=True)
-    found = fitting(model, 1 << 24, BATCH, methods=["da3", "series", "bias"])
-    assert {choice.method for choice in found} == {"da3", "bias"}
+    choices = fitting(model, 1 << 24, BATCH, methods=["da3", "series", "bias"])
+    assert {choice.method for choice in choices} == {"da3", "bias"}
 
 
 def test_no_larger_batch_than_asked_for_is_suggested() -> None:
@@ -190,8 +190,8 @@ def test_nothing_fits_into_nothing() -> None:
 
 
 def test_a_line_tells_method_batch_and_need() -> None:
-    found = Need(3 << 20, 1 << 20, 2048, 1024, 1024, 256, 0, 1024)
-    told = line(found, 8, "da3")
-    assert told.startswith("da3, batch 8: keeps 3.0 MiB")
-    assert "2.0 KiB for the optimiser of 256 parameters" in told
-    assert "\n" not in told
+    needs = Need(3 << 20, 1 << 20, 2048, 1024, 1024, 256, 0, 1024)
+    text = line(needs, 8, "da3")
+    assert text.startswith("da3, batch 8: keeps 3.0 MiB")
+    assert "2.0 KiB for the optimiser of 256 parameters" in text
+    assert "\n" not in text

@@ -14,14 +14,14 @@ from toolchain.training.memory.measured import peak
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 50)), min_size=1, max_size=12))
 def test_the_peak_is_that_of_what_is_held_at_once(changes: list[tuple[bool, int]]) -> None:
-    held: list[int] = []
+    sizes: list[int] = []
     highest = 0
     for drop, count in changes:
-        if drop and held:
-            held.pop()
+        if drop and sizes:
+            sizes.pop()
         else:
-            held.append(4096 * count)
-            highest = max(highest, sum(held))
+            sizes.append(4096 * count)
+            highest = max(highest, sum(sizes))
 
     def step() -> None:
         tensors: list[Tensor] = []

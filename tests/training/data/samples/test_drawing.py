@@ -22,22 +22,22 @@ from toolchain.training.data.samples.drawing import Sheet
 
 
 def small(name: str, train: int = 32, test: int = 16, **options: object) -> Recipe:
-    found = recipe.load(packaged() / f"{name}.yaml")
-    spec = dataclasses.replace(found.data, train=train, test=test, **options)  # type: ignore[arg-type]
-    return dataclasses.replace(found, data=spec)
+    base = recipe.load(packaged() / f"{name}.yaml")
+    spec = dataclasses.replace(base.data, train=train, test=test, **options)  # type: ignore[arg-type]
+    return dataclasses.replace(base, data=spec)
 
 
 @pytest.mark.parametrize("name", [*DRAWN, "digits"])
 def test_a_sample_loads_as_its_recipe_says(name: str) -> None:
-    found = data.load(small(name))
-    assert (len(found.train), len(found.test)) == (32, 16)
-    assert found.train.name == f"{name}/train"
-    pictures, labels = found.train.batch(range(32))
+    dataset = data.load(small(name))
+    assert (len(dataset.train), len(dataset.test)) == (32, 16)
+    assert dataset.train.name == f"{name}/train"
+    pictures, labels = dataset.train.batch(range(32))
     assert pictures.shape == (32, SIDE, SIDE, 3)
     assert pictures.dtype == np.uint8
     assert labels.dtype == np.int64
-    assert set(labels.tolist()) <= set(range(len(found.classes)))
-    assert len(set(found.classes)) == len(found.classes) >= 6
+    assert set(labels.tolist()) <= set(range(len(dataset.classes)))
+    assert len(set(dataset.classes)) == len(dataset.classes) >= 6
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -53,11 +53,11 @@ def test_law_a_picture_depends_on_seed_and_index_only(name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_classes_take_turns_and_parts_share_no_picture(name: str) -> None:
-    found = data.load(small(name, 40, 40))
-    assert np.bincount(found.train.labels).tolist() == [5] * 8
+    dataset = data.load(small(name, 40, 40))
+    assert np.bincount(dataset.train.labels).tolist() == [5] * 8
     train, test = (
         {sha256(picture.tobytes()) for picture in split.batch(range(40))[0]}
-        for split in (found.train, found.test)
+        for split in (dataset.train, dataset.test)
     )
     assert len(train | test) == 80
 
@@ -68,11 +68,11 @@ def features(pictures: np.ndarray) -> np.ndarray:
     filters -= filters.mean(axis=0)
     scaled = pictures / 64.0
     windows = np.lib.stride_tricks.sliding_window_view(scaled, (5, 5), axis=(1, 2))[:, ::2, ::2]
-    found = np.maximum(windows.reshape(*windows.shape[:3], 75) @ filters, 0.0)
-    cells = found.reshape(len(found), 2, 7, 2, 7, 48)
+    responses = np.maximum(windows.reshape(*windows.shape[:3], 75) @ filters, 0.0)
+    cells = responses.reshape(len(responses), 2, 7, 2, 7, 48)
     pooled = np.concatenate([cells.mean(axis=(2, 4)), cells.max(axis=(2, 4))], axis=-1)
-    flat = pooled.reshape(len(found), -1)
-    return np.concatenate([flat, np.ones((len(found), 1))], axis=1)
+    flat = pooled.reshape(len(responses), -1)
+    return np.concatenate([flat, np.ones((len(responses), 1))], axis=1)
 
 
 @pytest.mark.parametrize("name", ["chirps", "cells"])
@@ -83,9 +83,9 @@ def test_every_kind_can_be_told_from_every_other(name: str) -> None:
     )
     inputs = features(train[0])
     middle, width = inputs.mean(axis=0), inputs.std(axis=0) + 1e-6
-    known, asked = ((features(part[0]) - middle) / width for part in (train, test))
+    known, queries = ((features(part[0]) - middle) / width for part in (train, test))
     gram = known.T @ known + 100.0 * np.eye(known.shape[1])
-    scores = asked @ np.linalg.solve(gram, known.T @ np.eye(8)[train[1]])
+    scores = queries @ np.linalg.solve(gram, known.T @ np.eye(8)[train[1]])
     for one, other in combinations(range(8), 2):
         rows = np.isin(test[1], (one, other))
         right = (scores[rows, one] > scores[rows, other]) == (test[1][rows] == one)
@@ -131,12 +131,12 @@ def test_digits_are_split_once_and_for_all_by_writer() -> None:
 def test_a_nearest_neighbour_knows_a_writer_better_than_a_stranger() -> None:
     train, test = digits.read("train", 1415), digits.read("test", 382)
 
-    def nearest(known: tuple[Any, Any], asked: tuple[Any, Any]) -> float:
+    def nearest(known: tuple[Any, Any], queries: tuple[Any, Any]) -> float:
         a, b = (
-            pictures[..., 0].reshape(len(pictures), -1) / 16.0 for pictures, _ in (asked, known)
+            pictures[..., 0].reshape(len(pictures), -1) / 16.0 for pictures, _ in (queries, known)
         )
         distances = (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)
-        return float((known[1][distances.argmin(1)] == asked[1]).mean())
+        return float((known[1][distances.argmin(1)] == queries[1]).mean())
 
     assert nearest(train, test) < 0.97
     mixed = [(train[0][rows], train[1][rows]) for rows in (slice(0, 1100), slice(1100, None))]
@@ -149,9 +149,9 @@ def test_more_digits_than_there_are_is_an_error() -> None:
 
 
 def test_pictures_take_the_size_and_colour_of_the_recipe() -> None:
-    found = small("cars", 4, 4)
-    wide = dataclasses.replace(found.preprocess, size=48, resize=64, colour="L3")
-    pictures, _ = data.load(dataclasses.replace(found, preprocess=wide)).test.batch([0, 1])
+    base = small("cars", 4, 4)
+    wide = dataclasses.replace(base.preprocess, size=48, resize=64, colour="L3")
+    pictures, _ = data.load(dataclasses.replace(base, preprocess=wide)).test.batch([0, 1])
     assert pictures.shape == (2, 48, 48, 3)
     assert np.array_equal(pictures[..., 0], pictures[..., 2])
 
