@@ -28,12 +28,12 @@ def releases() -> tuple[str, ...]:
 
 def listing(release: str) -> dict[str, frozenset[str]]:
     """Return class -> members of one release."""
-    found = {}
+    classes = {}
     for kind, members in _table().items():
         if not kind or not _has(members[""], release):
             continue
-        found[kind] = frozenset(m for m, where in members.items() if m and _has(where, release))
-    return found
+        classes[kind] = frozenset(m for m, where in members.items() if m and _has(where, release))
+    return classes
 
 
 def every_member() -> frozenset[str]:

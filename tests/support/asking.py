@@ -56,10 +56,10 @@ def call(
     for name, value in (headers or {}).items():
         key = name.upper().replace("-", "_")
         environ[key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"] = value
-    said: list[tuple[str, list[tuple[str, str]]]] = []
-    data = b"".join(app(environ, lambda status, found: said.append((status, found))))
-    ((status, found),) = said
-    return Answer(int(status[:3]), dict(found), data)
+    starts: list[tuple[str, list[tuple[str, str]]]] = []
+    data = b"".join(app(environ, lambda status, fields: starts.append((status, fields))))
+    ((status, fields),) = starts
+    return Answer(int(status[:3]), dict(fields), data)
 
 
 def ask(
@@ -73,8 +73,8 @@ def ask(
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
     try:
         connection.request(method, path, body, headers or {})
-        found = connection.getresponse()
-        return Answer(found.status, dict(found.getheaders()), found.read())
+        response = connection.getresponse()
+        return Answer(response.status, dict(response.getheaders()), response.read())
     finally:
         connection.close()
 

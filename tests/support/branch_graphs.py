@@ -22,11 +22,11 @@ def linked(exported: Exported, name: str, folder: Path) -> onnx.ModelProto:
     from toolchain.bundle import open_bundle
     from toolchain.bundle.backbone import open_backbone
 
-    held, artefact = open_bundle(exported.bundle), open_backbone(exported.backbone)
+    bundle, artefact = open_bundle(exported.bundle), open_backbone(exported.backbone)
     for source in artefact.path.iterdir():
         (folder / source.name).write_bytes(source.read_bytes())
-    (folder / "slots.safetensors").write_bytes(held.blob("slots.safetensors"))
-    model = onnx.load_model_from_string(held.blob(f"{name}.onnx"))
+    (folder / "slots.safetensors").write_bytes(bundle.blob("slots.safetensors"))
+    model = onnx.load_model_from_string(bundle.blob(f"{name}.onnx"))
     load_external_data_for_model(model, str(folder))
     return model
 

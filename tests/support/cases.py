@@ -242,13 +242,13 @@ def names(model: ir.Model) -> set[str]:
 
 def walk(graph: ir.Graph) -> list[ir.Node]:
     """All nodes of a graph and of the branches in it."""
-    found: list[ir.Node] = []
+    nodes: list[ir.Node] = []
     for node in graph:
-        found.append(node)
+        nodes.append(node)
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
-                found += walk(attribute.as_graph())
-    return found
+                nodes += walk(attribute.as_graph())
+    return nodes
 
 
 def close(got: Any, want: Any, relative: float = 1e-4) -> bool:

@@ -34,13 +34,13 @@ def repacked(
 
     ``roles`` of files by name, for those that are new or shall have another role.
     """
-    held = bundle.open_bundle(exported.bundle)
-    new = {entry.name: held.blob(entry.name) for entry in held.manifest.files}
-    roles = {**{entry.name: entry.role for entry in held.manifest.files}, **roles}
+    opened = bundle.open_bundle(exported.bundle)
+    new = {entry.name: opened.blob(entry.name) for entry in opened.manifest.files}
+    roles = {**{entry.name: entry.role for entry in opened.manifest.files}, **roles}
     new.update(files or {})  # type: ignore[arg-type]
     payloads = [Payload(roles[n], n, data) for n, data in new.items() if data is not None]
     path = folder / exported.bundle.name
-    bundle.pack(path, change(held.manifest), payloads, overwrite=True)
+    bundle.pack(path, change(opened.manifest), payloads, overwrite=True)
     beside = folder / exported.backbone.name
     if not beside.exists():
         beside.symlink_to(exported.backbone)

@@ -152,9 +152,9 @@ def make_domain(
     toys.balanced(model, from_numpy(normalise(chosen.preprocess, pixels)))
     if always:
         model.domain.get_parameter(f"{always}.gate.bias").data.add_(500)
-    found = evaluate(model, data.test, chosen.preprocess)
+    evaluation = evaluate(model, data.test, chosen.preprocess)
     place = folder / f"checkpoint-{name}"
-    save(place, model, chosen, data.classes, found, head_accuracy=0.5)
+    save(place, model, chosen, data.classes, evaluation, head_accuracy=0.5)
     return Domain(chosen, place, model, data)
 
 
@@ -186,7 +186,7 @@ def variants() -> dict[str, dict[str, Any]]:
     from tests.support.stripes import RECIPE
     from toolchain.recipe import AdaptorOptions, DataSpec
 
-    seen = {
+    colours = {
         c: {"preprocess": dataclasses.replace(RECIPE.preprocess, colour=c)} for c in ("BGR", "L3")
     }
     plain = {"adaptor": AdaptorOptions()}
@@ -203,8 +203,8 @@ def variants() -> dict[str, dict[str, Any]]:
         "wide": {"seed": 8, "changes": {"adaptor": AdaptorOptions(rank=6, pool=2)}},
         "every": {"seed": 9, "changes": {"adaptor": every}},
         "coarse": {"seed": 14, "changes": {"adaptor": AdaptorOptions(rank=4, pool=4)}},
-        "bgr": {"seed": 10, "changes": seen["BGR"]},
-        "grey": {"seed": 11, "changes": seen["L3"]},
+        "bgr": {"seed": 10, "changes": colours["BGR"]},
+        "grey": {"seed": 11, "changes": colours["L3"]},
         "always": {"seed": 12, "always": "block00"},
         "foreign": {"seed": 13, "weights": 7},
         "tuned": {"method": "finetune", "seed": 15, "changes": plain},

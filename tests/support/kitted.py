@@ -50,13 +50,13 @@ class Kitted:
     def kits(self) -> dict[str, Kit]:
         """By the key of ``ORDERS``; a domain's own static kit as ``<key> static``."""
         names = {(target, precision): key for key, (target, precision, _) in ORDERS.items()}
-        found = {}
+        kits = {}
         for item in self.report.kits:
             manifest = item.kit.manifest
             key = names[manifest.target, manifest.precision]
             own = manifest.flavours[0].flavour == "static"
-            found[f"{key} static" if own else key] = item.kit
-        return found
+            kits[f"{key} static" if own else key] = item.kit
+        return kits
 
 
 def kitted_once(exported: Exported) -> Kitted:

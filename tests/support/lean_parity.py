@@ -42,9 +42,9 @@ def answers(
     if cotangent is None:
         weights = torch.linspace(-1, 2, value.numel(), dtype=torch.float64)
         cotangent = torch.empty_like(value).copy_(weights.view(value.shape))
-    wanted = [t for t in leaves if t.requires_grad]
-    found = torch.autograd.grad(value, wanted, cotangent)
-    return value.detach(), list(found), strides
+    variables = [t for t in leaves if t.requires_grad]
+    gradients = torch.autograd.grad(value, variables, cotangent)
+    return value.detach(), list(gradients), strides
 
 
 def _strides(g: Tensor) -> tuple[int, ...]:
@@ -76,19 +76,19 @@ def assert_parity(
 def kept_bytes(forward: Callable[[], Tensor], *free: Tensor) -> int:
     """Bytes of the unique storages kept for the backward pass, those of ``free`` not counted."""
     shared = {t.untyped_storage().data_ptr() for t in free}
-    found: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     alive: list[Tensor] = []
 
     def pack(t: Tensor) -> Tensor:
         alive.append(t)  # or another storage could take its address
         storage = t.untyped_storage()
         if storage.data_ptr() not in shared:
-            found[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         alive.append(forward())
-    return sum(found.values())
+    return sum(sizes.values())
 
 
 def lean_bytes(forward: Callable[[], Tensor], *free: Tensor, lean: Lean = EXACT) -> int:

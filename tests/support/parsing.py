@@ -64,12 +64,12 @@ def parse(model: ir.Model) -> Parsed:
     """Parse a model with its weights inside; skips where the package is not installed."""
     trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
     logger = _logger()
-    said: list[str] = logger.said
-    said.clear()
+    lines: list[str] = logger.said
+    lines.clear()
     builder = trt.Builder(logger)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, logger)
     parsed = parser.parse(ir.to_proto(model).SerializeToString())
-    found = Parsed(trt, builder, network, (parser, logger), list(said))
+    result = Parsed(trt, builder, network, (parser, logger), list(lines))
     assert parsed, [parser.get_error(i).desc() for i in range(parser.num_errors)]
-    return found
+    return result

@@ -52,13 +52,13 @@ class Body:
 
     def readers_by_tensor(self) -> Iterator[tuple[str, list[Edge]]]:
         """Yield (outer tensor, its readers)."""
-        found: dict[str, list[Edge]] = {}
+        edges: dict[str, list[Edge]] = {}
         by_name = {layer.name: layer for layer in self.layers}
         for name, place in sorted(self.readers()):
             tensor = by_name[name].inputs[place]
             assert tensor is not None
-            found.setdefault(tensor, []).append((name, place))
-        yield from found.items()
+            edges.setdefault(tensor, []).append((name, place))
+        yield from edges.items()
 
 
 def rule_8_2(body: Body, shuffle: random.Random) -> set[Edge]:
@@ -120,11 +120,11 @@ def bodies(model: ir.Model) -> list[Body]:
 
 
 def _layer(node: ir.Node) -> Layer:
-    given = tuple(
+    inputs = tuple(
         None if value is None or constant(value) is not None else value.name
         for value in node.inputs
     )
-    return Layer(node.name or "", given, tuple(v.name or "" for v in node.outputs))
+    return Layer(node.name or "", inputs, tuple(v.name or "" for v in node.outputs))
 
 
 def network_bodies(trt: Any, network: Any) -> list[Body]:
@@ -158,13 +158,15 @@ def _walked(layers: Sequence[Any], maker: Any, source: dict[str, str], end: str)
             continue
         inside.add(maker[name].name)
         waiting += [t.name for t in _inputs(maker[name]) if t is not None]
-    found = []
+    members = []
     for layer in layers:
         if layer.name in inside:
-            given = tuple(None if t is None else source.get(t.name, t.name) for t in _inputs(layer))
+            inputs = tuple(
+                None if t is None else source.get(t.name, t.name) for t in _inputs(layer)
+            )
             made = tuple(tensor.name for tensor in _outputs(layer))
-            found.append(Layer(layer.name, given, made))
-    return Body(tuple(found), end)
+            members.append(Layer(layer.name, inputs, made))
+    return Body(tuple(members), end)
 
 
 def _inputs(layer: Any) -> list[Any]:

@@ -78,6 +78,6 @@ def manifest(target: str = "xavier-nx-jp5.1", precision: str = "fp32") -> KitMan
     )
 
 
-def write(folder: Path, found: KitManifest | None = None, **files: bytes) -> Kit:
+def write(folder: Path, about: KitManifest | None = None, **files: bytes) -> Kit:
     folder.mkdir(exist_ok=True)
-    return write_kit(folder, found or manifest(), backbone(), {**FILES, **files})
+    return write_kit(folder, about or manifest(), backbone(), {**FILES, **files})

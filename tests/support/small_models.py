@@ -31,11 +31,11 @@ def feeds(made: Made, seed: int = 0, *, slots: bool = True) -> dict[str, Array]:
     return {"image": made.case.images(1, seed).numpy(), **(made.slots if slots else {})}
 
 
-def run(model: ir.Model, given: Mapping[str, Array]) -> dict[str, Array]:
+def run(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """All outputs of ``model``, its nodes run as they are written."""
     session = Session(store.to_bytes(model), exact=True)
     names = {value.name for value in model.graph.inputs}
-    return session.run({name: array for name, array in given.items() if name in names})
+    return session.run({name: array for name, array in inputs.items() if name in names})
 
 
 def checked(model: ir.Model) -> onnx.ModelProto:

@@ -24,16 +24,16 @@ PATIENCE_S = 120
 
 
 def answer(runner: Runner, name: str) -> bytes:
-    found = runner.infer(IMAGES, name)
-    return found.release.encode() + found.logits.tobytes() + found.gates.tobytes()
+    output = runner.infer(IMAGES, name)
+    return output.release.encode() + output.logits.tobytes() + output.gates.tobytes()
 
 
 def answer_to_pictures(runner: Runner, name: str) -> bytes:
-    found = runner.run_batch(PICTURES, name)
-    (release,) = {one.release for one in found}
-    gates = np.array([list(one.gates.values()) for one in found], np.bool_)
-    labels = " ".join(one.label for one in found).encode()
-    logits = b"".join(one.logits.tobytes() for one in found)
+    results = runner.run_batch(PICTURES, name)
+    (release,) = {one.release for one in results}
+    gates = np.array([list(one.gates.values()) for one in results], np.bool_)
+    labels = " ".join(one.label for one in results).encode()
+    logits = b"".join(one.logits.tobytes() for one in results)
     return release.encode() + logits + gates.tobytes() + labels
 
 
@@ -60,10 +60,10 @@ class Storm:
         """Requests of both kinds; each answer is one that a release is known to give."""
         rng = np.random.default_rng(seed)
         name = str(rng.choice(list(self.releases)))
-        found = (answer, answer_to_pictures)[seed % 2](self.runner, name)
-        release = found[: len("sha256:") + 64].decode()
-        assert (release, found) in self.known, f"no release of {name} answers so"
-        self.seen.add(self.known[release, found])
+        response = (answer, answer_to_pictures)[seed % 2](self.runner, name)
+        release = response[: len("sha256:") + 64].decode()
+        assert (release, response) in self.known, f"no release of {name} answers so"
+        self.seen.add(self.known[release, response])
         self.answers.append(name)
 
     def change(self, seed: int) -> None:

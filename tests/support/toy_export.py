@@ -56,8 +56,8 @@ class Run:
 
     @property
     def backbone(self) -> Path:
-        (found,) = (self.home / "dist").glob("backbone-*")
-        return found
+        (path,) = (self.home / "dist").glob("backbone-*")
+        return path
 
 
 def write_recipe(folder: Path, name: str = "toy", epochs: int = 1) -> Path:

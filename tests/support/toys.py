@@ -264,10 +264,10 @@ def balanced(model: AttachedModel, images: Tensor) -> AttachedModel:
     """
     with torch.no_grad():
         for name in tuple(model.trace(images).gates):
-            seen = model.trace(images).gates[name].sort(dim=0).values
+            gates = model.trace(images).gates[name].sort(dim=0).values
             middle = len(images) // 2
             bias = model.domain.get_parameter(f"{name}.gate.bias")
-            bias.sub_((seen[middle - 1] + seen[middle]).squeeze() / 2)
+            bias.sub_((gates[middle - 1] + gates[middle]).squeeze() / 2)
     return model
 
 

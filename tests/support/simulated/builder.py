@@ -163,10 +163,10 @@ def device(total: int = 1 << 30, build: str = BUILD) -> tuple[TrtDevice, Bench]:
     bench, made = Bench(cuda, build), tensorrt.module(cuda, build)
     _extend(made, bench)
     journal = Journal()
-    found = features.TensorRT(
+    library = features.TensorRT(
         made, "tensorrt", build, features.examine(made), make_logger(made, journal), journal
     )
-    return TrtDevice(cuda, found), bench
+    return TrtDevice(cuda, library), bench
 
 
 def _extend(module: ModuleType, bench: Bench) -> None:

@@ -169,11 +169,11 @@ class SimulatedCuda:
 
     def download(self, target: npt.NDArray[Any], source: int, stream: int) -> None:
         host, device = self._host(target), self._device(source, target.nbytes)
-        seen = target.reshape(-1).view(np.uint8)
-        seen[:] = POISON
+        view = target.reshape(-1).view(np.uint8)
+        view[:] = POISON
 
         def copy() -> None:
-            seen[:] = self.read(source, target.nbytes)
+            view[:] = self.read(source, target.nbytes)
 
         self.count.downloads += 1
         self.queue(stream, Operation(copy, (device,), (host,)))

@@ -69,10 +69,10 @@ def simulated(total: int = 1 << 30, build: str = BUILD, *, shared: bool = True) 
     """A device in memory with its TensorRT."""
     cuda = SimulatedCuda(total)
     module, journal = tensorrt.module(cuda, build, shared=shared), Journal()
-    found = features.TensorRT(
+    library = features.TensorRT(
         module, "tensorrt", build, features.examine(module), make_logger(module, journal), journal
     )
-    return TrtDevice(cuda, found)
+    return TrtDevice(cuda, library)
 
 
 def given_back(device: TrtDevice) -> Iterator[TrtDevice]:
@@ -112,11 +112,11 @@ KINDS = ("simulated", pytest.param("real", marks=pytest.mark.gpu))
 @functools.cache
 def halves(path: Path, backbone: Path) -> Halves:
     """A bundle's split with its tensors in memory."""
-    held = bundle.open_bundle(path)
+    opened = bundle.open_bundle(path)
     half = store.read_graph(backbone / "backbone.onnx")
     store.load_tensors(half, WEIGHTS_FILE, (backbone / WEIGHTS_FILE).read_bytes())
-    domain = store.from_bytes(held.blob(held.names("domain")[0]), what="domain")
-    store.load_tensors(domain, SLOTS_FILE, held.blob(held.names("slots")[0]))
+    domain = store.from_bytes(opened.blob(opened.names("domain")[0]), what="domain")
+    store.load_tensors(domain, SLOTS_FILE, opened.blob(opened.names("slots")[0]))
     return read_halves(half, domain)
 
 
@@ -130,7 +130,7 @@ def segments(
         linked = link(split, Linkage("static" if flavour == "static" else "swap", "if"))
         return (Segment("whole", None, _bytes(linked, precision)),)
     staged = stage(split)
-    found = []
+    parts = []
     for item in staged.sites:
         models = {"side": item.side, "opened": item.opened, "closed": item.closed}
         for role, model in models.items():
@@ -138,8 +138,8 @@ def segments(
                 data = _bytes(model, precision)
                 if role == "side" and item.closed is not None and flags:
                     data = with_flag(data, item.cut.site)
-                found.append(Segment(role, item.cut.site, data))
-    return (*found, Segment("tail", None, _bytes(staged.tail, precision)))
+                parts.append(Segment(role, item.cut.site, data))
+    return (*parts, Segment("tail", None, _bytes(staged.tail, precision)))
 
 
 def with_flag(data: bytes, site: str) -> bytes:

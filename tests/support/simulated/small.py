@@ -68,11 +68,11 @@ def network(**changes: Any) -> bytes:
 
 def plan_bytes(data: bytes | None = None, build: str = BUILD, **profile: Any) -> bytes:
     """A plan of the network with its profile."""
-    given = {
+    shapes = {
         "head.weight": ([LOW, FEATURES], [3, FEATURES], [HIGH, FEATURES]),
         "head.bias": ([LOW], [3], [HIGH]),
     }
-    return tensorrt.plan(data or network(), {**given, **profile}, build=build)
+    return tensorrt.plan(data or network(), {**shapes, **profile}, build=build)
 
 
 def whole(device: TrtDevice, data: bytes | None = None) -> Program:
@@ -101,8 +101,8 @@ def images(count: int = 1, seed: int = 0) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=(count, 3, 4, 4)).astype(np.float32)
 
 
-def logits(pictures: npt.NDArray[np.float32], given: Slots) -> npt.NDArray[np.float32]:
+def logits(pictures: npt.NDArray[np.float32], slots: Slots) -> npt.NDArray[np.float32]:
     """What the network says, by numpy."""
     flat = pictures.reshape(len(pictures), -1)
-    found: npt.NDArray[np.float32] = flat @ given["head.weight"].T + given["head.bias"]
-    return found
+    values: npt.NDArray[np.float32] = flat @ slots["head.weight"].T + slots["head.bias"]
+    return values

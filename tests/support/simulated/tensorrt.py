@@ -96,8 +96,8 @@ def module(cuda: SimulatedCuda, build: str = "10.3.0", *, shared: bool = True) -
 
     ``shared``: whether contexts share a profile, as from TensorRT 10 on.
     """
-    found = ModuleType("tensorrt")
-    vars(found).update(
+    package = ModuleType("tensorrt")
+    vars(package).update(
         __version__=build,
         Runtime=lambda logger: Runtime(cuda, build, logger, shared),
         Logger=Logger,
@@ -107,7 +107,7 @@ def module(cuda: SimulatedCuda, build: str = "10.3.0", *, shared: bool = True) -
         ICudaEngine=ICudaEngine,
         IExecutionContext=IExecutionContext,
     )
-    return found
+    return package
 
 
 class Runtime:
@@ -188,8 +188,8 @@ class ICudaEngine:
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         rule(profile_index == 0, f"there is one profile, got number {profile_index}")
         rule(self._io[name].mode is TensorIOMode.INPUT, f"{name} has no profile, it is no input")
-        given = self._profile.get(name, [self._io[name].shape] * 3)
-        return [tuple(shape) for shape in given]
+        shapes = self._profile.get(name, [self._io[name].shape] * 3)
+        return [tuple(shape) for shape in shapes]
 
     def create_execution_context(self) -> IExecutionContext | None:
         if self._cuda.memory()[0] < self.device_memory_size_v2:
@@ -218,13 +218,13 @@ class IExecutionContext:
         with self._alone():
             rule(self.engine.get_tensor_mode(name) is TensorIOMode.INPUT, f"{name!r} is no input")
             low, _, high = self.engine.get_tensor_profile_shape(name, 0)
-            wanted = tuple(shape)
-            if len(wanted) != len(low) or not all(
-                a <= b <= c for a, b, c in zip(low, wanted, high, strict=True)
+            sides = tuple(shape)
+            if len(sides) != len(low) or not all(
+                a <= b <= c for a, b, c in zip(low, sides, high, strict=True)
             ):
-                self.engine._logger.log(ILogger.ERROR, f"{name}: {wanted} is outside the profile")
+                self.engine._logger.log(ILogger.ERROR, f"{name}: {sides} is outside the profile")
                 return False
-            self._shapes[name] = wanted
+            self._shapes[name] = sides
             return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -295,15 +295,15 @@ class IExecutionContext:
         declared: tuple[int, ...] = self.engine._io[name].shape
         if self.engine._io[name].mode is TensorIOMode.INPUT:
             return self._shapes.get(name, declared)
-        found = {
-            given
+        sizes = {
+            size
             for slot, shape in self._shapes.items()
-            for given, was in zip(shape, self.engine._io[slot].shape, strict=True)
+            for size, was in zip(shape, self.engine._io[slot].shape, strict=True)
             if was == -1
         }
-        if self._open() or len(found) > 1:
+        if self._open() or len(sizes) > 1:
             return declared
-        return tuple(next(iter(found), -1) if d == -1 else d for d in declared)
+        return tuple(next(iter(sizes), -1) if d == -1 else d for d in declared)
 
     def _open(self) -> list[str]:
         return [

@@ -112,18 +112,18 @@ def two_streams(device: TrtDevice, made: Any, stream: int) -> None:
 
 def two_threads(device: TrtDevice, made: Any, stream: int) -> None:
     made.execute_async_v3(stream)
-    told: list[Exception] = []
+    errors: list[Exception] = []
 
     def other() -> None:
         try:
             made.set_input_shape("head.bias", (3,))
         except Misuse as err:
-            told.append(err)
+            errors.append(err)
 
     thread = threading.Thread(target=other)
     thread.start()
     thread.join()
-    raise told[0]
+    raise errors[0]
 
 
 RULES = [
