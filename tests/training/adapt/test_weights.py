@@ -144,6 +144,26 @@ def test_the_class_count_is_the_files(saved: Saver) -> None:
     assert not model.get_submodule("fc").training
 
 
+def test_a_file_without_a_classifier_gets_a_fix_that_works(
+    saved: Saver, state: State, tmp_path: Path
+) -> None:
+    """Self-supervised training leaves none, and timm with num_classes=0."""
+    path = saved(".pth", fc__weight=None, fc__bias=None)
+    with pytest.raises(WeightsError, match=r"missing: fc\.bias, fc\.weight") as caught:
+        load_backbone("resnet20", weights=path)
+    command = caught.value.fix.partition("zeros will do: ")[2]
+    place = str(tmp_path / "whole.pth")
+    exec(  # what a reader would type
+        command.replace("'weights.pth'", repr(place)),
+        {"torch": torch, "state_dict": torch.load(path)},
+    )
+    model = load_backbone("resnet20", weights=Path(place))
+    assert torch.equal(model.state_dict()["conv1.weight"], state["conv1.weight"])
+    with pytest.raises(WeightsError, match="missing") as caught:
+        load_backbone("resnet20", weights=saved(".pth", fc__weight=None, conv1__weight=None))
+    assert "zeros will do" not in caught.value.fix
+
+
 def test_a_classifier_of_another_width_is_a_fault(saved: Saver) -> None:
     with pytest.raises(WeightsError, match=r"fc\.weight \(expected \[64, 64\], got \[10, 32\]\)"):
         load_backbone("resnet20", weights=saved(fc__weight=torch.ones(10, 32)))

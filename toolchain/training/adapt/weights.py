@@ -200,7 +200,7 @@ def _loaded(backbone: Backbone, source: _WeightsFile, notify: Notify) -> nn.Modu
     unwrapped = unwrap(value, expected, str(source.path), keys)
     tensors = unwrapped.tensors
     _fit_classifier(model, backbone.classifier, tensors)
-    _check(model.state_dict(), tensors, source)
+    _check(model.state_dict(), tensors, source, backbone.classifier)
     model.load_state_dict(dict(tensors), strict=False)
     if unwrapped.notes:
         notify(f"{source.path}: {'; '.join(unwrapped.notes)}")
@@ -299,7 +299,10 @@ def _fit_classifier(model: nn.Module, path: str, tensors: Mapping[str, Tensor]) 
 
 
 def _check(
-    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: _WeightsFile
+    expected: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    source: _WeightsFile,
+    classifier: str,
 ) -> None:
     """Raise one WeightsError that lists everything that keeps ``tensors`` from being loaded."""
     if len(tensors) > LIMIT_TENSORS:
@@ -333,8 +336,28 @@ def _check(
         raise WeightsError(
             f"{source.path}: expected the weights of backbone {source.backbone!r}, "
             f"got a file that does not fit\n  " + "\n  ".join(lines),
-            fix="use weights of this architecture, or name the backbone that they belong to",
+            fix=_without_classifier(expected, faults, classifier)
+            or "use weights of this architecture, or name the backbone that they belong to",
         )
+
+
+def _without_classifier(
+    expected: Mapping[str, Tensor], faults: Mapping[str, list[str]], classifier: str
+) -> str:
+    """Return what helps a file that lacks the classifier alone, as self-supervised ones do."""
+    missing = faults["missing"]
+    if not classifier or [kind for kind, names in faults.items() if names] != ["missing"]:
+        return ""
+    if any(not name.startswith(f"{classifier}.") for name in missing):
+        return ""
+    # The file's class count counts: one class is the least.
+    zeros = ", ".join(
+        f"{name!r}: torch.zeros({[1, *expected[name].shape[1:]]})" for name in missing
+    )
+    return (
+        "a domain's head replaces the classifier, so zeros will do: "
+        f"torch.save({{**state_dict, {zeros}}}, 'weights.pth')"
+    )
 
 
 def _is_plain(tensor: Tensor) -> bool:
