@@ -35,6 +35,7 @@ from toolchain.core.timing import Notify
 from toolchain.device import Runner
 from toolchain.device.serve import Limits, Server
 from toolchain.device.serve.protocol import decode
+from toolchain.device.serve.server import share_the_interpreter
 
 QUIET = "nothing else"
 BOUND_MS = 100.0
@@ -261,6 +262,7 @@ def serving(backbone: Path, bundle: Path) -> Iterator[int]:
 
 def serve(backbone: Path, bundle: Path) -> None:
     """Serve ``bundle`` and let its neighbours be loaded, until standard input ends."""
+    share_the_interpreter()
     with Runner(backbone, sessions=2) as runner:
         runner.load(bundle, name=bundle.stem)
         with Server(runner, repository=bundle.parent, control=True) as server:

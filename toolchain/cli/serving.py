@@ -142,7 +142,7 @@ def serve_until_signalled(
     read it.
     """
     from toolchain.device.serve import Limits, serve
-    from toolchain.device.serve.server import is_exposed
+    from toolchain.device.serve.server import is_exposed, share_the_interpreter
 
     def tell(url: str) -> None:
         names = sorted(runner.domains)
@@ -159,6 +159,7 @@ def serve_until_signalled(
     own = ("host", "control")
     limits = Limits(**{name: value for name, value in serving.items() if name not in own})
     host = serving.get("host", "127.0.0.1")
+    share_the_interpreter()
     with _signalled() as stop:
         serve(
             runner,

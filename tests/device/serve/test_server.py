@@ -19,6 +19,7 @@ from tests.support.waiting import until
 from toolchain.core.errors import MissingPackageError, RunError, UsageError
 from toolchain.device import Runner
 from toolchain.device.serve import Limits, Server, serve
+from toolchain.device.serve.server import share_the_interpreter
 
 INFER = "/v2/models/toy_chirps/infer"
 BODY = inference(pictures())
@@ -198,3 +199,13 @@ def test_a_name_with_spaces_and_letters_of_any_script(
     assert ask(server, "POST", f"{path}/infer", BODY).value["model_name"] == "Käfer 虫"
     assert ask(server, "POST", f"/v2/repository/models/{path[11:]}/unload").status == 200
     assert "Käfer 虫" not in runner.domains
+
+
+def test_threads_take_turns_each_millisecond_where_the_program_wants_it() -> None:
+    """The library itself never sets it: it holds for the whole process."""
+    before = sys.getswitchinterval()
+    try:
+        share_the_interpreter()
+        assert sys.getswitchinterval() == pytest.approx(1e-3)
+    finally:
+        sys.setswitchinterval(before)

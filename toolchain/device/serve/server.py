@@ -9,6 +9,7 @@ here.
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 
 _LOOK_S = 0.5
+_TURN_S = 1e-3
 
 
 class Server:
@@ -162,6 +164,15 @@ def serve(
         # signal to another thread, which wakes nobody: so it looks again from time to time.
         while not stop.wait(_LOOK_S):
             pass
+
+
+def share_the_interpreter() -> None:
+    """Let threads of this process take turns each millisecond, so that no parser keeps others long.
+
+    Python's own 5 ms add up: an answer to health takes several turns, and each waits for every
+    thread that parses. It changes the whole process, so only a program's edge calls it.
+    """
+    sys.setswitchinterval(_TURN_S)
 
 
 def is_exposed(host: str) -> bool:
