@@ -43,9 +43,9 @@ BOUND_MS = 100.0
 _PAUSE_S = 0.005
 _TIMEOUT_S = 60.0
 
-Asked = tuple[str, str, bytes, Mapping[str, str]]
+Sent = tuple[str, str, bytes, Mapping[str, str]]
 """Method, path, body and headers of a request."""
-_HEALTH: Asked = ("GET", "/v2/health/ready", b"", {})
+_HEALTH: Sent = ("GET", "/v2/health/ready", b"", {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class StallSetup:
 
 def loads(
     name: str, other: str, side: int, limit: int = Limits().json_bytes
-) -> dict[str, Asked | None]:
+) -> dict[str, Sent | None]:
     """Return by its title what the clients send; None for nothing.
 
     ``name`` is a domain that is loaded, ``other`` one that is loaded again and again meanwhile.
@@ -97,7 +97,7 @@ def loads(
     }
 
 
-def picture(name: str, side: int) -> Asked:
+def picture(name: str, side: int) -> Sent:
     """Return a request for one small picture, as binary data."""
     noise = np.random.default_rng(1).integers(0, 256, (side, side, 3), dtype=np.uint8)
     data = io.BytesIO()
@@ -112,17 +112,17 @@ class Client(threading.Thread):
     ``pause_s``: between two requests. ``counts``: whether each must be answered with 200.
     """
 
-    def __init__(self, port: int, asked: Asked, *, pause_s: float = 0.0, counts: bool = True):
+    def __init__(self, port: int, request: Sent, *, pause_s: float = 0.0, counts: bool = True):
         super().__init__(daemon=True)
         self.times: list[float] = []
         self.failed = 0
-        self._port, self._asked = port, asked
+        self._port, self._request = port, request
         self._pause_s, self._counts = pause_s, counts
         self._ended = threading.Event()
 
     def run(self) -> None:
         """Ask until :meth:`end`."""
-        method, path, body, headers = self._asked
+        method, path, body, headers = self._request
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_TIMEOUT_S)
         while not self._ended.is_set():
             started = time.perf_counter()
@@ -167,7 +167,9 @@ def measure(
     sent, failed = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0)
     own = machine.machine()
     notify("turns between parsers")
-    stalled = {kind: stalled_ms(asked[2], setup) if asked else 0.0 for kind, asked in kinds.items()}
+    stalled = {
+        kind: stalled_ms(request[2], setup) if request else 0.0 for kind, request in kinds.items()
+    }
     with serving(backbone, bundles[0]) as port:
         for turn in range(setup.rounds):
             order = list(kinds) if turn % 2 == 0 else list(kinds)[::-1]

@@ -295,9 +295,9 @@ def test_a_signal_in_training_names_the_command_that_goes_on(
     ]
     assert "for the backward pass" in phases[4]
     trial = "export it untrained, for trial"
-    (told,) = (name for name in phases if name.startswith("export for trial"))
-    assert "before the first step: at most" in told
-    shown = [name for name in phases[5:] if name != told]
+    (memory_line,) = (name for name in phases if name.startswith("export for trial"))
+    assert "before the first step: at most" in memory_line
+    shown = [name for name in phases[5:] if name != memory_line]
     assert [name for name in shown if not name.startswith("fit the head")] == [
         trial,
         f"{trial}: split into backbone and domain",

@@ -56,13 +56,13 @@ def require_agreement(split: Halves, models: KitModels, slots: Slots, images: Fl
     for flavour in models.flavours:
         folded = kit_linkage(flavour.flavour).folds_domain
         shown = _showing(reference.run(images[:LOOKED_AT], slots).gates) if folded else _FIRST
-        asked = images[shown]
-        if not len(asked):
+        pictures = images[shown]
+        if not len(pictures):
             continue
         for amount in (0.0,) if folded or not sites else (0.0, FORCE, -FORCE):
             values = shifted(slots, sites, np.full(len(sites), amount, np.float32))
-            want = reference.run(asked, values)
-            got = _answers(flavour, models, split, values, asked)
+            want = reference.run(pictures, values)
+            got = _answers(flavour, models, split, values, pictures)
             if folded:
                 want = replace(want, gates=want.gates[:, :0])
                 got = replace(got, gates=got.gates[:, :0])

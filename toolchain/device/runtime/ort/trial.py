@@ -136,11 +136,11 @@ def _memory_bytes(backbone: BackboneArtefact, bundle_bytes: int) -> int:
     return expected if free is None else min(expected, max(free, LEAST_BYTES))
 
 
-def _seconds(backbone: BackboneArtefact, bundle_bytes: int, asked_s: float) -> float:
-    """Return how long the process may take: ``asked_s`` is what the bundle asks for its test."""
+def _seconds(backbone: BackboneArtefact, bundle_bytes: int, requested_s: float) -> float:
+    """Return how long the process may take; ``requested_s``: what the bundle asks for its test."""
     flops = sum(block.flops for block in backbone.manifest.blocks)
     start = START_S + (backbone.weights_bytes + bundle_bytes) / READ_BYTES_PER_S
-    return start + min(asked_s, max(TEST_S, computing_seconds(flops, CASES)))
+    return start + min(requested_s, max(TEST_S, computing_seconds(flops, CASES)))
 
 
 # Only those that passed are remembered: an error leaves nothing.
