@@ -70,6 +70,7 @@ def test_neither_calibration_nor_choice_looks_at_a_test_picture(validation: floa
     result = prepare(domain, order, rates={}, ranges={}, bound=None)
     assert not test.rows
     held_out = parts.validation
+    assert result.judged_by == ("training" if held_out is None else "validation")
     assert result.plan.samples == (30 if held_out is None else len(held_out))
     assert train.rows == set(range(60))
 

@@ -36,12 +36,14 @@ class KitReport:
 
     ``unopened``: gates that no sample opened. If the kit was replaced, engines that were built from
     the old one no longer belong to it. ``stale``: bundles beside it whose figures were measured on
-    the old one.
+    the old one. ``judged_by``: the pictures that ``plan`` was measured on, ``validation`` or
+    ``training``.
     """
 
     kit: Kit
     state: KitState
     plan: PrecisionCost
+    judged_by: str
     unopened: tuple[str, ...]
     stale: tuple[str, ...]
 
@@ -125,6 +127,7 @@ class Orders:
                         kit=kit,
                         state=state,
                         plan=prepared.plan,
+                        judged_by=prepared.judged_by,
                         unopened=prepared.unopened,
                         stale=old,
                     )

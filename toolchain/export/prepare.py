@@ -57,11 +57,15 @@ class KitDomain:
 
 @dataclass(frozen=True, slots=True)
 class PreparedKit:
-    """Models for a target, what they cost in accuracy, and sites whose gate no sample opened."""
+    """Models for a target, what they cost in accuracy, and sites whose gate no sample opened.
+
+    ``judged_by``: which pictures told what they cost, ``validation`` or ``training``.
+    """
 
     source: KitSource
     models: KitModels
     plan: PrecisionCost
+    judged_by: str
     unopened: tuple[str, ...]
 
 
@@ -102,7 +106,13 @@ def prepare(
     images, labels = prepared(choice_part(domain.pictures), domain.preprocess)
     plan = measured(domain, models, images, labels, others=others, bound=bound)
     require_agreement(domain.split, models, domain.source.slots, images)
-    return PreparedKit(source=domain.source, models=models, plan=plan, unopened=unopened)
+    return PreparedKit(
+        source=domain.source,
+        models=models,
+        plan=plan,
+        judged_by="training" if domain.pictures.validation is None else "validation",
+        unopened=unopened,
+    )
 
 
 def measured(

@@ -257,6 +257,7 @@ def _kit(item: KitReport) -> dict[str, Any]:
         "unopened": item.unopened,
         "stale": item.stale,
         "measured": item.plan,
+        "judged_by": item.judged_by,
     }
 
 
@@ -267,8 +268,8 @@ def _kit_lines(report: ExportReport) -> list[str]:
         flavours = ", ".join(entry.flavour for entry in item.kit.manifest.flavours)
         rows += [
             f"  {item.kit.path}  ({flavours}, {item.state})",
-            f"    {plan.precision}: on {plan.samples} training pictures accuracy {accuracy}, same "
-            f"class as fp32 in {layout.percent(plan.agreement)}, same gates in "
+            f"    {plan.precision}: on {plan.samples} {item.judged_by} pictures accuracy "
+            f"{accuracy}, same class as fp32 in {layout.percent(plan.agreement)}, same gates in "
             f"{layout.percent(plan.gate_agreement)}, largest error {plan.max_relative:.2g}",
         ]
     notes = {
