@@ -25,7 +25,7 @@ def one_thread() -> Iterator[None]:
 def trained(seed: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
     model = resnet20.build(sum(TASKS.values()))
-    train(model, seed=seed, pictures=256, peak_lr=0.1, report_s=1e9)
+    train(model, seed=seed, pictures=128, peak_lr=0.1, report_s=1e9)
     return model.state_dict()
 
 

@@ -10,7 +10,10 @@ from click.testing import CliRunner, Result
 
 from toolchain.cli.verbs.memory import memory
 
-SMALL = ("--backbone", "resnet20", "--batch", "2", "--methods", "da3,head")
+SMALL = ("--backbone", "toy", "--batch", "2", "--methods", "da3,head")
+
+
+pytestmark = pytest.mark.usefixtures("toy_backbone")
 
 
 def invoke(*words: str) -> Result:
@@ -22,13 +25,13 @@ def test_one_run_writes_table_document_and_plot(tmp_path: Path) -> None:
     result = invoke(*SMALL, "--steps", "1", *files)
     assert result.exit_code == 0, result.stderr
     document = json.loads((tmp_path / "memory.json").read_text())
-    assert list(document["resnet20"]) == ["finetune", "da3", "head"]
+    assert list(document["toy"]) == ["finetune", "da3", "head"]
     assert {"stored_measured", "stored_analytic", "peak", "step_ratio"} <= set(
-        document["resnet20"]["da3"]
+        document["toy"]["da3"]
     )
     for word in ("finetune", "by rule", "at budget", "allocator"):
         assert word in result.stdout
-    assert "resnet20: da3, memory" in result.stderr
+    assert "toy: da3, memory" in result.stderr
     assert "time, round 1 of 1" in result.stderr
     assert b"<svg" in (tmp_path / "memory.svg").read_bytes()
 
@@ -37,12 +40,12 @@ def test_without_time_no_step_is_run_for_it() -> None:
     result = invoke(*SMALL, "--no-time", "--json", "-")
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
-    assert "step_ratio" not in document["resnet20"]["da3"]
+    assert "step_ratio" not in document["toy"]["da3"]
     assert "time" not in result.stderr
 
 
 def test_a_budget_is_answered_with_method_batch_and_pool() -> None:
-    result = invoke(*SMALL, "--budget", "3MB")
+    result = invoke(*SMALL, "--budget", "200kB")
     assert result.exit_code == 0, result.stderr
     assert "it fits  da3 with adaptor.pool: 4, train.keep: fp32, train.batch" in result.stdout
     assert "largest batch" in result.stdout
@@ -51,14 +54,14 @@ def test_a_budget_is_answered_with_method_batch_and_pool() -> None:
 
 def test_a_smaller_batch_is_said_to_be_one() -> None:
     result = invoke(
-        "--backbone", "resnet20", "--batch", "64", "--methods", "head", "--budget", "3MB"
+        "--backbone", "toy", "--batch", "64", "--methods", "head", "--budget", "40kB"
     )
     assert result.exit_code == 0, result.stderr
     assert "it fits with a smaller batch" in result.stdout
 
 
 def test_a_budget_that_nothing_fits_leaves_with_one() -> None:
-    result = invoke("--backbone", "resnet20", "--methods", "head", "--budget", "10kB")
+    result = invoke("--backbone", "toy", "--methods", "head", "--budget", "100B")
     assert result.exit_code == 1
     assert "the smallest found, head with train.batch: 1, needs" in result.stderr
     assert "fix: give it" in result.stderr
