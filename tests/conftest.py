@@ -22,6 +22,7 @@ from tests.support.exported import (
 )
 from tests.support.kitted import Kitted, kitted_once
 from tests.support.translations import collect_seldom, keep_translations
+from toolchain.core import timing
 
 if TYPE_CHECKING:
     from tests.support.benched import Benched
@@ -97,6 +98,12 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 def terminal() -> None:
     """Signals end what tests start, also where whoever runs the tests ignores them (nohup(1))."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_turns() -> None:
+    """A turn of a timing is a call or two: no test looks at how long anything takes."""
+    timing.TURN_S = 0.0005
 
 
 @pytest.fixture(scope="session")

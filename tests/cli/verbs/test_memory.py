@@ -53,9 +53,7 @@ def test_a_budget_is_answered_with_method_batch_and_pool() -> None:
 
 
 def test_a_smaller_batch_is_said_to_be_one() -> None:
-    result = invoke(
-        "--backbone", "toy", "--batch", "64", "--methods", "head", "--budget", "40kB"
-    )
+    result = invoke("--backbone", "toy", "--batch", "64", "--methods", "head", "--budget", "40kB")
     assert result.exit_code == 0, result.stderr
     assert "it fits with a smaller batch" in result.stdout
 
