@@ -508,7 +508,7 @@ def enough(storm: Storm) -> bool:
 
 
 @pytest.mark.parametrize("flavour", ["swap", "staged"])
-@pytest.mark.parametrize("seconds", [3, pytest.param(30, marks=pytest.mark.full)])
+@pytest.mark.parametrize("seconds", [1, pytest.param(30, marks=pytest.mark.full)])
 def test_every_answer_is_one_releases_own(
     device: TrtDevice, fleet: Fleet, tmp_path: Path, seconds: int, flavour: str
 ) -> None:

@@ -51,7 +51,7 @@ def known(artefact: Path, fleet: Fleet) -> Known:
     return answers
 
 
-@pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.full)])
+@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.full)])
 def test_every_answer_is_one_releases_own(
     artefact: Path, fleet: Fleet, known: Known, tmp_path: Path, seconds: int
 ) -> None:
