@@ -481,7 +481,7 @@ def private(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Exp
     domain = make_domain(folder, name="faces", changes=changes)
     order = KitOrder(find("orin-nano-jp6.2"), "fp32", ("swap",), recalibrate=False)
     report = run(exported, folder / "dist", domain=domain, orders=[order])
-    return Exported(domain, report, exported.cache)
+    return Exported(lambda: domain, report, exported.cache)
 
 
 def test_nothing_that_is_shipped_names_a_folder_of_the_machine(private: Exported) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -48,11 +49,16 @@ class Domain:
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished export; ``cache`` holds the captured structure."""
+    """A finished export; ``cache`` holds the captured structure, ``make`` makes the domain anew."""
 
-    domain: Domain
+    make: Callable[[], Domain]
     report: ExportReport
     cache: Path
+
+    @cached_property
+    def domain(self) -> Domain:
+        """The domain that was exported, of which most tests need no more than the bundle."""
+        return self.make()
 
     @property
     def bundle(self) -> Path:
@@ -172,7 +178,7 @@ def exported_once(domain: Domain) -> Exported:
             cache=folder / "cache",
         )
 
-    return Exported(domain, shared.value_once("exported.report", made), folder / "cache")
+    return Exported(lambda: domain, shared.value_once("exported.report", made), folder / "cache")
 
 
 def variants() -> dict[str, dict[str, Any]]:
@@ -215,7 +221,10 @@ def variants() -> dict[str, dict[str, Any]]:
 
 
 class Fleet:
-    """Domains of :func:`variants`, exported when they are first asked for; nobody changes them."""
+    """Domains of :func:`variants`, exported when they are first asked for; nobody changes them.
+
+    One worker exports them for all. ``folder``: where this one makes what it needs of a domain.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -227,17 +236,26 @@ class Fleet:
         return self._made[name]
 
     def _export(self, name: str) -> Exported:
-        from toolchain.export.pipeline import export
+        @cache
+        def domain() -> Domain:
+            own = self._folder / name
+            own.mkdir()
+            return make_domain(own, **{"name": _name(name), **variants()[name]})
 
-        own = self._folder / name
-        own.mkdir()
-        domain = make_domain(own, **{"name": _name(name), **variants()[name]})
-        # A structure takes seconds to capture. The worker that does it first does it for all.
-        with shared.locked("structures") as cache:
-            report = export(
-                domain.recipe, checkpoint=domain.checkpoint, dist=own / "dist", cache=cache
-            )
-        return Exported(domain, report, cache)
+        def made() -> ExportReport:
+            from toolchain.export.pipeline import export
+
+            # A structure takes seconds to capture, and most domains have the same.
+            with shared.locked("structures") as structures:
+                return export(
+                    domain().recipe,
+                    checkpoint=domain().checkpoint,
+                    dist=shared.FOLDER / "fleet" / name,
+                    cache=structures,
+                )
+
+        report = shared.value_once(f"fleet.{name}", made)
+        return Exported(domain, report, shared.FOLDER / "structures")
 
 
 def _name(name: str) -> str:
