@@ -16,7 +16,7 @@ from toolchain.bundle.golden import FORCE, Golden
 from toolchain.core.arrays import Floats
 from toolchain.core.errors import Da3Error, GraphError, SelftestError, TimeLimitError
 from toolchain.device.runtime.backend import Answer, Runnable
-from toolchain.device.runtime.selftest import ALLOWED, Allowance, difference, run_cases, selftest
+from toolchain.device.runtime.selftest import ALLOWED, Deviation, difference, run_cases, selftest
 
 TOLERANCE = 1e-4
 
@@ -33,7 +33,7 @@ class Broken(Linear):
 
 
 def check(golden: Golden, model: Runnable, *, static: bool = False) -> Any:
-    return selftest(golden, model, SLOTS, PREPROCESS, allowed=Allowance(TOLERANCE), static=static)
+    return selftest(golden, model, SLOTS, PREPROCESS, allowed=Deviation(TOLERANCE), static=static)
 
 
 def answer(golden: Golden, **changes: Any) -> Answer:
@@ -142,10 +142,10 @@ def test_the_batch_changes_nothing(count: int, batch: int) -> None:
 
 # -- less than fp32 --------------------------------------------------------------------------------
 
-LOOSE = Allowance(0.01, 0.3, 0.3)
+LOOSE = Deviation(0.01, 0.3, 0.3)
 
 
-def loose(golden: Golden, got: Answer, allowed: Allowance = LOOSE) -> bool:
+def loose(golden: Golden, got: Answer, allowed: Deviation = LOOSE) -> bool:
     return difference(got, golden).allowed(allowed, len(golden))
 
 
@@ -153,8 +153,8 @@ def test_a_share_of_zero_allows_no_case() -> None:
     golden = reference()
     gates = golden.gates.copy()
     gates[0, 0] *= -1
-    assert loose(golden, answer(golden), Allowance(0.0))
-    assert not loose(golden, answer(golden, gates=gates), Allowance(1.0))
+    assert loose(golden, answer(golden), Deviation(0.0))
+    assert not loose(golden, answer(golden, gates=gates), Deviation(1.0))
 
 
 @given(st.integers(0, 4), st.floats(1, 100))
@@ -183,7 +183,7 @@ def test_an_answer_that_is_not_finite_is_never_allowed(value: float) -> None:
     logits, gates = golden.logits.copy(), golden.gates.copy()
     logits[1, 0] = value
     gates[1, 0] *= -1
-    assert not loose(golden, answer(golden, logits=logits, gates=gates), Allowance(1.0, 1.0, 1.0))
+    assert not loose(golden, answer(golden, logits=logits, gates=gates), Deviation(1.0, 1.0, 1.0))
 
 
 def test_every_precision_has_an_allowance_and_none_is_stricter_than_a_finer_one() -> None:

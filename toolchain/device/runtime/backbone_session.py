@@ -21,7 +21,7 @@ from toolchain.core.arrays import Array, Floats
 from toolchain.core.errors import BundleError, GraphError
 from toolchain.device.runtime.backend import Answer, Backend, Binding, fits
 from toolchain.device.runtime.limit import TimeLimit
-from toolchain.device.runtime.selftest import Allowance
+from toolchain.device.runtime.selftest import Deviation
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class ModelFacts:
     computed: Computed
     options: Notes
     runs_on: str
-    allowed: Allowance | None = None
+    allowed: Deviation | None = None
 
 
 class BackboneSession:
@@ -118,9 +118,9 @@ class BackboneSession:
         computed = self.computed
         return " ".join(filter(None, (self._model.runs_on, computed.weights, computed.graph)))
 
-    def allowed(self, release: Release) -> Allowance:
+    def allowed(self, release: Release) -> Deviation:
         """Return how far the answers may be from the release's golden ones."""
-        return self._model.allowed or Allowance(release.tolerance)
+        return self._model.allowed or Deviation(release.tolerance)
 
     def misfits(self, release: Release) -> tuple[str, ...]:
         """Return why ``release`` may not run here, one line each; none: :meth:`bind` takes it.

@@ -22,7 +22,7 @@ from toolchain.pictures.preprocess import Preprocessing, normalise
 
 
 @dataclass(frozen=True, slots=True)
-class Allowance:
+class Deviation:
     """How far answers may be from golden ones.
 
     ``tolerance``: error of a logit, relative to the logits' range, in cases whose gates are all in
@@ -40,11 +40,11 @@ class Allowance:
 # others toolchain/export/emit/accuracy.py says what the emulation may differ by. A device gets more
 # room: twice that for int8, and ten times that for fp16, because devices may add up in fp16 what
 # the emulation adds up in fp32.
-ALLOWED: Mapping[str, Allowance] = MappingProxyType(
+ALLOWED: Mapping[str, Deviation] = MappingProxyType(
     {
-        "fp32": Allowance(1e-3),
-        "fp16": Allowance(0.02, 0.02, 0.04),
-        "int8": Allowance(0.12, 0.06, 0.16),
+        "fp32": Deviation(1e-3),
+        "fp16": Deviation(0.02, 0.02, 0.04),
+        "int8": Deviation(0.12, 0.06, 0.16),
     }
 )
 
@@ -68,7 +68,7 @@ class Difference:
         """Whether the answers are the golden ones, logits up to ``tolerance`` of their range."""
         return self.max_absolute <= tolerance * self.span and not self.top1 and not self.gates
 
-    def allowed(self, by: Allowance, cases: int) -> bool:
+    def allowed(self, by: Deviation, cases: int) -> bool:
         """Whether ``by`` lets answers to ``cases`` cases differ so; never if one is not finite.
 
         Of a share above zero one case is always allowed: golden data have a dozen, and one picture
@@ -112,7 +112,7 @@ def selftest(
     slots: Mapping[str, npt.NDArray[Any]],
     preprocess: Preprocessing,
     *,
-    allowed: Allowance,
+    allowed: Deviation,
     static: bool,
 ) -> Difference:
     """Answer every golden case and return the difference.
