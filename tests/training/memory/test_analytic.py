@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.support import toys
+from tests.support import toys, wild
 from tests.support.steps import BATCH, forced, measured, step
 from toolchain.core.errors import TrainingError
 from toolchain.training.adapt import sparse
@@ -225,6 +225,14 @@ def test_a_budget_holds_what_attention_keeps(lean: bool | Keep, method: str, wei
     counted, ledger = analytic(model, BATCH), kept_by(model)
     assert ledger.bytes <= counted.bytes
     assert counted.by_layer == ledger.by_layer
+
+
+def test_maps_inside_of_one_function_are_under_way_too() -> None:
+    """Scores, and their softmax: attention over many tokens has no larger maps than these."""
+    net = wild.Tokens([Attention(wild.WIDTH, weights=True) for _ in range(2)])
+    model = attach(net.eval(), classes=3, input_shape=(3, 64, 64), method="head")
+    scores = BATCH * 2 * (16 * 16) ** 2 * 4
+    assert 2 * scores <= count(model, BATCH).working <= 4 * scores
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

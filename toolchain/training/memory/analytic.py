@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from toolchain.core.errors import TrainingError
 from toolchain.training.adapt.adaptors import BlockDomain
@@ -186,15 +187,18 @@ class _Functions(TorchFunctionMode):
             self.stock[name] = self.stock.get(name, 0) + size
 
 
-class _Live(TorchFunctionMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows all maps while they are alive; ``highest`` is the most bytes that there were.
+
+    It hears of each operator. A mode of functions would hear of PyTorch's own attention once, and
+    not of the maps inside.
 
     ``there``: tensors that are there anyway. What is made of a domain's own tensors is none of
     them: a training keeps it.
     """
 
     def __init__(self, stack: Stack, there: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.highest = 0
         self._bytes = 0
         self._stack = stack
@@ -202,12 +206,8 @@ class _Live(TorchFunctionMode):
         self._tensors: set[int] = set()
         self._storages: dict[int, int] = {}  # how many live tensors look into a storage
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run ``func`` and follow the tensors that it returns."""
         result = func(*args, **(kwargs or {}))
