@@ -132,18 +132,27 @@ class _Readers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Let ``nn.MultiheadAttention`` run operator by operator, as it does with gradients.
+
+    Without gradients it is one operator, inside of which nobody sees anything.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
 def _unfused() -> Iterator[None]:
     """Let attention run as plain products inside the block of code, which can be counted.
 
     PyTorch counts no operations of the CPU's fused attention, nor of ``nn.MultiheadAttention``'s.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with without_fast_path(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def first_tensor(value: object) -> Tensor | None:

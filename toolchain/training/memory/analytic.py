@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toolchain.core.errors import TrainingError
 from toolchain.training.adapt.adaptors import BlockDomain
 from toolchain.training.adapt.attached import OWN, AttachedModel
+from toolchain.training.adapt.dryrun import without_fast_path
 from toolchain.training.adapt.loss import training_loss
 from toolchain.training.adapt.rows import PROBED, Rows
 from toolchain.training.lean.ledger import Stack, Stored, address, named, stored
@@ -99,7 +100,8 @@ def _count(shapes: AttachedModel, functions: _Functions, batch: int, share: floa
 
     with torch.enable_grad():
         counted = stored(shapes, watched, ignored=(images, labels), notify=functions.book)
-    with torch.no_grad(), named(shapes) as stack:  # nothing is kept: what lives is what code holds
+    # Nothing is kept, so what lives is what code holds.
+    with torch.no_grad(), without_fast_path(), named(shapes) as stack:
         live = _Live(stack, (*shapes.parameters(), *shapes.buffers(), images, labels))
         with live:
             step()
