@@ -21,8 +21,24 @@ if TYPE_CHECKING:
     from toolchain.recipe import Recipe
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
-# click would call a locked file a wrong use; its reader says what is wrong, with a fix.
-FILE = click.Path(path_type=Path, readable=False)
+
+
+class _FileParameter(click.Path):
+    """A path. An empty text, which a variable of a script often is, is no name of the folder here.
+
+    click would call a locked file a wrong use; its reader says what is wrong, with a fix.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, readable=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("expected a path, got an empty text", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = _FileParameter()
 
 
 def complete_domain(
