@@ -250,7 +250,7 @@ class Fleet:
                 return export(
                     domain().recipe,
                     checkpoint=domain().checkpoint,
-                    dist=shared.FOLDER / "fleet" / name,
+                    dist=shared.FOLDER / "fleet" / name / "dist",
                     cache=structures,
                 )
 
