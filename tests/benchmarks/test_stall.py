@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import results, stall
-from tests.support.exported import Fleet
+from tests.support.exported import Fleet, search_path
 from toolchain.device.serve import Limits
 from toolchain.device.serve.protocol import read_json
 
@@ -19,8 +17,8 @@ from toolchain.device.serve.protocol import read_json
 def test_every_load_is_sent_and_both_clients_are_answered(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The server's process finds what this one does.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    for name, value in search_path().items():
+        monkeypatch.setenv(name, value)
     bundles = [tmp_path / "one.da3b", tmp_path / "other.da3b"]
     for path in bundles:
         shutil.copy(fleet["first"].bundle, path)

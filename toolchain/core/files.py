@@ -338,6 +338,12 @@ def room_fix(err: OSError, fix: str) -> str:
     return fix
 
 
+def shown_below(path: Path | str, root: Path) -> str:
+    """Return ``path`` for people: below ``root`` with ``/`` in it, whole if it lies elsewhere."""
+    place = Path(path)
+    return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)
+
+
 def _free_bytes(path: Path) -> int | str:
     try:
         return shutil.disk_usage(path.parent).free

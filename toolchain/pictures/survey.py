@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.core.errors import DataError, Fault
+from toolchain.core.files import shown_below
 from toolchain.pictures.decode import Measured, measured
 
 THREADS = 4
@@ -68,7 +69,7 @@ def survey(
             heights.add(picture.size[1])
             several += picture.several
             if picture.several and several <= LISTED:
-                such_as.append(_shown(path, root))
+                such_as.append(shown_below(path, root))
         tell(done, len(paths))
     return Survey(
         whole=whole,
@@ -117,9 +118,4 @@ def _one(path: Path | str) -> Measured | DataError:
 
 
 def _fault(path: Path | str, root: Path, err: DataError) -> Fault:
-    return Fault(_shown(path, root), err.message.removeprefix(f"{path}: "), err.fix)
-
-
-def _shown(path: Path | str, root: Path) -> str:
-    place = Path(path)
-    return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)
+    return Fault(shown_below(path, root), err.message.removeprefix(f"{path}: "), err.fix)

@@ -8,7 +8,6 @@ other has, and are never opened.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -16,11 +15,12 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from toolchain.core.files import shown_below
+from toolchain.core.sealed import file_digest
 from toolchain.recipe.listing import Listing
 
 LISTED = 100
 _TAIL_BYTES = 4096
-_CHUNK_BYTES = 1 << 20
 _SHOWN = 3
 
 
@@ -72,17 +72,17 @@ def find_copies(listing: Listing) -> Copies:
         *(_Picture(path, label, True) for path, label in listing.test),
     ]
     groups: Iterable[Sequence[_Picture]] = [pictures]
-    for tell in (_size, _tail, _whole):
+    for tell in (_size, _tail, file_digest):
         groups = list(chain.from_iterable(_alike(group, tell) for group in groups))
     count = tested = classes = 0
     pairs: list[tuple[str, str]] = []
-    for first, *others in groups:
-        group = [first, *others]
-        count += len(others)
+    for group in groups:
+        count += len(group) - 1
         tests = sum(picture.is_test for picture in group)
         tested += tests if tests < len(group) else 0
         classes += len(group) if len({picture.label for picture in group}) > 1 else 0
-        pairs += [(_shown(one, listing), _shown(first, listing)) for one in others]
+        paths = [shown_below(picture.path, listing.root) for picture in group]
+        pairs += [(copy, paths[0]) for copy in paths[1:]]
     return Copies(count, tested, classes, tuple(sorted(pairs)[:LISTED]))
 
 
@@ -108,17 +108,3 @@ def _tail(path: Path) -> bytes:
     with path.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
         return file.read(_TAIL_BYTES)
-
-
-def _whole(path: Path) -> bytes:
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            sha256.update(chunk)
-    return sha256.digest()
-
-
-def _shown(picture: _Picture, listing: Listing) -> str:
-    path = picture.path
-    inside = path.is_relative_to(listing.root)
-    return path.relative_to(listing.root).as_posix() if inside else str(path)

@@ -44,16 +44,20 @@ def of_listing(recipe: Recipe, listing: Listing) -> DomainData:
     validation = FileSplit(
         f"{recipe.domain}/validation", store, len(train) + len(test), held_labels
     )
-    return DomainData(
-        FileSplit(f"{recipe.domain}/train", store, 0, train_labels),
-        FileSplit(f"{recipe.domain}/test", store, len(train), test_labels),
-        listing.classes,
-        notes=(
+
+    def tell() -> tuple[str, ...]:
+        return (
             *listing.lines(),
             *find_copies(listing).lines(),
             *_limits(recipe, len(train), len(test)),
             f"at most {store.held_bytes / MIB:.1f} MiB of them and their names are kept in memory",
-        ),
+        )
+
+    return DomainData(
+        FileSplit(f"{recipe.domain}/train", store, 0, train_labels),
+        FileSplit(f"{recipe.domain}/test", store, len(train), test_labels),
+        listing.classes,
+        tell=tell,
         validation=validation if held else None,
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -153,15 +153,23 @@ class FileSplit:
 class DomainData:
     """A domain's two splits and the names of its classes, in the order of the labels.
 
-    ``validation``: a part that the data themselves set aside, None where they have none. ``notes``
-    are lines for people: what was read from where, and what is left out.
+    ``validation``: a part that the data themselves set aside, None where they have none. ``tell``
+    returns ``notes``.
     """
 
     train: Split
     test: Split
     classes: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+    tell: Callable[[], tuple[str, ...]] = tuple
     validation: Split | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for people: what was read from where, what is left out, what are copies.
+
+        They are found when they are asked for: copies are looked for in the files themselves.
+        """
+        return self.tell()
 
     @property
     def held_bytes(self) -> int:
