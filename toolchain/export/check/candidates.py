@@ -112,7 +112,6 @@ def staged(halves: Halves, folder: Path) -> Candidate:
     segments = stage(halves)
     sites = [
         Segments(
-            site.cut.correction,
             site.cut.gate if site.closed is not None else None,
             site.cut.result,
             session(site.side),

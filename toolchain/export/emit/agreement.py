@@ -17,20 +17,20 @@ from types import MappingProxyType
 import numpy as np
 
 from toolchain.bundle.golden import FORCE, shifted
-from toolchain.bundle.linkage import SWAP_IF, kit_linkage
+from toolchain.bundle.linkage import SWAP_IF
 from toolchain.bundle.slots import Slots
-from toolchain.core.arrays import Array, Floats
+from toolchain.core.arrays import Floats
 from toolchain.core.errors import PrecisionError
 from toolchain.core.words import Precision
 from toolchain.device.engine.kit import KitFlavour
-from toolchain.device.runtime.backend import Answer, answer
+from toolchain.device.runtime.backend import Answer, Runnable
 from toolchain.device.runtime.ort.session import Session
+from toolchain.device.runtime.ort.staged import Segments, StagedRunner
 from toolchain.export.emit import accuracy
 from toolchain.export.emit.models import KitModels
 from toolchain.export.graph import store
 from toolchain.export.graph.halves import Halves
 from toolchain.export.graph.link import link
-from toolchain.export.graph.names import IMAGE, Cut
 
 PICTURES, LOOKED_AT = 4, 64
 TOLERANCE: Mapping[Precision, float] = MappingProxyType({"fp32": 1e-4, "fp16": 5e-3, "int8": 0.02})
@@ -54,7 +54,7 @@ def require_agreement(split: Halves, models: KitModels, slots: Slots, images: Fl
     reference = accuracy.runnable(measured)
     sites = [cut.site for cut in split.cuts if cut.gate in split.gates]
     for flavour in models.flavours:
-        folded = kit_linkage(flavour.flavour).folds_domain
+        folded = flavour.linkage.folds_domain
         shown = _showing(reference.run(images[:LOOKED_AT], slots).gates) if folded else _FIRST
         pictures = images[shown]
         if not len(pictures):
@@ -92,39 +92,33 @@ def _showing(gates: Floats) -> list[int]:
 def _answers(
     flavour: KitFlavour, models: KitModels, split: Halves, slots: Slots, images: Floats
 ) -> Answer:
-    (first, *rest) = flavour.models
-    if not rest and first.site is None:
-        return accuracy.runnable(models.files[first.file]).run(images, slots)
-    segments = {
-        (item.site, item.role): Session(models.files[item.file], exact=True, what=item.file)
+    runner = _runner(flavour, models, split)
+    # A kit may have a batch of one.
+    rows = [runner.run(image, slots) for image in np.split(images, len(images))]
+    return Answer(
+        logits=np.concatenate([row.logits for row in rows]),
+        gates=np.concatenate([row.gates for row in rows]),
+        taps={},
+    )
+
+
+def _runner(flavour: KitFlavour, models: KitModels, split: Halves) -> Runnable:
+    if not flavour.linkage.is_segmented:
+        (whole,) = flavour.models
+        return accuracy.runnable(models.files[whole.file])
+    sessions = {
+        (item.role, item.site): Session(models.files[item.file], exact=True, what=item.file)
         for item in flavour.models
     }
-    cuts = {cut.site: cut for cut in split.cuts}
-    gates = tuple(cut.gate for cut in split.cuts if (cut.site, "closed") in segments)
-    sites = [cuts[site] for site, role in segments if role == "side" and site is not None]
-    rows = [_row(segments, sites, slots, image) for image in np.split(images, len(images))]
-    return answer({name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, gates)
-
-
-def _row(
-    segments: Mapping[tuple[str | None, str], Session],
-    sites: list[Cut],
-    slots: Slots,
-    image: Floats,
-) -> dict[str, Array]:
-    """Run the segments one after another on one picture, and read each gate in between."""
-    values: dict[str, Array] = {**slots, IMAGE: image}
-    results: dict[str, Array] = {}
-
-    def run(site: str | None, role: str) -> dict[str, Array]:
-        session = segments[site, role]
-        return session.run({name: values[name] for name in session.inputs})
-
-    for cut in sites:
-        values |= run(cut.site, "side")
-        closes = (cut.site, "closed") in segments
-        if closes:
-            results[cut.gate] = values[cut.gate]
-        role = "closed" if closes and values[cut.gate].reshape(-1)[0] < 0 else "opened"
-        values |= run(cut.site, role)
-    return {**results, **run(None, "tail")}
+    sites = [
+        Segments(
+            gate=cut.gate if ("closed", cut.site) in sessions else None,
+            result=cut.result,
+            side=sessions["side", cut.site],
+            opened=sessions["opened", cut.site],
+            closed=sessions.get(("closed", cut.site)),
+        )
+        for cut in split.cuts
+        if ("side", cut.site) in sessions  # the others have no adaptor
+    ]
+    return StagedRunner(sites, sessions["tail", None])

@@ -22,7 +22,6 @@ from toolchain.device.runtime.ort.session import Session
 class Segments:
     """The sessions of one site and the names that route between them."""
 
-    correction: str
     gate: str | None
     result: str
     side: Session
@@ -66,7 +65,7 @@ def _routed(site: Segments, values: Mapping[str, Array], slots: Slots) -> Floats
             # Slots belong to the whole batch; only maps have a row per picture.
             feeds = {n: values[n] if n in slots else values[n][rows] for n in session.inputs}
             parts.append((rows, session.run(feeds)[site.result]))
-    merged = np.empty((len(opened), *parts[0][1].shape[1:]), np.float32)
+    merged = np.empty((len(opened), *parts[0][1].shape[1:]), parts[0][1].dtype)
     for rows, result in parts:
         merged[rows] = result
     return merged
