@@ -91,6 +91,11 @@ class BackboneManifest(SealedManifest):
     licence: str = key(printable(200))
     provenance: Notes = key(NOTES)
 
+    @property
+    def flops(self) -> int:
+        """Multiply-adds of all blocks for one picture."""
+        return sum(block.flops for block in self.blocks)
+
     def contradictions(self) -> Iterator[Fault]:
         """Yield the faults between fields that are right one by one."""
         files = {entry.name: entry.digest for entry in self.files}

@@ -37,6 +37,7 @@ from toolchain.device.engine.kit import (
     write_kit,
 )
 from toolchain.device.engine.script import SCRIPT_NAME, script
+from toolchain.device.runtime.trt.skipping import gated_share
 from toolchain.export.emit.models import KitModels
 from toolchain.export.graph.names import HEAD_SLOTS
 
@@ -256,7 +257,5 @@ def _script(
     # The script is a file of the kit, so it cannot know the kit's digest. This one is over the
     # rest.
     identity = sha256(manifest.to_json() + canonical_json(digests))
-    blocks = source.backbone.blocks
-    gated = sum(block.flops for block in blocks if block.name in manifest.gates)
-    share = gated / (sum(block.flops for block in blocks) or 1)
+    share = gated_share(source.backbone, manifest.gates)
     return script(manifest, models.order.target, identity, sums, share)

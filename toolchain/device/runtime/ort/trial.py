@@ -138,9 +138,8 @@ def _memory_bytes(backbone: BackboneArtefact, bundle_bytes: int) -> int:
 
 def _seconds(backbone: BackboneArtefact, bundle_bytes: int, requested_s: float) -> float:
     """Return how long the process may take; ``requested_s``: what the bundle asks for its test."""
-    flops = sum(block.flops for block in backbone.manifest.blocks)
     start = START_S + (backbone.weights_bytes + bundle_bytes) / READ_BYTES_PER_S
-    return start + min(requested_s, max(TEST_S, computing_seconds(flops, CASES)))
+    return start + min(requested_s, max(TEST_S, computing_seconds(backbone.manifest.flops, CASES)))
 
 
 # Only those that passed are remembered: an error leaves nothing.

@@ -50,8 +50,8 @@ class Skipping:
 
 def gated_share(backbone: BackboneManifest, gates: Sequence[str]) -> float:
     """Return the FLOPs of the gated blocks over those of all blocks."""
-    whole = sum(block.flops for block in backbone.blocks)
-    return sum(block.flops for block in backbone.blocks if block.name in gates) / (whole or 1)
+    gated = sum(block.flops for block in backbone.blocks if block.name in gates)
+    return gated / (backbone.flops or 1)
 
 
 def forced(slots: Slots, gates: Sequence[str], opened: Collection[str]) -> Slots:
