@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import click
@@ -31,7 +31,7 @@ from benchmarks import results
 from toolchain.bench import domains, machine
 from toolchain.core.errors import DataError
 from toolchain.core.files import MIB
-from toolchain.core.timing import Notify
+from toolchain.core.timing import Notify, percentile95, quartiles
 from toolchain.device import Runner
 from toolchain.device.serve import Limits, Server
 from toolchain.device.serve.protocol import decode
@@ -234,14 +234,13 @@ def figures(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
     That is the 95th percentile, the largest, and how many are ``late``: above :data:`BOUND_MS`.
     """
     medians = [median(times) for times in rounds]
-    low, _, high = quantiles(medians, n=4) if len(medians) > 1 else (medians[0],) * 3
-    every = sorted(time_ms for times in rounds for time_ms in times)
+    every = [time_ms for times in rounds for time_ms in times]
     return {
         "count": len(every),
         "median_ms": median(medians),
-        "quartiles_ms": (low, high),
-        "p95_ms": every[min(len(every) - 1, int(0.95 * len(every)))],
-        "largest_ms": every[-1],
+        "quartiles_ms": quartiles(medians),
+        "p95_ms": percentile95(every),
+        "largest_ms": max(every),
         "late": sum(time_ms > BOUND_MS for time_ms in every),
     }
 
