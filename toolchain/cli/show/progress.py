@@ -59,8 +59,7 @@ class Line:
     def draw(self, text: str) -> None:
         """Show ``text`` in place of the text before it, on a terminal only."""
         if self.live:
-            self._write(text)
-            self._columns = len(layout.clean(text))
+            self._columns = self._write(text)
 
     def keep(self, text: str) -> None:
         """Show ``text`` in place of the text before it, and leave it there as a line of its own."""
@@ -74,13 +73,15 @@ class Line:
             self.stream.flush()
             self._columns = 0
 
-    def _write(self, text: str, end: str = "") -> None:
+    def _write(self, text: str, end: str = "") -> int:
+        """Write ``text`` and return its width in columns."""
         # A file's name may hold what moves the cursor or colours the terminal.
         text = layout.clean(text)
         # Spaces cover the rest of a longer text before it.
         start = "\r" if self.live else ""
         self.stream.write(f"{start}{text.ljust(self._columns)}{end}")
         self.stream.flush()
+        return len(text)
 
 
 class Bar:
