@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.boards import DPKG, NVPMODEL, ORIN_MODEL, TEGRA, orin, write
-from toolchain.device.boards.machine import Machine, first_match, read_machine, system_text
+from toolchain.device.boards.machine import (
+    Machine,
+    available_bytes,
+    first_match,
+    read_machine,
+    system_text,
+)
 
 NO_DRIVER = "libcuda-that-is-nowhere.so.1"
 
@@ -253,3 +259,28 @@ def test_the_first_match_is_by_name(tmp_path: Path) -> None:
     write(tmp_path, {"b/lib.so.2": "", "b/lib.so.1": "", "b/lib.so.1x": ""})
     assert first_match(tmp_path, ("a", "b"), r"lib\.so\.(\d)") == "1"
     assert first_match(tmp_path, ("a",), r"lib\.so\.(\d)") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/meminfo is Linux's")
+def test_this_machine_says_what_it_has_to_spare() -> None:
+    free = available_bytes()
+    assert free is not None
+    assert free > 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "free"),
+    [
+        ("MemTotal:  9 kB\nMemAvailable:    3 kB\n", 3072),
+        ("MemTotal:  9 kB\n", None),
+        ("MemAvailable: many kB\n", None),
+        ("", None),
+    ],
+)
+def test_what_the_system_says_is_read_or_nothing(
+    text: str, free: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text(text)
+    assert available_bytes(tmp_path) == free
+    assert available_bytes(tmp_path / "none") is None

@@ -201,6 +201,14 @@ def _toolkit(root: Path) -> str | None:
     return match[1] if match else None
 
 
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Return how much a process can take before the system has to swap; None if it does not say.
+
+    ``root``: where ``proc`` lies. Source: proc(5), ``MemAvailable``.
+    """
+    return _memory(root).get("MemAvailable")
+
+
 def _memory(root: Path) -> dict[str, int]:
     """Return the sizes of /proc/meminfo in bytes; it counts in kB of 1024."""
     lines = re.findall(r"^(\w+): +(\d{1,15}) kB$", system_text(root / "proc/meminfo"), re.MULTILINE)

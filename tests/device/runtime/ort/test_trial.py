@@ -22,8 +22,8 @@ from toolchain.bundle import BackboneArtefact
 from toolchain.bundle.limits import SLOWEST_PER_S, computing_seconds
 from toolchain.bundle.release import Release, read_release
 from toolchain.core.errors import BundleError, SelftestError
-from toolchain.core.memory import available_bytes
 from toolchain.device import Runner
+from toolchain.device.boards.machine import available_bytes
 from toolchain.device.runtime.ort import trial
 
 

@@ -40,7 +40,7 @@ from toolchain.bundle.limits import computing_seconds
 from toolchain.core import errors
 from toolchain.core.errors import BundleError, Da3Error, SelftestError, StorageError
 from toolchain.core.files import room_fix
-from toolchain.core.memory import available_bytes
+from toolchain.device.boards.machine import available_bytes
 from toolchain.device.runtime.backbone_session import Computed
 
 if TYPE_CHECKING:
