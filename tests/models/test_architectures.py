@@ -1,7 +1,8 @@
-"""The four nets: names, shapes, parameter counts, and their arithmetic written down a second time.
+"""The five nets: names, shapes, parameter counts, and their arithmetic written down a second time.
 
-The files in ``state_dicts/`` list the names and shapes of torchvision's checkpoints. They were
-derived from the papers' tables, not printed from the code under test.
+The files in ``state_dicts/`` list the names and shapes of torchvision's checkpoints, derived from
+the papers' tables, and of timm's ``tf_efficientnet_lite0``, printed by timm. None was printed from
+the code under test.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from types import ModuleType
 
 import pytest
 import torch
-from da3_models import mobilenet_v2, resnet20, resnet26, resnet50
+from da3_models import efficientnet_lite0, mobilenet_v2, resnet20, resnet26, resnet50
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 STATE_DICTS = Path(__file__).parent / "state_dicts"
-NETS: dict[str, ModuleType] = {"resnet50": resnet50, "mobilenet_v2": mobilenet_v2}
+NETS: dict[str, ModuleType] = {
+    "resnet50": resnet50,
+    "mobilenet_v2": mobilenet_v2,
+    "efficientnet_lite0": efficientnet_lite0,
+}
 MOBILENET_BLOCKS = [
     # stride and shortcut of features.1 to features.17
     *[(1, False)],
@@ -47,7 +52,8 @@ def settled(module: ModuleType, classes: int, seed: int = 0) -> nn.Module:
 class Arithmetic:
     """A net's operations read straight from its state dict."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, eps: float = 1e-5) -> None:
+        self.eps = eps
         self.state: dict[str, Tensor] = net.state_dict()
 
     def conv(self, x: Tensor, key: str, stride: int = 1, groups: int = 1) -> Tensor:
@@ -59,7 +65,7 @@ class Arithmetic:
             self.state[f"{key}.{part}"][:, None, None]
             for part in ("running_mean", "running_var", "weight", "bias")
         )
-        return (x - mean) / torch.sqrt(var + 1e-5) * scale + shift
+        return (x - mean) / torch.sqrt(var + self.eps) * scale + shift
 
     def linear(self, x: Tensor, key: str) -> Tensor:
         return x.mean((2, 3)) @ self.state[f"{key}.weight"].T + self.state[f"{key}.bias"]
@@ -72,6 +78,7 @@ class Arithmetic:
         (resnet26, 1000, 5_814_176 + 256 * 1000 + 1000),
         (resnet50, 1000, 25_557_032),
         (mobilenet_v2, 1000, 3_504_872),
+        (efficientnet_lite0, 1000, 4_652_008),
     ],
 )
 def test_parameter_count(module: ModuleType, classes: int, parameters: int) -> None:
@@ -81,7 +88,7 @@ def test_parameter_count(module: ModuleType, classes: int, parameters: int) -> N
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_state_dict_has_the_names_order_and_shapes_of_torchvision(name: str) -> None:
+def test_state_dict_has_the_names_order_and_shapes_of_the_zoos(name: str) -> None:
     with torch.device("meta"):
         state = NETS[name].build(1000).state_dict()
     lines = [f"{k} {'x'.join(map(str, t.shape)) or 'scalar'}" for k, t in state.items()]
@@ -96,6 +103,7 @@ def test_state_dict_has_the_names_order_and_shapes_of_torchvision(name: str) -> 
         (resnet26, 72, "layer3.3", (256, 9, 9)),
         (resnet50, 224, "layer4.2", (2048, 7, 7)),
         (mobilenet_v2, 224, "features.17", (320, 7, 7)),
+        (efficientnet_lite0, 224, "blocks.6.0", (320, 7, 7)),
     ],
 )
 def test_last_block_has_the_papers_map_size(

@@ -160,7 +160,7 @@ class _Maker:
 
 
 def _attached(setup: MaterialsSetup, method: str) -> AttachedModel:
-    shipped = backbones.get(setup.backbone).weights_file is not None
+    shipped = backbones.get(setup.backbone).weights == "shipped"
     return attach(
         load_backbone(setup.backbone, untrained_seed=None if shipped else 0),
         method=method,

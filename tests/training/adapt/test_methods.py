@@ -167,7 +167,11 @@ def test_lean_gradients_are_the_stock_ones(method: str, toy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "side"), [("resnet50", 64), ("mobilenet_v2", 64), ("resnet26", 32), ("resnet20", 32)]
+    ("name", "side"),
+    [
+        *[("resnet50", 64), ("mobilenet_v2", 64), ("efficientnet_lite0", 64)],
+        *[("resnet26", 32), ("resnet20", 32)],
+    ],
 )
 def test_lean_gradients_of_the_backbones_that_are_shipped(name: str, side: int) -> None:
     net = load_backbone(name, untrained_seed=0)

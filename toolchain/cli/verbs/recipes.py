@@ -18,6 +18,7 @@ from toolchain.core.errors import Da3Error, DataError, Fault, RecipeError, Unkno
 
 if TYPE_CHECKING:
     from toolchain.recipe import Examined, Listing, Recipe
+    from toolchain.training.adapt.backbones import Backbone
 
 
 @click.group(cls=BoundedGroup, epilog=layout.example("da3 recipes ls"))
@@ -168,7 +169,9 @@ def _decoded(listing: Listing) -> Examined:
 @recipes.command(
     "new",
     cls=BoundedCommand,
-    epilog=layout.example("da3 recipes new birds --data ~/pictures/birds --backbone resnet20"),
+    epilog=layout.example(
+        "da3 recipes new birds --data ~/pictures/birds --backbone efficientnet_lite0"
+    ),
 )
 @click.argument("name")
 @click.option(
@@ -221,13 +224,20 @@ def new(name: str, data: Path, backbone: str, out: Path, overwrite: bool, as_jso
         [
             *(layout.clean(line) for line in examined.lines()),
             f"wrote {layout.clean(str(path))}",
-            *(
-                ["the backbone comes without weights: name a file in weights, weights_sha256"]
-                if described.weights_file is None
-                else []
-            ),
+            *_weights_lines(described),
             "look at title, licence and augment, then:",
             f"  {layout.clean(recipe.build_command(path))}",
         ],
         as_json=as_json,
     )
+
+
+def _weights_lines(described: Backbone) -> list[str]:
+    """Return what is to be done before the training, where the backbone has no weights yet."""
+    match described.weights:
+        case "yours":
+            return ["the backbone comes without weights: name a file in weights, weights_sha256"]
+        case "to fetch":
+            return [f"the backbone's weights are not here yet: {described.how_to_fetch}"]
+        case _:
+            return []

