@@ -189,10 +189,11 @@ def _refused(rows: list[dict[str, object]]) -> str:
 
 
 def _ours(rows: list[dict[str, object]]) -> str:
-    lines = ["", "## Our backbones beside torchvision's", ""]
+    lines = ["", "## Our backbones beside the zoos'", ""]
     lines += [
         "State-dict keys in order, shapes, and the logits of four pictures of 224 pixels with the "
-        "same weights.",
+        "same weights. `efficientnet_lite0` stands beside timm's `tf_efficientnet_lite0`, the "
+        "others beside torchvision's.",
         "",
         "| backbone | tensors | keys equal | shapes equal | difference, relative to the range |",
         "|---|---|---|---|---|",

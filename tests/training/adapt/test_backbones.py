@@ -14,7 +14,7 @@ from tests.training.adapt.conftest import Install
 from toolchain.core.errors import Da3Error, UnknownNameError, UsageError, WeightsError
 from toolchain.pictures.preprocess import Preprocessing
 from toolchain.training.adapt import backbones
-from toolchain.training.adapt.backbones import Backbone
+from toolchain.training.adapt.backbones import Backbone, Carrier
 from toolchain.training.adapt.weights import load_backbone
 
 OURS = {"resnet20", "resnet26", "resnet50", "mobilenet_v2", "efficientnet_lite0"}
@@ -142,6 +142,17 @@ def test_half_a_description_of_shipped_weights_is_refused(given: str) -> None:
             source="x",
             **{given: "x"},  # type: ignore[arg-type]
         )
+
+
+def test_weights_are_shipped_or_carried_and_not_both() -> None:
+    """A package ships the weights, or it names another one that carries them."""
+    parts = {"weights_file": "x.safetensors", "weights_sha256": f"sha256:{'0' * 64}"}
+    carrier = Carrier(requirement="x==1", package="x", file="x.pth", sha256="sha256:0")
+    assert described(**parts, carrier=carrier).weights == "to fetch"
+    assert described(**parts, package="x").weights == "shipped"
+    for odd in ({**parts, "package": "x", "carrier": carrier}, {"carrier": carrier}):
+        with pytest.raises(UsageError, match="package or carrier together"):
+            described(**odd)
 
 
 def test_looking_backbones_up_imports_no_framework() -> None:
