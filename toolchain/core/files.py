@@ -17,7 +17,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from toolchain.core.errors import ExistsError, StorageError
 
@@ -104,6 +104,17 @@ def resolved(path: str | Path) -> Path:
     ``Path.resolve`` ends in Python's own RuntimeError for a link that leads back to itself.
     """
     return Path(os.path.realpath(path))
+
+
+def stays_below(name: str) -> bool:
+    """Whether the text ``name`` is a path below some folder, on every system.
+
+    It looks at the text alone. A link below the folder may lead out of it all the same.
+    """
+    path = PurePosixPath(name)
+    # On Windows a backslash parts folders, and a colon begins a drive or a stream.
+    plain = "\\" not in name and ":" not in name and "\0" not in name
+    return plain and bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def exists(path: str | Path) -> bool:

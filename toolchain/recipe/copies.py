@@ -28,7 +28,8 @@ _SHOWN = 3
 class Copies:
     """``count``: pictures that are copies of one before them, the first ``LISTED`` in ``pairs``.
 
-    A pair is the path of a copy and that of its original, below the root. ``tested``: pictures of
+    A pair is the path of a copy and that of its original, below the root; pictures that are no
+    files give none. ``tested``: pictures of
     the test whose bytes stand in another part too. ``classes``: pictures whose bytes stand in
     another class too.
     """
@@ -43,7 +44,8 @@ class Copies:
         if not self.count:
             return []
         pairs = ", ".join(f"{copy} of {first}" for copy, first in self.pairs[:_SHOWN])
-        lines = [f"{self.count} pictures are copies of others, byte for byte, such as {pairs}"]
+        such_as = f", such as {pairs}" if pairs else ""
+        lines = [f"{self.count} pictures are copies of others, byte for byte{such_as}"]
         if self.tested:
             lines.append(
                 f"{self.tested} pictures of the test are in another part as well: what was trained "

@@ -41,12 +41,16 @@ class Examined:
             f"first is used, such as {', '.join(survey.such_as[:_SHOWN])}"
         ]
 
+    def counts(self) -> list[dict[str, int | str]]:
+        """Return for each class its name and the number of its pictures per part."""
+        return self.listing.counts()
+
     def document(self) -> dict[str, Any]:
         """Return the same as JSON values."""
         listing = self.listing
         return {
             "root": listing.root,
-            "parts": "folders" if listing.was_split else "hash",
+            "parts": _parts(listing),
             "train": len(listing.train),
             "validation": len(listing.validation),
             "test": len(listing.test),
@@ -88,8 +92,18 @@ def examine(listing: Listing, tell: Tell = lambda _done, _all: None) -> Examined
     return Examined(listing, pictures, find_copies(listing))
 
 
+def _parts(listing: Listing) -> str:
+    if not listing.was_split:
+        return "hash"
+    return "table" if listing.parts else "folders"
+
+
 def _fix(listing: Listing) -> str:
     """Return what helps a folder that gives too little: the layout may be right already."""
     if len(listing.classes) > 1 and not listing.was_split:
-        return "put at least 2 pictures into a class folder: one to train and one to test"
+        where = "give each class" if listing.parts else "put"
+        into = "" if listing.parts else " into a class folder"
+        return f"{where} at least 2 pictures{into}: one to train and one to test"
+    if listing.parts:
+        return "look at data.columns, data.labels and data.path"
     return LAYOUT.format(root=listing.root)

@@ -21,7 +21,7 @@ from toolchain.core.fields import read_section, show, unknown_key
 from toolchain.core.files import names, read_limited
 from toolchain.core.words import is_domain_name
 from toolchain.recipe import yamlio
-from toolchain.recipe.spec import METHOD_OPTIONS, OPTIONAL, Recipe, unused_options
+from toolchain.recipe.spec import METHOD_OPTIONS, OPTIONAL, Recipe, data_document, unused_options
 
 SUFFIX = ".yaml"
 
@@ -164,6 +164,7 @@ def _document(recipe: Recipe) -> dict[str, Any]:
             del value[name]
     used = METHOD_OPTIONS[recipe.method]
     value["adaptor"] = {name: item for name, item in value["adaptor"].items() if name in used}
+    value["data"] = data_document(value["data"])
     if value["data"]["dataset"] is None:
         del value["data"]["dataset"]
     return value

@@ -54,7 +54,8 @@ class Listing:
 
     ``validation`` is empty unless the folder has such a part beside a test part. ``was_split``:
     the folder has parts, so nothing was chosen here. ``faults``: what keeps it from being trained
-    with, empty for what :func:`scan` returns.
+    with, empty for what :func:`scan` returns. ``parts``: how the parts came about, for people;
+    empty for an image folder.
     """
 
     root: Path
@@ -66,6 +67,7 @@ class Listing:
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
+    parts: str = ""
 
     def raise_faults(self) -> None:
         """Raise DataError with all faults, if there is one."""
@@ -78,7 +80,9 @@ class Listing:
 
     def lines(self) -> list[str]:
         """Return for people what is in each part, what was taken for what, and what is left out."""
-        parts = "as the folders say" if self.was_split else "a fifth of each class to test"
+        parts = self.parts or (
+            "as the folders say" if self.was_split else "a fifth of each class to test"
+        )
         validation = f"{len(self.validation)} to validate, " if self.validation else ""
         return [
             f"{len(self.train)} to train, {validation}{len(self.test)} to test ({parts}), "

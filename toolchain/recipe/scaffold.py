@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import shlex
 import unicodedata
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from toolchain.core.errors import ExistsError, StorageError, UsageError, first_few
 from toolchain.core.fields import show
 from toolchain.core.files import exists, write_atomic
 from toolchain.core.words import is_domain_name
 from toolchain.pictures.preprocess import Preprocessing
-from toolchain.recipe.examined import Examined, examine
+from toolchain.recipe.examined import examine
 from toolchain.recipe.library import SUFFIX, dump, loads
-from toolchain.recipe.listing import Listing, look
+from toolchain.recipe.listing import look
 from toolchain.recipe.spec import (
     DOMAIN_NAME,
     DRAWN,
@@ -40,11 +39,22 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
+class Contents(Protocol):
+    """What data are, as far as a recipe's header says it."""
+
+    def lines(self) -> list[str]:
+        """Return for people what there is, and what is left out."""
+
+    def counts(self) -> list[dict[str, int | str]]:
+        """Return for each class its name and the number of its pictures per part."""
+
+
 def new(
     name: str,
-    data: Path | Examined,
+    data: Path | Contents,
     *,
     backbone: str,
+    spec: DataSpec | None = None,
     input_px: int = 32,
     mean: Channels | None = None,
     std: Channels | None = None,
@@ -55,7 +65,8 @@ def new(
 ) -> Path:
     """Write a complete recipe for the pictures in ``data`` and return its path.
 
-    ``data`` is a folder, or what `examine` says of one. ``input_px`` is the side that the backbone
+    ``data`` is an image folder, or what was read of data, of which ``spec`` is the recipe's section
+    (`toolchain.training.data.first_look` gives both). ``input_px`` is the side that the backbone
     was trained with, as are ``mean``, ``std``, ``interpolation`` and ``resize``; for what is None a
     usual value is written, and the header says so. The recipe is ``folder``/``name``.yaml and loads
     as it is. Raises UsageError for a name that cannot be one, DataError for unusable pictures,
@@ -64,7 +75,13 @@ def new(
     """
     path = place(name, folder, overwrite=overwrite)
     name = path.stem
-    examined = data if isinstance(data, Examined) else examine(look(data))
+    if isinstance(data, Path):
+        spec = DataSpec("folder", str(data), train=None, test=None, seed=1)
+        data = examine(look(data))
+    if spec is None:
+        raise UsageError(
+            "expected spec beside what was read of data", fix="pass what first_look says"
+        )
     stated: dict[str, Any] = {
         "mean": mean,
         "std": std,
@@ -72,9 +89,11 @@ def new(
         "resize": resize,
     }
     known = {key: value for key, value in stated.items() if value is not None}
-    header = _header(build_command(path), examined, [key for key in stated if key not in known])
+    guessed = [key for key in stated if key not in known]
+    header = _header(build_command(path), spec, data, guessed)
     preprocess = replace(_preprocess(input_px), **known)
-    text = dump(_recipe(name, examined.listing, backbone, preprocess), header)
+    pictures = sum(int(count["train"]) for count in data.counts())
+    text = dump(_recipe(name, spec, pictures, backbone, preprocess), header)
     loads(text, where=f"{name}{SUFFIX}", stem=name)
     _make(folder)
     write_atomic(path, text.encode(), overwrite=overwrite)
@@ -127,7 +146,9 @@ def _preprocess(side: int) -> Preprocessing:
     )
 
 
-def _recipe(name: str, listing: Listing, backbone: str, preprocess: Preprocessing) -> Recipe:
+def _recipe(
+    name: str, spec: DataSpec, pictures: int, backbone: str, preprocess: Preprocessing
+) -> Recipe:
     small = preprocess.size <= _SMALL
     return Recipe(
         domain=name,
@@ -136,13 +157,13 @@ def _recipe(name: str, listing: Listing, backbone: str, preprocess: Preprocessin
         backbone=backbone,
         weights=None,
         weights_sha256=None,
-        data=DataSpec("folder", str(listing.root), train=None, test=None, seed=1, dataset=None),
+        data=spec,
         preprocess=preprocess,
         method="da3",
         # As in the samples: small maps bear an adaptor with a 3x3 kernel on every block.
         adaptor=AdaptorOptions(placement="all", pool=2, kernel=3) if small else AdaptorOptions(),
         train=TrainSpec(
-            epochs=_epochs(len(listing.train)),
+            epochs=_epochs(pictures),
             batch=BATCH,
             lr=0.01,
             weight_decay=0.0001,
@@ -161,20 +182,24 @@ def _epochs(pictures: int) -> int:
     return max(8, min(200, -(-STEPS // steps)))
 
 
-def _header(command: str, examined: Examined, guessed: list[str]) -> str:
-    listing = examined.listing
-    counts = Counter(label for _, label in listing.pictures)
-    classes = [f"{counts[place]:6d}  {name}" for place, name in enumerate(listing.classes)]
+def _header(command: str, spec: DataSpec, contents: Contents, guessed: list[str]) -> str:
+    counts = contents.counts()
+    classes = [
+        f"{sum(n for n in count.values() if isinstance(n, int)):6d}  {count['name']}"
+        for count in counts
+    ]
     lines = [
         f"Build it:  {command}",
         "",
-        f"Read from {listing.root}:",
-        *(f"  {line}" for line in examined.lines()),
-        f"  classes   {len(listing.classes)}",
+        f"Read from {spec.root}:",
+        *(f"  {line}" for line in contents.lines()),
+        f"  classes   {len(counts)}",
         "    " + first_few(classes, _LISTED_CLASSES, "\n    "),
     ]
     lines += ["", "Check before training: title, licence, and whether a mirrored picture is still"]
     lines += ["of its class (else remove flip from train.augment)."]
+    if spec.classes:
+        lines += ["The data have numbers for classes: write their names into data.classes."]
     if guessed:
         lines += [
             f"The backbone's package does not say what its training took for {', '.join(guessed)}:",

@@ -7,7 +7,7 @@ Rules of this file: it is the only table of names, types, ranges and defaults; `
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -25,11 +25,15 @@ from toolchain.core.fields import (
     text,
     whole,
 )
+from toolchain.core.files import stays_below
 from toolchain.core.words import DIGEST, DOMAIN, IDENTIFIER
 from toolchain.pictures.preprocess import Preprocessing
 
 SAMPLE_LOADERS = ("cars", "digits", "chirps", "cells")
-FOLDER_LOADERS = ("folder", "decathlon")
+FOLDER_LOADERS = ("folder", "decathlon", "csv")
+"""Loaders of pictures that are files."""
+ARRAY_LOADERS = ("idx", "npz")
+"""Loaders of pictures that stand together in one array."""
 OPTIONAL = ("blocks", "head")
 """Keys of a recipe that are written only where they say something."""
 METHODS = (
@@ -67,6 +71,59 @@ _HEAD = text(
 _DIGEST = replace(DIGEST, fix="write sha256: in front of what sha256sum FILE prints")
 
 
+DATA_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(SAMPLE_LOADERS, ()),
+    "folder": (),
+    "decathlon": ("dataset",),
+    "csv": (
+        *("files", "sha256", "columns", "delimiter", "path"),
+        *("labels", "classes", "test_share"),
+    ),
+    "idx": ("files", "sha256", "labels", "classes", "test_share"),
+    "npz": ("files", "sha256", "columns", "white", "labels", "classes", "test_share"),
+}
+"""The keys of ``data`` that only some loaders have, by loader."""
+_NEEDED = {
+    "decathlon": ("dataset",),
+    "csv": ("files", "columns"),
+    "idx": ("files",),
+    "npz": ("files", "columns"),
+}
+_SUCH_AS = {"dataset": "aircraft", "files": "[labels.csv]", "columns": "[file, label]"}
+# How many entries a loader's list may have, and what they are.
+_COUNTS: Mapping[tuple[str, str], tuple[tuple[int, ...], str]] = {
+    ("csv", "files"): ((1, 2, 3), "one table, or one each to train, to test and to validate"),
+    ("csv", "columns"): ((2, 3), "the columns of the paths, of the labels, and of the parts"),
+    ("idx", "files"): ((2, 4, 6), "pictures and labels to train, to test and to validate"),
+    ("npz", "files"): ((1,), "one archive"),
+    ("npz", "columns"): ((2, 4, 6), "pictures and labels to train, to test and to validate"),
+}
+TEST_SHARE = 0.2
+"""Of each class, where the data have no part to test with and the recipe states no share."""
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "space": " "}
+PLACE = "{}"
+"""Stands in ``data.path`` for what a row says."""
+
+_FILE_NAME = text(
+    "the path of a file below data.root, without '..' and with '/' between its parts",
+    lambda value: printable(500).accepts(value) and stays_below(value),
+)
+_PATTERN = text(
+    f"a path below data.root in which {PLACE} stands once for what a row says",
+    lambda value: _FILE_NAME.accepts(value) and value.count(PLACE) == 1,
+    fix=f"such as images/{PLACE}.png",
+)
+_COLUMN = Scalar(
+    "a column's name, or its number from 1 on where the table has no line of names",
+    lambda value: printable(200).accepts(value) or whole(1, 10_000).accepts(value),
+)
+_LABEL = Scalar(
+    "text of 1 to 200 printable characters, or a whole number",
+    lambda value: printable(200).accepts(value) or type(value) is int,
+    convert=str,
+    fix='write other numbers in quotes: "0.5"',
+)
+
 GOLDEN_PICTURES = 8
 DRAWN = "drawn"
 _COUNT = whole(1, 256)
@@ -82,15 +139,32 @@ class DataSpec(Section):
     """Where the pictures come from.
 
     ``train`` and ``test`` are numbers of pictures. The drawn samples make exactly that many; for
-    ``folder`` and ``decathlon`` they are upper limits, spread over the classes, null for all.
+    the others they are upper limits, spread over the classes, null for all.
+
+    The keys from ``dataset`` on are None where the loader has none of that name
+    (:data:`DATA_OPTIONS`). ``files`` lie below ``root``, and ``sha256`` are their digests.
+    ``columns`` are those of a table, or the names of arrays: of the paths or pictures, then of the
+    labels, then what names the parts. ``path`` says where the picture of a row is. A label
+    ``labels[i]`` of the data is the class ``classes[i]``. ``white`` is the value of white in
+    pictures that are not uint8. ``test_share`` of each class tests where the data have no part for
+    it.
     """
 
-    loader: str = key(choice(*SAMPLE_LOADERS, *FOLDER_LOADERS))
+    loader: str = key(choice(*DATA_OPTIONS))
     root: str | None = key(Nullable(printable(1024)))
     train: int | None = key(Nullable(whole(1, 10_000_000)))
     test: int | None = key(Nullable(whole(1, 10_000_000)))
     seed: int = key(whole(0, 2**31 - 1))
     dataset: str | None = key(Nullable(_IDENTIFIER), default=None)
+    files: tuple[str, ...] | None = key(Nullable(ListOf(_FILE_NAME, 1, 6)), default=None)
+    sha256: tuple[str, ...] | None = key(Nullable(ListOf(_DIGEST, 1, 6)), default=None)
+    columns: tuple[str | int, ...] | None = key(Nullable(ListOf(_COLUMN, 2, 6)), default=None)
+    delimiter: str | None = key(Nullable(choice(*DELIMITERS)), default=None)
+    path: str | None = key(Nullable(_PATTERN), default=None)
+    labels: tuple[str, ...] | None = key(Nullable(ListOf(_LABEL, 2, 4000)), default=None)
+    classes: tuple[str, ...] | None = key(Nullable(ListOf(_LABEL, 2, 4000)), default=None)
+    white: float | None = key(Nullable(number(0, 1e9, above=True)), default=None)
+    test_share: float | None = key(Nullable(number(0, 0.9, above=True)), default=None)
 
     def contradictions(self) -> Iterator[Fault]:
         """Yield what does not go with the loader."""
@@ -99,10 +173,62 @@ class DataSpec(Section):
         elif self.root is None:
             fix = "name the folder that holds the pictures"
             yield Fault("root", f"expected a folder for the loader {self.loader}, got null", fix)
-        if (self.dataset is not None) != (self.loader == "decathlon"):
-            wants = "a data set's name" if self.loader == "decathlon" else "no such key"
-            fix = "such as dataset: aircraft" if self.loader == "decathlon" else "remove it"
-            yield Fault("dataset", f"expected {wants} for the loader {self.loader}", fix)
+        yield from self._stray()
+        yield from self._lengths()
+
+    @property
+    def has_test(self) -> bool:
+        """Whether files or columns name a part to test with."""
+        if self.loader == "csv":
+            return len(self.files or ()) > 1 or len(self.columns or ()) > 2
+        return len((self.columns if self.loader == "npz" else self.files) or ()) > 2
+
+    def _stray(self) -> Iterator[Fault]:
+        known = DATA_OPTIONS[self.loader]
+        for name in sorted({name for names in DATA_OPTIONS.values() for name in names}):
+            value = getattr(self, name)
+            if value is not None and name not in known:
+                message = f"expected no such key for the loader {self.loader}"
+                yield Fault(name, message, "remove it")
+            elif value is None and name in _NEEDED.get(self.loader, ()):
+                message = f"expected this key for the loader {self.loader}"
+                yield Fault(name, message, f"such as {name}: {_SUCH_AS[name]}")
+
+    def _lengths(self) -> Iterator[Fault]:
+        """Yield lists that do not fit the loader, or each other."""
+        for (loader, name), (counts, what) in _COUNTS.items():
+            value = getattr(self, name)
+            if loader == self.loader and value is not None and len(value) not in counts:
+                listed = " or ".join(map(str, counts))
+                yield Fault(name, f"expected {listed} entries ({what}), got {len(value)}")
+        columns = self.columns or ()
+        kinds = {type(column) for column in columns}
+        if len(kinds) > 1 or (self.loader == "npz" and int in kinds):
+            numbers = "" if self.loader == "npz" else ", or numbers only"
+            yield Fault("columns", f"expected names only{numbers}, got {list(columns)}")
+        if self.loader == "csv" and len(columns) > 2 and len(self.files or ()) > 1:
+            message = "expected 2 columns, as each table is a part"
+            yield Fault("columns", message, "remove the column of the parts")
+        yield from self._names()
+
+    def _names(self) -> Iterator[Fault]:
+        """Yield lists that do not fit each other, and shares and names that say nothing."""
+        for name, other in (("sha256", "files"), ("classes", "labels")):
+            own, its = getattr(self, name), getattr(self, other)
+            if own is not None and its is not None and len(own) != len(its):
+                message = f"expected as many entries as {other} has, {len(its)}, got {len(own)}"
+                yield Fault(name, message)
+        for name in ("columns", "labels"):
+            value = getattr(self, name) or ()
+            if len(set(value)) < len(value):
+                yield Fault(name, "expected each entry once")
+        if self.classes is not None and len(set(self.classes)) < 2:
+            yield Fault("classes", "expected at least 2 different names, got 1")
+        if self.loader == "csv" and self.classes is not None and self.labels is None:
+            message = "expected the key labels beside it: what the table says for each class"
+            yield Fault("classes", message, "write labels with as many entries")
+        if self.test_share is not None and self.has_test:
+            yield Fault("test_share", "expected null: the data have a part to test with")
 
     def _sample_faults(self) -> Iterator[Fault]:
         if self.root is not None:
@@ -267,7 +393,7 @@ class Recipe(Section):
     def golden_drawn(self) -> bool:
         """Whether golden pictures are drawn; so they are by default where a folder is read."""
         if self.golden is None:
-            return self.data.loader in FOLDER_LOADERS
+            return self.data.loader not in SAMPLE_LOADERS
         return self.golden == DRAWN
 
     @property
@@ -278,12 +404,17 @@ class Recipe(Section):
     def without_paths(self) -> Recipe:
         """Return the recipe as a bundle carries it: it says nothing of the machine's folders.
 
-        ``data.root`` becomes :data:`LEFT_OUT`. ``weights`` becomes the file's name; its digest says
-        which file it is.
+        ``data.root`` becomes :data:`LEFT_OUT`. Of ``weights``, ``data.files`` and ``data.path`` the
+        last part stays: the file's name. Its digest says which file it is.
         """
-        root = None if self.data.root is None else LEFT_OUT
-        weights = None if self.weights is None else PurePath(self.weights).name
-        return replace(self, data=replace(self.data, root=root), weights=weights, folder=None)
+        data = replace(
+            self.data,
+            root=None if self.data.root is None else LEFT_OUT,
+            files=self.data.files and tuple(map(_last, self.data.files)),
+            path=self.data.path and _last(self.data.path),
+        )
+        weights = None if self.weights is None else _last(self.weights)
+        return replace(self, data=data, weights=weights, folder=None)
 
     @property
     def weights_path(self) -> Path | None:
@@ -291,6 +422,19 @@ class Recipe(Section):
         if self.weights is None:
             return None
         return (self.folder or Path()) / self.weights
+
+
+def _last(path: str) -> str:
+    return PurePath(path).name
+
+
+def data_document(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section ``data`` as plain values, without what it leaves open.
+
+    ``dataset`` stays: recipes have the digest that they had before there were other such keys.
+    """
+    optional = {f.name for f in fields(DataSpec) if f.default is None} - {"dataset"}
+    return {k: v for k, v in document.items() if v is not None or k not in optional}
 
 
 def unused_options(method: object, options: object) -> Iterator[Fault]:

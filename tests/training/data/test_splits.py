@@ -72,7 +72,7 @@ def test_the_cache_is_bounded_and_invisible(tmp_path: Path) -> None:
 
 def test_a_picture_that_vanished_is_named(tmp_path: Path) -> None:
     split = file_split(tmp_path, cache_bytes=0)
-    Path(split.store.paths[2]).unlink()
+    (tmp_path / "2.png").unlink()
     with pytest.raises(DataError, match=r"2\.png"):
         split.batch([2])
 

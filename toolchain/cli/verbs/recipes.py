@@ -19,6 +19,7 @@ from toolchain.core.errors import Da3Error, DataError, Fault, RecipeError, Unkno
 if TYPE_CHECKING:
     from toolchain.recipe import Examined, Listing, Recipe
     from toolchain.training.adapt.backbones import Backbone
+    from toolchain.training.data import Arrays
 
 
 @click.group(cls=BoundedGroup, epilog=layout.example("da3 recipes ls"))
@@ -143,27 +144,17 @@ def _checked(path: Path, *, pictures: bool) -> tuple[dict[str, Any], list[str]]:
     return verdict, [f"pictures: {line}" for line in about]
 
 
-def _examined(loaded: Recipe) -> tuple[Examined | None, str]:
+def _examined(loaded: Recipe) -> tuple[Examined | Arrays | None, str]:
     """Return what the pictures of a recipe are, or why they cannot be looked at here."""
     from toolchain.core.files import exists
-    from toolchain.recipe import look
     from toolchain.training import data
 
     if loaded.data.root is None:
         return None, f"{loaded.data.loader} are made here"
     if not exists(loaded.data.root):
         return None, f"there is no folder {loaded.data.root} here"
-    if loaded.data.loader == "folder":
-        return _decoded(look(Path(loaded.data.root))), ""
-    return _decoded(data.listed(loaded)), ""
-
-
-def _decoded(listing: Listing) -> Examined:
-    """Return what the pictures of ``listing`` are; a terminal counts them meanwhile."""
-    from toolchain.recipe import examine
-
     with counting("pictures decoded") as tell:
-        return examine(listing, tell)
+        return data.looked_at(loaded.data, loaded.domain, tell), ""
 
 
 @recipes.command(
@@ -178,8 +169,11 @@ def _decoded(listing: Listing) -> Examined:
     "--data",
     type=FILE,
     required=True,
-    metavar="DIR",
-    help="Folder of pictures, one folder per class.",
+    metavar="PATH",
+    help="Folder of pictures, one folder per class; or one with a table, idx files or an .npz.",
+)
+@click.option(
+    "--label", metavar="COLUMN", help="Column of the labels in a table: its name, or its number."
 )
 @click.option(
     "--backbone",
@@ -193,23 +187,36 @@ def _decoded(listing: Listing) -> Examined:
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing recipe.")
 @json_option
-def new(name: str, data: Path, backbone: str, out: Path, overwrite: bool, as_json: bool) -> None:
-    """Write a complete recipe NAME for a folder of your own pictures.
+def new(
+    name: str,
+    data: Path,
+    label: str | None,
+    backbone: str,
+    out: Path,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write a complete recipe NAME for your own pictures.
 
-    It decodes every picture and names all that are damaged. It lists what each part holds, and what
-    is left out and why.
+    PATH is a folder of class folders, a table of paths and labels beside its pictures, a folder of
+    idx files, or a numpy archive. The command decodes every picture and names all that are damaged.
+    It lists what each part holds, and what is left out and why.
     """
     from toolchain import recipe
+    from toolchain.training import data as forms
     from toolchain.training.adapt import backbones
 
     words = ["da3", "recipes", "new", name, "--data", data, "--backbone", backbone, "--out", out]
+    words += [] if label is None else ["--label", label]
     with command_in_fix(shlex.join(map(str, words))):
         described = backbones.get(backbone)
         recipe.place(name, out, overwrite=overwrite)
-        examined = _decoded(recipe.look(data))
+        with counting("pictures decoded") as tell:
+            spec, examined = forms.first_look(data, label, tell)
         path = recipe.new(
             name,
             examined,
+            spec=spec,
             backbone=backbone,
             input_px=described.input_size,
             mean=described.mean,

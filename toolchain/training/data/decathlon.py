@@ -22,10 +22,10 @@ from pathlib import Path, PurePosixPath
 
 from toolchain.core.errors import DataError
 from toolchain.core.fields import show
-from toolchain.core.files import is_file, read_limited, resolved
+from toolchain.core.files import is_file, read_limited, resolved, stays_below
 from toolchain.pictures.decode import SUFFIXES
 from toolchain.recipe.listing import Listing, Pairs
-from toolchain.recipe.spec import Recipe
+from toolchain.recipe.spec import DataSpec
 from toolchain.training.data.splits import require_pictures
 
 MAX_BYTES = 512 * 1024 * 1024
@@ -45,13 +45,13 @@ LAYOUT = """expected layout:
         └── {dataset}/             the pictures that file_name names"""
 
 
-def listed(recipe: Recipe, root: Path) -> Listing:
-    """Return the pictures of the data set ``recipe.data.dataset`` below ``root``.
+def listed(spec: DataSpec, root: Path, domain: str) -> Listing:
+    """Return the pictures of the data set ``spec.dataset`` below ``root``.
 
     Classes are ordered by category id, and are those of both parts' ``categories``.
     Raises DataError for a missing layout or a faulty annotation file, naming file and entry.
     """
-    dataset = recipe.data.dataset or recipe.domain
+    dataset = spec.dataset or domain
     base, folder = _base(root, dataset)
     annotations = [_Annotations(folder / f"{dataset}_{part}.json") for part in PARTS]
     names = _merged(annotations[0], annotations[1])
@@ -203,10 +203,7 @@ class _Annotations:
 
 
 def _is_plain(name: str) -> bool:
-    path = PurePosixPath(name)
-    safe = not path.is_absolute() and ".." not in path.parts and "\\" not in name
-    # On Windows a colon begins a drive or a stream.
-    return safe and ":" not in name and path.suffix.lower() in SUFFIXES
+    return stays_below(name) and PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def _refuse_deep(text: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +69,8 @@ class ArraySplit:
         return self.pictures[rows], self.labels[rows]
 
 
-class Pictures:
-    """All picture files of a domain, and the memory for those that were decoded.
+class Store(ABC):
+    """The pictures of a domain that are made when asked for, and the memory for those that were.
 
     The cache takes pictures until it is full, and then keeps those. So it serves its share of every
     shuffled epoch. A cache that throws out the oldest would serve almost nothing. Threads may ask
@@ -77,28 +78,21 @@ class Pictures:
     """
 
     def __init__(
-        self,
-        paths: Sequence[str],
-        root: Path,
-        preprocess: Preprocessing,
-        cache_bytes: int = CACHE_BYTES,
+        self, count: int, preprocess: Preprocessing, cache_bytes: int = CACHE_BYTES
     ) -> None:
-        self.paths = tuple(paths)
-        self.root = root
         self.preprocess = preprocess
         side = preprocess.size
-        slots = min(len(self.paths), cache_bytes // (side * side * 3))
+        slots = min(count, cache_bytes // (side * side * 3))
         # The system gives the memory page by page, as the pictures come.
         self._decoded = np.empty((slots, side, side, 3), dtype=np.uint8)
-        self._slot_of = np.full(len(self.paths), -1, dtype=np.int32)
+        self._slot_of = np.full(count, -1, dtype=np.int32)
         self._taken = 0
         self._lock = threading.Lock()
 
     @property
     def held_bytes(self) -> int:
-        """The most bytes that pictures, their places and the names of their files take."""
-        names = sum(map(sys.getsizeof, self.paths)) + sys.getsizeof(self.paths)
-        return self._decoded.nbytes + self._slot_of.nbytes + names
+        """The most bytes that pictures, their places and what they are made of take."""
+        return self._decoded.nbytes + self._slot_of.nbytes + self._source_bytes()
 
     def picture(self, row: int) -> Pixels:
         """Return picture ``row`` as uint8 [S, S, 3].
@@ -109,12 +103,7 @@ class Pictures:
         if slot >= 0:
             cached: Pixels = self._decoded[slot]
             return cached
-        try:
-            picture = pixels(self.preprocess, self.paths[row])
-        except DataError:
-            # Whoever mends one shall not meet the next one in the next run.
-            survey(self.paths, self.root).raise_faults(str(self.root))
-            raise
+        picture = self._made(row)
         with self._lock:
             if self._taken < len(self._decoded) and self._slot_of[row] < 0:
                 self._decoded[self._taken] = picture
@@ -122,13 +111,71 @@ class Pictures:
                 self._taken += 1
         return picture
 
+    @abstractmethod
+    def _made(self, row: int) -> Pixels:
+        """Return picture ``row`` as the model sees it."""
+
+    @abstractmethod
+    def _source_bytes(self) -> int:
+        """Return the bytes that stay in memory to make pictures of."""
+
+
+class Pictures(Store):
+    """All picture files of a domain."""
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        root: Path,
+        preprocess: Preprocessing,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        super().__init__(len(paths), preprocess, cache_bytes)
+        self.paths = tuple(paths)
+        self.root = root
+
+    def _made(self, row: int) -> Pixels:
+        try:
+            return pixels(self.preprocess, self.paths[row])
+        except DataError:
+            # Whoever mends one shall not meet the next one in the next run.
+            survey(self.paths, self.root).raise_faults(str(self.root))
+            raise
+
+    def _source_bytes(self) -> int:
+        return sum(map(sys.getsizeof, self.paths)) + sys.getsizeof(self.paths)
+
+
+class Stacks(Store):
+    """The pictures of arrays, uint8 [N, H, W] or [N, H, W, 3], one array after another.
+
+    The arrays stay as they are. Large squares of small pictures never fill the memory.
+    """
+
+    def __init__(
+        self,
+        arrays: Sequence[Pixels],
+        preprocess: Preprocessing,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self._starts = np.cumsum([0, *map(len, arrays)])
+        super().__init__(int(self._starts[-1]), preprocess, cache_bytes)
+        self._arrays = tuple(arrays)
+
+    def _made(self, row: int) -> Pixels:
+        place = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return pixels(self.preprocess, self._arrays[place][row - self._starts[place]])
+
+    def _source_bytes(self) -> int:
+        return sum(array.nbytes for array in self._arrays)
+
 
 @dataclass(frozen=True, slots=True)
 class FileSplit:
-    """A part of a domain's picture files: those from ``start`` on, one for each label."""
+    """A part of a store of pictures: those from ``start`` on, one for each label."""
 
     name: str
-    store: Pictures
+    store: Store
     start: int
     labels: Labels
 
@@ -140,7 +187,7 @@ class FileSplit:
         return len(self.labels)
 
     def batch(self, indices: Indices) -> tuple[Pixels, Labels]:
-        """Return uint8 [B, S, S, 3] and int64 [B]. Raises as :meth:`Pictures.picture`."""
+        """Return uint8 [B, S, S, 3] and int64 [B]. Raises as :meth:`Store.picture`."""
         rows = checked_rows(indices, len(self))
         side = self.store.preprocess.size
         pictures = np.empty((len(rows), side, side, 3), dtype=np.uint8)

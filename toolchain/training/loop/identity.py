@@ -18,7 +18,7 @@ from toolchain.core.canonical import canonical_json, parse_json
 from toolchain.core.errors import TrainingError
 from toolchain.core.safetensors import LIBRARY_HEADER_BYTES, read_metadata
 from toolchain.recipe import Recipe
-from toolchain.recipe.spec import OPTIONAL
+from toolchain.recipe.spec import OPTIONAL, data_document
 from toolchain.training.data.splits import DomainData, Split
 
 Identity = Mapping[str, Any]
@@ -35,6 +35,7 @@ def recipe_document(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as JSON values, without the folder of its file and what it leaves open."""
     document = dataclasses.asdict(recipe)
     del document["folder"]
+    document["data"] = data_document(document["data"])
     # Left out, so that recipes from before these keys have the digest that they always had.
     return {k: v for k, v in document.items() if v is not None or k not in OPTIONAL}
 
