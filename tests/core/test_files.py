@@ -14,11 +14,23 @@ import pytest
 from tests.support.permissions import locked
 from toolchain.core import files
 from toolchain.core.errors import ExistsError, StorageError
-from toolchain.core.files import atomic_directory, read_limited, write_atomic
+from toolchain.core.files import atomic_directory, read_limited, stays_below, write_atomic
 
 
 def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a", "a/b.png", "./a", "a..b/c", "...", "Möwe 1.jpg"])
+def test_paths_that_stay_below(name: str) -> None:
+    assert stays_below(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "/", "/a", "//a", "a/../b", "a/..", "c:a", "a\\b", "..\\b", "a\0b"]
+)
+def test_paths_that_may_lead_out(name: str) -> None:
+    assert not stays_below(name)
 
 
 # write_atomic

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,86 @@ def test_decathlon_needs_a_data_set() -> None:
         recipe.loads(recipe.dump(dataclasses.replace(cars(), data=data)))
 
 
+TABLE = DataSpec(
+    loader="csv",
+    root="pictures",
+    train=None,
+    test=None,
+    seed=1,
+    files=("lists/ann.csv",),
+    columns=("file", "label"),
+    path="ann/{}.png",
+    labels=("0", "1"),
+    classes=("no", "yes"),
+    test_share=0.25,
+)
+ARCHIVE = DataSpec("npz", "d", None, None, 1, files=("a.npz",), columns=("x", "y"), white=1.0)
+IDX = DataSpec("idx", "d", None, None, 1, files=("a", "b"), sha256=("sha256:" + "0" * 64,) * 2)
+
+
+@pytest.mark.parametrize("data", [TABLE, ARCHIVE, IDX], ids=lambda data: data.loader)
+def test_law_the_keys_of_a_loader_are_written_and_read(data: DataSpec) -> None:
+    one = dataclasses.replace(cars(), data=data, golden=None)
+    assert recipe.loads(recipe.dump(one)) == one
+    assert one.golden_drawn
+    shown = one.without_paths()
+    assert recipe.loads(recipe.dump(shown)) == shown
+    assert "ann" not in recipe.dump(shown)
+
+
+@pytest.mark.parametrize(
+    ("data", "keys", "path"),
+    [
+        (TABLE, {"files": None}, "data.files"),
+        (TABLE, {"files": ("../a.csv",)}, "data.files[0]"),
+        (TABLE, {"files": ("/a.csv",)}, "data.files[0]"),
+        (TABLE, {"columns": None}, "data.columns"),
+        (TABLE, {"columns": ("file", 2)}, "data.columns"),
+        (TABLE, {"columns": ("file", "file")}, "data.columns"),
+        (TABLE, {"columns": (0, 1)}, "data.columns[0]"),
+        (TABLE, {"columns": ("a", "b", "c")}, "data.test_share"),
+        (TABLE, {"path": "images/.png"}, "data.path"),
+        (TABLE, {"path": "../{}"}, "data.path"),
+        (TABLE, {"delimiter": ","}, "data.delimiter"),
+        (TABLE, {"labels": None}, "data.classes"),
+        (TABLE, {"classes": ("one", "one")}, "data.classes"),
+        (TABLE, {"classes": ("one", "two", "three")}, "data.classes"),
+        (TABLE, {"labels": (0.5, 1.5)}, "data.labels[0]"),
+        (TABLE, {"white": 1.0}, "data.white"),
+        (TABLE, {"test_share": 1.0}, "data.test_share"),
+        (ARCHIVE, {"columns": ("x", "y", "z")}, "data.columns"),
+        (ARCHIVE, {"columns": (1, 2)}, "data.columns"),
+        (ARCHIVE, {"files": ("a.npz", "b.npz")}, "data.files"),
+        (ARCHIVE, {"delimiter": "comma"}, "data.delimiter"),
+        (IDX, {"files": ("a", "b", "c"), "sha256": None}, "data.files"),
+        (IDX, {"sha256": ("sha256:" + "0" * 64,)}, "data.sha256"),
+        (IDX, {"columns": ("x", "y")}, "data.columns"),
+        (IDX, {"root": None}, "data.root"),
+    ],
+)
+def test_keys_that_do_not_go_with_the_loader_or_each_other(
+    data: DataSpec, keys: dict[str, Any], path: str
+) -> None:
+    one = dataclasses.replace(cars(), data=dataclasses.replace(data, **keys), golden=None)
+    with pytest.raises(RecipeError) as caught:
+        recipe.loads(recipe.dump(one))
+    assert path in {fault.path for fault in caught.value.faults}
+
+
+def test_a_table_with_a_column_of_parts_is_one_table() -> None:
+    data = dataclasses.replace(
+        TABLE, files=("a.csv", "b.csv"), columns=("a", "b", "c"), test_share=None
+    )
+    with pytest.raises(RecipeError, match=r"data\.columns: expected 2 columns, as each table"):
+        recipe.loads(recipe.dump(dataclasses.replace(cars(), data=data)))
+
+
+def test_whole_numbers_are_labels_too() -> None:
+    text = recipe.dump(dataclasses.replace(cars(), data=TABLE))
+    text = text.replace('labels: ["0", "1"]', "labels: [0, 1]")
+    assert recipe.loads(text).data == TABLE
+
+
 @pytest.mark.parametrize(
     ("loader", "golden", "drawn", "pictures"),
     [
@@ -83,6 +164,7 @@ def test_decathlon_needs_a_data_set() -> None:
         ("folder", None, True, 8),
         ("folder", 5, False, 5),
         ("decathlon", None, True, 8),
+        ("npz", None, True, 8),
     ],
 )
 def test_golden_pictures_are_drawn_where_the_data_is_the_users(

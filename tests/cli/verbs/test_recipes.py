@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.support.permissions import locked
+from tests.support.tables import cells, fashion, own
 from tests.support.toy_export import invoke, write_recipe
 from toolchain.recipe import load
 
@@ -161,6 +162,60 @@ def test_new_and_check_name_all_damaged_pictures(tmp_path: Path, pictures: Path)
     error = json.loads(result.stdout)["error"]
     assert error["type"] == "DataError"
     assert sorted(fault["path"] for fault in error["faults"]) == bad
+
+
+def test_a_table_becomes_a_recipe_and_all_its_faults_are_told(tmp_path: Path) -> None:
+    cells(tmp_path / "solar", header=None)
+    words = ["recipes", "new", "solar", "--data", "solar", "--backbone", "resnet20"]
+    with chdir(tmp_path):
+        result = invoke(*words)
+        document = json.loads(invoke(*words, "--label", "2", "--overwrite", "--json").stdout)
+        assert invoke("recipes", "check", "recipes/solar.yaml").exit_code == 0
+        with Path("solar/labels.csv").open("a") as file:
+            file.write("images/none.png,intact\n../c.png,broken\n")
+        Path("solar/images/c03.png").write_bytes(b"no picture")
+        checked = invoke("recipes", "check", "recipes/solar.yaml", "--json")
+    assert result.exit_code == 0, result.stderr
+    line = "8 to train, 2 to test (0.2 of each class to test, chosen by data.seed 1), 2 classes"
+    assert line in result.stdout
+    assert document["pictures"]["parts"] == "hash"
+    assert document["recipe"]["data"]["columns"] == [1, 2]
+    assert checked.exit_code == 1
+    faults = json.loads(checked.stdout)["recipes"][0]["faults"]
+    assert [fault["path"] for fault in faults] == [
+        "labels.csv line 11",
+        "labels.csv line 12",
+        "images/c03.png",
+    ]
+
+
+def test_idx_files_and_archives_become_recipes(tmp_path: Path) -> None:
+    fashion(tmp_path / "fashion")
+    own(tmp_path)
+    for name, place in (("fashion", "fashion"), ("own", "own.npz")):
+        words = ["recipes", "new", name, "--data", place, "--backbone", "resnet20"]
+        with chdir(tmp_path):
+            result = invoke(*words)
+            checked = invoke("recipes", "check", f"recipes/{name}.yaml", "--json")
+            text = Path(f"recipes/{name}.yaml").read_text()
+        assert result.exit_code == 0, result.stderr
+        assert "write their names into data.classes" in text
+        row = json.loads(checked.stdout)["recipes"][0]
+        assert (row["ok"], row["pictures"]["parts"]) == (True, "files")
+        assert row["pictures"]["classes"][1]["name"] == "1"
+        assert "6 x 6 px, grey" in result.stdout
+
+
+def test_a_column_that_cannot_be_told_is_asked_for(tmp_path: Path) -> None:
+    cells(tmp_path, 4)
+    rows = [f"images/c{i:02d}.png,{i % 2},{i // 2}" for i in range(4)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,one,two", *rows]), encoding="utf-8")
+    words = ["recipes", "new", "a", "--data", str(tmp_path), "--backbone", "resnet20"]
+    with chdir(tmp_path):
+        result = invoke(*words)
+        assert result.exit_code == 1
+        assert "fix: name it: --label one" in result.stderr
+        assert invoke(*words, "--label", "two").exit_code == 0
 
 
 def test_check_passes_pictures_that_lie_elsewhere_and_says_so(

@@ -228,10 +228,9 @@ class _Reading:
                 got = first_few([repr(one[:40]) for one in names], 20)
             places.append(place)
             if not present:
-                once = "once " if isinstance(column, str) else ""
-                self._fault(
-                    f"{name} line {first.line}", f"expected column {column!r} {once}, got {got}"
-                )
+                once = " once" if isinstance(column, str) else ""
+                where = f"{name} line {first.line}"
+                self._fault(where, f"expected column {column!r}{once}, got {got}")
                 self._full = True
         return None if self._full else places
 

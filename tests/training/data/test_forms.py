@@ -1,0 +1,217 @@
+"""What form data have: each is recognised, and what can be read in two ways is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.tables import (
+    FILES,
+    NAMES,
+    cells,
+    fashion,
+    own,
+    picture,
+    recipe_of,
+    stack,
+    write_idx,
+)
+from toolchain.core.errors import DataError, UsageError
+from toolchain.training import data
+from toolchain.training.data.forms import first_look, recognised
+
+
+def write(root: Path, text: str, name: str = "labels.csv") -> Path:
+    (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
+def test_folders_of_classes(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
+        picture(tmp_path / name)
+    write(tmp_path, "These are pictures, of birds\nand of others, too\n", "README.txt")
+    spec, contents = first_look(tmp_path)
+    assert (spec.loader, spec.files, spec.labels) == ("folder", None, None)
+    assert contents.lines()[0].startswith("2 to train, 2 to test")
+
+
+@pytest.mark.parametrize("place", ["", "labels.csv"])
+def test_a_table_beside_its_pictures(tmp_path: Path, place: str) -> None:
+    spec, contents = first_look(cells(tmp_path) / place)
+    assert (spec.loader, spec.root) == ("csv", str(tmp_path))
+    assert (spec.files, spec.columns) == (("labels.csv",), ("file", "label"))
+    assert (spec.delimiter, spec.path, spec.labels) == ("comma", None, None)
+    assert sum(map(int, (count["train"] for count in contents.counts()))) == 8
+
+
+def test_a_table_of_numbers_between_spaces_without_names(tmp_path: Path) -> None:
+    """The form of the solar cells of elpv: a column of figures, and one of the kind of module."""
+    cells(tmp_path, 12)
+    rows = [f"images/c{i:02d}.png   {(0.0, 0.5, 1.0)[i % 3]}  {'mp'[i // 6]}ono" for i in range(12)]
+    write(tmp_path, "\n".join(rows))
+    with pytest.raises(DataError, match=r"2 \(3 values, such as 0.0, .*; 3 \(2 values") as caught:
+        recognised(tmp_path)
+    assert caught.value.fix == "name it: --label 2"
+    spec, _ = first_look(tmp_path, "2")
+    assert (spec.columns, spec.delimiter) == ((1, 2), "space")
+    assert spec.labels == spec.classes == ("0.0", "0.5", "1.0")
+    assert first_look(tmp_path, "3")[0].labels is None
+
+
+def test_names_without_folder_and_suffix(tmp_path: Path) -> None:
+    cells(tmp_path)
+    picture(tmp_path / "test" / "x.png")
+    write(tmp_path, "id;breed;age\n" + "".join(f"c{i:02d};{'ab'[i % 2]};{i}\n" for i in range(10)))
+    spec, contents = first_look(tmp_path)
+    assert (spec.delimiter, spec.path) == ("semicolon", "images/{}.png")
+    assert spec.columns == ("id", "breed")
+    assert "left out: 1 pictures that no row names: test/x.png" in contents.lines()
+
+
+def test_a_column_of_parts(tmp_path: Path) -> None:
+    cells(tmp_path)
+    rows = [f"images/c{i:02d}.png,{i % 2},{('train', 'test')[i > 6]}" for i in range(10)]
+    write(tmp_path, "\n".join(["name,target,split", *rows]))
+    spec, contents = first_look(tmp_path)
+    assert spec.columns == ("name", "target", "split")
+    assert contents.lines()[0].startswith("7 to train, 3 to test (as labels.csv say")
+
+
+def test_a_table_for_each_part(tmp_path: Path) -> None:
+    head, *rows = (cells(tmp_path, 20) / "labels.csv").read_text().splitlines()
+    (tmp_path / "labels.csv").unlink()
+    write(tmp_path, "\n".join([head, *rows[:14]]), "train.csv")
+    write(tmp_path, "\n".join([head, *rows[14:]]), "own_test.csv")
+    spec, _ = first_look(tmp_path)
+    assert spec.files == ("train.csv", "own_test.csv")
+    write(tmp_path, "\n".join([head, *rows[:4]]), "more.csv")
+    with pytest.raises(DataError, match="expected one table, or train and test"):
+        recognised(tmp_path)
+    assert recognised(tmp_path / "train.csv").files == ("train.csv",)
+
+
+def test_a_table_that_says_what_the_folders_say_changes_nothing(tmp_path: Path) -> None:
+    names = [f"{kind}/{i}.png" for kind in ("a", "b") for i in range(4)]
+    for name in names:
+        picture(tmp_path / name)
+    write(tmp_path, "file,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
+    assert recognised(tmp_path).loader == "folder"
+    assert recognised(tmp_path / "labels.csv").loader == "csv"
+    write(tmp_path, "file,label\n" + "".join(f"{name},{name[2]}\n" for name in names))
+    assert recognised(tmp_path).loader == "csv"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b\n1,2\n", "expected a column of paths of pictures below"),
+        ("file,label,label\nimages/c00.png,a,b\nimages/c01.png,b,a\n", "a name for each column"),
+        ("file,one,two\nimages/c00.png,a,b\nimages/c01.png,b,a\n" * 1, "of paths of pictures"),
+    ],
+)
+def test_a_table_without_paths_or_labels(tmp_path: Path, text: str, words: str) -> None:
+    write(cells(tmp_path), text)
+    with pytest.raises(DataError, match=words):
+        recognised(tmp_path / "labels.csv")
+
+
+def test_a_label_that_is_no_column_or_has_no_table(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a column 'colour', got file, label"):
+        recognised(cells(tmp_path / "a"), "colour")
+    with pytest.raises(UsageError, match="expected a table for the column 'label', got none"):
+        recognised(fashion(tmp_path / "b"), "label")
+
+
+@pytest.mark.parametrize("place", ["", FILES[1]])
+def test_idx_files(tmp_path: Path, place: str) -> None:
+    spec, contents = first_look(fashion(tmp_path, classes=3) / place)
+    assert (spec.loader, spec.files) == ("idx", FILES)
+    assert spec.labels == spec.classes == ("0", "1", "2")
+    loaded = data.load(recipe_of(spec))
+    assert loaded.notes[: len(contents.lines())] == tuple(contents.lines())
+
+
+def test_copies_of_pictures_in_arrays_are_counted(tmp_path: Path) -> None:
+    pictures, labels = stack(6)
+    write_idx(fashion(tmp_path) / FILES[0], np.concatenate([pictures, pictures]))
+    lines = first_look(tmp_path)[1].lines()
+    assert "6 pictures are copies of others, byte for byte" in lines
+    pictures, labels = stack(4)
+    write_idx(tmp_path / FILES[2], pictures)
+    lines = first_look(tmp_path)[1].lines()
+    assert any(line.startswith("4 pictures of the test are in another part") for line in lines)
+    write_idx(tmp_path / FILES[3], 1 - labels)
+    assert "12 pictures are in several classes: at most one of them is right" in (
+        first_look(tmp_path)[1].lines()
+    )
+
+
+def test_an_archive(tmp_path: Path) -> None:
+    spec, contents = first_look(own(tmp_path))
+    assert (spec.loader, spec.files, spec.columns) == ("npz", ("own.npz",), NAMES)
+    assert (spec.white, spec.classes) == (None, ("0", "1"))
+    assert contents.document()["test"] == 4
+    picture(tmp_path / "a" / "1.png")
+    assert recognised(tmp_path).loader == "folder"
+    assert recognised(tmp_path / "own.npz") == dataclasses.replace(spec, labels=None, classes=None)
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (("Y", "X"), ("X", "Y")),
+        (("images", "labels", "ids"), ("images", "labels")),
+        (("y_val", "x_val", "x_train", "y_train"), ("x_train", "y_train", "x_val", "y_val")),
+        (
+            [
+                f"{part}_{what}"
+                for part in ("train", "val", "test")
+                for what in ("images", "labels")
+            ],
+            [
+                f"{part}_{what}"
+                for part in ("train", "test", "val")
+                for what in ("images", "labels")
+            ],
+        ),
+    ],
+)
+def test_usual_names_of_arrays(tmp_path: Path, names: list[str], columns: list[str]) -> None:
+    pictures, labels = stack(4)
+    picks = {
+        name: labels if name.lower()[0] == "y" or "lab" in name else pictures for name in names
+    }
+    np.savez(tmp_path / "a.npz", **picks)
+    assert recognised(tmp_path).columns == tuple(columns)
+
+
+@pytest.mark.parametrize(("scale", "white"), [(1 / 255, 1.0), (1.0, 255.0)])
+def test_what_is_white_in_floats_is_stated(tmp_path: Path, scale: float, white: float) -> None:
+    floats = stack(8)[0].astype(np.float32) * np.float32(scale)
+    spec, contents = first_look(own(tmp_path, x_train=floats, x_test=floats[:4]))
+    assert spec.white == white
+    assert f"{white:g} is white in them, 0 black" in contents.lines()
+
+
+def test_normalised_pictures_and_unknown_names_are_refused(tmp_path: Path) -> None:
+    own(tmp_path, x_train=stack(8)[0] / 128 - 1)
+    with pytest.raises(DataError, match=r"got values from -1 to"):
+        recognised(tmp_path)
+    np.savez(tmp_path / "own.npz", a=stack(4)[0], b=stack(4)[1])
+    with pytest.raises(DataError, match=r"expected arrays such as x_train.* got 'a', 'b'"):
+        recognised(tmp_path)
+    np.savez(tmp_path / "other.npz", x=stack(4)[0], y=stack(4)[1])
+    with pytest.raises(DataError, match=r"expected one archive, got other.npz, own.npz"):
+        recognised(tmp_path)
+    assert recognised(tmp_path / "other.npz").columns == ("x", "y")
+
+
+def test_another_file_and_nothing(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    with pytest.raises(DataError, match="expected a folder of pictures, a table"):
+        recognised(tmp_path / "a.png")
+    with pytest.raises(DataError, match="no such folder"):
+        recognised(tmp_path / "none")
