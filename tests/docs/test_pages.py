@@ -21,6 +21,7 @@ COUNTS = {
     "A method": 2,
     "A method with an option": 2,
     "A method that searches": 6,
+    "A form of data": 4,
     "A linked flavour": 5,
     "A board whose TensorRT is known": 1,
     "A board with a new TensorRT": 2,

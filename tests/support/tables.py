@@ -91,5 +91,6 @@ def fashion(root: Path, train: int = 12, test: int = 4, classes: int = 2) -> Pat
 def own(root: Path, **other: Array) -> Path:
     """Write own.npz with eight and four pictures; ``other`` arrays replace those."""
     both = (*stack(8), *stack(4))
-    np.savez_compressed(root / "own.npz", **dict(zip(NAMES, both, strict=True)) | other)
+    arrays: dict[str, Any] = dict(zip(NAMES, both, strict=True)) | other
+    np.savez_compressed(root / "own.npz", **arrays)
     return root

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +60,13 @@ def test_a_table_of_numbers_between_spaces_without_names(tmp_path: Path) -> None
     assert (spec.columns, spec.delimiter) == ((1, 2), "space")
     assert spec.labels == spec.classes == ("0.0", "0.5", "1.0")
     assert first_look(tmp_path, "3")[0].labels is None
+
+
+def test_a_first_row_whose_picture_is_missing_is_no_line_of_names(tmp_path: Path) -> None:
+    cells(tmp_path, 6, header="images/c77.png,intact")
+    assert recognised(tmp_path).columns == (1, 2)
+    with pytest.raises(DataError, match=r"labels\.csv line 1: images/c77\.png: no such picture"):
+        first_look(tmp_path)
 
 
 def test_names_without_folder_and_suffix(tmp_path: Path) -> None:
@@ -181,7 +189,7 @@ def test_an_archive(tmp_path: Path) -> None:
 )
 def test_usual_names_of_arrays(tmp_path: Path, names: list[str], columns: list[str]) -> None:
     pictures, labels = stack(4)
-    picks = {
+    picks: dict[str, Any] = {
         name: labels if name.lower()[0] == "y" or "lab" in name else pictures for name in names
     }
     np.savez(tmp_path / "a.npz", **picks)

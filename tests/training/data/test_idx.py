@@ -155,7 +155,7 @@ def test_a_gzip_bomb_is_unpacked_no_further_than_its_head_says(tmp_path: Path) -
 @pytest.mark.parametrize("cut", [1, 8, 20])
 def test_a_gzip_file_that_was_cut_or_changed(tmp_path: Path, cut: int) -> None:
     packed = gzip.compress(GOOD)
-    for content in (packed[:-cut], packed[:-cut] + bytes(cut)):
+    for content in (packed[:-cut], packed[:-cut] + b"\xff" * cut):
         (tmp_path / "a.gz").write_bytes(content)
         with pytest.raises(DataError, match=r"expected a whole gzip file|expected an idx file"):
             idx.read_array(tmp_path / "a.gz")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.tables import spec
-from toolchain.training.data.labelled import classes_of, ordered, tested
+from toolchain.training.data.labelled import classes_of, ordered, rows_to_test
 
 DATA = spec("idx", files=("a", "b"))
 
@@ -26,19 +26,19 @@ def test_law_the_share_is_that_of_each_class_and_follows_names(
     """Law: each class has its share, rounded, one at least on both sides; order means nothing."""
     one = dataclasses.replace(DATA, test_share=share, seed=seed)
     names = [str(row) for row in range(len(labels))]
-    rows = tested(one, labels, names)
+    rows = rows_to_test(one, labels, names)
     counts, chosen = Counter(labels), Counter(labels[row] for row in rows)
     for label, count in counts.items():
         rounded = min(max(1, round(share * count)), count - 1)
         assert chosen[label] == (rounded if count > 1 else 0)
-    turned = tested(one, labels[::-1], names[::-1])
+    turned = rows_to_test(one, labels[::-1], names[::-1])
     assert {names[row] for row in rows} == {names[::-1][row] for row in turned}
 
 
 def test_what_is_added_to_one_class_moves_nothing_in_another() -> None:
     names = [str(row) for row in range(60)]
-    before = tested(DATA, [row % 2 for row in range(40)], names[:40])
-    after = tested(DATA, [row % 2 if row < 40 else 0 for row in range(60)], names)
+    before = rows_to_test(DATA, [row % 2 for row in range(40)], names[:40])
+    after = rows_to_test(DATA, [row % 2 if row < 40 else 0 for row in range(60)], names)
     assert {row for row in before if row % 2} == {row for row in after if row < 40 and row % 2}
 
 

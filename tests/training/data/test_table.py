@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def test_quotes_line_ends_and_the_mark_of_utf8(tmp_path: Path) -> None:
 def test_a_pattern_says_where_a_row_s_picture_is(tmp_path: Path) -> None:
     cells(tmp_path, 4)
     write(tmp_path, "id,label\nc00,a\nc01,b\nc02,a\nc03,b\n")
-    keys = {"columns": ("id", "label"), "path": "images/{}.png"}
+    keys: dict[str, Any] = {"columns": ("id", "label"), "path": "images/{}.png"}
     assert len(listed(tmp_path, dataclasses.replace(FILE_LABEL, **keys)).pictures) == 4
 
 
@@ -119,7 +120,7 @@ def test_numbers_are_in_the_order_of_numbers_and_get_names(tmp_path: Path) -> No
     rows = [f"images/c{i:02d}.png,{label}" for i, label in enumerate(labels)]
     write(tmp_path, "\n".join(["file,label", *rows]))
     assert listed(tmp_path).classes == ("0.5", "2", "10")
-    stated = {"labels": ("2", "0.5", "10"), "classes": ("good", "bad", "good")}
+    stated: dict[str, Any] = {"labels": ("2", "0.5", "10"), "classes": ("good", "bad", "good")}
     listing = listed(tmp_path, dataclasses.replace(FILE_LABEL, **stated))
     assert listing.classes == ("good", "bad")
     counts = {count["name"]: sum(map(int, list(count.values())[1:])) for count in listing.counts()}

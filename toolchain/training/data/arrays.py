@@ -24,8 +24,8 @@ from toolchain.recipe.copies import Copies
 from toolchain.recipe.spec import DataSpec, Recipe
 from toolchain.training.data.labelled import (
     classes_of,
+    rows_to_test,
     share_words,
-    tested,
     untrained,
 )
 from toolchain.training.data.splits import (
@@ -289,7 +289,7 @@ def _split(spec: DataSpec, whole: Part) -> dict[str, Part]:
     """Return the parts train and test of data that have one part."""
     test = np.zeros(len(whole.labels), dtype=bool)
     names = [str(row) for row in range(len(whole.labels))]
-    test[list(tested(spec, whole.labels.tolist(), names))] = True
+    test[list(rows_to_test(spec, whole.labels.tolist(), names))] = True
     return {
         part: Part(whole.pictures, whole.rows[mask], whole.labels[mask])
         for part, mask in (("train", ~test), ("test", test))

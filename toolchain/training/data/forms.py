@@ -137,14 +137,10 @@ def _of_npz(root: Path, only: str | None) -> DataSpec | None:
 def _columns_of_npz(path: Path, present: Sequence[str]) -> tuple[str, ...]:
     plain = {name.lower(): name for name in present}
     for known in ARRAY_NAMES:
-        for count in (6, 4, 2):
-            wanted_names = known[:count]
-            if len(wanted_names) == count and all(name in plain for name in wanted_names):
-                return tuple(plain[name] for name in wanted_names)
         # Without a test part the validation part is the test.
-        without = (*known[:2], *known[4:])
-        if len(known) == 6 and all(name in plain for name in without):
-            return tuple(plain[name] for name in without)
+        for choice in (known, known[:4], (*known[:2], *known[4:]), known[:2]):
+            if all(name in plain for name in choice):
+                return tuple(plain[name] for name in choice)
     shown = first_few([repr(name)[:60] for name in present], 20) or "none"
     raise DataError(
         f"{path}: expected arrays such as x_train, y_train, x_test, y_test, got {shown}",
@@ -269,7 +265,10 @@ def _look(
     if where is None:
         return None
     column, pattern = where
-    has_names = plain_path(pattern.replace(PLACE, first[column])) not in set(pictures)
+    named = plain_path(pattern.replace(PLACE, first[column]))
+    # A first row that names a picture which is missing is a row all the same.
+    is_row = named in set(pictures) or PurePosixPath(first[column]).suffix.lower() in SUFFIXES
+    has_names = not is_row
     heads = first if has_names else [str(place + 1) for place in range(width)]
     usable = has_names and all(head and heads.count(head) == 1 for head in heads)
     if has_names and not usable:

@@ -58,7 +58,7 @@ def ordered(labels: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted(labels, key=lambda label: (numbers[label], label)))
 
 
-def tested(spec: DataSpec, labels: Sequence[int], names: Sequence[str]) -> set[int]:
+def rows_to_test(spec: DataSpec, labels: Sequence[int], names: Sequence[str]) -> set[int]:
     """Return the rows that test: the share of each class that ``spec`` states.
 
     The hash of the seed and a row's name decides. So a row that is added to one class moves nothing

@@ -25,8 +25,8 @@ from toolchain.recipe.walk import LeftOut, Walk
 from toolchain.training.data.labelled import (
     Classes,
     classes_of,
+    rows_to_test,
     share_words,
-    tested,
     untrained,
 )
 
@@ -333,7 +333,7 @@ class _Reading:
         part_of = {name: picture.part for name, picture in self._pictures.items()}
         if not self.spec.has_test:
             labels, names = [label for label, _ in rising], [name for _, name in rising]
-            test = tested(self.spec, labels, names)
+            test = rows_to_test(self.spec, labels, names)
             part_of = {name: "test" if row in test else "train" for row, name in enumerate(names)}
         return {
             part: tuple(
