@@ -16,12 +16,12 @@ DATA = spec("idx", files=("a", "b"))
 
 @settings(max_examples=50, deadline=None)
 @given(
-    labels=st.lists(st.integers(0, 3), min_size=1, max_size=60),
+    labels=st.lists(st.sampled_from("abcd"), min_size=1, max_size=60),
     share=st.floats(0.05, 0.9),
     seed=st.integers(0, 99),
 )
 def test_law_the_share_is_that_of_each_class_and_follows_names(
-    labels: list[int], share: float, seed: int
+    labels: list[str], share: float, seed: int
 ) -> None:
     """Law: each class has its share, rounded, one at least on both sides; order means nothing."""
     one = dataclasses.replace(DATA, test_share=share, seed=seed)
@@ -37,8 +37,8 @@ def test_law_the_share_is_that_of_each_class_and_follows_names(
 
 def test_what_is_added_to_one_class_moves_nothing_in_another() -> None:
     names = [str(row) for row in range(60)]
-    before = rows_to_test(DATA, [row % 2 for row in range(40)], names[:40])
-    after = rows_to_test(DATA, [row % 2 if row < 40 else 0 for row in range(60)], names)
+    before = rows_to_test(DATA, ["ab"[row % 2] for row in range(40)], names[:40])
+    after = rows_to_test(DATA, ["ab"[row % 2 if row < 40 else 0] for row in range(60)], names)
     assert {row for row in before if row % 2} == {row for row in after if row < 40 and row % 2}
 
 

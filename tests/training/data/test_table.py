@@ -62,6 +62,17 @@ def test_the_share_and_the_seed_choose_the_test(tmp_path: Path) -> None:
     assert set(listed(tmp_path, half).test) != set(listed(tmp_path, other).test)
 
 
+def test_classes_that_are_merged_move_nothing_between_the_parts(tmp_path: Path) -> None:
+    """Two classes and four of the same pictures have one test, so that figures compare."""
+    cells(tmp_path, 24)
+    rows = [f"images/c{i:02d}.png,{i % 4}" for i in range(24)]
+    write(tmp_path, "\n".join(["file,label", *rows]))
+    merged = dataclasses.replace(FILE_LABEL, labels=tuple("0123"), classes=("no", "no", "a", "a"))
+    four, two = listed(tmp_path), listed(tmp_path, merged)
+    assert (len(four.classes), len(two.classes)) == (4, 2)
+    assert sorted(names(four, "test")) == sorted(names(two, "test"))
+
+
 def test_a_column_of_parts_decides(tmp_path: Path) -> None:
     cells(tmp_path, 6)
     words = ("train", "Test", "TRAINING", "test", "val", "train")

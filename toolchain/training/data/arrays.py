@@ -142,7 +142,7 @@ def arranged(
         for part, own in pictures.items()
     }
     if "test" not in parts:
-        parts |= _split(spec, parts["train"])
+        parts |= _split(spec, parts["train"], texts["train"])
     if missing := untrained(classes, set(np.unique(parts["train"].labels).tolist())):
         raise DataError(
             f"{where}: expected pictures to train for every class, got none for {missing}",
@@ -285,11 +285,11 @@ def _indices(texts: Array, index_of: Mapping[str, int]) -> Labels:
     return indices
 
 
-def _split(spec: DataSpec, whole: Part) -> dict[str, Part]:
+def _split(spec: DataSpec, whole: Part, texts: Array) -> dict[str, Part]:
     """Return the parts train and test of data that have one part."""
     test = np.zeros(len(whole.labels), dtype=bool)
     names = [str(row) for row in range(len(whole.labels))]
-    test[list(rows_to_test(spec, whole.labels.tolist(), names))] = True
+    test[list(rows_to_test(spec, texts.tolist(), names))] = True
     return {
         part: Part(whole.pictures, whole.rows[mask], whole.labels[mask])
         for part, mask in (("train", ~test), ("test", test))

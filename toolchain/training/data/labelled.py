@@ -58,14 +58,15 @@ def ordered(labels: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted(labels, key=lambda label: (numbers[label], label)))
 
 
-def rows_to_test(spec: DataSpec, labels: Sequence[int], names: Sequence[str]) -> set[int]:
-    """Return the rows that test: the share of each class that ``spec`` states.
+def rows_to_test(spec: DataSpec, labels: Sequence[str], names: Sequence[str]) -> set[int]:
+    """Return the rows that test: the share of each label that ``spec`` states.
 
-    The hash of the seed and a row's name decides. So a row that is added to one class moves nothing
-    in another. A class of one row trains; from two on, a class has one at least in each part.
+    The hash of the seed and a row's name decides. So a row that is added to one label moves nothing
+    in another, and other names for the classes move nothing at all. A label of one row trains; from
+    two on, a label has one at least in each part.
     """
     share = spec.test_share or TEST_SHARE
-    rows: defaultdict[int, list[int]] = defaultdict(list)
+    rows: defaultdict[str, list[int]] = defaultdict(list)
     for row, label in enumerate(labels):
         rows[label].append(row)
     out: set[int] = set()

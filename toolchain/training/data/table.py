@@ -332,7 +332,8 @@ class _Reading:
         )
         part_of = {name: picture.part for name, picture in self._pictures.items()}
         if not self.spec.has_test:
-            labels, names = [label for label, _ in rising], [name for _, name in rising]
+            names = [name for _, name in rising]
+            labels = [self._pictures[name].label for name in names]
             test = rows_to_test(self.spec, labels, names)
             part_of = {name: "test" if row in test else "train" for row, name in enumerate(names)}
         return {
