@@ -17,7 +17,7 @@ from toolchain.cli.show.progress import counting
 from toolchain.core.errors import Da3Error, DataError, Fault, RecipeError, UnknownNameError
 
 if TYPE_CHECKING:
-    from toolchain.recipe import Examined, Listing, Recipe
+    from toolchain.recipe import Examined, Recipe
     from toolchain.training.adapt.backbones import Backbone
     from toolchain.training.data import Arrays
 

@@ -33,6 +33,7 @@ from toolchain.training.data.splits import (
     FileSplit,
     Labels,
     Stacks,
+    limits,
     require_pictures,
     spread,
 )
@@ -65,7 +66,11 @@ class Arrays:
     parts: Mapping[str, Part]
     how: str
     notes: tuple[str, ...]
-    copies: Copies
+
+    @property
+    def copies(self) -> Copies:
+        """The pictures that stand several times. Every picture is read to find them."""
+        return _copies(self.parts)
 
     def lines(self) -> list[str]:
         """Return for people what there is, what was taken for what, and what stands twice."""
@@ -95,15 +100,16 @@ class Arrays:
 
     def document(self) -> dict[str, Any]:
         """Return the same as JSON values."""
+        copies = self.copies
         return {
             "root": self.root,
             "parts": "files" if self.spec.has_test else "hash",
             **{n: len(self.parts[n].labels) if n in self.parts else 0 for n in PARTS},
             "classes": self.counts(),
             "copies": {
-                "count": self.copies.count,
-                "in_test_and_another_part": self.copies.tested,
-                "in_several_classes": self.copies.classes,
+                "count": copies.count,
+                "in_test_and_another_part": copies.tested,
+                "in_several_classes": copies.classes,
             },
             "notes": self.notes,
         }
@@ -152,7 +158,7 @@ def arranged(
         where, len(parts["train"].labels), len(parts["test"].labels), len(classes.names)
     )
     how = "as the data say" if spec.has_test else share_words(spec)
-    return Arrays(root, spec, classes.names, parts, how, notes, _copies(parts))
+    return Arrays(root, spec, classes.names, parts, how, notes)
 
 
 def of_arrays(recipe: Recipe, arrays: Arrays) -> DomainData:
@@ -161,10 +167,10 @@ def of_arrays(recipe: Recipe, arrays: Arrays) -> DomainData:
     ``data.train`` and ``data.test`` limit how many are used, spread over the classes by
     ``data.seed``. A picture becomes the square of the recipe when it is asked for.
     """
-    limits = {"train": recipe.data.train, "test": recipe.data.test}
+    at_most = {"train": recipe.data.train, "test": recipe.data.test}
     stacks, labels = [], {}
     for name, part in arrays.parts.items():
-        rows = spread(part.labels, limits.get(name), recipe.data.seed)
+        rows = spread(part.labels, at_most.get(name), recipe.data.seed)
         labels[name] = part.labels[rows]
         own = part.rows[rows]
         # All of them in their order need no copy.
@@ -175,21 +181,14 @@ def of_arrays(recipe: Recipe, arrays: Arrays) -> DomainData:
     for name, own in labels.items():
         splits[name] = FileSplit(f"{recipe.domain}/{name}", store, start, own)
         start += len(own)
-    limited = (recipe.data.train, recipe.data.test) != (None, None)
+    used = len(labels["train"]), len(labels["test"])
     return DomainData(
         splits["train"],
         splits["test"],
         arrays.classes,
-        notes=(
+        tell=lambda: (
             *arrays.lines(),
-            *(
-                [
-                    f"data.train and data.test limit them: {len(labels['train'])} are used to "
-                    f"train, {len(labels['test'])} to test"
-                ]
-                if limited
-                else []
-            ),
+            *limits(recipe, *used),
             f"at most {store.held_bytes / MIB:.1f} MiB of them are kept in memory",
         ),
         validation=splits.get("validation"),

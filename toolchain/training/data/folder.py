@@ -18,6 +18,7 @@ from toolchain.training.data.splits import (
     FileSplit,
     Labels,
     Pictures,
+    limits,
     require_pictures,
     spread,
 )
@@ -49,7 +50,7 @@ def of_listing(recipe: Recipe, listing: Listing) -> DomainData:
         return (
             *listing.lines(),
             *find_copies(listing).lines(),
-            *_limits(recipe, len(train), len(test)),
+            *limits(recipe, len(train), len(test)),
             f"at most {store.held_bytes / MIB:.1f} MiB of them and their names are kept in memory",
         )
 
@@ -60,13 +61,6 @@ def of_listing(recipe: Recipe, listing: Listing) -> DomainData:
         tell=tell,
         validation=validation if held else None,
     )
-
-
-def _limits(recipe: Recipe, train: int, test: int) -> list[str]:
-    """Return for people how many pictures are used where the recipe limits them."""
-    if recipe.data.train is None and recipe.data.test is None:
-        return []
-    return [f"data.train and data.test limit them: {train} are used to train, {test} to test"]
 
 
 def _chosen(recipe: Recipe, pairs: Pairs, limit: int | None) -> tuple[list[str], Labels]:

@@ -23,6 +23,7 @@ from toolchain.core.errors import DataError
 from toolchain.pictures.decode import Pixels
 from toolchain.pictures.preprocess import Preprocessing, pixels
 from toolchain.pictures.survey import survey
+from toolchain.recipe.spec import Recipe
 
 CACHE_BYTES = 512 * 1024 * 1024
 
@@ -251,6 +252,13 @@ def spread(labels: Labels, limit: int | None, seed: int) -> npt.NDArray[np.int64
     # The turn in which a picture comes: its place within its class.
     turn = np.arange(len(labels)) - starts
     return np.sort(by_class[np.argsort(turn, kind="stable")][:limit]).astype(np.int64)
+
+
+def limits(recipe: Recipe, train: int, test: int) -> list[str]:
+    """Return for people how many pictures are used where the recipe limits them."""
+    if recipe.data.train is None and recipe.data.test is None:
+        return []
+    return [f"data.train and data.test limit them: {train} are used to train, {test} to test"]
 
 
 def require_pictures(name: str, train: int, test: int, classes: int) -> None:
