@@ -226,12 +226,20 @@ class _Archive:
         return DataError(f"{self.path}: {name!r:.60}: {message}", fix=_FIX)
 
 
+def _digest(file: IO[bytes]) -> str:
+    # An archive may be larger than memory. hashlib.file_digest came with Python 3.11.
+    hashed = hashlib.sha256()
+    for chunk in iter(lambda: file.read(1 << 20), b""):
+        hashed.update(chunk)
+    return f"sha256:{hashed.hexdigest()}"
+
+
 @contextmanager
 def _opened(path: Path, digest: str | None) -> Iterator[_Archive]:
     """Yield an archive; errors of the zip format in the block become DataError."""
     with open_limited(path, limit_bytes=MAX_BYTES + (1 << 24), what="archive") as (file, _):
         if digest is not None:
-            got = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            got = _digest(file)
             if got != digest:
                 raise DataError(
                     f"{path}: expected {digest}, got {got}: these are other data",
