@@ -194,11 +194,13 @@ def test_results_have_a_row_for_each_method(document: dict[str, Any]) -> None:
 
 def test_the_benchmark_adds_its_section_to_the_results(tmp_path: Path) -> None:
     words = ["--quick", "--rounds", "0", "--out", str(tmp_path)]
-    (tmp_path / "memory.md").write_text("# Results\n\n# TensorRT engines\n")
-    for _ in range(2):  # again: the section is replaced, not added
-        result = CliRunner().invoke(memory.main, words)
-        assert result.exit_code == 0, result.output
-    headings = [h for h in (tmp_path / "memory.md").read_text().split("\n") if h.startswith("# ")]
+    before = f"# Results\n\n{results.MEMORY}\n\nof an earlier run\n\n# TensorRT engines\n"
+    (tmp_path / "memory.md").write_text(before)
+    result = CliRunner().invoke(memory.main, words)
+    assert result.exit_code == 0, result.output
+    after = (tmp_path / "memory.md").read_text()
+    assert "of an earlier run" not in after
+    headings = [line for line in after.split("\n") if line.startswith("# ")]
     assert headings == ["# Results", results.MEMORY, "# TensorRT engines"]
     assert set(json.loads((tmp_path / "memory.json").read_text())) >= {"conditions", NAME}
     assert (tmp_path / f"memory-{NAME}.svg").is_file()

@@ -184,7 +184,15 @@ def project(toy_backbone: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",
+    [
+        "2>&-",
+        pytest.param(">&-", marks=pytest.mark.full),
+        pytest.param(">&- 2>&-", marks=pytest.mark.full),
+        "<&- >&- 2>&-",
+    ],
+)
 def test_a_closed_stream_is_quiet(project: Path, tmp_path: Path, closed: str) -> None:
     done = shell(f"train --domain toy --threads 1 --out '{tmp_path}/toy' {closed}", project)
     assert done.returncode == 0
@@ -268,7 +276,13 @@ def test_a_signal_that_the_caller_handles_or_ignores_stays_so() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.full),
+    ],
+)
 def test_a_signal_in_training_names_the_command_that_goes_on(
     project: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

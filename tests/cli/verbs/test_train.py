@@ -15,6 +15,7 @@ import pytest
 from safetensors import numpy as arrays
 from safetensors.torch import save_file
 
+from tests.support import exported
 from tests.support.toy_export import invoke, write_recipe
 from toolchain.core.digest import sha256
 from toolchain.recipe import dump, load
@@ -121,8 +122,10 @@ def test_what_can_be_refused_without_pytorch_is_refused_before_it_starts(tmp_pat
     assert done.stdout.count("error: ") == len(REFUSALS)
 
 
-def test_a_budget_that_holds_nothing_is_refused_before_the_export_for_trial(tmp_path: Path) -> None:
-    write_recipe(tmp_path)
+def test_a_budget_that_holds_nothing_is_refused_before_the_export_for_trial(
+    toy_backbone: None, tmp_path: Path
+) -> None:
+    exported.write_recipe(tmp_path)
     with chdir(tmp_path):
         result = invoke("train", "--recipe", "toy.yaml", "--threads", "1", "--budget", "10kB")
     assert result.exit_code == 1

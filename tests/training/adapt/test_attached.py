@@ -413,7 +413,7 @@ def test_a_hook_on_a_block_sees_the_joined_map_in_training_and_evaluation(method
 # the gradient of tensors that are no leaves.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-@pytest.mark.parametrize("method", ["lite_residual", "da3"])
+@pytest.mark.parametrize("method", [pytest.param("lite_residual", marks=pytest.mark.full), "da3"])
 def test_a_compiled_lean_model_has_the_same_gradients(method: str) -> None:
     model = attach(
         toys.backbone("single"), method=method, classes=3, input_shape=(3, 8, 8), lean=True
