@@ -67,8 +67,6 @@ def write_recipe(folder: Path, name: str = "toy", epochs: int = 1) -> Path:
         cars,
         domain=name,
         title="Toy cars",
-        # A gate costs every form of every graph: one of each kind of block is enough here.
-        blocks=("layer1.0", "layer2.0", "layer3.1"),
         data=replace(cars.data, train=60, test=40),
         # A few steps at the sample's rate would only spoil the head that they start from.
         train=replace(cars.train, epochs=epochs, batch=16, lr=0.001),

@@ -40,7 +40,7 @@ from toolchain.training.adapt.weights import load_backbone
 CLASSES = 5
 SMALL = {"resnet20": 16, "resnet50": 64, "mobilenet_v2": 64}
 """One backbone of each kind of block; resnet26 has the blocks of resnet20."""
-FULL = {"resnet26": 64, "resnet50": 224, "mobilenet_v2": 224}
+FULL = {"resnet26": 64, "resnet50": 224, "mobilenet_v2": 224, "efficientnet_lite0": 224}
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 PROFILE = ClassProfile(1, CLASSES, 64)
 
