@@ -13,7 +13,7 @@ EXPORTS := $(shell find toolchain/export toolchain/bundle toolchain/device/runti
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help cars digits samples test test-full test-gpu lint types wheel bench accuracy bench-gpu test-zoo clean
+.PHONY: help cars digits samples test test-full test-gpu lint types wheel bench accuracy natural bench-gpu test-zoo clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -82,6 +82,12 @@ bench: $(STAMP)  ## the figures of the README, into build/bench/ and docs/result
 accuracy: $(STAMP)  ## all methods on the sample domains, three seeds; an hour or two, resumable
 	@mkdir -p build/bench
 	$(BIN)/python -m benchmarks.accuracy
+
+natural: $(STAMP)  ## all methods on real pictures and ImageNet weights; many hours, resumable
+	@mkdir -p build/bench
+	$(BIN)/da3 backbones fetch efficientnet_lite0 $(FROM)
+	$(BIN)/python -m benchmarks.natural $(NATURAL)
+	$(BIN)/python -m benchmarks.ablations
 
 bench-gpu: $(STAMP)  ## engines: building, and on a GPU parity, skipping, swapping, latency
 	@mkdir -p build/bench

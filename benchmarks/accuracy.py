@@ -30,7 +30,7 @@ import click
 import torch
 
 import toolchain
-from benchmarks import results, samples
+from benchmarks import closed, results, samples
 from toolchain import training
 from toolchain.bench import machine
 from toolchain.core import digest
@@ -39,10 +39,13 @@ from toolchain.core.files import write_atomic
 from toolchain.core.timing import Notify
 from toolchain.recipe import METHODS, Recipe, find, load
 from toolchain.training import data
+from toolchain.training.adapt.attached import AttachedModel
 from toolchain.training.data import DomainData
 from toolchain.training.loop import identity
 from toolchain.training.loop.interruption import interruption
+from toolchain.training.memory import fit
 
+ROWS = (*METHODS, *closed.ROWS)
 FIRST = ("da3", "finetune", "head")
 """The methods that the first look is for."""
 TRAINED_BY = (
@@ -53,6 +56,8 @@ TRAINED_BY = (
     "pictures/preprocess.py",
 )
 """The files whose change makes a figure one of older code, below the package."""
+DECIDES = 0.05
+"""A gate decides that is neither open nor closed for all but so small a share of the pictures."""
 Entry = dict[str, Any]
 
 
@@ -72,14 +77,15 @@ class Run:
 
 def plan(methods: Iterable[str], domains: Sequence[str], seeds: int) -> list[Run]:
     """Return every run in the order in which it is trained: by seed, method, domain."""
-    ordered = sorted(methods, key=lambda name: (name not in FIRST, METHODS.index(name)))
+    ordered = sorted(methods, key=lambda name: (name not in FIRST, ROWS.index(name)))
     return [Run(d, method, seed) for seed in range(seeds) for method in ordered for d in domains]
 
 
 def changed(recipe: Recipe, method: str, seed: int) -> Recipe:
     """Return the recipe with another method and seed; it keeps the options that the method has."""
     train = dataclasses.replace(recipe.train, seed=seed)
-    return dataclasses.replace(recipe.by(method), train=train)
+    by = "da3" if method in closed.ROWS else method
+    return dataclasses.replace(recipe.by(by), train=train)
 
 
 def train_one(
@@ -88,14 +94,36 @@ def train_one(
     """Train ``recipe`` in a temporary folder and return its figures; shares are in 0..1."""
     started = time.monotonic()
     model = training.build(recipe, classes=len(pictures.classes), data=pictures, backbone=backbone)
+    return trained(model, recipe, pictures, started)
+
+
+def train_closed(recipe: Recipe, pictures: DomainData, row: str) -> Entry:
+    """Do the same with blocks that are closed for every picture: ``row`` of ``closed.ROWS``."""
+    started = time.monotonic()
+    model = closed.fixed(recipe, pictures, row)
+    with closed.kept():
+        return trained(model, recipe, pictures, started)
+
+
+def trained(model: AttachedModel, recipe: Recipe, pictures: DomainData, started: float) -> Entry:
+    """Train ``model`` and return its figures. ``decide``: of its gates, on the test pictures.
+
+    ``kept_bytes`` and ``needed_bytes`` are of a step, counted by rule, with every gate open.
+    """
+    need = fit.need(model, recipe.train.batch)
     with tempfile.TemporaryDirectory(prefix="da3-accuracy-") as folder:
         report = training.train(model, pictures, recipe, out=Path(folder) / recipe.domain)
+    rates = report.evaluation.gate_rates.values()
     return {
         "accuracy": report.evaluation.accuracy,
+        "balanced_accuracy": report.evaluation.balanced_accuracy,
         "head_accuracy": report.checkpoint.info.metrics.head_accuracy,
         "executed_share": report.evaluation.executed_share,
-        "gated": bool(report.evaluation.gate_rates),
+        "gated": bool(rates),
+        "decide": sum(DECIDES <= rate <= 1 - DECIDES for rate in rates) / max(1, len(rates)),
         "trained": sum(p.numel() for p in model.domain.parameters() if p.requires_grad),
+        "kept_bytes": need.stored,
+        "needed_bytes": need.total,
         "steps": report.steps,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -174,7 +202,11 @@ def _work(run: Run, recipes: tuple[Path, ...]) -> Entry:
     """Train one run in a worker; a failure is an entry, too."""
     recipe = _recipe(run.domain, recipes)
     try:
-        figures = train_one(changed(recipe, run.method, run.seed), _pictures(run.domain, recipes))
+        own, pictures = changed(recipe, run.method, run.seed), _pictures(run.domain, recipes)
+        if run.method in closed.ROWS:
+            figures = train_closed(own, pictures, run.method)
+        else:
+            figures = train_one(own, pictures)
     except Exception as err:  # whatever it is, it shall not stop the others
         figures = {"error": f"{type(err).__name__}: {err}"}
     return stamp(run, recipe) | figures
@@ -221,7 +253,7 @@ def document(entries: dict[Run, Entry], runs: Sequence[Run]) -> dict[str, Any]:
     Accuracies are means over the seeds that are there, differences in points.
     """
     domains = list(dict.fromkeys(run.domain for run in runs))
-    methods = sorted({run.method for run in runs}, key=METHODS.index)
+    methods = sorted({run.method for run in runs}, key=ROWS.index)
     good = {run: entry for run, entry in entries.items() if "error" not in entry}
     code = code_digest()
     return {
@@ -248,11 +280,13 @@ def _row(method: str, domains: Sequence[str], good: dict[Run, Entry]) -> Entry |
         "domains": by_domain,
         "average": _average(None if f is None else f["mean"] for f in by_domain.values()),
         "against_finetune": _average(_paired(method, domain, good) for domain in domains),
-        "executed_share": (
-            fmean(e["executed_share"] for e in own.values())
+        **{
+            name: fmean(e[name] for e in own.values())
             if all(e["gated"] for e in own.values())
             else None
-        ),
+            for name in ("executed_share", "decide")
+        },
+        "kept_bytes": round(fmean(e["kept_bytes"] for e in own.values())),
         "trained": round(fmean(e["trained"] for e in own.values())),
         "seconds": fmean(e["seconds"] for e in own.values()),
     }
@@ -283,14 +317,16 @@ def _paired(method: str, domain: str, good: dict[Run, Entry]) -> float | None:
     return fmean(differences) if differences else None
 
 
-def _names(text: str, known: Sequence[str], kind: str) -> Iterator[str]:
+def names(text: str, known: Sequence[str], kind: str) -> Iterator[str]:
+    """Yield the names in ``text``, or all that are known. Raises UnknownNameError."""
     for name in known if text == "all" else text.split(","):
         if name not in known:
             raise UnknownNameError(kind, name, known)
         yield name
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """Say it to whoever waits."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -317,19 +353,19 @@ def main(
 ) -> None:
     """Train every method on every sample domain, and write the table of what they reach."""
     runs = plan(
-        _names(methods, METHODS, "method"), list(_names(domains, samples.SAMPLES, "domain")), seeds
+        names(methods, METHODS, "method"), list(names(domains, samples.SAMPLES, "domain")), seeds
     )
     folder = out.with_suffix("")
     finished = {} if renew else read(folder, runs, recipes)
     to_train = missing(runs, finished)
     if to_train and not redraw:
-        train(to_train, folder, jobs=jobs, recipes=recipes, notify=_tell)
+        train(to_train, folder, jobs=jobs, recipes=recipes, notify=tell)
     measured = document(read(folder, runs, recipes), runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, json.dumps(measured, indent=1).encode() + b"\n", overwrite=True)
     results.put(tables, results.accuracy(measured))
     for name, error in measured["failed"].items():
-        _tell(f"failed: {name}: {error}")
+        tell(f"failed: {name}: {error}")
 
 
 if __name__ == "__main__":

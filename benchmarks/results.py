@@ -26,9 +26,21 @@ _FIGURES = {
 SAMPLES = "# Sample domains on resnet20"
 ENGINES = "# TensorRT engines"
 ACCURACY = "# Accuracy of the methods"
+NATURAL = "# Real pictures on ImageNet weights"
+ABLATIONS = "# What each part of da3 is worth"
+ABLATED = ("accuracy", "executed_share", "decide")
 MEMORY = "# What training keeps"
 RANGES = "# Ranges of int8"
 STALL = "# Heavy requests to a server"
+_JUDGED = {
+    "da3_minus_head": "points of `da3` above its own head, mean",
+    "da3_minus_head_least": "the same on the set where it is least",
+    "da3_minus_finetune": "points of `da3` above fine-tuning, mean",
+    "da3_minus_static": "points of `da3` above `static`, mean",
+    "da3_minus_random": "points of `da3` above `random`, mean",
+    "dynamic_gates_share": "share of its gates that decide, mean",
+    "executed_share": "share of the backbone that it executes, mean",
+}
 KEPT_TARGETS = {"da3": 37, "da3-fp32": 12}
 """Of what fine-tuning keeps, a method's row may keep one in so many bytes."""
 
@@ -207,34 +219,89 @@ def placed(whole: str, section: list[str]) -> str:
 
 def accuracy(document: Document) -> list[str]:
     """Return the section of accuracies from the document of ``benchmarks.accuracy``."""
+    what = "`python -m benchmarks.accuracy`, resnet20, 32 px, the recipes of the sample domains but"
+    return [ACCURACY, "", _setup(document, what), "", *_accuracies(document)]
+
+
+def natural(document: Document) -> list[str]:
+    """Return the section of real pictures from the document of ``benchmarks.natural``."""
+    what = (
+        f"`python -m benchmarks.natural`, {document['backbone']} with its ImageNet weights, "
+        f"{document['side']} px, the recipes that `da3 recipes new` writes but"
+    )
+    sentences = (
+        f"* {text}: {_signed(document['summary'][key])}"
+        for key, text in _JUDGED.items()
+        if document["summary"][key] is not None
+    )
+    about = [
+        "`static` and `random` are no methods: they train as `da3`, with blocks closed for every",
+        "picture down to the recipe's budget. `static` closes what validation misses least.",
+    ]
+    return [
+        NATURAL,
+        "",
+        _setup(document, what),
+        "",
+        *sentences,
+        "",
+        *_accuracies(document),
+        *about,
+    ]
+
+
+def ablations(rows: Mapping[str, Mapping[str, Mapping[str, float]]], seeds: int) -> list[str]:
+    """Return the section of ``benchmarks.ablations``: means over seeds by part and set."""
+    sets = list(next(iter(rows.values())))
+    table = _table(
+        ("`da3`", *(f"{name}: accuracy, share, deciding" for name in sets)),
+        ((part, *(_ablated(by_set[name]) for name in sets)) for part, by_set in rows.items()),
+    )
+    return [
+        ABLATIONS,
+        "",
+        "`python -m benchmarks.ablations`: the recipes of the section above with one part taken "
+        f"away, {seeds} seed(s), on training pictures that were held out (500 of 2,500). Accuracy "
+        "in per cent. With one seed, a difference below one and a half points says nothing.",
+        "",
+        *table,
+    ]
+
+
+def _ablated(figures: Mapping[str, float]) -> str:
+    accuracy, share, deciding = (figures[key] for key in ABLATED)
+    return f"{100 * accuracy:.1f}, {share:.2f}, {deciding:.2f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}"
+
+
+def _setup(document: Document, what: str) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
     older = document["older_code"]
-    return [
-        ACCURACY,
-        "",
-        f"`python -m benchmarks.accuracy`, resnet20, 32 px, the recipes of the sample domains but "
-        f"for method and seed: {document['finished']} of {document['planned']} runs"
+    return (
+        f"{what} for method and seed: {document['finished']} of {document['planned']} runs"
         + (f", {older} of them from earlier code" if older else "")
         + f". One thread per run; machine: {'; '.join(document['machines'])}; "
-        f"versions: {versions}.",
-        "",
+        f"versions: {versions}."
+    )
+
+
+def _accuracies(document: Document) -> list[str]:
+    columns = ("average", "against `finetune`", "share", "deciding", "trained", "kept MiB", "s")
+    return [
         *_table(
-            (
-                "method",
-                *document["domains"],
-                "average",
-                "against `finetune`",
-                "share",
-                "trained",
-                "s",
-            ),
+            ("method", *document["domains"], *columns),
             (_reached(row) for row in document["rows"]),
         ),
         "",
         f"Test accuracy in per cent, mean over up to {document['seeds']} seeds, in brackets the "
         "highest less the lowest. `against finetune` in points, over the pairs of domain and seed "
-        "that both have; `share` of the backbone's multiply-adds that open gates execute; `trained`"
-        " parameters, head included; `s` per run, testing and sparse's search included.",
+        "that both have; `share` of the backbone's multiply-adds that open gates execute; "
+        "`deciding`: the part of the gates that are open for 5 to 95 % of the test pictures; "
+        "`trained` parameters, head included; `kept MiB` for the backward pass of a step, by rule, "
+        "every gate open; `s` per run, testing and searches included.",
         "",
         *(f"Failed: {name}: {error}" for name, error in document["failed"].items()),
     ]
@@ -252,7 +319,9 @@ def _reached(row: Document) -> tuple[str, ...]:
         "" if average is None else f"{100 * average:.1f}",
         "" if against is None else f"{against:+.1f}",
         "" if share is None else f"{share:.2f}",
+        "" if row["decide"] is None else f"{row['decide']:.2f}",
         str(row["trained"]),
+        f"{row['kept_bytes'] / 2**20:.1f}",
         f"{row['seconds']:.0f}",
     )
 

@@ -35,14 +35,14 @@ def test_train_as_json_holds_the_figures(run: Run) -> None:
     assert set(document) == {
         *("domain", "checkpoint", "method", "backbone", "classes", "accuracy", "head_accuracy"),
         *("balanced_accuracy", "per_class", "confusion", "history"),
-        *("executed_share", "gate_rates", "steps", "seconds", "fault"),
+        *("executed_share", "gate_rates", "steps", "seconds", "conclusion", "fault"),
     }
     right = sum(c["pictures"] for c in document["confusion"] if c["class"] == c["taken_for"])
     assert right / 40 == document["accuracy"]
     assert sum(one["pictures"] for one in document["per_class"]) == 40
     shares = [one["accuracy"] for one in document["per_class"]]
     assert sum(shares) / len(shares) == pytest.approx(document["balanced_accuracy"])
-    assert [len(document["history"]["epochs"]), document["history"]["epoch"]] == [1, 1]
+    assert [len(document["history"]["epochs"]), document["history"]["epoch"]] == [10, 10]
     assert (document["domain"], document["checkpoint"]) == ("toy", "build/domains/toy")
     assert 0 <= document["accuracy"] <= 1
     assert set(document["gate_rates"]) == {f"block0{i}" for i in (0, 1, 2, 4, 5, 7, 8)}

@@ -46,6 +46,6 @@ def test_every_shipped_recipe_has_its_row() -> None:
 def test_every_option_states_its_default_and_its_methods(option: object) -> None:
     name, default = option.name, option.default  # type: ignore[attr-defined]
     cells = [cell.strip() for cell in ROWS[f"`{name}`"].split("|")[1:-1]]
-    assert cells[1].strip("`") == str(default)
+    assert cells[1].strip("`") == ("null" if default is None else str(default))
     users = [method for method, names in METHOD_OPTIONS.items() if name in names]
     assert cells[3].split(", ") == users

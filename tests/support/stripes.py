@@ -27,7 +27,7 @@ RECIPE = Recipe(
         SIDE, SIDE, "none", "nearest", "RGB", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
     ),
     method="da3",
-    adaptor=AdaptorOptions(rank=4, pool=2),
+    adaptor=AdaptorOptions(placement="gateable", rank=4, pool=2),
     train=TrainSpec(3, 16, 0.01, 0.0001, 0, 0.6, 5.0, ("flip", "shift")),
     golden=4,
 )

@@ -60,7 +60,7 @@ class Run:
         return path
 
 
-def write_recipe(folder: Path, name: str = "toy", epochs: int = 1) -> Path:
+def write_recipe(folder: Path, name: str = "toy", epochs: int = 10) -> Path:
     """Write the recipe of the sample ``cars`` at toy size."""
     cars = load(packaged() / "cars.yaml")
     toy = replace(
@@ -68,8 +68,7 @@ def write_recipe(folder: Path, name: str = "toy", epochs: int = 1) -> Path:
         domain=name,
         title="Toy cars",
         data=replace(cars.data, train=60, test=40),
-        # A few steps at the sample's rate would only spoil the head that they start from.
-        train=replace(cars.train, epochs=epochs, batch=16, lr=0.001),
+        train=replace(cars.train, epochs=epochs, batch=16),
     )
     path = folder / f"{name}.yaml"
     path.write_text(dump(toy), encoding="utf-8")

@@ -30,7 +30,7 @@ from toolchain.recipe.spec import (
 )
 
 BATCH = 32
-STEPS = 400
+STEPS = 800
 _LISTED_CLASSES = 40
 _SMALL = 64
 """Pixels: a backbone of this side or less sees whole pictures, and its maps are small."""
@@ -160,16 +160,16 @@ def _recipe(
         data=spec,
         preprocess=preprocess,
         method="da3",
-        # As in the samples: small maps bear an adaptor with a 3x3 kernel on every block.
-        adaptor=AdaptorOptions(placement="all", pool=2, kernel=3) if small else AdaptorOptions(),
+        # As in the samples: a small backbone's maps bear a finer grid and a 3x3 kernel.
+        adaptor=AdaptorOptions(pool=2, kernel=3, rank=16) if small else AdaptorOptions(),
         train=TrainSpec(
             epochs=_epochs(pictures),
             batch=BATCH,
             lr=0.01,
             weight_decay=0.0001,
             seed=0,
-            budget=0.6,
-            budget_weight=10.0,
+            budget=0.65,
+            budget_weight=30.0,
             augment=("shift", "flip"),
         ),
         golden=DRAWN,

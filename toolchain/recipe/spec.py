@@ -248,16 +248,16 @@ class AdaptorOptions(Section):
     """What the method's paper leaves open, each with its default.
 
     ``placement`` all blocks or only those that can have a gate; ``pool`` the average-pool ratio
-    before the adaptor (0: global); ``rank`` the hidden width in channels; ``kernel``, ``groups``
-    of the first convolution; ``norm``, ``activation`` between the two convolutions;
-    ``attention`` the function of da2's attention; ``gate`` the granularity of da3's gate;
-    ``update_kib`` what sparse may keep of one sample for its weight gradients, in KiB; ``last``
-    how many of the last blocks mobiletl trains.
+    before the adaptor (0: global, null: the least that leaves at most 8 cells a side); ``rank`` the
+    hidden width in channels; ``kernel``, ``groups`` of the first convolution; ``norm``,
+    ``activation`` between the two convolutions; ``attention`` the function of da2's attention;
+    ``gate`` the granularity of da3's gate; ``update_kib`` what sparse may keep of one sample for
+    its weight gradients, in KiB; ``last`` how many of the last blocks mobiletl trains.
     """
 
-    placement: str = key(choice("gateable", "all"), default="gateable")
-    pool: int = key(whole(0, 64), default=4)
-    rank: int = key(whole(1, 4096), default=16)
+    placement: str = key(choice("gateable", "all"), default="all")
+    pool: int | None = key(Nullable(whole(0, 64)), default=None)
+    rank: int = key(whole(1, 4096), default=32)
     kernel: int = key(whole(1, 15, odd=True), default=1)
     groups: int = key(whole(1, 4096), default=1)
     norm: str = key(choice("none", "batch", "group"), default="none")

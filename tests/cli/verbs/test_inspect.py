@@ -43,7 +43,7 @@ def test_a_bundle(run: Run) -> None:
         *(opened.manifest_digest, opened.manifest.backbone.weights_digest, "hatchback"),
         *("slots.safetensors", "block00", "adaptor", "gate", "selftest", "swap-rows.batch16"),
         *("RGB 32x32", "torch 2.13.0", "CC0-1.0"),
-        *("mean of classes", "1 of 1, the last, without validation", "most often taken for"),
+        *("mean of classes", "10 of 10, the last, without validation", "most often taken for"),
     ):
         assert words in text
     # da2's option is in the manifest and means nothing for da3.
@@ -103,7 +103,7 @@ def test_a_backbone(run: Run) -> None:
 def test_a_recipe(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
     text = shown(path)
-    for words in ("toy  (Toy cars", "1 epochs of batches of 16", "cars, train 60, test 40"):
+    for words in ("toy  (Toy cars", "10 epochs of batches of 16", "cars, train 60, test 40"):
         assert words in text
     assert document(path)["kind"] == "recipe"
 

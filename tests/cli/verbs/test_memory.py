@@ -47,7 +47,8 @@ def test_without_time_no_step_is_run_for_it() -> None:
 def test_a_budget_is_answered_with_method_batch_and_pool() -> None:
     result = invoke(*SMALL, "--budget", "200kB")
     assert result.exit_code == 0, result.stderr
-    assert "it fits  da3 with adaptor.pool: 4, train.keep: fp32, train.batch" in result.stdout
+    assert "it fits  da3 with train.keep: fp32, train.batch" in result.stdout
+    assert "da3     global  half" in result.stdout
     assert "largest batch" in result.stdout
     assert result.stderr.splitlines() == ["start PyTorch", "count da3", "count head"]
 

@@ -88,7 +88,7 @@ REFUSALS = {
     "--domain toy --set backbone=resnet50": "expected a weights file, got none",
     "--domain toy --set backbone=efficientnet_lite0": "da3 backbones fetch efficientnet_lite0",
     "--domain toy": "expected no half-done training",
-    "--domain toy --resume --set train.lr=0.5": "train.lr: 0.001 then, 0.5 now",
+    "--domain toy --resume --set train.lr=0.5": "train.lr: 0.01 then, 0.5 now",
     "--domain toy --resume --method head": "expected a training to resume",
     "--domain toy --overwrite --set train.class_weights=[1,2]": "each of 8 classes, got 2",
     "--domain toy --overwrite --set train.validation=0.001": "for the validation part, got none",

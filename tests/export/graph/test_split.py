@@ -190,7 +190,7 @@ def test_the_interface_is_all_that_shapes_a_split() -> None:
         next(other.backbone.parameters()).view(-1)[0] += 1
     changed = [
         shape(other),
-        shape(model(pool=1)),
+        shape(model(pool=2)),
         shape(model(norm="group")),
         shape(toys.attached("single", method="da2", rank=4)),
         shape(toys.attached("single", method="head", rank=4)),

@@ -6,18 +6,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn import functional as F
 
 from toolchain.core.errors import AttachError
 from toolchain.recipe import AdaptorOptions
 from toolchain.training.adapt.adaptors import (
+    BOUND,
+    CELLS,
     BlockDomain,
     Gate,
     Pool,
     channels_back,
     channels_first,
     decide,
-    logistic_noise,
+    straight_through,
     upsample,
 )
 from toolchain.training.adapt.blocks import Layout, Site
@@ -54,6 +57,16 @@ def test_the_coarse_grid_always_divides_the_output(
 
 
 @laws
+@given(cells=st.integers(1, 12), factor=st.integers(1, 9))
+def test_without_a_ratio_the_grid_is_fine_enough_and_no_finer(cells: int, factor: int) -> None:
+    """Law: at most ``CELLS`` a side; no smaller ratio that divides the map would do."""
+    pool = Pool(site((3, cells * factor, cells * factor)), None)
+    side = cells * factor
+    assert side // pool.up <= CELLS
+    assert all(side % ratio or side // ratio > CELLS for ratio in range(1, pool.up))
+
+
+@laws
 @given(height=sides, width=sides, ratio=st.integers(1, 8))
 def test_pooling_keeps_the_mean(height: int, width: int, ratio: int) -> None:
     """Law: average pooling, whatever its window, leaves the map's mean as it is."""
@@ -75,41 +88,96 @@ def test_layouts_are_viewed_channels_first_and_back(layout: Layout, shape: tuple
 
 
 @laws
-@given(
-    logits=st.lists(st.floats(-6, 6, width=32), min_size=1, max_size=8),
-    temperature=st.sampled_from([0.5, 1.0, 2.0]),
-    seed=st.integers(0, 1000),
-)
-def test_the_straight_through_gradient_is_the_sigmoids(
-    logits: list[float], temperature: float, seed: int
-) -> None:
-    """Law: forward is exactly 0 or 1, backward that of sigmoid((logit + noise) / temperature)."""
-    noise = logistic_noise(torch.Size([len(logits), 1]), torch.Generator().manual_seed(seed))
+@given(logits=st.lists(st.floats(-6, 6, width=32), min_size=1, max_size=8))
+def test_the_straight_through_gradient_is_the_sigmoids(logits: list[float]) -> None:
+    """Law: forward is exactly 0 or 1, backward that of sigmoid(logit)."""
     hard, soft = (torch.tensor(logits)[:, None].requires_grad_() for _ in range(2))
-    decision = decide(hard, noise=noise, temperature=temperature)
-    assert torch.equal(decision.detach(), (hard.detach() + noise >= 0).float())
+    decision = straight_through(decide(hard), hard)
+    assert torch.equal(decision.detach(), (hard.detach() >= 0).float())
     upstream = torch.randn(len(logits), 1)
     torch.autograd.backward(decision, upstream)
-    torch.autograd.backward(torch.sigmoid((soft + noise) / temperature), upstream)
+    torch.autograd.backward(torch.sigmoid(soft), upstream)
     torch.testing.assert_close(hard.grad, soft.grad)
 
 
-def test_without_noise_a_decision_is_hard_and_has_no_gradient() -> None:
+def test_a_decision_is_hard_and_has_no_gradient() -> None:
     logits = torch.tensor([[-1e-6], [0.0], [3.0]], requires_grad=True)
     decision = decide(logits)
     assert decision.reshape(-1).tolist() == [0, 1, 1]
     assert not decision.requires_grad
 
 
-def test_noise_is_logistic_and_comes_from_its_generator() -> None:
-    """Logistic noise has mean 0 and variance pi^2 / 3."""
-    one, two = (
-        logistic_noise(torch.Size([40_000, 1]), torch.Generator().manual_seed(3)) for _ in range(2)
-    )
-    assert torch.equal(one, two)
-    assert bool(one.isfinite().all())
-    assert abs(float(one.mean())) < 0.05
-    assert abs(float(one.var()) - torch.pi**2 / 3) < 0.1
+def learning(channels: int = 4, seed: int = 0) -> Gate:
+    gate = Gate(channels)
+    gate.learn(torch.Generator().manual_seed(seed))
+    return gate
+
+
+@laws
+@given(
+    scale=st.floats(0.1, 1e3),
+    shift=st.floats(-10, 10),
+    bias=st.floats(-50, 50),
+    seed=st.integers(0, 99),
+)
+def test_a_learning_gate_keeps_the_pictures_of_a_batch_apart(
+    scale: float, shift: float, bias: float, seed: int
+) -> None:
+    """Law: whatever the map's scale and the bias, logits have a spread of 1 around a bounded one.
+
+    So no gate is out of its gradient's reach.
+    """
+    gate = learning(seed=seed)
+    torch.nn.init.constant_(gate.bias, bias)
+    gate(torch.randn(2, 4, 2, 2))
+    gate.stepped()
+    maps = torch.randn(256, 4, 2, 2, generator=torch.Generator().manual_seed(seed))
+    logits = gate(maps * scale + shift).detach()
+    assert abs(float(logits.mean())) <= BOUND + 0.01
+    assert float(logits.std(correction=0)) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("maps", [torch.randn(1, 4, 2, 2), torch.zeros(5, 4, 2, 2)])
+def test_pictures_that_are_all_alike_give_a_gate_finite_gradients(maps: Tensor) -> None:
+    gate = learning()
+    torch.autograd.backward(gate(maps).sum())
+    for parameter in gate.parameters():
+        assert parameter.grad is not None
+        assert bool(parameter.grad.isfinite().all())
+
+
+@laws
+@given(batches=st.integers(1, 30), seed=st.integers(0, 99))
+def test_a_folded_gate_answers_as_it_learnt(batches: int, seed: int) -> None:
+    """Law: the norm goes into weight and bias, and nothing else of it is left."""
+    gate, generator = learning(seed=seed), torch.Generator().manual_seed(seed)
+    for _ in range(batches):
+        gate(3 + 2 * torch.randn(16, 4, 2, 2, generator=generator))
+        gate.stepped()
+    maps = 3 + 2 * torch.randn(64, 4, 2, 2, generator=generator)
+    before = gate.eval()(maps)
+    gate.fold()
+    torch.testing.assert_close(gate(maps), before, rtol=1e-4, atol=1e-4)
+    assert set(gate.state_dict()) == {"weight", "bias"}
+    assert torch.equal(gate.train()(maps), gate.eval()(maps))
+
+
+def test_a_step_that_fails_leaves_a_gate_as_it_was() -> None:
+    gate = learning()
+    before = {name: tensor.clone() for name, tensor in gate.state_dict().items()}
+    gate(torch.randn(8, 4, 2, 2))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in gate.state_dict().items())
+
+
+def test_the_first_batches_count_alike_in_a_gates_norm() -> None:
+    """A training of a few steps has statistics, too."""
+    gate, maps = learning(), torch.randn(3, 16, 4, 2, 2)
+    with torch.no_grad():
+        means = [float((batch.mean((2, 3)) @ gate.weight).mean()) for batch in maps]
+    for batch in maps:
+        gate(batch)
+        gate.stepped()
+    assert float(gate.mean) == pytest.approx(sum(means) / 3, abs=1e-5)
 
 
 @pytest.mark.parametrize("method", ["da3", "da2"])

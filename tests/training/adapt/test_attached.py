@@ -192,7 +192,7 @@ def test_gradients_reach_the_first_adaptor_through_the_frozen_blocks() -> None:
 
 
 def test_slots_are_named_by_block_and_part() -> None:
-    assert sorted(domain_state(toys.attached("plain"))) == sorted(
+    assert sorted(domain_state(toys.attached("plain", placement="gateable"))) == sorted(
         [
             f"block{index}.{part}"
             for index in ("00", "02")
@@ -259,8 +259,8 @@ def test_what_cannot_be_attached_says_so_with_the_fix(
 def test_gateable_placement_needs_a_gateable_block() -> None:
     net = toys.Net(toys.stem(8), [toys.Residual(8, 16, 2)], 16)
     with pytest.raises(AttachError, match="placement='all'"):
-        attach(net, classes=3, input_shape=(3, 8, 8))
-    assert attach(net, classes=3, input_shape=(3, 8, 8), placement="all").sites
+        attach(net, classes=3, input_shape=(3, 8, 8), placement="gateable")
+    assert attach(net, classes=3, input_shape=(3, 8, 8)).sites
 
 
 @pytest.mark.parametrize(

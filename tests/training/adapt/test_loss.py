@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from tests.support import toys
 from toolchain.training.adapt.loss import budget_loss, training_loss
 from toolchain.training.loop.schedule import (
-    NOISE_AT_START,
-    NOISE_ENDS,
+    OPEN_UNTIL,
+    TIGHT_FROM,
     WARM_UP,
+    budget_at,
     lr_factor,
-    noise_scale,
 )
 
 shares = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=9)
@@ -39,6 +39,8 @@ def test_the_budget_pushes_gates_towards_it(budget: float, sign: int) -> None:
     model = toys.attached("plain")
     model.train()
     model.generator = torch.Generator().manual_seed(0)
+    for _, gate in model.gates():
+        gate.learn(model.generator)
     share = model.executed_share(model.trace(toys.pictures("plain", 64)))
     torch.autograd.backward(budget_loss(share, budget=budget))
     for site in ("block00", "block02"):
@@ -54,15 +56,17 @@ def test_the_loss_is_cross_entropy_plus_the_weighted_budget() -> None:
     torch.testing.assert_close(loss, F.cross_entropy(logits, labels) + 3 * 0.4**2)
 
 
-@given(st.floats(0, 1))
-def test_schedules_stay_in_their_range(done: float) -> None:
+@given(done=st.floats(0, 1), budget=rates)
+def test_schedules_stay_in_their_range(done: float, budget: float) -> None:
     assert 0 <= lr_factor(done) <= 1
-    assert 0 <= noise_scale(done) <= 1
+    present = budget_at(done, budget)
+    assert (present is None) == (done < OPEN_UNTIL)
+    assert present is None or budget <= present <= 1
 
 
 def test_schedules_start_peak_and_end_as_documented() -> None:
     assert 0 < lr_factor(0) < 0.02
     assert math.isclose(lr_factor(WARM_UP), 1)
     assert lr_factor(1) < 1e-6
-    assert noise_scale(0) == NOISE_AT_START
-    assert noise_scale(NOISE_ENDS) == noise_scale(1) == 0
+    assert budget_at(OPEN_UNTIL, 0.5) == 1
+    assert budget_at(TIGHT_FROM, 0.5) == budget_at(1, 0.5) == 0.5

@@ -56,7 +56,7 @@ def test_pictures_are_held_by_the_loader() -> None:
 
 
 def test_maps_are_booked_on_the_layer_that_keeps_them() -> None:
-    ledger = measured(toys.attached("plain", lean=True), "plain")
+    ledger = measured(toys.attached("plain", lean=True, pool=4), "plain")
     c, h, w = toys.TOYS["plain"].input_shape
     assert ledger.by_layer["block00.adaptor.reduce"] == BATCH * 8 * 3 * 3 * 4  # pooled, fp32
     # One bit per element of the first block's inner ReLU and of the one behind the addition.

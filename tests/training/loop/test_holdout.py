@@ -124,7 +124,7 @@ def test_the_best_epoch_is_kept_and_nothing_is_left(tmp_path: Path) -> None:
 
 def test_training_stops_when_nothing_gets_better(tmp_path: Path) -> None:
     # So high a rate that no epoch is better than the first ones.
-    recipe = stripes.recipe(epochs=40, validation=0.2, patience=2, budget=1.0, lr=0.02)
+    recipe = stripes.recipe(epochs=40, validation=0.2, patience=2, budget=1.0, lr=0.5)
     report = train(stripes.model(), stripes.data(), recipe, out=tmp_path / "out")
     history = report.history
     assert len(history.epochs) < 40

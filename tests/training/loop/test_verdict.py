@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tests.support import stripes
 from toolchain.core.confusion import Confusion
 from toolchain.core.errors import BelowHeadError, DivergedError, TrainingError
+from toolchain.training.adapt.checkpoint import EpochFigures, History
 from toolchain.training.loop.evaluation import Evaluation
-from toolchain.training.loop.verdict import chance_of, verdict
+from toolchain.training.loop.verdict import chance_of, conclusion, verdict
 
 SHARES = st.floats(0, 1)
 
@@ -67,3 +68,25 @@ def test_no_domain_that_is_as_good_as_its_head_is_blamed(
     assert (fault is not None) == (head - evaluation.accuracy > chance_of(evaluation, head))
     if evaluation.accuracy >= head:
         assert fault is None
+
+
+def concluded(rates: dict[str, float], share: float, *, best: int = 1) -> str:
+    """What is said of a training of two epochs under a budget of 0.6."""
+    cells = ((0, 0, 900), (0, 1, 100))
+    evaluation = Evaluation(Confusion(3, cells), 0.5, share, rates)
+    epochs = (EpochFigures(accuracy=0.9, loss=0.5, executed_share=share, lr=0.01),) * 2
+    return conclusion(stripes.RECIPE, evaluation, 0.85, History(epochs, best, validation=60))
+
+
+def test_the_conclusion_says_what_was_gained_and_which_gates_decide() -> None:
+    text = concluded({"block00": 0.5, "block02": 0.99, "block03": 0.0}, 0.62)
+    assert text.startswith("5.0 points above the head alone; by chance two such tests differ by")
+    assert "62% of the backbone runs for an average picture, asked for were 60%." in text
+    assert "1 of 3 gates decide by picture (open for all but a few: block02; closed" in text
+    assert "--set" not in text
+
+
+def test_the_conclusion_names_one_thing_to_try_where_the_training_shows_it() -> None:
+    assert "--set train.budget_weight=15" in concluded({"block00": 0.9}, 0.9, best=2)
+    assert "--set train.epochs=6" in concluded({"block00": 0.5}, 0.6, best=2)
+    assert "gates" not in concluded({}, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +29,9 @@ from toolchain.core.words import to_json
 if TYPE_CHECKING:
     from toolchain.training import TrainReport
     from toolchain.training.loop.devices import Arithmetic
+
+
+_WIDTH = 78  # as wide as click wraps its help texts
 
 
 @click.command(
@@ -131,6 +135,7 @@ def _document(report: TrainReport) -> dict[str, Any]:
         "history": report.history,
         "steps": report.steps,
         "seconds": round(report.seconds, 3),
+        "conclusion": report.conclusion,
         "fault": None if report.fault is None else type(report.fault).__name__,
     }
 
@@ -151,4 +156,6 @@ def _lines(report: TrainReport, *, resumed: bool) -> list[str]:
         ),
         *layout.gates(metrics.gate_rates),
         *domains.classes(info),
+        "",
+        *wrap(report.conclusion, _WIDTH, initial_indent="  ", subsequent_indent="  "),
     ]

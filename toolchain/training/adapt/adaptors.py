@@ -14,8 +14,9 @@ upsampling belongs to the join, where a linker can fold it into the addition.
 The equations are a documented reconstruction. DA3 (Yang, Rakin, Fan, CVPR-W 2022) publishes that
 the adaptor is additive and doubles as the gate; it does not publish its layers. The lite residual
 follows TinyTL (Cai et al., NeurIPS 2020, section 3.2): pool, grouped convolution, norm, activation,
-1x1 convolution that starts at zero, nearest upsampling. The gate is a hard sigmoid with Gumbel
-noise and a straight-through gradient (Maddison et al., ICLR 2017; Jang et al., ICLR 2017).
+1x1 convolution that starts at zero, nearest upsampling. The gate is a step with a straight-through
+gradient (Bengio, Leonard and Courville 2013, arXiv 1308.3432). That its logit is normalised while
+it learns is ours.
 """
 
 from __future__ import annotations
@@ -30,7 +31,17 @@ from toolchain.core.errors import AttachError
 from toolchain.recipe import AdaptorOptions
 from toolchain.training.adapt.blocks import Layout, Site
 
-GATE_OPEN_AT_START = 2.0  # logit: nine gates of ten open under the training noise
+CELLS = 8
+"""Without a ratio of its own, an adaptor's grid has at most so many cells a side."""
+OPEN = 2.0
+"""The logit of a fresh gate, which is open for every picture."""
+LEARNING = 1.0
+"""The bias of a gate that begins to learn: open for five pictures of six."""
+MOMENTUM = 0.05
+"""The norm's statistics are means over the last twenty batches or so."""
+LEAST_SPREAD = 1e-3
+BOUND = 2.5
+"""A learning gate's bias stays within this distance of 0, from where gradients bring it back."""
 
 
 def channels_first(x: Tensor, layout: Layout) -> Tensor:
@@ -59,13 +70,14 @@ class Pool(nn.Module):
     """Average pooling to the adaptor's coarse grid, chosen once from the block's shapes.
 
     The grid must divide the block's output map, so that nearest upsampling lands on whole cells. So
-    the ratio is the largest common divisor of height and width that is not above ``ratio``. Three
-    cases pool the map to one cell: ratio 0, maps of rank 3 (tokens have no grid, and signals are
-    treated alike), and an input that is no whole multiple of the output (odd maps under a
-    stride).
+    the ratio is the largest common divisor of height and width that is not above ``ratio``. Without
+    a ratio it is the least one that leaves at most ``CELLS`` a side: small maps then lose nothing,
+    and what an adaptor keeps in training depends on its channels alone. Three cases pool the map to
+    one cell: ratio 0, maps of rank 3 (tokens have no grid, and signals are treated alike), and an
+    input that is no whole multiple of the output (odd maps under a stride).
     """
 
-    def __init__(self, site: Site, ratio: int) -> None:
+    def __init__(self, site: Site, ratio: int | None) -> None:
         super().__init__()
         (self.in_channels, *in_size), (self.out_channels, *out_size) = _sizes(site)
         self.up = self._ratio(out_size, ratio) if len(site.in_shape) == 3 else 0
@@ -77,10 +89,13 @@ class Pool(nn.Module):
             self.up = 0
 
     @staticmethod
-    def _ratio(size: list[int], limit: int) -> int:
+    def _ratio(size: list[int], limit: int | None) -> int:
         common = gcd(*size)
+        divisors = [d for d in range(1, common + 1) if common % d == 0]
+        if limit is None:
+            return next((d for d in divisors if max(size) <= CELLS * d), common)
         # A limit of 0 leaves no divisor; 0 then stands for one cell over the whole map.
-        return max((d for d in range(1, limit + 1) if common % d == 0), default=0)
+        return max((d for d in divisors if d <= limit), default=0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool ``[N, C, H, W]`` to the coarse grid ``[N, C, h, w]``."""
@@ -172,46 +187,85 @@ class AttentionAdaptor(Adaptor):
 
 
 class Gate(nn.Module):
-    """One logit per sample from the adaptor's pooled map ``[N, C, h, w]``; open from zero on."""
+    """One logit per sample from the adaptor's pooled map ``[N, C, h, w]``; open from zero on.
+
+    While it learns, its logit is normalised over the batch (as BatchNorm: Ioffe and Szegedy, ICML
+    2015), and its bias is bounded. So a gate keeps apart the pictures of every batch: it cannot
+    drift to where it is open, or closed, for all of them, and where no gradient brings it back.
+    The norm exists only then: ``fold`` puts it into weight and bias.
+    """
+
+    # Buffers of the norm, which exist while the gate learns.
+    mean: Tensor
+    spread: Tensor
+    batches: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         # Zero weights: at the start every sample has the same logit, whatever its map.
         self.weight = nn.Parameter(torch.zeros(channels, 1))
-        self.bias = nn.Parameter(torch.full((1,), GATE_OPEN_AT_START))
+        self.bias = nn.Parameter(torch.full((1,), OPEN))
+        self.learns = False
+        self._met: tuple[Tensor, Tensor] | None = None
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return the logits ``[N, 1]``."""
-        return pooled.mean((2, 3)) @ self.weight + self.bias
+        logits: Tensor = pooled.mean((2, 3)) @ self.weight
+        if not self.learns:
+            return logits + self.bias
+        mean, spread = self.mean, self.spread
+        if self.training:
+            # With the least spread, also where a batch has one picture: the root has a slope there.
+            mean, spread = logits.mean(), (logits.var(correction=0) + LEAST_SPREAD**2).sqrt()
+            self._met = mean.detach(), spread.detach()
+        return (logits - mean) / spread + self.bias
+
+    def stepped(self) -> None:
+        """End a step: the running statistics follow its batch, and the bias comes back to bounds.
+
+        A bound that bends the bias in the forward pass would take its gradient away. A step that
+        fails on its way changes nothing here.
+        """
+        if self._met is None:
+            return
+        with torch.no_grad():
+            self.batches += 1
+            share = torch.clamp(1 / self.batches, min=MOMENTUM)  # at first the mean over all
+            for running, met in zip((self.mean, self.spread), self._met, strict=True):
+                running.add_(share * (met - running))
+            self.bias.clamp_(-BOUND, BOUND)
+        self._met = None
+
+    def learn(self, generator: torch.Generator) -> None:
+        """Begin to learn: a drawn direction, and a norm that its logits go through."""
+        with torch.no_grad():
+            drawn = torch.randn(self.weight.shape, generator=generator)
+            self.weight.copy_(drawn)
+            self.bias.fill_(LEARNING)
+        for name, value in (("mean", 0.0), ("spread", 1.0), ("batches", 0.0)):
+            self.register_buffer(name, torch.full_like(self.bias.detach(), value))
+        self.learns = True
+
+    def fold(self) -> None:
+        """End to learn: put the norm into weight and bias. The logits stay, but for rounding."""
+        if not self.learns:
+            return
+        with torch.no_grad():
+            self.bias.sub_(self.mean / self.spread)
+            self.weight.div_(self.spread)
+        del self.mean, self.spread, self.batches
+        self.learns, self._met = False, None
 
 
-def decide(
-    logits: Tensor,
-    *,
-    noise: Tensor | None = None,
-    temperature: float = 1.0,
-    forced: Tensor | None = None,
-) -> Tensor:
-    """Turn gate logits into hard 0/1 decisions ``[N, 1]`` that pass a gradient.
-
-    ``noise``: logistic samples in training, None in evaluation. Forward: 1 where the (noisy) logit
-    is >= 0, or what is ``forced``. Backward, in training: the gradient of
-    ``sigmoid((logit + noise) / temperature)``, the straight-through estimator; in evaluation a
-    decision has no gradient.
-    """
-    shifted = logits if noise is None else logits + noise
-    hard = (shifted >= 0 if forced is None else forced).to(logits.dtype)
-    if noise is None:
-        return hard
-    soft = torch.sigmoid(shifted / temperature)
-    return hard + (soft - soft.detach())  # the bracket is exactly zero: the value stays 0 or 1
+def decide(logits: Tensor, forced: Tensor | None = None) -> Tensor:
+    """Turn gate logits into hard 0/1 decisions ``[N, 1]``: 1 where >= 0, or what is ``forced``."""
+    return (logits >= 0 if forced is None else forced).to(logits.dtype)
 
 
-def logistic_noise(shape: torch.Size, generator: torch.Generator | None) -> Tensor:
-    """Draw differences of two Gumbel variables, which are logistic (Maddison et al., section 3)."""
-    # The clamp keeps both logarithms finite.
-    uniform = torch.rand(shape, generator=generator).clamp_(1e-6, 1 - 1e-6)
-    return torch.log(uniform) - torch.log1p(-uniform)
+def straight_through(decisions: Tensor, logits: Tensor) -> Tensor:
+    """Return ``decisions``, with the gradient of ``sigmoid(logits)``."""
+    soft = torch.sigmoid(logits)
+    return decisions + (soft - soft.detach())  # the bracket is exactly zero: they stay 0 or 1
 
 
 def upsample(correction: Tensor, height: int, width: int) -> Tensor:

@@ -26,7 +26,7 @@ from toolchain.core.errors import AttachError, Fault, UnknownNameError
 from toolchain.core.fields import read_section, show
 from toolchain.recipe import METHOD_OPTIONS, METHODS, AdaptorOptions
 from toolchain.training.adapt import guards, rows
-from toolchain.training.adapt.adaptors import BlockDomain, decide, logistic_noise
+from toolchain.training.adapt.adaptors import BlockDomain, Gate, decide, straight_through
 from toolchain.training.adapt.blocks import Anatomy, Site, examine
 from toolchain.training.adapt.dryrun import block_input, first_tensor, output_tensor
 from toolchain.training.adapt.gated import GatedForward, RowsOf
@@ -71,12 +71,12 @@ class AttachedModel(nn.Module):
     """A frozen backbone with one domain: maps ``[N, C, H, W]`` to logits ``[N, classes]``.
 
     ``sites`` maps the adapted blocks' short names (``block03``) to where they are. In training mode
-    gates are sampled with Gumbel noise from ``generator``, scaled by ``noise_scale``; in evaluation
-    they are exact. ``momentum``: of running statistics, for methods that train with the batch's.
-    ``lean`` says what layers keep for the backward pass; None is PyTorch's own way.
-    ``forced`` replaces decisions ``[N, 1]`` by block, for measurements. ``slots_only`` leaves out
-    the method's overrides. ``rows_of`` turns decisions into the rows that a gated block runs for;
-    tensors without values need another one (``memory.analytic``): nobody can read their decisions.
+    closed rows are probed as ``generator`` draws (``rows``). ``momentum``: of running statistics,
+    for methods that train with the batch's. ``lean`` says what layers keep for the backward pass;
+    None is PyTorch's own way. ``forced`` replaces decisions ``[N, 1]`` by block. ``slots_only``
+    leaves out the method's overrides. ``rows_of`` turns decisions into the rows that a gated block
+    runs for; tensors without values need another one (``memory.analytic``): nobody can read their
+    decisions.
     """
 
     def __init__(
@@ -99,8 +99,6 @@ class AttachedModel(nn.Module):
         self.options = options
         self.selection: Selection = dict(selection or {})
         self.generator: torch.Generator | None = None
-        self.temperature = 1.0
-        self.noise_scale = 1.0
         self.momentum = MOMENTUM
         self.forced: Mapping[str, Tensor] = {}
         self.rows_of: RowsOf = rows.Rows.of
@@ -231,6 +229,12 @@ class AttachedModel(nn.Module):
         """Whether a block of the domain has a gate."""
         return any(map(self.is_gated, self.sites))
 
+    def gates(self) -> Iterator[tuple[str, Gate]]:
+        """Yield the gates by the short names of their blocks."""
+        for name in self.sites:
+            if (gate := self._block_domain(name).gate) is not None:
+                yield name, gate
+
     def is_gated(self, name: str) -> bool:
         """Tell whether the block with this short name has a gate."""
         return name in self.sites and self._block_domain(name).gate is not None
@@ -262,7 +266,7 @@ class AttachedModel(nn.Module):
         correction, logits = domain(x)
         opened = None
         if logits is not None:
-            opened = decide(logits, forced=self.forced.get(name))
+            opened = decide(logits, self.forced.get(name))
             trace.gates[name], trace.opened[name] = logits, opened
         result = domain.join(x, y, correction, opened)
         if maps:
@@ -278,8 +282,7 @@ class AttachedModel(nn.Module):
         """Return a forward of a gated block that runs it for the rows whose gate is open."""
 
         def decided(logits: Tensor) -> Tensor:
-            noise, forced = self._noise(logits), self.forced.get(name)
-            opened = decide(logits, noise=noise, temperature=self.temperature, forced=forced)
+            opened = straight_through(decide(logits, self.forced.get(name)), logits)
             trace.gates[name], trace.opened[name] = logits, opened
             return opened
 
@@ -293,10 +296,6 @@ class AttachedModel(nn.Module):
             generator=self.generator,
             whole=self._whole,
         )
-
-    def _noise(self, logits: Tensor) -> Tensor:
-        noise = logistic_noise(logits.shape, self.generator)
-        return (self.noise_scale * noise).to(logits.device)
 
     def _head_hook(self, trace: Trace) -> Any:
         def hook(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:

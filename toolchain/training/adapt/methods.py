@@ -87,8 +87,10 @@ class Method:
     pictures held out of training (``python -m benchmarks.rates``); fine-tuning's is the best on a
     net of ImageNet, whose weights a rate for adaptors destroys. ``lean``: whether lean layers
     stand in while it trains; they gain nothing where every layer is trained. ``smooth``: what
-    activations with a smooth derivative keep then. ``by_size``: a selection that needs no data,
-    for tables of memory; None for a method without a search.
+    activations with a smooth derivative keep then. ``fitted_head``: whether training starts from
+    the head-only baseline's head, or from zero. A fitted head knows the training pictures by heart,
+    and what stands before it then learns little. ``by_size``: a selection that needs no data, for
+    tables of memory; None for a method without a search.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Method:
     lr_factor: float = 1.0
     lean: bool = True
     smooth: Smooth = "exact"
+    fitted_head: bool = True
     by_size: BySize | None = None
 
     @property
@@ -320,13 +323,13 @@ def _some(overrides: dict[str, Override], what: str) -> dict[str, Override]:
 REGISTRY: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method("da3", _da3, _SLOTS),
-        Method("da2", _da2, _SLOTS),
+        Method("da3", _da3, _SLOTS, fitted_head=False),
+        Method("da2", _da2, _SLOTS, fitted_head=False),
         Method("head", _head, _SLOTS),
         Method("finetune", _finetune, _WHOLE, lr_factor=0.1, lean=False),
         Method("bn", _bn, lr_factor=10.0),
-        Method("bias", _bias, lr_factor=10.0),
-        Method("lite_residual", _lite_residual, lr_factor=10.0),
+        Method("bias", _bias, lr_factor=10.0, fitted_head=False),
+        Method("lite_residual", _lite_residual, lr_factor=10.0, fitted_head=False),
         Method("series", _series),
         Method("parallel", _parallel, lr_factor=3.0),
         Method("piggyback", _piggyback, _MASKS, lr_factor=0.1),

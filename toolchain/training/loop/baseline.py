@@ -3,9 +3,9 @@
 Rules of this file: nothing before the head changes, so every picture runs through the backbone
 once, without augmentation, and the head is fitted to the stored features. They lie in a file
 without a name and are read in chunks, so that no number of pictures needs more memory than the
-training was said to take (``memory.head``). Training starts from this head. With a random one the
-first epochs would bend the adaptors to noise (linear probing before fine-tuning: Kumar et al., ICLR
-2022).
+training was said to take (``memory.head``). Methods that change the backbone's own tensors start
+from this head (linear probing before fine-tuning: Kumar et al., ICLR 2022). The additive ones start
+from zero (``methods.Method.fitted_head``).
 """
 
 from __future__ import annotations

@@ -76,7 +76,10 @@ class Run:
     optimiser: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
-        """Note what the training depends on, so that a resume can compare it."""
+        """Note what the training depends on, so that a resume can compare it; let gates learn."""
+        generator = torch.Generator().manual_seed(self.recipe.train.seed)
+        for _, gate in self.model.gates():
+            gate.learn(generator)
         self.optimiser = _optimiser(self.model.domain, self.recipe)
         self.parts = parted(self.data, self.recipe)
         weights = class_weights(self.train.labels, self.data.classes, self.recipe.train)
@@ -126,8 +129,10 @@ class Run:
         )
 
     def start(self, baseline: Probe) -> None:
-        """Begin with the baseline's head."""
+        """Begin with the baseline's head, or from zero where the method says so."""
         state = {"weight": baseline.weight, "bias": baseline.bias}
+        if not REGISTRY[self.model.method].fitted_head:
+            state = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
         self.model.domain[HEAD].load_state_dict(state)
         self.head_accuracy, self.started = baseline.accuracy, True
 

@@ -1,4 +1,4 @@
-"""How learning rate and gate noise move over a training.
+"""How learning rate and budget move over a training.
 
 Rules of this file: pure functions of a training's progress, so that a resumed one needs no state.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 
-# WARM_UP and NOISE_ENDS are shares of all steps.
+# All three are shares of all steps.
 WARM_UP = 0.15
-NOISE_AT_START = 0.5
-NOISE_ENDS = 0.6
-GATE_LR_FACTOR = 10.0
-"""A gate's logit starts at 2 and must cross zero within a few hundred steps of Adam."""
+OPEN_UNTIL = 0.3
+TIGHT_FROM = 0.6
+GATE_LR_FACTOR = 5.0
+"""A gate that turns faster ends open, or closed, for every picture; a slower one is too late."""
 
 
 def lr_factor(done: float) -> float:
@@ -27,10 +27,14 @@ def lr_factor(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
 
 
-def noise_scale(done: float) -> float:
-    """Return the strength of the gates' noise: half at the start, none for the last part.
+def budget_at(done: float, budget: float) -> float | None:
+    """Return the share of FLOPs that the loss pulls to at the share ``done`` of all steps.
 
-    Evaluation has no noise. A gate at logit 0.4 is open for six samples of ten while noise lasts,
-    and for all of them afterwards. So the last part trains without, and meets the budget there.
+    None: every gate is open. A gate that closes at once costs what the adaptors have not yet
+    learnt. So they learn first, the budget then tightens from 1, and the last part meets it.
     """
-    return NOISE_AT_START * max(0.0, 1 - done / NOISE_ENDS)
+    if done < OPEN_UNTIL:
+        return None
+    if done >= TIGHT_FROM:
+        return budget
+    return 1 - (1 - budget) * (done - OPEN_UNTIL) / (TIGHT_FROM - OPEN_UNTIL)

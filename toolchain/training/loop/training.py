@@ -31,7 +31,7 @@ from toolchain.training.loop import models
 from toolchain.training.loop.augment import Epoch, augmented, draw
 from toolchain.training.loop.baseline import probe
 from toolchain.training.loop.destination import best_path, claimed, remove_state, state_path
-from toolchain.training.loop.devices import CPU, Device, placed
+from toolchain.training.loop.devices import CPU, Device, device_of, placed
 from toolchain.training.loop.evaluation import Evaluation, as_tensors
 from toolchain.training.loop.holdout import RowsOfSplit
 from toolchain.training.loop.identity import differences
@@ -40,15 +40,15 @@ from toolchain.training.loop.logs import Log
 from toolchain.training.loop.meter import RemainingTime
 from toolchain.training.loop.progress import Progress, Quiet
 from toolchain.training.loop.run import Run
-from toolchain.training.loop.schedule import noise_scale
+from toolchain.training.loop.schedule import budget_at
 from toolchain.training.loop.state import load_best, load_state
-from toolchain.training.loop.verdict import verdict
+from toolchain.training.loop.verdict import conclusion, verdict
 from toolchain.training.memory.fit import Need, need_and_line, within
 from toolchain.training.memory.head import ROOM
 
 SAVE_EVERY_S = 300.0
 GATE_PICTURES = 2000
-_GATE_NOISE = 3  # the number of its random stream, beside those of ``augment``
+_PROBES = 3  # the number of its random stream, beside those of ``augment``
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class TrainReport:
     ``history``: what each epoch reached, and which one was kept. ``steps`` counts the steps of this
     call alone; ``seconds`` is its wall-clock time. ``fault``: why nobody should use the domain
     unlooked at (DivergedError, BelowHeadError), None if it is as good as its head alone.
+    ``conclusion``: for people, what it reached, and what to try next.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class TrainReport:
     steps: int
     seconds: float
     fault: TrainingError | None
+    conclusion: str
 
 
 def train(
@@ -88,10 +90,11 @@ def train(
     """Train ``model``'s domain as ``recipe.train`` says and write the checkpoint ``out``.
 
     AdamW (Loshchilov and Hutter, ICLR 2019) minimises cross-entropy plus the budget term (``loss``)
-    over one cycle. The head starts from the head-only baseline; the checkpoint notes the baseline's
-    accuracy beside the domain's. After each epoch the validation part is looked at (``holdout``),
-    and the weights of the best epoch are kept. The test split is looked at once, at the end. The
-    state for ``resume`` lies beside ``out`` (``state.state_path``). It is written before the first
+    over one cycle (``schedule``). The head starts from the head-only baseline or from zero, as the
+    method says; the checkpoint notes the baseline's accuracy beside the domain's. After each epoch
+    the validation part is looked at (``holdout``), and the weights of the best epoch are kept. The
+    test split is looked at once, at the end. The state for ``resume`` lies beside ``out``
+    (``state.state_path``). It is written before the first
     step, after every epoch, every ``save_every_s`` seconds and at Ctrl-C, SIGTERM or SIGHUP, and
     removed at the end. A missing parent of ``out`` is made. ``memory``: the bytes that training may
     take beside frozen weights and pictures (``memory.fit``), in every phase; ``needed`` is what it
@@ -136,6 +139,7 @@ def train(
         steps=run.step - first,
         seconds=time.monotonic() - started,
         fault=verdict(recipe, evaluation, run.head_accuracy),
+        conclusion=conclusion(recipe, evaluation, run.head_accuracy, run.history()),
     )
 
 
@@ -157,8 +161,10 @@ def _left_ready(run: Run) -> Iterator[None]:
         yield
     finally:
         run.progress.close()
-        run.model.generator, run.model.noise_scale = None, 1.0
+        run.model.generator, run.model.forced = None, {}
         run.model.train(False)
+        for _, gate in run.model.gates():
+            gate.fold()
 
 
 def _begin(run: Run, *, resume: bool, room: int) -> int:
@@ -279,18 +285,22 @@ def _step(run: Run, drawn: Epoch) -> None:
     images, labels = _batch(run, drawn)
     done = run.step / run.steps
     model.train()
-    model.generator, model.noise_scale = _noise(spec.seed, run.step), noise_scale(done)
+    model.generator = _probes(spec.seed, run.step)
+    budget = budget_at(done, spec.budget)
+    model.forced = _all_open(model, len(images)) if budget is None else {}
     with run.device.arithmetic():
         trace = model.trace(images, maps=False)
+    model.forced = {}  # the validation part has batches of another size
     assert trace.logits is not None
     trace.logits = trace.logits.float()  # the loss is always float32's
     share = model.executed_share(trace)
-    weight = spec.budget_weight if trace.opened else 0.0  # without gates the share is fixed
+    # Without gates the share is fixed.
+    weight = spec.budget_weight if trace.opened and budget is not None else 0.0
     loss = training_loss(
         trace.logits,
         labels,
         share,
-        budget=spec.budget,
+        budget=budget or 1.0,
         weight=weight,
         classes=run.class_weights,
     )
@@ -301,6 +311,8 @@ def _step(run: Run, drawn: Epoch) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     run.updating = True
     run.optimiser.step()
+    for _, gate in model.gates():
+        gate.stepped()
     run.updating = False
     run.step += 1
     run.meter.add(loss, labels, share, trace)
@@ -315,7 +327,12 @@ def _batch(run: Run, drawn: Epoch) -> tuple[Tensor, Tensor]:
     return as_tensors(run.recipe.preprocess, changed, labels, run.device.name)
 
 
-def _noise(seed: int, step: int) -> torch.Generator:
+def _all_open(model: AttachedModel, pictures: int) -> dict[str, Tensor]:
+    opened = torch.ones(pictures, 1, device=device_of(model))
+    return {name: opened for name, _ in model.gates()}
+
+
+def _probes(seed: int, step: int) -> torch.Generator:
     # A generator of its own per step: the number of steps is all that a resume needs to know.
-    word = np.random.SeedSequence([seed, _GATE_NOISE, step]).generate_state(1, np.uint64)[0]
+    word = np.random.SeedSequence([seed, _PROBES, step]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(word))

@@ -1,4 +1,4 @@
-"""Whether a finished training made its domain better or worse.
+"""What a finished training reached, and whether it made its domain better or worse.
 
 Rules of this file: a pure function of what was measured on the test split, so that a resumed
 training is judged as one that never stopped. It returns an error and raises none: the checkpoint is
@@ -8,13 +8,21 @@ written in any case, and its user decides.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from toolchain.core.errors import BelowHeadError, DivergedError, TrainingError
 from toolchain.recipe import Recipe
+from toolchain.training.adapt.checkpoint import History
 from toolchain.training.loop.evaluation import Evaluation
 
 EXPLODED = 10.0
 """A loss so many times that of a guess among all classes is no longer about the pictures."""
+
+DECIDES = 0.05
+"""A gate decides by picture if it is open, and closed, for at least this share of them."""
+
+OVER = 0.05
+"""A share so far above the budget is worth a word."""
 
 CHANCE = 1.645
 """Standard errors that chance alone exceeds once in twenty trainings (one-sided, normal)."""
@@ -62,6 +70,55 @@ def verdict(recipe: Recipe, evaluation: Evaluation, head_accuracy: float) -> Tra
     # A lower rate needs more steps for the same way.
     below.settings += (f"train.epochs={2 * spec.epochs}",)
     return below
+
+
+def conclusion(
+    recipe: Recipe, evaluation: Evaluation, head_accuracy: float, history: History
+) -> str:
+    """Return for people what a training reached: against its head, at which share, by which gates.
+
+    It ends with what to try next, if the training itself shows something to try.
+    """
+    gained = 100 * (evaluation.accuracy - head_accuracy)
+    chance = 100 * chance_of(evaluation, head_accuracy)
+    side = "above" if gained >= 0 else "below"
+    sentences = [
+        f"{abs(gained):.1f} points {side} the head alone; by chance two such tests differ by up to "
+        f"{chance:.1f}."
+    ]
+    if rates := evaluation.gate_rates:
+        sentences += _of_gates(recipe, evaluation.executed_share, rates)
+    return " ".join([*sentences, *_next(recipe, evaluation, history)])
+
+
+def _of_gates(recipe: Recipe, share: float, rates: Mapping[str, float]) -> list[str]:
+    decide = [name for name, rate in rates.items() if DECIDES <= rate <= 1 - DECIDES]
+    always = [name for name, rate in rates.items() if rate > 1 - DECIDES]
+    never = [name for name, rate in rates.items() if rate < DECIDES]
+    parts = [
+        f"{word}: {', '.join(names)}"
+        for word, names in (("open for all but a few", always), ("closed for all but a few", never))
+        if names
+    ]
+    return [
+        f"{share:.0%} of the backbone runs for an average picture, asked for were "
+        f"{recipe.train.budget:.0%}.",
+        f"{len(decide)} of {len(rates)} gates decide by picture"
+        + (f" ({'; '.join(parts)})." if parts else "."),
+    ]
+
+
+def _next(recipe: Recipe, evaluation: Evaluation, history: History) -> list[str]:
+    """Return what the training itself shows to try, most telling first, at most one thing."""
+    spec = recipe.train
+    if evaluation.gate_rates and evaluation.executed_share > spec.budget + OVER:
+        weight = 3 * spec.budget_weight
+        return [f"To come nearer to the budget: --set train.budget_weight={weight:g}."]
+    if history.validation and history.epoch == len(history.epochs) > 1:
+        return [
+            f"The last epoch was the best; more may help: --set train.epochs={2 * spec.epochs}."
+        ]
+    return []
 
 
 def chance_of(evaluation: Evaluation, head_accuracy: float) -> float:

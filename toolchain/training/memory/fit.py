@@ -31,6 +31,7 @@ _SPAN = 8  # of so many pictures bits fill whole bytes
 _FLOAT = 4
 _MOMENTS = 2  # AdamW keeps two floats per trained parameter
 _FOLDED_WITH = {"running_mean": "bias", "running_var": "weight"}
+_LARGER = 8  # the ratio to try where the map chooses its own: smaller grids on all but large maps
 _PRECISIONS: tuple[Keep, ...] = get_args(Keep)  # the largest first
 
 
@@ -199,11 +200,12 @@ def _precisions(model: AttachedModel, method: str) -> tuple[Keep, ...]:
     return _PRECISIONS[_PRECISIONS.index(present) :]
 
 
-def _pools(options: AdaptorOptions) -> tuple[int, ...]:
-    """Return the pool ratio, larger ones, and global pooling, the largest of all."""
+def _pools(options: AdaptorOptions) -> tuple[int | None, ...]:
+    """Return the pool ratio, a larger one, and global pooling, the largest of all."""
     if options.pool == 0:
         return (0,)
-    return tuple(dict.fromkeys((options.pool, min(64, 2 * options.pool), 0)))
+    larger = _LARGER if options.pool is None else min(64, 2 * options.pool)
+    return tuple(dict.fromkeys((options.pool, larger, 0)))
 
 
 def _variant(model: AttachedModel, method: str, pool: int | None, keep: Keep) -> AttachedModel:
