@@ -25,11 +25,17 @@ def evaluated(accuracy: float, samples: int, loss: float, rates: dict[str, float
 
 
 def judged(
-    accuracy: float, head: float, *, samples: int = 1000, loss: float = 0.5, gates: bool = True
+    accuracy: float,
+    head: float,
+    *,
+    samples: int = 1000,
+    loss: float = 0.5,
+    gates: bool = True,
+    steps: int = 900,
 ) -> TrainingError | None:
     rates = {"block00": 0.5} if gates else {}
     evaluation = evaluated(accuracy, samples, loss, rates)
-    return verdict(stripes.RECIPE, evaluation, head)
+    return verdict(stripes.RECIPE, evaluation, head, steps=steps)
 
 
 def test_chance_is_no_fault_and_more_is() -> None:
@@ -90,3 +96,13 @@ def test_the_conclusion_names_one_thing_to_try_where_the_training_shows_it() -> 
     assert "--set train.budget_weight=15" in concluded({"block00": 0.9}, 0.9, best=2)
     assert "--set train.epochs=6" in concluded({"block00": 0.5}, 0.6, best=2)
     assert "gates" not in concluded({}, 1.0)
+
+
+def test_few_steps_are_the_first_thing_to_change() -> None:
+    few, enough = judged(0.5, 0.9, steps=60), judged(0.5, 0.9)
+    assert few is not None
+    assert enough is not None
+    assert few.fix.startswith("raise train.epochs (now 3), lower train.lr")
+    assert few.settings == ("train.epochs=40",)  # 800 steps at 20 an epoch
+    assert enough.fix.startswith("lower train.lr")
+    assert enough.settings == ("train.lr=0.003", "train.epochs=6")

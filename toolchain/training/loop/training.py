@@ -138,7 +138,7 @@ def train(
         history=run.history(),
         steps=run.step - first,
         seconds=time.monotonic() - started,
-        fault=verdict(recipe, evaluation, run.head_accuracy),
+        fault=verdict(recipe, evaluation, run.head_accuracy, run.step),
         conclusion=conclusion(recipe, evaluation, run.head_accuracy, run.history()),
     )
 

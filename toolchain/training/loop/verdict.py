@@ -18,6 +18,9 @@ from toolchain.training.loop.evaluation import Evaluation
 EXPLODED = 10.0
 """A loss so many times that of a guess among all classes is no longer about the pictures."""
 
+FEW_STEPS = 400
+"""With fewer, additive adaptors that start from a head of zero are seldom done."""
+
 DECIDES = 0.05
 """A gate decides by picture if it is open, and closed, for at least this share of them."""
 
@@ -34,7 +37,9 @@ def gentler(err: TrainingError, recipe: Recipe) -> TrainingError:
     return err
 
 
-def verdict(recipe: Recipe, evaluation: Evaluation, head_accuracy: float) -> TrainingError | None:
+def verdict(
+    recipe: Recipe, evaluation: Evaluation, head_accuracy: float, steps: int
+) -> TrainingError | None:
     """Return what is wrong with a trained domain, None if it is as good as its own head alone.
 
     DivergedError: the test loss is ten times that of a guess. BelowHeadError: the accuracy lies
@@ -56,6 +61,9 @@ def verdict(recipe: Recipe, evaluation: Evaluation, head_accuracy: float) -> Tra
     if short <= chance:
         return None
     advice = [f"lower train.lr (now {spec.lr:g})", f"raise train.epochs (now {spec.epochs})"]
+    few = steps < FEW_STEPS
+    if few:
+        advice.reverse()
     if evaluation.gate_rates and spec.budget < 1:
         advice.append(f"raise train.budget (now {spec.budget:g})")
     if spec.augment:
@@ -66,6 +74,9 @@ def verdict(recipe: Recipe, evaluation: Evaluation, head_accuracy: float) -> Tra
         fix=f"{', '.join(advice)}, and train again, overwriting this checkpoint; the method head "
         "is the head alone",
     )
+    if few:  # the adaptors have hardly begun
+        below.settings = (f"train.epochs={math.ceil(spec.epochs * 2 * FEW_STEPS / steps)}",)
+        return below
     gentler(below, recipe)
     # A lower rate needs more steps for the same way.
     below.settings += (f"train.epochs={2 * spec.epochs}",)
