@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -197,7 +197,8 @@ def variants() -> dict[str, dict[str, Any]]:
     }
     plain = {"adaptor": AdaptorOptions()}
     every = AdaptorOptions(placement="all", rank=4, pool=2)
-    beside = AdaptorOptions(rank=4, pool=2)
+    few = partial(AdaptorOptions, placement="gateable")
+    beside = few(rank=4, pool=2)
     digits = DataSpec("digits", None, 8, 40, 0)
     return {
         "first": {},
@@ -206,9 +207,9 @@ def variants() -> dict[str, dict[str, Any]]:
         "da2": {"method": "da2", "seed": 5},
         "head": {"method": "head", "seed": 6},
         "digits": {"seed": 7, "changes": {"data": digits}},
-        "wide": {"seed": 8, "changes": {"adaptor": AdaptorOptions(rank=6, pool=2)}},
+        "wide": {"seed": 8, "changes": {"adaptor": few(rank=6, pool=2)}},
         "every": {"seed": 9, "changes": {"adaptor": every}},
-        "coarse": {"seed": 14, "changes": {"adaptor": AdaptorOptions(rank=4, pool=4)}},
+        "coarse": {"seed": 14, "changes": {"adaptor": few(rank=4, pool=4)}},
         "bgr": {"seed": 10, "changes": colours["BGR"]},
         "grey": {"seed": 11, "changes": colours["L3"]},
         "always": {"seed": 12, "always": "block00"},
