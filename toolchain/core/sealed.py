@@ -13,6 +13,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -167,8 +168,13 @@ def file_faults(
 
 def file_digest(path: Path) -> str:
     """Return a file's sha256, read in pieces: it may be larger than the memory that is free."""
-    running = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        while piece := file.read(_CHUNK_BYTES):
-            running.update(piece)
+        return stream_digest(file)
+
+
+def stream_digest(file: FileIO) -> str:
+    """Return the sha256 of an open file from its place on, read in pieces."""
+    running = hashlib.sha256()
+    while piece := file.read(_CHUNK_BYTES):
+        running.update(piece)
     return "sha256:" + running.hexdigest()

@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from toolchain.pictures.decode import MAX_PIXELS, Pixels
 from toolchain.recipe.copies import Copies
 from toolchain.recipe.spec import DataSpec, Recipe
 from toolchain.training.data.labelled import (
+    PARTS,
     classes_of,
     rows_to_test,
     share_words,
@@ -40,7 +42,6 @@ from toolchain.training.data.splits import (
 
 MAX_BYTES = 4 << 30
 """Of all arrays of a domain, unpacked: they stay in memory."""
-PARTS = ("train", "test", "validation")
 _CHUNK = 256  # pictures
 
 
@@ -53,7 +54,8 @@ class Part:
     labels: Labels
 
 
-@dataclass(frozen=True, slots=True)
+# Without slots, as what is found once is kept beside the fields.
+@dataclass(frozen=True)
 class Arrays:
     """All pictures of data in arrays, by part, with the names of the classes.
 
@@ -67,7 +69,7 @@ class Arrays:
     how: str
     notes: tuple[str, ...]
 
-    @property
+    @cached_property
     def copies(self) -> Copies:
         """The pictures that stand several times. Every picture is read to find them."""
         return _copies(self.parts)
@@ -100,16 +102,15 @@ class Arrays:
 
     def document(self) -> dict[str, Any]:
         """Return the same as JSON values."""
-        copies = self.copies
         return {
             "root": self.root,
             "parts": "files" if self.spec.has_test else "hash",
             **{n: len(self.parts[n].labels) if n in self.parts else 0 for n in PARTS},
             "classes": self.counts(),
             "copies": {
-                "count": copies.count,
-                "in_test_and_another_part": copies.tested,
-                "in_several_classes": copies.classes,
+                "count": self.copies.count,
+                "in_test_and_another_part": self.copies.tested,
+                "in_several_classes": self.copies.classes,
             },
             "notes": self.notes,
         }

@@ -25,8 +25,9 @@ from toolchain.recipe.spec import DELIMITERS, PLACE, DataSpec
 from toolchain.recipe.walk import Walk
 from toolchain.training.data import idx, npz
 from toolchain.training.data.arrays import Arrays
+from toolchain.training.data.labelled import PARTS
 from toolchain.training.data.loaders import looked_at
-from toolchain.training.data.table import PART_OF, PARTS, plain_path, rows, text_of
+from toolchain.training.data.table import PART_OF, plain_path, rows, text_of
 
 SEED = 1
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")

@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from toolchain.core.arrays import Array
+from toolchain.core.digest import sha256
 from toolchain.core.errors import DataError
-from toolchain.core.files import is_file, names, open_limited, read_limited, resolved
+from toolchain.core.files import is_file, names, open_limited, read_limited
 from toolchain.recipe.spec import DataSpec
-from toolchain.training.data.arrays import MAX_BYTES, PARTS, Arrays, arranged, require_room
-from toolchain.training.data.table import require_digest
+from toolchain.training.data.arrays import MAX_BYTES, Arrays, arranged, require_room
+from toolchain.training.data.labelled import PARTS, inside, paired, require_digest
 
 _GZIP = b"\x1f\x8b"
 # Type byte to numpy's big-endian type; pictures of other types than the first are refused later.
@@ -74,21 +75,14 @@ def arrays(spec: DataSpec, root: Path) -> Arrays:
     taken = 0
     read: list[Array] = []
     for number, name in enumerate(files):
-        path = root / name
-        if not resolved(path).is_relative_to(resolved(root)):
-            raise DataError(f"{path}: leads out of {root}", fix="copy it there")
-        array = read_array(path, spec.sha256[number] if spec.sha256 else None, taken)
+        array = read_array(inside(root, name), spec.sha256[number] if spec.sha256 else None, taken)
         taken += array.nbytes
         read.append(array)
-    parts = {
-        part: (read[2 * place], read[2 * place + 1])
-        for place, part in enumerate(PARTS[: len(read) // 2])
-    }
     notes = tuple(
-        f"{part}: pictures are {files[2 * place]}, labels {files[2 * place + 1]}"
-        for place, part in enumerate(parts)
+        f"{part}: pictures are {pictures}, labels {labels}"
+        for part, (pictures, labels) in paired(files).items()
     )
-    return arranged(spec, root, parts, notes)
+    return arranged(spec, root, paired(read), notes)
 
 
 def read_array(path: Path, digest: str | None = None, taken: int = 0) -> Array:
@@ -98,7 +92,8 @@ def read_array(path: Path, digest: str | None = None, taken: int = 0) -> Array:
     says, and for another digest than ``digest``.
     """
     data = read_limited(path, limit_bytes=MAX_BYTES + 64, what="idx file")
-    require_digest(path, data, digest)
+    if digest is not None:
+        require_digest(path, sha256(data), digest)
     if not data.startswith(_GZIP):
         header = _header(path, data[: 4 + 4 * _MAX_DIMENSIONS])
         require_room(str(path), taken + header.bytes)

@@ -1,4 +1,4 @@
-"""What tables and arrays share: labels become classes, and a share of each class becomes the test.
+"""What tables and arrays share: files that are those meant, classes, and a share that tests.
 
 Rules of this file: labels are text here, also those that are numbers. Classes and parts depend on
 what the data say and on the seed, never on the order of the rows.
@@ -11,10 +11,40 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
+from typing import TypeVar
 
 from toolchain.core.errors import DataError, first_few
+from toolchain.core.files import resolved
 from toolchain.recipe.listing import MAX_CLASSES
 from toolchain.recipe.spec import TEST_SHARE, DataSpec
+
+PARTS = ("train", "test", "validation")
+"""In the order in which a recipe names their files and columns."""
+T = TypeVar("T")
+
+
+def paired(values: Sequence[T]) -> dict[str, tuple[T, T]]:
+    """Return what belongs to pictures and labels, given in turn, by part."""
+    pairs = zip(values[::2], values[1::2], strict=True)
+    return dict(zip(PARTS, pairs, strict=False))
+
+
+def inside(root: Path, name: str) -> Path:
+    """Return the file ``name`` of ``root``. Raises DataError where a link leads out of it."""
+    path = root / name
+    if not resolved(path).is_relative_to(resolved(root)):
+        raise DataError(f"{path}: leads out of {root}", fix="copy it there")
+    return path
+
+
+def require_digest(path: Path, got: str, expected: str) -> None:
+    """Raise DataError where the recipe names another digest than that of the file."""
+    if got != expected:
+        raise DataError(
+            f"{path}: expected {expected}, got {got}: these are other data",
+            fix="take the file that the recipe means, or change data.sha256",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ format of an array is numpy's own (NEP 1).
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 import zlib
@@ -24,9 +23,11 @@ import numpy as np
 
 from toolchain.core.arrays import Array
 from toolchain.core.errors import DataError, first_few
-from toolchain.core.files import open_limited, resolved
+from toolchain.core.files import open_limited
+from toolchain.core.sealed import stream_digest
 from toolchain.recipe.spec import DataSpec
-from toolchain.training.data.arrays import MAX_BYTES, PARTS, Arrays, arranged, require_room
+from toolchain.training.data.arrays import MAX_BYTES, Arrays, arranged, require_room
+from toolchain.training.data.labelled import inside, paired, require_digest
 
 MAX_ARRAYS = 1_000
 MAX_HEADER = 4_096
@@ -59,28 +60,21 @@ def arrays(spec: DataSpec, root: Path) -> Arrays:
 
     Raises DataError and StorageError.
     """
-    path = root / (spec.files or ("",))[0]
-    if not resolved(path).is_relative_to(resolved(root)):
-        raise DataError(f"{path}: leads out of {root}", fix="copy it there")
+    path = inside(root, (spec.files or ("",))[0])
     columns = [str(column) for column in spec.columns or ()]
     with _opened(path, spec.sha256[0] if spec.sha256 else None) as archive:
         headers = {name: archive.header(name) for name in columns}
         require_room(str(path), sum(header.bytes for header in headers.values()))
         read = [archive.array(name) for name in columns]
-    parts = {
-        part: (read[2 * place], read[2 * place + 1])
-        for place, part in enumerate(PARTS[: len(read) // 2])
-    }
     notes = [
-        f"{part}: pictures are {columns[2 * place]} ({headers[columns[2 * place]].dtype}), labels "
-        f"{columns[2 * place + 1]}"
-        for place, part in enumerate(parts)
+        f"{part}: pictures are {pictures} ({headers[pictures].dtype}), labels {labels}"
+        for part, (pictures, labels) in paired(columns).items()
     ]
     if spec.white is not None:
         notes.append(f"{spec.white:g} is white in them, 0 black")
     if unused := [repr(name)[:60] for name in archive.names if name not in columns]:
         notes.append(f"left out: arrays that data.columns does not name: {first_few(unused, 5)}")
-    return arranged(spec, root, parts, tuple(notes))
+    return arranged(spec, root, paired(read), tuple(notes))
 
 
 def headers(path: Path) -> dict[str, Header]:
@@ -226,25 +220,12 @@ class _Archive:
         return DataError(f"{self.path}: {name!r:.60}: {message}", fix=_FIX)
 
 
-def _digest(file: IO[bytes]) -> str:
-    # An archive may be larger than memory. hashlib.file_digest came with Python 3.11.
-    hashed = hashlib.sha256()
-    for chunk in iter(lambda: file.read(1 << 20), b""):
-        hashed.update(chunk)
-    return f"sha256:{hashed.hexdigest()}"
-
-
 @contextmanager
 def _opened(path: Path, digest: str | None) -> Iterator[_Archive]:
     """Yield an archive; errors of the zip format in the block become DataError."""
     with open_limited(path, limit_bytes=MAX_BYTES + (1 << 24), what="archive") as (file, _):
         if digest is not None:
-            got = _digest(file)
-            if got != digest:
-                raise DataError(
-                    f"{path}: expected {digest}, got {got}: these are other data",
-                    fix="take the file that the recipe means, or change data.sha256",
-                )
+            require_digest(path, stream_digest(file), digest)
         try:
             with zipfile.ZipFile(cast("IO[bytes]", _Bounded(file))) as archive:
                 yield _Archive(path, archive)

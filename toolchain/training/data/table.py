@@ -17,14 +17,17 @@ from pathlib import Path, PurePosixPath
 
 from toolchain.core.digest import sha256
 from toolchain.core.errors import DataError, Fault, first_few
-from toolchain.core.files import is_folder, read_limited, resolved, stays_below
+from toolchain.core.files import is_folder, read_limited, stays_below
 from toolchain.pictures.decode import CONVERT, SUFFIXES, UNREAD_SUFFIXES
 from toolchain.recipe.listing import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES, Listing, Pairs
 from toolchain.recipe.spec import DELIMITERS, PLACE, DataSpec
 from toolchain.recipe.walk import LeftOut, Walk
 from toolchain.training.data.labelled import (
+    PARTS,
     Classes,
     classes_of,
+    inside,
+    require_digest,
     rows_to_test,
     share_words,
     untrained,
@@ -40,7 +43,6 @@ PART_OF = {
     **dict.fromkeys(VALIDATION_NAMES, "validation"),
 }
 """What a column of parts may say, in capitals or not, and which part that is."""
-PARTS = ("train", "test", "validation")
 
 _UNNAMED = "pictures that no row names"
 _TWICE = "rows that name a picture once more"
@@ -120,7 +122,8 @@ class _Lines(Iterator[str]):
 def text_of(path: Path, digest: str | None = None) -> str:
     """Return the text of a table. Raises DataError for what is no UTF-8 and for another digest."""
     data = read_limited(path, limit_bytes=MAX_BYTES, what="table")
-    require_digest(path, data, digest)
+    if digest is not None:
+        require_digest(path, sha256(data), digest)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as err:
@@ -129,15 +132,6 @@ def text_of(path: Path, digest: str | None = None) -> str:
             f"{path}: line {line}: expected UTF-8 text, got byte {data[err.start]:#04x}",
             fix="save the table as UTF-8 (in a spreadsheet: CSV UTF-8)",
         ) from err
-
-
-def require_digest(path: Path, data: bytes, digest: str | None) -> None:
-    """Raise DataError where the recipe names another digest than that of ``data``."""
-    if digest is not None and sha256(data) != digest:
-        raise DataError(
-            f"{path}: expected {digest}, got {sha256(data)}: these are other data",
-            fix="take the file that the recipe means, or change data.sha256",
-        )
 
 
 def listed(spec: DataSpec, root: Path) -> Listing:
@@ -174,15 +168,12 @@ class _Reading:
         self._alike: dict[str, str] | None = None
         self._pictures: dict[str, _Picture] = {}
         self._repeated: list[Path] = []
-        self._root = resolved(root)
         self._full = False
         self._labels = frozenset(spec.labels or ())
 
     def read(self, name: str, number: int) -> None:
         """Read the table ``name``, which is number ``number`` of the recipe's files."""
-        path = self.walk.root / name
-        if not resolved(path).is_relative_to(self._root):
-            raise DataError(f"{path}: leads out of {self.walk.root}", fix="copy it there")
+        path = inside(self.walk.root, name)
         digests = self.spec.sha256
         text = text_of(path, digests[number] if digests else None)
         part = PARTS[number] if len(self.spec.files or ()) > 1 else ""
