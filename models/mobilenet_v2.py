@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .drawn import initialise
+
 Settings = Sequence[tuple[int, int, int, int]]
 SETTINGS: Settings = (
     # expansion, channels, repeats, stride of the first
@@ -74,23 +76,13 @@ class MobileNetV2(nn.Module):
         features.append(_conv_norm_relu(channels, LAST_CHANNELS, 1))
         self.features = nn.Sequential(*features)
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(LAST_CHANNELS, classes))
-        _initialise(self)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised float32 [N, 3, H, W] to logits [N, classes]."""
         x = self.features(x)
         logits: Tensor = self.classifier(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
-
-
-def _initialise(net: nn.Module) -> None:
-    """Draw convolutions as He et al. 2015b (fan-out) and the classifier from N(0, 0.01)."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, 0.0, 0.01)
-            nn.init.zeros_(module.bias)
 
 
 def build(classes: int, settings: Settings = SETTINGS) -> MobileNetV2:
