@@ -22,6 +22,7 @@ import click
 
 from benchmarks import accuracy, results
 from benchmarks.accuracy import Entry
+from benchmarks.closed import unlearnt, unscheduled
 from benchmarks.rates import held_out
 from toolchain.core.canonical import canonical_json
 from toolchain.core.digest import sha256
@@ -29,8 +30,7 @@ from toolchain.core.files import write_atomic
 from toolchain.recipe import Recipe, find, load
 from toolchain.training import data
 from toolchain.training.adapt import adaptors, methods
-from toolchain.training.adapt.adaptors import Gate
-from toolchain.training.loop import run, schedule
+from toolchain.training.loop import run
 
 PICTURES = 2500
 SETS = ("fashion", "glyphs")
@@ -53,18 +53,6 @@ def _fitted_head() -> Iterator[None]:
 
 
 @contextmanager
-def _plain_gates() -> Iterator[None]:
-    with patch.object(Gate, "learn", lambda *_: None):
-        yield
-
-
-@contextmanager
-def _no_schedule() -> Iterator[None]:
-    with patch.multiple(schedule, OPEN_UNTIL=0.0, TIGHT_FROM=0.0):
-        yield
-
-
-@contextmanager
 def _bounded() -> Iterator[None]:
     with patch.object(adaptors, "BOUND", 1.5):
         yield
@@ -73,8 +61,8 @@ def _bounded() -> Iterator[None]:
 PATCHES: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
     "": nullcontext,
     "head": _fitted_head,
-    "gates": _plain_gates,
-    "schedule": _no_schedule,
+    "gates": unlearnt,
+    "schedule": unscheduled,
     "bound": _bounded,
 }
 PARTS: Mapping[str, Part] = {

@@ -54,13 +54,23 @@ def fixed(
 
 
 @contextmanager
+def unlearnt() -> Iterator[None]:
+    """Let no gate be normalised inside."""
+    with patch.object(Gate, "learn", lambda *_: None):
+        yield
+
+
+@contextmanager
+def unscheduled() -> Iterator[None]:
+    """Let the budget hold from the first step inside, and gates decide from there on."""
+    with patch.multiple(schedule, OPEN_UNTIL=0.0, TIGHT_FROM=0.0):
+        yield
+
+
+@contextmanager
 def kept() -> Iterator[None]:
     """Let gates be as they are inside: none learns, and none is opened for the first steps."""
-    with (
-        patch.object(Gate, "learn", lambda *_: None),
-        patch.object(schedule, "OPEN_UNTIL", 0.0),
-        patch.object(schedule, "TIGHT_FROM", 0.0),
-    ):
+    with unlearnt(), unscheduled():
         yield
 
 

@@ -46,7 +46,7 @@ def draw(fonts: Path, out: Path) -> Glyphs:
     """
     families, pictures = {"train": 0, "test": 0}, {"train": 0, "test": 0}
     for family, paths in sorted(_families(fonts).items()):
-        part = "test" if _fraction(family) < TEST_SHARE else "train"
+        part = "test" if fraction(family) < TEST_SHARE else "train"
         drawn = [letters for path in paths if (letters := _letters(path)) is not None]
         for number, letters in enumerate(drawn[:PER_FAMILY]):
             for letter, picture in zip(LETTERS, letters, strict=True):
@@ -71,7 +71,7 @@ def _families(fonts: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _fraction(name: str) -> float:
+def fraction(name: str) -> float:
     """Return a number in 0..1 that follows from a name alone."""
     return int.from_bytes(sha256(name.encode()).digest()[:4], "big") / 2**32
 

@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
@@ -52,8 +51,7 @@ def _cells(sources: Sources, out: Path, name_of: Callable[[float, str], str]) ->
     table = sources.cells / "labels.csv"
     for line in table.read_text().splitlines():
         name, probability, kind = line.split()
-        drawn = int.from_bytes(sha256(name.encode()).digest()[:4], "big") / 2**32
-        part = "test" if drawn < TEST_SHARE else "train"
+        part = "test" if glyphs.fraction(name) < TEST_SHARE else "train"
         folder = out / part / name_of(float(probability), kind)
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(sources.cells / name, folder / Path(name).name)
