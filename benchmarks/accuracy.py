@@ -106,7 +106,7 @@ def train_closed(recipe: Recipe, pictures: DomainData, row: str) -> Entry:
 
 
 def trained(model: AttachedModel, recipe: Recipe, pictures: DomainData, started: float) -> Entry:
-    """Train ``model`` and return its figures. ``decide``: of its gates, on the test pictures.
+    """Train ``model`` and return its figures. ``decide``, ``gate_rates``: on the test pictures.
 
     ``kept_bytes`` and ``needed_bytes`` are of a step, counted by rule, with every gate open.
     """
@@ -121,6 +121,7 @@ def trained(model: AttachedModel, recipe: Recipe, pictures: DomainData, started:
         "executed_share": report.evaluation.executed_share,
         "gated": bool(rates),
         "decide": sum(DECIDES <= rate <= 1 - DECIDES for rate in rates) / max(1, len(rates)),
+        "gate_rates": report.evaluation.gate_rates,
         "trained": sum(p.numel() for p in model.domain.parameters() if p.requires_grad),
         "kept_bytes": need.stored,
         "needed_bytes": need.total,
@@ -279,6 +280,7 @@ def _row(method: str, domains: Sequence[str], good: dict[Run, Entry]) -> Entry |
         "method": method,
         "domains": by_domain,
         "average": _average(None if f is None else f["mean"] for f in by_domain.values()),
+        "balanced": _average(None if f is None else f["balanced"] for f in by_domain.values()),
         "against_finetune": _average(_paired(method, domain, good) for domain in domains),
         **{
             name: fmean(e[name] for e in own.values())
@@ -287,6 +289,7 @@ def _row(method: str, domains: Sequence[str], good: dict[Run, Entry]) -> Entry |
             for name in ("executed_share", "decide")
         },
         "kept_bytes": round(fmean(e["kept_bytes"] for e in own.values())),
+        "needed_bytes": round(fmean(e["needed_bytes"] for e in own.values())),
         "trained": round(fmean(e["trained"] for e in own.values())),
         "seconds": fmean(e["seconds"] for e in own.values()),
     }
@@ -296,7 +299,12 @@ def _over_seeds(entries: Sequence[Entry]) -> Entry | None:
     if not entries:
         return None
     shares = [entry["accuracy"] for entry in entries]
-    return {"mean": fmean(shares), "spread": max(shares) - min(shares), "seeds": len(shares)}
+    return {
+        "mean": fmean(shares),
+        "spread": max(shares) - min(shares),
+        "balanced": fmean(entry["balanced_accuracy"] for entry in entries),
+        "seeds": len(shares),
+    }
 
 
 def _average(values: Iterable[float | None]) -> float | None:

@@ -19,14 +19,16 @@ from statistics import fmean
 from typing import Any
 
 import click
+from PIL import Image
 
-from benchmarks import accuracy, glyphs, results
+from benchmarks import accuracy, glyphs, plot, results
 from benchmarks.accuracy import Entry
 from toolchain import recipe as recipes
 from toolchain.core.errors import DataError
 from toolchain.core.files import write_atomic
 from toolchain.training.adapt import backbones
 from toolchain.training.data.forms import first_look
+from toolchain.training.data.samples import digits
 
 BACKBONE = "efficientnet_lite0"
 SIDE = 96
@@ -75,11 +77,23 @@ def _glyphs(sources: Sources, out: Path) -> Path:
     return out
 
 
+def _digits(_: Sources, out: Path) -> Path:
+    """Write the sample's digits, whose parts have no writer in common, into class folders."""
+    for part, count in digits.COUNTS.items():
+        pictures, labels = digits.read(part, count)
+        for number, (pixels, label) in enumerate(zip(pictures, labels, strict=True)):
+            folder = out / part / digits.CLASSES[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{number:04}.png")
+    return out
+
+
 SETS: Mapping[str, Callable[[Sources, Path], Path]] = {
     "cells4": partial(_cells, name_of=_by_kind),
     "cells2": partial(_cells, name_of=_binary),
     "fashion": _fashion,
     "glyphs": _glyphs,
+    "digits": _digits,
 }
 """What makes each set: it returns where its pictures lie.
 
@@ -151,6 +165,18 @@ def _least(own: Sequence[Entry]) -> float | None:
     return min(map(fmean, by_set.values()), default=None)
 
 
+def gate_rates(document: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return how often each gate of ``da3`` is open on test: means over seeds, by set and gate."""
+    by_set: dict[str, list[dict[str, float]]] = {}
+    for run in document["runs"]:
+        if run["method"] == "da3" and "accuracy" in run:
+            by_set.setdefault(run["domain"], []).append(run["gate_rates"])
+    return {
+        name: {gate: fmean(rates[gate] for rates in seeds) for gate in seeds[0]}
+        for name, seeds in by_set.items()
+    }
+
+
 def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
@@ -167,6 +193,7 @@ def _mean(values: Sequence[float]) -> float | None:
 @click.option("--work", type=Path, default=Path("build/natural"), show_default=True)
 @click.option("--out", type=Path, default=Path("build/bench/natural.json"), show_default=True)
 @click.option("--results", "tables", type=Path, default=Path("docs/results.md"))
+@click.option("--picture", type=Path, default=Path("docs/gates.svg"), show_default=True)
 def main(
     cells: Path | None,
     fashion: Path,
@@ -179,6 +206,7 @@ def main(
     work: Path,
     out: Path,
     tables: Path,
+    picture: Path,
 ) -> None:
     """Train every method on real pictures, and write what they reach."""
     domains = list(accuracy.names(sets, tuple(SETS), "set"))
@@ -195,6 +223,8 @@ def main(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, json.dumps(measured, indent=1).encode() + b"\n", overwrite=True)
     results.put(tables, results.natural(measured))
+    if rates := gate_rates(measured):
+        plot.gates(rates, picture)
     for name, error in measured["failed"].items():
         accuracy.tell(f"failed: {name}: {error}")
 

@@ -1,11 +1,13 @@
-"""The figures as one picture: ratios with their floors and goals, and the sample domains.
+"""Figures as pictures: ratios with their floors and goals, sample domains, and rates of gates.
 
-Rules of this file: the JSON document in, one image file out. It computes nothing.
+Rules of this file: a JSON document in, one image file out. It computes nothing but means.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib
 
@@ -41,6 +43,33 @@ def draw(document: Document, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def gates(rates: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Draw a map into ``path``, SVG or PNG: how often each gate is open, by domain.
+
+    ``rates``: by domain and gate, in 0..1, the gates in the net's order; every domain has the same.
+    """
+    names = list(next(iter(rates.values())))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gates"}):
+        figure, axes = plt.subplots(figsize=(2.2 + 0.75 * len(names), 1.3 + 0.4 * len(rates)))
+        shares = [[by_gate[name] for name in names] for by_gate in rates.values()]
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for row, by_gate in enumerate(shares):
+            for column, share in enumerate(by_gate):
+                ink = "white" if share > 0.6 else "black"
+                axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=ink)
+        labels = [f"{domain}, mean {100 * fmean(by.values()):.0f}" for domain, by in rates.items()]
+        axes.set_yticks(range(len(rates)), labels)
+        axes.set_xticks(range(len(names)), names, rotation=30)
+        axes.set_title("Test pictures for which a gate is open, in per cent", fontsize=10)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        figure.tight_layout()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"Date": None} if path.suffix == ".svg" else {}
+        figure.savefig(path, dpi=130, metadata=metadata)
+        plt.close(figure)
 
 
 def _bars(axes: Axes, group: Document, forms: tuple[str, ...], title: str) -> None:

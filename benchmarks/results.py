@@ -226,8 +226,8 @@ def accuracy(document: Document) -> list[str]:
 def natural(document: Document) -> list[str]:
     """Return the section of real pictures from the document of ``benchmarks.natural``."""
     what = (
-        f"`python -m benchmarks.natural`, {document['backbone']} with its ImageNet weights, "
-        f"{document['side']} px, the recipes that `da3 recipes new` writes but"
+        f"`make natural`, {document['backbone']} with its ImageNet weights, {document['side']} px, "
+        "the recipes that `da3 recipes new` writes but"
     )
     sentences = (
         f"* {text}: {_signed(document['summary'][key])}"
@@ -289,7 +289,10 @@ def _setup(document: Document, what: str) -> str:
 
 
 def _accuracies(document: Document) -> list[str]:
-    columns = ("average", "against `finetune`", "share", "deciding", "trained", "kept MiB", "s")
+    columns = (
+        *("average", "balanced", "against `finetune`", "share", "deciding"),
+        *("trained", "kept MiB", "peak MiB", "s"),
+    )
     return [
         *_table(
             ("method", *document["domains"], *columns),
@@ -297,11 +300,13 @@ def _accuracies(document: Document) -> list[str]:
         ),
         "",
         f"Test accuracy in per cent, mean over up to {document['seeds']} seeds, in brackets the "
-        "highest less the lowest. `against finetune` in points, over the pairs of domain and seed "
-        "that both have; `share` of the backbone's multiply-adds that open gates execute; "
+        "highest less the lowest; `balanced` is the mean over classes. `against finetune` in "
+        "points, over the pairs of domain and seed that both have; `share` of the backbone's "
+        "multiply-adds that open gates execute; "
         "`deciding`: the part of the gates that are open for 5 to 95 % of the test pictures; "
-        "`trained` parameters, head included; `kept MiB` for the backward pass of a step, by rule, "
-        "every gate open; `s` per run, testing and searches included.",
+        "`trained` parameters, head included; `kept MiB` for the backward pass of a step and `peak "
+        "MiB` beside the weights, by rule, every gate open; `s` per run, testing and searches "
+        "included.",
         "",
         *(f"Failed: {name}: {error}" for name, error in document["failed"].items()),
     ]
@@ -312,16 +317,17 @@ def _reached(row: Document) -> tuple[str, ...]:
         f"{100 * got['mean']:.1f} ({100 * got['spread']:.1f})" if got else ""
         for got in row["domains"].values()
     )
-    average, against, share = (row[k] for k in ("average", "against_finetune", "executed_share"))
+    against, share = row["against_finetune"], row["executed_share"]
+    means = (row["average"], row["balanced"])
     return (
         f"`{row['method']}`",
         *cells,
-        "" if average is None else f"{100 * average:.1f}",
+        *("" if mean is None else f"{100 * mean:.1f}" for mean in means),
         "" if against is None else f"{against:+.1f}",
         "" if share is None else f"{share:.2f}",
         "" if row["decide"] is None else f"{row['decide']:.2f}",
         str(row["trained"]),
-        f"{row['kept_bytes'] / 2**20:.1f}",
+        *(f"{row[key] / 2**20:.1f}" for key in ("kept_bytes", "needed_bytes")),
         f"{row['seconds']:.0f}",
     )
 

@@ -22,7 +22,8 @@ DOMAINS = ("cars", "cells")
 
 def entry(value: float, *, gated: bool = False, code: str = "") -> Entry:
     figures = {"accuracy": value, "executed_share": 0.5, "gated": gated, "trained": 10}
-    figures |= {"decide": 0.75, "kept_bytes": 1 << 20}
+    figures |= {"balanced_accuracy": value / 2, "decide": 0.75}
+    figures |= {"kept_bytes": 1 << 20, "needed_bytes": 3 << 20}
     return {**figures, "seconds": 2.0, "code": code, "processor": "P", "cores": 2}
 
 
@@ -77,9 +78,12 @@ def test_rows_are_means_over_seeds_and_pairs() -> None:
     assert da3["domains"]["cars"] == {
         "mean": pytest.approx(0.93),
         "spread": pytest.approx(0.06),
+        "balanced": pytest.approx(0.93 / 2),
         "seeds": 2,
     }
     assert da3["average"] == pytest.approx((0.93 + 0.80) / 2)
+    assert da3["balanced"] == pytest.approx(da3["average"] / 2)
+    assert da3["needed_bytes"] == 3 << 20
     assert da3["against_finetune"] == pytest.approx((-1 - 3) / 2)
     assert (da3["executed_share"], finetune["executed_share"]) == (0.5, None)
     assert (document["finished"], document["planned"], document["older_code"]) == (5, 12, 5)

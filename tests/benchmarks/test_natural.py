@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
@@ -39,6 +40,7 @@ def test_one_command_makes_sets_trains_and_writes_figures(
     words = ["--cells", str(cells), "--sets", "cells4", "--methods", "da3,head", "--seeds", "1"]
     words += ["--jobs", "1", "--work", str(tmp_path / "work"), "--out", str(out)]
     words += ["--results", str(tmp_path / "results.md")]
+    words += ["--picture", str(tmp_path / "gates.svg")]
     done = CliRunner().invoke(natural.main, words)
     assert done.exit_code == 0, done.output
     document = json.loads(out.read_text())
@@ -46,6 +48,10 @@ def test_one_command_makes_sets_trains_and_writes_figures(
     assert 0 < document["summary"]["executed_share"] <= 1
     assert document["summary"]["da3_minus_static"] is None
     assert results.NATURAL in (tmp_path / "results.md").read_text()
+    shown = ElementTree.fromstring((tmp_path / "gates.svg").read_text())
+    words = ["".join(text.itertext()) for text in shown.iter("{http://www.w3.org/2000/svg}text")]
+    (run,) = (run for run in document["runs"] if run["method"] == "da3")
+    assert set(run["gate_rates"]) <= {*words}
     recipe = load(tmp_path / "work" / "recipes" / "cells4.yaml")
     folders = Path(recipe.data.root or "").iterdir()
     parts = {folder.name: len(list(folder.glob("*/*"))) for folder in folders}
