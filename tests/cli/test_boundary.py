@@ -238,7 +238,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def command():
     with tempfile.TemporaryDirectory(), tempfile.NamedTemporaryFile():
         print("waits", flush=True)
-        time.sleep(600)
+        for _ in range(600):  # a signal just before one sleep would wait for its end
+            time.sleep(0.1)
 
 command()
 """
