@@ -137,7 +137,7 @@ def fleet(toy_backbone: None, tmp_path_factory: pytest.TempPathFactory) -> Fleet
 
 
 @pytest.fixture(scope="session")
-def run() -> Run:
+def run(toy_backbone: None) -> Run:
     """A toy domain through the whole command line; nobody changes what it wrote."""
     from tests.support.toy_export import through_the_command_line
 

@@ -187,7 +187,7 @@ def project(toy_backbone: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.parametrize(
     "closed",
     [
-        "2>&-",
+        pytest.param("2>&-", marks=pytest.mark.full),
         pytest.param(">&-", marks=pytest.mark.full),
         pytest.param(">&- 2>&-", marks=pytest.mark.full),
         "<&- >&- 2>&-",
@@ -199,6 +199,12 @@ def test_a_closed_stream_is_quiet(project: Path, tmp_path: Path, closed: str) ->
     assert "NoneType" not in done.stdout + done.stderr
     assert bool(done.stdout) == (closed == "2>&-")
     assert (tmp_path / "toy").is_dir()
+
+
+def test_a_closed_stderr_leaves_the_result(project: Path) -> None:
+    done = shell("recipes check recipes/toy.yaml 2>&-", project)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "toy" in done.stdout
 
 
 def test_an_export_with_stderr_closed_tells_its_error_by_the_code(tmp_path: Path) -> None:

@@ -103,23 +103,24 @@ def write_recipe(folder: Path, name: str = "toy", **train: Any) -> None:
 
     ``train``: fields of its training. A process finds the backbone by :func:`search_path`.
     """
+    from toolchain.recipe import dump
+
+    own = recipe(folder)
+    train_spec = dataclasses.replace(own.train, **train)
+    changed = dataclasses.replace(own, domain=name, train=train_spec, **write_weights(folder))
+    (folder / f"{name}.yaml").write_text(dump(changed))
+
+
+def write_weights(folder: Path) -> dict[str, str]:
+    """Write the toy's weights into ``folder``; return the fields of a recipe that name them."""
     from safetensors.torch import save_file
 
     from tests.support import toys
     from toolchain.core.digest import sha256
-    from toolchain.recipe import dump
 
-    own = recipe(folder)
-    assert own.weights is not None
-    weights = folder / own.weights
-    save_file(toys.backbone("plain").state_dict(), weights)
-    changed = dataclasses.replace(
-        own,
-        domain=name,
-        weights_sha256=sha256(weights.read_bytes()),
-        train=dataclasses.replace(own.train, **train),
-    )
-    (folder / f"{name}.yaml").write_text(dump(changed))
+    path = folder / "toy.safetensors"
+    save_file(toys.backbone("plain").state_dict(), path)
+    return {"weights": path.name, "weights_sha256": sha256(path.read_bytes())}
 
 
 def search_path() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """One toy domain through the whole command line, once per test run: train, export, check.
 
-The commands run in this process, in the folder ``home`` and with its relative default paths, as a
-user would type them.
+Its pictures lie in class folders, and its backbone is the registered toy. The commands run in this
+process, in the folder ``home`` and with its relative default paths, as a user would type them.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from click.testing import CliRunner, Result
+from PIL import Image
 
-from tests.support import shared
+from tests.support import shared, stripes
+from tests.support.exported import write_weights
 from toolchain.cli import root
-from toolchain.recipe import dump, load
+from toolchain.recipe import DataSpec, dump, load
 from toolchain.recipe.library import packaged
 
 COMMANDS = {
     "too early": "export --domain toy",
-    "too little memory": "train --domain toy --threads 1 --budget 4MB",
+    "too little memory": "train --domain toy --threads 1 --budget 200kB",
     "train": "train --domain toy --threads 1 --json",
     "export": "export --domain toy --json",
     "export twice": "export --domain toy",
@@ -60,19 +63,40 @@ class Run:
         return path
 
 
-def write_recipe(folder: Path, name: str = "toy", epochs: int = 10) -> Path:
-    """Write the recipe of the sample ``cars`` at toy size."""
+def write_recipe(folder: Path, name: str = "toy") -> Path:
+    """Write the recipe of the sample ``cars`` with few pictures."""
     cars = load(packaged() / "cars.yaml")
     toy = replace(
         cars,
         domain=name,
         title="Toy cars",
         data=replace(cars.data, train=60, test=40),
-        train=replace(cars.train, epochs=epochs, batch=16),
+        train=replace(cars.train, epochs=10, batch=16),
     )
     path = folder / f"{name}.yaml"
     path.write_text(dump(toy), encoding="utf-8")
     return path
+
+
+def write_own(home: Path) -> None:
+    """Write ``stripes`` as class folders, and two recipes for them on the registered toy."""
+    parts = stripes.data()
+    for part, split in (("train", parts.train), ("test", parts.test)):
+        pictures, labels = split.batch(np.arange(len(split)))
+        for number, (pixels, label) in enumerate(zip(pictures, labels, strict=True)):
+            folder = home / "pictures" / part / parts.classes[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{number:03}.png")
+    (home / "recipes").mkdir()
+    for name in ("toy", "second"):
+        own = replace(
+            stripes.recipe(epochs=20, lr=0.03, augment=()),
+            domain=name,
+            title="Toy stripes",
+            data=DataSpec("folder", "pictures", None, None, 0),
+            **write_weights(home / "recipes"),
+        )
+        (home / "recipes" / f"{name}.yaml").write_text(dump(own), encoding="utf-8")
 
 
 def invoke(*words: str) -> Result:
@@ -85,9 +109,8 @@ def through_the_command_line() -> Run:
     home = shared.FOLDER / "toy-export" / "home"
 
     def through() -> bytes:
-        (home / "recipes").mkdir(parents=True)
-        write_recipe(home / "recipes")
-        write_recipe(home / "recipes", "second")
+        home.mkdir(parents=True)
+        write_own(home)
         with chdir(home):
             results = {name: invoke(*words.split()) for name, words in COMMANDS.items()}
         # What a traceback refers to cannot be pickled.

@@ -82,9 +82,11 @@ def short(name: str) -> torch.nn.Module:
             settings = [(1, 16, 1, 1), (6, 24, 3, 2), (6, 32, 2, 2)]
             return mobilenet_v2.build(10, settings).eval()
         net: Any = {"resnet20": resnet20, "resnet50": resnet50}[name]
+        # The first block of resnet50's first stage widens its map, so no gate skips it.
+        depths = (2, 2) if name == "resnet20" else (3, 2)
         stages = [
             replace(stage, depth=depth, width=max(16, stage.width // 8))
-            for stage, depth in zip(net.STAGES, (3, 2), strict=False)
+            for stage, depth in zip(net.STAGES, depths, strict=False)
         ]
         built: torch.nn.Module = net.build(10, stages)
         return built.eval()
