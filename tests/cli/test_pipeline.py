@@ -47,7 +47,9 @@ def test_train_as_json_holds_the_figures(run: Run) -> None:
     assert 0 <= document["accuracy"] <= 1
     assert set(document["gate_rates"]) == {"block00", "block02"}
     assert "epoch 1/20" in result.stderr
-    trial, epoch = (result.stderr.index(w) for w in ("export it untrained, for trial", "epoch 1/20"))
+    trial, epoch = (
+        result.stderr.index(w) for w in ("export it untrained, for trial", "epoch 1/20")
+    )
     assert trial < epoch
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from PIL import Image
 
 from toolchain import recipe
 from toolchain.core.errors import DataError, ExistsError, RecipeError, StorageError, UsageError
-from toolchain.recipe import build_command, listing
+from toolchain.recipe import build_command, listing, scaffold
 from toolchain.training import data
+from toolchain.training.data.forms import first_look
 
 CLASSES = ('Ösel\'s "red" rose', "2nd class", "null", "yes", "- dash: x", "花", "#hash", "a b  c")
 
@@ -88,6 +90,23 @@ def test_what_nobody_says_is_a_usual_value_and_told(split_root: Path, tmp_path: 
     )
     assert recipe.load(path).preprocess.mean == (0.485, 0.456, 0.406)
     assert "its training took for mean, std, interpolation:" in path.read_text("utf-8")
+
+
+@pytest.mark.parametrize(("train", "epochs"), [(None, 20), (8, 60), (1000, 20)])
+def test_few_pictures_are_shown_often_enough(
+    train: int | None,
+    epochs: int,
+    split_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 24 pictures, or of as many as the recipe takes."""
+    monkeypatch.setattr(scaffold, "BATCH", 2)
+    monkeypatch.setattr(scaffold, "STEPS", 240)
+    spec, contents = first_look(split_root)
+    spec = replace(spec, train=train)
+    path = recipe.new("own", contents, spec=spec, backbone="resnet20", folder=tmp_path)
+    assert recipe.load(path).train.epochs == epochs
 
 
 def test_the_command_is_one_that_works_from_here() -> None:

@@ -92,7 +92,8 @@ def new(
     guessed = [key for key in stated if key not in known]
     header = _header(build_command(path), spec, data, guessed)
     preprocess = replace(_preprocess(input_px), **known)
-    pictures = sum(int(count["train"]) for count in data.counts())
+    there = sum(int(count["train"]) for count in data.counts())
+    pictures = there if spec.train is None else min(there, spec.train)
     text = dump(_recipe(name, spec, pictures, backbone, preprocess), header)
     loads(text, where=f"{name}{SUFFIX}", stem=name)
     _make(folder)
