@@ -111,7 +111,7 @@ def write_recipe(folder: Path, name: str = "toy", **train: Any) -> None:
     (folder / f"{name}.yaml").write_text(dump(changed))
 
 
-def write_weights(folder: Path) -> dict[str, str]:
+def write_weights(folder: Path) -> dict[str, Any]:
     """Write the toy's weights into ``folder``; return the fields of a recipe that name them."""
     from safetensors.torch import save_file
 

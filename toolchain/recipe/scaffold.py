@@ -30,7 +30,7 @@ from toolchain.recipe.spec import (
 )
 
 BATCH = 32
-STEPS = 800
+STEPS = 1200
 _LISTED_CLASSES = 40
 _SMALL = 64
 """Pixels: a backbone of this side or less sees whole pictures, and its maps are small."""
