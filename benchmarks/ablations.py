@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +20,7 @@ from typing import Any
 from unittest.mock import patch
 
 import click
+from torch.nn import functional as F
 
 from benchmarks import accuracy, results
 from benchmarks.accuracy import Entry
@@ -29,7 +31,7 @@ from toolchain.core.digest import sha256
 from toolchain.core.files import write_atomic
 from toolchain.recipe import Recipe, find, load
 from toolchain.training import data
-from toolchain.training.adapt import adaptors, methods
+from toolchain.training.adapt import adaptors, loss, methods
 from toolchain.training.loop import run
 
 PICTURES = 2500
@@ -58,12 +60,20 @@ def _bounded() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _smoothed() -> Iterator[None]:
+    smoothed = partial(F.cross_entropy, label_smoothing=0.1)
+    with patch.object(loss, "class_loss", lambda logits, labels, _: smoothed(logits, labels)):
+        yield
+
+
 PATCHES: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
     "": nullcontext,
     "head": _fitted_head,
     "gates": unlearnt,
     "schedule": unscheduled,
     "bound": _bounded,
+    "labels": _smoothed,
 }
 PARTS: Mapping[str, Part] = {
     "as it is": Part(),
@@ -78,7 +88,8 @@ PARTS: Mapping[str, Part] = {
     "a kernel of 3": Part(adaptor={"kernel": 3}),
     "rank 16": Part(adaptor={"rank": 16}),
     "a rate of 0.003": Part(train={"lr": 0.003}),
-    "twice the epochs": Part(train={"epochs": 16}),
+    "labels smoothed by 0.1": Part(patched="labels"),
+    "10 epochs": Part(train={"epochs": 10}),
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from benchmarks import ablations, results
 from tests.support import stripes
 from toolchain.recipe import dump
+from toolchain.training.adapt import loss
 from toolchain.training.adapt.adaptors import Gate
 from toolchain.training.loop import run, schedule
 
@@ -41,6 +42,14 @@ def test_a_patch_changes_one_part_and_only_inside(
     with ablations.PATCHES[name]():
         assert state() == expected
     assert state() == (False, True, True)
+
+
+def test_smoothed_labels_cost_a_sure_answer_more() -> None:
+    logits, labels = torch.tensor([[9.0, 0.0]]), torch.tensor([0])
+    sharp = loss.training_loss(logits, labels, torch.ones(1), budget=1, weight=1)
+    with ablations.PATCHES["labels"]():
+        assert loss.training_loss(logits, labels, torch.ones(1), budget=1, weight=1) > 0.4 > sharp
+    assert loss.training_loss(logits, labels, torch.ones(1), budget=1, weight=1) == sharp
 
 
 def test_every_row_is_another_training(tmp_path: Path) -> None:
