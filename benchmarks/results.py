@@ -230,9 +230,9 @@ def natural(document: Document) -> list[str]:
         "the recipes that `da3 recipes new` writes but"
     )
     sentences = (
-        f"* {text}: {_signed(document['summary'][key])}"
+        f"* {text}: {_signed(value) if key.startswith('da3_minus') else f'{value:.2f}'}"
         for key, text in _JUDGED.items()
-        if document["summary"][key] is not None
+        if (value := document["summary"][key]) is not None
     )
     about = [
         "`static` and `random` are no methods: they train as `da3`, with blocks closed for every",
