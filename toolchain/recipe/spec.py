@@ -69,6 +69,7 @@ _HEAD = text(
     lambda value: len(value) <= 500 and value.isprintable(),
 )
 _DIGEST = replace(DIGEST, fix="write sha256: in front of what sha256sum FILE prints")
+MAX_BUDGET_WEIGHT = 1000
 
 
 DATA_OPTIONS: Mapping[str, tuple[str, ...]] = {
@@ -322,7 +323,7 @@ class TrainSpec(Section):
     weight_decay: float = key(number(0, 1))
     seed: int = key(whole(0, 2**31 - 1))
     budget: float = key(number(0, 1, above=True))
-    budget_weight: float = key(number(0, 1000))
+    budget_weight: float = key(number(0, MAX_BUDGET_WEIGHT))
     augment: tuple[str, ...] = key(ListOf(choice(*AUGMENTS), 0, len(AUGMENTS)))
     keep: str = key(choice("fp32", "half", "int8"), default="int8")
     validation: float | None = key(Nullable(number(0, 0.5)), default=None)

@@ -206,7 +206,7 @@ def test_what_is_white_in_floats_is_stated(tmp_path: Path, scale: float, white: 
 
 def test_normalised_pictures_and_unknown_names_are_refused(tmp_path: Path) -> None:
     own(tmp_path, x_train=stack(8)[0] / 128 - 1)
-    with pytest.raises(DataError, match=r"got values from -1 to"):
+    with pytest.raises(DataError, match=r"got parts with values from -1 to"):
         recognised(tmp_path)
     np.savez(tmp_path / "own.npz", a=stack(4)[0], b=stack(4)[1])
     with pytest.raises(DataError, match=r"expected arrays such as x_train.* got 'a', 'b'"):
@@ -215,6 +215,35 @@ def test_normalised_pictures_and_unknown_names_are_refused(tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"expected one archive, got other.npz, own.npz"):
         recognised(tmp_path)
     assert recognised(tmp_path / "other.npz").columns == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "white"),
+    [(1 / 255, 1 / 255, 1.0), (1.0, 1.0, 255.0), (1 / 255, 1.0, None), (16 / 255, 16 / 255, None)],
+)
+def test_parts_that_differ_in_white_or_have_another_one_are_refused(
+    tmp_path: Path, train: float, test: float, white: float | None
+) -> None:
+    """A guess for both would turn the pictures of one black."""
+    levels = np.linspace(0, 255, 8 * 36).reshape(8, 6, 6)
+    labels = np.arange(8) % 2
+    np.savez(
+        tmp_path / "own.npz",
+        x_train=levels * train,
+        y_train=labels,
+        x_test=levels * test,
+        y_test=labels,
+    )
+    if white is not None:
+        assert recognised(tmp_path).white == white
+        return
+    with pytest.raises(DataError, match=r"from 0 to 1, or from 0 to 255, got parts"):
+        recognised(tmp_path)
+
+
+def test_an_array_of_objects_beside_the_pictures_does_no_harm(tmp_path: Path) -> None:
+    own(tmp_path, names=np.array(["a", None], dtype=object))
+    assert "x_train" in (recognised(tmp_path).columns or ())
 
 
 def test_another_file_and_nothing(tmp_path: Path) -> None:

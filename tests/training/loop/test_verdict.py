@@ -76,12 +76,26 @@ def test_no_domain_that_is_as_good_as_its_head_is_blamed(
         assert fault is None
 
 
-def concluded(rates: dict[str, float], share: float, *, best: int = 1) -> str:
+def concluded(
+    rates: dict[str, float],
+    share: float,
+    *,
+    best: int = 1,
+    steps: int = 400,
+    weight: float = 5,
+    cells: tuple[tuple[int, int, int], ...] = ((0, 0, 900), (0, 1, 100)),
+) -> str:
     """What is said of a training of two epochs under a budget of 0.6."""
-    cells = ((0, 0, 900), (0, 1, 100))
     evaluation = Evaluation(Confusion(3, cells), 0.5, share, rates)
     epochs = (EpochFigures(accuracy=0.9, loss=0.5, executed_share=share, lr=0.01),) * 2
-    return conclusion(stripes.RECIPE, evaluation, 0.85, History(epochs, best, validation=60))
+    return conclusion(
+        stripes.recipe(budget_weight=weight),
+        evaluation,
+        0.85,
+        History(epochs, best, validation=60),
+        steps=steps,
+        classes=stripes.CLASSES,
+    )
 
 
 def test_the_conclusion_says_what_was_gained_and_which_gates_decide() -> None:
@@ -96,6 +110,25 @@ def test_the_conclusion_names_one_thing_to_try_where_the_training_shows_it() -> 
     assert "--set train.budget_weight=15" in concluded({"block00": 0.9}, 0.9, best=2)
     assert "--set train.epochs=6" in concluded({"block00": 0.5}, 0.6, best=2)
     assert "gates" not in concluded({}, 1.0)
+
+
+def test_few_steps_or_a_full_weight_are_not_answered_by_more_weight() -> None:
+    assert "--set train.epochs=40" in concluded({"block00": 0.9}, 0.9, steps=60)
+    assert "--set" not in concluded({"block00": 0.9}, 0.9, weight=400)
+
+
+def test_classes_of_which_nothing_is_recognised_are_named() -> None:
+    text = concluded({}, 1.0, cells=((0, 0, 190), (1, 0, 10)))
+    assert "No test picture was recognised of: down." in text
+    assert "No test picture" not in concluded({}, 1.0)
+
+
+def test_few_pictures_prove_nothing() -> None:
+    """One picture that is answered rightly by one and wrongly by the other is chance."""
+    for samples in (1, 2):
+        assert chance_of(evaluated(0.0, samples, 0.5, {}), 1.0) == 1
+    assert judged(0.0, 1.0, samples=2) is None
+    assert judged(0.0, 1.0, samples=20) is not None
 
 
 def test_few_steps_are_the_first_thing_to_change() -> None:

@@ -120,7 +120,7 @@ def gates(rates: Mapping[str, float | None]) -> list[str]:
         (name, "(no gate)" if rate is None else bar(rate), percent(rate))
         for name, rate in rates.items()
     ]
-    return table(("gate", "open", ""), rows, right="2")
+    return table(("gate", "open in training", ""), rows, right="2")
 
 
 def example(*commands: str) -> str:

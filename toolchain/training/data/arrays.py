@@ -125,15 +125,16 @@ def arranged(
     nothing to train on.
     """
     where = f"{root}: {', '.join(spec.files or ())}"
-    pictures = {part: _pictures(spec, f"{where}: {part}", own) for part, (own, _) in arrays.items()}
-    texts = {part: _texts(f"{where}: {part}", own) for part, (_, own) in arrays.items()}
-    for part in arrays:
-        if len(pictures[part]) != len(texts[part]):
+    for part, (own, labels) in arrays.items():
+        # First of all: as text, labels take many times their own bytes.
+        if own.shape[:1] != labels.shape[:1]:
             raise DataError(
-                f"{where}: {part}: expected a label for each picture, got {len(pictures[part])} "
-                f"pictures and {len(texts[part])} labels",
+                f"{where}: {part}: expected a label for each picture, got pictures "
+                f"{list(own.shape)} and labels {list(labels.shape)}",
                 fix="check that these labels belong to these pictures",
             )
+    pictures = {part: _pictures(spec, f"{where}: {part}", own) for part, (own, _) in arrays.items()}
+    texts = {part: _texts(f"{where}: {part}", own) for part, (_, own) in arrays.items()}
     present = {label for part in texts.values() for label in np.unique(part).tolist()}
     classes = classes_of(spec, present, where)
     if strange := sorted(present - classes.index_of.keys())[:5]:
@@ -264,7 +265,8 @@ def _texts(where: str, labels: Array) -> Array:
         raise DataError(
             f"{where}: expected labels [N] of whole numbers or text, got {labels.dtype} "
             f"{list(labels.shape)}",
-            fix="store one label for each picture: np.argmax(y, axis=1) undoes one-hot labels",
+            fix="store one label for each picture: np.argmax(y, axis=1) undoes one-hot labels, "
+            "y.astype(int) floats, y.astype(str) bytes",
         )
     if labels.dtype.kind == "b":
         labels = labels.astype(np.uint8)

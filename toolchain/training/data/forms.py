@@ -48,6 +48,8 @@ ARRAY_NAMES = (
 )
 """What arrays are called, in capitals or not, in the order of ``data.columns``."""
 LISTED_CLASSES = 100
+_DARK = 64
+"""No part of pictures up to 255 is as dark as that; levels from 0 to 16 are."""
 _FIRST_ROWS = 20
 _ROWS = 300
 _FOLDERS = 50
@@ -131,7 +133,7 @@ def _of_npz(root: Path, only: str | None) -> DataSpec | None:
     pictures = [headers[name] for name in columns[::2]]
     spec = replace(_spec("npz", root, archives), columns=columns)
     if any(header.dtype != np.uint8 for header in pictures):
-        spec = replace(spec, white=_white(root, spec))
+        spec = replace(spec, white=_white(root, spec, pictures))
     return spec
 
 
@@ -149,18 +151,26 @@ def _columns_of_npz(path: Path, present: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _white(root: Path, spec: DataSpec) -> float:
+def _white(root: Path, spec: DataSpec, headers: Sequence[npz.Header]) -> float:
     """Return which value is white: 1 for pictures from 0 to 1, 255 for those up to 255.
 
-    Raises DataError for other ranges: nothing says what is white in them.
+    Raises DataError for other ranges, and where parts differ: nothing says what is white in them.
     """
-    low, high = npz.values(spec, root)
-    if low >= 0 and 0 < high <= 255:
-        return 1.0 if high <= 1 else 255.0
+    ranges = npz.values(spec, root)
+    whites: set[float | None] = set()
+    for (low, high), header in zip(ranges, headers, strict=True):
+        if header.dtype == np.uint8 or (low >= 0 and _DARK < high <= 255):
+            whites.add(255.0)
+        else:
+            whites.add(1.0 if low >= 0 and 0 < high <= 1 else None)
+    if len(whites) == 1 and (white := whites.pop()) is not None:
+        return white
+    shown = ", ".join(f"{low:g} to {high:g}" for low, high in ranges)
     raise DataError(
         f"{root / (spec.files or ('',))[0]}: expected pictures in uint8, or from 0 to 1, or from 0 "
-        f"to 255, got values from {low:g} to {high:g}",
-        fix="store them before they are normalised; or write the recipe by hand, with data.white",
+        f"to 255, got parts with values from {shown}",
+        fix="store all parts alike, before they are normalised; or write the recipe by hand, with "
+        "data.white",
     )
 
 

@@ -83,8 +83,8 @@ def headers(path: Path) -> dict[str, Header]:
         return {name: archive.header(name) for name in archive.names}
 
 
-def values(spec: DataSpec, root: Path) -> tuple[float, float]:
-    """Return the smallest and the largest value of all pictures; both are NaN where one is.
+def values(spec: DataSpec, root: Path) -> list[tuple[float, float]]:
+    """Return for each part the smallest and the largest value of its pictures, NaN where one is.
 
     Raises DataError and StorageError.
     """
@@ -97,8 +97,7 @@ def values(spec: DataSpec, root: Path) -> tuple[float, float]:
             if array.dtype.kind not in "buif" or not array.size:
                 raise archive.fault(name, f"expected pictures, got {array.dtype} {array.shape}")
             ranges.append((float(array.min()), float(array.max())))
-    lows, highs = zip(*ranges, strict=True)
-    return float(np.min(lows)), float(np.max(highs))
+    return ranges
 
 
 class _Bounded:
@@ -144,7 +143,8 @@ class _Archive:
         entry = self._entry(name)
         with self._archive.open(entry) as file:
             header = self._read_header(name, file)
-        if header.offset + header.bytes != entry.file_size:
+        # Of Python's objects nobody knows the bytes; their array is never read.
+        if not header.dtype.hasobject and header.offset + header.bytes != entry.file_size:
             raise self.fault(
                 name,
                 f"expected {header.bytes} bytes, as its header says, got "
@@ -156,6 +156,12 @@ class _Archive:
         """Return an array, whose header was compared with the limits."""
         with self._archive.open(self._entry(name)) as file:
             header = self._read_header(name, file)
+            if header.dtype.hasobject or header.dtype.kind not in "buifU":
+                raise DataError(
+                    f"{self.path}: {name!r:.60}: expected numbers or text, got {header.dtype}; "
+                    "bytes and Python's objects are not read",
+                    fix="write it again with labels as text: y.astype(str)",
+                )
             data = bytearray()
             while len(data) < header.bytes and (
                 chunk := file.read(min(_CHUNK_BYTES, header.bytes - len(data)))
@@ -207,10 +213,6 @@ class _Archive:
         # The header is a Python literal. Parser and tokenizer raise many kinds on other texts.
         except Exception as err:
             raise self.fault(name, f"expected a header of an array, got: {err!s:.200}") from err
-        if dtype.hasobject or dtype.kind not in "buifU":
-            raise self.fault(
-                name, f"expected numbers or text, got {dtype}: Python's objects are never read"
-            )
         if any(type(side) is not int or side < 0 for side in shape) or len(shape) > 8:
             raise self.fault(name, f"expected a shape, got {shape!s:.60}")
         return Header(dtype, shape, fortran, 8 + width + size)

@@ -139,7 +139,14 @@ def train(
         steps=run.step - first,
         seconds=time.monotonic() - started,
         fault=verdict(recipe, evaluation, run.head_accuracy, run.step),
-        conclusion=conclusion(recipe, evaluation, run.head_accuracy, run.history()),
+        conclusion=conclusion(
+            recipe,
+            evaluation,
+            run.head_accuracy,
+            run.history(),
+            steps=run.step,
+            classes=data.classes,
+        ),
     )
 
 

@@ -8,10 +8,11 @@ written in any case, and its user decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from toolchain.core.errors import BelowHeadError, DivergedError, TrainingError
+from toolchain.core.errors import BelowHeadError, DivergedError, TrainingError, first_few
 from toolchain.recipe import Recipe
+from toolchain.recipe.spec import MAX_BUDGET_WEIGHT
 from toolchain.training.adapt.checkpoint import History
 from toolchain.training.loop.evaluation import Evaluation
 
@@ -84,11 +85,18 @@ def verdict(
 
 
 def conclusion(
-    recipe: Recipe, evaluation: Evaluation, head_accuracy: float, history: History
+    recipe: Recipe,
+    evaluation: Evaluation,
+    head_accuracy: float,
+    history: History,
+    *,
+    steps: int,
+    classes: Sequence[str],
 ) -> str:
     """Return for people what a training reached: against its head, at which share, by which gates.
 
-    It ends with what to try next, if the training itself shows something to try.
+    It ends with what to try next, if the training itself shows something to try. ``steps``: of the
+    whole training. ``classes``: their names.
     """
     gained = 100 * (evaluation.accuracy - head_accuracy)
     chance = 100 * chance_of(evaluation, head_accuracy)
@@ -97,9 +105,12 @@ def conclusion(
         f"{abs(gained):.1f} points {side} the head alone; by chance two such tests differ by up to "
         f"{chance:.1f}."
     ]
+    scores = evaluation.confusion.scores(classes)
+    if missed := [score.name for score in scores if score.recall == 0]:
+        sentences.append(f"No test picture was recognised of: {first_few(missed, 5)}.")
     if rates := evaluation.gate_rates:
         sentences += _of_gates(recipe, evaluation.executed_share, rates)
-    return " ".join([*sentences, *_next(recipe, evaluation, history)])
+    return " ".join([*sentences, *_next(recipe, evaluation, history, steps)])
 
 
 def _of_gates(recipe: Recipe, share: float, rates: Mapping[str, float]) -> list[str]:
@@ -114,17 +125,20 @@ def _of_gates(recipe: Recipe, share: float, rates: Mapping[str, float]) -> list[
     return [
         f"{share:.0%} of the backbone runs for an average picture, asked for were "
         f"{recipe.train.budget:.0%}.",
-        f"{len(decide)} of {len(rates)} gates decide by picture"
+        f"On the test pictures, {len(decide)} of {len(rates)} gates decide by picture"
         + (f" ({'; '.join(parts)})." if parts else "."),
     ]
 
 
-def _next(recipe: Recipe, evaluation: Evaluation, history: History) -> list[str]:
+def _next(recipe: Recipe, evaluation: Evaluation, history: History, steps: int) -> list[str]:
     """Return what the training itself shows to try, most telling first, at most one thing."""
     spec = recipe.train
     if evaluation.gate_rates and evaluation.executed_share > spec.budget + OVER:
-        weight = 3 * spec.budget_weight
-        return [f"To come nearer to the budget: --set train.budget_weight={weight:g}."]
+        if steps < FEW_STEPS:
+            epochs = math.ceil(spec.epochs * 2 * FEW_STEPS / steps)
+            return [f"In {steps} steps gates hardly learn: --set train.epochs={epochs}."]
+        if (weight := 3 * spec.budget_weight) <= MAX_BUDGET_WEIGHT:
+            return [f"To come nearer to the budget: --set train.budget_weight={weight:g}."]
     if history.validation and history.epoch == len(history.epochs) > 1:
         return [
             f"The last epoch was the best; more may help: --set train.epochs={2 * spec.epochs}."
@@ -133,6 +147,12 @@ def _next(recipe: Recipe, evaluation: Evaluation, history: History) -> list[str]
 
 
 def chance_of(evaluation: Evaluation, head_accuracy: float) -> float:
-    """Return by how much two accuracies on as many pictures differ by chance, as a share."""
-    variance = sum(share * (1 - share) for share in (evaluation.accuracy, head_accuracy))
-    return CHANCE * math.sqrt(variance / evaluation.samples)
+    """Return by how much two accuracies on as many pictures differ by chance, as a share up to 1.
+
+    Each share counts one more right answer and one more wrong one (Agresti and Caffo, The American
+    Statistician 2000). Without them, few pictures that are all answered alike would be certain.
+    """
+    count = evaluation.samples
+    more = [(share * count + 1) / (count + 2) for share in (evaluation.accuracy, head_accuracy)]
+    spread = math.sqrt(sum(share * (1 - share) for share in more) / (count + 2))
+    return min(1.0, CHANCE * spread * (count + 2) / count)
