@@ -131,6 +131,7 @@ def test_one_command_trains_exports_and_reuses_the_backbone(run: Run) -> None:
     assert document["backbone"]["reused"]
     assert document["structure_cached"]
     assert (run.home / "dist" / "second.da3b").is_file()
+    assert "points above the head alone" in " ".join(result.stderr.split())
 
 
 def test_another_method_lies_beside_the_recipes_own(run: Run) -> None:

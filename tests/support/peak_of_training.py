@@ -30,7 +30,7 @@ from toolchain.training.loop.progress import Quiet
 from toolchain.training.loop.training import train
 from toolchain.training.memory.fit import need
 
-SIDE, BATCH = 112, 16
+SIDE, BATCH = 160, 16
 
 
 def resident(what: str) -> int:

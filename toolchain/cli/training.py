@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from toolchain.cli.boundary import command_in_fix, name_command
+from toolchain.cli.show import layout
 from toolchain.cli.show.output import CACHE
 from toolchain.cli.show.progress import Bar
 from toolchain.core.allocator import bound_memory
@@ -191,8 +192,11 @@ def must_train(plan: Planned, *, may: bool) -> bool:
 
 def train_to_export(plan: Planned, *, cache: Path) -> None:
     """Train as :func:`train_shown`; raises TrainingError for a domain with a fault, too."""
-    fault = train_shown(plan, cache=cache).fault
-    if fault is not None:  # its checkpoint is there: whoever exports it knows what it is
+    report = train_shown(plan, cache=cache)
+    click.echo("\n".join(layout.paragraph(report.conclusion)), err=True)
+    if (
+        fault := report.fault
+    ) is not None:  # its checkpoint is there: whoever exports it knows what it is
         fault.fix += ", or export it as it is: run the same command again"
         raise fault
 

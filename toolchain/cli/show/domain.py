@@ -59,7 +59,7 @@ def metrics(measured: Mapping[str, Any], executed_share: float) -> dict[str, str
     alone, whole = measured.get("head_accuracy"), measured.get("accuracy")
     beside = "" if alone is None else f"  (head alone {layout.percent(alone)})"
     if alone is not None and whole is not None and whole < alone:
-        beside += ": less than the head alone, train longer or with a lower train.lr"
+        beside += ": less than the head alone"
     balanced = measured.get("balanced_accuracy")
     return {
         "accuracy": f"{layout.percent(whole)}{beside}",

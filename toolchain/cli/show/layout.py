@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from textwrap import wrap
 
 import click
 
 from toolchain.core.errors import first_few
 
+WIDTH = 78
+"""As wide as click wraps its help texts."""
 BAR_WIDTH = 20
 SHOWN_ROWS = 40
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -121,6 +124,11 @@ def gates(rates: Mapping[str, float | None]) -> list[str]:
         for name, rate in rates.items()
     ]
     return table(("gate", "open in training", ""), rows, right="2")
+
+
+def paragraph(text: str) -> list[str]:
+    """Return ``text`` in lines of at most ``WIDTH`` characters."""
+    return wrap(clean(text), WIDTH, initial_indent="  ", subsequent_indent="  ")
 
 
 def example(*commands: str) -> str:

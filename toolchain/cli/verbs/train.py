@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,9 +28,6 @@ from toolchain.core.words import to_json
 if TYPE_CHECKING:
     from toolchain.training import TrainReport
     from toolchain.training.loop.devices import Arithmetic
-
-
-_WIDTH = 78  # as wide as click wraps its help texts
 
 
 @click.command(
@@ -157,5 +153,5 @@ def _lines(report: TrainReport, *, resumed: bool) -> list[str]:
         *layout.gates(metrics.gate_rates),
         *domains.classes(info),
         "",
-        *wrap(report.conclusion, _WIDTH, initial_indent="  ", subsequent_indent="  "),
+        *layout.paragraph(report.conclusion),
     ]

@@ -349,8 +349,8 @@ def page() -> str:
         "# Methods",
         "",
         "`method:` in a recipe, `da3 train --method NAME`, `attach(..., method=NAME)`. One loop",
-        "trains them all. This page is generated from `training/adapt/methods.py`; what each",
-        "keeps in memory and reaches in accuracy stands in [results.md](results.md).",
+        "trains them all. This page is generated from `toolchain/training/adapt/methods.py`. What",
+        "each keeps in memory and reaches in accuracy stands in [results.md](results.md).",
     ]
     for name, method in REGISTRY.items():
         options = ", ".join(f"`{option}`" for option in METHOD_OPTIONS[name]) or "none"
