@@ -235,6 +235,11 @@ def natural(document: Document) -> list[str]:
         if (value := document["summary"][key]) is not None
     )
     about = [
+        "Sets, 2,000 pictures to train at most: `cells4` and `cells2` are photographs of solar "
+        "cells (elpv-dataset) by defect and kind, or by defect; `fashion` is Fashion-MNIST; "
+        "`glyphs` are letters of fonts, whose families are either trained or tested; "
+        "`digits` are handwritten, and no writer is in both parts.",
+        "",
         "`static` and `random` are no methods: they train as `da3`, with blocks closed for every",
         "picture down to the recipe's budget. `static` closes what validation misses least.",
     ]
