@@ -25,8 +25,10 @@ def test_any_name_is_a_class_where_it_holds_pictures(name: str, tmp_path: Path) 
     assert listing.left_out == ()
 
 
-@pytest.mark.parametrize("train", ["train", "Train", "TRAIN", "training", "Training"])
-@pytest.mark.parametrize("test", ["test", "Test", "testing", "Testing", "val", "Valid"])
+@pytest.mark.parametrize(
+    "train", ["train", "TRAIN", "Training", "train_set", "trainset", "seg_train"]
+)
+@pytest.mark.parametrize("test", ["Test", "testing", "val", "Valid", "dev", "Test Set", "seg_test"])
 def test_parts_are_known_by_several_names(train: str, test: str, tmp_path: Path) -> None:
     classes(tmp_path / train, "cat", "dog", count=3)
     classes(tmp_path / test, "cat", "dog", count=1)

@@ -9,13 +9,15 @@ reported at once. The same files give the same listing on every machine. Two lay
     ROOT/test/<class>/*.jpg                   (a fifth of each class, chosen by the hash of
     ROOT/val/<class>/*.jpg                     its name, is kept for the test)
 
-Parts are known by their names, in capitals or not: train or training, test or testing, and val,
-valid or validation. Without a test part the validation part is the test.
+Parts are known by their names (``part_of``), in capitals or not: train or training, test or
+testing, and val, valid, validation, dev or eval. Without a test part the validation part is the
+test.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +31,13 @@ from toolchain.recipe.walk import Folder, LeftOut, Walk
 MAX_CLASSES = 20_000
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing")
-VALIDATION_NAMES = ("val", "valid", "validation")
+VALIDATION_NAMES = ("val", "valid", "validation", "dev", "eval", "evaluation")
+PART_OF = {
+    **dict.fromkeys(TRAIN_NAMES, "train"),
+    **dict.fromkeys(TEST_NAMES, "test"),
+    **dict.fromkeys(VALIDATION_NAMES, "validation"),
+}
+"""What a part may be called, and which part that is: in folders, tables and idx files alike."""
 TEST_SHARE = 5
 
 LAYOUT = """expected layout:
@@ -104,6 +112,11 @@ class Listing:
 Classes = dict[str, list[Path]]
 
 
+def part_of(name: str) -> str | None:
+    """Return the part that ``name`` names, such as Train, test_set or seg_train, or None."""
+    return PART_OF.get(re.sub(r"^seg[ _-]|[ _-]?(set|data|images)$", "", name.casefold()))
+
+
 def raise_faults(where: str, faults: Sequence[Fault]) -> None:
     """Raise DataError with all ``faults`` of the folder ``where``, if there is one."""
     if faults:
@@ -150,9 +163,8 @@ def _parts(root: Path, tree: Folder) -> dict[str, Folder]:
     Raises DataError where the names can mean both.
     """
     named: dict[str, Folder] = {}
-    roles = {"train": TRAIN_NAMES, "test": TEST_NAMES, "validation": VALIDATION_NAMES}
-    for role, names in roles.items():
-        folders = [folder for name, folder in tree.folders.items() if name.casefold() in names]
+    for role in dict.fromkeys(PART_OF.values()):
+        folders = [folder for name, folder in tree.folders.items() if part_of(name) == role]
         if len(folders) > 1:
             both = " and ".join(f"{folder.path.name}/" for folder in folders)
             raise DataError(
@@ -241,8 +253,7 @@ def _split_by_hash(walk: Walk, tree: Folder) -> Listing:
         # A class of one picture trains; from two on, each class has at least one to test.
         count = -(-len(ranked) // TEST_SHARE) if len(ranked) > 1 else 0
         train[name], test[name] = sorted(ranked[count:]), sorted(ranked[:count])
-    part_names = {*TRAIN_NAMES, *TEST_NAMES, *VALIDATION_NAMES}
-    notes = [f"{name!r} is a class" for name in classes if name.casefold() in part_names]
+    notes = [f"{name!r} is a class" for name in classes if part_of(name)]
     test_pairs = _pairs(test, classes)
     return Listing(
         root=root,

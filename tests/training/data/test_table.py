@@ -87,6 +87,15 @@ def test_a_column_of_parts_decides(tmp_path: Path) -> None:
     assert "(as labels.csv say" in listing.lines()[0]
 
 
+def test_without_a_test_part_the_validation_part_is_the_test(tmp_path: Path) -> None:
+    cells(tmp_path, 6)
+    rows = [f"images/c{i:02d}.png,{'ab'[i % 2]},{('train', 'Dev')[i > 3]}" for i in range(6)]
+    write(tmp_path, "\n".join(["file,label,part", *rows]))
+    listing = listed(tmp_path, dataclasses.replace(FILE_LABEL, columns=("file", "label", "part")))
+    assert (len(listing.train), len(listing.validation)) == (4, 0)
+    assert names(listing, "test") == ["c04.png", "c05.png"]
+
+
 def test_each_table_can_be_a_part(tmp_path: Path) -> None:
     cells(tmp_path, 6)
     write(tmp_path, "file,label\nimages/c00.png,a\nimages/c01.png,b\n", "train.csv")

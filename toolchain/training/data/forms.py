@@ -21,13 +21,14 @@ from toolchain.core.files import exists, is_file, is_folder, names
 from toolchain.pictures.decode import SUFFIXES
 from toolchain.pictures.survey import Tell
 from toolchain.recipe.examined import Examined
+from toolchain.recipe.listing import PART_OF
 from toolchain.recipe.spec import DELIMITERS, PLACE, DataSpec
 from toolchain.recipe.walk import Walk
 from toolchain.training.data import idx, npz
 from toolchain.training.data.arrays import Arrays
 from toolchain.training.data.labelled import PARTS
 from toolchain.training.data.loaders import looked_at
-from toolchain.training.data.table import PART_OF, plain_path, rows, text_of
+from toolchain.training.data.table import plain_path, rows, text_of
 
 SEED = 1
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")

@@ -23,6 +23,7 @@ from toolchain.core.arrays import Array
 from toolchain.core.digest import sha256
 from toolchain.core.errors import DataError
 from toolchain.core.files import is_file, names, open_limited, read_limited
+from toolchain.recipe.listing import PART_OF
 from toolchain.recipe.spec import DataSpec
 from toolchain.training.data.arrays import MAX_BYTES, Arrays, arranged, require_room
 from toolchain.training.data.labelled import PARTS, inside, paired, require_digest
@@ -41,16 +42,7 @@ _MAX_DIMENSIONS = 4
 _CHUNK_BYTES = 1 << 20
 _FIX = "download the file again; a page or a cut file may lie in its place"
 # Names of parts in file names: t10k is MNIST's own.
-_PART_WORDS = {
-    "train": "train",
-    "training": "train",
-    "t10k": "test",
-    "test": "test",
-    "testing": "test",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-}
+_PART_WORDS = {**PART_OF, "t10k": "test"}
 
 
 @dataclass(frozen=True, slots=True)

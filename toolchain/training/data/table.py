@@ -19,7 +19,7 @@ from toolchain.core.digest import sha256
 from toolchain.core.errors import DataError, Fault, first_few
 from toolchain.core.files import is_folder, read_limited, stays_below
 from toolchain.pictures.decode import CONVERT, SUFFIXES, UNREAD_SUFFIXES
-from toolchain.recipe.listing import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES, Listing, Pairs
+from toolchain.recipe.listing import Listing, Pairs, part_of
 from toolchain.recipe.spec import DELIMITERS, PLACE, DataSpec
 from toolchain.recipe.walk import LeftOut, Walk
 from toolchain.training.data.labelled import (
@@ -37,12 +37,6 @@ MAX_BYTES = 128 * 1024 * 1024
 MAX_ROWS = 5_000_000
 MAX_ROW = 1 << 16  # characters
 MAX_COLUMNS = 10_000
-PART_OF = {
-    **dict.fromkeys(TRAIN_NAMES, "train"),
-    **dict.fromkeys(TEST_NAMES, "test"),
-    **dict.fromkeys(VALIDATION_NAMES, "validation"),
-}
-"""What a column of parts may say, in capitals or not, and which part that is."""
 
 _UNNAMED = "pictures that no row names"
 _TWICE = "rows that name a picture once more"
@@ -235,7 +229,7 @@ class _Reading:
         elif self._labels and label not in self._labels:
             problems.append(f"expected one of data.labels, got {label!r:.60}")
         if parts:
-            part = PART_OF.get(parts[0].casefold(), "")
+            part = part_of(parts[0]) or ""
             if not part:
                 problems.append(f"expected train, test or val, got {parts[0]!r:.60}")
         below = plain_path((self.spec.path or PLACE).replace(PLACE, path))
@@ -321,16 +315,17 @@ class _Reading:
         rising = sorted(
             (classes.index_of[picture.label], name) for name, picture in self._pictures.items()
         )
-        part_of = {name: picture.part for name, picture in self._pictures.items()}
+        taken = {name: picture.part for name, picture in self._pictures.items()}
         if not self.spec.has_test:
             names = [name for _, name in rising]
             labels = [self._pictures[name].label for name in names]
             test = rows_to_test(self.spec, labels, names)
-            part_of = {name: "test" if row in test else "train" for row, name in enumerate(names)}
+            taken = {name: "test" if row in test else "train" for row, name in enumerate(names)}
+        elif "test" not in taken.values():
+            # As in folders: without a test part the validation part is the test.
+            taken = {name: "train" if part == "train" else "test" for name, part in taken.items()}
         return {
-            part: tuple(
-                (self._files[name], label) for label, name in rising if part_of[name] == part
-            )
+            part: tuple((self._files[name], label) for label, name in rising if taken[name] == part)
             for part in PARTS
         }
 
