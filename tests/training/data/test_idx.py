@@ -17,6 +17,7 @@ from toolchain.core.digest import sha256
 from toolchain.core.errors import DataError, StorageError
 from toolchain.training import data
 from toolchain.training.data import idx
+from toolchain.training.data.forms import recognised
 
 FASHION = spec("idx", files=FILES)
 
@@ -95,9 +96,20 @@ def test_pairs_are_told_by_heads_and_names(tmp_path: Path) -> None:
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(b"a page about it")
     assert idx.recognised(tmp_path) == FILES
     (tmp_path / FILES[3]).unlink()
+    (tmp_path / FILES[2]).rename(tmp_path / "t10k")
     assert idx.recognised(tmp_path) == FILES[:2]
-    (tmp_path / FILES[1]).unlink()
-    assert idx.recognised(tmp_path) == ()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [None, b"", b"<html>not found</html>", b"\x1f\x8b\x08"])
+def test_half_a_part_is_refused_by_name(tmp_path: Path, name: str, content: bytes | None) -> None:
+    path = fashion(tmp_path) / name
+    path.unlink()
+    twin = FILES[FILES.index(name) ^ 1]
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=f"for {twin}, got no" if content is None else name):
+        recognised(tmp_path)
 
 
 def test_two_data_sets_in_one_folder_are_not_mixed(tmp_path: Path) -> None:

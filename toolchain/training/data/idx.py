@@ -13,6 +13,7 @@ import gzip
 import io
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -40,6 +41,8 @@ _TYPES = {
 }
 _MAX_DIMENSIONS = 4
 _CHUNK_BYTES = 1 << 20
+# Files of other names may well be something else, and nobody misses their twins.
+_NAMED = re.compile(r"(images?|labels?)[^a-z0-9]?(idx\d|ubyte)")
 _FIX = "download the file again; a page or a cut file may lie in its place"
 # Names of parts in file names: t10k is MNIST's own.
 _PART_WORDS = {**PART_OF, "t10k": "test"}
@@ -145,9 +148,11 @@ def recognised(root: Path) -> tuple[str, ...]:
     """Return the idx files in ``root`` in the order of ``data.files``; nothing where none are.
 
     Files are told by their first bytes, and paired by their names: those of pictures and labels
-    differ by these words only. Raises DataError where it cannot be said which file is what.
+    differ by these words only. Raises DataError where it cannot be said which file is what, and for
+    files named as those of MNIST that are damaged or alone: nobody tests with half a part.
     """
     shapes: dict[str, int] = {}
+    damaged: list[str] = []
     for name in names(root):
         if not name.startswith(".") and re.search(r"idx|ubyte", name) and is_file(root / name):
             dimensions = _dimensions(root / name)
@@ -155,6 +160,13 @@ def recognised(root: Path) -> tuple[str, ...]:
             # Of a file and its gzipped twin one is enough.
             if dimensions and plain not in shapes:
                 shapes[name] = dimensions
+            elif not dimensions and _NAMED.search(name.lower()):
+                damaged.append(name)
+    for name in damaged:
+        # Of a file and its gzipped twin one is enough here, too.
+        if name.removesuffix(".gz") not in {whole.removesuffix(".gz") for whole in shapes}:
+            read_array(root / name)
+    _require_pairs(root, shapes)
     labels = {_stem(name): name for name, dimensions in shapes.items() if dimensions == 1}
     pairs: dict[str, tuple[str, str]] = {}
     for name, dimensions in shapes.items():
@@ -181,6 +193,19 @@ def recognised(root: Path) -> tuple[str, ...]:
     return tuple(name for part in PARTS if part in pairs for name in pairs[part])
 
 
+def _require_pairs(root: Path, shapes: Mapping[str, int]) -> None:
+    """Raise DataError for pictures without labels, and labels without pictures."""
+    labels = {_stem(name): name for name, dimensions in shapes.items() if dimensions == 1}
+    pictures = {_stem(name): name for name, dimensions in shapes.items() if dimensions > 2}
+    for here, there, missing in ((pictures, labels, "labels"), (labels, pictures, "pictures")):
+        for stem, name in here.items():
+            if stem not in there and _NAMED.search(name.lower()):
+                raise DataError(
+                    f"{root}: expected {missing} for {name}, got no such idx file",
+                    fix=f"add the file of its {missing}, or move {name} out of the folder",
+                )
+
+
 def _dimensions(path: Path) -> int:
     """Return how many dimensions an idx file has, 0 for another file. It reads its head only."""
     with open_limited(path, limit_bytes=1 << 62, what="file") as (file, _):
@@ -194,4 +219,4 @@ def _dimensions(path: Path) -> int:
 
 
 def _stem(name: str) -> str:
-    return re.sub(r"images?|labels?|idx\d|\.gz$", "", name.lower())
+    return re.sub(r"images?|labels?|idx\d|\.gz$|[^a-z0-9]", "", name.lower())
