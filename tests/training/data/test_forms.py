@@ -55,7 +55,7 @@ def test_a_table_of_numbers_between_spaces_without_names(tmp_path: Path) -> None
     write(tmp_path, "\n".join(rows))
     with pytest.raises(DataError, match=r"2 \(3 values, such as 0.0, .*; 3 \(2 values") as caught:
         recognised(tmp_path)
-    assert caught.value.fix == "name it: --label 2"
+    assert caught.value.fix.startswith("name it: --label 2; ")
     spec, _ = first_look(tmp_path, "2")
     assert (spec.columns, spec.delimiter) == ((1, 2), "space")
     assert spec.labels == spec.classes == ("0.0", "0.5", "1.0")

@@ -8,36 +8,27 @@ names both. What it says is checked whole by the loader afterwards.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from toolchain.core.errors import DataError, StorageError, UsageError, first_few
+from toolchain.core.errors import DataError, UsageError, first_few
 from toolchain.core.files import exists, is_file, is_folder, names
-from toolchain.pictures.decode import SUFFIXES
 from toolchain.pictures.survey import Tell
 from toolchain.recipe.examined import Examined
-from toolchain.recipe.listing import PART_OF
-from toolchain.recipe.spec import DELIMITERS, PLACE, DataSpec
+from toolchain.recipe.spec import PLACE, DataSpec
 from toolchain.recipe.walk import Walk
 from toolchain.training.data import idx, npz
 from toolchain.training.data.arrays import Arrays
 from toolchain.training.data.labelled import PARTS
 from toolchain.training.data.loaders import looked_at
-from toolchain.training.data.table import plain_path, rows, text_of
+from toolchain.training.data.table import plain_path, text_of
+from toolchain.training.data.table_form import TableForm, look, role
 
 SEED = 1
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
-LABEL_NAMES = (
-    *("label", "labels", "class", "classes", "class_name", "classname", "label_name"),
-    *("category", "target", "species", "breed", "diagnosis", "y"),
-)
-"""What a column of labels is called, in capitals or not."""
-SPLIT_NAMES = ("split", "part", "set", "subset", "partition", "usage")
 ARRAY_NAMES = (
     ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val"),
     ("train_images", "train_labels", "test_images", "test_labels", "val_images", "val_labels"),
@@ -51,10 +42,6 @@ ARRAY_NAMES = (
 LISTED_CLASSES = 100
 _DARK = 64
 """No part of pictures up to 255 is as dark as that; levels from 0 to 16 are."""
-_FIRST_ROWS = 20
-_ROWS = 300
-_FOLDERS = 50
-_MOST = 0.9
 
 
 def first_look(
@@ -175,19 +162,12 @@ def _white(root: Path, spec: DataSpec, headers: Sequence[npz.Header]) -> float:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """What the first rows of a table say, as far as the recipe has keys for it."""
-
-    name: str
-    delimiter: str
-    path: str
-    columns: tuple[str | int, ...]
-    repeats_folders: bool
-
-
 def _of_table(root: Path, only: str | None, label: str | None) -> DataSpec | None:
-    """Return the recipe's words for the tables in a folder, or None where none names pictures."""
+    """Return the recipe's words for the tables in a folder, or None where none names pictures.
+
+    Raises DataError where they are unclear: labels that stand in a table are not looked for
+    elsewhere, and a table that is named like a part is used or refused.
+    """
     tables = [only] if only else names(root)
     tables = [
         name
@@ -200,41 +180,42 @@ def _of_table(root: Path, only: str | None, label: str | None) -> DataSpec | Non
         return None
     tree = Walk(root).read()
     pictures = [plain_path(path.relative_to(root).as_posix()) for path in tree.pictures]
-    looked: list[_Table] = []
-    unclear: DataError | None = None
-    for name in tables:
-        try:
-            table = _look(root, name, pictures, label, only=only is not None)
-        except DataError as err:
-            unclear = unclear or err
-            continue
-        if table is not None:
-            looked.append(table)
-    classes = [folder for folder in tree.folders.values() if folder.pictures]
+    found = {name: look(root, name, pictures, label, only=only is not None) for name in tables}
+    looked = [table for table in found.values() if isinstance(table, TableForm)]
+    unclear = {name: error for name, error in found.items() if isinstance(error, DataError)}
     if not looked:
-        # Whoever named the table, or has no folders of classes, shall know what is unclear.
-        if unclear is not None and (only or label or len(classes) < 2):
-            raise unclear
+        if unclear:
+            raise next(iter(unclear.values()))
         if only is not None:
             raise DataError(
-                f"{root / only}: expected a column of paths of pictures below {root}, got none",
+                f"{root / only}: expected a column of paths of pictures below {root} and one of "
+                "their labels, got none",
                 fix="put the table beside the folder of its pictures",
             )
         return None
-    if only is None and label is None and all(table.repeats_folders for table in looked):
+    if only is None and label is None and len(looked) == 1 and looked[0].repeats_folders:
         return None
-    return _joined(root, looked)
+    for name in found:
+        if role(name) and name not in {table.name for table in looked}:
+            text_of(root / name)  # it says what is wrong with a table that cannot be read
+            raise unclear.get(name) or DataError(
+                f"{root / name}: expected paths of pictures and their labels, as in "
+                f"{looked[0].name}, got none",
+                fix=f"mend it; or name the table to take instead of its folder, such as "
+                f"{root / looked[0].name}",
+            )
+    return _joined(root, looked, only)
 
 
-def _joined(root: Path, tables: Sequence[_Table]) -> DataSpec:
+def _joined(root: Path, tables: Sequence[TableForm], only: str | None) -> DataSpec:
     first = tables[0]
     files = [first.name]
-    if len(tables) > 1:
-        role_of = {table.name: _role(table.name) for table in tables}
-        by_role = {role: name for name, role in role_of.items() if role is not None}
+    parts = [part for part in PARTS if part in {role(table.name) for table in tables}]
+    if len(tables) > 1 or (only is None and parts not in ([], ["train"])):
+        by_role = {role(table.name): table.name for table in tables}
         alike = {(table.delimiter, table.path, table.columns) for table in tables}
-        parts = [part for part in PARTS if part in by_role]
-        if len(by_role) < len(tables) or len(alike) > 1 or parts[:2] != ["train", "test"]:
+        # Without a test part the validation part is the test.
+        if not len(parts) == len(tables) > 1 or len(alike) > 1 or parts[0] != "train":
             listed = first_few([table.name for table in tables], 5)
             raise DataError(
                 f"{root}: expected one table, or train and test of the same form, got {listed}",
@@ -246,157 +227,4 @@ def _joined(root: Path, tables: Sequence[_Table]) -> DataSpec:
         columns=first.columns,
         delimiter=first.delimiter,
         path=None if first.path == PLACE else first.path,
-    )
-
-
-def _role(name: str) -> str | None:
-    words = re.split(r"[^a-z0-9]+", name.lower())
-    roles = {PART_OF[word] for word in words if word in PART_OF}
-    return roles.pop() if len(roles) == 1 else None
-
-
-def _look(
-    root: Path, name: str, pictures: Sequence[str], label: str | None, *, only: bool
-) -> _Table | None:
-    """Return what a table says; None where it names no pictures. Raises DataError where unclear."""
-    try:
-        text = text_of(root / name)
-    except (DataError, StorageError):
-        # The loader will say what is wrong, if this is the table.
-        if only:
-            raise
-        return None
-    delimiter = _delimiter(text)
-    if delimiter is None:
-        return None
-    parsed = _parsed(text, delimiter)
-    first = next(parsed, [])
-    width = len(first)
-    sample = list(islice(parsed, _ROWS))
-    where = _paths([row for row in sample if len(row) == width], width, pictures)
-    if where is None:
-        return None
-    column, pattern = where
-    named = plain_path(pattern.replace(PLACE, first[column]))
-    # A first row that names a picture which is missing is a row all the same.
-    is_row = named in set(pictures) or PurePosixPath(first[column]).suffix.lower() in SUFFIXES
-    has_names = not is_row
-    heads = first if has_names else [str(place + 1) for place in range(width)]
-    usable = has_names and all(head and heads.count(head) == 1 for head in heads)
-    if has_names and not usable:
-        raise DataError(
-            f"{root / name}: line 1: expected a name for each column, each once, got "
-            f"{first_few([repr(head)[:60] for head in heads], 20)}",
-            fix="give each column a name of its own",
-        )
-    body = [*([] if has_names else [first]), *sample, *parsed]
-    body = [row for row in body if len(row) == width]
-    split = _split_column(heads, body, column) if has_names else None
-    labels = _label_column(root / name, heads, body, column, split, label)
-    if labels is None:
-        return None
-    chosen = [column, labels, *([] if split is None else [split])]
-    folders = [
-        PurePosixPath(pattern.replace(PLACE, row[column])).parent.name == row[labels]
-        for row in body
-    ]
-    return _Table(
-        name=name,
-        delimiter=delimiter,
-        path=pattern,
-        columns=tuple(heads[place] if has_names else place + 1 for place in chosen),
-        repeats_folders=all(folders),
-    )
-
-
-def _parsed(text: str, delimiter: str) -> Iterator[list[str]]:
-    """Yield the rows of a table up to its first fault, which the loader will tell."""
-    try:
-        for row in rows(text, delimiter):
-            yield [cell.strip() for cell in row.texts]
-    except ValueError:
-        return
-
-
-def _delimiter(text: str) -> str | None:
-    """Return what gives most of the first rows the same number of columns, and the most columns."""
-    best, most = None, 1
-    for name in DELIMITERS:
-        if name == "space" and best is not None:
-            break  # spaces stand inside texts, too
-        widths = Counter(len(row) for row in islice(_parsed(text, name), _FIRST_ROWS))
-        width, count = max(widths.items(), key=lambda item: item[1], default=(0, 0))
-        if width > most and count >= _MOST * widths.total():
-            best, most = name, width
-    return best
-
-
-def _paths(
-    sample: Sequence[Sequence[str]], width: int, pictures: Sequence[str]
-) -> tuple[int, str] | None:
-    """Return which column names pictures, and the pattern of their paths; None for no column."""
-    known = set(pictures)
-    folders = Counter(str(PurePosixPath(picture).parent) for picture in pictures)
-    prefixes = ["", *(f"{name}/" for name, _ in folders.most_common(_FOLDERS) if name != ".")]
-    endings = ["", *sorted({PurePosixPath(picture).suffix for picture in pictures})]
-    for column in range(width):
-        texts = [row[column] for row in sample]
-        # Paths differ from row to row; labels do not.
-        if len(set(texts)) * 2 < len(texts) or not any(texts):
-            continue
-        for prefix in prefixes:
-            for ending in endings:
-                if not ending and not any(
-                    PurePosixPath(text).suffix.lower() in SUFFIXES for text in texts[:20]
-                ):
-                    continue
-                hits = sum(plain_path(f"{prefix}{text}{ending}") in known for text in texts)
-                if hits >= _MOST * len(texts):
-                    return column, f"{prefix}{PLACE}{ending}"
-    return None
-
-
-def _split_column(heads: Sequence[str], body: Sequence[Sequence[str]], path: int) -> int | None:
-    for place, head in enumerate(heads):
-        if place != path and head.casefold() in SPLIT_NAMES:
-            parts = {PART_OF.get(row[place].casefold()) for row in body}
-            if None not in parts and {"train", "test"} <= parts:
-                return place
-    return None
-
-
-def _label_column(
-    path: Path,
-    heads: Sequence[str],
-    body: Sequence[Sequence[str]],
-    paths: int,
-    split: int | None,
-    label: str | None,
-) -> int | None:
-    """Return the column of labels; None where no column can be one. Raises DataError if unclear."""
-    if label is not None:
-        if label not in heads:
-            raise DataError(
-                f"{path}: expected a column {label!r}, got {first_few(list(heads), 20)}",
-                fix="name one of these columns",
-            )
-        return list(heads).index(label)
-    values = {
-        place: {row[place] for row in body}
-        for place in range(len(heads))
-        if place not in (paths, split)
-    }
-    can = {place: texts for place, texts in values.items() if 2 <= len(texts) <= len(body) // 2}
-    named = [place for place in can if heads[place].casefold() in LABEL_NAMES]
-    if len(named) == 1 or len(can) == 1:
-        return (named if len(named) == 1 else list(can))[0]
-    if not can:
-        return None
-    shown = [
-        f"{heads[place]} ({len(texts)} values, such as {first_few(sorted(texts), 3)})"
-        for place, texts in can.items()
-    ]
-    raise DataError(
-        f"{path}: expected one column of labels, got several: {first_few(shown, 6, '; ')}",
-        fix=f"name it: --label {heads[next(iter(can))]}",
     )

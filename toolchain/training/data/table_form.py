@@ -1,0 +1,315 @@
+"""What form one table has: which column names pictures, which the labels, and which the parts.
+
+Rules of this file: the first rows say where pictures lie, all rows say what is a label or a part.
+What can be read in two ways is refused with both; a part that is stated is never dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+from toolchain.core.errors import DataError, StorageError, first_few
+from toolchain.core.files import read_limited
+from toolchain.pictures.decode import SUFFIXES
+from toolchain.recipe.listing import part_of
+from toolchain.recipe.spec import DELIMITERS, PLACE
+from toolchain.training.data.table import MAX_BYTES, Row, plain_path, rows, text_of
+
+LABEL_NAMES = (
+    *("label", "labels", "class", "classes", "class_name", "classname", "label_name"),
+    *("class_label", "category", "target", "species", "breed", "diagnosis", "y"),
+)
+"""What a column of labels is called, in capitals or not."""
+SPLIT_NAMES = (
+    *("split", "splits", "fold", "folds", "partition", "subset", "part", "set", "usage"),
+    *("is_train", "is_training", "is_test", "is_val"),
+)
+"""What a column of parts is called, alone or beside other words."""
+_ALSO_OTHERS = ("part", "set", "usage", "subset")
+"""Of those, the names that other columns have, too: they need a value that is a part's name."""
+_FIRST_ROWS = 20
+_ROWS = 300
+_MOST = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class TableForm:
+    """What the first rows of a table say, as far as the recipe has keys for it."""
+
+    name: str
+    delimiter: str
+    path: str
+    columns: tuple[str | int, ...]
+    repeats_folders: bool
+
+
+def role(name: str) -> str | None:
+    """Return the part that the name of a table names, such as own_test.csv, or None."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    roles = {part for word in words if (part := part_of(word)) is not None}
+    return roles.pop() if len(roles) == 1 else None
+
+
+def look(
+    root: Path, name: str, pictures: Sequence[str], label: str | None, *, only: bool
+) -> TableForm | DataError | None:
+    """Return what a table says; what is unclear of its labels; or None for no table of pictures.
+
+    Raises DataError for columns that have no names, for paths or parts that are unclear, and for a
+    table of pictures that is no UTF-8.
+    """
+    text, unread = _text(root / name)
+    if unread is not None and only:
+        raise unread
+    delimiter = _delimiter(text)
+    if delimiter is None:
+        return None
+    parsed = _parsed(text, delimiter)
+    first = next(parsed, Row(0, []))
+    width = len(first.texts)
+    sample = list(islice(parsed, _ROWS))
+    where = _paths(root / name, [row.texts for row in sample if len(row.texts) == width], pictures)
+    if where is None:
+        return None
+    if unread is not None:
+        raise unread
+    column, pattern = where
+    cell = first.texts[column]
+    named = plain_path(pattern.replace(PLACE, cell))
+    # A first row that names a picture which is missing is a row all the same.
+    has_names = named not in set(pictures) and PurePosixPath(cell).suffix.lower() not in SUFFIXES
+    heads = first.texts if has_names else [str(place + 1) for place in range(width)]
+    if not all(head and heads.count(head) == 1 for head in heads):
+        raise DataError(
+            f"{root / name}: line 1: expected a name for each column, each once, got "
+            f"{first_few([repr(head)[:60] for head in heads], 20)}",
+            fix="give each column a name of its own",
+        )
+    body = [*([] if has_names else [first]), *sample, *parsed]
+    body = [row for row in body if len(row.texts) == width]
+    others = [place for place in range(width) if place != column and heads[place] != label]
+    splits = _split_columns(root / name, heads, body, others)
+    others = [place for place in others if place not in splits]
+    labels = _label_column(root / name, heads, body, others, label)
+    if not isinstance(labels, int):
+        if splits:
+            raise labels or DataError(
+                f"{root / name}: expected a column of labels beside the parts in "
+                f"{heads[splits[0]]!r}, got none",
+                fix="add it, or take the table out of the folder",
+            )
+        return labels
+    chosen = [column, labels, *splits[:1]]
+    folders = [
+        PurePosixPath(pattern.replace(PLACE, row.texts[column])).parent.name == row.texts[labels]
+        for row in body
+    ]
+    return TableForm(
+        name=name,
+        delimiter=delimiter,
+        path=pattern,
+        columns=tuple(heads[place] if has_names else place + 1 for place in chosen),
+        repeats_folders=all(folders) and not splits,
+    )
+
+
+def _text(path: Path) -> tuple[str, DataError | StorageError | None]:
+    """Return the text of a table; with what is wrong, as another writer may have meant it."""
+    try:
+        return text_of(path), None
+    except StorageError as err:
+        return "", err
+    except DataError as err:
+        data = read_limited(path, limit_bytes=MAX_BYTES, what="table")
+        marked = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        return data.decode("utf-16" if marked else "latin-1", "replace"), err
+
+
+def _parsed(text: str, delimiter: str) -> Iterator[Row]:
+    """Yield the rows of a table up to its first fault, which the loader will tell."""
+    try:
+        for row in rows(text, delimiter):
+            yield Row(row.line, [cell.strip() for cell in row.texts])
+    except ValueError:
+        return
+
+
+def _delimiter(text: str) -> str | None:
+    """Return what gives most of the first rows the same number of columns, and the most columns."""
+    best, most = None, 1
+    for name in DELIMITERS:
+        if name == "space" and best is not None:
+            break  # spaces stand inside texts, too
+        widths = Counter(len(row.texts) for row in islice(_parsed(text, name), _FIRST_ROWS))
+        width, count = max(widths.items(), key=lambda item: item[1], default=(0, 0))
+        if width > most and count >= _MOST * widths.total():
+            best, most = name, width
+    return best
+
+
+def _paths(
+    path: Path, sample: Sequence[Sequence[str]], pictures: Sequence[str]
+) -> tuple[int, str] | None:
+    """Return which column names pictures, and the pattern of their paths; None for no column.
+
+    Raises DataError where two readings are as good and mean different pictures, and for paths that
+    lead to pictures of these names elsewhere.
+    """
+    known = set(pictures)
+    called: defaultdict[str, list[str]] = defaultdict(list)
+    for picture in pictures:
+        called[PurePosixPath(picture).name].append(picture)
+    endings = ["", *sorted({PurePosixPath(picture).suffix for picture in pictures})]
+    readings: dict[tuple[bool, bool, int], dict[tuple[str, ...], tuple[int, str]]] = {}
+    for column in range(len(sample[0]) if sample else 0):
+        texts = [row[column] for row in sample]
+        # Paths differ from row to row; labels do not.
+        if len(set(texts)) * 2 < len(texts) or not any(texts):
+            continue
+        for pattern, count in _patterns(list(map(plain_path, texts)), called, endings).items():
+            found = (plain_path(pattern.replace(PLACE, text)) for text in texts)
+            meant = tuple(picture for picture in found if picture in known)
+            # A whole path is better than a name, a name than a number, and more than fewer.
+            rank = (pattern == PLACE, pattern.endswith(PLACE), count)
+            readings.setdefault(rank, {}).setdefault(meant, (column, pattern))
+    best = readings[max(readings)] if readings else {}
+    if len(best) > 1:
+        both = [f"column {column + 1} as {pattern}" for column, pattern in best.values()]
+        raise DataError(
+            f"{path}: expected one way to read where its pictures lie, got {first_few(both, 4)}",
+            fix="take the other column out of the table, or the other folder to another place",
+        )
+    if not best:
+        _refuse_other_places(path, sample, called)
+    return next(iter(best.values()), None)
+
+
+def _refuse_other_places(
+    path: Path, sample: Sequence[Sequence[str]], called: Collection[str]
+) -> None:
+    """Raise DataError for a column of paths, such as absolute ones, to pictures of known names."""
+    for texts in zip(*sample, strict=True):
+        places = [text for text in texts if re.split(r"[\\/]", text)[-1] in called]
+        if len(places) >= _MOST * len(texts) and re.search(r"[\\/]", places[0]):
+            raise DataError(
+                f"{path}: expected paths below {path.parent}, with '/', got {places[0]!r:.200}",
+                fix="write paths as they are below this folder, such as images/0001.png",
+            )
+
+
+def _patterns(
+    texts: Sequence[str], called: Mapping[str, Sequence[str]], endings: Sequence[str]
+) -> dict[str, int]:
+    """Return the patterns that make pictures of most texts, each with how many it makes.
+
+    It gives up with the first text too many that is no picture: a table may have thousands of
+    columns. ``called``: pictures by their names.
+    """
+    hits: Counter[str] = Counter()
+    missed = 0
+    for text in texts:
+        before = hits.total()
+        for below in (text + ending for ending in endings):
+            for picture in called.get(below.rpartition("/")[2], ()):
+                if picture == below or picture.endswith(f"/{below}"):
+                    hits[f"{picture.removesuffix(below)}{PLACE}{below.removeprefix(text)}"] += 1
+        missed += hits.total() == before
+        if missed > len(texts) - _MOST * len(texts):
+            return {}
+    return {pattern: count for pattern, count in hits.items() if count >= _MOST * len(texts)}
+
+
+def _split_columns(
+    path: Path, heads: Sequence[str], body: Sequence[Row], places: Sequence[int]
+) -> list[int]:
+    """Return the columns that say parts, which all say the same.
+
+    Raises DataError for a column that is meant so, by its name or by most of its values, where a
+    row names no part; for parts without one to train; and for columns that contradict each other.
+    """
+    said: dict[int, list[str]] = {}
+    broken: dict[int, Row] = {}
+    for place in places:
+        count = Counter(row.texts[place] for row in body)
+        part = {text: part_of(text) for text in count}
+        known = sum(count[text] for text in count if part[text])
+        plain = re.sub(r"[^a-z0-9]+", "_", heads[place].casefold())
+        words = {plain, *plain.split("_")}
+        meant = bool(known) or not words & set(_ALSO_OTHERS)
+        if known == len(body) and body:
+            said[place] = [part[row.texts[place]] or "" for row in body]
+        elif plain not in LABEL_NAMES and (
+            (words & set(SPLIT_NAMES) and meant) or known * 2 >= len(body) > 0
+        ):
+            broken[place] = next(row for row in body if not part[row.texts[place]])
+    different = {tuple(parts): place for place, parts in said.items()}
+    if len(different) > 1:
+        both = " and ".join(repr(heads[place]) for place in different.values())
+        raise DataError(
+            f"{path}: expected one column of parts, got {both}, which say different parts",
+            fix="take one of them out of the table",
+        )
+    for place, parts in said.items():
+        stated = set(parts)
+        if "train" not in stated and stated != {role(path.name)}:
+            raise DataError(
+                f"{path}: expected rows to train in the column {heads[place]!r}, got those of the "
+                f"part {' and '.join(sorted(stated))}",
+                fix="add the rows to train",
+            )
+        if len(stated) > 1:
+            return list(said)
+    for place, row in broken.items():
+        raise DataError(
+            f"{path}: line {row.line}: expected train, test or val in the column {heads[place]!r}, "
+            f"got {row.texts[place]!r:.60}",
+            fix="write a part into every row, or take the column out of the table; if it holds "
+            f"the labels: --label {heads[place]}",
+        )
+    return []
+
+
+def _label_column(
+    path: Path,
+    heads: Sequence[str],
+    body: Sequence[Row],
+    places: Sequence[int],
+    label: str | None,
+) -> int | DataError | None:
+    """Return the column of labels, what is unclear of it, or None where no column can be one."""
+    if label is not None:
+        if label in heads:
+            return list(heads).index(label)
+        return DataError(
+            f"{path}: expected a column {label!r}, got {first_few(list(heads), 20)}",
+            fix="name one of these columns",
+        )
+    values = {place: {row.texts[place] for row in body} for place in places}
+    can = {place: texts for place, texts in values.items() if 2 <= len(texts) <= len(body) // 2}
+    # A column that is called so is it, however many classes it has; y may be a coordinate.
+    named = [
+        place
+        for place in values
+        if (plain := re.sub(r"[^a-z0-9]+", "_", heads[place].casefold())) in LABEL_NAMES
+        and (plain != "y" or place in can)
+    ]
+    if len(named) == 1 or len(can) == 1:
+        return (named if len(named) == 1 else list(can))[0]
+    unclear = named or list(can)
+    if not unclear:
+        return None
+    shown = [
+        f"{heads[place]} ({len(values[place])} values, such as "
+        f"{first_few(sorted(values[place]), 3)})"
+        for place in unclear
+    ]
+    return DataError(
+        f"{path}: expected one column of labels, got several: {first_few(shown, 6, '; ')}",
+        fix=f"name it: --label {heads[unclear[0]]}; or, where folders are the classes, move the "
+        "table out of the folder",
+    )
