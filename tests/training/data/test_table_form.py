@@ -76,6 +76,9 @@ def test_other_columns_are_no_parts(tmp_path: Path) -> None:
 def test_a_column_that_is_called_label_has_any_number_of_values(tmp_path: Path, head: str) -> None:
     sheet(cells(tmp_path), f"camera,{head}", "xy" * 5, "aabcdefghi")
     assert recognised(tmp_path).columns == ("file", head)
+    sheet(tmp_path, f"camera,{head},category", "xy" * 5, "aabcdefghi", "abcdefghij")
+    with pytest.raises(DataError, match=f"got several: {head} .*; category"):
+        recognised(tmp_path)
 
 
 def test_tables_named_like_parts_are_used_together_or_refused(tmp_path: Path) -> None:

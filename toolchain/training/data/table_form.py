@@ -298,9 +298,9 @@ def _label_column(
         if (plain := re.sub(r"[^a-z0-9]+", "_", heads[place].casefold())) in LABEL_NAMES
         and (plain != "y" or place in can)
     ]
-    if len(named) == 1 or len(can) == 1:
-        return (named if len(named) == 1 else list(can))[0]
     unclear = named or list(can)
+    if len(unclear) == 1:
+        return unclear[0]
     if not unclear:
         return None
     shown = [
