@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 import click
+from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import accuracy, results
@@ -62,8 +62,10 @@ def _bounded() -> Iterator[None]:
 
 @contextmanager
 def _smoothed() -> Iterator[None]:
-    smoothed = partial(F.cross_entropy, label_smoothing=0.1)
-    with patch.object(loss, "class_loss", lambda logits, labels, _: smoothed(logits, labels)):
+    def smoothed(logits: Tensor, labels: Tensor, _: Tensor | None) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=0.1)
+
+    with patch.object(loss, "class_loss", smoothed):
         yield
 
 

@@ -146,9 +146,8 @@ def summary(document: Mapping[str, Any]) -> dict[str, Any]:
         pairs = ((run, runs.get((run["domain"], method, run["seed"]))) for run in own)
         return [100 * (run["accuracy"] - other["accuracy"]) for run, other in pairs if other]
 
-    over_head = [100 * (run["accuracy"] - run["head_accuracy"]) for run in own]
     return {
-        "da3_minus_head": _mean(over_head),
+        "da3_minus_head": _mean([_over_head(run) for run in own]),
         "da3_minus_head_least": _least(own),
         **{f"da3_minus_{row}": _mean(ahead_of(row)) for row in ("finetune", "static", "random")},
         "dynamic_gates_share": _mean([run["decide"] for run in own]),
@@ -156,12 +155,16 @@ def summary(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _over_head(run: Entry) -> float:
+    """Return by how many points a run is above its own head."""
+    return float(100 * (run["accuracy"] - run["head_accuracy"]))
+
+
 def _least(own: Sequence[Entry]) -> float | None:
     """Return by how much da3 is ahead of its head on the set where that is least, in points."""
     by_set: dict[str, list[float]] = {}
     for run in own:
-        ahead = 100 * (run["accuracy"] - run["head_accuracy"])
-        by_set.setdefault(run["domain"], []).append(ahead)
+        by_set.setdefault(run["domain"], []).append(_over_head(run))
     return min(map(fmean, by_set.values()), default=None)
 
 

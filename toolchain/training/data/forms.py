@@ -195,8 +195,8 @@ def _of_table(root: Path, only: str | None, label: str | None) -> DataSpec | Non
         return None
     if only is None and label is None and len(looked) == 1 and looked[0].repeats_folders:
         return None
-    for name in found:
-        if role(name) and name not in {table.name for table in looked}:
+    for name, form in found.items():
+        if role(name) and not isinstance(form, TableForm):
             text_of(root / name)  # it says what is wrong with a table that cannot be read
             raise unclear.get(name) or DataError(
                 f"{root / name}: expected paths of pictures and their labels, as in "

@@ -166,8 +166,8 @@ def recognised(root: Path) -> tuple[str, ...]:
         # Of a file and its gzipped twin one is enough here, too.
         if name.removesuffix(".gz") not in {whole.removesuffix(".gz") for whole in shapes}:
             read_array(root / name)
-    _require_pairs(root, shapes)
     labels = {_stem(name): name for name, dimensions in shapes.items() if dimensions == 1}
+    _require_pairs(root, shapes, labels)
     pairs: dict[str, tuple[str, str]] = {}
     for name, dimensions in shapes.items():
         if dimensions < 3 or _stem(name) not in labels:
@@ -193,9 +193,11 @@ def recognised(root: Path) -> tuple[str, ...]:
     return tuple(name for part in PARTS if part in pairs for name in pairs[part])
 
 
-def _require_pairs(root: Path, shapes: Mapping[str, int]) -> None:
-    """Raise DataError for pictures without labels, and labels without pictures."""
-    labels = {_stem(name): name for name, dimensions in shapes.items() if dimensions == 1}
+def _require_pairs(root: Path, shapes: Mapping[str, int], labels: Mapping[str, str]) -> None:
+    """Raise DataError for pictures without labels, and labels without pictures.
+
+    ``labels``: of ``shapes``, the files of labels by their stems.
+    """
     pictures = {_stem(name): name for name, dimensions in shapes.items() if dimensions > 2}
     for here, there, missing in ((pictures, labels, "labels"), (labels, pictures, "pictures")):
         for stem, name in here.items():

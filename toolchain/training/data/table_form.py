@@ -238,7 +238,7 @@ def _split_columns(
         count = Counter(row.texts[place] for row in body)
         part = {text: part_of(text) for text in count}
         known = sum(count[text] for text in count if part[text])
-        plain = re.sub(r"[^a-z0-9]+", "_", heads[place].casefold())
+        plain = _plain(heads[place])
         words = {plain, *plain.split("_")}
         meant = bool(known) or not words & set(_ALSO_OTHERS)
         if known == len(body) and body:
@@ -274,6 +274,11 @@ def _split_columns(
     return []
 
 
+def _plain(head: str) -> str:
+    """Return the name of a column in small letters, its words joined by one ``_``."""
+    return re.sub(r"[^a-z0-9]+", "_", head.casefold())
+
+
 def _label_column(
     path: Path,
     heads: Sequence[str],
@@ -295,8 +300,7 @@ def _label_column(
     named = [
         place
         for place in values
-        if (plain := re.sub(r"[^a-z0-9]+", "_", heads[place].casefold())) in LABEL_NAMES
-        and (plain != "y" or place in can)
+        if (plain := _plain(heads[place])) in LABEL_NAMES and (plain != "y" or place in can)
     ]
     unclear = named or list(can)
     if len(unclear) == 1:

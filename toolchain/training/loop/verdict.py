@@ -76,7 +76,7 @@ def verdict(
         "is the head alone",
     )
     if few:  # the adaptors have hardly begun
-        below.settings = (f"train.epochs={math.ceil(spec.epochs * 2 * FEW_STEPS / steps)}",)
+        below.settings = (f"train.epochs={_enough_epochs(recipe, steps)}",)
         return below
     gentler(below, recipe)
     # A lower rate needs more steps for the same way.
@@ -135,7 +135,7 @@ def _next(recipe: Recipe, evaluation: Evaluation, history: History, steps: int) 
     spec = recipe.train
     if evaluation.gate_rates and evaluation.executed_share > spec.budget + OVER:
         if steps < FEW_STEPS:
-            epochs = math.ceil(spec.epochs * 2 * FEW_STEPS / steps)
+            epochs = _enough_epochs(recipe, steps)
             return [f"In {steps} steps gates hardly learn: --set train.epochs={epochs}."]
         if (weight := 3 * spec.budget_weight) <= MAX_BUDGET_WEIGHT:
             return [f"To come nearer to the budget: --set train.budget_weight={weight:g}."]
@@ -144,6 +144,11 @@ def _next(recipe: Recipe, evaluation: Evaluation, history: History, steps: int) 
             f"The last epoch was the best; more may help: --set train.epochs={2 * spec.epochs}."
         ]
     return []
+
+
+def _enough_epochs(recipe: Recipe, steps: int) -> int:
+    """Return the epochs of twice ``FEW_STEPS``, where the recipe's own took ``steps``."""
+    return math.ceil(recipe.train.epochs * 2 * FEW_STEPS / steps)
 
 
 def chance_of(evaluation: Evaluation, head_accuracy: float) -> float:
