@@ -137,6 +137,10 @@ ATTACKS = {
         idx_bytes("u1", (0xFFFFFFFF, 1024, 1024), bytes(12)),
         "expected at most 4294967296 bytes of arrays, got 4503599626321920",
     ),
+    "nothing_of_astronomic_sides": (
+        idx_bytes("u1", (0, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF), b""),
+        "expected at most 4294967296 bytes beside sides of 0, got the shape",
+    ),
     "a_product_that_wraps_at_64_bits": (
         idx_bytes("u1", (0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF), bytes(12)),
         "expected at most 4294967296 bytes",

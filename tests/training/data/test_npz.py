@@ -237,6 +237,14 @@ def a_shape_of_astronomic_sides() -> bytes:
     return archive({"x_train": headed(described(f"({10**30}, 6, 6)"), bytes(288))})
 
 
+def a_shape_of_nothing_and_astronomic_sides() -> bytes:
+    return archive({"x_train": headed(described(f"(0, {2**70}, 2)"))})
+
+
+def text_without_letters() -> bytes:
+    return archive({"y_train": headed(described(f"({2**70},)", "<U0"))})
+
+
 def a_header_that_runs_code() -> bytes:
     text = "{'descr': __import__('os').abort(), 'fortran_order': False, 'shape': (8,)}"
     return archive({"x_train": headed(text)})
@@ -303,6 +311,10 @@ ATTACKS = {
     a_shape_larger_than_its_bytes: "expected 324 bytes, as its header says, got 288",
     a_shape_of_negative_sides: r"expected a shape, got \(-8, -6, 6\)",
     a_shape_of_astronomic_sides: "as its header says, got 288",
+    a_shape_of_nothing_and_astronomic_sides: (
+        rf"'x_train': expected at most 4294967296 bytes .* got the shape \[0, {2**70}, 2\]"
+    ),
+    text_without_letters: "'y_train': expected numbers or text, got <U0",
     a_header_that_runs_code: "expected a header of an array",
     a_header_that_nests: "expected a header of an array",
     a_header_of_gigabytes: "expected a header of at most 4096 bytes, got 4294967280",

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,16 @@ def require_room(where: str, bytes_needed: int) -> None:
         raise DataError(
             f"{where}: expected at most {MAX_BYTES} bytes of arrays, got {bytes_needed}",
             fix="write the pictures as files, one folder per class: those are read one by one",
+        )
+
+
+def require_sides(where: str, shape: Sequence[int], item_bytes: int) -> None:
+    """Raise DataError for sides that no array has; a side of 0 hides them from the sum of bytes."""
+    if 0 in shape and prod(filter(None, shape)) * item_bytes > MAX_BYTES:
+        raise DataError(
+            f"{where}: expected at most {MAX_BYTES} bytes beside sides of 0, got the shape "
+            f"{list(shape)!s:.120}",
+            fix="write it again with the pictures in it",
         )
 
 

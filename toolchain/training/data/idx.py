@@ -26,7 +26,7 @@ from toolchain.core.errors import DataError
 from toolchain.core.files import is_file, names, open_limited, read_limited
 from toolchain.recipe.listing import PART_OF
 from toolchain.recipe.spec import DataSpec
-from toolchain.training.data.arrays import MAX_BYTES, Arrays, arranged, require_room
+from toolchain.training.data.arrays import MAX_BYTES, Arrays, arranged, require_room, require_sides
 from toolchain.training.data.labelled import PARTS, inside, paired, require_digest
 
 _GZIP = b"\x1f\x8b"
@@ -141,7 +141,9 @@ def _header(path: Path, head: bytes) -> _Header:
             fix=_FIX,
         )
     shape = tuple(int.from_bytes(head[place : place + 4], "big") for place in range(4, offset, 4))
-    return _Header(np.dtype(_TYPES[head[2]]), shape, offset)
+    dtype = np.dtype(_TYPES[head[2]])
+    require_sides(str(path), shape, dtype.itemsize)
+    return _Header(dtype, shape, offset)
 
 
 def recognised(root: Path) -> tuple[str, ...]:

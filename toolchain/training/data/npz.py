@@ -26,7 +26,7 @@ from toolchain.core.errors import DataError, first_few
 from toolchain.core.files import open_limited
 from toolchain.core.sealed import stream_digest
 from toolchain.recipe.spec import DataSpec
-from toolchain.training.data.arrays import MAX_BYTES, Arrays, arranged, require_room
+from toolchain.training.data.arrays import MAX_BYTES, Arrays, arranged, require_room, require_sides
 from toolchain.training.data.labelled import inside, paired, require_digest
 
 MAX_ARRAYS = 1_000
@@ -156,9 +156,10 @@ class _Archive:
         """Return an array, whose header was compared with the limits."""
         with self._archive.open(self._entry(name)) as file:
             header = self._read_header(name, file)
-            if header.dtype.hasobject or header.dtype.kind not in "buifU":
+            dtype = header.dtype
+            if dtype.hasobject or dtype.kind not in "buifU" or not dtype.itemsize:
                 raise DataError(
-                    f"{self.path}: {name!r:.60}: expected numbers or text, got {header.dtype}; "
+                    f"{self.path}: {name!r:.60}: expected numbers or text, got {dtype}; "
                     "bytes and Python's objects are not read",
                     fix="write it again with labels as text: y.astype(str)",
                 )
@@ -215,6 +216,7 @@ class _Archive:
             raise self.fault(name, f"expected a header of an array, got: {err!s:.200}") from err
         if any(type(side) is not int or side < 0 for side in shape) or len(shape) > 8:
             raise self.fault(name, f"expected a shape, got {shape!s:.60}")
+        require_sides(f"{self.path}: {name!r:.60}", shape, dtype.itemsize)
         return Header(dtype, shape, fortran, 8 + width + size)
 
     def fault(self, name: str, message: str) -> DataError:
