@@ -22,6 +22,7 @@ from tests.support.tables import (
 )
 from toolchain.core.errors import DataError, UsageError
 from toolchain.training import data
+from toolchain.training.data import idx
 from toolchain.training.data.forms import first_look, recognised
 
 
@@ -140,6 +141,23 @@ def test_idx_files(tmp_path: Path, place: str) -> None:
     assert spec.labels == spec.classes == ("0", "1", "2")
     loaded = data.load(recipe_of(spec))
     assert loaded.notes[: len(contents.lines())] == tuple(contents.lines())
+
+
+def test_idx_files_of_floats_have_a_fix_that_works(tmp_path: Path) -> None:
+    for number, name in enumerate(FILES):
+        values = stack(12)[number % 2]
+        write_idx(tmp_path / name, values if number % 2 else values.astype(np.float32) / 255)
+    with pytest.raises(DataError, match="expected uint8, got >f4") as caught:
+        first_look(tmp_path)
+    assert "data.white" not in caught.value.fix
+    assert "numpy.savez('own.npz', x_train=..., y_train=..." in caught.value.fix
+    arrays: dict[str, Any] = {
+        name: idx.read_array(tmp_path / file) for name, file in zip(NAMES, FILES, strict=True)
+    }
+    np.savez(tmp_path / "own.npz", **arrays)
+    spec, contents = first_look(tmp_path / "own.npz")
+    assert (spec.loader, spec.white) == ("npz", 1.0)
+    assert contents.lines()[0].startswith("12 to train, 12 to test")
 
 
 def test_copies_of_pictures_in_arrays_are_counted(tmp_path: Path) -> None:

@@ -44,6 +44,13 @@ from toolchain.training.data.splits import (
 MAX_BYTES = 4 << 30
 """Of all arrays of a domain, unpacked: they stay in memory."""
 _CHUNK = 256  # pictures
+_WHITE = {
+    "npz": "state it: data.white: 1.0 for values from 0 to 1",
+    "idx": "write the pictures as unsigned bytes (type 0x08); or write them with the labels into "
+    "an archive, and name that: numpy.savez('own.npz', x_train=..., y_train=..., x_test=..., "
+    "y_test=...)",
+}
+"""By loader, what to do about pictures that are not uint8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +246,7 @@ def _pictures(spec: DataSpec, where: str, array: Array) -> Pixels:
         if array.dtype != np.uint8:
             raise DataError(
                 f"{where}: expected uint8, got {array.dtype}: nothing says which value is white",
-                fix="state it: data.white: 1.0 for values from 0 to 1",
+                fix=_WHITE.get(spec.loader, "store the pictures as uint8"),
             )
         return array
     if array.dtype.kind not in "buif":

@@ -77,7 +77,8 @@ def recognised(path: Path, label: str | None = None) -> DataSpec:
             f"expected a table for the column {label!r}, got none in {path}",
             fix="leave it out, or name the table (.csv, .tsv)",
         )
-    spec = spec or _of_idx(root) or _of_npz(root, only)
+    named = only is not None and only.endswith(".npz")
+    spec = spec or (None if named else _of_idx(root)) or _of_npz(root, only)
     if spec is None and only is not None:
         raise DataError(
             f"{path}: expected a folder of pictures, a table (.csv, .tsv), idx files or an archive "
