@@ -63,59 +63,109 @@ def look(
     Raises DataError for columns that have no names, for paths or parts that are unclear, and for a
     table of pictures that is no UTF-8.
     """
-    text, unread = _text(root / name)
+    path = root / name
+    text, unread = _text(path)
     if unread is not None and only:
         raise unread
+    found = _found(path, text, pictures)
+    if found is None:
+        return None
+    if unread is not None:
+        raise unread
+    sheet = _sheet(path, found, pictures)
+    splits = _split_columns(path, sheet.heads, sheet.body, sheet.others(label))
+    others = [place for place in sheet.others(label) if place not in splits]
+    labels = _label_column(path, sheet.heads, sheet.body, others, label)
+    if isinstance(labels, int):
+        return sheet.form(name, labels, splits)
+    if splits:
+        raise labels or DataError(
+            f"{path}: expected a column of labels beside the parts in "
+            f"{sheet.heads[splits[0]]!r}, got none",
+            fix="add it, or take the table out of the folder",
+        )
+    return labels
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A table that names pictures: in which column, and where they lie.
+
+    ``rows``: those after the first that have as many columns.
+    """
+
+    delimiter: str
+    first: Row
+    rows: list[Row]
+    column: int
+    pattern: str
+
+
+def _found(path: Path, text: str, pictures: Sequence[str]) -> _Found | None:
+    """Return how a table names pictures, or None where it names none. Raises as :func:`_paths`."""
     delimiter = _delimiter(text)
     if delimiter is None:
         return None
     parsed = _parsed(text, delimiter)
     first = next(parsed, Row(0, []))
-    width = len(first.texts)
-    sample = list(islice(parsed, _ROWS))
-    where = _paths(root / name, [row.texts for row in sample if len(row.texts) == width], pictures)
+    sample = [row for row in islice(parsed, _ROWS) if len(row.texts) == len(first.texts)]
+    where = _paths(path, [row.texts for row in sample], pictures)
     if where is None:
         return None
-    if unread is not None:
-        raise unread
-    column, pattern = where
-    cell = first.texts[column]
-    named = plain_path(pattern.replace(PLACE, cell))
+    rest = [row for row in parsed if len(row.texts) == len(first.texts)]
+    return _Found(delimiter, first, [*sample, *rest], *where)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sheet:
+    """A table of pictures with its line of names, if it has one, told from its rows.
+
+    ``heads``: the names of the columns, or their numbers from 1 on. ``body``: the rows.
+    """
+
+    found: _Found
+    has_names: bool
+    heads: list[str]
+    body: list[Row]
+
+    def others(self, label: str | None) -> list[int]:
+        """Return the columns that are neither that of the paths nor ``label``."""
+        column = self.found.column
+        return [p for p, head in enumerate(self.heads) if p != column and head != label]
+
+    def form(self, name: str, labels: int, splits: Sequence[int]) -> TableForm:
+        """Return what the recipe says, with the columns of ``labels`` and of the parts."""
+        found = self.found
+        chosen = [found.column, labels, *splits[:1]]
+        folders = [
+            PurePosixPath(found.pattern.replace(PLACE, row.texts[found.column])).parent.name
+            == row.texts[labels]
+            for row in self.body
+        ]
+        return TableForm(
+            name=name,
+            delimiter=found.delimiter,
+            path=found.pattern,
+            columns=tuple(self.heads[place] if self.has_names else place + 1 for place in chosen),
+            repeats_folders=all(folders) and not splits,
+        )
+
+
+def _sheet(path: Path, found: _Found, pictures: Sequence[str]) -> _Sheet:
+    """Return the table with its names. Raises DataError for columns without a name of their own."""
+    cell = found.first.texts[found.column]
+    named = plain_path(found.pattern.replace(PLACE, cell))
     # A first row that names a picture which is missing is a row all the same.
     has_names = named not in set(pictures) and PurePosixPath(cell).suffix.lower() not in SUFFIXES
-    heads = first.texts if has_names else [str(place + 1) for place in range(width)]
+    width = len(found.first.texts)
+    heads = found.first.texts if has_names else [str(place + 1) for place in range(width)]
     if not all(head and heads.count(head) == 1 for head in heads):
         raise DataError(
-            f"{root / name}: line 1: expected a name for each column, each once, got "
+            f"{path}: line 1: expected a name for each column, each once, got "
             f"{first_few([repr(head)[:60] for head in heads], 20)}",
             fix="give each column a name of its own",
         )
-    body = [*([] if has_names else [first]), *sample, *parsed]
-    body = [row for row in body if len(row.texts) == width]
-    others = [place for place in range(width) if place != column and heads[place] != label]
-    splits = _split_columns(root / name, heads, body, others)
-    others = [place for place in others if place not in splits]
-    labels = _label_column(root / name, heads, body, others, label)
-    if not isinstance(labels, int):
-        if splits:
-            raise labels or DataError(
-                f"{root / name}: expected a column of labels beside the parts in "
-                f"{heads[splits[0]]!r}, got none",
-                fix="add it, or take the table out of the folder",
-            )
-        return labels
-    chosen = [column, labels, *splits[:1]]
-    folders = [
-        PurePosixPath(pattern.replace(PLACE, row.texts[column])).parent.name == row.texts[labels]
-        for row in body
-    ]
-    return TableForm(
-        name=name,
-        delimiter=delimiter,
-        path=pattern,
-        columns=tuple(heads[place] if has_names else place + 1 for place in chosen),
-        repeats_folders=all(folders) and not splits,
-    )
+    return _Sheet(found, has_names, heads, [*([] if has_names else [found.first]), *found.rows])
 
 
 def _text(path: Path) -> tuple[str, DataError | StorageError | None]:
