@@ -57,6 +57,20 @@ def test_parts_that_are_unclear_are_refused(
         recognised(tmp_path)
 
 
+def test_a_column_of_labels_is_named_by_its_name_or_its_number(tmp_path: Path) -> None:
+    sheet(cells(tmp_path), "one,two", "ab" * 5, [*"xxyyx"] * 2)
+    assert recognised(tmp_path, "3").columns == recognised(tmp_path, "two").columns
+    assert recognised(tmp_path, "2").columns == ("file", "one")
+    for label in ("4", "0", "three"):
+        with pytest.raises(DataError, match=f"expected a column '{label}', got file, one, two"):
+            recognised(tmp_path, label)
+    for label in ("1", "file"):
+        with pytest.raises(DataError, match="expected a column of labels, got 'file', which names"):
+            recognised(tmp_path, label)
+    sheet(tmp_path, "3,two", "ab" * 5, [*"xxyyx"] * 2)
+    assert recognised(tmp_path, "3").columns == ("file", "3")
+
+
 def test_a_column_of_parts_without_labels_is_not_dropped(tmp_path: Path) -> None:
     sheet(cells(tmp_path), "split", ["train", "test"] * 5, name="meta.csv")
     with pytest.raises(DataError, match=r"meta\.csv: expected a column of labels beside the parts"):

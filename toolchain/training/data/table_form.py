@@ -73,6 +73,7 @@ def look(
     if unread is not None:
         raise unread
     sheet = _sheet(path, found, pictures)
+    label = sheet.column_name(path, label)
     splits = _split_columns(path, sheet.heads, sheet.body, sheet.others(label))
     others = [place for place in sheet.others(label) if place not in splits]
     labels = _label_column(path, sheet.heads, sheet.body, others, label)
@@ -127,6 +128,20 @@ class _Sheet:
     has_names: bool
     heads: list[str]
     body: list[Row]
+
+    def column_name(self, path: Path, label: str | None) -> str | None:
+        """Return the name of the column ``label``, which may be its number from 1 on.
+
+        A name that is a number comes first. Raises DataError for the column of the paths.
+        """
+        if label is not None and label not in self.heads and re.fullmatch("[1-9][0-9]{0,4}", label):
+            label = dict(enumerate(self.heads, 1)).get(int(label), label)
+        if label == self.heads[self.found.column]:
+            raise DataError(
+                f"{path}: expected a column of labels, got {label!r}, which names the pictures",
+                fix=f"name another one of {first_few(self.heads, 20)}",
+            )
+        return label
 
     def others(self, label: str | None) -> list[int]:
         """Return the columns that are neither that of the paths nor ``label``."""
@@ -342,7 +357,7 @@ def _label_column(
             return list(heads).index(label)
         return DataError(
             f"{path}: expected a column {label!r}, got {first_few(list(heads), 20)}",
-            fix="name one of these columns",
+            fix="name one of these columns, or its number from 1 on",
         )
     values = {place: {row.texts[place] for row in body} for place in places}
     can = {place: texts for place, texts in values.items() if 2 <= len(texts) <= len(body) // 2}
