@@ -71,6 +71,26 @@ def test_a_column_of_labels_is_named_by_its_name_or_its_number(tmp_path: Path) -
     assert recognised(tmp_path, "3").columns == ("file", "3")
 
 
+@pytest.mark.parametrize(
+    ("head", "row", "delimiter"),
+    [
+        ("file;share", "images/c{:02d}.png;{},5", "semicolon"),
+        ("file;a;b;c", "images/c{:02d}.png;{};1,2,5;", "semicolon"),
+        ("file,share,more", "images/c{:02d}.png,{},1;2;3;4", "comma"),
+        ("file\tshare", "images/c{:02d}.png\t{},25 kg", "tab"),
+        ("file share", "images/c{:02d}.png   {},5", "space"),
+    ],
+)
+def test_the_delimiter_is_the_one_by_which_a_column_names_pictures(
+    tmp_path: Path, head: str, row: str, delimiter: str
+) -> None:
+    rows = [row.format(i, i % 2) for i in range(12)]
+    write(cells(tmp_path, 12), "\n".join([head, *rows]))
+    spec, contents = first_look(tmp_path)
+    assert (spec.loader, spec.delimiter) == ("csv", delimiter)
+    assert len(contents.counts()) == 2
+
+
 def test_a_column_of_parts_without_labels_is_not_dropped(tmp_path: Path) -> None:
     sheet(cells(tmp_path), "split", ["train", "test"] * 5, name="meta.csv")
     with pytest.raises(DataError, match=r"meta\.csv: expected a column of labels beside the parts"):

@@ -103,10 +103,16 @@ class _Found:
 
 
 def _found(path: Path, text: str, pictures: Sequence[str]) -> _Found | None:
-    """Return how a table names pictures, or None where it names none. Raises as :func:`_paths`."""
-    delimiter = _delimiter(text)
-    if delimiter is None:
-        return None
+    """Return how a table names pictures, or None where it names none. Raises as :func:`_paths`.
+
+    Texts hold commas, too, as 0,5 does: the delimiter is one by which a column names pictures.
+    """
+    readings = (_found_by(path, text, each, pictures) for each in _delimiters(text))
+    return next((found for found in readings if found is not None), None)
+
+
+def _found_by(path: Path, text: str, delimiter: str, pictures: Sequence[str]) -> _Found | None:
+    """Return how a table with this ``delimiter`` names pictures. Raises as :func:`_paths`."""
     parsed = _parsed(text, delimiter)
     first = next(parsed, Row(0, []))
     sample = [row for row in islice(parsed, _ROWS) if len(row.texts) == len(first.texts)]
@@ -204,17 +210,18 @@ def _parsed(text: str, delimiter: str) -> Iterator[Row]:
         return
 
 
-def _delimiter(text: str) -> str | None:
-    """Return what gives most of the first rows the same number of columns, and the most columns."""
-    best, most = None, 1
+def _delimiters(text: str) -> list[str]:
+    """Return what can part a table: it gives most of the first rows the same number of columns.
+
+    The most columns come first, and spaces last: they stand inside texts, too.
+    """
+    columns: dict[str, int] = {}
     for name in DELIMITERS:
-        if name == "space" and best is not None:
-            break  # spaces stand inside texts, too
         widths = Counter(len(row.texts) for row in islice(_parsed(text, name), _FIRST_ROWS))
         width, count = max(widths.items(), key=lambda item: item[1], default=(0, 0))
-        if width > most and count >= _MOST * widths.total():
-            best, most = name, width
-    return best
+        if width > 1 and count >= _MOST * widths.total():
+            columns[name] = width
+    return sorted(columns, key=lambda name: (name == "space", -columns[name]))
 
 
 def _paths(
