@@ -127,6 +127,48 @@ def test_a_table_without_paths_or_labels(tmp_path: Path, text: str, words: str) 
         recognised(tmp_path / "labels.csv")
 
 
+def test_a_table_one_folder_down_is_found(tmp_path: Path) -> None:
+    cells(tmp_path / "photos")
+    for place in ("photos/images/labels.csv", "photos/more/labels.csv"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / "photos" / "labels.csv").rename(tmp_path / place)
+        spec, contents = first_look(tmp_path / "photos")
+        assert spec.files == (place.removeprefix("photos/"),)
+        assert contents.lines()[0].startswith("8 to train, 2 to test (0.2 of each class")
+        (tmp_path / place).rename(tmp_path / "photos" / "labels.csv")
+    spec, contents = first_look(tmp_path)
+    assert (spec.files, spec.path) == (("photos/labels.csv",), "photos/{}")
+    assert len(contents.counts()) == 2
+    (tmp_path / "photos" / "other.csv").write_text((tmp_path / "photos/labels.csv").read_text())
+    with pytest.raises(
+        DataError, match=r"expected one table, got photos/labels\.csv, photos/other"
+    ):
+        recognised(tmp_path)
+    (tmp_path / "photos" / "other.csv").unlink()
+    table = tmp_path / "photos" / "labels.csv"
+    rows = [f"images/c{i:02d}.png,{i % 2},{i // 5}" for i in range(10)]
+    table.write_text("\n".join(["file,one,two", *rows]))
+    with pytest.raises(DataError, match=r"photos/labels\.csv: expected one column of labels"):
+        recognised(tmp_path)
+    assert recognised(tmp_path, "two").columns == ("file", "two")
+
+
+def test_a_table_of_one_class_makes_no_labels(tmp_path: Path) -> None:
+    for name in [f"{kind}/{i}.png" for kind in ("a", "b") for i in range(6)]:
+        picture(tmp_path / name)
+    for i in range(6):
+        (tmp_path / "b" / f"{i}.txt").write_text(f"{i}.png,{i % 2}\n")
+    write(
+        tmp_path, "file,label\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(6)), "a/labels.csv"
+    )
+    assert recognised(tmp_path).loader == "folder"
+    rows = "".join(f"{kind}/{i}.png,{i % 2}\n" for kind in "ab" for i in range(6))
+    write(tmp_path, "file,label\n" + rows, "a/labels.csv")
+    assert recognised(tmp_path).files == ("a/labels.csv",)
+    write(tmp_path, "file,label\n" + "".join(f"{k}/{i}.png,{k}\n" for k in "ab" for i in range(6)))
+    assert recognised(tmp_path).loader == "csv"
+
+
 def test_a_label_that_is_no_column_or_has_no_table(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a column 'colour', got file, label"):
         recognised(cells(tmp_path / "a"), "colour")

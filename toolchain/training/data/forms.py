@@ -8,6 +8,7 @@ names both. What it says is checked whole by the loader afterwards.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ from toolchain.core.errors import DataError, UsageError, first_few
 from toolchain.core.files import exists, is_file, is_folder, names
 from toolchain.pictures.survey import Tell
 from toolchain.recipe.examined import Examined
+from toolchain.recipe.listing import look as look_at_folders
 from toolchain.recipe.spec import PLACE, DataSpec
 from toolchain.recipe.walk import Walk
 from toolchain.training.data import idx, npz
@@ -40,6 +42,8 @@ ARRAY_NAMES = (
 )
 """What arrays are called, in capitals or not, in the order of ``data.columns``."""
 LISTED_CLASSES = 100
+_MOST_TABLES = 10
+_NEARLY_ALL = 0.9
 _DARK = 64
 """No part of pictures up to 255 is as dark as that; levels from 0 to 16 are."""
 
@@ -72,6 +76,8 @@ def recognised(path: Path, label: str | None = None) -> DataSpec:
         raise DataError(f"{path}: no such folder of pictures", fix="check the path")
     root, only = (path, None) if is_folder(path) else (path.parent, path.name)
     spec = _of_table(root, only, label)
+    if spec is None and only is None:
+        spec = _of_table_below(root, label)
     if spec is None and label is not None:
         raise UsageError(
             f"expected a table for the column {label!r}, got none in {path}",
@@ -206,6 +212,75 @@ def _of_table(root: Path, only: str | None, label: str | None) -> DataSpec | Non
                 f"{root / looked[0].name}",
             )
     return _joined(root, looked, only)
+
+
+def _of_table_below(root: Path, label: str | None) -> DataSpec | None:
+    """Return the recipe's words for a table that lies one folder down, or None for no such table.
+
+    It is used where the folders are no classes, or where it names nearly all pictures: what lies
+    in the folder of one class says something of that class alone. Raises DataError for several.
+    """
+    walk = Walk(root)
+    tree = walk.read()
+    pictures = [plain_path(path.relative_to(root).as_posix()) for path in tree.pictures]
+    tables = _tables_below(walk) if pictures else []
+    found = [_look_below(root, name, pictures, label) for name in tables]
+    looked = [form for form in found if isinstance(form, TableForm)]
+    if label is None:
+        looked = [form for form in looked if not form.repeats_folders]
+    if not tables or _are_classes(root):
+        looked = [form for form in looked if form.pictures >= _NEARLY_ALL * len(pictures)]
+    elif unclear := [form for form in found if isinstance(form, DataError)]:
+        raise unclear[0]
+    if len(looked) > 1:
+        listed = first_few([table.name for table in looked], 5)
+        raise DataError(
+            f"{root}: expected one table, got {listed}",
+            fix=f"join them into one table in {root}, with paths such as "
+            f"{pictures[0]} and a column of parts; or name one of them instead of the folder",
+        )
+    return _joined(root, looked, None) if looked else None
+
+
+def _look_below(
+    root: Path, name: str, pictures: Sequence[str], label: str | None
+) -> TableForm | DataError | None:
+    """Return what a table one folder down says of the pictures there, or else of all."""
+    own = [path for path in pictures if path.startswith(f"{PurePosixPath(name).parent}/")]
+    first: DataError | None = None
+    for some in (own, pictures):
+        try:
+            form = look(root, name, some, label, only=False)
+        except DataError as err:
+            form = err
+        if isinstance(form, TableForm):
+            return form
+        first = first or form
+    return first
+
+
+def _tables_below(walk: Walk) -> list[str]:
+    """Return the tables that lie one folder down.
+
+    A folder of many texts holds notes, as one for each picture, and no table of them.
+    """
+    below = [PurePosixPath(path) for entry in walk.left_out() for path in entry.paths]
+    tables = [
+        path
+        for path in below
+        if len(path.parts) == 2 and path.suffix.lower() in TABLE_SUFFIXES and path.name[0] != "."
+    ]
+    count = Counter(path.parent for path in tables)
+    return sorted(str(path) for path in tables if count[path.parent] <= _MOST_TABLES)
+
+
+def _are_classes(root: Path) -> bool:
+    """Tell whether the folders alone can be trained with."""
+    try:
+        listing = look_at_folders(root)
+    except DataError:
+        return False
+    return len(listing.classes) > 1 and bool(listing.train and listing.test)
 
 
 def _joined(root: Path, tables: Sequence[TableForm], only: str | None) -> DataSpec:

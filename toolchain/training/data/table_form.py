@@ -39,13 +39,14 @@ _MOST = 0.9
 
 @dataclass(frozen=True, slots=True)
 class TableForm:
-    """What the first rows of a table say, as far as the recipe has keys for it."""
+    """What a table says, as far as the recipe has keys for it; ``pictures``: how many it names."""
 
     name: str
     delimiter: str
     path: str
     columns: tuple[str | int, ...]
     repeats_folders: bool
+    pictures: int
 
 
 def role(name: str) -> str | None:
@@ -158,10 +159,12 @@ class _Sheet:
         """Return what the recipe says, with the columns of ``labels`` and of the parts."""
         found = self.found
         chosen = [found.column, labels, *splits[:1]]
+        paths = [
+            plain_path(found.pattern.replace(PLACE, row.texts[found.column])) for row in self.body
+        ]
         folders = [
-            PurePosixPath(found.pattern.replace(PLACE, row.texts[found.column])).parent.name
-            == row.texts[labels]
-            for row in self.body
+            PurePosixPath(path).parent.name == row.texts[labels]
+            for path, row in zip(paths, self.body, strict=True)
         ]
         return TableForm(
             name=name,
@@ -169,6 +172,7 @@ class _Sheet:
             path=found.pattern,
             columns=tuple(self.heads[place] if self.has_names else place + 1 for place in chosen),
             repeats_folders=all(folders) and not splits,
+            pictures=len(set(paths)),
         )
 
 
