@@ -12,7 +12,7 @@ from typing import Any
 from toolchain.core.errors import DataError, Fault
 from toolchain.pictures.survey import FIX, Survey, Tell, survey
 from toolchain.recipe.copies import Copies, find_copies
-from toolchain.recipe.listing import LAYOUT, Listing, raise_faults
+from toolchain.recipe.listing import AS_FOLDERS, LAYOUT, Listing, raise_faults
 
 _SHOWN = 3
 
@@ -95,7 +95,7 @@ def examine(listing: Listing, tell: Tell = lambda _done, _all: None) -> Examined
 def _parts(listing: Listing) -> str:
     if not listing.was_split:
         return "hash"
-    return "table" if listing.parts else "folders"
+    return "folders" if listing.parts in ("", AS_FOLDERS) else "table"
 
 
 def _fix(listing: Listing) -> str:

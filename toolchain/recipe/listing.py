@@ -49,6 +49,7 @@ LAYOUT = """expected layout:
         ├── <class>/
         └── <class>/"""
 
+AS_FOLDERS = "as the folders say"
 _NO_CLASS = "pictures in no class folder"
 _EMPTY = "folders without a picture that is read"
 _BESIDE = "folders beside the parts, which are no part"
@@ -88,9 +89,7 @@ class Listing:
 
     def lines(self) -> list[str]:
         """Return for people what is in each part, what was taken for what, and what is left out."""
-        parts = self.parts or (
-            "as the folders say" if self.was_split else "a fifth of each class to test"
-        )
+        parts = self.parts or (AS_FOLDERS if self.was_split else "a fifth of each class to test")
         validation = f"{len(self.validation)} to validate, " if self.validation else ""
         return [
             f"{len(self.train)} to train, {validation}{len(self.test)} to test ({parts}), "

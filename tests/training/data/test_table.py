@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.support.tables import cells, picture, recipe_of, spec
 from toolchain.core.digest import sha256
 from toolchain.core.errors import DataError, StorageError
 from toolchain.recipe import Listing
+from toolchain.recipe.examined import examine
 from toolchain.recipe.spec import DELIMITERS, DataSpec
 from toolchain.training import data
 from toolchain.training.data import table
@@ -94,6 +96,44 @@ def test_without_a_test_part_the_validation_part_is_the_test(tmp_path: Path) -> 
     listing = listed(tmp_path, dataclasses.replace(FILE_LABEL, columns=("file", "label", "part")))
     assert (len(listing.train), len(listing.validation)) == (4, 0)
     assert names(listing, "test") == ["c04.png", "c05.png"]
+
+
+def in_folders(root: Path, *folders: str) -> Path:
+    """Make three pictures of each label in each folder, and a table of them without parts."""
+    names = [f"{folder}/{i}.png" for folder in folders for i in range(6)]
+    for shade, name in enumerate(names):
+        picture(root / name, shade)
+    rows = [f"{name},{'ab'[i % 2]}" for i, name in enumerate(names)]
+    write(root, "\n".join(["file,label", *rows]))
+    return root
+
+
+@pytest.mark.parametrize("below", ["", "images/"])
+@pytest.mark.parametrize("parts", [("Train", "test_set"), ("training", "val"), ("train", "dev")])
+def test_folders_give_the_parts_that_no_table_says(
+    tmp_path: Path, below: str, parts: Sequence[str]
+) -> None:
+    in_folders(tmp_path, *(f"{below}{part}/more" for part in parts))
+    listing = listed(tmp_path)
+    assert {path.parts[-3] for path, _ in listing.train} == {parts[0]}
+    assert {path.parts[-3] for path, _ in listing.test} == {parts[1]}
+    assert listing.lines()[0] == "6 to train, 6 to test (as the folders say), 2 classes"
+    assert examine(listing).document()["parts"] == "folders"
+
+
+def test_folders_of_all_parts_and_a_share_that_is_stated(tmp_path: Path) -> None:
+    in_folders(tmp_path, "train", "val", "test")
+    counts = [len(part) for part in dataclasses.astuple(listed(tmp_path))[2:4]]
+    assert (counts, len(listed(tmp_path).validation)) == ([6, 6], 6)
+    share = listed(tmp_path, dataclasses.replace(FILE_LABEL, test_share=0.5))
+    assert (len(share.train), len(share.test), share.was_split) == (10, 8, False)
+
+
+@pytest.mark.parametrize("folders", [("train",), ("train", "bus"), ("test", "val"), ("a", "b")])
+def test_other_folders_are_no_parts(tmp_path: Path, folders: Sequence[str]) -> None:
+    listing = listed(in_folders(tmp_path, *folders))
+    assert not listing.was_split
+    assert "chosen by data.seed" in listing.lines()[0]
 
 
 def test_each_table_can_be_a_part(tmp_path: Path) -> None:

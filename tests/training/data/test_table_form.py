@@ -138,6 +138,25 @@ def test_tables_named_like_parts_are_used_together_or_refused(tmp_path: Path) ->
         recognised(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", ["", ".png"])
+def test_names_in_the_folders_of_parts_are_asked_for_with_these(
+    tmp_path: Path, suffix: str
+) -> None:
+    names = [f"{'test' if i % 4 == 3 else 'train'}/p{i}.png" for i in range(12)]
+    for name in names:
+        picture(tmp_path / name)
+    rows = [f"p{i}{suffix},{'ab'[i // 6]}" for i in range(12)]
+    write(tmp_path, "\n".join(["file,label", *rows]))
+    with pytest.raises(DataError, match=f"such as train/p0.png, got 'p0{suffix}'") as caught:
+        recognised(tmp_path)
+    assert caught.value.fix.startswith("write the folders in front of the names")
+    rows = [f"{name},{'ab'[i // 6]}" for i, name in enumerate(names)]
+    write(tmp_path, "\n".join(["file,label", *rows]))
+    assert (
+        first_look(tmp_path)[1].lines()[0].startswith("9 to train, 3 to test (as the folders say")
+    )
+
+
 def test_two_places_of_the_same_names_are_refused(tmp_path: Path) -> None:
     for i in range(4):
         picture(tmp_path / "masks" / f"{i}.png")

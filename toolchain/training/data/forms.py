@@ -236,8 +236,8 @@ def _of_table_below(root: Path, label: str | None) -> DataSpec | None:
         listed = first_few([table.name for table in looked], 5)
         raise DataError(
             f"{root}: expected one table, got {listed}",
-            fix=f"join them into one table in {root}, with paths such as "
-            f"{pictures[0]} and a column of parts; or name one of them instead of the folder",
+            fix=f"join them into one table in {root}, with paths such as {pictures[0]}; or name "
+            "one of them instead of the folder",
         )
     return _joined(root, looked, None) if looked else None
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -19,7 +19,7 @@ from toolchain.core.digest import sha256
 from toolchain.core.errors import DataError, Fault, first_few
 from toolchain.core.files import is_folder, read_limited, stays_below
 from toolchain.pictures.decode import CONVERT, SUFFIXES, UNREAD_SUFFIXES
-from toolchain.recipe.listing import Listing, Pairs, part_of
+from toolchain.recipe.listing import AS_FOLDERS, Listing, Pairs, part_of
 from toolchain.recipe.spec import DELIMITERS, PLACE, DataSpec
 from toolchain.recipe.walk import LeftOut, Walk
 from toolchain.training.data.labelled import (
@@ -289,34 +289,43 @@ class _Reading:
         walk.leave_out(_UNNAMED, unnamed)
         labels = {picture.label for picture in self._pictures.values()}
         classes = classes_of(spec, labels, str(walk.root))
-        parts = self._parts(classes)
+        stated = self._stated_parts()
+        parts = self._parts(classes, stated)
         trained = {label for _, label in parts["train"]}
         if self._pictures and (missing := untrained(classes, trained)):
             tables = ", ".join(spec.files or ())
             self._fault(
                 tables, f"expected pictures to train for every class, got none for {missing}"
             )
-        how = f"as {' and '.join(spec.files or ())} say" if spec.has_test else share_words(spec)
+        how = AS_FOLDERS if stated else share_words(spec)
+        if spec.has_test:
+            how = f"as {' and '.join(spec.files or ())} say"
         return Listing(
             root=walk.root,
             classes=classes.names,
             train=parts["train"],
             test=parts["test"],
             validation=parts["validation"],
-            was_split=spec.has_test,
+            was_split=spec.has_test or bool(stated),
             left_out=_without(walk.left_out(), spec.files or ()),
             notes=(f"paths and labels are those of {', '.join(spec.files or ())}", *walk.notes),
             faults=tuple(walk.faults),
             parts=how,
         )
 
-    def _parts(self, classes: Classes) -> dict[str, Pairs]:
+    def _stated_parts(self) -> dict[str, str]:
+        """Return the part of each picture as the tables say, or else its folders; or nothing."""
+        if self.spec.has_test:
+            return {name: picture.part for name, picture in self._pictures.items()}
+        return {} if self.spec.test_share else _parts_of_folders(self._pictures)
+
+    def _parts(self, classes: Classes, stated: Mapping[str, str]) -> dict[str, Pairs]:
         """Return the pictures of each part, by class and then by path."""
         rising = sorted(
             (classes.index_of[picture.label], name) for name, picture in self._pictures.items()
         )
-        taken = {name: picture.part for name, picture in self._pictures.items()}
-        if not self.spec.has_test:
+        taken = dict(stated)
+        if not stated:
             names = [name for _, name in rising]
             labels = [self._pictures[name].label for name in names]
             test = rows_to_test(self.spec, labels, names)
@@ -328,6 +337,20 @@ class _Reading:
             part: tuple((self._files[name], label) for label, name in rising if taken[name] == part)
             for part in PARTS
         }
+
+
+def _parts_of_folders(paths: Collection[str]) -> dict[str, str]:
+    """Return the part that a folder of each path names, all at one depth, or nothing.
+
+    So a folder called train beside others, such as bus, is no part.
+    """
+    folders = {path: PurePosixPath(path).parent.parts for path in paths}
+    for depth in range(min(map(len, folders.values()), default=0)):
+        parts = {path: part_of(own[depth]) or "" for path, own in folders.items()}
+        stated = set(parts.values())
+        if "" not in stated and "train" in stated and len(stated) > 1:
+            return parts
+    return {}
 
 
 def _without(left_out: Sequence[LeftOut], tables: Sequence[str]) -> tuple[LeftOut, ...]:

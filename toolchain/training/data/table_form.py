@@ -262,6 +262,7 @@ def _paths(
         )
     if not best:
         _refuse_other_places(path, sample, called)
+        _refuse_names_in_parts(path, sample, called, endings)
     return next(iter(best.values()), None)
 
 
@@ -275,6 +276,25 @@ def _refuse_other_places(
             raise DataError(
                 f"{path}: expected paths below {path.parent}, with '/', got {places[0]!r:.200}",
                 fix="write paths as they are below this folder, such as images/0001.png",
+            )
+
+
+def _refuse_names_in_parts(
+    path: Path,
+    sample: Sequence[Sequence[str]],
+    called: Mapping[str, Sequence[str]],
+    endings: Sequence[str],
+) -> None:
+    """Raise DataError for a column of names of pictures that lie right in folders of parts."""
+    for texts in zip(*sample, strict=True):
+        names = (text + ending for text in texts for ending in endings)
+        meant = [called[name][0] for name in names if len(called.get(name, ())) == 1]
+        parts = {part_of(PurePosixPath(picture).parent.name) for picture in meant}
+        if len(meant) >= _MOST * len(texts) and len(parts) > 1 and None not in parts:
+            raise DataError(
+                f"{path}: expected paths with the folders of the parts, such as {meant[0]}, got "
+                f"{texts[0]!r:.200}",
+                fix="write the folders in front of the names: they are then the parts",
             )
 
 
