@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from tests.support.damage import repacked
 from tests.support.drawn import pixels
 from tests.support.exported import Exported
 from toolchain.cli.verbs.eval import evaluate
 from toolchain.core.confusion import Confusion
 from toolchain.device import Runner
+from toolchain.recipe import DataSpec, dump
+from toolchain.training.data import load
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +39,26 @@ def photos(classes: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -
         place.mkdir(exist_ok=True)
         Image.fromarray(picture).save(place / f"{index:02d}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained_by(
+    exported: Exported, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Exported]:
+    """The bundle as if its training had read pictures with a loader that is named."""
+
+    def made(loader: str) -> Exported:
+        keys: dict[str, Any] = (
+            {"files": ("a.csv",), "columns": ("file", "label")} if loader == "csv" else {}
+        )
+        data = DataSpec(loader, "PATH", None, None, 1, **keys)
+        text = dump(dataclasses.replace(exported.domain.recipe, data=data, golden=None))
+        folder = tmp_path_factory.mktemp(loader)
+        bundle = repacked(exported, folder, {"recipe.yaml": text.encode()})
+        report = dataclasses.replace(exported.report, bundle=bundle)
+        return dataclasses.replace(exported, report=report)
+
+    return made
 
 
 def invoke(exported: Exported, folder: Path, *words: str) -> Result:
@@ -68,6 +93,31 @@ def test_its_figures_are_those_of_the_runners_answers(
 
 def test_the_part_of_the_test_is_what_training_keeps(exported: Exported, photos: Path) -> None:
     assert found(exported, photos, "--part", "test")["pictures"] == 4
+
+
+def test_of_a_folder_without_parts_what_training_held_out_is_judged(
+    trained_by: Callable[[str], Exported], photos: Path, tmp_path: Path
+) -> None:
+    by_folder = trained_by("folder")
+    document = found(by_folder, photos)
+    assert (document["part"], document["pictures"]) == ("test", 4)
+    assert found(by_folder, photos, "--part", "all")["pictures"] == 20
+    assert "4, a fifth of each class, which training held out" in invoke(by_folder, photos).stdout
+    data = DataSpec("folder", str(photos), None, None, 1)
+    trained = load(dataclasses.replace(by_folder.domain.recipe, data=data))
+    assert len(trained.test) == document["pictures"]
+    # Without the held out ones nobody can say which ones training saw.
+    assert found(trained_by("csv"), photos)["part"] == "all"
+    assert (
+        "all of the folder; training may have seen some" in invoke(trained_by("csv"), photos).stdout
+    )
+    for path in sorted(photos.iterdir()):
+        (tmp_path / path.name).mkdir()
+        shutil.copy(next(path.iterdir()), tmp_path / path.name)
+    result = invoke(by_folder, tmp_path)
+    assert result.exit_code == 1
+    assert "expected pictures that training holds out, got none of 2" in result.stderr
+    assert found(by_folder, tmp_path, "--part", "all")["pictures"] == 2
 
 
 def test_train_and_test_folders_are_told_apart(

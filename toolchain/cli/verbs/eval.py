@@ -20,6 +20,7 @@ from toolchain.cli.show.answers import complain_of
 from toolchain.cli.show.classes import class_document, class_lines, confusion_lines
 from toolchain.cli.show.output import emit
 from toolchain.cli.show.progress import counted
+from toolchain.core.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from toolchain.device.runtime.scoring import Scores
@@ -40,8 +41,8 @@ FAILED = 1
 @click.option(
     "--part",
     type=click.Choice(["test", "all"]),
-    help="The pictures that training keeps for the test, or all of the folder.  [default: test for "
-    "a folder with train/ and test/, else all]",
+    help="The pictures that training holds out, or all of the folder.  [default: test for a folder "
+    "with train/ and test/, and for a domain that was trained on folders; else all]",
 )
 @runner_backbone_option
 @click.option("--page", type=FILE, metavar="FILE", help="Write classes and confusion as HTML.")
@@ -59,8 +60,9 @@ def evaluate(
     """Say how well a bundle answers labelled pictures.
 
     FOLDER holds a folder for each class, named as the class, or train/ and test/ with such folders
-    inside. This needs onnxruntime, but not PyTorch. If a picture cannot be used, stderr says why,
-    no figure counts it, and the exit code is 1.
+    inside. Without these, a fifth of each class is judged, by its names the one that training held
+    out of this folder. This needs onnxruntime, but not PyTorch. If a picture cannot be used, stderr
+    says why, no figure counts it, and the exit code is 1.
     """
     from toolchain.core.files import write_atomic
     from toolchain.device.runtime.runner import Runner
@@ -72,8 +74,15 @@ def evaluate(
     # The classes are the bundle's, whatever the part train holds.
     listing = look(folder, trains=False)
     listing.raise_faults()
-    used = part or ("test" if listing.was_split else "all")
+    loader = _loader(bundle)
+    used = part or ("test" if listing.was_split or loader == "folder" else "all")
     rows = listing.test if used == "test" else listing.pictures
+    if not rows:
+        raise DataError(
+            f"{folder}: expected pictures that training holds out, got none of "
+            f"{len(listing.pictures)}: no class has two",
+            fix="--part all, if training saw none of these",
+        )
     pictures = [(path, listing.classes[place]) for path, place in rows]
     with Runner(dist.survey([bundle]).backbone(backbone), threads=threads) as runner:
         domain = runner.load(bundle)
@@ -82,13 +91,38 @@ def evaluate(
     for path, err in scores.unusable:
         complain_of(str(path), err)
     about = {"domain": domain.name, "release": domain.release, "folder": folder, "part": used}
+    which = _which(used, by_folders=listing.was_split, loader=loader)
     if page is not None:
         from toolchain.cli.show import confusion_page
 
         text = confusion_page.page(f"{domain.name}: {folder}", scores.confusion, scores.classes)
         write_atomic(page, text.encode(), overwrite=True)
-    emit({**about, **_document(scores)}, _lines(about, scores), as_json=as_json)
+    emit({**about, **_document(scores)}, _lines(about, which, scores), as_json=as_json)
     return FAILED if scores.unusable else 0
+
+
+def _loader(path: Path) -> str | None:
+    """Return how the training of a bundle read its pictures, or None where nobody can tell."""
+    from toolchain import recipe
+    from toolchain.bundle import open_bundle
+
+    opened = open_bundle(path)
+    for name in opened.names("recipe"):
+        try:
+            return recipe.loads(opened.blob(name)).data.loader
+        except RecipeError:  # of another version
+            return None
+    return None
+
+
+def _which(part: str, *, by_folders: bool, loader: str | None) -> str:
+    """Return for people which pictures are judged, and whether training saw them."""
+    if part == "test" and by_folders:
+        return "those of the test"
+    if part == "test":
+        return "a fifth of each class, which training held out of this folder (--part all: all)"
+    seen = "; training may have seen some, as it read a table" if loader == "csv" else ""
+    return f"all of the folder{seen}"
 
 
 def _document(scores: Scores) -> dict[str, Any]:
@@ -106,14 +140,14 @@ def _document(scores: Scores) -> dict[str, Any]:
     }
 
 
-def _lines(about: dict[str, Any], scores: Scores) -> list[str]:
-    confusion, words = scores.confusion, {"test": "those of the test", "all": "all of the folder"}
+def _lines(about: dict[str, Any], which: str, scores: Scores) -> list[str]:
+    confusion = scores.confusion
     left_out = f", {len(scores.unusable)} could not be used" if scores.unusable else ""
     return [
         layout.title(f"{about['domain']}: {about['folder']}"),
         *layout.pairs(
             {
-                "pictures": f"{confusion.pictures}, {words[about['part']]}{left_out}",
+                "pictures": f"{confusion.pictures}, {which}{left_out}",
                 "accuracy": layout.percent(confusion.accuracy),
                 "balanced": f"{layout.percent(confusion.balanced_accuracy)}, mean of classes",
                 "took": f"{scores.ms:.1f} ms for a picture, without reading it",
