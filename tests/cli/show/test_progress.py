@@ -36,7 +36,8 @@ def test_a_file_gets_one_line_per_epoch() -> None:
     lines = stream.getvalue().splitlines()
     assert len(lines) == 2
     assert lines[0] == (
-        "cars: epoch 1/2  loss 0.500  accuracy 75.0%  gates open 50%  executed 60%  left 1:05"
+        "cars: epoch 1/2  loss 0.500  training accuracy 75.0%  gates open 50%  executed 60%  "
+        "left 1:05"
     )
     assert "\r" not in stream.getvalue()
 

@@ -150,7 +150,7 @@ def describe(status: Status) -> str:
     minutes, seconds = divmod(round(status.remaining_s), 60)
     return (
         f"epoch {status.epoch}/{status.epochs}  loss {status.loss:.3f}  "
-        f"accuracy {status.accuracy:.1%}  gates open {status.open_share:.0%}  "
+        f"training accuracy {status.accuracy:.1%}  gates open {status.open_share:.0%}  "
         f"executed {status.executed_share:.0%}  left {minutes}:{seconds:02d}"
     )
 
