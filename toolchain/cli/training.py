@@ -56,9 +56,11 @@ def planned(
 ) -> Planned:
     """Return what the options mean; ``named`` is the recipe that they name, ``file`` its file.
 
-    ``folder`` is None for the default. Raises as :func:`varied`.
+    ``folder`` is None for the default. Stderr gets :func:`crop_note`. Raises as :func:`varied`.
     """
     recipe = varied(named, method, settings)
+    if note := crop_note(recipe, named, settings):
+        click.echo(note, err=True)
     name = output_name(recipe, named)
     out = folder or CHECKPOINTS / name
     command = train_command(recipe.domain, file, name, out, method=method, settings=settings)
@@ -81,6 +83,24 @@ def varied(recipe: Recipe, method: str | None, settings: Sequence[str]) -> Recip
             f"{other.domain}.yaml and change its domain",
         )
     return other
+
+
+def crop_note(recipe: Recipe, named: Recipe, settings: Sequence[str]) -> str:
+    """Return a note where ``settings`` made the size alone smaller, so that less of it is seen.
+
+    ``named``: the recipe before them. Nobody who sets preprocess.resize, too, needs the note.
+    """
+    own, before = recipe.preprocess, named.preprocess
+    stated = any(setting.partition("=")[0].strip() == "preprocess.resize" for setting in settings)
+    if stated or own.resize != before.resize or own.size >= before.size:
+        return ""
+    whole = round(before.resize * own.size / before.size)
+    return (
+        f"note: with preprocess.size {own.size} and preprocess.resize {own.resize} the model sees "
+        f"the middle {own.size / own.resize:.0%} of a picture's shorter side, and "
+        f"{before.size / before.resize:.0%} in the recipe; to see as much: "
+        f"--set preprocess.resize={whole}"
+    )
 
 
 def output_name(recipe: Recipe, named: Recipe) -> str:
