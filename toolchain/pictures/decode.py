@@ -27,6 +27,7 @@ import numpy.typing as npt
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from toolchain.core.errors import DataError, StorageError
+from toolchain.pictures.scans import require_few_scans
 
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 128 * 1024 * 1024
@@ -134,6 +135,7 @@ def _decoded(
 ) -> Taken:
     """Return what ``take`` makes of the picture in ``file``, whose header was read."""
     _check_bytes(size, what)
+    require_few_scans(file, what)
     try:
         with _image(file) as image:
             _check_area(image, what)
