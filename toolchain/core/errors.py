@@ -38,12 +38,17 @@ command line maps ``exit_code`` to the process's exit status and does nothing el
     ├── StorageError                1   the file system refused (disk full, permission)
     │   ├── ExistsError             1   the destination exists
     │   └── LockedError             1   another process works there
+    ├── StoreError                  1   a device's store cannot do what was asked
+    │   ├── FloorError              1   a release below the lowest counter that may come
+    │   ├── TrialError              1   a trial is under way, or none is
+    │   └── QuotaError              1   the store would hold more bytes than it may
     ├── OutOfMemoryError            1   this machine has not enough memory for what was asked
     ├── MissingPackageError         1   an optional package is needed; the extra is named
     ├── ParityError                 3   a linked model does not answer as PyTorch does
     │   └── SelftestError           3   a domain does not answer here as its golden data say
     └── VerificationError           4   bytes are not what their manifest says
         ├── BundleError             4   a bundle is malformed, truncated or altered
+        ├── StoreDamagedError       4   a store's state or journal is not as it was written
         ├── EngineMismatchError     4   an engine for another device, TensorRT or kit
         └── BackboneMismatchError   4   right bundle, other backbone
 """
@@ -277,6 +282,22 @@ class LockedError(StorageError):
     """Another process works where the caller wants to be alone."""
 
 
+class StoreError(Da3Error):
+    """A device's store cannot do what was asked."""
+
+
+class FloorError(StoreError):
+    """A release whose counter is below the floor of its unit: a rollback that nobody released."""
+
+
+class TrialError(StoreError):
+    """A trial is under way where none may be, or none is where one must be."""
+
+
+class QuotaError(StoreError):
+    """The store would hold more bytes than it may; nothing was written."""
+
+
 class OutOfMemoryError(Da3Error):
     """The machine has not enough memory for what was asked."""
 
@@ -309,6 +330,10 @@ class VerificationError(Da3Error):
 
 class BundleError(VerificationError):
     """A bundle is malformed, truncated or altered."""
+
+
+class StoreDamagedError(VerificationError):
+    """A store's state or journal is not as it was written."""
 
 
 class EngineMismatchError(VerificationError):

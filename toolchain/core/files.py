@@ -22,6 +22,8 @@ from pathlib import Path, PurePosixPath
 from toolchain.core.errors import ExistsError, StorageError
 
 MIB = 1 << 20  # bytes
+PARTIAL_SUFFIX = ".partial"
+"""Ends the name of what is under way; whatever a killed process left may be removed by it."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -37,12 +39,12 @@ def write_atomic(path: str | Path, data: bytes, *, overwrite: bool = False) -> N
     path = Path(path)
     if not overwrite:
         _refuse_existing(path)
-    partial = _beside(path)
+    partial = beside(path)
     try:
         with _removed_in_the_end(partial):
             _write_new(partial, data)
             _publish_file(partial, path, overwrite=overwrite)
-            _fsync_directory(path.parent)
+            fsync_folder(path.parent)
     except OSError as err:
         raise _refused("write", path, err, needed_bytes=len(data)) from err
 
@@ -60,14 +62,14 @@ def atomic_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
     path = Path(path)
     if not overwrite:
         _refuse_existing(path)
-    partial = _beside(path)
+    partial = beside(path)
     try:
         with _removed_in_the_end(partial):
             partial.mkdir()
             yield partial
             _fsync_tree(partial)
             _publish_directory(partial, path, overwrite=overwrite)
-            _fsync_directory(path.parent)
+            fsync_folder(path.parent)
     except OSError as err:
         raise _refused("write", path, err, needed_bytes=None) from err
 
@@ -147,9 +149,9 @@ def names(folder: str | Path) -> list[str]:
         raise _refused("list", Path(folder), err, needed_bytes=None) from err
 
 
-def refused(err: OSError) -> StorageError:
-    """Return the error for what the file system refused; ``err`` names the file."""
-    return _refused("use", Path(os.fsdecode(err.filename)), err, needed_bytes=None)
+def refused(err: OSError, path: Path | None = None) -> StorageError:
+    """Return the error for what the file system refused; without ``path``, ``err`` names it."""
+    return _refused("use", path or Path(os.fsdecode(err.filename)), err, needed_bytes=None)
 
 
 def read_limited(path: str | Path, *, limit_bytes: int, what: str) -> bytes:
@@ -219,10 +221,11 @@ def _regular_size(handle: int, path: Path, limit_bytes: int, what: str) -> int:
     return status.st_size
 
 
-def _beside(path: Path) -> Path:
+def beside(path: Path) -> Path:
     """Return a free name in the directory of ``path``, so that a rename never crosses disks."""
     # Cut, so that the suffix still fits into the 255 bytes that most file systems give a name.
-    return path.parent / f".{path.name[:100]}.{secrets.token_hex(6)}.partial"
+    stem = path.name.encode(errors="ignore")[:100].decode(errors="ignore")
+    return path.parent / f".{stem}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}"
 
 
 @contextmanager
@@ -277,7 +280,7 @@ def _publish_directory(partial: Path, path: Path, *, overwrite: bool) -> None:
         partial.rename(path)
         return
     # A rename replaces an empty directory only, so the old one has to go first.
-    aside = _beside(path)
+    aside = beside(path)
     path.rename(aside)
     try:
         partial.rename(path)
@@ -293,11 +296,12 @@ def _fsync_tree(top: Path) -> None:
         for name in names:
             child = Path(folder, name)
             if not child.is_symlink():
-                _fsync_directory(child)
-        _fsync_directory(Path(folder))
+                fsync_folder(child)
+        fsync_folder(Path(folder))
 
 
-def _fsync_directory(path: Path) -> None:
+def fsync_folder(path: Path) -> None:
+    """Fsync a folder, which makes its names durable, or a file. Raises OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)

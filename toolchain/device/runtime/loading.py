@@ -87,7 +87,8 @@ def renew(path: Path, source: Installed, tested_with: str) -> None:
         return
     reason = f"{path}: the record is not of the file as it is now (its inode, owner, mode or times)"
     try:
-        installed.renew(path, source.renewed, tested_with)
+        # Where it was read: a link in a store may lead elsewhere by now.
+        installed.renew(source.file.parent, source.renewed, tested_with)
     except StorageError as err:
         _log.warning(
             "%s; its bytes were verified and tested again, as at each load: %s", reason, err

@@ -33,6 +33,7 @@ from toolchain.bundle.release import Graph, PatchFile, Release, patch_of, read_r
 from toolchain.bundle.slots import Slots
 from toolchain.core import canonical
 from toolchain.core.digest import sha256
+from toolchain.core.durable import place
 from toolchain.core.errors import BundleError
 from toolchain.core.fields import (
     ListOf,
@@ -46,7 +47,13 @@ from toolchain.core.fields import (
     printable,
     whole,
 )
-from toolchain.core.files import atomic_directory, open_limited, read_limited, write_atomic
+from toolchain.core.files import (
+    atomic_directory,
+    open_limited,
+    read_limited,
+    resolved,
+    write_atomic,
+)
 from toolchain.core.safetensors import read_places
 from toolchain.core.words import (
     DIGEST,
@@ -139,11 +146,10 @@ def write(folder: str | Path, opened: Bundle, release: Release, tested_with: str
     """
     with atomic_directory(folder) as partial:
         path = partial / BUNDLE_NAME
-        path.write_bytes(opened.to_bytes())
         # Mapped while it runs: nobody shall write into it by accident.
-        path.chmod(0o444)
+        place(path, opened.to_bytes(), mode=0o444)
         record = _record(opened, release, _identity(path.stat()), tested_with)
-        (partial / RECORD_NAME).write_bytes(_bytes_of(record))
+        place(partial / RECORD_NAME, _bytes_of(record))
 
 
 def renew(folder: str | Path, record: InstalledRecord, tested_with: str) -> None:
@@ -158,8 +164,10 @@ def read(folder: str | Path) -> Installed:
     Raises BundleError for a record that is damaged and a bundle with other bytes than were
     verified, StorageError where there is none.
     """
-    path = Path(folder) / BUNDLE_NAME
-    record = _read_record(Path(folder) / RECORD_NAME)
+    # A link in a store may lead to the next release at any time: it is followed once.
+    folder = resolved(folder)
+    path = folder / BUNDLE_NAME
+    record = _read_record(folder / RECORD_NAME)
     if (identity := _identity_of(path)) == record.file:
         # Graphs, golden data and the patch are seldom needed. Whoever reads the first of them
         # verifies the bundle anew, and the others come from the bytes that were verified.
