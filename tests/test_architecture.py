@@ -196,7 +196,7 @@ def test_files_have_no_circle() -> None:
     assert len(_order(arrows)) == len(arrows)
 
 
-DEVICE_SIDE = ("core", "pictures", "recipe", "bundle", "device")
+DEVICE_SIDE = ("core", "pictures", "recipe", "bundle", "trust", "device")
 
 
 def test_the_device_side_has_neither_torch_nor_onnx() -> None:
@@ -232,7 +232,10 @@ HEAVY = """{'torch', 'onnx', 'onnx_ir', 'onnxscript', 'onnxruntime', 'tensorrt',
 'cv2', 'waitress', 'matplotlib'}""".replace("\n", " ")
 LIGHT = (
     "toolchain",
-    *(f"toolchain.{n}" for n in ("core", "pictures", "recipe", "bundle", "training", "device")),
+    *(
+        f"toolchain.{n}"
+        for n in ("core", "pictures", "recipe", "bundle", "trust", "training", "device")
+    ),
     *(f"toolchain.{n}" for n in ("export", "inspect", "bench", "device.serve", "device.boards")),
     *("toolchain.core.errors", "toolchain.core.fields", "toolchain.pictures.preprocess"),
     *("da3_models", "da3_recipes"),

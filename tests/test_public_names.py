@@ -1,4 +1,4 @@
-"""What users may rely on: the names of the four faces and the tree of errors.
+"""What users may rely on: the names of the faces and the tree of errors.
 
 ``tests/goldens/public_names.txt`` pins them. Every other name may be renamed freely.
 """
@@ -17,7 +17,7 @@ import pytest
 from toolchain.core import errors
 
 ROOT = Path(__file__).parents[1]
-FACES = ("training", "export", "device", "device.serve", "bundle")
+FACES = ("training", "export", "device", "device.serve", "bundle", "trust")
 HOW_TO_CHANGE = (
     "A name that no user needs is private: take it out of the face's __all__, and import it from "
     "its own file inside the toolchain. A name that users need stands in __all__ and in the docs. "

@@ -52,7 +52,9 @@ def test_every_command_has_help_with_an_example(words: tuple[str, ...]) -> None:
     assert any(line.startswith(" ".join(("da3", *words))) for line in examples)
 
 
-@pytest.mark.parametrize("words", [w for w in EVERY if w not in ((), ("recipes",))], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [w for w in EVERY if w not in ((), ("recipes",), ("keys",))], ids=" ".join
+)
 def test_every_verb_takes_json(words: tuple[str, ...]) -> None:
     assert "--json" in invoke(*words, "--help").stdout
 

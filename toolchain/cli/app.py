@@ -16,9 +16,12 @@ from toolchain.cli.verbs.doctor import doctor
 from toolchain.cli.verbs.eval import evaluate
 from toolchain.cli.verbs.export import export
 from toolchain.cli.verbs.inspect import inspect
+from toolchain.cli.verbs.keys import keys
 from toolchain.cli.verbs.memory import memory
+from toolchain.cli.verbs.publish import publish
 from toolchain.cli.verbs.recipes import recipes
 from toolchain.cli.verbs.run import run
+from toolchain.cli.verbs.sign import sign
 from toolchain.cli.verbs.train import train
 
 _EXAMPLE = layout.example(
@@ -48,6 +51,9 @@ _CODES = (
         bench,
         memory,
         inspect,
+        keys,
+        sign,
+        publish,
         doctor,
         completion,
     ],

@@ -6,8 +6,10 @@ one verb alone takes stands in that verb's file.
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +21,7 @@ from toolchain.core.files import is_folder
 
 if TYPE_CHECKING:
     from toolchain.recipe import Recipe
+    from toolchain.trust import Passphrase
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -111,6 +114,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 json_file_option = click.option(
     "--json", "json_path", type=FILE, metavar="FILE", help="Write it all; - is stdout."
 )
+passphrase_option = click.option(
+    "--passphrase-file",
+    type=FILE,
+    metavar="FILE",
+    help="Its first line opens the keys.  [default: DA3_KEY_PASSPHRASE, or ask]",
+)
 method_option = click.option(
     "--method",
     metavar="NAME",
@@ -124,6 +133,28 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="Another value of a recipe's key, such as train.lr=0.003; may be repeated.",
 )
+
+
+def passphrase_from_option(file: Path | None, *, new: bool = False) -> Passphrase:
+    """Return what gives the passphrase: ``file``, the environment, or a question on the terminal.
+
+    ``new``: a question is asked twice.
+    """
+    from toolchain.trust import passphrase_from
+
+    def ask() -> str:
+        """Ask on the terminal; what is typed is not shown."""
+        typed: str = click.prompt(
+            "Passphrase", hide_input=True, confirmation_prompt=new, err=True, type=str
+        )
+        return typed
+
+    return passphrase_from(file, os.environ, ask)
+
+
+def current_time() -> datetime:
+    """Return what the clock of this machine shows, in UTC."""
+    return datetime.now(timezone.utc)
 
 
 def threads_option(default: int | None, what: str) -> Callable[[CommandT], CommandT]:

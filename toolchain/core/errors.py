@@ -46,11 +46,26 @@ command line maps ``exit_code`` to the process's exit status and does nothing el
     ├── MissingPackageError         1   an optional package is needed; the extra is named
     ├── ParityError                 3   a linked model does not answer as PyTorch does
     │   └── SelftestError           3   a domain does not answer here as its golden data say
+    ├── SigningError                1   a key or its passphrase is not there, or a counter is used
+    ├── RepositoryError             1   a repository of releases cannot be reached
+    │   └── SlowRepositoryError     1   it sends too slowly, or stands still
     └── VerificationError           4   bytes are not what their manifest says
         ├── BundleError             4   a bundle is malformed, truncated or altered
         ├── StoreDamagedError       4   a store's state or journal is not as it was written
         ├── EngineMismatchError     4   an engine for another device, TensorRT or kit
-        └── BackboneMismatchError   4   right bundle, other backbone
+        ├── BackboneMismatchError   4   right bundle, other backbone
+        └── TrustError              4   what a repository says cannot be trusted
+            ├── UnsignedError       4   too few signatures of keys that are trusted for it
+            ├── RevokedError        4   no key is trusted for this unit, or no longer
+            ├── RollbackError       4   older than what this device has seen
+            ├── ExpiredError        4   its time is over: a repository that is held back
+            │   └── ClockError      4   or the clock of this device is wrong
+            ├── MixedError          4   parts of different states of the repository
+            ├── DelegationError     4   a role speaks for what is not its own
+            ├── MalformedError      4   metadata that no correct writer writes
+            ├── TooLargeError       4   larger than metadata may be
+            ├── WrongReleaseError   4   signed, but not the release of this unit
+            └── AssignmentError     4   an assignment is old, or for another device
 """
 
 from __future__ import annotations
@@ -342,3 +357,63 @@ class EngineMismatchError(VerificationError):
 
 class BackboneMismatchError(VerificationError):
     """The bundle belongs to another backbone than the one at hand."""
+
+
+class SigningError(Da3Error):
+    """A key or its passphrase is not there, or a release counter is used already."""
+
+
+class RepositoryError(Da3Error):
+    """A repository of releases cannot be reached."""
+
+
+class SlowRepositoryError(RepositoryError):
+    """A repository sends too slowly, or stands still."""
+
+
+class TrustError(VerificationError):
+    """What a repository says cannot be trusted."""
+
+
+class UnsignedError(TrustError):
+    """Metadata has too few signatures of the keys that are trusted for its role."""
+
+
+class RevokedError(TrustError):
+    """No key is trusted for the unit, or no longer."""
+
+
+class RollbackError(TrustError):
+    """Metadata or a release is older than what this device has seen."""
+
+
+class ExpiredError(TrustError):
+    """The time of metadata is over: somebody holds the repository back, or nobody keeps it."""
+
+
+class ClockError(ExpiredError):
+    """The time of everything is over by far: the clock of this device is probably wrong."""
+
+
+class MixedError(TrustError):
+    """Metadata of different states of a repository, side by side."""
+
+
+class DelegationError(TrustError):
+    """A role speaks for what is not its own."""
+
+
+class MalformedError(TrustError):
+    """Metadata that no correct writer writes."""
+
+
+class TooLargeError(TrustError):
+    """Metadata is larger, or lists more, than it may."""
+
+
+class WrongReleaseError(TrustError):
+    """What is signed is not the release of the unit that was asked for."""
+
+
+class AssignmentError(TrustError):
+    """An assignment is older than one that was followed, or it is for another device."""

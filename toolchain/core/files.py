@@ -30,9 +30,12 @@ _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 _OCCUPIED = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
 
 
-def write_atomic(path: str | Path, data: bytes, *, overwrite: bool = False) -> None:
+def write_atomic(
+    path: str | Path, data: bytes, *, overwrite: bool = False, mode: int = 0o666
+) -> None:
     """Write ``data`` to ``path`` whole or not at all, durably (fsync of file and directory).
 
+    ``mode``: the permissions of a new file, from its first byte on, before the umask.
     Raises ExistsError if ``path`` exists and ``overwrite`` is false, also when another process
     creates it meanwhile; StorageError if the file system refuses, with nothing left behind.
     """
@@ -42,7 +45,7 @@ def write_atomic(path: str | Path, data: bytes, *, overwrite: bool = False) -> N
     partial = beside(path)
     try:
         with _removed_in_the_end(partial):
-            _write_new(partial, data)
+            _write_new(partial, data, mode)
             _publish_file(partial, path, overwrite=overwrite)
             fsync_folder(path.parent)
     except OSError as err:
@@ -249,10 +252,10 @@ def _refuse_existing(path: Path) -> None:
         )
 
 
-def _write_new(path: Path, data: bytes) -> None:
+def _write_new(path: Path, data: bytes, mode: int) -> None:
     """Create ``path``, which must not exist, with ``data``, and fsync it."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, 0o666), "wb", buffering=0) as file:
+    with os.fdopen(os.open(path, flags, mode), "wb", buffering=0) as file:
         rest = memoryview(data)
         while rest:
             # One call may write only a part.

@@ -1,0 +1,287 @@
+"""Keys: one folder per role, with a public record and an encrypted private file for each key.
+
+Rules of this file: the only code that writes or opens private keys. A key is ``<12 hex>.json``, the
+public record, and ``<12 hex>.pem`` beside it: PKCS#8, encrypted, mode 0600 from its first byte
+(RFC 5958). Instead of a file, the record may name a token or a service by URI. Which of the keys in
+a folder counts is decided by signed metadata, never by a file here: so a new key can lie beside the
+old one until the metadata has changed. A passphrase comes from a file, the environment or a person,
+never from the command line, and no message holds one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolchain.core.errors import Fault, MissingPackageError, SigningError
+from toolchain.core.fields import ListOf, Section, SectionOf, choice, key, matching, printable, text
+from toolchain.core.files import is_file, make_folder, names, read_limited, write_atomic
+from toolchain.core.words import DIGEST, NATURAL, TIME, Document
+from toolchain.trust.unit import Unit
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Key, Signer, SSlibKey
+
+ENVIRONMENT = "DA3_KEY_PASSPHRASE"
+SHORTEST_PASSPHRASE = 12
+ISSUED_NAME = "issued.json"
+_LIMIT_PEM_BYTES = 16 << 10
+_LIMIT_ISSUED = 100_000
+_KEY_ID = matching(r"[0-9a-f]{64}", "64 lower-case hex digits")
+
+Passphrase = Callable[[], str]
+"""Asks for the passphrase, or for the PIN of a token, when it is needed first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicKey(Section):
+    """The public half, as TUF writes it (section 4.2); ``public`` is hex or PEM."""
+
+    keytype: str = key(printable(40))
+    scheme: str = key(printable(40))
+    public: str = key(text("a public key", lambda value: 0 < len(value) <= 4000))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyRecord(Document):
+    """What lies beside a private key; ``public_key`` is the other half.
+
+    ``uri`` is empty for a key in a file.
+    """
+
+    FILE = "key record"
+
+    schema: str = key(choice("da3.key/1"))
+    role: str = key(printable(200))
+    keyid: str = key(_KEY_ID)
+    public_key: PublicKey = key(SectionOf(PublicKey))
+    uri: str = key(text("a URI of at most 1000 characters", lambda value: len(value) <= 1000))
+    created: str = key(TIME)
+
+    def public(self) -> SSlibKey:
+        """Return the key for python-tuf."""
+        from securesystemslib.signer import SSlibKey
+
+        about = self.public_key
+        return SSlibKey(self.keyid, about.keytype, about.scheme, {"public": about.public})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Issue(Section):
+    """One release that a key has signed: the digest is that of the signed metadata."""
+
+    counter: int = key(NATURAL)
+    digest: str = key(DIGEST)
+    content: str = key(DIGEST)
+    expires: str = key(TIME)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Issued(Document):
+    """Every release that the keys of a unit have signed, by rising counter."""
+
+    FILE = ISSUED_NAME
+
+    schema: str = key(choice("da3.issued/1"))
+    releases: tuple[Issue, ...] = key(ListOf(SectionOf(Issue), 0, _LIMIT_ISSUED))
+
+    @property
+    def last(self) -> int:
+        """The highest counter, 0 before the first release."""
+        return self.releases[-1].counter if self.releases else 0
+
+    def contradictions(self) -> Iterator[Fault]:
+        """Yield a fault unless counters rise."""
+        counters = [issue.counter for issue in self.releases]
+        if counters != sorted(set(counters)):
+            yield Fault("releases", "expected rising counters")
+
+
+def passphrase_from(
+    file: Path | None, environment: Mapping[str, str], ask: Callable[[], str]
+) -> Passphrase:
+    """Return what gives the passphrase: the first line of ``file``, the environment, or ``ask``.
+
+    It is asked for when it is needed and once only. It raises SigningError for one of fewer than
+    12 characters: the file format stretches it with few rounds (PBKDF2, 2,048), so that length is
+    what protects it.
+    """
+    known: list[str] = []
+
+    def passphrase() -> str:
+        """Return the passphrase."""
+        if not known:
+            known.append(_passphrase(file, environment, ask))
+        return known[0]
+
+    return passphrase
+
+
+def _passphrase(file: Path | None, environment: Mapping[str, str], ask: Callable[[], str]) -> str:
+    if file is not None:
+        data = read_limited(file, limit_bytes=4096, what="passphrase file")
+        lines = data.decode("utf-8", "replace").splitlines()
+        return lines[0] if lines else ""
+    return environment[ENVIRONMENT] if ENVIRONMENT in environment else ask()
+
+
+def _long_enough(passphrase: str) -> bytes:
+    if len(passphrase) < SHORTEST_PASSPHRASE:
+        raise SigningError(
+            f"expected a passphrase of at least {SHORTEST_PASSPHRASE} characters, got "
+            f"{len(passphrase)}",
+            fix="take five or six words at random; the length is what protects the file",
+        )
+    return passphrase.encode()
+
+
+def generate(folder: Path, role: str, passphrase: Passphrase, *, created: str) -> KeyRecord:
+    """Make an Ed25519 key (RFC 8032) in ``folder`` and return its record.
+
+    The private file is there before the record, so that no record is without its key. Raises
+    SigningError for a short passphrase, MissingPackageError without `cryptography`, StorageError.
+    """
+    secret = _long_enough(passphrase())
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from securesystemslib.signer import SSlibKey
+    except ModuleNotFoundError as err:
+        raise MissingPackageError("cryptography", "making keys", "sign") from err
+    private = Ed25519PrivateKey.generate()
+    pem = private.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(secret),
+    )
+    record = _record(SSlibKey.from_crypto(private.public_key()), role, "", created)
+    make_folder(folder, fix="choose a folder that you may write")
+    folder.chmod(0o700)
+    write_atomic(folder / f"{record.keyid[:12]}.pem", pem, mode=0o600)
+    write_atomic(folder / _record_name(record), record.to_json())
+    return record
+
+
+def adopt(folder: Path, role: str, uri: str, passphrase: Passphrase, *, created: str) -> KeyRecord:
+    """Write the record of a key that lies on a token or in a service, and return it.
+
+    ``uri`` is one of :mod:`toolchain.trust.hardware`. Raises as its ``public_key`` does.
+    """
+    from toolchain.trust.hardware import public_key
+
+    known_uri, public = public_key(uri, passphrase)
+    record = _record(public, role, known_uri, created)
+    make_folder(folder, fix="choose a folder that you may write")
+    folder.chmod(0o700)
+    write_atomic(folder / _record_name(record), record.to_json(), overwrite=True)
+    return record
+
+
+def _record(public: Key, role: str, uri: str, created: str) -> KeyRecord:
+    about = public.to_dict()
+    return KeyRecord(
+        schema="da3.key/1",
+        role=role,
+        keyid=public.keyid,
+        public_key=PublicKey(
+            keytype=about["keytype"], scheme=about["scheme"], public=about["keyval"]["public"]
+        ),
+        uri=uri,
+        created=created,
+    )
+
+
+def _record_name(record: KeyRecord) -> str:
+    return f"{record.keyid[:12]}.json"
+
+
+def records(folder: Path) -> tuple[KeyRecord, ...]:
+    """Return the record of each key in ``folder``, oldest first.
+
+    Raises BundleError, StorageError.
+    """
+    found = [
+        KeyRecord.from_json(
+            read_limited(folder / name, limit_bytes=KeyRecord.LIMIT_BYTES, what="key record")
+        )
+        for name in names(folder)
+        if name.endswith(".json") and len(name) == 17
+    ]
+    return tuple(sorted(found, key=lambda record: (record.created, record.keyid)))
+
+
+def has_private(folder: Path, record: KeyRecord) -> bool:
+    """Whether the key can be used from here: its private file is there, or it has a URI."""
+    return bool(record.uri) or is_file(folder / f"{record.keyid[:12]}.pem")
+
+
+def signer(folder: Path, record: KeyRecord, passphrase: Passphrase) -> Signer:
+    """Return the signer of a key in ``folder``.
+
+    Raises SigningError for a private file that is missing, open to others or not of this key, and
+    for a wrong passphrase; MissingPackageError without `cryptography`.
+    """
+    if record.uri:
+        from toolchain.trust.hardware import signer as hardware_signer
+
+        return hardware_signer(record.uri, record.public(), passphrase)
+    path = folder / f"{record.keyid[:12]}.pem"
+    pem = _private_bytes(path, record)
+    try:
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+        from securesystemslib.exceptions import KeyMismatchError
+        from securesystemslib.signer import CryptoSigner
+    except ModuleNotFoundError as err:
+        raise MissingPackageError("cryptography", "signing", "sign") from err
+    try:
+        private: Any = load_pem_private_key(pem, passphrase().encode())
+        return CryptoSigner(private, record.public())
+    except (ValueError, TypeError, KeyMismatchError) as err:
+        raise SigningError(
+            f"{path}: expected the private key of {record.role} and its passphrase, got others",
+            fix=f"give the passphrase again: --passphrase-file FILE, or {ENVIRONMENT}",
+        ) from err
+
+
+def _private_bytes(path: Path, record: KeyRecord) -> bytes:
+    if not is_file(path):
+        raise SigningError(
+            f"expected the private key of {record.role} at {path}, got none",
+            fix=f"bring it from where it is kept; if it is lost: da3 keys rotate DIR {record.role}",
+        )
+    if path.stat().st_mode & 0o077:
+        raise SigningError(
+            f"{path}: expected a private key that its owner alone may read, got mode "
+            f"{path.stat().st_mode & 0o777:04o}",
+            fix=f"chmod 600 {path}; if others can have read it: da3 keys rotate DIR {record.role}",
+        )
+    return read_limited(path, limit_bytes=_LIMIT_PEM_BYTES, what="private key")
+
+
+def remove(folder: Path, record: KeyRecord) -> None:
+    """Remove a key from ``folder``, the private file first."""
+    for name in (f"{record.keyid[:12]}.pem", _record_name(record)):
+        (folder / name).unlink(missing_ok=True)
+
+
+def read_issued(folder: Path) -> Issued:
+    """Return what the keys in ``folder`` have signed. Raises BundleError, StorageError."""
+    path = folder / ISSUED_NAME
+    if not is_file(path):
+        return Issued(schema="da3.issued/1", releases=())
+    return Issued.from_json(
+        read_limited(path, limit_bytes=Issued.LIMIT_BYTES, what="list of releases")
+    )
+
+
+def note_issue(folder: Path, issued: Issued, issue: Issue) -> None:
+    """Add ``issue`` to the list in ``folder``; it is durable before a signature leaves the room."""
+    longer = replace(issued, releases=(*issued.releases, issue))
+    write_atomic(folder / ISSUED_NAME, longer.to_json(), overwrite=True)
+
+
+def unit_of(record: KeyRecord) -> Unit:
+    """Return the unit that a key signs for. Raises UsageError for a key of another role."""
+    return Unit.parse(record.role)
