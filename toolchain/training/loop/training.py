@@ -5,6 +5,12 @@ Every draw is a function of (seed, step), so an interrupted training that is res
 same bits as one that never stopped (same torch, same number of threads). It never prints: progress
 goes to a ``Progress``. The model decides what layers keep for the backward pass (``lean``).
 
+AdamW (Loshchilov and Hutter, ICLR 2019) minimises cross-entropy plus the budget term (``loss``)
+over one cycle (``schedule``). The head starts from the head-only baseline or from zero, as the
+method says; the checkpoint notes the baseline's accuracy beside the domain's. After each epoch the
+validation part is looked at (``holdout``), and the weights of the best epoch are kept. The test
+split is looked at once, at the end.
+
 Law: ``train`` interrupted anywhere and resumed equals ``train``.
 """
 
@@ -89,16 +95,11 @@ def train(
 ) -> TrainReport:
     """Train ``model``'s domain as ``recipe.train`` says and write the checkpoint ``out``.
 
-    AdamW (Loshchilov and Hutter, ICLR 2019) minimises cross-entropy plus the budget term (``loss``)
-    over one cycle (``schedule``). The head starts from the head-only baseline or from zero, as the
-    method says; the checkpoint notes the baseline's accuracy beside the domain's. After each epoch
-    the validation part is looked at (``holdout``), and the weights of the best epoch are kept. The
-    test split is looked at once, at the end. The state for ``resume`` lies beside ``out``
-    (``state.state_path``). It is written before the first
-    step, after every epoch, every ``save_every_s`` seconds and at Ctrl-C, SIGTERM or SIGHUP, and
-    removed at the end. A missing parent of ``out`` is made. ``memory``: the bytes that training may
-    take beside frozen weights and pictures (``memory.fit``), in every phase; ``needed`` is what it
-    needs, if the caller has counted that. ``alone``: the caller has ``destination.claimed`` the
+    The state for ``resume`` lies beside ``out`` (``state.state_path``). It is written before the
+    first step, after every epoch, every ``save_every_s`` seconds and at Ctrl-C, SIGTERM or SIGHUP,
+    and removed at the end. A missing parent of ``out`` is made. ``memory``: the bytes that training
+    may take beside frozen weights and pictures (``memory.fit``), in every phase; ``needed`` is what
+    it needs, if the caller has counted that. ``alone``: the caller has ``destination.claimed`` the
     place. ``log``: a folder for figures of each epoch (``logs``). ``device``: where it computes;
     the model is there while it trains.
 
@@ -131,23 +132,7 @@ def train(
         checkpoint = _finished(run, evaluation, gates, overwrite=overwrite or resume)
     if interrupted:  # too late to be saved: whoever called shall stop all the same
         raise KeyboardInterrupt
-    return TrainReport(
-        folder=out,
-        checkpoint=checkpoint,
-        evaluation=evaluation,
-        history=run.history(),
-        steps=run.step - first,
-        seconds=time.monotonic() - started,
-        fault=verdict(recipe, evaluation, run.head_accuracy, run.step),
-        conclusion=conclusion(
-            recipe,
-            evaluation,
-            run.head_accuracy,
-            run.history(),
-            steps=run.step,
-            classes=data.classes,
-        ),
-    )
+    return _report(run, checkpoint, evaluation, first, time.monotonic() - started)
 
 
 def _room(model: AttachedModel, recipe: Recipe, memory: int | None, needed: Need | None) -> int:
@@ -231,6 +216,29 @@ def _finished(
     )
     remove_state(run.out)
     return checkpoint
+
+
+def _report(
+    run: Run, checkpoint: Checkpoint, evaluation: Evaluation, first: int, seconds: float
+) -> TrainReport:
+    """Return what the training reached; ``first``: the steps that were done before this call."""
+    return TrainReport(
+        folder=run.out,
+        checkpoint=checkpoint,
+        evaluation=evaluation,
+        history=run.history(),
+        steps=run.step - first,
+        seconds=seconds,
+        fault=verdict(run.recipe, evaluation, run.head_accuracy, run.step),
+        conclusion=conclusion(
+            run.recipe,
+            evaluation,
+            run.head_accuracy,
+            run.history(),
+            steps=run.step,
+            classes=run.data.classes,
+        ),
+    )
 
 
 def _check_fit(model: AttachedModel, data: DomainData, recipe: Recipe) -> None:
