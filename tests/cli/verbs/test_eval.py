@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from toolchain.cli.verbs.eval import evaluate
 from toolchain.core.confusion import Confusion
 from toolchain.device import Runner
 from toolchain.recipe import DataSpec, dump
-from toolchain.training.data import load
+from toolchain.training.data import FileSplit, load
+from toolchain.training.data.splits import Pictures
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +104,17 @@ def test_of_a_folder_without_parts_what_training_held_out_is_judged(
     document = found(by_folder, photos)
     assert (document["part"], document["pictures"]) == ("test", 4)
     assert found(by_folder, photos, "--part", "all")["pictures"] == 20
-    assert "4, a fifth of each class, which training held out" in invoke(by_folder, photos).stdout
+    assert "4, the fifth of each class that training holds out" in invoke(by_folder, photos).stdout
     data = DataSpec("folder", str(photos), None, None, 1)
     trained = load(dataclasses.replace(by_folder.domain.recipe, data=data))
-    assert len(trained.test) == document["pictures"]
+    assert isinstance(trained.test, FileSplit)
+    assert isinstance(trained.test.store, Pictures)
+    held_out = trained.test.store.paths[trained.test.start :]
+    with Runner(by_folder.backbone) as runner:
+        runner.load(by_folder.bundle)
+        answers = Counter((Path(path).parent.name, runner.run(path).label) for path in held_out)
+    cells = {(c["class"], c["taken_for"]): c["pictures"] for c in document["confusion"]}
+    assert cells == answers
     # Without the held out ones nobody can say which ones training saw.
     assert found(trained_by("csv"), photos)["part"] == "all"
     assert (

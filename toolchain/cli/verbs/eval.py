@@ -120,7 +120,7 @@ def _which(part: str, *, by_folders: bool, loader: str | None) -> str:
     if part == "test" and by_folders:
         return "those of the test"
     if part == "test":
-        return "a fifth of each class, which training held out of this folder (--part all: all)"
+        return "the fifth of each class that training holds out; of new pictures take --part all"
     seen = "; training may have seen some, as it read a table" if loader == "csv" else ""
     return f"all of the folder{seen}"
 
