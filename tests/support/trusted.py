@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from tuf.api.exceptions import DownloadHTTPError
-from tuf.api.metadata import Metadata
+from tuf.api.metadata import Metadata, Snapshot, Timestamp
 from tuf.ngclient import FetcherInterface
 
 from tests.support import samples
@@ -29,7 +29,7 @@ from toolchain.trust.client import Trusted, refresh
 from toolchain.trust.site import Published, publish
 from toolchain.trust.unit import Unit
 
-PASSPHRASE = "five words taken at random"
+PASSPHRASE, PIN = "five words taken at random", "123456"
 NOW = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 CARS = Unit(kind="domains", name="cars")
 FLOWERS = Unit(kind="domains", name="flowers")
@@ -37,8 +37,8 @@ RESNET = Unit(kind="backbones", name="resnet20")
 GRAPH, WEIGHTS = b"the graph", b"the weights"
 
 
-def passphrase() -> str:
-    return PASSPHRASE
+def passphrase(kind: str) -> str:
+    return {"passphrase": PASSPHRASE, "PIN": PIN}[kind]
 
 
 class Folder(FetcherInterface):
@@ -130,6 +130,34 @@ class Publisher:
 
     def metadata(self, name: str) -> Path:
         return self.site / "metadata" / name
+
+    def republish(self, **roles: bytes) -> None:
+        """Sign a snapshot over changed roles, and a timestamp: a thief of the online keys."""
+        stamp = tuf.read(Timestamp, self.metadata("timestamp.json").read_bytes(), "").signed
+        name = f"{stamp.snapshot_meta.version}.snapshot.json"
+        before = tuf.read(Snapshot, self.metadata(name).read_bytes(), "").signed
+        new = {
+            role.replace("_", "-"): (Metadata.from_bytes(data).signed.version, data)
+            for role, data in roles.items()
+        }
+        for role, (version, data) in new.items():
+            self.metadata(f"{version}.{role}.json").write_bytes(data)
+        self.restamp(tuf.make_snapshot(before, self.now + timedelta(days=30), new))
+
+    def restamp(self, snapshot: Snapshot) -> None:
+        """Sign ``snapshot`` and a timestamp over it."""
+        stamp = tuf.read(Timestamp, self.metadata("timestamp.json").read_bytes(), "").signed
+        path = self.forge(f"{snapshot.version}.snapshot.json", snapshot, "snapshot")
+        about = (snapshot.version, path.read_bytes())
+        new = tuf.make_timestamp(stamp, self.now + timedelta(days=7), about, self.now)
+        self.forge("timestamp.json", new, "timestamp")
+
+    def forged(self, signed: tuf.SignedT, *roles: str) -> bytes:
+        """Return ``signed`` as a file, signed by the keys of ``roles``."""
+        path = self.forge("forged.json", signed, *roles)
+        data = path.read_bytes()
+        path.unlink()
+        return data
 
     def forge(self, name: str, signed: tuf.SignedT, *roles: str) -> Path:
         """Write ``signed`` to the site, signed with the keys of ``roles``: what a thief can do."""

@@ -142,10 +142,10 @@ def passphrase_from_option(file: Path | None, *, new: bool = False) -> Passphras
     """
     from toolchain.trust import passphrase_from
 
-    def ask() -> str:
+    def ask(kind: str) -> str:
         """Ask on the terminal; what is typed is not shown."""
         typed: str = click.prompt(
-            "Passphrase", hide_input=True, confirmation_prompt=new, err=True, type=str
+            f"{kind[0].upper()}{kind[1:]}", hide_input=True, confirmation_prompt=new, err=True
         )
         return typed
 

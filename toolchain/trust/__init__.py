@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from toolchain.core.lazy import lazily
 
 if TYPE_CHECKING:
+    from toolchain.trust.assignment import Assignment, read_assignment, sign_assignment
     from toolchain.trust.ceremonies import add, init, renew, revoke, rotate
     from toolchain.trust.checks import NO_FLOORS, Floors
     from toolchain.trust.client import Trusted, refresh
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_FLOORS",
+    "Assignment",
     "BackboneId",
     "Floors",
     "KeyFacts",
@@ -46,17 +48,20 @@ __all__ = [
     "named_unit",
     "passphrase_from",
     "publish",
+    "read_assignment",
     "refresh",
     "renew",
     "revoke",
     "rotate",
     "show",
     "sign",
+    "sign_assignment",
 ]
 
 __getattr__ = lazily(
     __name__,
     {
+        "assignment": ("Assignment", "read_assignment", "sign_assignment"),
         "unit": (
             "Unit",
             "blob_place",

@@ -26,7 +26,7 @@ from toolchain.core.errors import (
     TooLargeError,
     UsageError,
 )
-from toolchain.core.words import TIME
+from toolchain.core.words import EXACT, TIME
 from toolchain.trust.metadata import ISSUED, ROOT, TARGETS, trusted_ids
 from toolchain.trust.release import ASK_PUBLISHER, TIME_FORMAT, SignedRelease
 from toolchain.trust.unit import Unit
@@ -72,9 +72,16 @@ def floor_name(role: str, delegator: Root | Targets) -> str:
 def raised(floors: Mapping[str, int], seen: Mapping[str, int]) -> dict[str, int]:
     """Return ``floors`` with what was ``seen`` now.
 
-    Raises RollbackError for metadata that is older than its floor.
+    Raises RollbackError for metadata that is older than its floor, MalformedError for a version
+    that is no whole number.
     """
     for name, version in seen.items():
+        # python-tuf lets fractions and true pass.
+        if type(version) is not int or version > EXACT:
+            raise MalformedError(
+                f"{name}: expected a version within 2**53 - 1, got {version!r:.80}",
+                fix=ASK_PUBLISHER,
+            )
         if version < floors.get(name, 0):
             raise RollbackError(
                 f"{name}: expected version {floors[name]} or newer, which this device has seen, "
@@ -153,7 +160,8 @@ def unchecked(now: datetime, clock: datetime) -> Iterable[str]:
 def require_root(root: Root) -> None:
     """Raise DelegationError for a root whose thresholds one key could meet under two names."""
     for name, role in root.roles.items():
-        publics = [str(root.get_key(keyid).to_dict()["keyval"]) for keyid in role.keyids]
+        keys = [root.keys[keyid] for keyid in role.keyids if keyid in root.keys]
+        publics = [str(key.to_dict()["keyval"]) for key in keys]
         if len({*publics}) < len(publics):
             raise DelegationError(
                 f"root: expected different keys for {name}, got one of them twice",
@@ -197,7 +205,7 @@ def _unit_of(role: DelegatedRole) -> Unit:
         unit = Unit.of_role(role.name)
     except UsageError as err:
         raise DelegationError(f"{TARGETS}: {err.message}", fix=ASK_PUBLISHER) from err
-    if role.paths != [unit.paths] or not role.terminating:
+    if role.paths != [unit.paths] or role.terminating is not True:
         raise DelegationError(
             f"{role.name}: expected the paths {unit.paths} alone, and a delegation that ends "
             f"there, got {role.paths!r:.120}",

@@ -9,29 +9,33 @@ the others from their releases. What has to last (floors) is given back and neve
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuf.api import exceptions as tuf_errors
 from tuf.api.metadata import Root
-from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
-from toolchain.core import errors
-from toolchain.core.errors import Da3Error, RevokedError, StorageError, TrustError
+from toolchain.core.errors import ExpiredError, MalformedError, RevokedError, TrustError
 from toolchain.core.files import make_folder
-from toolchain.trust import checks
+from toolchain.trust import checks, faults
+from toolchain.trust.assignment import fleet_of
 from toolchain.trust.checks import Floors
-from toolchain.trust.metadata import FLEET, LIMIT_BYTES, ROOT, SNAPSHOT, TARGETS, TIMESTAMP
-from toolchain.trust.release import ASK_PUBLISHER, TIME_FORMAT, SignedRelease, read_release
+from toolchain.trust.metadata import LIMIT_BYTES, ROOT, SNAPSHOT, TARGETS, TIMESTAMP
+from toolchain.trust.public import PublicKey
+from toolchain.trust.release import TIME_FORMAT, SignedRelease, read_release
 from toolchain.trust.unit import BACKBONES, METADATA, Unit
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Key
 
 LIMIT_TIMESTAMP_BYTES = 16 << 10
 LIMIT_ALL_BYTES = 32 << 20
-_NEWER = "try again later, or from another mirror; this device keeps what it has"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class Trusted:
     floors: Floors
     unchecked: tuple[str, ...]
     refused: Mapping[str, TrustError]
-    fleet: Mapping[str, Mapping[str, Any]]
+    fleet: Mapping[str, PublicKey]
 
     def release(self, unit: Unit) -> SignedRelease | None:
         """Return the release of ``unit``, None before its first. Raises its TrustError."""
@@ -84,6 +88,30 @@ class _Client(Updater):
         """The newest root that was verified."""
         return self._trusted_set.root
 
+    def keys(self) -> list[Key]:
+        """Return every key that root and targets name."""
+        delegated = getattr(self._trusted_set.get(TARGETS), "delegations", None)
+        return [*self.root.keys.values(), *(delegated.keys.values() if delegated else ())]
+
+    def expired(self, now: datetime, clock: datetime, err: Exception) -> TrustError:
+        """Return the error for what has ended: what was loaded says when."""
+        for role in (ROOT, TIMESTAMP, SNAPSHOT):
+            if role not in self._trusted_set:
+                break
+            signed = self.signed(role)
+            if signed.is_expired(clock):
+                return checks.expired(role, signed.expires, now, clock)
+        return ExpiredError(
+            f"{err}; the clock of this device shows {now:%Y-%m-%d %H:%M} UTC",
+            fix="sign it again and publish it; check the clock of this device",
+        )
+
+    @contextmanager
+    def telling(self, now: datetime, clock: datetime) -> Iterator[None]:
+        """Let what the Updater raises inside the block be an error of ours."""
+        with faults.told(partial(self.expired, now, clock), self.keys):
+            yield
+
     def signed(self, role: str) -> Any:
         """Return verified metadata by its role."""
         return self._trusted_set[role]
@@ -98,15 +126,19 @@ class _Limited(FetcherInterface):
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         size = 0
-        for piece in self._inner.fetch(url):
-            size += len(piece)
-            self._left -= len(piece)
-            if size > LIMIT_BYTES or self._left < 0:
-                raise tuf_errors.DownloadLengthMismatchError(
-                    f"{url}: expected at most {LIMIT_BYTES} bytes, and {LIMIT_ALL_BYTES} of all "
-                    "metadata, got more"
-                )
-            yield piece
+        try:
+            for piece in self._inner.fetch(url):
+                size += len(piece)
+                self._left -= len(piece)
+                if size > LIMIT_BYTES or self._left < 0:
+                    raise tuf_errors.DownloadLengthMismatchError(
+                        f"{url}: expected at most {LIMIT_BYTES} bytes, and {LIMIT_ALL_BYTES} of "
+                        "all metadata, got more"
+                    )
+                yield piece
+        # Here it is the connection's; outside it would be the cache's.
+        except OSError as err:
+            raise tuf_errors.DownloadError(f"{url}: {err}") from err
 
 
 def refresh(
@@ -129,11 +161,9 @@ def refresh(
     ``refused``.
     """
     clock = max(now, checks.moment(floors.clock, "floors.clock"))
-    make_folder(folder, fix="choose a folder that you may write")
-    _tidy(folder)
     client = _opened(folder, root, url, fetcher)
     client.at(clock)
-    with _Telling(client, now, clock):
+    with client.telling(now, clock):
         client.refresh()
     targets, timestamp = client.signed(TARGETS), client.signed(TIMESTAMP)
     clock = max(clock, checks.issued(timestamp))
@@ -151,7 +181,7 @@ def refresh(
         floors=replace(floors, metadata=look.metadata, clock=floor.strftime(TIME_FORMAT)),
         unchecked=tuple(checks.unchecked(now, clock)),
         refused=MappingProxyType(look.refused),
-        fleet=MappingProxyType(dict(targets.unrecognized_fields.get(FLEET, {}))),
+        fleet=fleet_of(targets),
     )
 
 
@@ -200,7 +230,7 @@ class _Look:
             )
         if f"{unit.role}.json" not in self._client.signed(SNAPSHOT).meta:
             return None  # it has a key, and no release yet
-        with _Telling(self._client, self._now, self._clock):
+        with self._client.telling(self._now, self._clock):
             self._client.get_targetinfo(unit.target(unit.manifest))
         role = self._client.signed(unit.role)
         checks.require_valid({str(unit): role}, self._now, self._clock)
@@ -213,14 +243,17 @@ class _Look:
 
 
 def _opened(folder: Path, root: bytes, url: str, fetcher: FetcherInterface) -> _Client:
+    """Return the client over ``folder``, tidied. Raises MalformedError, StorageError."""
+    make_folder(folder, fix="choose a folder that you may write")
     try:
+        _tidy(folder)
         return _Client(folder, root, url, _Limited(fetcher))
     except OSError as err:
-        raise _cache(folder, err) from err
+        raise faults.no_cache(folder, err) from err
     # python-tuf lets ValueError, TypeError and others through for hostile metadata.
     except Exception as err:
-        raise errors.MalformedError(
-            f"expected the root metadata of a repository, got something else: {err}",
+        raise MalformedError(
+            f"expected the root metadata of a repository, got something else: {err!s:.300}",
             fix="give the device the first root of its repository: keys/metadata/1.root.json",
         ) from err
 
@@ -231,70 +264,3 @@ def _tidy(folder: Path) -> None:
         is_file = path.is_file() and not path.is_symlink()
         if is_file and (path.name.startswith("tmp") or path.stat().st_size > LIMIT_BYTES):
             path.unlink(missing_ok=True)
-
-
-class _Telling:
-    """Turns what python-tuf raises inside the block into the error of the attack."""
-
-    def __init__(self, client: _Client, now: datetime, clock: datetime) -> None:
-        self._client, self._now, self._clock = client, now, clock
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, err: BaseException | None, __: object) -> None:
-        if isinstance(err, Exception) and not isinstance(err, Da3Error | MemoryError):
-            raise self._told(err) from err
-
-    def _told(self, err: Exception) -> Da3Error:
-        match err:
-            case tuf_errors.ExpiredMetadataError():
-                return self._expired(err)
-            case tuf_errors.DownloadLengthMismatchError():
-                return errors.TooLargeError(f"metadata is too large: {err}", fix=ASK_PUBLISHER)
-            case tuf_errors.SlowRetrievalError():
-                return errors.SlowRepositoryError(f"the repository is too slow: {err}", fix=_NEWER)
-            case tuf_errors.DownloadError():
-                return errors.RepositoryError(
-                    f"cannot reach the repository: {err}",
-                    fix="check the address and the connection; this device keeps what it has",
-                )
-            case OSError():
-                return _cache(Path(err.filename or "the cache"), err)
-        return self._untrusted(err)
-
-    def _untrusted(self, err: Exception) -> TrustError:
-        kind: type[TrustError] = errors.MalformedError
-        fix = ASK_PUBLISHER
-        reason = str(err.__cause__ or err) if isinstance(err, DeserializationError) else str(err)
-        match err:
-            case tuf_errors.UnsignedMetadataError():
-                kind = errors.UnsignedError
-            case tuf_errors.BadVersionNumberError():
-                kind, fix = errors.RollbackError, _NEWER
-            case tuf_errors.LengthOrHashMismatchError():
-                kind, fix = errors.MixedError, _NEWER
-            case tuf_errors.RepositoryError() if "missing info" in reason:
-                kind, fix = errors.RollbackError, _NEWER
-        return kind(f"the repository cannot be trusted: {reason}", fix=fix)
-
-    def _expired(self, err: Exception) -> TrustError:
-        """Return the error for what has ended: what was loaded says when."""
-        for role in (ROOT, TIMESTAMP, SNAPSHOT):
-            try:
-                signed = self._client.signed(role)
-            except KeyError:
-                break
-            if signed.is_expired(self._clock):
-                return checks.expired(role, signed.expires, self._now, self._clock)
-        return errors.ExpiredError(
-            f"{err}; the clock of this device shows {self._now:%Y-%m-%d %H:%M} UTC",
-            fix="sign it again and publish it; check the clock of this device",
-        )
-
-
-def _cache(path: Path, err: OSError) -> StorageError:
-    return StorageError(
-        f"cannot keep metadata in {path}: {err.strerror or err}",
-        fix="make room, or remove the folder: it is a cache",
-    )

@@ -26,6 +26,7 @@ from toolchain.core.errors import DataError, SigningError, first_few
 from toolchain.core.files import names, read_limited
 from toolchain.trust import keys as keyfiles
 from toolchain.trust import metadata as tuf
+from toolchain.trust.assignment import fleet_of
 from toolchain.trust.keys import KeyRecord, Passphrase
 from toolchain.trust.metadata import FLEET, ROOT, TARGETS
 from toolchain.trust.release import TIME_FORMAT
@@ -108,7 +109,7 @@ class Keyring:
     def ids(self, role: str) -> tuple[str, ...]:
         """Return the ids of the keys that are trusted for ``root``, ``domains/cars``, ``fleet``."""
         if role == FLEET:
-            return tuple(self.targets.signed.unrecognized_fields.get(FLEET, {}))
+            return tuple(fleet_of(self.targets.signed))
         if role in tuf.TOP:
             return tuple(tuf.trusted_ids(self.root.signed, role))
         return tuple(tuf.trusted_ids(self.targets.signed, Unit.parse(role).role))
@@ -123,10 +124,7 @@ class Keyring:
     def keys(self, role: str) -> list[Key]:
         """Return the trusted public keys of ``role``, as the metadata has them."""
         if role == FLEET:
-            from securesystemslib.signer import Key as AnyKey
-
-            known = self.targets.signed.unrecognized_fields.get(FLEET, {})
-            return [AnyKey.from_dict(keyid, dict(about)) for keyid, about in known.items()]
+            return [key.of(keyid) for keyid, key in fleet_of(self.targets.signed).items()]
         source = self.root.signed if role in tuf.TOP else self.targets.signed
         return [source.get_key(keyid) for keyid in self.ids(role)]
 

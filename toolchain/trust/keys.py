@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolchain.core.errors import Fault, MissingPackageError, SigningError
-from toolchain.core.fields import ListOf, Section, SectionOf, choice, key, matching, printable, text
+from toolchain.core.errors import Fault, MissingPackageError, SigningError, UsageError
+from toolchain.core.fields import ListOf, Section, SectionOf, choice, key, printable, text
 from toolchain.core.files import is_file, make_folder, names, read_limited, write_atomic
 from toolchain.core.words import DIGEST, NATURAL, TIME, Document
+from toolchain.trust import hardware
+from toolchain.trust.public import KEY_ID, PublicKey, public_key
 from toolchain.trust.unit import Unit
 
 if TYPE_CHECKING:
@@ -29,19 +31,12 @@ SHORTEST_PASSPHRASE = 12
 ISSUED_NAME = "issued.json"
 _LIMIT_PEM_BYTES = 16 << 10
 _LIMIT_ISSUED = 100_000
-_KEY_ID = matching(r"[0-9a-f]{64}", "64 lower-case hex digits")
 
-Passphrase = Callable[[], str]
-"""Asks for the passphrase, or for the PIN of a token, when it is needed first."""
+PASSPHRASE, PIN = "passphrase", "PIN"
+_VARIABLES = {PASSPHRASE: ENVIRONMENT, PIN: "DA3_KEY_PIN"}
 
-
-@dataclass(frozen=True, kw_only=True)
-class PublicKey(Section):
-    """The public half, as TUF writes it (section 4.2); ``public`` is hex or PEM."""
-
-    keytype: str = key(printable(40))
-    scheme: str = key(printable(40))
-    public: str = key(text("a public key", lambda value: 0 < len(value) <= 4000))
+Passphrase = Callable[[str], str]
+"""Gives a secret when it is needed first: ``"passphrase"`` of key files, ``"PIN"`` of a token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +50,14 @@ class KeyRecord(Document):
 
     schema: str = key(choice("da3.key/1"))
     role: str = key(printable(200))
-    keyid: str = key(_KEY_ID)
+    keyid: str = key(KEY_ID)
     public_key: PublicKey = key(SectionOf(PublicKey))
     uri: str = key(text("a URI of at most 1000 characters", lambda value: len(value) <= 1000))
     created: str = key(TIME)
 
     def public(self) -> SSlibKey:
         """Return the key for python-tuf."""
-        from securesystemslib.signer import SSlibKey
-
-        about = self.public_key
-        return SSlibKey(self.keyid, about.keytype, about.scheme, {"public": about.public})
+        return self.public_key.of(self.keyid)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,31 +92,31 @@ class Issued(Document):
 
 
 def passphrase_from(
-    file: Path | None, environment: Mapping[str, str], ask: Callable[[], str]
+    file: Path | None, environment: Mapping[str, str], ask: Callable[[str], str]
 ) -> Passphrase:
-    """Return what gives the passphrase: the first line of ``file``, the environment, or ``ask``.
+    """Return what gives secrets: a passphrase for key files, a PIN for a token.
 
-    It is asked for when it is needed and once only. It raises SigningError for one of fewer than
-    12 characters: the file format stretches it with few rounds (PBKDF2, 2,048), so that length is
-    what protects it.
+    The passphrase is the first line of ``file``, else ``DA3_KEY_PASSPHRASE``; the PIN is
+    ``DA3_KEY_PIN``; else ``ask`` is asked. Each is asked for when it is needed, and once only.
     """
-    known: list[str] = []
+    known: dict[str, str] = {}
 
-    def passphrase() -> str:
-        """Return the passphrase."""
-        if not known:
-            known.append(_passphrase(file, environment, ask))
-        return known[0]
+    def secret(kind: str) -> str:
+        """Return the secret of that kind."""
+        if kind not in known:
+            if kind == PASSPHRASE and file is not None:
+                known[kind] = _first_line(file)
+            else:
+                known[kind] = environment.get(_VARIABLES[kind]) or ask(kind)
+        return known[kind]
 
-    return passphrase
+    return secret
 
 
-def _passphrase(file: Path | None, environment: Mapping[str, str], ask: Callable[[], str]) -> str:
-    if file is not None:
-        data = read_limited(file, limit_bytes=4096, what="passphrase file")
-        lines = data.decode("utf-8", "replace").splitlines()
-        return lines[0] if lines else ""
-    return environment[ENVIRONMENT] if ENVIRONMENT in environment else ask()
+def _first_line(file: Path) -> str:
+    data = read_limited(file, limit_bytes=4096, what="passphrase file")
+    lines = data.decode("utf-8", "replace").splitlines()
+    return lines[0] if lines else ""
 
 
 def _long_enough(passphrase: str) -> bytes:
@@ -132,7 +124,8 @@ def _long_enough(passphrase: str) -> bytes:
         raise SigningError(
             f"expected a passphrase of at least {SHORTEST_PASSPHRASE} characters, got "
             f"{len(passphrase)}",
-            fix="take five or six words at random; the length is what protects the file",
+            fix="take five or six words at random: the file's form stretches them little "
+            "(PBKDF2, 2,048 rounds), so their length is what protects it",
         )
     return passphrase.encode()
 
@@ -143,7 +136,7 @@ def generate(folder: Path, role: str, passphrase: Passphrase, *, created: str) -
     The private file is there before the record, so that no record is without its key. Raises
     SigningError for a short passphrase, MissingPackageError without `cryptography`, StorageError.
     """
-    secret = _long_enough(passphrase())
+    secret = _long_enough(passphrase(PASSPHRASE))
     try:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -169,9 +162,7 @@ def adopt(folder: Path, role: str, uri: str, passphrase: Passphrase, *, created:
 
     ``uri`` is one of :mod:`toolchain.trust.hardware`. Raises as its ``public_key`` does.
     """
-    from toolchain.trust.hardware import public_key
-
-    known_uri, public = public_key(uri, passphrase)
+    known_uri, public = hardware.public_key(uri, _pin(passphrase))
     record = _record(public, role, known_uri, created)
     make_folder(folder, fix="choose a folder that you may write")
     folder.chmod(0o700)
@@ -179,15 +170,16 @@ def adopt(folder: Path, role: str, uri: str, passphrase: Passphrase, *, created:
     return record
 
 
+def _pin(passphrase: Passphrase) -> Callable[[], str]:
+    return lambda: passphrase(PIN)
+
+
 def _record(public: Key, role: str, uri: str, created: str) -> KeyRecord:
-    about = public.to_dict()
     return KeyRecord(
         schema="da3.key/1",
         role=role,
         keyid=public.keyid,
-        public_key=PublicKey(
-            keytype=about["keytype"], scheme=about["scheme"], public=about["keyval"]["public"]
-        ),
+        public_key=PublicKey(**public_key(public)),
         uri=uri,
         created=created,
     )
@@ -224,9 +216,7 @@ def signer(folder: Path, record: KeyRecord, passphrase: Passphrase) -> Signer:
     for a wrong passphrase; MissingPackageError without `cryptography`.
     """
     if record.uri:
-        from toolchain.trust.hardware import signer as hardware_signer
-
-        return hardware_signer(record.uri, record.public(), passphrase)
+        return hardware.signer(record.uri, record.public(), _pin(passphrase))
     path = folder / f"{record.keyid[:12]}.pem"
     pem = _private_bytes(path, record)
     try:
@@ -236,7 +226,7 @@ def signer(folder: Path, record: KeyRecord, passphrase: Passphrase) -> Signer:
     except ModuleNotFoundError as err:
         raise MissingPackageError("cryptography", "signing", "sign") from err
     try:
-        private: Any = load_pem_private_key(pem, passphrase().encode())
+        private: Any = load_pem_private_key(pem, passphrase(PASSPHRASE).encode())
         return CryptoSigner(private, record.public())
     except (ValueError, TypeError, KeyMismatchError) as err:
         raise SigningError(
@@ -283,5 +273,11 @@ def note_issue(folder: Path, issued: Issued, issue: Issue) -> None:
 
 
 def unit_of(record: KeyRecord) -> Unit:
-    """Return the unit that a key signs for. Raises UsageError for a key of another role."""
-    return Unit.parse(record.role)
+    """Return the unit that a key signs for. Raises SigningError for a key of another role."""
+    try:
+        return Unit.parse(record.role)
+    except UsageError as err:
+        raise SigningError(
+            f"expected the key of a domain or a backbone, got one of {record.role}",
+            fix="name the folder of a unit's key, such as keys/domains/cars",
+        ) from err

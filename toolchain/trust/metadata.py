@@ -30,6 +30,7 @@ from tuf.api.metadata import (
 from tuf.api.serialization import DeserializationError
 
 from toolchain.core.errors import MalformedError, SigningError, TooLargeError, UnsignedError
+from toolchain.trust.public import public_key
 from toolchain.trust.release import TIME_FORMAT, UNIT, BackboneId, SignedFile, custom
 from toolchain.trust.unit import Unit
 
@@ -92,7 +93,7 @@ def make_targets(version: int, expires: datetime, delegated: Delegated) -> Targe
         for unit in units
     }
     keys = {key.keyid: key for unit in units for key in delegated.units[unit]}
-    fleet = {key.keyid: key.to_dict() for key in delegated.fleet}
+    fleet = {key.keyid: public_key(key) for key in delegated.fleet}
     return Targets(
         version, None, expires, {}, Delegations(keys, roles), unrecognized_fields={FLEET: fleet}
     )
@@ -103,14 +104,19 @@ def make_release(
     version: int,
     expires: datetime,
     files: Sequence[SignedFile],
-    backbone: BackboneId,
+    backbone: BackboneId | None,
     size: int,
 ) -> Targets:
-    """Return the metadata of a unit's role for one release; ``size`` in bytes of all its files."""
+    """Return the metadata of a unit's role for one release; ``size`` in bytes of all its files.
+
+    Without files the release withdraws the unit, and ``backbone`` is None.
+    """
     targets = {}
     for file in files:
         path = unit.target(file.name)
-        extra = {"custom": custom(backbone, size)} if file.name == unit.manifest else None
+        extra: dict[str, Any] = {}
+        if backbone is not None and file.name == unit.manifest:
+            extra["custom"] = custom(backbone, size)
         hashes = {"sha256": file.digest.removeprefix("sha256:")}
         targets[path] = TargetFile(file.size, hashes, path, extra)
     return Targets(version, None, expires, targets, unrecognized_fields={UNIT: str(unit)})

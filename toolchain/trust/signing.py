@@ -43,28 +43,31 @@ def sign(
     kits: Sequence[Kit] = (),
     counter: int | None = None,
     days: int = tuf.RELEASE_DAYS,
+    withdraw: bool = False,
     passphrase: Passphrase,
     now: datetime,
 ) -> Signing:
     """Sign the bundle or backbone folder ``path`` with the key in the folder ``key``.
 
     The release is written beside it, as ``<name>.release.json``. ``counter``: its number, by
-    default the next one; ``days``: how long it is valid. Raises SigningError for a counter that is
-    not above the last one, and for a key of another unit; what
+    default the next one; ``days``: how long it is valid; ``withdraw``: sign that the unit
+    has no release any more, and look at no content. Raises SigningError for a counter that is not
+    above the last one, and for a key of another unit; what
     :func:`toolchain.trust.content.content_of` raises; StorageError.
     """
-    content = content_of(path, kits)
-    record = _only_key(key, content.unit)
+    record = _only_key(key)
+    unit = keyfiles.unit_of(record)
+    content = None if withdraw else _content_for(unit, key, path, kits)
     with locked(key / "lock", what=f"the key in {key}"):
         issued = keyfiles.read_issued(key)
-        number = _counter(counter, issued.last, content.unit)
-        role = _role(content, number, now, days)
+        number = _counter(counter, issued.last, unit)
+        role = _role(unit, content, number, tuf.ends(now, days))
         data = tuf.sign(role, [keyfiles.signer(key, record, passphrase)])
-        release = read_release(content.unit, tuf.read(Targets, data, str(content.unit)).signed)
+        release = read_release(unit, tuf.read(Targets, data, str(unit)).signed)
         issue = Issue(
             counter=number,
             digest=sha256(data),
-            content=_content_digest(content),
+            content=_content_digest(release),
             expires=role.expires.strftime(TIME_FORMAT),
         )
         keyfiles.note_issue(key, issued, issue)
@@ -72,33 +75,34 @@ def sign(
     return Signing(path=release_path(path), release=release)
 
 
-def _role(content: Content, number: int, now: datetime, days: int) -> Targets:
-    return tuf.make_release(
-        content.unit,
-        number,
-        tuf.ends(now, days),
-        content.files(),
-        content.backbone,
-        content.bytes,
-    )
+def _role(unit: Unit, content: Content | None, number: int, expires: datetime) -> Targets:
+    if content is None:
+        return tuf.make_release(unit, number, expires, (), None, 0)
+    files = content.files()
+    return tuf.make_release(unit, number, expires, files, content.backbone, content.bytes)
 
 
-def _content_digest(content: Content) -> str:
-    return sha256(canonical_json({file.name: file.digest for file in content.files()}))
+def _content_digest(release: SignedRelease) -> str:
+    return sha256(canonical_json({file.name: file.digest for file in release.files}))
 
 
-def _only_key(folder: Path, unit: Unit) -> KeyRecord:
-    """Return the key in ``folder``, which must be one of ``unit``."""
+def _content_for(unit: Unit, key: Path, path: Path, kits: Sequence[Kit]) -> Content:
+    content = content_of(path, kits)
+    if content.unit != unit:
+        raise SigningError(
+            f"{key}: expected a key of {content.unit}, got one of {unit}",
+            fix=f"use keys/{content.unit}; if it has no key yet: da3 keys add",
+        )
+    return content
+
+
+def _only_key(folder: Path) -> KeyRecord:
+    """Return the key in ``folder``, which must hold one that can sign."""
     known = [one for one in keyfiles.records(folder) if keyfiles.has_private(folder, one)]
     if len(known) != 1:
         raise SigningError(
             f"{folder}: expected the folder of one key, got {len(known)} keys",
-            fix=f"name the folder of the unit's key, such as keys/{unit}",
-        )
-    if known[0].role != str(unit):
-        raise SigningError(
-            f"{folder}: expected a key of {unit}, got one of {known[0].role}",
-            fix=f"use keys/{unit}; if it has no key yet: da3 keys add",
+            fix="name the folder of a unit's key, such as keys/domains/cars",
         )
     return known[0]
 

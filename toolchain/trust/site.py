@@ -105,6 +105,7 @@ def publish(
     with locked(site / ".lock", what=f"the site {site}"):
         state = _read_state(site)
         _require_newest(ring, state, now)
+        _require_same_roots(ring, site)
         offered = [_read_offer(ring, path, now) for path in releases]
         new = {one.release.unit: one for one in offered if _rises(state, one)}
         units = {**state.units, **new}
@@ -244,6 +245,8 @@ def _missing(units: Mapping[Unit, _Signed]) -> tuple[str, ...]:
 def _add_files(site: Path, one: _Signed) -> None:
     """Write every file that a new release needs, manifests last."""
     assert one.source is not None  # offers come from files
+    if one.release.withdrawn:
+        return
     content = find_content(one.source, one.release)
     for digest, source in content.blobs.items():
         _put_blob(site / blob_place(digest), digest, source)
@@ -324,7 +327,8 @@ def _lasts(ring: Keyring, folder: Path, snapshot: Snapshot, now: datetime) -> bo
     return snapshot.expires - now > (tuf.ends(now, tuf.DAYS[SNAPSHOT]) - now) / 2
 
 
-def _add_roots(site: Path, ring: Keyring) -> None:
+def _require_same_roots(ring: Keyring, site: Path) -> None:
+    """Raise UsageError for the site of another keyring."""
     for version, data in ring.roots().items():
         path = site / METADATA / f"{version}.{ROOT}.json"
         if is_file(path) and _file(path) != data:
@@ -332,6 +336,11 @@ def _add_roots(site: Path, ring: Keyring) -> None:
                 f"{site}: expected the root {version} of {ring.path}, got another one",
                 fix="publish into the site of this keyring, or into a new folder",
             )
+
+
+def _add_roots(site: Path, ring: Keyring) -> None:
+    for version, data in ring.roots().items():
+        path = site / METADATA / f"{version}.{ROOT}.json"
         if not is_file(path):
             _put(path, data)
 

@@ -22,7 +22,7 @@ _LONGEST_ROLE = 200
 METADATA, TARGETS, BLOBS = "metadata", "targets", "blobs/sha256"
 
 
-@dataclass(frozen=True, kw_only=True, order=True)
+@dataclass(frozen=True, order=True)
 class Unit:
     """A domain or a backbone; ``kind`` is ``domains`` or ``backbones``.
 

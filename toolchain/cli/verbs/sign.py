@@ -52,6 +52,7 @@ from toolchain.cli.show.output import emit, plain
     metavar="DAYS",
     help="How long devices take it.",
 )
+@click.option("--withdraw", is_flag=True, help="Sign that the unit has no release any more.")
 @passphrase_option
 @json_option
 def sign(
@@ -60,6 +61,7 @@ def sign(
     kits: tuple[Path, ...],
     counter: int | None,
     days: int,
+    withdraw: bool,
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
@@ -78,6 +80,7 @@ def sign(
         kits=[open_kit(kit) for kit in kits],
         counter=counter,
         days=days,
+        withdraw=withdraw,
         passphrase=passphrase_from_option(passphrase_file),
         now=current_time(),
     )
@@ -86,7 +89,7 @@ def sign(
         "release": f"{release.unit}, number {release.counter}",
         "file": signed.path,
         "expires": release.expires,
-        "signs": ", ".join(file.name for file in release.files),
+        "signs": ", ".join(file.name for file in release.files) or "that it is withdrawn",
         "size": layout.size(release.bytes),
     }
     lines = [layout.title(f"{content}: signed"), *layout.pairs(facts)]
