@@ -295,12 +295,12 @@ def _publish_directory(partial: Path, path: Path, *, overwrite: bool) -> None:
 
 def _fsync_tree(top: Path) -> None:
     """Fsync every file and directory below ``top`` and ``top`` itself, children first."""
-    for folder, _, names in os.walk(top, topdown=False):
-        for name in names:
-            child = Path(folder, name)
-            if not child.is_symlink():
-                fsync_folder(child)
-        fsync_folder(Path(folder))
+    for child in sorted(os.scandir(top), key=lambda entry: entry.name):
+        if child.is_dir(follow_symlinks=False):
+            _fsync_tree(Path(child.path))
+        elif not child.is_symlink():
+            fsync_folder(Path(child.path))
+    fsync_folder(top)
 
 
 def fsync_folder(path: Path) -> None:

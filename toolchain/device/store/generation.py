@@ -21,7 +21,7 @@ from toolchain.device.store.state import Generation, State
 def make(layout: Layout, one: Generation) -> None:
     """Make the folder of links of a generation, durably. Raises ExistsError, StorageError."""
     with atomic_directory(layout.generation(one.number)) as partial:
-        for kind in ("backbones", "domains"):
+        for kind in _kinds(one):
             (partial / kind).mkdir()
         for unit, digest in one.units.items():
             (partial / unit).symlink_to(content_link(unit, digest))
@@ -61,8 +61,8 @@ def is_made(layout: Layout, one: Generation) -> bool:
     """Whether the folder of links is there and leads where the state says."""
     folder = layout.generation(one.number)
     wanted = {unit: content_link(unit, digest) for unit, digest in one.units.items()}
-    there = {f"{kind}/{name}" for kind in ("backbones", "domains") for name in names(folder / kind)}
-    is_there = names(folder) == ["backbones", "domains"] and there == set(wanted)
+    there = {f"{kind}/{name}" for kind in _kinds(one) for name in names(folder / kind)}
+    is_there = folder.is_dir() and names(folder) == _kinds(one) and there == set(wanted)
     return is_there and all(_target(folder / unit) == link for unit, link in wanted.items())
 
 
@@ -81,6 +81,10 @@ def faults(layout: Layout, state: State) -> list[str]:
             if unit.kind == "domains" and not _is_domain(layout.domain(unit.name), unit.name)
         ]
     return found
+
+
+def _kinds(one: Generation) -> list[str]:
+    return sorted({Unit.parse(unit).kind for unit in one.units})
 
 
 def _domain_link(which: str, name: str) -> str:

@@ -52,17 +52,22 @@ class Entry(Document):
 
 
 def append(layout: Layout, head: Head, events: Sequence[Event], *, limit_bytes: int) -> Head:
-    """Write ``events`` behind ``head`` and return the new end; the bytes are durable.
+    """Write ``events`` behind ``head``, durably, and return the new end.
 
-    The name of a new segment is durable with the state that is written next. Raises
-    StoreDamagedError where the journal does not end as ``head`` says, StorageError.
+    The name of the very first segment is durable when its folder is. Raises StoreDamagedError where
+    the journal does not end as ``head`` says, StorageError.
     """
     mend(layout, head)
     lines, entries, digest = _chained(head, events)
     start = head.size
     if start and start + len(lines) > limit_bytes:
         _move(layout.journal, layout.old_journal)
-        start = 0
+        # The new segment must not take the name before the old one has left it, nor the state
+        # count entries of a segment whose name may be lost.
+        durable.sync_folder(layout.root)
+        durable.append(layout.journal, lines, start=0)
+        durable.sync_folder(layout.root)
+        return Head(entries, digest, len(lines))
     durable.append(layout.journal, lines, start=start)
     return Head(entries, digest, start + len(lines))
 
@@ -80,10 +85,7 @@ def mend(layout: Layout, head: Head) -> None:
             "does not",
             fix=_FIX,
         )
-    try:
-        layout.old_journal.replace(layout.journal)
-    except OSError as err:
-        raise refused(err, layout.journal) from err
+    _move(layout.old_journal, layout.journal)
 
 
 def set_aside(layout: Layout, head: Head) -> Head:
@@ -130,12 +132,10 @@ def _chained(head: Head, events: Sequence[Event]) -> tuple[bytes, int, str]:
 
 
 def _move(path: Path, to: Path) -> None:
-    """Rename a segment, durably: a new one must not take the name before."""
     try:
         path.replace(to)
     except OSError as err:
         raise refused(err, path) from err
-    durable.sync_folder(path.parent)
 
 
 def _ends_with(path: Path, head: Head) -> bool:

@@ -50,7 +50,6 @@ def recover(
     after_trial, tried = _trial(layout, sound, at)
     whole, damage = _content(layout, after_trial, at)
     events = (*aside, *tried, *damage)
-    gone = space.removed(layout, space.leftovers(layout, whole))
     mended = generation.faults(layout, whole)
     _make(layout, whole)
     if events:
@@ -58,6 +57,8 @@ def recover(
     if mended:
         generation.point(layout, current=whole.current, previous=whole.previous)
         durable.sync_folder(layout.root)
+    # At last: a generation that the state does not know may be the one that ran until now.
+    gone = space.removed(layout, space.leftovers(layout, whole))
     return Recovery(whole.current, whole.trial, events, tuple(mended), gone.removed)
 
 

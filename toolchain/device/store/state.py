@@ -101,13 +101,14 @@ class Generation(Section):
 class Trial(Section):
     """The generation that is tried; ``before`` and ``fallback`` were current and previous.
 
-    ``starts``: how often the device has started since. 0 names no generation.
+    ``units``: what each release was before, null for a unit that is removed. ``starts``: how often
+    the device has started since. 0 names no generation.
     """
 
     generation: int = key(whole(1, 2**53 - 1))
     before: int = key(NATURAL)
     fallback: int = key(NATURAL)
-    units: tuple[str, ...] = key(ListOf(UNIT, 0, MAX_UNITS))
+    units: Mapping[str, str | None] = key(TableOf(UNIT, Nullable(choice(*STATES)), 0, MAX_UNITS))
     starts: int = key(NATURAL)
     since: str = key(TIME)
 

@@ -109,7 +109,10 @@ def trying(state: State, changes: Mapping[str, str | None], number: int, at: str
         generation=number,
         before=state.current,
         fallback=state.previous,
-        units=tuple(changes),
+        units={
+            unit: None if digest is None else state.release(unit, digest).state
+            for unit, digest in changes.items()
+        },
         starts=0,
         since=at,
     )
@@ -183,10 +186,13 @@ def rolled_back(state: State, reason: str, at: str) -> Step:
 def abandoned(state: State, at: str) -> Step:
     """The trial never began: the device went down, or the disk refused, before its first link."""
     trial = _trial(state)
-    tried = [one for one in state.running.values() if one.state == TRYING]
+    marks = {u: mark for u, mark in trial.units.items() if mark is not None}
     following = replace(
         state,
-        held=_marked(state.held, tried, INSTALLED),
+        held=tuple(
+            replace(one, state=marks.get(one.unit, INSTALLED)) if one.state == TRYING else one
+            for one in state.held
+        ),
         generations=_only(state, trial.before, trial.fallback),
         current=trial.before,
         previous=trial.fallback,

@@ -280,9 +280,14 @@ class Writer:
         Raises StoreError where there is none, StorageError.
         """
         following, events = steps.rolled_back(self._state, reason, self._at(now))
-        # The links come first, so that what failed stops at once; the state makes them durable.
-        generation.point(self._layout, current=following.current, previous=following.previous)
-        self._note(following, events)
+        try:
+            self._note(following, events)
+        except StorageError:
+            # A full disk: what failed stops all the same, and the next start abandons the trial.
+            with suppress(StorageError):
+                self._point(following)
+            raise
+        self._point(following)
 
     def recover(self, *, now: str | None = None) -> Recovery:
         """Put the store right after a start of the device; to be called once for each start.
