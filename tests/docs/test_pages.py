@@ -55,7 +55,7 @@ def test_every_picture_is_whole_and_shown(picture: Path) -> None:
     assert any(f"({picture.name})" in page.read_text(encoding="utf-8") for page in PAGES)
 
 
-@pytest.mark.parametrize("page", ["runtime", "engines", "memory", "method", "index"])
+@pytest.mark.parametrize("page", ["runtime", "engines", "memory", "method", "index", "trust"])
 def test_pages_that_need_a_picture_have_one(page: str) -> None:
     assert re.search(r"!\[.+\]\(\w+\.svg\)", (DOCS / f"{page}.md").read_text(encoding="utf-8"))
 

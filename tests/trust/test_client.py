@@ -109,6 +109,15 @@ print(sorted(device.look(NOW).releases))
     assert done.stdout.strip() == "['backbones/resnet20', 'domains/cars', 'domains/flowers']"
 
 
+def test_a_look_for_news_loads_no_numbers() -> None:
+    """An agent at rest keeps what it has loaded: a refresh needs neither numpy nor pictures."""
+    script = "import sys, toolchain.trust.client; print({'numpy', 'PIL'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
 def test_the_cache_may_be_lost_at_any_time(device: Device) -> None:
     trusted = device.look(NOW)
     for path in sorted(device.folder.rglob("*"), reverse=True):

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from toolchain.bundle.backbone import BackboneManifest
-from toolchain.bundle.manifest import Manifest
 from toolchain.core.canonical import LIMIT_BYTES
 from toolchain.core.digest import sha256
 from toolchain.core.errors import (
@@ -24,6 +22,7 @@ from toolchain.core.errors import (
     WrongReleaseError,
 )
 from toolchain.core.fields import Section, SectionOf, choice, key, read_section
+from toolchain.core.sealed import SealedManifest
 from toolchain.core.words import (
     DIGEST,
     EXACT,
@@ -36,6 +35,9 @@ from toolchain.trust.unit import DOMAINS, Unit
 
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile, Targets
+
+    from toolchain.bundle.backbone import BackboneManifest
+    from toolchain.bundle.manifest import Manifest
 
 SCHEMA = "da3.release/1"
 LIMIT_FILES = 64
@@ -159,6 +161,10 @@ def check_manifest(release: SignedRelease, data: bytes) -> Manifest | BackboneMa
     Raises WrongReleaseError for other bytes, and for a manifest of another unit or backbone;
     BundleError for one that breaks its schema.
     """
+    # A device that only looks for news needs neither, nor what they load.
+    from toolchain.bundle.backbone import BackboneManifest
+    from toolchain.bundle.manifest import Manifest
+
     signed = release.manifest
     if len(data) != signed.size or sha256(data) != signed.digest:
         raise WrongReleaseError(
@@ -176,7 +182,7 @@ def check_manifest(release: SignedRelease, data: bytes) -> Manifest | BackboneMa
 def _manifest_faults(
     release: SignedRelease, manifest: Manifest | BackboneManifest
 ) -> Iterator[Fault]:
-    own = manifest.domain if isinstance(manifest, Manifest) else manifest.name
+    own = manifest.name if isinstance(manifest, SealedManifest) else manifest.domain
     if own != release.unit.name:
         yield Fault("name", f"expected {release.unit.name!r}, got the manifest of {own!r}")
     if backbone_of(manifest) != release.backbone:
@@ -185,7 +191,7 @@ def _manifest_faults(
 
 def backbone_of(manifest: Manifest | BackboneManifest) -> BackboneId:
     """Return the backbone that a bundle needs, or that an artefact is."""
-    one = manifest.backbone if isinstance(manifest, Manifest) else manifest
+    one = manifest if isinstance(manifest, SealedManifest) else manifest.backbone
     return BackboneId(
         name=one.name, weights_digest=one.weights_digest, graph_digest=one.graph_digest
     )

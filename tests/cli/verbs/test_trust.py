@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tests.support.toy_export import invoke
 from tests.support.trusted import PASSPHRASE, Device, Publisher
+from toolchain.cli import root
 
 
 @pytest.fixture
@@ -40,6 +42,62 @@ def test_from_the_first_ceremony_to_a_device(home: Publisher) -> None:
         "domains/cars",
         "backbones/resnet20",
     }
+
+
+def test_every_ceremony_by_its_command(home: Publisher) -> None:
+    answer("keys", "init", "keys", "--domain", "cars")
+    answer("keys", "add", "keys", "--backbone", "resnet20")
+    before = {role["role"]: role["keys"] for role in answer("keys", "show", "keys")["roles"]}
+    for role in ("root", "targets", "snapshot", "timestamp", "fleet", "domains/cars"):
+        answer("keys", "rotate", "keys", role)
+    answer("keys", "renew", "keys")
+    after = {role["role"]: role["keys"] for role in answer("keys", "show", "keys")["roles"]}
+    same = [name for name in before if before[name] == after[name]]
+    assert same == ["backbones/resnet20"]
+    rest = answer("keys", "revoke", "keys", "--domain", "cars")["roles"]
+    assert "domains/cars" not in {role["role"] for role in rest}
+
+
+def test_a_withdrawn_domain_and_one_that_is_published_again(home: Publisher) -> None:
+    answer("keys", "init", "keys", "--domain", "cars")
+    home.dist.mkdir()
+    bundle = str(home.bundle())
+    answer("sign", bundle, "--key", "keys/domains/cars")
+    first = answer("publish", "site", "--keys", "keys", bundle)
+    assert first["missing"] == ["resnet20"]
+    assert answer("publish", "site", "--keys", "keys", bundle)["same"] == ["domains/cars"]
+    signed = answer("sign", bundle, "--key", "keys/domains/cars", "--withdraw")
+    assert signed["release"]["files"] == []
+    shown = invoke("publish", "site", "--keys", "keys", signed["path"]).stdout
+    assert "domains/cars, number 2, withdrawn" in shown
+
+
+def test_the_passphrase_comes_from_a_file(home: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home.home / "secret").write_text("another passphrase\n")
+    answer("keys", "init", "keys", "--domain", "cars", "--passphrase-file", "secret")
+    wrong = invoke("keys", "rotate", "keys", "timestamp")
+    assert wrong.exit_code == 1
+    assert "--passphrase-file FILE" in wrong.stderr
+    answer("keys", "rotate", "keys", "timestamp", "--passphrase-file", "secret")
+
+
+def test_the_passphrase_is_asked_for_and_a_new_one_twice(
+    home: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DA3_KEY_PASSPHRASE")
+    typed = f"{PASSPHRASE}\n{PASSPHRASE}\n"
+    done = CliRunner().invoke(root, ["keys", "init", "keys"], input=typed)
+    assert done.exit_code == 0, done.output
+    assert PASSPHRASE not in done.output
+    again = CliRunner().invoke(root, ["keys", "renew", "keys"], input=f"{PASSPHRASE}\n")
+    assert again.exit_code == 0, again.output
+
+
+def test_one_unit_is_named(home: Publisher) -> None:
+    answer("keys", "init", "keys")
+    result = invoke("keys", "add", "keys")
+    assert result.exit_code == 2
+    assert "--domain NAME, or --backbone NAME" in result.stderr
 
 
 def test_people_see_roles_keys_and_expiries(home: Publisher) -> None:

@@ -68,7 +68,7 @@ def publish(
 def _lines(done: Published) -> Iterator[str]:
     yield layout.title(f"{done.site}: published until {done.expires}")
     for release in done.releases:
-        size = layout.size(release.bytes)
+        size = "withdrawn" if release.withdrawn else layout.size(release.bytes)
         yield layout.clean(f"  new      {release.unit}, number {release.counter}, {size}")
     for name in done.same:
         yield layout.clean(f"  same     {name}, as it was")
