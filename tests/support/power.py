@@ -7,10 +7,14 @@ may each be there or not, in any order; that is what fsync(2) promises, and no m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
+
+SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Where images are laid out: in memory where that can be had, as there are thousands."""
 
 
 @dataclass(frozen=True, slots=True)

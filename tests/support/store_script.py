@@ -116,18 +116,18 @@ def view(state: State) -> dict[str, Any]:
     }
 
 
-def broken(path: Path, old: Promise | None, new: Promise | None) -> str:
+def broken(path: Path, old: Promise | None, new: Promise | None, *more: Promise) -> str:
     """Say how the law is broken in the store at ``path`` after a cut, nothing where it holds.
 
-    ``old``: the last step that was acknowledged, ``new``: the one that was under way. After damage
-    only the new state may come out.
+    ``old``: the last step that was acknowledged, ``new``: the one that was under way; ``more``:
+    what may come out as well. After damage only the new state may come out.
     """
     try:
         store = Store.open(path, clock=stored.clock)
     except StorageError:
         return "" if old is None else "the store is gone"
     sound = old is None or old.step != "damage"
-    ends = [one for one in ((old, new) if sound else (new,)) if one is not None]
+    ends = [one for one in ((old, new, *more) if sound else (new,)) if one is not None]
     before = store.state()
     if wrong := _at_boot(store, before, [old, new], sound=sound):
         return f"before recovery: {wrong}"

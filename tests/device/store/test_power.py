@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.support import killed, lossy
-from tests.support.power import Acknowledged, Call, Disk, Image, cuts, seen, without
+from tests.support.power import SCRATCH, Acknowledged, Call, Disk, Image, cuts, seen, without
 from tests.support.recorded import Recorder
 from tests.support.store_script import Promise, broken, steps, warm
 from toolchain.core.errors import Da3Error
@@ -37,9 +37,8 @@ class Recording:
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """Where images are laid out: in memory, where that can be had, as there are thousands."""
-    shm = Path("/dev/shm")
-    with TemporaryDirectory(dir=shm if os.access(shm, os.W_OK) else None) as folder:
+    """A new folder for images."""
+    with TemporaryDirectory(dir=SCRATCH) as folder:
         yield Path(folder) / "cut"
 
 

@@ -80,11 +80,7 @@ def mend(layout: Layout, head: Head) -> None:
     if _ends_with(layout.journal, head):
         return
     if not _ends_with(layout.old_journal, head):
-        raise StoreDamagedError(
-            f"{layout.journal}: expected to end with entry {head.entries} ({head.digest}), it "
-            "does not",
-            fix=_FIX,
-        )
+        raise _broken(layout, f"no end with entry {head.entries} ({head.digest})")
     _move(layout.old_journal, layout.journal)
 
 
@@ -101,10 +97,12 @@ def read(layout: Layout, head: Head) -> tuple[Entry, ...]:
 
     Raises StoreDamagedError for a chain that is broken or ends elsewhere, StorageError.
     """
-    newer = _segment(layout.journal)[: head.size] if head.size else b""
-    older = _segment(layout.old_journal)
-    if head.size and not _ends_with(layout.journal, head):
-        newer, older = older[: head.size], b""
+    if _ends_with(layout.journal, head):
+        newer, older = _segment(layout.journal)[: head.size], _segment(layout.old_journal)
+    elif _ends_with(layout.old_journal, head):
+        newer, older = _segment(layout.old_journal)[: head.size], b""
+    else:
+        raise _broken(layout, f"no end with entry {head.entries} ({head.digest})")
     lines = newer.split(b"\n")[:-1]
     if lines:
         lines = [*_up_to(older, _entry(layout, lines[0]).before), *lines]

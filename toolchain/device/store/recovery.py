@@ -14,7 +14,7 @@ from toolchain.core import durable
 from toolchain.core.errors import StoreDamagedError
 from toolchain.device.store import content, generation, journal, space, steps
 from toolchain.device.store.journal import Event
-from toolchain.device.store.layout import CURRENT, Layout
+from toolchain.device.store.layout import CURRENT, PREVIOUS, Layout
 from toolchain.device.store.state import State, Trial
 
 
@@ -55,6 +55,7 @@ def recover(
     if events:
         note(whole, events)
     if mended:
+        _clear(layout)
         generation.point(layout, current=whole.current, previous=whole.previous)
         durable.sync_folder(layout.root)
     # At last: a generation that the state does not know may be the one that ran until now.
@@ -99,6 +100,13 @@ def _damaged(layout: Layout, state: State, number: int) -> dict[tuple[str, str],
         if faults := content.faults(layout, state.release(unit, digest)):
             found[unit, digest] = "; ".join(faults)
     return found
+
+
+def _clear(layout: Layout) -> None:
+    """Remove what is no link and has the name of one: a rename does not replace a folder."""
+    for name in (CURRENT, PREVIOUS):
+        if generation.pointed(layout, name) < 0:
+            durable.discard(layout.root / name)
 
 
 def _make(layout: Layout, state: State) -> None:
