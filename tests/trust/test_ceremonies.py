@@ -205,6 +205,14 @@ def test_a_rotation_cut_off_before_the_metadata_changes_nothing(
     assert {one.keyid for one in keyfiles.records(publisher.keys / "domains" / "cars")} == before
 
 
+@pytest.mark.parametrize("role", ["targets", "timestamp", "fleet", "domains/cars", "root"])
+def test_a_wrong_passphrase_leaves_no_key(publisher: Publisher, role: str) -> None:
+    before = sorted(publisher.keys.rglob("*"))
+    with pytest.raises(errors.SigningError, match="passphrase"):
+        ceremonies.rotate(publisher.keys, role, passphrase=lambda _: "quite another one", now=NOW)
+    assert sorted(publisher.keys.rglob("*")) == before
+
+
 def _no_room(*_: object) -> None:
     raise OSError("cut off")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.trusted import CARS, NOW, Device, Publisher, copied, passphrase
+from tests.support.trusted import CARS, NOW, RESNET, Device, Publisher, copied, passphrase
 from toolchain.core import errors
 from toolchain.core.files import write_atomic
 from toolchain.trust import Unit, ceremonies, site
+from toolchain.trust.content import Content, find_content
 
 
 def test_a_release_is_published_once(publisher: Publisher) -> None:
@@ -18,6 +20,44 @@ def test_a_release_is_published_once(publisher: Publisher) -> None:
     done = publisher.publish(path)
     assert done.releases == ()
     assert done.same == ("domains/cars",)
+
+
+def test_two_releases_of_one_unit_at_once_are_refused(publisher: Publisher) -> None:
+    path = publisher.sign(publisher.bundle(version="2.0"), CARS)
+    with pytest.raises(errors.UsageError, match="two releases of domains/cars"):
+        publisher.publish(path, publisher.dist / "cars.da3b")
+
+
+def test_what_a_person_has_to_sign_soon_is_said(publisher: Publisher) -> None:
+    assert publisher.publish().soon == ()
+    publisher.publish(publisher.sign(publisher.bundle(version="2.0"), CARS, days=29))
+    assert publisher.publish().soon == ("domains/cars: 2026-06-30",)
+    publisher.later(days=340)
+    assert [one.partition(":")[0] for one in publisher.publish().soon] == [
+        "targets",
+        "backbones/resnet20",
+        "domains/cars",
+        "domains/flowers",
+    ]
+
+
+def test_a_backbone_that_changed_on_its_way_is_not_published(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is other bytes by the time that it is copied: nothing of it gets a name."""
+    blobs = publisher.site / "blobs"
+    blobs.rename(publisher.home / "blobs")
+    path = publisher.sign(publisher.backbone(), RESNET)
+
+    def changed(*words: Any) -> Content:
+        content = find_content(*words)
+        (publisher.backbone() / "weights.safetensors").write_bytes(b"other weights")
+        return content
+
+    monkeypatch.setattr(site, "find_content", changed)
+    with pytest.raises(errors.BundleError, match="export the backbone again"):
+        publisher.publish(path)
+    assert not [name for name in blobs.rglob("*") if name.name.startswith(".")]
 
 
 def test_a_bundle_stands_for_the_release_beside_it(publisher: Publisher) -> None:

@@ -129,18 +129,7 @@ def read_assignment(
     that is known. Raises MalformedError, UnsignedError, ExpiredError, and AssignmentError for one
     that is not newer or not for this device.
     """
-    document = _read(data)
-    one, payload = document.signed, canonical_json(to_json(document.signed))
-    good = [
-        keyid
-        for keyid, signature in document.signatures.items()
-        if keyid in fleet and fleet[keyid].signed(keyid, signature, payload)
-    ]
-    if not good:
-        raise UnsignedError(
-            "assignment: expected a signature of the fleet's key, got none that holds",
-            fix=ASK_PUBLISHER,
-        )
+    one = _verified(data, fleet)
     if one.number <= floor:
         raise AssignmentError(
             f"assignment: expected a number above {floor}, which this device has followed, got "
@@ -161,8 +150,16 @@ def read_assignment(
     return one
 
 
-def _read(data: bytes) -> _SignedAssignment:
+def _verified(data: bytes, fleet: Mapping[str, PublicKey]) -> Assignment:
     try:
-        return _SignedAssignment.from_json(data)
+        document = _SignedAssignment.from_json(data)
     except Da3Error as err:
         raise MalformedError(err.message, fix=ASK_PUBLISHER) from err
+    payload = canonical_json(to_json(document.signed))
+    for keyid, signature in document.signatures.items():
+        if keyid in fleet and fleet[keyid].signed(keyid, signature, payload):
+            return document.signed
+    raise UnsignedError(
+        "assignment: expected a signature of the fleet's key, got none that holds",
+        fix=ASK_PUBLISHER,
+    )

@@ -103,8 +103,9 @@ def rotate(
         if name in (ROOT, TARGETS, SNAPSHOT, TIMESTAMP):
             _replace_top(ring, name, one, passphrase, now, uri)
         elif name == FLEET:
+            signers = ring.signers(TARGETS, passphrase)
             record = _new(ring, FLEET, passphrase, now, uri)
-            _sign_targets(ring, _delegated(ring, fleet=[record.public()]), passphrase, now)
+            _sign_targets(ring, _delegated(ring, fleet=[record.public()]), signers, now)
         else:
             _replace_unit(ring, Unit.parse(name), passphrase, now, uri)
     return show(path)
@@ -120,7 +121,8 @@ def revoke(path: Path, unit: Unit, *, passphrase: Passphrase, now: datetime) -> 
             raise UnknownNameError("unit", str(unit), map(str, ring.units()))
         delegated = _delegated(ring)
         rest = {one: keys for one, keys in delegated.units.items() if one != unit}
-        _sign_targets(ring, Delegated(units=rest, fleet=delegated.fleet), passphrase, now)
+        signers = ring.signers(TARGETS, passphrase)
+        _sign_targets(ring, Delegated(units=rest, fleet=delegated.fleet), signers, now)
         for record in keyfiles.records(path / str(unit)):
             keyfiles.remove(path / str(unit), record)
     return show(path)
@@ -133,8 +135,9 @@ def renew(path: Path, *, passphrase: Passphrase, now: datetime) -> KeyringFacts:
     """
     with _ceremony(path) as ring:
         keys = {role: ring.keys(role) for role in tuf.TOP}
+        signers = ring.signers(TARGETS, passphrase)
         _sign_root(ring, keys, ring.signers(ROOT, passphrase, tuf.ROOT_THRESHOLD), now)
-        _sign_targets(ring, _delegated(ring), passphrase, now)
+        _sign_targets(ring, _delegated(ring), signers, now)
     return show(path)
 
 
@@ -179,16 +182,18 @@ def _replace_top(
     new = [keyfiles.signer(ring.path / role, record, passphrase) for record in made]
     _sign_root(ring, keys, [*signers, *(new if role == ROOT else [])], now)
     if role == TARGETS:
-        _sign_targets(ring, _delegated(ring), passphrase, now, signers=new)
+        _sign_targets(ring, _delegated(ring), new, now)
 
 
 def _replace_unit(
     ring: Keyring, unit: Unit, passphrase: Passphrase, now: datetime, uri: str
 ) -> None:
+    # Before the new key is made: a wrong passphrase shall leave nothing.
+    signers = ring.signers(TARGETS, passphrase)
     record = _new(ring, str(unit), passphrase, now, uri)
     delegated = _delegated(ring)
     units = {**delegated.units, unit: [record.public()]}
-    _sign_targets(ring, Delegated(units=units, fleet=delegated.fleet), passphrase, now)
+    _sign_targets(ring, Delegated(units=units, fleet=delegated.fleet), signers, now)
 
 
 def _delegated(ring: Keyring, fleet: Sequence[Key] | None = None) -> Delegated:
@@ -209,16 +214,11 @@ def _sign_root(
 
 
 def _sign_targets(
-    ring: Keyring,
-    delegated: Delegated,
-    passphrase: Passphrase,
-    now: datetime,
-    signers: Sequence[Signer] | None = None,
+    ring: Keyring, delegated: Delegated, signers: Sequence[Signer], now: datetime
 ) -> None:
     version = ring.targets.signed.version + 1
     targets = tuf.make_targets(version, tuf.ends(now, tuf.DAYS[TARGETS]), delegated)
-    known = ring.signers(TARGETS, passphrase) if signers is None else signers
-    _write(ring.path, TARGETS, version, tuf.sign(targets, known))
+    _write(ring.path, TARGETS, version, tuf.sign(targets, signers))
 
 
 def _write(path: Path, role: str, version: int, data: bytes) -> None:

@@ -160,44 +160,40 @@ def refresh(
     or where no unit is left that can be trusted. Otherwise a unit's own fault stands in
     ``refused``.
     """
-    clock = max(now, checks.moment(floors.clock, "floors.clock"))
+    floor = checks.moment(floors.clock, "floors.clock")
     client = _opened(folder, root, url, fetcher)
-    client.at(clock)
-    with client.telling(now, clock):
+    client.at(max(now, floor))
+    with client.telling(now, max(now, floor)):
         client.refresh()
-    targets, timestamp = client.signed(TARGETS), client.signed(TIMESTAMP)
-    clock = max(clock, checks.issued(timestamp))
-    top = {role: client.signed(role) for role in (ROOT, TIMESTAMP, SNAPSHOT, TARGETS)}
-    checks.require_valid(top, now, clock)
-    checks.require_root(client.root)
-    seen = {checks.floor_name(role, client.root): signed.version for role, signed in top.items()}
-    metadata = checks.raised(floors.metadata, seen)
-    known = checks.delegated_units(targets)
-    look = _Look(client, known, replace(floors, metadata=metadata), now, clock)
-    look.at_all(known if units is None else units)
-    floor = max(checks.moment(floors.clock, "floors.clock"), checks.issued(timestamp))
+    floor = max(floor, checks.issued(client.signed(TIMESTAMP)))
+    clock = max(now, floor)
+    metadata = _checked(client, floors, now, clock)
+    look = _Look(client, replace(floors, metadata=metadata), now, clock)
+    look.at_all(look.known if units is None else units)
     return Trusted(
         releases=MappingProxyType(look.releases),
         floors=replace(floors, metadata=look.metadata, clock=floor.strftime(TIME_FORMAT)),
         unchecked=tuple(checks.unchecked(now, clock)),
         refused=MappingProxyType(look.refused),
-        fleet=fleet_of(targets),
+        fleet=fleet_of(client.signed(TARGETS)),
     )
+
+
+def _checked(client: _Client, floors: Floors, now: datetime, clock: datetime) -> dict[str, int]:
+    """Check the four roles beyond python-tuf; return the floors of metadata as they are now."""
+    roles = {role: client.signed(role) for role in (ROOT, TIMESTAMP, SNAPSHOT, TARGETS)}
+    checks.require_valid(roles, now, clock)
+    checks.require_root(client.root)
+    seen = {checks.floor_name(role, client.root): one.version for role, one in roles.items()}
+    return checks.raised(floors.metadata, seen)
 
 
 class _Look:
     """Reads the releases of units, one after the other, and keeps their faults apart."""
 
-    def __init__(
-        self,
-        client: _Client,
-        known: Collection[Unit],
-        floors: Floors,
-        now: datetime,
-        clock: datetime,
-    ) -> None:
-        self._client, self._known, self._floors = client, frozenset(known), floors
-        self._now, self._clock = now, clock
+    def __init__(self, client: _Client, floors: Floors, now: datetime, clock: datetime) -> None:
+        self._client, self._floors, self._now, self._clock = client, floors, now, clock
+        self.known = checks.delegated_units(client.signed(TARGETS))
         self.metadata = dict(floors.metadata)
         self.releases: dict[str, SignedRelease] = {}
         self.refused: dict[str, TrustError] = {}
@@ -207,7 +203,7 @@ class _Look:
         self._at(units)
         needed = {one.backbone.name for one in self.releases.values() if one.backbone is not None}
         backbones = {Unit(kind=BACKBONES, name=name) for name in needed}
-        self._at(sorted((backbones & self._known) - {*units}))
+        self._at(sorted((backbones & {*self.known}) - {*units}))
         if self.refused and not self.releases:
             raise next(iter(self.refused.values()))
 
@@ -222,7 +218,7 @@ class _Look:
                 self.releases[str(unit)] = release
 
     def _release(self, unit: Unit) -> SignedRelease | None:
-        if unit not in self._known:
+        if unit not in self.known:
             raise RevokedError(
                 f"{unit}: expected a key that is trusted for it, got none: it was revoked, or the "
                 "repository never had it",

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING
 from tuf.api.metadata import Metadata, Root, Targets
 
 from toolchain.core.errors import DataError, SigningError, first_few
-from toolchain.core.files import names, read_limited
 from toolchain.trust import keys as keyfiles
 from toolchain.trust import metadata as tuf
 from toolchain.trust.assignment import fleet_of
 from toolchain.trust.keys import KeyRecord, Passphrase
 from toolchain.trust.metadata import FLEET, ROOT, TARGETS
 from toolchain.trust.release import TIME_FORMAT
+from toolchain.trust.state import metadata_file, versions
 from toolchain.trust.unit import METADATA, Unit
 
 if TYPE_CHECKING:
@@ -129,14 +129,10 @@ class Keyring:
         return [source.get_key(keyid) for keyid in self.ids(role)]
 
     def _versions(self, role: str) -> list[int]:
-        ends = f".{role}.json"
-        numbers = [name.removesuffix(ends) for name in names(self.path / METADATA)
-                   if name.endswith(ends)]  # fmt: skip
-        return sorted(int(number) for number in numbers if number.isdecimal())
+        return versions(self.path / METADATA, role)
 
     def _file(self, role: str, version: int) -> bytes:
-        path = self.path / METADATA / f"{version}.{role}.json"
-        return read_limited(path, limit_bytes=tuf.LIMIT_BYTES, what="metadata")
+        return metadata_file(self.path / METADATA / f"{version}.{role}.json")
 
 
 def show(path: Path) -> KeyringFacts:

@@ -102,7 +102,8 @@ def _only_key(folder: Path) -> KeyRecord:
     if len(known) != 1:
         raise SigningError(
             f"{folder}: expected the folder of one key, got {len(known)} keys",
-            fix="name the folder of a unit's key, such as keys/domains/cars",
+            fix="name the folder of a unit's key, such as keys/domains/cars; where a rotation was "
+            "cut off, da3 keys renew DIR removes the key that does not count",
         )
     return known[0]
 

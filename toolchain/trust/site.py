@@ -10,9 +10,9 @@ ask for is removed.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256 as hasher
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,20 +28,30 @@ from toolchain.core.errors import (
     UnsignedError,
     UsageError,
 )
-from toolchain.core.files import is_file, make_folder, read_limited, write_atomic
+from toolchain.core.files import (
+    beside,
+    fsync_folder,
+    is_file,
+    make_folder,
+    read_limited,
+    refused,
+    write_atomic,
+)
 from toolchain.core.lock import locked
 from toolchain.trust import metadata as tuf
 from toolchain.trust.content import SUFFIX, find_content, release_path
 from toolchain.trust.keyring import Keyring
 from toolchain.trust.keys import Passphrase
 from toolchain.trust.metadata import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
-from toolchain.trust.release import UNIT, SignedRelease, read_release
-from toolchain.trust.unit import METADATA, Unit, blob_place, manifest_place
+from toolchain.trust.release import TIME_FORMAT, UNIT, SignedRelease, read_release
+from toolchain.trust.state import SignedRole, State, metadata_file, read_state
+from toolchain.trust.unit import BACKBONES, METADATA, Unit, blob_place, manifest_place
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
 
 _CHUNK_BYTES = 1 << 20
+_SOON = timedelta(days=30)
 _WRITABLE = "choose a folder that you may write"
 
 
@@ -50,38 +60,19 @@ class Published:
     """What a publish did.
 
     ``releases``: those that are new on the site; ``same``: units whose release was there already.
-    ``missing``: backbones that a published domain needs and the site does not have. ``snapshot``
-    and ``timestamp``: versions; ``expires``: until when the site has to be published again.
+    ``missing``: backbones that a published domain needs and the site does not have. ``soon``: what
+    a person has to sign again within thirty days, with its day. ``snapshot`` and ``timestamp``:
+    versions; ``expires``: until when the site has to be published again.
     """
 
     site: Path
     releases: tuple[SignedRelease, ...]
     same: tuple[str, ...]
     missing: tuple[str, ...]
+    soon: tuple[str, ...]
     snapshot: int
     timestamp: int
     expires: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Signed:
-    """A role's metadata as it lies in a file."""
-
-    data: bytes
-    role: Targets
-    release: SignedRelease
-    source: Path | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _State:
-    """What a site says now: nothing before the first publish."""
-
-    root: int
-    snapshot: Snapshot | None
-    timestamp: Timestamp | None
-    targets: Targets | None
-    units: Mapping[Unit, _Signed]
 
 
 def publish(
@@ -103,67 +94,72 @@ def publish(
     ring = Keyring(keys)
     make_folder(site / METADATA, fix=_WRITABLE)
     with locked(site / ".lock", what=f"the site {site}"):
-        state = _read_state(site)
+        state = read_state(site)
         _require_newest(ring, state, now)
         _require_same_roots(ring, site)
-        offered = [_read_offer(ring, path, now) for path in releases]
-        new = {one.release.unit: one for one in offered if _rises(state, one)}
+        offered = _read_offers(ring, releases, now)
+        new = {unit: one for unit, one in offered.items() if _rises(state, one)}
         units = {**state.units, **new}
         _require_trusted(ring, units)
         for one in new.values():
             _add_files(site, one)
-        online = {role: ring.signers(role, passphrase) for role in (SNAPSHOT, TIMESTAMP)}
-        snapshot, snapshot_data = _next_snapshot(site, ring, state, new, online[SNAPSHOT], now)
-        timestamp = tuf.make_timestamp(
-            state.timestamp,
-            tuf.ends(now, tuf.DAYS[TIMESTAMP]),
-            (snapshot.version, snapshot_data),
-            now,
-        )
-        timestamp_data = tuf.sign(timestamp, online[TIMESTAMP])
-        _add_roots(site, ring)
-        _put(site / METADATA / f"{TIMESTAMP}.json", timestamp_data)
+        snapshot, timestamp = _add_metadata(site, ring, state, new, passphrase, now)
     return Published(
         site=site,
         releases=tuple(one.release for one in new.values()),
-        same=tuple(str(one.release.unit) for one in offered if one.release.unit not in new),
+        same=tuple(str(unit) for unit in offered if unit not in new),
         missing=_missing(units),
+        soon=tuple(_ending(ring, units, now)),
         snapshot=snapshot.version,
         timestamp=timestamp.version,
-        expires=f"{min(timestamp.expires, snapshot.expires):%Y-%m-%dT%H:%M:%SZ}",
+        expires=min(timestamp.expires, snapshot.expires).strftime(TIME_FORMAT),
     )
 
 
-def _read_state(site: Path) -> _State:
-    """Return what the site says, its own timestamp first. Raises MalformedError, StorageError."""
-    folder = site / METADATA
-    roots = [int(path.name.partition(".")[0]) for path in folder.glob("*.root.json")]
-    if not is_file(folder / f"{TIMESTAMP}.json"):
-        return _State(
-            root=max(roots, default=0), snapshot=None, timestamp=None, targets=None, units={}
-        )
-    timestamp = tuf.read(Timestamp, _file(folder / f"{TIMESTAMP}.json"), TIMESTAMP).signed
-    meta = timestamp.snapshot_meta
-    snapshot = tuf.read(
-        Snapshot, _file(folder / f"{meta.version}.{SNAPSHOT}.json"), SNAPSHOT
-    ).signed
-    targets: Targets | None = None
-    units: dict[Unit, _Signed] = {}
-    for name, about in snapshot.meta.items():
-        role = name.removesuffix(".json")
-        data = _file(folder / f"{about.version}.{name}")
-        signed = tuf.read(Targets, data, role).signed
-        if role == TARGETS:
-            targets = signed
-        else:
-            unit = Unit.of_role(role)
-            units[unit] = _Signed(data=data, role=signed, release=read_release(unit, signed))
-    return _State(
-        root=max(roots), snapshot=snapshot, timestamp=timestamp, targets=targets, units=units
-    )
+def _read_offers(ring: Keyring, paths: Sequence[Path], now: datetime) -> dict[Unit, SignedRole]:
+    """Return the signed releases that ``paths`` name, each verified, each of another unit."""
+    offers: dict[Unit, SignedRole] = {}
+    for path in paths:
+        one = _read_offer(ring, path, now)
+        if one.release.unit in offers:
+            raise UsageError(
+                f"expected each unit once, got two releases of {one.release.unit}",
+                fix="publish the newer one",
+            )
+        offers[one.release.unit] = one
+    return offers
 
 
-def _require_newest(ring: Keyring, state: _State, now: datetime) -> None:
+def _add_metadata(
+    site: Path,
+    ring: Keyring,
+    state: State,
+    new: Mapping[Unit, SignedRole],
+    passphrase: Passphrase,
+    now: datetime,
+) -> tuple[Snapshot, Timestamp]:
+    """Sign and write roles, snapshot, roots and, last of all, the timestamp."""
+    online = {role: ring.signers(role, passphrase) for role in (SNAPSHOT, TIMESTAMP)}
+    snapshot, data = _next_snapshot(site, ring, state, new, online[SNAPSHOT], now)
+    ends = tuf.ends(now, tuf.DAYS[TIMESTAMP])
+    timestamp = tuf.make_timestamp(state.timestamp, ends, (snapshot.version, data), now)
+    stamped = tuf.sign(timestamp, online[TIMESTAMP])
+    _add_roots(site, ring)
+    _put(site / METADATA / f"{TIMESTAMP}.json", stamped)
+    return snapshot, timestamp
+
+
+def _ending(ring: Keyring, units: Mapping[Unit, SignedRole], now: datetime) -> Iterator[str]:
+    """Yield what a person has to sign again within thirty days."""
+    signed = {ROOT: ring.root.signed.expires, TARGETS: ring.targets.signed.expires}
+    known = ring.units()
+    signed |= {str(unit): one.role.expires for unit, one in units.items() if unit in known}
+    for name, end in signed.items():
+        if end - now < _SOON:
+            yield f"{name}: {end:%Y-%m-%d}"
+
+
+def _require_newest(ring: Keyring, state: State, now: datetime) -> None:
     """Raise unless the keyring's root and targets are valid, and no older than the site's."""
     root, targets = ring.root, ring.targets
     published = 0 if state.targets is None else state.targets.version
@@ -185,7 +181,7 @@ def _require_newest(ring: Keyring, state: _State, now: datetime) -> None:
             )
 
 
-def _read_offer(ring: Keyring, path: Path, now: datetime) -> _Signed:
+def _read_offer(ring: Keyring, path: Path, now: datetime) -> SignedRole:
     """Return the signed release that ``path`` names, verified against targets."""
     file = path if path.name.endswith(SUFFIX) else release_path(path)
     data = read_limited(file, limit_bytes=tuf.LIMIT_BYTES, what="signed release")
@@ -203,10 +199,10 @@ def _read_offer(ring: Keyring, path: Path, now: datetime) -> _Signed:
             fix=f"sign it again: da3 sign ... --key {ring.path}/{unit}",
         )
     release = read_release(unit, document.signed)
-    return _Signed(data=data, role=document.signed, release=release, source=file)
+    return SignedRole(data=data, role=document.signed, release=release, source=file)
 
 
-def _rises(state: _State, offer: _Signed) -> bool:
+def _rises(state: State, offer: SignedRole) -> bool:
     """Whether ``offer`` is new; False for what is published already. Raises RollbackError."""
     before = state.units.get(offer.release.unit)
     if before is None or offer.release.counter > before.release.counter:
@@ -220,7 +216,7 @@ def _rises(state: _State, offer: _Signed) -> bool:
     )
 
 
-def _require_trusted(ring: Keyring, units: Mapping[Unit, _Signed]) -> None:
+def _require_trusted(ring: Keyring, units: Mapping[Unit, SignedRole]) -> None:
     """Raise UnsignedError for a release of the site that the newest targets no longer trusts."""
     known = ring.units()
     for unit, one in units.items():
@@ -236,13 +232,13 @@ def _require_trusted(ring: Keyring, units: Mapping[Unit, _Signed]) -> None:
     # A unit without a key stays listed, as snapshots lose nothing, but no device takes it.
 
 
-def _missing(units: Mapping[Unit, _Signed]) -> tuple[str, ...]:
-    have = {one.release.backbone for unit, one in units.items() if unit.kind == "backbones"}
+def _missing(units: Mapping[Unit, SignedRole]) -> tuple[str, ...]:
+    have = {one.release.backbone for unit, one in units.items() if unit.kind == BACKBONES}
     need = {one.release.backbone for one in units.values() if one.release.backbone}
     return tuple(sorted(one.name for one in need - have if one is not None))
 
 
-def _add_files(site: Path, one: _Signed) -> None:
+def _add_files(site: Path, one: SignedRole) -> None:
     """Write every file that a new release needs, manifests last."""
     assert one.source is not None  # offers come from files
     if one.release.withdrawn:
@@ -268,7 +264,7 @@ def _put_blob(path: Path, digest: str, source: bytes | Path) -> None:
         _put(path, source)
         return
     make_folder(path.parent, fix=_WRITABLE)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = beside(path)
     try:
         found = _copy(source, partial)
         if found != digest:
@@ -276,6 +272,9 @@ def _put_blob(path: Path, digest: str, source: bytes | Path) -> None:
                 f"{source}: expected {digest}, got {found}", fix="export the backbone again"
             )
         partial.replace(path)
+        fsync_folder(path.parent)
+    except OSError as err:
+        raise refused(err, path) from err
     finally:
         partial.unlink(missing_ok=True)
 
@@ -295,8 +294,8 @@ def _copy(source: Path, target: Path) -> str:
 def _next_snapshot(
     site: Path,
     ring: Keyring,
-    state: _State,
-    new: Mapping[Unit, _Signed],
+    state: State,
+    new: Mapping[Unit, SignedRole],
     signers: Sequence[Signer],
     now: datetime,
 ) -> tuple[Snapshot, bytes]:
@@ -310,7 +309,7 @@ def _next_snapshot(
         _put(folder / f"{version}.{role}.json", data)
     before = state.snapshot
     if before is not None and not roles and _lasts(ring, folder, before, now):
-        return before, _file(folder / f"{before.version}.{SNAPSHOT}.json")
+        return before, metadata_file(folder / f"{before.version}.{SNAPSHOT}.json")
     snapshot = tuf.make_snapshot(before, tuf.ends(now, tuf.DAYS[SNAPSHOT]), roles)
     data = tuf.sign(snapshot, signers)
     _put(folder / f"{snapshot.version}.{SNAPSHOT}.json", data)
@@ -319,7 +318,9 @@ def _next_snapshot(
 
 def _lasts(ring: Keyring, folder: Path, snapshot: Snapshot, now: datetime) -> bool:
     """Whether a snapshot is signed by a key that is trusted, and half its time is left."""
-    document = tuf.read(Snapshot, _file(folder / f"{snapshot.version}.{SNAPSHOT}.json"), SNAPSHOT)
+    document = tuf.read(
+        Snapshot, metadata_file(folder / f"{snapshot.version}.{SNAPSHOT}.json"), SNAPSHOT
+    )
     try:
         tuf.require_signed(ring.root.signed, SNAPSHOT, document, SNAPSHOT, fix="")
     except UnsignedError:
@@ -331,7 +332,7 @@ def _require_same_roots(ring: Keyring, site: Path) -> None:
     """Raise UsageError for the site of another keyring."""
     for version, data in ring.roots().items():
         path = site / METADATA / f"{version}.{ROOT}.json"
-        if is_file(path) and _file(path) != data:
+        if is_file(path) and metadata_file(path) != data:
             raise UsageError(
                 f"{site}: expected the root {version} of {ring.path}, got another one",
                 fix="publish into the site of this keyring, or into a new folder",
@@ -343,10 +344,6 @@ def _add_roots(site: Path, ring: Keyring) -> None:
         path = site / METADATA / f"{version}.{ROOT}.json"
         if not is_file(path):
             _put(path, data)
-
-
-def _file(path: Path) -> bytes:
-    return read_limited(path, limit_bytes=tuf.LIMIT_BYTES, what="metadata")
 
 
 def _put(path: Path, data: bytes) -> None:

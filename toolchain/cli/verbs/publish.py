@@ -74,3 +74,5 @@ def _lines(done: Published) -> Iterator[str]:
         yield layout.clean(f"  same     {name}, as it was")
     for name in done.missing:
         yield layout.clean(f"  missing  the backbone {name}: devices without it wait for it")
+    for what in done.soon:
+        yield layout.clean(f"  soon     sign again before it expires: {what}")
