@@ -71,7 +71,7 @@ def runner_on(device: TrtDevice, fleet: Fleet, folder: Path, **options: Any) -> 
 
 def bound(runner: Runner, name: str) -> DeviceSlots:
     """What a loaded domain occupies on the device."""
-    binding = runner._table[name].bound.binding
+    binding = runner._open.table[name].bound.binding
     assert isinstance(binding, DeviceSlots)
     return binding
 
@@ -154,7 +154,7 @@ def test_a_second_domain_leaves_the_engine_as_it_is(
     before = digest_of(path)
     with Runner(path, device=device) as runner:
         runner.load(fleet["first"].bundle, name="one")
-        engine = runner._table["one"].session
+        engine = runner._open.table["one"].session
         session = engine._backend
         assert isinstance(session, EngineBackend)
         plan = session._program.last
@@ -162,7 +162,7 @@ def test_a_second_domain_leaves_the_engine_as_it_is(
         expected = runner.infer(tensor(3), "one")
         two = runner.load(fleet["next"].bundle, name="two")
         runner.infer(tensor(3), "two")
-        assert runner._table["two"].session is engine
+        assert runner._open.table["two"].session is engine
         assert plan._engine is handle
         assert same(runner.infer(tensor(3), "one").logits, expected.logits)
         if isinstance(device.cuda, SimulatedCuda):

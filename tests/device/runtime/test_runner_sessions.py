@@ -58,7 +58,7 @@ def test_a_session_goes_with_its_last_domain(runner: Runner, fleet: Fleet) -> No
     """Law: the memory goes with the last domain of a graph, and not before."""
     runner.load(fleet["first"].bundle, name="one")
     runner.load(fleet["digits"].bundle, name="two")
-    session = weakref.ref(runner._table["one"].session.backend)
+    session = weakref.ref(runner._open.table["one"].session.backend)
     runner.unload("one")
     gc.collect()
     assert session() is not None

@@ -140,7 +140,7 @@ def test_a_request_under_way_ends_as_it_would_have(
 
 def slots_of(runner: Runner, name: str) -> list[weakref.ref[npt.NDArray[Any]]]:
     """Weak references to the tensors that a domain's requests use."""
-    loaded = runner._table[name]
+    loaded = runner._open.table[name]
     return [weakref.ref(array) for array in loaded.bound.slots.values()]
 
 

@@ -7,11 +7,12 @@ Rules of this file, and the invariant that its tests hold:
   two releases cannot mix.
 * Loading verifies and tests aside, and then exchanges the table of domains in one assignment.
   Requests take no lock, so replacing a domain waits for nobody and nobody waits for it.
+* A backbone is exchanged with all its domains in one assignment, too.
 * A release that was replaced or unloaded lives until the last request that refers to it ends.
 * On an engine a request waits its turn for a context, and so does the self-test of a domain.
 
 It computes nothing itself: :mod:`~toolchain.device.runtime.backbone_session` runs,
-:mod:`toolchain.bundle` verifies. It loads onnxruntime only where a backbone's folder is opened.
+:mod:`toolchain.bundle` verifies, :mod:`~toolchain.device.runtime.open_backbone` opens the backbone.
 """
 
 from __future__ import annotations
@@ -21,12 +22,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING
+from types import TracebackType
 
 from toolchain import bundle
 from toolchain.bundle import BackboneManifest
-from toolchain.bundle.linkage import FORMS, LINKED_ROLES, Flavour, Form, Linkage
+from toolchain.bundle.linkage import FORMS, LINKED_ROLES, Flavour, Form
 from toolchain.bundle.release import read_release
 from toolchain.core.arrays import Array, Floats
 from toolchain.core.errors import (
@@ -41,28 +41,17 @@ from toolchain.core.errors import (
 )
 from toolchain.core.files import exists
 from toolchain.core.memory import memory_named
-from toolchain.device.engine.cache import open_engine, refuse_kit
 from toolchain.device.runtime.answers import Domain, Outcome, Prediction, predictions
 from toolchain.device.runtime.backbone_session import Cost
 from toolchain.device.runtime.loading import LoadedDomain, read, renew, tested_on, timed
-from toolchain.device.runtime.options import (
-    ENGINE,
-    checked_name,
-    require_engines_own,
-    require_one_of,
-    require_positive,
-    require_session,
-)
+from toolchain.device.runtime.open_backbone import OpenBackbone, RunnerOptions, open_backbone
+from toolchain.device.runtime.options import checked_name, require_one_of, require_positive
 from toolchain.device.runtime.stream import Frame, stream
-from toolchain.device.runtime.trt.engine import OneSession, is_engine, make_session, open_device
 from toolchain.device.runtime.trt.plan import TrtDevice
 from toolchain.device.store import installed
 from toolchain.device.store.dist import BundleNeeds
 from toolchain.pictures import request
 from toolchain.pictures.request import Picture
-
-if TYPE_CHECKING:
-    from toolchain.device.runtime.ort.sessions import Sessions
 
 MAX_BATCH = 64
 # More than any board has; onnxruntime starts them all, which takes minutes for very many.
@@ -129,52 +118,20 @@ class Runner:
             )
         require_one_of(LINKED_ROLES, flavour=flavour)
         require_one_of(FORMS, form=form)
-        self._session_limit, self._max_batch = sessions, max_batch
-        self._threads, self._form = threads, form
-        # Exchanged as a whole under the lock, and read without it: a reader sees the old table or
-        # the new one, never something between.
-        self._table: Mapping[str, LoadedDomain] = MappingProxyType({})
+        self._options = RunnerOptions(
+            threads=threads,
+            provider=provider,
+            flavour=flavour,
+            form=form,
+            sessions=sessions,
+            max_batch=max_batch,
+            contexts=contexts,
+            device=device,
+        )
+        # Exchanged as a whole under the lock, and read without it, as its table is.
+        self._open = open_backbone(Path(backbone), self._options)
         self._closed = False
         self._publishing = threading.Lock()
-        if is_engine(path := Path(backbone)):
-            require_engines_own(provider, flavour=flavour, form=form, sessions=sessions)
-            self._open_engine(path, device, contexts)
-        else:
-            refuse_kit(path)
-            require_session(path, provider)
-            self._open_sessions(path, "cpu" if provider is None else provider, flavour)
-
-    def _open_sessions(self, path: Path, provider: str, flavour: Flavour) -> None:
-        # Here and nowhere else, so that a TensorRT engine runs where no onnxruntime is installed.
-        from toolchain.device.runtime.ort.backbone import open_verified
-        from toolchain.device.runtime.ort.session import available
-        from toolchain.device.runtime.ort.sessions import Sessions
-
-        available(provider)
-        verified = open_verified(path)
-        self._artefact = verified.artefact
-        self._provider, self._flavour, self._precision = provider, str(flavour), "fp32"
-        linkage = Linkage(flavour, self._form)
-        if not linkage.is_shipped:
-            # A static domain answers pictures one by one, whatever the form.
-            linkage = Linkage(flavour, "if")
-        self._sessions: Sessions | OneSession = Sessions(
-            verified,
-            graph=linkage.stem,
-            threads=self._threads,
-            provider=provider,
-            limit=self._session_limit,
-            used=lambda: [loaded.session for loaded in self._table.values()],
-        )
-
-    def _open_engine(self, path: Path, device: TrtDevice | None, contexts: int) -> None:
-        engine = open_engine(path)
-        built_for = engine.manifest.built_for
-        self._artefact = bundle.BackboneArtefact(path, engine.backbone)
-        self._provider, self._flavour = ENGINE, built_for.flavour
-        self._precision = engine.kit.precision
-        session = make_session(engine, device or open_device(built_for.module), contexts=contexts)
-        self._sessions = OneSession(session, path.name)
 
     def __enter__(self) -> Runner:
         return self
@@ -202,7 +159,7 @@ class Runner:
         then.
         """
         with memory_named(f"loading {source}"):
-            return self._load(source, name, selftest=selftest, replacing=False)
+            return self._load(self._open, source, name, selftest=selftest, replacing=False)
 
     def replace(
         self, source: str | Path, *, name: str | None = None, selftest: bool = True
@@ -213,15 +170,40 @@ class Runner:
         UnknownNameError if no domain of that name is loaded, also if it was unloaded meanwhile.
         """
         with memory_named(f"loading {source}"):
-            return self._load(source, name, selftest=selftest, replacing=True)
+            return self._load(self._open, source, name, selftest=selftest, replacing=True)
 
     def unload(self, name: str) -> None:
         """Let no further request reach the domain. Raises UnknownNameError, ClosedError."""
         with self._publishing:
             self._require_open()
-            if name not in self._table:
-                raise UnknownNameError("domain", name, self._table)
-            self._table = MappingProxyType({k: v for k, v in self._table.items() if k != name})
+            if name not in self._open.table:
+                raise UnknownNameError("domain", name, self._open.table)
+            self._open.publish({k: v for k, v in self._open.table.items() if k != name})
+
+    def exchange(
+        self,
+        backbone: str | Path,
+        sources: Mapping[str, str | Path],
+        *,
+        selftest: bool = True,
+    ) -> Mapping[str, Domain]:
+        """Take another backbone with its domains in the place of all that is loaded, at once.
+
+        ``sources``: the domains' bundles or installed folders by the names to load them under. All
+        of them are loaded and tested aside first, so both backbones are in memory meanwhile.
+        Requests under way end on the old domains, later ones run on the new ones; none is refused
+        for the exchange. Raises as :class:`Runner` and :meth:`load`; nothing has changed then.
+        """
+        self._require_open()
+        fresh = open_backbone(Path(backbone), self._options)
+        for name, source in sources.items():
+            with memory_named(f"loading {source}"):
+                self._load(fresh, source, name, selftest=selftest, replacing=False)
+        with self._publishing:
+            self._require_open()
+            self._open.left = True
+            self._open = fresh
+        return self.domains
 
     def install(self, source: str | Path, folder: str | Path) -> Domain:
         """Verify and test the bundle ``source`` and lay it into the new folder ``folder``.
@@ -237,9 +219,10 @@ class Runner:
             )
         opened = bundle.open_bundle(source)
         release = read_release(opened)
-        bundle.match(release.backbone, self._artefact, release.name)
-        self._sessions.prove(release, None, Path(source))
-        with self._sessions.reserved(release, None) as session:
+        sessions = self._open.sessions
+        bundle.match(release.backbone, self._open.artefact, release.name)
+        sessions.prove(release, None, Path(source))
+        with sessions.reserved(release, None) as session:
             loaded = tested_on(session, release, release.name, {}, test=True)
         installed.write(folder, opened, release, session.tested_with)
         return loaded.domain
@@ -247,7 +230,7 @@ class Runner:
     @property
     def domains(self) -> Mapping[str, Domain]:
         """The loaded domains by name, as they are at this moment."""
-        return {name: loaded.domain for name, loaded in self._table.items()}
+        return {name: loaded.domain for name, loaded in self._open.table.items()}
 
     def cost(self, name: str) -> Cost:
         """Return what the session took that the domain ``name`` runs on.
@@ -259,24 +242,25 @@ class Runner:
     @property
     def facts(self) -> RunnerFacts:
         """What this runner is."""
+        opened, options = self._open, self._options
         return RunnerFacts(
-            backbone=self._artefact.manifest,
-            provider=self._provider,
-            threads=self._threads,
-            flavour=self._flavour,
-            form=self._form,
-            max_batch=self._max_batch,
-            sessions=len(self._sessions),
-            session_limit=self._session_limit,
-            precision=self._precision,
+            backbone=opened.artefact.manifest,
+            provider=opened.provider,
+            threads=options.threads,
+            flavour=opened.flavour,
+            form=options.form,
+            max_batch=options.max_batch,
+            sessions=len(opened.sessions),
+            session_limit=options.sessions,
+            precision=opened.precision,
         )
 
     def close(self) -> None:
         """Let no further request in; those under way end as they would have."""
         with self._publishing:
             self._closed = True
-            self._table = MappingProxyType({})
-            self._sessions.close()
+            self._open.publish({})
+            self._open.sessions.close()
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -302,7 +286,7 @@ class Runner:
     ) -> tuple[Prediction, ...]:
         """Answer up to ``max_batch`` pictures, in order; raises as :meth:`run`."""
         loaded = self._get(domain)
-        tensor = request.many(loaded.info.preprocess, images, self._max_batch)
+        tensor = request.many(loaded.info.preprocess, images, self._options.max_batch)
         return predictions(loaded.run(tensor, time_limit_s), loaded.domain)
 
     def infer(
@@ -310,7 +294,7 @@ class Runner:
     ) -> Outcome:
         """Answer a prepared tensor, float32 ``[N, 3, size, size]``; raises as :meth:`run`."""
         loaded = self._get(domain)
-        checked = request.tensor(loaded.info.preprocess, tensor, limit=self._max_batch)
+        checked = request.tensor(loaded.info.preprocess, tensor, limit=self._options.max_batch)
         return loaded.run(checked, time_limit_s)
 
     def prepare(self, images: Sequence[Picture] | Array, domain: str | None = None) -> Floats:
@@ -318,7 +302,7 @@ class Runner:
 
         Raises as :meth:`run_batch` does before the model runs.
         """
-        return request.many(self._get(domain).info.preprocess, images, self._max_batch)
+        return request.many(self._get(domain).info.preprocess, images, self._options.max_batch)
 
     def stream(
         self,
@@ -338,7 +322,7 @@ class Runner:
     # -- inside ----------------------------------------------------------------------------------
 
     def _get(self, name: str | None) -> LoadedDomain:
-        table = self._table
+        table = self._open.table
         # From here on the table that was read counts, also if another one is published meanwhile.
         if name is None and len(table) == 1:
             return next(iter(table.values()))
@@ -354,37 +338,45 @@ class Runner:
         return table[name]
 
     def _load(
-        self, source: str | Path, name: str | None, *, selftest: bool, replacing: bool
+        self,
+        opened: OpenBackbone,
+        source: str | Path,
+        name: str | None,
+        *,
+        selftest: bool,
+        replacing: bool,
     ) -> Domain:
+        """Load ``source`` on ``opened``, which requests reach already or shall reach later."""
         self._require_open()
         path = Path(source)
         seconds: dict[str, float] = {}
         with timed(seconds, "verify"):
             stored = read(path)
             release = stored.release
-            bundle.match(release.backbone, self._artefact, release.name)
+            bundle.match(release.backbone, opened.artefact, release.name)
         called = release.name if name is None else checked_name(name)
         # Asked now to fail early, and again below: the table may change while the test runs.
-        self._require_name(called, replacing=replacing)
-        old = self._table.get(called) if replacing else None
+        _require_name(opened, called, replacing=replacing)
+        old = opened.table.get(called) if replacing else None
         leaving = old.session if old else None
         # Bytes that were verified again are tested again, whatever was asked.
         required = selftest or stored.renewed is not None
         if required and not stored.tested_with:
             with timed(seconds, "trial"):
-                self._sessions.prove(release, leaving, stored.file)
+                opened.sessions.prove(release, leaving, stored.file)
         started = time.perf_counter()
-        with self._sessions.reserved(release, leaving) as session:
+        with opened.sessions.reserved(release, leaving) as session:
             seconds["session"] = time.perf_counter() - started
             test = required and stored.tested_with != session.tested_with
             loaded = tested_on(session, release, called, seconds, test=test)
             with self._publishing:
                 self._require_open()
-                self._require_name(called, replacing=replacing)
-                table = {**self._table, called: loaded}
+                _require_current(opened, path)
+                _require_name(opened, called, replacing=replacing)
+                table = {**opened.table, called: loaded}
                 # Under the same lock as the exchange, so that no other load comes between.
-                self._sessions.require_room(release, (item.session for item in table.values()))
-                self._table = MappingProxyType(table)
+                opened.sessions.require_room(release, (item.session for item in table.values()))
+                opened.publish(table)
         renew(path, stored, session.tested_with)
         return loaded.domain
 
@@ -392,14 +384,22 @@ class Runner:
         if self._closed:
             raise ClosedError("the runner is closed", fix="open another one")
 
-    def _require_name(self, name: str, *, replacing: bool) -> None:
-        if replacing and name not in self._table:
-            raise UnknownNameError("domain", name, self._table, fix="load() takes a new one")
-        if not replacing and name in self._table:
-            raise LoadedError(
-                f"a domain {name!r} is loaded already, release {self._table[name].domain.release}",
-                fix="replace() it, unload() it first, or load under another name",
-            )
+
+def _require_current(opened: OpenBackbone, path: Path) -> None:
+    if opened.left:
+        raise RunError(
+            f"{path}: the backbone was exchanged while it was loaded", fix="load it again"
+        )
+
+
+def _require_name(opened: OpenBackbone, name: str, *, replacing: bool) -> None:
+    if replacing and name not in opened.table:
+        raise UnknownNameError("domain", name, opened.table, fix="load() takes a new one")
+    if not replacing and name in opened.table:
+        raise LoadedError(
+            f"a domain {name!r} is loaded already, release {opened.table[name].domain.release}",
+            fix="replace() it, unload() it first, or load under another name",
+        )
 
 
 def load_fitting(
