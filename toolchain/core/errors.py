@@ -42,6 +42,8 @@ command line maps ``exit_code`` to the process's exit status and does nothing el
     │   ├── FloorError              1   a release below the lowest counter that may come
     │   ├── TrialError              1   a trial is under way, or none is
     │   └── QuotaError              1   the store would hold more bytes than it may
+    ├── TransferError               1   a repository could not be reached, or did not deliver
+    │   └── SlowTransferError       1   it delivers slower than a device waits
     ├── OutOfMemoryError            1   this machine has not enough memory for what was asked
     ├── MissingPackageError         1   an optional package is needed; the extra is named
     ├── ParityError                 3   a linked model does not answer as PyTorch does
@@ -311,6 +313,12 @@ class TrialError(StoreError):
 
 class QuotaError(StoreError):
     """The store would hold more bytes than it may; nothing was written."""
+class TransferError(Da3Error):
+    """A repository could not be reached, or did not deliver what it should."""
+
+
+class SlowTransferError(TransferError):
+    """A repository delivers slower than a device waits."""
 
 
 class OutOfMemoryError(Da3Error):
