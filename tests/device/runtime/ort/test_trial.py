@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -25,6 +27,7 @@ from toolchain.core.errors import BundleError, SelftestError
 from toolchain.device import Runner
 from toolchain.device.boards.machine import available_bytes
 from toolchain.device.runtime.ort import trial
+from toolchain.device.store import installed
 
 
 def tried(path: Path, exported: Exported, *graphs: str) -> None:
@@ -62,6 +65,42 @@ def test_other_answers_than_the_golden_ones_are_not_judged_here(
     tried(path, fleet["first"])
     with Runner(fleet["first"].backbone) as runner, pytest.raises(SelftestError, match="golden"):
         runner.load(path)
+
+
+def test_an_examination_judges_them_and_says_what_it_ran_on(
+    fleet: Fleet, tmp_path: Path, runner: Runner
+) -> None:
+    """So that a program without onnxruntime can install a domain as a runner does."""
+    exported = fleet["first"]
+    artefact = bundle.open_backbone(exported.backbone)
+    opened = bundle.open_bundle(exported.bundle)
+    tested_with = trial.examine(exported.bundle, read_release(opened), artefact, "swap-if")
+    runner.install(exported.bundle, tmp_path / "installed")
+    assert installed.read(tmp_path / "installed").tested_with == tested_with
+    path = altered.with_graph(exported, tmp_path, altered.ignored_slot)
+    release = read_release(bundle.open_bundle(path))
+    tried(path, exported)
+    with pytest.raises(SelftestError, match="golden answers"):
+        trial.examine(path, release, artefact, "swap-if")
+
+
+def test_a_trial_reaches_no_network() -> None:
+    """Law: from a process that left, not even this machine's own addresses can be reached."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        program = (
+            "from toolchain.core.isolation import leave_networks\n"
+            "import socket, sys\n"
+            "if not leave_networks(): sys.exit(3)\n"
+            f"socket.create_connection(('127.0.0.1', {port}), timeout=5)\n"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", program], check=False, capture_output=True, timeout=60
+        )
+    if ended.returncode == 3:
+        pytest.skip("this system lets no process leave its networks")
+    assert b"Network is unreachable" in ended.stderr
+    assert "leave_networks()" in trial._PROGRAM
 
 
 def test_a_constant_of_gigabytes_is_refused(fleet: Fleet, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ Rules of this file: the process gets limits on memory, processor time and time. 
 again, compares its digest, makes the session, and answers the golden cases. Only its verdict comes
 back. So a graph that folds a huge constant, runs for ever or ends the process costs the one who
 loads it an error, and nobody else anything. Its standard output goes nowhere, and what it writes
-into the temporary folder is removed.
+into the temporary folder is removed. It reaches no network, where the system lets a process leave.
 
 The limits follow from the backbone, which belongs to whoever runs the device, and not from the
 bundle, which may be anybody's. A bundle that asks for less time gets less. Memory is bounded by
@@ -34,7 +34,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolchain.bundle.limits import computing_seconds
 from toolchain.core import errors
@@ -69,6 +69,7 @@ _FLOAT = 4
 # The search path comes first: without it Python would look into the working directory.
 _PROGRAM = (
     "import sys; sys.path[:] = {path!r}; "
+    "from toolchain.core.isolation import leave_networks; leave_networks(); "
     "from toolchain.device.runtime.ort import trial; trial.main()"
 )
 # What a graph, slots or golden data can be at fault for. Everything else that the process reports
@@ -82,10 +83,12 @@ class Trial:
 
     ``digests``: of the backbone, and of what each session computes. ``bundle``: path of the file,
     whose manifest has the digest ``release``; ``backbone``: folder of the verified artefact.
+    ``judged``: other answers than the golden ones are an error, too.
     ``graphs``: stems of the linked graphs. ``threads``: of one operator. The last two are limits.
     """
 
     digests: tuple[str, ...]
+    judged: bool
     bundle: str = field(compare=False)
     release: str = field(compare=False)
     backbone: str = field(compare=False)
@@ -110,9 +113,46 @@ def prove(
     limits, SelftestError where the golden cases have no answers, StorageError where no process can
     be started.
     """
+    _passed(_task(bundle, release, backbone, graphs, threads=threads, judged=False))
+
+
+def examine(
+    bundle: Path,
+    release: Release,
+    backbone: BackboneArtefact,
+    graph: str,
+    *,
+    threads: int = 1,
+) -> str:
+    """Try one linked graph as :func:`prove` does, and judge its answers as well.
+
+    Returns what it was tested with, as
+    :attr:`toolchain.device.runtime.backbone_session.BackboneSession.tested_with`. So a program that
+    loads no onnxruntime installs a domain. Raises as :func:`prove`, and SelftestError for answers
+    that are not the golden ones.
+    """
+    return _passed(_task(bundle, release, backbone, [graph], threads=threads, judged=True))[0]
+
+
+def _task(
+    bundle: Path,
+    release: Release,
+    backbone: BackboneArtefact,
+    graphs: Sequence[str],
+    *,
+    threads: int,
+    judged: bool,
+) -> Trial:
     computed = [Computed.of(release, release.graph(stem)) for stem in graphs]
-    task = Trial(
-        digests=(backbone.manifest.graph_digest, *chain.from_iterable(map(astuple, computed))),
+    # Golden data and slots are a release's own; what a graph costs is not.
+    own = (release.digest,) if judged else ()
+    return Trial(
+        digests=(
+            backbone.manifest.graph_digest,
+            *own,
+            *chain.from_iterable(map(astuple, computed)),
+        ),
+        judged=judged,
         bundle=str(bundle.resolve()),
         release=release.digest,
         backbone=str(backbone.path.resolve()),
@@ -121,7 +161,6 @@ def prove(
         memory_bytes=_memory_bytes(backbone, bundle.stat().st_size),
         seconds=_seconds(backbone, bundle.stat().st_size, release.time_limit_s),
     )
-    _passed(task)
 
 
 def _memory_bytes(backbone: BackboneArtefact, bundle_bytes: int) -> int:
@@ -144,7 +183,8 @@ def _seconds(backbone: BackboneArtefact, bundle_bytes: int, requested_s: float) 
 
 # Only those that passed are remembered: an error leaves nothing.
 @lru_cache(maxsize=1024)
-def _passed(task: Trial) -> None:
+def _passed(task: Trial) -> tuple[str, ...]:
+    """Return what each graph was tested with."""
     with _private_folder() as folder:
         code, answer = _run(task, folder)
     if code is None:
@@ -155,9 +195,10 @@ def _passed(task: Trial) -> None:
         verdict = None
     if code != 0 or not isinstance(verdict, dict):
         raise _refused(task, f"it ended with {_ending(code)}")
-    if verdict:
+    if "error" in verdict:
         kind = getattr(errors, verdict["error"]) if verdict["error"] in _TOLD else BundleError
         raise kind(verdict["message"], fix=verdict["fix"])
+    return tuple(verdict["tested_with"])
 
 
 def _refused(task: Trial, what: str) -> BundleError:
@@ -231,21 +272,20 @@ def main() -> None:
     os._exit(0)
 
 
-def _verdict(task: Trial) -> dict[str, str]:
-    """Return nothing, or the error's class, message and fix."""
+def _verdict(task: Trial) -> dict[str, Any]:
+    """Return what the graphs were tested with, or the error's class, message and fix."""
     try:
-        _try(task)
+        return {"tested_with": _try(task)}
     except Da3Error as err:
         return {"error": type(err).__name__, "message": err.message, "fix": err.fix}
     except MemoryError:
         message = f"{task.bundle}: expected to need at most {task.memory_bytes} bytes, got more"
         fix = "end other programs, or do not run it unless you know who made it"
         return {"error": "BundleError", "message": message, "fix": fix}
-    return {}
 
 
-def _try(task: Trial) -> None:
-    """Make a session of each graph and ask it the golden cases."""
+def _try(task: Trial) -> list[str]:
+    """Make a session of each graph and ask it the golden cases; return what it was tested with."""
     # Imported before the limits: what the libraries take themselves is known.
     from toolchain.bundle import BackboneArtefact, open_bundle
     from toolchain.bundle.backbone import ARTEFACT
@@ -264,6 +304,7 @@ def _try(task: Trial) -> None:
     folder = Path(task.backbone)
     # Whoever asks has hashed the backbone. Here it is read, and nothing that is computed leaves.
     backbone = unhashed(BackboneArtefact(folder, ARTEFACT.read_manifest(folder)[0]))
+    tested_with = []
     for stem in task.graphs:
         graph = release.graph(stem)
         session = make_session(
@@ -273,8 +314,10 @@ def _try(task: Trial) -> None:
             tested_on(session, release, release.name, {}, test=True)
         except SelftestError as err:
             # With a cause it gave no answer. Other answers than the golden ones are no danger.
-            if err.__cause__ is not None:
+            if task.judged or err.__cause__ is not None:
                 raise
+        tested_with.append(session.tested_with)
+    return tested_with
 
 
 def _limit(task: Trial) -> None:
