@@ -14,7 +14,7 @@ both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,13 @@ from toolchain.core.canonical import LIMIT_BYTES, canonical_json
 from toolchain.core.digest import sha256, short
 from toolchain.core.errors import BackboneMismatchError, DataError, Fault, first_few
 from toolchain.core.fields import ListOf, Section, SectionOf, choice, key, printable, whole
-from toolchain.core.files import is_file, is_folder, read_limited
+from toolchain.core.files import (
+    atomic_directory,
+    is_file,
+    is_folder,
+    link_or_copy,
+    read_limited,
+)
 from toolchain.core.sealed import SealedFile, SealedKind, SealedManifest, listing
 from toolchain.core.words import (
     BOOLEAN,
@@ -204,6 +210,24 @@ def write_backbone(
     sums = _sums(full, sha256(text))
     ARTEFACT.write(path, full, {**contents, SUMS_NAME: sums}, overwrite=overwrite)
     return BackboneArtefact(path, full)
+
+
+def assemble_backbone(folder: Path, text: bytes, files: Mapping[str, Path]) -> BackboneArtefact:
+    """Make an artefact's directory in ``folder`` out of its manifest's bytes and its two files.
+
+    The files are linked, not copied, where the file system can: they may be large. Raises
+    BundleError for a manifest that breaks the schema and for files that are not those it lists,
+    ExistsError and StorageError as :func:`toolchain.core.files.atomic_directory`.
+    """
+    manifest = BackboneManifest.from_json(text)
+    path = folder / artefact_name(manifest.name, manifest.input.size, manifest.weights_digest)
+    with atomic_directory(path) as partial:
+        (partial / MANIFEST_NAME).write_bytes(text)
+        (partial / SUMS_NAME).write_bytes(_sums(manifest, sha256(text)))
+        for entry in manifest.files:
+            link_or_copy(files[entry.name], partial / entry.name)
+        open_backbone(partial)
+    return BackboneArtefact(path, manifest)
 
 
 def open_backbone(path: str | Path) -> BackboneArtefact:

@@ -42,6 +42,7 @@ command line maps ``exit_code`` to the process's exit status and does nothing el
     │   ├── FloorError              1   a release below the lowest counter that may come
     │   ├── TrialError              1   a trial is under way, or none is
     │   └── QuotaError              1   the store would hold more bytes than it may
+    ├── PolicyError                 1   a device's policy breaks its schema
     ├── TransferError               1   a repository could not be reached, or did not deliver
     │   └── SlowTransferError       1   it delivers slower than a device waits
     ├── OutOfMemoryError            1   this machine has not enough memory for what was asked
@@ -313,6 +314,10 @@ class TrialError(StoreError):
 
 class QuotaError(StoreError):
     """The store would hold more bytes than it may; nothing was written."""
+class PolicyError(Da3Error):
+    """A device's policy breaks its schema."""
+
+
 class TransferError(Da3Error):
     """A repository could not be reached, or did not deliver what it should."""
 

@@ -77,6 +77,19 @@ def atomic_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
         raise _refused("write", path, err, needed_bytes=None) from err
 
 
+def link_or_copy(source: Path, path: Path) -> None:
+    """Give the file ``source`` a second name, or copy it where the file system has no hard links.
+
+    Raises OSError; nothing is fsynced.
+    """
+    try:
+        os.link(source, path)
+    except OSError as err:
+        if err.errno not in {*_NO_HARD_LINKS, errno.EXDEV}:
+            raise
+        shutil.copyfile(source, path)
+
+
 def make_folder(path: Path, *, fix: str) -> None:
     """Make a folder and its parents, if they are not there. Raises StorageError with ``fix``."""
     try:
