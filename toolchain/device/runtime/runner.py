@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from toolchain import bundle
 from toolchain.bundle import BackboneManifest
@@ -36,6 +37,7 @@ from toolchain.core.errors import (
     LoadedError,
     RunError,
     SessionLimitError,
+    StoreError,
     UnknownNameError,
     UsageError,
 )
@@ -48,7 +50,9 @@ from toolchain.device.runtime.open_backbone import OpenBackbone, RunnerOptions, 
 from toolchain.device.runtime.options import checked_name, require_one_of, require_positive
 from toolchain.device.runtime.stream import Frame, stream
 from toolchain.device.runtime.trt.plan import TrtDevice
+from toolchain.device.runtime.watch import Told, Watch, load_running, log_told
 from toolchain.device.store import installed
+from toolchain.device.store.current import read_running
 from toolchain.device.store.dist import BundleNeeds
 from toolchain.pictures import request
 from toolchain.pictures.request import Picture
@@ -132,6 +136,29 @@ class Runner:
         self._open = open_backbone(Path(backbone), self._options)
         self._closed = False
         self._publishing = threading.Lock()
+        self._watch: Watch | None = None
+
+    @classmethod
+    def watch(cls, store: str | Path, *, told: Told = log_told, **options: Any) -> Runner:
+        """Return a runner of what is current in a device's store, which follows it until closed.
+
+        Domains that are activated, rolled back or removed there are exchanged here, and a backbone
+        with all its domains at once; requests notice nothing. ``told``: called with the name of
+        each domain that was exchanged, or with ``backbone``, and with the error if it could not be;
+        what ran before goes on then. ``options``: as :class:`Runner`. Raises StoreError for a store
+        without a backbone, and as :class:`Runner`.
+        """
+        folder = Path(store)
+        running = read_running(folder)
+        if running.backbone is None:
+            raise StoreError(
+                f"{folder}: expected a store with a backbone, got one without",
+                fix="install a domain first: da3 device install NAME, da3 device activate NAME",
+            )
+        runner = cls(running.backbone, **options)
+        load_running(runner, running, told)
+        runner._watch = Watch(runner, folder, running, told)
+        return runner
 
     def __enter__(self) -> Runner:
         return self
@@ -257,6 +284,8 @@ class Runner:
 
     def close(self) -> None:
         """Let no further request in; those under way end as they would have."""
+        if self._watch is not None:
+            self._watch.close()
         with self._publishing:
             self._closed = True
             self._open.publish({})
