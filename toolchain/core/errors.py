@@ -41,7 +41,8 @@ command line maps ``exit_code`` to the process's exit status and does nothing el
     ├── StoreError                  1   a device's store cannot do what was asked
     │   ├── FloorError              1   a release below the lowest counter that may come
     │   ├── TrialError              1   a trial is under way, or none is
-    │   └── QuotaError              1   the store would hold more bytes than it may
+    │   ├── QuotaError              1   the store would hold more bytes than it may
+    │   └── RolledBackError         5   what was tried was not well, and what ran before runs again
     ├── PolicyError                 1   a device's policy breaks its schema
     ├── TransferError               1   a repository could not be reached, or did not deliver
     │   └── SlowTransferError       1   it delivers slower than a device waits
@@ -314,6 +315,14 @@ class TrialError(StoreError):
 
 class QuotaError(StoreError):
     """The store would hold more bytes than it may; nothing was written."""
+
+
+class RolledBackError(StoreError):
+    """What a device tried was not well, and what ran before runs again."""
+
+    exit_code = 5
+
+
 class PolicyError(Da3Error):
     """A device's policy breaks its schema."""
 

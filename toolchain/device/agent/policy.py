@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
 from toolchain.core.canonical import parse_json
@@ -109,6 +110,14 @@ def read_policy(store: Path) -> Policy:
     except ValueError as err:
         raise PolicyError(f"{path}: expected JSON, got {err}", fix=fix) from err
     return read_record(Policy, value, str(path), error=PolicyError, fix=fix)
+
+
+def checked_policy(**fields: Any) -> Policy:
+    """Return a policy of ``fields``. Raises PolicyError with every fault."""
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
+    document = {**to_json(Policy()), **values}
+    fix = "see da3 device init --help"
+    return read_record(Policy, document, "policy", error=PolicyError, fix=fix)
 
 
 def write_policy(store: Path, policy: Policy) -> None:
