@@ -12,6 +12,7 @@ from toolchain.cli.verbs.bench import bench
 from toolchain.cli.verbs.build import build
 from toolchain.cli.verbs.check import check
 from toolchain.cli.verbs.completion import completion
+from toolchain.cli.verbs.device import device
 from toolchain.cli.verbs.doctor import doctor
 from toolchain.cli.verbs.eval import evaluate
 from toolchain.cli.verbs.export import export
@@ -48,6 +49,7 @@ _CODES = (
         evaluate,
         build,
         run,
+        device,
         bench,
         memory,
         inspect,

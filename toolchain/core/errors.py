@@ -44,8 +44,6 @@ command line maps ``exit_code`` to the process's exit status and does nothing el
     │   ├── QuotaError              1   the store would hold more bytes than it may
     │   └── RolledBackError         5   what was tried was not well, and what ran before runs again
     ├── PolicyError                 1   a device's policy breaks its schema
-    ├── TransferError               1   a repository could not be reached, or did not deliver
-    │   └── SlowTransferError       1   it delivers slower than a device waits
     ├── OutOfMemoryError            1   this machine has not enough memory for what was asked
     ├── MissingPackageError         1   an optional package is needed; the extra is named
     ├── ParityError                 3   a linked model does not answer as PyTorch does
@@ -325,14 +323,6 @@ class RolledBackError(StoreError):
 
 class PolicyError(Da3Error):
     """A device's policy breaks its schema."""
-
-
-class TransferError(Da3Error):
-    """A repository could not be reached, or did not deliver what it should."""
-
-
-class SlowTransferError(TransferError):
-    """A repository delivers slower than a device waits."""
 
 
 class OutOfMemoryError(Da3Error):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tuf.api.exceptions import DownloadHTTPError, SlowRetrievalError
 
 from tests.support.mirror import Link, serving
 from toolchain.core.digest import sha256
 from toolchain.core.errors import (
-    SlowTransferError,
-    TransferError,
+    RepositoryError,
+    SlowRepositoryError,
     UsageError,
     VerificationError,
 )
@@ -55,24 +56,22 @@ def test_a_file_comes_whole(mirror: tuple[str, Link], tmp_path: Path) -> None:
     assert len(mirror[1].asked) == 1
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None)
 @given(cut=st.integers(20_000, 300_000))
-def test_a_link_that_is_cut_costs_no_byte_twice(
-    mirror: tuple[str, Link], tmp_path: Path, cut: int
-) -> None:
-    url, link = mirror
-    link.cut_after, link.sent = cut, 0
-    (tmp_path / "part").unlink(missing_ok=True)
-    transport = download(url, tmp_path / "part")
-    assert transport.received_bytes <= 1.05 * len(DATA)
-    assert link.sent <= 1.05 * len(DATA)
+def test_a_link_that_is_cut_costs_no_byte_twice(cut: int) -> None:
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "blob").write_bytes(DATA)
+        with serving(Path(folder)) as (url, link):
+            link.cut_after = cut
+            transport = download(f"{url}/blob", Path(folder) / "part")
+            assert transport.received_bytes == len(DATA)
 
 
 def test_what_an_earlier_call_brought_is_kept(mirror: tuple[str, Link], tmp_path: Path) -> None:
     url, link = mirror
     link.cut_after, link.ranges = 100_000, False
     limits = TransferLimits(attempts=1)
-    with pytest.raises(TransferError, match="broke off"):
+    with pytest.raises(RepositoryError, match="broke off"):
         download(url, tmp_path / "part", limits)
     assert (tmp_path / "part").stat().st_size == 100_000
     link.cut_after, link.ranges, link.sent = None, True, 0
@@ -95,7 +94,7 @@ def test_a_part_that_is_longer_than_the_file_begins_anew(
 
 def test_a_file_that_is_shorter_there_is_refused(mirror: tuple[str, Link], tmp_path: Path) -> None:
     transport = Transport(TransferLimits(attempts=2), wait=Waits())
-    with pytest.raises(TransferError):
+    with pytest.raises(RepositoryError):
         transport.download(mirror[0], tmp_path / "part", size=len(DATA) + 5, digest=DIGEST)
 
 
@@ -119,7 +118,7 @@ def test_an_endless_answer_is_not_read_on(tmp_path: Path) -> None:
 def test_a_range_that_begins_elsewhere_is_refused(mirror: tuple[str, Link], tmp_path: Path) -> None:
     (tmp_path / "part").write_bytes(DATA[:1000])
     mirror[1].lies = True
-    with pytest.raises(TransferError, match="from 1000 on"):
+    with pytest.raises(RepositoryError, match="from 1000 on"):
         download(mirror[0], tmp_path / "part")
 
 
@@ -127,7 +126,7 @@ def test_a_link_that_stalls_is_left(mirror: tuple[str, Link], tmp_path: Path) ->
     """Attack: slow retrieval, no byte at all."""
     url, link = mirror
     link.pause_s = 1.5
-    with pytest.raises(SlowTransferError, match="no byte came"):
+    with pytest.raises(SlowRepositoryError, match="no byte came"):
         download(url, tmp_path / "part", TransferLimits(stall_s=0.1, attempts=1))
 
 
@@ -138,7 +137,7 @@ def test_a_link_that_drips_is_left(
     monkeypatch.setattr("toolchain.device.agent.transport._WINDOW_S", 0.2)
     url, link = mirror
     link.piece, link.pause_s = 1, 0.01
-    with pytest.raises(SlowTransferError, match="at least 1024 bytes a second"):
+    with pytest.raises(SlowRepositoryError, match="at least 1024 bytes a second"):
         download(url, tmp_path / "part")
 
 
@@ -153,7 +152,7 @@ def test_a_bandwidth_is_kept(mirror: tuple[str, Link], tmp_path: Path) -> None:
 def test_attempts_pause_longer_each_time(tmp_path: Path) -> None:
     waits = Waits()
     transport = Transport(TransferLimits(attempts=4, pause_s=1.0), wait=waits)
-    with pytest.raises(TransferError) as caught:
+    with pytest.raises(RepositoryError) as caught:
         # Nobody listens on port 1.
         transport.download("http://127.0.0.1:1/blob", tmp_path / "part", size=1, digest=DIGEST)
     assert waits == [1.0, 2.0, 4.0]
@@ -166,7 +165,7 @@ def test_what_is_not_there_is_not_asked_for_again(
 ) -> None:
     url, link = mirror
     link.status = status
-    with pytest.raises(TransferError, match="no such file"):
+    with pytest.raises(RepositoryError, match="no such file"):
         download(url, tmp_path / "part")
     assert len(link.asked) == 1
 
@@ -177,10 +176,10 @@ def test_a_folder_or_a_stick_serves_as_well(tmp_path: Path) -> None:
     (site / "blob").write_bytes(DATA)
     (tmp_path / "part").write_bytes(DATA[:500])
     download((site / "blob").as_uri(), tmp_path / "part")
-    with pytest.raises(TransferError, match="no such file"):
+    with pytest.raises(RepositoryError, match="no such file"):
         download((site / "missing").as_uri(), tmp_path / "other")
     (site / "pipe").mkdir()
-    with pytest.raises(TransferError, match="regular file"):
+    with pytest.raises(RepositoryError, match="regular file"):
         download((site / "pipe").as_uri(), tmp_path / "other", TransferLimits(attempts=1))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,7 +26,7 @@ STORE = Path("/var/lib/da3")
 
 
 def _store_option(command: CommandT) -> CommandT:
-    option: Callable[[CommandT], CommandT] = click.option(
+    return click.option(
         "--store",
         type=FILE,
         default=STORE,
@@ -35,8 +35,7 @@ def _store_option(command: CommandT) -> CommandT:
         show_envvar=True,
         metavar="DIR",
         help="The device's store.",
-    )
-    return option(command)
+    )(command)
 
 
 @click.group(
@@ -119,9 +118,7 @@ def install(what: str, store: Path, as_json: bool) -> None:
     emit({"unit": unit}, [layout.clean(f"{unit}: installed")], as_json=as_json)
 
 
-@device.command(
-    "activate", cls=BoundedCommand, epilog=layout.example("da3 device activate cars")
-)
+@device.command("activate", cls=BoundedCommand, epilog=layout.example("da3 device activate cars"))
 @click.argument("name", metavar="NAME")
 @_store_option
 @json_option
@@ -240,41 +237,60 @@ def recover(store: Path, as_json: bool) -> None:
 )
 @_store_option
 @click.option("--once", is_flag=True, help="Look and act once, and end.")
+@click.option("--round", "is_round", is_flag=True, hidden=True, help="One round of an agent.")
 @json_option
-def agent(store: Path, once: bool, as_json: bool) -> int:
+def agent(store: Path, once: bool, is_round: bool, as_json: bool) -> int:
     """Keep the device as its policy says, until a signal ends it.
 
     With --once the exit code is 5 where a release did not come to stay.
     """
+    from toolchain.device.agent.loop import Loop, round_words, start_words
+
+    if once or is_round:
+        return _round(store, starts=once, as_json=as_json)
+    stop = threading.Event()
+    with _ending(stop):
+        Loop(start_words(store), round_words(store), stop.wait, _said).run()
+    return 0
+
+
+def _round(store: Path, *, starts: bool, as_json: bool) -> int:
+    """Go round once; ``starts``: the device, or whoever keeps it, starts with this."""
     from toolchain.cli.show.device import round_lines
     from toolchain.core.errors import RolledBackError
     from toolchain.device.agent.agent import Agent
 
-    stop = threading.Event()
-    with _device(store, wait=stop.wait, stays=not once) as opened, _ending(stop):
+    with _device(store) as opened:
         running = Agent(opened)
-        running.start()
-        if not once:
-            running.run(stop.is_set)
-            return 0
+        if starts:
+            running.start()
         done = running.once()
-    emit({"round": done}, round_lines(done), as_json=as_json)
+        poll_s = opened.policy.poll_s
+    next_s = min(poll_s, done.postponed_s or poll_s)
+    emit({"round": done, "next_s": next_s}, round_lines(done), as_json=as_json)
     return RolledBackError.exit_code if done.failed else 0
 
 
+def _said(text: str) -> None:
+    click.echo(layout.clean(text), err=True)
+
+
 @contextmanager
-def _device(store: Path, *, stays: bool = False, **options: Any) -> Iterator[Device]:
+def _device(store: Path) -> Iterator[Device]:
     """Yield the device of a store; what it does is told on stderr from the first second on."""
     from toolchain.device.agent.by_hand import open_device
 
-    line = Line(click.get_text_stream("stderr"))
-    told = line.keep if stays else line.draw
+    line = Line(sys.stderr)
 
     def tell(text: str) -> None:
-        (line.keep if text.startswith("WARNING") else told)(text)
+        # A log file keeps every step; a terminal shows the one that is under way.
+        if text.startswith("WARNING") or not line.live:
+            line.keep(text)
+        else:
+            line.draw(text)
 
     try:
-        yield replace(open_device(store, tell), **options)
+        yield open_device(store, tell)
     finally:
         line.end()
 

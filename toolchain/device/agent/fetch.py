@@ -56,7 +56,7 @@ class Fetcher:
     def manifest(self, release: SignedRelease) -> tuple[Manifest | BackboneManifest, bytes]:
         """Return the manifest that ``release`` signs, and its bytes.
 
-        Raises TransferError, VerificationError, StorageError.
+        Raises RepositoryError, VerificationError, StorageError.
         """
         signed = release.manifest
         place = manifest_place(release.unit, signed.name, signed.digest)
@@ -67,6 +67,7 @@ class Fetcher:
     def bundle(self, release: SignedRelease) -> Bundle:
         """Return the verified bundle of a domain's release. Raises as :meth:`manifest`."""
         manifest, text = self.manifest(release)
+        assert isinstance(manifest, Manifest)  # as its unit is a domain
         digest = release.manifest.digest
         blobs = {digest: text}
         here = self._installed(release)

@@ -33,9 +33,10 @@ from toolchain.device.runtime.ort.trial import examine
 from toolchain.device.store.installed import BUNDLE_NAME
 from toolchain.device.store.state import INSTALLED, Held, State, Trial
 from toolchain.device.store.store import Store, Writer
-from toolchain.trust.client import Floors as TrustFloors
+from toolchain.trust.checks import Floors as TrustFloors
 from toolchain.trust.client import Trusted, refresh
 from toolchain.trust.release import SignedRelease
+from toolchain.trust.unit import Unit as SignedUnit
 
 _LIMIT_ROOT_BYTES = 1 << 20
 _SWAP = Linkage("swap", "if").stem
@@ -84,7 +85,7 @@ class Device:
 
 
 def look_at_repository(
-    device: Device, writer: Writer, units: Collection[Unit] | None = None
+    device: Device, writer: Writer, units: Collection[SignedUnit] | None = None
 ) -> Trusted:
     """Return what the repository offers and can be trusted; the floors of metadata rise at once.
 
@@ -113,7 +114,7 @@ def look_at_repository(
 def install(device: Device, writer: Writer, release: SignedRelease, offers: Offers) -> None:
     """Fetch, verify, test and install one release; a domain's backbone first, if it is not here.
 
-    Raises TransferError, VerificationError, SelftestError, StoreError, StorageError: nothing that
+    Raises RepositoryError, VerificationError, SelftestError, StoreError, StorageError: nothing that
     runs has changed.
     """
     unit, digest = str(release.unit), release.manifest.digest

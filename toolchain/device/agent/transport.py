@@ -23,9 +23,9 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, IncompleteRead
 from urllib3.exceptions import TimeoutError as LinkTimeoutError
 
 from toolchain.core.errors import (
-    SlowTransferError,
+    RepositoryError,
+    SlowRepositoryError,
     StorageError,
-    TransferError,
     UsageError,
     VerificationError,
 )
@@ -80,14 +80,14 @@ class Transport(FetcherInterface):
                 yield from self._paced(pieces, url)
         except _MissingError as err:
             raise DownloadHTTPError(str(err), _NOT_FOUND) from err
-        except SlowTransferError as err:
+        except SlowRepositoryError as err:
             raise SlowRetrievalError(err.message) from err
 
     def download(self, url: str, path: Path, *, size: int, digest: str) -> None:
         """Bring ``path`` to the ``size`` bytes of ``url``, going on where an earlier call ended.
 
-        ``digest``: that the whole file must have. Raises TransferError where the repository does
-        not deliver, SlowTransferError for a link below the limits, VerificationError for other
+        ``digest``: that the whole file must have. Raises RepositoryError where the repository does
+        not deliver, SlowRepositoryError for a link below the limits, VerificationError for other
         bytes, which are removed, and StorageError.
         """
         try:
@@ -117,7 +117,7 @@ class Transport(FetcherInterface):
                 raise fault
             self._wait(self._limits.pause_s * 2 ** max(0, idle - 1))
 
-    def _append(self, url: str, path: Path, start: int, size: int) -> TransferError | None:
+    def _append(self, url: str, path: Path, start: int, size: int) -> RepositoryError | None:
         """Write what one answer brings; return why it ended early, None if it did not."""
         with path.open("r+b") as file:
             if start > size:
@@ -134,12 +134,12 @@ class Transport(FetcherInterface):
             except _NoBeginningError as err:
                 file.truncate(0)
                 return err
-            except TransferError as err:
+            except RepositoryError as err:
                 return err
         return _CutError(f"{url}: the answer ended before its {size} bytes", fix=_LATER)
 
     def _paced(self, pieces: Iterator[bytes], url: str) -> Iterator[bytes]:
-        """Pass ``pieces`` on, no faster than the bandwidth. Raises SlowTransferError."""
+        """Pass ``pieces`` on, no faster than the bandwidth. Raises SlowRepositoryError."""
         began = opened = time.monotonic()
         total = within = 0
         for piece in pieces:
@@ -158,8 +158,8 @@ class Transport(FetcherInterface):
                     raise self._slow(url)
                 opened, within = now, 0
 
-    def _slow(self, url: str) -> SlowTransferError:
-        return SlowTransferError(
+    def _slow(self, url: str) -> SlowRepositoryError:
+        return SlowRepositoryError(
             f"{url}: expected at least {self._limits.least_bytes_per_s:.0f} bytes a second, "
             "got fewer",
             fix=_LATER,
@@ -215,7 +215,7 @@ class Transport(FetcherInterface):
         except OSError as err:
             raise _CutError(f"{url}: {err.strerror or err}", fix=_LATER) from err
 
-    def _broken(self, url: str, err: HTTPError) -> TransferError:
+    def _broken(self, url: str, err: HTTPError) -> RepositoryError:
         cause = getattr(err, "reason", None) or next(iter(err.args[1:]), err)
         if isinstance(cause, LinkTimeoutError) and not isinstance(cause, ConnectTimeoutError):
             return _StalledError(f"{url}: no byte came for {self._limits.stall_s:g} s", fix=_LATER)
@@ -234,11 +234,11 @@ class Transport(FetcherInterface):
         return self._pools[parts.scheme]
 
 
-class _CutError(TransferError):
+class _CutError(RepositoryError):
     """The link broke or was not there; trying again may help."""
 
 
-class _StalledError(SlowTransferError, _CutError):
+class _StalledError(SlowRepositoryError, _CutError):
     """The link brought nothing for too long; trying again may help."""
 
 
@@ -246,7 +246,7 @@ class _NoBeginningError(_CutError):
     """The file is shorter there than what lies here; from its start on it may come."""
 
 
-class _MissingError(TransferError):
+class _MissingError(RepositoryError):
     """The repository has no such file."""
 
 
@@ -254,7 +254,7 @@ _LATER = "check the network and the repository's address; what came so far is ke
 
 
 def _begin(url: str, start: int, response: urllib3.BaseHTTPResponse) -> int:
-    """Return the byte at which an answer begins. Raises TransferError for one without a body."""
+    """Return the byte at which an answer begins. Raises RepositoryError for one without a body."""
     if response.status in (_NOT_FOUND, 403):
         raise _MissingError(f"{url}: the repository has no such file", fix=_LATER)
     if response.status == _NO_SUCH_RANGE:
@@ -262,7 +262,7 @@ def _begin(url: str, start: int, response: urllib3.BaseHTTPResponse) -> int:
     if response.status == _PARTIAL and start:
         said = response.headers.get("Content-Range", "")
         if not said.startswith(f"bytes {start}-"):
-            raise TransferError(
+            raise RepositoryError(
                 f"{url}: expected bytes from {start} on, got {said!r:.60}", fix=_LATER
             )
         return start
