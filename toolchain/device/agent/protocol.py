@@ -79,7 +79,7 @@ def facts_of(store: Store, policy: Policy) -> Facts:
         memory_bytes=machine.memory_bytes,
         free_disk_bytes=machine.free_disk_bytes,
         generation=state.current,
-        trial=() if state.trial is None else state.trial.units,
+        trial=() if state.trial is None else tuple(state.trial.units),
         units=_units(state),
         floors=dict(state.floors.releases),
         clock_floor=state.floors.clock,

@@ -9,16 +9,35 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from toolchain.core.errors import Da3Error
+from toolchain.device.runtime.answers import Domain
 from toolchain.device.store.current import Running, changes, current_link, read_running
 
-if TYPE_CHECKING:
-    from toolchain.device.runtime.runner import Runner
+
+class Followed(Protocol):
+    """What a watch needs of a runner; :class:`toolchain.device.runtime.runner.Runner` says more."""
+
+    @property
+    def domains(self) -> Mapping[str, Domain]:
+        """The loaded domains by name."""
+
+    def load(self, source: Path, *, name: str) -> Domain:
+        """Load a domain that is not there yet."""
+
+    def replace(self, source: Path, *, name: str) -> Domain:
+        """Load a domain in the place of one that is there."""
+
+    def unload(self, name: str) -> None:
+        """Let no further request reach a domain."""
+
+    def exchange(self, backbone: Path, sources: Mapping[str, Path]) -> Mapping[str, Domain]:
+        """Take another backbone with its domains in the place of all."""
+
 
 POLL_S = 0.2
 # How long the thread waits before it looks whether it shall end.
@@ -41,7 +60,7 @@ def log_told(name: str, err: Da3Error | None) -> None:
 class Watch:
     """Follows a store until it is closed, for a runner that has loaded ``running``."""
 
-    def __init__(self, runner: Runner, store: Path, running: Running, told: Told) -> None:
+    def __init__(self, runner: Followed, store: Path, running: Running, told: Told) -> None:
         self._runner, self._store, self._told = runner, store, told
         self._running = running
         self._ended = threading.Event()
@@ -110,7 +129,7 @@ class Watch:
             self._told(name, None)
 
 
-def load_running(runner: Runner, running: Running, told: Told) -> None:
+def load_running(runner: Followed, running: Running, told: Told) -> None:
     """Load every domain that is current; those that fail are told."""
     for name, folder in running.domains.items():
         try:
