@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolchain import trust
 from toolchain.bundle.backbone import GRAPH_NAME
 from toolchain.bundle.golden import TENSORS as GOLDEN_TENSORS
 from toolchain.bundle.manifest import MANIFEST_NAME, OLDER_SCHEMAS, SCHEMA
@@ -30,6 +31,7 @@ from toolchain.inspect.file_facts import (
 )
 from toolchain.inspect.graph_facts import GraphFacts, graph
 from toolchain.training.adapt.checkpoint import INFO_FILE, TENSORS_FILE
+from toolchain.trust import KeyringFacts, MetadataFacts, SiteFacts
 
 Facts = (
     RecipeFacts
@@ -42,6 +44,9 @@ Facts = (
     | TrainingFacts
     | KitFacts
     | EngineFacts
+    | MetadataFacts
+    | SiteFacts
+    | KeyringFacts
 )
 
 HEAD_BYTES = 1 << 16
@@ -58,6 +63,9 @@ _READERS: dict[str, Callable[[Path], Facts]] = {
     "tensors": file_facts.tensors,
     "kit": engine_facts.read_kit,
     "engine": engine_facts.read_engine,
+    "metadata": trust.describe,
+    "site": trust.describe_site,
+    "keyring": trust.show,
 }
 KINDS = tuple(_READERS)
 _RECIPE_KEY = re.compile(rb"^(domain|backbone|data|preprocess|method|adaptor|train)[ \t]*:", re.M)
@@ -104,7 +112,9 @@ def _recognised(path: Path) -> tuple[str, Path]:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
         return _safetensors(path)
     if head.startswith(b"{"):
-        return _document(path, head), path.parent
+        # TUF lists signatures, and a folder is full of such files.
+        alone = head.startswith(b'{"signatures":[')
+        return ("metadata", path) if alone else (_document(path, head), path.parent)
     if b"\0" not in head and _RECIPE_KEY.search(head):
         return "recipe", path
     # A text may begin with such a byte too, but it has no control characters below the tab.
@@ -127,6 +137,10 @@ def _folder(path: Path) -> str:
     # An engine's folder holds the manifest of its kit as well.
     for name, kind in ((ENGINE_NAME, "engine"), (KIT_NAME, "kit")):
         if (path / name).is_file():
+            return kind
+    # A site has roots as well, and keys have no timestamp.
+    for name, kind in (("timestamp.json", "site"), ("1.root.json", "keyring")):
+        if (path / "metadata" / name).is_file():
             return kind
     manifest = path / MANIFEST_NAME
     if manifest.is_file():
@@ -165,6 +179,7 @@ def _document(path: Path, head: bytes) -> str:
 def _unknown(path: Path) -> UsageError:
     return UsageError(
         f"{path}: expected a recipe (YAML), a checkpoint folder, an ONNX file, a .da3b bundle, a "
-        "backbone, kit or engine folder, or a safetensors file, got something else",
-        fix="name one of those; what `da3 train` and `da3 export` wrote can be inspected",
+        "backbone, kit or engine folder, a safetensors file, a signed release, a site or a folder "
+        "of keys, got something else",
+        fix="name one of those; whatever `da3` wrote can be inspected",
     )

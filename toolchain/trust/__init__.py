@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from toolchain.trust.ceremonies import add, init, renew, revoke, rotate
     from toolchain.trust.checks import NO_FLOORS, Floors
     from toolchain.trust.client import Trusted, refresh
+    from toolchain.trust.facts import MetadataFacts, SiteFacts, describe, describe_site
     from toolchain.trust.keyring import KeyFacts, KeyringFacts, RoleFacts, show
     from toolchain.trust.keys import Passphrase, passphrase_from
     from toolchain.trust.release import BackboneId, SignedFile, SignedRelease, check_manifest
@@ -32,17 +33,21 @@ __all__ = [
     "Floors",
     "KeyFacts",
     "KeyringFacts",
+    "MetadataFacts",
     "Passphrase",
     "Published",
     "RoleFacts",
     "SignedFile",
     "SignedRelease",
     "Signing",
+    "SiteFacts",
     "Trusted",
     "Unit",
     "add",
     "blob_place",
     "check_manifest",
+    "describe",
+    "describe_site",
     "init",
     "manifest_place",
     "named_unit",
@@ -62,6 +67,7 @@ __getattr__ = lazily(
     __name__,
     {
         "assignment": ("Assignment", "read_assignment", "sign_assignment"),
+        "facts": ("MetadataFacts", "SiteFacts", "describe", "describe_site"),
         "unit": (
             "Unit",
             "blob_place",

@@ -176,19 +176,24 @@ def read(kind: type[SignedT], data: bytes, what: str) -> Metadata[SignedT]:
 
     Raises MalformedError for what is no metadata of that ``kind``.
     """
-    try:
-        document: Metadata[Any] = Metadata.from_bytes(data)
-    except DeserializationError as err:
-        raise MalformedError(
-            f"{what}: expected metadata of TUF, got something else: {err.__cause__}",
-            fix="take the file from its source again; edit nothing by hand",
-        ) from err
+    document = read_any(data, what)
     if not isinstance(document.signed, kind):
         raise MalformedError(
             f"{what}: expected metadata of the kind {kind.type!r}, got {document.signed.type!r}",
             fix="take the file from its source again; edit nothing by hand",
         )
     return cast("Metadata[SignedT]", document)
+
+
+def read_any(data: bytes, what: str) -> Metadata[Any]:
+    """Return metadata of any kind; as :func:`read`."""
+    try:
+        return Metadata.from_bytes(data)
+    except DeserializationError as err:
+        raise MalformedError(
+            f"{what}: expected metadata of TUF, got something else: {err.__cause__}",
+            fix="take the file from its source again; edit nothing by hand",
+        ) from err
 
 
 def require_signed(

@@ -15,7 +15,7 @@ from toolchain.bundle import (
     Manifest,
     artefact_name,
 )
-from toolchain.cli.show import engines, layout
+from toolchain.cli.show import engines, layout, signed
 from toolchain.cli.show.domain import classes, epoch, gate_rates, holds, metrics, patch_line
 from toolchain.cli.show.graphs import graph, tensors, training
 from toolchain.core.words import to_json
@@ -35,6 +35,7 @@ from toolchain.inspect import (
 )
 from toolchain.pictures.preprocess import Preprocessing
 from toolchain.recipe import METHOD_OPTIONS
+from toolchain.trust import KeyringFacts, MetadataFacts, SiteFacts
 
 
 def view(inspection: Inspection, *, brief: bool = False) -> list[str]:
@@ -61,6 +62,8 @@ def view(inspection: Inspection, *, brief: bool = False) -> list[str]:
             body = engines.kit(facts)
         case EngineFacts():
             body = engines.engine(facts)
+        case MetadataFacts() | SiteFacts() | KeyringFacts():
+            body = signed.view(facts)
     return [layout.title(f"{inspection.path}: {_kind(inspection.kind, facts)}"), *body]
 
 
@@ -75,6 +78,9 @@ def _kind(kind: str, facts: object) -> str:
         "tensors": "tensors (safetensors)",
         "kit": "kit, verified",
         "engine": "engine, verified",
+        "metadata": "signed metadata",
+        "site": "a site of signed releases",
+        "keyring": "keys of a repository",
     }
     return words.get(kind, kind)
 

@@ -23,8 +23,9 @@ def inspect(path: Path, brief: bool, as_json: bool) -> None:
     """Show any file or folder that the toolchain writes.
 
     That is a recipe, a checkpoint, an ONNX file, a bundle, a backbone, a kit, an engine, golden
-    data, or any safetensors file. Its content tells which. It is verified as it is read. --json
-    shows everything.
+    data, any safetensors file, a signed release, a site, or a folder of keys. Its content tells
+    which. It is verified as it is read, but for signatures: devices check these. --json shows
+    everything.
     """
     from toolchain.cli.show.files import view
     from toolchain.inspect import inspect as look

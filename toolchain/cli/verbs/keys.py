@@ -185,22 +185,7 @@ def show(folder: Path, as_json: bool) -> None:
 
 
 def _emit(facts: KeyringFacts, as_json: bool) -> None:
-    rows = [
-        (
-            role.role if first else "",
-            key.keyid[:12],
-            key.scheme,
-            key.where,
-            (f"{role.threshold} of {len(role.keys)}" if first else ""),
-            (str(role.counter or "-") if first else ""),
-            (role.expires or "-") if first else "",
-        )
-        for role in facts.roles
-        for first, key in zip([True, *[False] * len(role.keys)], role.keys, strict=False)
-    ]
-    heads = ("role", "key", "scheme", "where", "signs", "version", "expires")
-    lines = [
-        layout.title(f"{facts.path}: keys of a repository"),
-        *layout.table(heads, rows, right="5"),
-    ]
+    from toolchain.cli.show.signed import keyring
+
+    lines = [layout.title(f"{facts.path}: keys of a repository"), *keyring(facts)]
     emit(plain(facts), lines, as_json=as_json)
