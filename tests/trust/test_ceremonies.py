@@ -52,7 +52,7 @@ def test_a_first_ceremony_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_of_keys_is_never_replaced(publisher: Publisher) -> None:
     before = keyring.show(publisher.keys)
-    with pytest.raises(errors.ExistsError):
+    with pytest.raises(errors.ExistsError, match="da3 keys rotate"):
         publisher.ceremony(ceremonies.init)
     assert keyring.show(publisher.keys) == before
 

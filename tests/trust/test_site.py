@@ -92,6 +92,12 @@ def test_content_that_is_not_there_or_another_is_refused(publisher: Publisher) -
         publisher.publish(path)
 
 
+def test_a_bundle_that_nobody_has_signed(publisher: Publisher) -> None:
+    path = publisher.bundle("digits")
+    with pytest.raises(errors.DataError, match=r"signed release at .*digits\.release\.json"):
+        publisher.publish(path)
+
+
 def test_a_release_that_has_expired_is_refused(publisher: Publisher) -> None:
     path = publisher.sign(publisher.bundle(version="2.0"), CARS, days=1)
     publisher.later(days=2)

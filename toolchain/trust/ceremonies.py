@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolchain.core.errors import UnknownNameError, UsageError
-from toolchain.core.files import atomic_directory, make_folder, write_atomic
+from toolchain.core.errors import ExistsError, UnknownNameError, UsageError
+from toolchain.core.files import atomic_directory, exists, make_folder, write_atomic
 from toolchain.core.lock import locked
 from toolchain.trust import keys as keyfiles
 from toolchain.trust import metadata as tuf
@@ -48,6 +48,11 @@ def init(
     units = [Unit(kind=DOMAINS, name=name) for name in domains]
     units += [Unit(kind=BACKBONES, name=name) for name in backbones]
     created = now.strftime(TIME_FORMAT)
+    if exists(path):
+        raise ExistsError(
+            f"expected no folder at {path}, got one that is there",
+            fix="choose another one; keys are replaced by da3 keys rotate, and by nothing else",
+        )
     with atomic_directory(path) as partial:
         partial.chmod(0o700)
         made: dict[str, list[KeyRecord]] = {}

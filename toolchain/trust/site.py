@@ -22,6 +22,7 @@ from tuf.api.metadata import Snapshot, Targets, Timestamp
 from toolchain.core.digest import sha256
 from toolchain.core.errors import (
     BundleError,
+    DataError,
     ExpiredError,
     MalformedError,
     RollbackError,
@@ -184,6 +185,11 @@ def _require_newest(ring: Keyring, state: State, now: datetime) -> None:
 def _read_offer(ring: Keyring, path: Path, now: datetime) -> SignedRole:
     """Return the signed release that ``path`` names, verified against targets."""
     file = path if path.name.endswith(SUFFIX) else release_path(path)
+    if not is_file(file):
+        raise DataError(
+            f"expected a signed release at {file}, got nothing",
+            fix=f"sign it first: da3 sign BUNDLE --key {ring.path}/domains/NAME",
+        )
     data = read_limited(file, limit_bytes=tuf.LIMIT_BYTES, what="signed release")
     document = tuf.read(Targets, data, str(file))
     said = document.signed.unrecognized_fields.get(UNIT)

@@ -33,9 +33,7 @@ def metadata(facts: MetadataFacts) -> list[str]:
         "signed by": layout.some([one[:12] for one in facts.signatures]) or "nobody",
         "signatures": _NOT_CHECKED,
     }
-    lines = layout.pairs(about)
-    if facts.release is not None:
-        lines += layout.pairs(_release(facts.release))
+    lines = layout.pairs({**about, **(_release(facts.release) if facts.release else {})})
     if facts.keys:
         rows = [(role, layout.some([one[:12] for one in ids])) for role, ids in facts.keys.items()]
         lines += ["", *layout.table(("role", "trusted keys"), layout.shortened(rows))]
