@@ -56,6 +56,10 @@ def steps(path: Path, damage: Damage | None = None) -> Iterator[str]:
         yield "start while trying"
         writer.roll_back(reason="it answers nothing")
         yield "roll back"
+        writer.gc()
+        yield "collect"
+        add(writer, PATCHED, 3)
+        yield "install again"
         writer.activate({PATCHED: digest})
         yield "activate again"
         writer.commit()
@@ -70,8 +74,6 @@ def steps(path: Path, damage: Damage | None = None) -> Iterator[str]:
         yield "report the removal"
         writer.roll_back(reason="it is missed")
         yield "roll the removal back"
-        writer.gc()
-        yield "collect"
     if damage is not None:
         yield from _damaged(store, damage)
 

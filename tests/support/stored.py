@@ -1,7 +1,12 @@
-"""A small store: the toy backbone and its two domains, from the bundles of ``tests/bundles``."""
+"""A small store: the toy backbone and its two domains, from the bundles of ``tests/bundles``.
+
+``python -m tests.support.stored FOLDER`` makes what lies in ``tests/stores/N``, as it was written
+while ``da3.store/N`` was the newest schema. It is never made anew: later versions have to open it.
+"""
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,3 +58,19 @@ def filled(path: Path, **settings: Any) -> Store:
     with store.writing() as writer:
         run(writer, TOY, SAMPLE)
     return store
+
+
+def make(folder: Path) -> None:
+    """A store in the middle of a trial, with something in each of its fields."""
+    store = filled(folder, quota_bytes=1 << 30)
+    with store.writing() as writer:
+        writer.activate({PATCHED: add(writer, PATCHED, 3)})
+        writer.roll_back(reason="it answered nothing")
+        writer.raise_floors({"root": 2, "domain-sample": 1}, NOW)
+        writer.report({"unit": PATCHED, "outcome": "failed"})
+        writer.fetched("domains/Käfer am Bach", 4, f"sha256:{'4' * 64}")
+        writer.activate({PATCHED: bundle("patched").manifest_digest})
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -118,6 +118,17 @@ def test_without_any_one_fsync_the_law_is_broken(recording: Recording, scratch: 
     assert not needless, "\n".join(needless)
 
 
+def test_every_fsync_is_listed(recording: Recording, golden: Callable[[str, str], None]) -> None:
+    """In the order of each step: who takes one away has to say so here."""
+    lines, start = [], 0
+    for end, promise in recording.steps:
+        lines.append(promise.step)
+        synced = (call.path for call in recording.calls[start:end] if call.what == "sync")
+        lines += [f"  {re.sub('[0-9a-f]{64}', '<hex>', _plain(path))}" for path in synced]
+        start = end
+    golden("store_fsyncs.txt", "\n".join(lines) + "\n")
+
+
 @pytest.fixture(scope="module")
 def on_fuse(tmp_path_factory: pytest.TempPathFactory) -> Recording:
     """The same script on a file system that writes down what reaches it."""
@@ -181,6 +192,7 @@ def test_a_lossy_file_system(on_fuse: Recording, scratch: Path) -> None:
 @pytest.mark.full
 def test_a_lossy_file_system_at_every_call(on_fuse: Recording, scratch: Path) -> None:
     every = list(cuts(on_fuse.calls, on_fuse.steps))
+    print(f"{len(every)} images of {len(on_fuse.calls)} calls on a lossy file system")  # noqa: T201
     assert len(every) >= 500
     hold(every, scratch)
 
@@ -233,4 +245,6 @@ def test_a_kill_at_every_call(
     recording: Recording, undamaged: list[Promise], scratch: Path
 ) -> None:
     every = [(c, n + 1) for c, times in how_often(recording).items() for n in range(times)]
-    assert kill(every, scratch, undamaged) >= 100
+    kills = kill(every, scratch, undamaged)
+    print(f"{kills} kills")  # noqa: T201
+    assert kills >= 100
