@@ -13,7 +13,7 @@ EXPORTS := $(shell find toolchain/export toolchain/bundle toolchain/device/runti
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help cars digits samples test test-full test-gpu lint types wheel bench accuracy natural bench-gpu test-zoo clean
+.PHONY: help cars digits device samples test test-full test-gpu lint types wheel bench accuracy natural bench-gpu test-zoo clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ cars: build/domains/cars/adaptor.json $(DIST)/cars.da3b  ## train and export the
 
 digits: build/domains/digits/adaptor.json $(DIST)/digits.da3b  ## the same for real handwritten digits
 	@$(BIN)/da3 inspect $(DIST)/digits.da3b --brief
+
+device: build/domains/cars/adaptor.json $(DIST)/cars.da3b  ## sign `cars`, and walk a device through updates
+	@$(BIN)/python -m benchmarks.device_walk --dist $(DIST)
 
 samples: $(foreach d,cars digits chirps cells,$(DIST)/$(d).da3b)  ## all four sample domains
 

@@ -127,6 +127,14 @@ def _tell_cost(path: Path, cost: Cost) -> None:
     )
 
 
+def tell_exchanged(name: str, err: Da3Error | None) -> None:
+    """Tell on stderr that a store's domain was exchanged, or why it was not."""
+    if err is None:
+        click.echo(clean(f"{name}: exchanged for what the store has now"), err=True)
+    else:
+        complain_of(f"not exchanged, what ran goes on: {name}", err)
+
+
 def serve_until_signalled(
     runner: Runner,
     port: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -49,14 +50,12 @@ def test_an_update_is_fetched_by_its_new_bytes_alone(
 ) -> None:
     once(field)
     digest = publisher.update("sample", "1.1")
-    field.told.clear()
+    # Only the manifest differs: no file of the bundle comes again.
+    shutil.rmtree(publisher.site / "blobs")
     done = once(field)
     assert done.changed == (str(SAMPLE),)
     assert field.running()[str(SAMPLE)] == digest
     assert field.store.state().floors.releases[str(SAMPLE)] == 2
-    # Only the manifest differs: no file of the bundle came again.
-    files = {line.partition(":")[0] for line in field.told if line.endswith(" bytes")}
-    assert files == {"bundle.json"}
 
 
 def test_a_release_that_is_not_well_goes_back_by_itself(
@@ -175,8 +174,6 @@ def test_an_old_site_gets_nothing_in(
     field: Fielded, publisher: ToyPublisher, tmp_path: Path
 ) -> None:
     """Attack: rollback, with the cache lost. The device's own floors remember."""
-    import shutil
-
     shutil.copytree(publisher.site, tmp_path / "old")
     publisher.update("sample", "1.1")
     once(field)

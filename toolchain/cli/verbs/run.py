@@ -22,10 +22,15 @@ from toolchain.cli.options import (
     runner_backbone_option,
     threads_option,
 )
-from toolchain.cli.serving import load_served, serve_until_signalled, serving_options
+from toolchain.cli.serving import (
+    load_served,
+    serve_until_signalled,
+    serving_options,
+    tell_exchanged,
+)
 from toolchain.cli.show import layout
 from toolchain.cli.show.answers import PRINTERS
-from toolchain.core.errors import DataError
+from toolchain.core.errors import DataError, UnknownNameError
 
 if TYPE_CHECKING:
     from toolchain.device import Frame, Runner
@@ -84,6 +89,7 @@ def _complete_bundle(
         "da3 run --domain cars photos/ clip.mp4 --jsonl",
         "da3 run --domain cars camera:0",
         "da3 run --serve 8000",
+        "da3 run --serve 8000 --store /var/lib/da3",
     ),
 )
 @click.argument("images", nargs=-1, metavar="IMAGE...")
@@ -111,6 +117,12 @@ def _complete_bundle(
     metavar="DIR",
     help="Where --domain and --serve look.",
 )
+@click.option(
+    "--store",
+    type=FILE,
+    metavar="DIR",
+    help="Run what is current in a device's store, and follow it.",
+)
 @runner_backbone_option
 @_runner_options
 @click.option("--no-selftest", is_flag=True, help="Trust that the bundle was tested here before.")
@@ -131,6 +143,7 @@ def run(
     domains: Sequence[str],
     bundles: Sequence[Path],
     dist: Path,
+    store: Path | None,
     backbone: Path | None,
     no_selftest: bool,
     time_limit: float | None,
@@ -150,12 +163,19 @@ def run(
 
     --serve PORT answers the Open Inference Protocol instead, for every bundle in DIST that fits the
     backbone, or for those that are named. Ctrl-C or SIGTERM lets running requests end.
+
+    With --store the domains are those that run on the device. What `da3 device` activates or takes
+    back there is exchanged, and no request notices.
     """
     _require_meaning(
         images,
         port,
         [*domains, *bundles],
         serving,
+        store=store,
+        elsewhere=_used(
+            {"--bundle": bundles, "--backbone": backbone, "--no-selftest": no_selftest}
+        ),
         pictures=_used(
             {"--top": top != TOP, "--every": every != 1, "--limit": limit, "--jsonl": as_lines}
         ),
@@ -170,6 +190,17 @@ def run(
     # The runner refuses such a picture with an error that says more.
     warnings.simplefilter("ignore", DecompressionBombWarning)
 
+    form = "json" if as_json else "jsonl" if as_lines else "people"
+    serving = serving | ({} if time_limit is None or port is None else {"time_s": time_limit})
+    if store is not None and port is not None:
+        with Runner.watch(store, told=tell_exchanged, **options) as runner:
+            serve_until_signalled(runner, port, None, {}, serving, as_json=as_json)
+        return 0
+    if store is not None:
+        where, source = _current(store, domains)
+        with Runner(where, **options) as runner:
+            runner.load(source)
+            return _answer(runner, images, top, limit, form, every=every, time_limit_s=time_limit)
     named = [*(folder.find(dist, name) for name in domains), *bundles]
     surveyed = folder.survey(named or list(folder.bundles(dist).values()))
     with Runner(surveyed.backbone(backbone), **options) as runner:
@@ -177,14 +208,32 @@ def run(
             refused = load_served(
                 runner, surveyed, dist, named=bool(named), selftest=not no_selftest
             )
-            serving = serving | ({} if time_limit is None else {"time_s": time_limit})
             repository = None if bundles else dist
             serve_until_signalled(runner, port, repository, refused, serving, as_json=as_json)
             return 0
         runner.load(named[0], selftest=not no_selftest)
-        with closing(_frames(runner, images, every=every, time_limit_s=time_limit)) as frames:
-            show = PRINTERS["json" if as_json else "jsonl" if as_lines else "people"]
-            return FAILED if show(runner, islice(frames, limit), top) else 0
+        return _answer(runner, images, top, limit, form, every=every, time_limit_s=time_limit)
+
+
+def _current(store: Path, domains: Sequence[str]) -> tuple[Path, Path]:
+    """Return the backbone and the domain that are current in a store; the only one by default."""
+    from toolchain.device.store.current import read_running
+
+    running = read_running(store)
+    names = list(domains) or list(running.domains)
+    if running.backbone is None or len(names) != 1 or names[0] not in running.domains:
+        raise UnknownNameError(
+            "domain", ", ".join(names), running.domains, fix="name one of them: --domain NAME"
+        )
+    return running.backbone, running.domains[names[0]]
+
+
+def _answer(
+    runner: Runner, images: Sequence[str], top: int, limit: int | None, form: str, **options: Any
+) -> int:
+    """Print the answers to all pictures; return the exit code."""
+    with closing(_frames(runner, images, **options)) as frames:
+        return FAILED if PRINTERS[form](runner, islice(frames, limit), top) else 0
 
 
 def _used(options: Mapping[str, object]) -> list[str]:
@@ -203,6 +252,8 @@ def _require_meaning(
     named: Sequence[object],
     serving: Mapping[str, Any],
     *,
+    store: Path | None,
+    elsewhere: Sequence[str],
     pictures: Sequence[str],
     unending: bool,
     forms: int,
@@ -212,7 +263,11 @@ def _require_meaning(
         raise click.UsageError("expected IMAGE... or --serve, got both")
     if port is None and not images:
         raise click.UsageError("expected IMAGE... or --serve PORT, got neither")
-    if port is None and len(named) != 1:
+    if store is not None and elsewhere:
+        raise click.UsageError(f"{', '.join(elsewhere)}: expected without --store")
+    if store is not None and port is not None and named:
+        raise click.UsageError("--domain: a store serves all of its domains")
+    if store is None and port is None and len(named) != 1:
         raise click.UsageError(f"expected one --domain or --bundle, got {len(named)}")
     if port is not None and pictures:
         raise click.UsageError(f"{', '.join(pictures)}: expected with IMAGE only, got --serve")

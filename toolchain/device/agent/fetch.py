@@ -102,10 +102,13 @@ class Fetcher:
 
     def _file(self, place: str, name: str, digest: str, size: int) -> Path:
         path = self.writer.part(digest, size)
-        self.progress(name, path.stat().st_size if path.exists() else 0, size)
-        url = self.repository.place(place)
-        self.repository.transport.download(url, path, size=size, digest=digest)
-        self.progress(name, size, size)
+        self.repository.transport.download(
+            self.repository.place(place),
+            path,
+            size=size,
+            digest=digest,
+            progress=lambda there: self.progress(name, there, size),
+        )
         return path
 
     def _installed(self, release: SignedRelease) -> dict[str, Callable[[], bytes]]:

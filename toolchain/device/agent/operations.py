@@ -122,6 +122,7 @@ def install(device: Device, writer: Writer, release: SignedRelease, offers: Offe
     if known is not None and known.files and known.counter >= release.counter:
         return
     fetcher = device.fetcher(writer)
+    device.told(f"{unit}: release {release.counter}, {release.bytes} bytes, less what is here")
     if release.unit.kind == "backbones":
         with fetcher.backbone(release) as artefact:
             writer.verified(unit, release.counter, digest)

@@ -33,7 +33,7 @@ from toolchain.core.files import open_limited, refused
 from toolchain.core.sealed import file_digest
 
 _CHUNK_BYTES = 1 << 16
-_WINDOW_S = 10.0
+_WINDOW_S, _SHOW_S = 10.0, 1.0
 _NOT_FOUND, _PARTIAL, _NO_SUCH_RANGE = 404, 206, 416
 _LARGEST_BYTES = 8 << 30
 
@@ -83,15 +83,24 @@ class Transport(FetcherInterface):
         except SlowRepositoryError as err:
             raise SlowRetrievalError(err.message) from err
 
-    def download(self, url: str, path: Path, *, size: int, digest: str) -> None:
+    def download(
+        self,
+        url: str,
+        path: Path,
+        *,
+        size: int,
+        digest: str,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
         """Bring ``path`` to the ``size`` bytes of ``url``, going on where an earlier call ended.
 
-        ``digest``: that the whole file must have. Raises RepositoryError where the repository does
+        ``digest``: that the whole file must have. ``progress`` takes the bytes that are here, about
+        once a second. Raises RepositoryError where the repository does
         not deliver, SlowRepositoryError for a link below the limits, VerificationError for other
         bytes, which are removed, and StorageError.
         """
         try:
-            self._complete(url, path, size)
+            self._complete(url, path, size, progress)
             if (got := file_digest(path)) == digest:
                 return
             path.unlink()
@@ -102,12 +111,12 @@ class Transport(FetcherInterface):
             fix="the repository or the link changes bytes; try again, or use another mirror",
         )
 
-    def _complete(self, url: str, path: Path, size: int) -> None:
+    def _complete(self, url: str, path: Path, size: int, progress: Callable[[int], None]) -> None:
         """Append to ``path`` until it has ``size`` bytes."""
         path.touch()
         idle, furthest = 0, path.stat().st_size
         while (start := path.stat().st_size) != size:
-            fault = self._append(url, path, start, size)
+            fault = self._append(url, path, start, size, progress)
             reached = path.stat().st_size
             idle = 0 if reached > furthest else idle + 1
             furthest = max(furthest, reached)
@@ -117,7 +126,9 @@ class Transport(FetcherInterface):
                 raise fault
             self._wait(self._limits.pause_s * 2 ** max(0, idle - 1))
 
-    def _append(self, url: str, path: Path, start: int, size: int) -> RepositoryError | None:
+    def _append(
+        self, url: str, path: Path, start: int, size: int, progress: Callable[[int], None]
+    ) -> RepositoryError | None:
         """Write what one answer brings; return why it ended early, None if it did not."""
         with path.open("r+b") as file:
             if start > size:
@@ -127,8 +138,12 @@ class Transport(FetcherInterface):
                 with self._answer(url, start) as (begins, pieces):
                     file.truncate(begins)
                     file.seek(begins)
+                    shown = time.monotonic()
                     for piece in self._paced(pieces, url):
                         file.write(piece[: max(0, size - file.tell())])
+                        if time.monotonic() - shown > _SHOW_S:
+                            progress(file.tell())
+                            shown = time.monotonic()
                         if file.tell() >= size:
                             return None
             except _NoBeginningError as err:
