@@ -91,9 +91,8 @@ def look_at_repository(
 
     Raises as :func:`toolchain.trust.client.refresh`, and UsageError where there is none.
     """
-    layout, floors = device.store.layout, writer.state.floors
+    layout, floors, repository = device.store.layout, writer.state.floors, device.repository
     root = read_limited(layout.trust_root, limit_bytes=_LIMIT_ROOT_BYTES, what="root metadata")
-    repository = device.repository
     device.told(f"looking at {repository.url}")
     trusted = refresh(
         layout.trust / "cache",
