@@ -194,6 +194,7 @@ class _Look:
     def __init__(self, client: _Client, floors: Floors, now: datetime, clock: datetime) -> None:
         self._client, self._floors, self._now, self._clock = client, floors, now, clock
         self.known = checks.delegated_units(client.signed(TARGETS))
+        self._trusted = frozenset(self.known)
         self.metadata = dict(floors.metadata)
         self.releases: dict[str, SignedRelease] = {}
         self.refused: dict[str, TrustError] = {}
@@ -203,7 +204,7 @@ class _Look:
         self._at(units)
         needed = {one.backbone.name for one in self.releases.values() if one.backbone is not None}
         backbones = {Unit(kind=BACKBONES, name=name) for name in needed}
-        self._at(sorted((backbones & {*self.known}) - {*units}))
+        self._at(sorted((backbones & self._trusted) - {*units}))
         if self.refused and not self.releases:
             raise next(iter(self.refused.values()))
 
@@ -218,7 +219,7 @@ class _Look:
                 self.releases[str(unit)] = release
 
     def _release(self, unit: Unit) -> SignedRelease | None:
-        if unit not in self.known:
+        if unit not in self._trusted:
             raise RevokedError(
                 f"{unit}: expected a key that is trusted for it, got none: it was revoked, or the "
                 "repository never had it",
