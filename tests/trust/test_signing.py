@@ -113,6 +113,14 @@ def test_a_backbone_is_released_with_its_kits(publisher: Publisher, device: Devi
             assert (publisher.site / blob_place(entry.digest)).is_file()
 
 
+def test_a_kit_that_is_not_beside_its_release_is_named(publisher: Publisher) -> None:
+    kit = kit_of(publisher)
+    path = publisher.sign(publisher.backbone(), RESNET, kits=[kit])
+    kit.path.rename(publisher.home / "elsewhere")
+    with pytest.raises(errors.DataError, match="put the kit that was signed beside"):
+        publisher.publish(path)
+
+
 def test_kits_that_do_not_belong_are_refused(publisher: Publisher, tmp_path: Path) -> None:
     from tests.support.small_kits import backbone
 

@@ -70,6 +70,12 @@ def test_a_withdrawn_domain_and_one_that_is_published_again(home: Publisher) -> 
     assert signed["release"]["files"] == []
     shown = invoke("publish", "site", "--keys", "keys", signed["path"]).stdout
     assert "domains/cars, number 2, withdrawn" in shown
+    soon = str(home.bundle(version="2.0"))
+    answer("sign", soon, "--key", "keys/domains/cars", "--expires", "9")
+    shown = invoke("publish", "site", "--keys", "keys", soon).stdout
+    assert "missing  the backbone resnet20" in shown
+    assert "sign again before it expires: domains/cars" in shown
+    assert "same     domains/cars" in invoke("publish", "site", "--keys", "keys", soon).stdout
 
 
 def test_the_passphrase_comes_from_a_file(home: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
