@@ -78,6 +78,16 @@ def test_gradients_are_stock(
     assert_parity(run, x, weight, *shift, lean=Lean(precision), layout=layout)
 
 
+def test_a_gradient_of_one_pixel_keeps_the_layout_of_the_map() -> None:
+    """A map of one pixel and one channel is laid out in both ways; its input is not."""
+    x, weight = double(1, 2, 5, 5), double(1, 2, 2, 2, grad=False)
+
+    def run(x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, None, 3, "valid", 2)
+
+    assert_parity(run, x, weight, layout="channels_last")
+
+
 @pytest.mark.parametrize("precision", ["half", "int8"])
 def test_a_trained_weight_sees_the_restored_map(precision: Keep) -> None:
     x, weight, bias = double(2, 4, 6, 6), double(6, 2, 3, 3), double(6)

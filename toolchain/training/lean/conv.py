@@ -105,6 +105,7 @@ class _Conv(torch.autograd.Function):
             saved = compress(x.index_select(-3, index), precision)
         ctx.save_for_backward(weight, delta, index, *saved)
         ctx.geometry, ctx.dtype, ctx.size = geometry, x.dtype, x.shape[-2:]
+        ctx.channels_last = _is_channels_last(x)
         ctx.bias_dtype = None if bias is None else bias.dtype
         whole = _summed(weight, delta, index, geometry.groups)
         return F.conv2d(
@@ -121,6 +122,9 @@ class _Conv(torch.autograd.Function):
         if needs_x:
             whole = _summed(weight, delta, index, geometry.groups)
             grad_x = geometry.input_gradient(g, whole.to(g.dtype), ctx.size).to(ctx.dtype)
+            if ctx.channels_last:
+                # A gradient of one pixel and one channel does not show its layout: it is the map's.
+                grad_x = grad_x.contiguous(memory_format=torch.channels_last)
         if needs_weight:
             x = decompress(tuple(saved), g.dtype)
             grad_weight = geometry.weight_gradient(g, x, weight, geometry.groups)
@@ -135,6 +139,12 @@ class _Conv(torch.autograd.Function):
             groups = len(index) if depthwise else 1
             grad_delta = geometry.weight_gradient(part, x, delta, groups)
         return grad_x, grad_weight, grad_bias, grad_delta, None, None, None
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Return whether a map is laid out so, and in no other way at the same time."""
+    laid_out = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return laid_out and not x.is_contiguous()
 
 
 def conv2d(
