@@ -33,6 +33,8 @@ def serve() -> None:
                 for step in store_script.steps(folder / "store"):
                     said.write(f"{step}\n")
             os._exit(0)
+        # Before it has stopped, nobody can let it go on.
+        os.waitpid(child, os.WUNTRACED)
         _say(child)
         _, status = os.waitpid(child, 0)
         _say(os.waitstatus_to_exitcode(status))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -120,3 +121,27 @@ class Steps(RuleBasedStateMachine):
 
 Steps.TestCase.settings = settings(max_examples=25, stateful_step_count=30)
 TestSteps = Steps.TestCase
+
+
+def test_of_many_reports_the_oldest_go() -> None:
+    state = State()
+    for number in range(260):
+        state, _ = steps.reported(state, {"number": number}, NOW)
+    assert [report.about["number"] for report in state.reports] == list(range(4, 260))
+    assert State.from_json(state.to_json()) == state
+
+
+def test_of_many_failed_releases_the_oldest_go() -> None:
+    state = State()
+    for counter in range(1, 71):
+        tried = replace(release("backbones/toy", counter, "1", signed=True), digest=digest(counter))
+        state, _ = steps.installed(state, tried, NOW)
+        state, _ = steps.trying(state, {tried.unit: tried.digest}, counter, NOW)
+        state, _ = steps.rolled_back(state, "a test", NOW)
+        state, _ = steps.forgotten(state, NOW)
+    assert [failed.counter for failed in state.failed] == list(range(7, 71))
+    assert State.from_json(state.to_json()) == state
+
+
+def digest(number: int) -> str:
+    return f"sha256:{number:064x}"

@@ -250,6 +250,24 @@ def test_floors_of_metadata_and_clock_never_fall(store: Store) -> None:
     assert floors.clock == "2026-03-01T00:00:00Z"
 
 
+def test_a_state_that_could_not_be_read_again_is_never_written(store: Store) -> None:
+    """A repository may have more roles than a store remembers; a caller may say odd things."""
+    before = store.layout.state.read_bytes(), store.layout.journal.read_bytes()
+    with store.writing() as writer:
+        for floors, clock in (
+            ({f"domain-{number}": 1 for number in range(5000)}, NOW),
+            ({"": 1}, NOW),
+            ({"root": 1}, "tomorrow"),
+        ):
+            with pytest.raises(StoreError, match="expected what a store can remember"):
+                writer.raise_floors(floors, clock)
+        with pytest.raises(StoreError):
+            writer.report({"a list": [1]})  # type: ignore[dict-item]
+        with pytest.raises(StoreError):
+            writer.fetched(SAMPLE, 2**60, "sha256:" + "1" * 64)
+    assert (store.layout.state.read_bytes(), store.layout.journal.read_bytes()) == before
+
+
 def test_reports_are_kept_until_they_are_confirmed(store: Store) -> None:
     with store.writing() as writer:
         first = writer.report({"unit": SAMPLE, "outcome": "failed"})

@@ -13,7 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from toolchain.core.digest import sha256
-from toolchain.core.errors import BundleError, Fault, StorageError, StoreDamagedError, UsageError
+from toolchain.core.errors import (
+    BundleError,
+    Da3Error,
+    Fault,
+    StoreDamagedError,
+    StoreError,
+    UsageError,
+)
 from toolchain.core.fields import (
     ListOf,
     Nullable,
@@ -48,6 +55,7 @@ NO_DIGEST = "sha256:" + "0" * 64
 FIRST_TIME = "1970-01-01T00:00:00Z"
 
 MAX_UNITS, MAX_HELD, MAX_FAILED, MAX_REPORTS = 256, 1024, 64, 256
+MAX_ROLES = 4096
 _FIX = "take the store's disk for damaged: make another store (da3 device init) and install anew"
 
 
@@ -139,7 +147,7 @@ class Floors(Section):
 
     releases: Mapping[str, int] = key(TableOf(UNIT, NATURAL, 0, MAX_UNITS), default_factory=dict)
     metadata: Mapping[str, int] = key(
-        TableOf(printable(100), NATURAL, 0, 2 * MAX_UNITS), default_factory=dict
+        TableOf(printable(100), NATURAL, 0, MAX_ROLES), default_factory=dict
     )
     clock: str = key(TIME, default=FIRST_TIME)
 
@@ -254,16 +262,22 @@ def read(layout: Layout) -> State:
         raise StoreDamagedError(f"{layout.state}: {err.message}", fix=_FIX) from err
 
 
+def require_readable(state: State) -> None:
+    """Raise StoreError for a state that no reader would accept: nothing such is ever written."""
+    try:
+        State.from_json(state.to_json())
+    except Da3Error as err:
+        raise StoreError(
+            f"expected what a store can remember, got more or something else: {err.message}",
+            fix="da3 device gc; confirm reports; name the domains that the device is to hold",
+        ) from err
+
+
 def write(layout: Layout, state: State, *, new: bool = False) -> None:
     """Write the state, durably, with all names in the store's folder.
 
     ``new``: it must not be there yet. Raises StorageError, ExistsError.
     """
     body = state.to_json()
-    if len(body) > State.LIMIT_BYTES:
-        raise StorageError(
-            f"expected a state of at most {State.LIMIT_BYTES} bytes, got {len(body)}",
-            fix="confirm reports, and remove releases (da3 device gc)",
-        )
     data = f"{sha256(body)}\n".encode() + body
     write_atomic(layout.state, data, overwrite=not new)

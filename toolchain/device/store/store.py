@@ -331,6 +331,7 @@ class Writer:
         """Write events and state, durably, if there are any; the names in the root with them."""
         if not events:
             return
+        states.require_readable(state)
         limit = state.settings.journal_bytes
         try:
             head = journal.append(self._layout, state.journal, events, limit_bytes=limit)
