@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from toolchain.device.runtime.answers import Domain, Outcome, Prediction
     from toolchain.device.runtime.runner import Runner, RunnerFacts
     from toolchain.device.runtime.stream import Frame
+    from toolchain.device.store.store import Store
 
-__all__ = ["Domain", "Frame", "Outcome", "Prediction", "Runner", "RunnerFacts"]
+__all__ = ["Domain", "Frame", "Outcome", "Prediction", "Runner", "RunnerFacts", "Store"]
 
 __getattr__ = lazily(
     __name__,
@@ -24,5 +25,6 @@ __getattr__ = lazily(
         "runtime.answers": ("Domain", "Outcome", "Prediction"),
         "runtime.runner": ("Runner", "RunnerFacts"),
         "runtime.stream": ("Frame",),
+        "store.store": ("Store",),
     },
 )
