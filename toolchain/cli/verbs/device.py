@@ -231,6 +231,22 @@ def recover(store: Path, as_json: bool) -> None:
 
 
 @device.command(
+    "unit",
+    cls=BoundedCommand,
+    epilog=layout.example("da3 device unit > /etc/systemd/system/da3-agent.service"),
+)
+@_store_option
+@click.option("--user", default="da3", show_default=True, metavar="NAME", help="Not root.")
+@json_option
+def unit(store: Path, user: str, as_json: bool) -> None:
+    """Print the unit with which systemd runs the agent."""
+    from toolchain.device.agent.service import unit_text
+
+    text = unit_text(store, user)
+    emit({"unit": text}, [text.rstrip()], as_json=as_json)
+
+
+@device.command(
     "agent",
     cls=BoundedCommand,
     epilog=layout.example("da3 device agent", "da3 device agent --once --json"),
