@@ -10,13 +10,13 @@ from pathlib import Path
 from tests.support.stored import BACKBONE, BUNDLES
 from tests.support.trusted import NOW, Publisher, passphrase
 from toolchain.bundle import Payload, open_bundle, pack
+from toolchain.core.units import Unit
 from toolchain.device.agent import by_hand
 from toolchain.device.agent.operations import Device
 from toolchain.device.agent.policy import Health, Policy, write_policy
 from toolchain.device.store.state import Settings
 from toolchain.device.store.store import Store
 from toolchain.trust import ceremonies
-from toolchain.trust.unit import Unit
 
 SAMPLE = Unit(kind="domains", name="sample")
 PATCHED = Unit(kind="domains", name="patched")

@@ -21,13 +21,13 @@ from tests.support import samples
 from toolchain.bundle import pack, write_backbone
 from toolchain.bundle.backbone import graph_digest
 from toolchain.core.digest import sha256
+from toolchain.core.units import Unit
 from toolchain.trust import ceremonies, signing
 from toolchain.trust import keys as keyfiles
 from toolchain.trust import metadata as tuf
 from toolchain.trust.checks import NO_FLOORS, Floors
 from toolchain.trust.client import Trusted, refresh
 from toolchain.trust.site import Published, publish
-from toolchain.trust.unit import Unit
 
 PASSPHRASE, PIN = "five words taken at random", "123456"
 NOW = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)

@@ -1,38 +1,53 @@
 """Units: what has a history of releases, a domain or a backbone.
 
-Rules of this file: values only. A unit's text is ``domains/cars`` or ``backbones/resnet20``, the
-same in signed metadata, in a store and in a message. A name holds no slash, so a text means one
-unit.
+Rules of this file: names only. A unit's text is ``domains/cars``, say, the same
+in signed metadata, in a store and in a message. A name holds no slash, so a text is read one way.
+Its role in The Update Framework (TUF), and what it may sign, follow from its name alone, so that no
+metadata can point elsewhere.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from urllib.parse import quote
 
 from toolchain.core.errors import UsageError
 from toolchain.core.fields import text
-from toolchain.core.words import DOMAIN, IDENTIFIER
+from toolchain.core.words import DOMAIN, IDENTIFIER, TARGET
 
-Kind = Literal["domains", "backbones"]
-_NAMES = {"domains": DOMAIN, "backbones": IDENTIFIER}
+DOMAINS, BACKBONES = "domains", "backbones"
+_NAMES = {DOMAINS: DOMAIN, BACKBONES: IDENTIFIER}
+_ROLE_OF_KIND = {DOMAINS: "domain-", BACKBONES: "backbone-"}
+# python-tuf keeps a role in a file of its quoted name; file systems allow 255 bytes.
+_LONGEST_ROLE = 200
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Unit:
-    """A domain or a backbone by its name. Raises UsageError for a name that it cannot have."""
+    """A domain or a backbone; ``kind`` is ``domains`` or ``backbones``.
 
-    kind: Kind
+    Raises UsageError for another kind, and for a name that cannot be one.
+    """
+
+    kind: str
     name: str
 
     def __post_init__(self) -> None:
         if self.kind not in _NAMES:
-            kinds = ", ".join(get_args(Kind))
-            raise UsageError(f"expected a unit of {kinds}, got {self.kind!r:.80}", fix="name one")
+            raise UsageError(
+                f"expected {DOMAINS}/NAME or {BACKBONES}/NAME, got the kind {self.kind!r:.80}",
+                fix=f"write {DOMAINS}/cars, say",
+            )
         if not _NAMES[self.kind].accepts(self.name):
             raise UsageError(
                 f"expected the name of one of the {self.kind}, got {self.name!r:.80}",
                 fix=f"use {_NAMES[self.kind].expected}",
+            )
+        if (length := _quoted_bytes(self.role)) > _LONGEST_ROLE:
+            raise UsageError(
+                f"{self}: expected a name of at most {_LONGEST_ROLE} bytes once it is quoted for "
+                f"an address (RFC 3986), got {length}",
+                fix="choose a shorter name; letters outside of ASCII count six to nine bytes each",
             )
 
     def __str__(self) -> str:
@@ -41,19 +56,63 @@ class Unit:
     @classmethod
     def parse(cls, value: str) -> Unit:
         """Return the unit whose text is ``value``. Raises UsageError for another text."""
-        kind, slash, name = value.partition("/")
-        if not slash or not is_unit(value):
-            raise UsageError(
-                f"expected a unit, got {value!r:.80}",
-                fix="write domains/NAME or backbones/NAME",
-            )
-        return cls(kind, name)  # type: ignore[arg-type]  # is_unit has looked at it
+        kind, _, name = value.partition("/")
+        return cls(kind, name)
+
+    @classmethod
+    def of_role(cls, role: str) -> Unit:
+        """Return the unit of a delegated role. Raises UsageError for a role of no unit."""
+        for kind, prefix in _ROLE_OF_KIND.items():
+            if role.startswith(prefix):
+                return cls(kind, role.removeprefix(prefix))
+        raise UsageError(
+            f"expected a role of a domain or a backbone, got {role!r:.80}",
+            fix="such a role is called domain-NAME or backbone-NAME",
+        )
+
+    @property
+    def role(self) -> str:
+        """Name of the unit's delegated role; no two units share one."""
+        return _ROLE_OF_KIND[self.kind] + self.name
+
+    @property
+    def paths(self) -> str:
+        """The pattern of the target paths that the role may sign (TUF 4.5, ``paths``)."""
+        return f"{self}/*"
+
+    @property
+    def manifest(self) -> str:
+        """Name of the file that every release of the unit has: ``bundle.json``, say."""
+        return "bundle.json" if self.kind == DOMAINS else "backbone.json"
+
+    def may_have(self, name: str) -> bool:
+        """Whether a release may list the file ``name``: its manifest, or a kit of a backbone."""
+        if name == self.manifest:
+            return True
+        target = name.removeprefix("kit-").removesuffix(".json")
+        is_kit = name == kit_file(target) and TARGET.accepts(target)
+        return self.kind == BACKBONES and is_kit
+
+    def target(self, name: str) -> str:
+        """Return the TUF target path of the file ``name``."""
+        return f"{self}/{name}"
+
+
+def kit_file(target: str) -> str:
+    """Return the name under which a backbone's release lists the kit of a board."""
+    return f"kit-{target}.json"
 
 
 def is_unit(value: str) -> bool:
     """Return whether ``value`` is the text of a unit."""
-    kind, slash, name = value.partition("/")
-    return slash == "/" and kind in _NAMES and _NAMES[kind].accepts(name)
+    try:
+        return str(Unit.parse(value)) == value
+    except UsageError:
+        return False
+
+
+def _quoted_bytes(role: str) -> int:
+    return len(quote(role, ""))
 
 
 UNIT = text("`domains/` or `backbones/` and a name", is_unit)

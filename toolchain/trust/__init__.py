@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from toolchain.core.lazy import lazily
 
 if TYPE_CHECKING:
+    from toolchain.core.units import Unit
     from toolchain.trust.assignment import Assignment, read_assignment, sign_assignment
     from toolchain.trust.ceremonies import add, init, renew, revoke, rotate
     from toolchain.trust.checks import NO_FLOORS, Floors
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from toolchain.trust.release import BackboneId, SignedFile, SignedRelease, check_manifest
     from toolchain.trust.signing import Signing, sign
     from toolchain.trust.site import Published, publish
-    from toolchain.trust.unit import Unit, blob_place, manifest_place, named_unit
+    from toolchain.trust.unit import blob_place, manifest_place, named_unit
 
 __all__ = [
     "NO_FLOORS",

@@ -25,12 +25,12 @@ from toolchain.core.errors import (
     UsageError,
 )
 from toolchain.core.fields import Section, SectionOf, TableOf, choice, key, matching, text
+from toolchain.core.units import Unit
 from toolchain.core.words import NATURAL, TIME, Document, read_record, to_json
 from toolchain.trust.checks import LIMIT_UNITS, moment
 from toolchain.trust.metadata import FLEET
 from toolchain.trust.public import KEY_ID, SIGNATURE, PublicKey
 from toolchain.trust.release import ASK_PUBLISHER
-from toolchain.trust.unit import Unit
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer

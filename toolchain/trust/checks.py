@@ -26,10 +26,10 @@ from toolchain.core.errors import (
     TooLargeError,
     UsageError,
 )
+from toolchain.core.units import Unit
 from toolchain.core.words import EXACT, TIME
 from toolchain.trust.metadata import ISSUED, ROOT, TARGETS, trusted_ids
 from toolchain.trust.release import ASK_PUBLISHER, TIME_FORMAT, SignedRelease
-from toolchain.trust.unit import Unit
 
 if TYPE_CHECKING:
     from tuf.api.metadata import DelegatedRole, Root, Signed, Targets, Timestamp

@@ -13,11 +13,11 @@ from pathlib import Path
 from tuf.api.metadata import Root, Signed, Snapshot, Targets, Timestamp
 
 from toolchain.core.errors import MalformedError
+from toolchain.core.units import Unit
 from toolchain.trust import metadata as tuf
 from toolchain.trust.metadata import ISSUED
 from toolchain.trust.release import TIME_FORMAT, UNIT, SignedRelease, read_release
 from toolchain.trust.state import metadata_file, read_state
-from toolchain.trust.unit import Unit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from tuf.api.metadata import Metadata, Root, Targets
 
 from toolchain.core.errors import DataError, SigningError, first_few
+from toolchain.core.units import Unit
 from toolchain.trust import keys as keyfiles
 from toolchain.trust import metadata as tuf
 from toolchain.trust.assignment import fleet_of
@@ -30,7 +31,7 @@ from toolchain.trust.keys import KeyRecord, Passphrase
 from toolchain.trust.metadata import FLEET, ROOT, TARGETS
 from toolchain.trust.release import TIME_FORMAT
 from toolchain.trust.state import metadata_file, versions
-from toolchain.trust.unit import METADATA, Unit
+from toolchain.trust.unit import METADATA
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key, Signer

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from toolchain.core.errors import Fault, MissingPackageError, SigningError, UsageError
 from toolchain.core.fields import ListOf, Section, SectionOf, choice, key, printable, text
 from toolchain.core.files import is_file, make_folder, names, read_limited, write_atomic
+from toolchain.core.units import Unit
 from toolchain.core.words import DIGEST, NATURAL, TIME, Document
 from toolchain.trust import hardware
 from toolchain.trust.public import KEY_ID, PublicKey, public_key
-from toolchain.trust.unit import Unit
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key, Signer, SSlibKey

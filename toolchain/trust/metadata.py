@@ -30,9 +30,9 @@ from tuf.api.metadata import (
 from tuf.api.serialization import DeserializationError
 
 from toolchain.core.errors import MalformedError, SigningError, TooLargeError, UnsignedError
+from toolchain.core.units import Unit
 from toolchain.trust.public import public_key
 from toolchain.trust.release import TIME_FORMAT, UNIT, BackboneId, SignedFile, custom
-from toolchain.trust.unit import Unit
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key, Signer

@@ -23,6 +23,7 @@ from toolchain.core.errors import (
 )
 from toolchain.core.fields import Section, SectionOf, choice, key, read_section
 from toolchain.core.sealed import SealedManifest
+from toolchain.core.units import DOMAINS, Unit
 from toolchain.core.words import (
     DIGEST,
     EXACT,
@@ -31,7 +32,6 @@ from toolchain.core.words import (
     raise_faults,
     to_json,
 )
-from toolchain.trust.unit import DOMAINS, Unit
 
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile, Targets

@@ -13,10 +13,11 @@ from pathlib import Path
 from tuf.api.metadata import Snapshot, Targets, Timestamp
 
 from toolchain.core.files import is_file, names, read_limited
+from toolchain.core.units import Unit
 from toolchain.trust import metadata as tuf
 from toolchain.trust.metadata import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from toolchain.trust.release import SignedRelease, read_release
-from toolchain.trust.unit import METADATA, Unit
+from toolchain.trust.unit import METADATA
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,6 @@ from toolchain.device.store.state import (
     StoredFile,
 )
 from toolchain.trust.release import BackboneId, SignedFile, SignedRelease
-from toolchain.trust.unit import Unit as SignedUnit
 
 OLD, NEW = "a" * 64, "b" * 64
 
@@ -53,7 +52,7 @@ def offer(
     unit: str, counter: int, backbone: str = OLD, *, withdrawn: bool = False
 ) -> SignedRelease:
     one = Unit.parse(unit)
-    signed = SignedUnit(kind=one.kind, name=one.name)
+    signed = Unit(kind=one.kind, name=one.name)
     digest = f"sha256:{counter:064x}"
     file = SignedFile(name=signed.manifest, digest=digest, size=1)
     name = "net"

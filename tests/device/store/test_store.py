@@ -168,7 +168,7 @@ def test_what_is_not_installed_is_not_activated(store: Store) -> None:
     with store.writing() as writer:
         with pytest.raises(UsageError, match="install it first"):
             writer.activate({PATCHED: bundle("patched").manifest_digest})
-        with pytest.raises(UsageError, match="expected a unit"):
+        with pytest.raises(UsageError, match="expected the name of one of the domains"):
             writer.activate({"domains/../x": bundle("patched").manifest_digest})
         with pytest.raises(UsageError, match="expected a bundle of domains/other"):
             writer.add_release("domains/other", 1, bundle("sample"), "", signed=True)

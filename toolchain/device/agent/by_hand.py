@@ -19,7 +19,6 @@ from toolchain.device.agent.operations import Device
 from toolchain.device.agent.policy import Policy, read_policy, write_policy
 from toolchain.device.store.state import Settings, State
 from toolchain.device.store.store import Store
-from toolchain.trust.unit import Unit as SignedUnit
 
 _LIMIT_ROOT_BYTES = 1 << 20
 
@@ -55,7 +54,7 @@ def install(device: Device, what: str) -> str:
     with device.store.writing() as writer:
         if "/" in what or exists(what):
             return operations.install_file(device, writer, Path(what))
-        unit = SignedUnit(kind="domains", name=what)
+        unit = Unit(kind="domains", name=what)
         trusted = operations.look_at_repository(device, writer, [unit])
         release = trusted.release(unit)
         if release is None:

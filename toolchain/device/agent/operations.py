@@ -36,7 +36,6 @@ from toolchain.device.store.store import Store, Writer
 from toolchain.trust.checks import Floors as TrustFloors
 from toolchain.trust.client import Trusted, refresh
 from toolchain.trust.release import SignedRelease
-from toolchain.trust.unit import Unit as SignedUnit
 
 _LIMIT_ROOT_BYTES = 1 << 20
 _SWAP = Linkage("swap", "if").stem
@@ -85,7 +84,7 @@ class Device:
 
 
 def look_at_repository(
-    device: Device, writer: Writer, units: Collection[SignedUnit] | None = None
+    device: Device, writer: Writer, units: Collection[Unit] | None = None
 ) -> Trusted:
     """Return what the repository offers and can be trusted; the floors of metadata rise at once.
 
