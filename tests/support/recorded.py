@@ -8,6 +8,7 @@ folder (:meth:`tests.support.power.Disk`).
 from __future__ import annotations
 
 import os
+import pathlib
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,13 +35,20 @@ class Recorder:
 
     @contextmanager
     def recording(self) -> Iterator[Recorder]:
+        # Until Python 3.10 paths keep functions of os under names of their own.
+        own = getattr(pathlib, "_NormalAccessor", None)
+        kept = [name for name in NAMES if name != "open" and hasattr(own, name)]
         for name in NAMES:
             setattr(os, name, getattr(self, f"_{name}"))
+        for name in kept:
+            setattr(own, name, staticmethod(getattr(self, f"_{name}")))
         try:
             yield self
         finally:
             for name, genuine in self._genuine.items():
                 setattr(os, name, genuine)
+            for name in kept:
+                setattr(own, name, staticmethod(self._genuine[name]))
 
     def damage(self, path: Path, data: bytes) -> None:
         """Change a file behind everybody's back."""
