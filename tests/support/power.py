@@ -66,8 +66,12 @@ def _apply(names: dict[str, Node], change: dict[str, Node | None]) -> None:
 class Disk:
     """The disk after some calls."""
 
-    def __init__(self, calls: Iterable[Call] = ()) -> None:
+    def __init__(self, calls: Iterable[Call] = (), start: Image | None = None) -> None:
         self.top = Node("folder")
+        for path, kind, data in start.entries if start else ():
+            place = PurePosixPath(path)
+            folder = self.find(str(place.parent))
+            folder.names[place.name] = folder.kept_names[place.name] = Node(kind, data, data)
         for call in calls:
             self.take(call)
 
@@ -216,13 +220,16 @@ Acknowledged = Sequence[tuple[int, StepT]]
 
 
 def cuts(
-    calls: Sequence[Call], steps: Acknowledged[StepT], first: int = 0
+    calls: Sequence[Call],
+    steps: Acknowledged[StepT],
+    first: int = 0,
+    start: Image | None = None,
 ) -> Iterator[tuple[StepT | None, StepT | None, Image]]:
     """Yield each image that a cut can leave: the last step before it, the one under way, and it.
 
-    ``first``: the first call at which the power is cut.
+    ``first``: the first call at which the power is cut. ``start``: what was on the disk before.
     """
-    disk, seen = Disk(), set()
+    disk, seen = Disk(start=start), set()
     for place in range(len(calls) + 1):
         done = sum(at <= place for at, _ in steps)
         old = steps[done - 1][1] if done else None

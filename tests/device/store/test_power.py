@@ -98,6 +98,21 @@ def test_every_cut_leaves_the_old_or_the_new_store(recording: Recording, scratch
     hold(every, scratch)
 
 
+def test_a_start_is_cut_off_too(recording: Recording, scratch: Path) -> None:
+    """Power that comes and goes: recovery is cut at each of its calls, and taken again."""
+    some_cuts = some(cuts(recording.calls, recording.steps), 24)
+    for old, new, image in some_cuts:
+        shutil.rmtree(scratch, ignore_errors=True)
+        image.lay_out(scratch)
+        if old is None or (new is not None and new.step == "damage"):
+            continue
+        recorder = Recorder(scratch)
+        with recorder.recording(), Store.open(scratch / "store").writing() as writer:
+            writer.recover()
+        again = list(cuts(recorder.calls, (), start=image))
+        hold(((old, new, left) for _, _, left in some(again, min(8, len(again)))), scratch)
+
+
 def key(cut: Cut) -> tuple[object, ...]:
     old, new, image = cut
     return old and old.step, new and new.step, image.entries

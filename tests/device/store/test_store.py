@@ -222,10 +222,14 @@ def test_a_collection_keeps_what_runs_what_ran_and_what_is_under_way(store: Stor
         run(writer, PATCHED)
         writer.activate({PATCHED: None})
         writer.commit()
+        for name in (bundle("sample").manifest_digest[7:], add(writer, TOY)[7:]):
+            (store.path / "engines" / name / "plan").mkdir(parents=True)
         parts = [writer.part(f"sha256:{digit * 64}", 10) for digit in "12"]
         for part in parts:
             part.write_bytes(b"x")
+        (store.path / "engines" / ("3" * 64)).mkdir()
         assert writer.gc(keep_parts=[f"sha256:{'1' * 64}"]).removed == (
+            f"engines/{'3' * 64}",
             "gen/1",
             f"part/{'2' * 64}",
         )  # fmt: skip

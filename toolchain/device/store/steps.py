@@ -104,26 +104,14 @@ def trying(state: State, changes: Mapping[str, str | None], number: int, at: str
     if units == before and all(one.state == COMMITTED for one in tried):
         raise UsageError("expected a change, got what runs already", fix="there is nothing to do")
     _require_backbones({u: state.release(u, d) for u, d in units.items()})
-    held = _marked(state.held, tried, TRYING)
-    trial = Trial(
-        generation=number,
-        before=state.current,
-        fallback=state.previous,
-        units={
-            unit: None if digest is None else state.release(unit, digest).state
-            for unit, digest in changes.items()
-        },
-        starts=0,
-        since=at,
-    )
     following = replace(
         state,
-        held=held,
+        held=_marked(state.held, tried, TRYING),
         generations=(*state.generations, Generation(number, units)),
         current=number,
         previous=state.current,
         last=number,
-        trial=trial,
+        trial=_begun(state, changes, number, at),
     )
     about: dict[str, Note] = {"generation": number, "before": state.current}
     events = [_event(at, TRYING, one, about) for one in tried]
@@ -296,6 +284,21 @@ def reason_of(text: str) -> str:
     """Return ``text`` as one line of at most 300 printable characters."""
     line = "".join(sign if sign.isprintable() else " " for sign in text).strip()[:300].strip()
     return line or "no reason was given"
+
+
+def _begun(state: State, changes: Mapping[str, str | None], number: int, at: str) -> Trial:
+    """Return the trial of a generation, with what is needed to go back."""
+    return Trial(
+        generation=number,
+        before=state.current,
+        fallback=state.previous,
+        units={
+            unit: None if digest is None else state.release(unit, digest).state
+            for unit, digest in changes.items()
+        },
+        starts=0,
+        since=at,
+    )
 
 
 def _trial(state: State) -> Trial:
