@@ -8,6 +8,7 @@ may each be there or not, in any order; that is what fsync(2) promises, and no m
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -188,7 +189,8 @@ def _bytes(node: Node, choice: Choice) -> bytes:
     if choice.data == "kept" or node.data == node.kept:
         return node.kept
     # What was kept stays; of what came after it, half.
-    same = len(node.kept) if node.data.startswith(node.kept) else 0
+    lengths = range(1, min(len(node.data), len(node.kept)) + 1)
+    same = bisect_left(lengths, True, key=lambda n: node.data[:n] != node.kept[:n])
     half = same + (len(node.data) - same) // 2
     return node.data if choice.data == "all" else node.data[:half]
 

@@ -12,6 +12,7 @@ from tests.support import stored
 from tests.support.stored import NOW, PATCHED, SAMPLE, TOY, add, bundle, filled, run
 from toolchain.core.errors import StoreDamagedError
 from toolchain.device import Runner
+from toolchain.device.store.current import read_running
 from toolchain.device.store.recovery import Recovery
 from toolchain.device.store.store import Store
 
@@ -185,6 +186,9 @@ def test_without_a_whole_generation_the_backbone_runs_alone(store: Store) -> Non
     recovery = recovered(store)
     assert not recovery.refused
     assert running(store) == {TOY}
+    found = read_running(store.path)
+    assert found.backbone == store.backbone("toy").resolve()
+    assert found.domains == {}
     with Runner(store.backbone("toy").resolve()) as runner:
         assert runner.domains == {}
     assert not store.domain("sample").exists()
@@ -195,6 +199,7 @@ def test_without_a_whole_backbone_nothing_runs_and_all_can_be_installed_anew(sto
     recovery = recovered(store)
     assert recovery.refused
     assert running(store) == set()
+    assert read_running(store.path).backbone is None
     assert not (store.path / "current").exists()
     with store.writing() as writer:
         run(writer, TOY, SAMPLE)

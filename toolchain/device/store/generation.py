@@ -13,15 +13,18 @@ from pathlib import Path
 
 from toolchain.core import durable
 from toolchain.core.files import atomic_directory, names
-from toolchain.core.units import Unit
+from toolchain.core.units import BACKBONES, DOMAINS, Unit
 from toolchain.device.store.layout import CURRENT, GENERATIONS, PREVIOUS, Layout, content_link
 from toolchain.device.store.state import Generation, State
+
+KINDS = (BACKBONES, DOMAINS)
 
 
 def make(layout: Layout, one: Generation) -> None:
     """Make the folder of links of a generation, durably. Raises ExistsError, StorageError."""
     with atomic_directory(layout.generation(one.number)) as partial:
-        for kind in _kinds(one):
+        # Both, so that a reader finds a folder without links where there is no domain.
+        for kind in KINDS:
             (partial / kind).mkdir()
         for unit, digest in one.units.items():
             (partial / unit).symlink_to(content_link(unit, digest))
@@ -61,8 +64,8 @@ def is_made(layout: Layout, one: Generation) -> bool:
     """Whether the folder of links is there and leads where the state says."""
     folder = layout.generation(one.number)
     wanted = {unit: content_link(unit, digest) for unit, digest in one.units.items()}
-    there = {f"{kind}/{name}" for kind in _kinds(one) for name in names(folder / kind)}
-    is_there = folder.is_dir() and names(folder) == _kinds(one) and there == set(wanted)
+    there = {f"{kind}/{name}" for kind in KINDS for name in names(folder / kind)}
+    is_there = folder.is_dir() and names(folder) == sorted(KINDS) and there == set(wanted)
     return is_there and all(_target(folder / unit) == link for unit, link in wanted.items())
 
 
@@ -81,10 +84,6 @@ def faults(layout: Layout, state: State) -> list[str]:
             if unit.kind == "domains" and not _is_domain(layout.domain(unit.name), unit.name)
         ]
     return found
-
-
-def _kinds(one: Generation) -> list[str]:
-    return sorted({Unit.parse(unit).kind for unit in one.units})
 
 
 def _domain_link(which: str, name: str) -> str:
