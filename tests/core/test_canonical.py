@@ -117,3 +117,15 @@ def test_canonical_json_of_the_specification() -> None:
 def test_what_json_cannot_carry_is_refused(value: object) -> None:
     with pytest.raises(Da3Error, match="JSON"):
         canonical_json(value)
+
+
+@pytest.mark.parametrize("inside", [b"", b"[]" + b",{}" * 100_000, b'"["'])
+@pytest.mark.parametrize("depth", [11, 12, 13, 200, 100_000])
+def test_depth_is_counted_whatever_stands_inside(depth: int, inside: bytes) -> None:
+    deepest = depth + inside.startswith(b"[]")
+    text = b'{"a":' + b"[" * (depth - 1) + inside + b"]" * (depth - 1) + b"}"
+    if deepest <= 12:
+        assert read_document(text, "x")
+    else:
+        with pytest.raises(BundleError, match=f"at most 12 levels, got {deepest}"):
+            read_document(text, "x")

@@ -70,6 +70,12 @@ def test_a_key_of_a_nested_section_is_sent_there() -> None:
     assert [(fault.path, fault.fix) for fault in faults] == [("rate", "move it to inner.rate")]
 
 
+def test_a_million_unknown_keys_are_counted_and_not_compared() -> None:
+    _, faults = read(GOOD | dict.fromkeys(map(str, range(100_000))))
+    assert len(faults) == 101
+    assert str(faults[-1]) == "(top): 99900 more unknown keys"
+
+
 def test_a_contradiction_carries_the_path_of_its_section() -> None:
     @dataclass(frozen=True, slots=True)
     class Pair(Section):

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NoReturn
 
 from toolchain.core.errors import BundleError, Da3Error
@@ -23,7 +24,9 @@ LIMIT_DEPTH = 12
 # An unterminated string reaches to the end: a match that never fails never backtracks.
 _STRING = re.compile(rb'"(?:[^"\\]|\\.?)*"?', re.DOTALL)
 _SPACE = re.compile(rb"\s")
-_BRACKET = re.compile(rb"[\[\]{}]")
+_PAIR = b"[]"
+_NO_BRACKETS = bytes(set(range(256)) - {*b"[]{}"})
+_AS_LISTS = bytes.maketrans(b"{}", _PAIR)
 # Doubles hold every integer of this many digits exactly (RFC 8785, appendix B).
 _EXACT_DIGITS = 15
 _REMAKE = "take the file from its source again; edit nothing by hand"
@@ -143,11 +146,15 @@ def _fail(message: str) -> NoReturn:
 
 def _depth(outside: bytes) -> int:
     """Return the deepest nesting of brackets; ``outside`` is the text without its strings."""
-    deepest = level = 0
-    for bracket in _BRACKET.findall(outside):
-        level += 1 if bracket in b"[{" else -1
-        deepest = max(deepest, level)
-    return deepest
+    brackets = outside.translate(_AS_LISTS, _NO_BRACKETS)
+    # Pair by pair from the inside out: megabytes of brackets go in a moment.
+    left = brackets
+    for rounds in range(LIMIT_DEPTH + 1):
+        if not left:
+            return rounds
+        left = left.replace(_PAIR, b"")
+    # Deeper, or no JSON: counted one by one.
+    return max(accumulate(1 if bracket == _PAIR[0] else -1 for bracket in brackets))
 
 
 def _unique_table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from toolchain.core.errors import Fault
 
 SectionT = TypeVar("SectionT", bound="Section")
+_MOST_STRANGE = 100
 
 
 class Rule(Protocol):
@@ -296,9 +297,12 @@ def _belongs(name: object, known: Mapping[str, Rule], path: str) -> str:
 
 
 def _stray(known: Mapping[str, Rule], path: str, value: Mapping[Any, object]) -> Iterator[Fault]:
-    for name in value:
-        if name not in known:
-            yield Fault(join(path, str(name)[:64]), "unknown key", _belongs(name, known, path))
+    strange = [name for name in value if name not in known]
+    # A hostile table has a million; to look for what is near takes its time for each.
+    for name in strange[:_MOST_STRANGE]:
+        yield Fault(join(path, str(name)[:64]), "unknown key", _belongs(name, known, path))
+    if (more := len(strange) - _MOST_STRANGE) > 0:
+        yield Fault(path or "(top)", f"{more} more unknown keys")
 
 
 def _missing(section: type[Section], path: str, value: Mapping[Any, object]) -> Iterator[Fault]:

@@ -145,3 +145,16 @@ def test_of_many_failed_releases_the_oldest_go() -> None:
 
 def digest(number: int) -> str:
     return f"sha256:{number:064x}"
+
+
+def test_words_of_a_report_become_one_printable_line() -> None:
+    """Law: whatever an error says, the state that keeps it can be read again."""
+    said = "2 faults\n  files: \x1b[2J" + "x" * 5000
+    state, _ = steps.reported(State(), {"reason": said, "starts": 3}, NOW)
+    (report,) = state.reports
+    assert report.about["starts"] == 3
+    reason = report.about["reason"]
+    assert isinstance(reason, str)
+    assert reason.startswith("2 faults   files:  [2Jx")
+    assert reason.isprintable()
+    assert len(reason) == 300

@@ -7,6 +7,7 @@ round. :mod:`toolchain.device.agent.loop` goes round again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from toolchain.device.agent.operations import Device, finish_trial, look_at_repo
 from toolchain.device.agent.plan import Plan, Waiting, plan
 from toolchain.device.agent.policy import opens_in
 from toolchain.device.agent.power import SUPPLIES, on_battery
+from toolchain.device.store.steps import reason_of
 from toolchain.trust.client import Trusted
 
 
@@ -81,8 +83,9 @@ class Agent:
         if changed:
             with device.store.writing() as writer:
                 writer.gc()
-        refused = tuple(Waiting(unit, err.message) for unit, err in trusted.refused.items())
-        waiting = (*todo.waiting, *refused)
+        # A unit that is refused has no release either; one reason is enough.
+        others = (one for one in todo.waiting if one.unit not in trusted.refused)
+        waiting = (*others, *self._refused(trusted))
         return Round(tuple(changed), tuple(failed), waiting, trusted.unchecked)
 
     # -- inside ------------------------------------------------------------------------------------
@@ -98,6 +101,12 @@ class Agent:
             self._report({"what": "not trusted", "reason": err.message})
             raise
 
+    def _refused(self, trusted: Trusted) -> Iterator[Waiting]:
+        """Yield the units whose metadata cannot be trusted; each is news, as a lie of all is."""
+        for unit, err in trusted.refused.items():
+            self._report({"what": "not trusted", "units": unit, "reason": err.message})
+            yield Waiting(unit, err.message)
+
     def _postponed(self) -> timedelta:
         """Return how long nothing may be changed."""
         policy = self._device.policy
@@ -111,7 +120,7 @@ class Agent:
 
     def _report(self, about: Notes) -> None:
         """Keep a report, unless the same is kept already."""
-        short = {name: str(value)[:300] for name, value in about.items()}
+        short = {name: reason_of(str(value)) for name, value in about.items()}
         with self._device.store.writing() as writer:
             if all(dict(report.about) != short for report in writer.state.reports):
                 writer.report(short)

@@ -247,8 +247,12 @@ def raised(state: State, metadata: Mapping[str, int], clock: str, at: str) -> St
 
 
 def reported(state: State, about: Notes, at: str) -> Step:
-    """A report is kept until it is confirmed; of more than 256 the oldest goes."""
-    report = Report(state.reported + 1, at, dict(about))
+    """A report is kept until it is confirmed; of more than 256 the oldest goes.
+
+    Its words may come from anywhere, so each becomes one printable line.
+    """
+    said = {name: reason_of(v) if isinstance(v, str) else v for name, v in about.items()}
+    report = Report(state.reported + 1, at, said)
     reports = (*state.reports, report)[-MAX_REPORTS:]
     following = replace(state, reports=reports, reported=report.id)
     return following, (Event(at, "REPORT", {"id": report.id}),)
