@@ -26,6 +26,7 @@ from toolchain.bundle import open_bundle
 from toolchain.bundle.backbone import graph_digest
 from toolchain.core.digest import sha256
 from toolchain.core.errors import Da3Error
+from toolchain.core.units import Unit
 from toolchain.device.agent.agent import Agent
 from toolchain.device.agent.operations import Device
 from toolchain.device.agent.policy import read_policy
@@ -33,7 +34,7 @@ from toolchain.device.store.state import State
 from toolchain.device.store.store import Store
 from toolchain.trust import keys as keyfiles
 from toolchain.trust.release import BackboneId, custom
-from toolchain.trust.unit import Unit, blob_place, manifest_place
+from toolchain.trust.unit import blob_place, manifest_place
 
 Change = Callable[[dict[str, Any]], Any]
 NOWHERE = Path("/nowhere")
