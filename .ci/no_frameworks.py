@@ -21,7 +21,7 @@ import pytest
 import toolchain
 
 FRAMEWORKS = ("torch", "onnx", "onnx_ir", "onnxscript", "sklearn", "tensorrt_rtx")
-DEVICE_SIDE = ("core", "pictures", "recipe", "bundle", "device")
+DEVICE_SIDE = ("core", "pictures", "recipe", "bundle", "trust", "device")
 TOOLCHAIN = Path(toolchain.__file__).parent
 FEWEST = 1000  # passed tests; fewer mean that something made almost every test be left out
 

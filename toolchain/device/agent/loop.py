@@ -32,16 +32,14 @@ _LIMIT_ANSWER_BYTES = 1 << 20
 
 def round_words(store: Path) -> list[str]:
     """Return the command of one round on the store in the folder ``store``."""
-    return [
-        *(sys.executable, "-P", "-m", "toolchain", "device", "agent"),
-        *("--round", "--json", "--store", str(store)),
-    ]
+    words = (sys.executable, "-m", "toolchain", "device", "agent", "--round", "--json")
+    return [*words, "--store", str(store.absolute())]
 
 
 def start_words(store: Path) -> list[str]:
     """Return the command that puts a store right after a start of the device."""
-    words = (sys.executable, "-P", "-m", "toolchain", "device", "recover", "--json")
-    return [*words, "--store", str(store)]
+    words = (sys.executable, "-m", "toolchain", "device", "recover", "--json")
+    return [*words, "--store", str(store.absolute())]
 
 
 @dataclass
@@ -93,7 +91,10 @@ class Loop:
     def _process(self, words: Sequence[str]) -> Any:
         """Run a command and return what it answered, None for no answer; it ends with the loop."""
         try:
-            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            # Python looks for modules where it starts: nobody but root writes there.
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/"
+            )
         except OSError as err:
             self.told(f"cannot start {words[0]}: {err.strerror}")
             return None

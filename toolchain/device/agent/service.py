@@ -31,7 +31,7 @@ def unit_text(store: Path, user: str) -> str:
             f"expected a path without quotes and backslashes, got {folder!r:.200}",
             fix="keep the store elsewhere, such as in /var/lib/da3",
         )
-    words = [sys.executable, "-P", "-m", "toolchain", "device", "agent", "--store", folder]
+    words = [sys.executable, "-m", "toolchain", "device", "agent", "--store", folder]
     template = (files(__package__) / "da3-agent.service.in").read_text(encoding="utf-8")
     return template.format(command=" ".join(map(_quoted, words)), user=user, store=_quoted(folder))
 
