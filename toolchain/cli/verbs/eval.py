@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +44,7 @@ FAILED = 1
     "--part",
     type=click.Choice(["test", "all"]),
     help="The pictures that training holds out, or all of the folder.  [default: test for a folder "
-    "with train/ and test/, and for a domain that was trained on folders; else all]",
+    "with train/ and test/, and for the folder that the domain was trained on; else all]",
 )
 @runner_backbone_option
 @click.option("--page", type=FILE, metavar="FILE", help="Write classes and confusion as HTML.")
@@ -60,9 +62,9 @@ def evaluate(
     """Say how well a bundle answers labelled pictures.
 
     FOLDER holds a folder for each class, named as the class, or train/ and test/ with such folders
-    inside. Without these, a fifth of each class is judged, by its names the one that training held
-    out of this folder. This needs onnxruntime, but not PyTorch. If a picture cannot be used, stderr
-    says why, no figure counts it, and the exit code is 1.
+    inside. Of the folder that the domain was trained on the pictures are judged that training held
+    out, a fifth of each class; of another folder all are. This needs onnxruntime, but not PyTorch.
+    If a picture cannot be used, stderr says why, no figure counts it, and the exit code is 1.
     """
     from toolchain.core.files import write_atomic
     from toolchain.device.runtime.runner import Runner
@@ -74,8 +76,11 @@ def evaluate(
     # The classes are the bundle's, whatever the part train holds.
     listing = look(folder, trains=False)
     listing.raise_faults()
-    loader = _loader(bundle)
-    used = part or ("test" if listing.was_split or loader == "folder" else "all")
+    loader, tested = _training(bundle)
+    held_out = Counter(listing.classes[place] for _, place in listing.test)
+    # Where the counts of all classes are those of its test, this is what it was trained on.
+    is_its_own = loader == "folder" and tested in (None, held_out)
+    used = part or ("test" if listing.was_split or is_its_own else "all")
     rows = listing.test if used == "test" else listing.pictures
     if not rows:
         raise DataError(
@@ -101,18 +106,26 @@ def evaluate(
     return FAILED if scores.unusable else 0
 
 
-def _loader(path: Path) -> str | None:
-    """Return how the training of a bundle read its pictures, or None where nobody can tell."""
+def _training(path: Path) -> tuple[str | None, Counter[str] | None]:
+    """Return how the training of a bundle read its pictures, and how many of each class it tested.
+
+    None where nobody can tell.
+    """
     from toolchain import recipe
     from toolchain.bundle import open_bundle
 
     opened = open_bundle(path)
-    for name in opened.names("recipe"):
-        try:
-            return recipe.loads(opened.blob(name)).data.loader
-        except RecipeError:  # of another version
-            return None
-    return None
+    tested: Counter[str] = Counter()
+    for name in opened.names("training"):
+        cells = json.loads(opened.blob(name))["metrics"].get("confusion") or ()
+        for true, _, count in cells:
+            tested[opened.manifest.classes[true]] += count
+    try:
+        (name,) = opened.names("recipe")
+        loader: str | None = recipe.loads(opened.blob(name)).data.loader
+    except (ValueError, RecipeError):  # there is none, or one of another version
+        loader = None
+    return loader, tested or None
 
 
 def _which(part: str, *, by_folders: bool, loader: str | None) -> str:
@@ -120,7 +133,7 @@ def _which(part: str, *, by_folders: bool, loader: str | None) -> str:
     if part == "test" and by_folders:
         return "those of the test"
     if part == "test":
-        return "the fifth of each class that training holds out; of new pictures take --part all"
+        return "the fifth of each class that training holds out"
     seen = "; training may have seen some, as it read a table" if loader == "csv" else ""
     return f"all of the folder{seen}"
 
