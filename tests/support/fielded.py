@@ -13,7 +13,7 @@ from toolchain.bundle import Payload, open_bundle, pack
 from toolchain.core.units import Unit
 from toolchain.device.agent import by_hand
 from toolchain.device.agent.operations import Device
-from toolchain.device.agent.policy import Health, Policy, write_policy
+from toolchain.device.agent.policy import Health, Policy, read_policy, write_policy
 from toolchain.device.store.state import Settings
 from toolchain.device.store.store import Store
 from toolchain.trust import ceremonies
@@ -94,6 +94,23 @@ class Fielded:
         self.now += timedelta(**delta)
 
 
+def reopened(path: Path, publisher: Publisher) -> Fielded:
+    """Return the device whose store lies in ``path``, a copy, which looks at the publisher's site.
+
+    It is where it was: its clock, and nothing that it was told.
+    """
+    store = Store.open(path)
+    made = Fielded(Device(store=store, policy=read_policy(path)), now=publisher.now)
+    _wired(made)
+    made.policy(repository=f"file://{publisher.site}")
+    return made
+
+
+def _wired(made: Fielded) -> None:
+    clock: Callable[[], datetime] = lambda: made.now  # noqa: E731
+    made.device = replace(made.device, told=made.told.append, wait=made.waited.append, now=clock)
+
+
 def fielded(path: Path, publisher: Publisher, url: str = "", **policy: object) -> Fielded:
     """Make a device that knows the publisher's root and looks at its site."""
     root = path.with_suffix(".root.json")
@@ -104,7 +121,6 @@ def fielded(path: Path, publisher: Publisher, url: str = "", **policy: object) -
         **policy,  # type: ignore[arg-type]
     )
     store = by_hand.init(path, root, wanted, Settings())
-    made = Fielded(Device(store=store, policy=wanted))
-    clock: Callable[[], datetime] = lambda: made.now  # noqa: E731
-    made.device = replace(made.device, told=made.told.append, wait=made.waited.append, now=clock)
+    made = Fielded(Device(store=store, policy=wanted), now=publisher.now)
+    _wired(made)
     return made

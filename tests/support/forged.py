@@ -20,18 +20,15 @@ from securesystemslib.formats import encode_canonical
 
 from tests.support import samples
 from tests.support.archives import read_archive
-from tests.support.fielded import Fielded, fielded
-from tests.support.trusted import CARS, GRAPH, RESNET, WEIGHTS, Publisher, copied, passphrase
+from tests.support.fielded import Fielded, fielded, reopened
+from tests.support.trusted import CARS, GRAPH, NOW, RESNET, WEIGHTS, Publisher, copied, passphrase
 from toolchain.bundle import open_bundle
 from toolchain.bundle.backbone import graph_digest
 from toolchain.core.digest import sha256
 from toolchain.core.errors import Da3Error
 from toolchain.core.units import Unit
 from toolchain.device.agent.agent import Agent
-from toolchain.device.agent.operations import Device
-from toolchain.device.agent.policy import read_policy
 from toolchain.device.store.state import State
-from toolchain.device.store.store import Store
 from toolchain.trust import keys as keyfiles
 from toolchain.trust.release import BackboneId, custom
 from toolchain.trust.unit import blob_place, manifest_place
@@ -158,7 +155,6 @@ def prepare(home: Path, now: datetime) -> None:
     backbone, bundle = publisher.backbone(), publisher.bundle()
     publisher.publish(publisher.sign(backbone, RESNET), publisher.sign(bundle, CARS))
     field = fielded(home / "device", publisher, domains=("cars",))
-    field.now = now
     opened = open_bundle(bundle)
     with field.store.writing() as writer:
         folder = writer.add_backbone(str(RESNET), 1, backbone, signed=True)
@@ -188,18 +184,12 @@ class Attacked:
         assert store.verify().ok
 
 
-def attacked(made: Path, folder: Path) -> Attacked:
+def attacked(made: Path, folder: Path, now: datetime = NOW) -> Attacked:
     """Return a copy of what :func:`prepare` has made."""
-    publisher = copied(Publisher(made / "publisher"), folder / "publisher")
+    publisher = copied(Publisher(made / "publisher", now), folder / "publisher")
     shutil.copytree(made / "device", folder / "device", symlinks=True)
-    store = Store.open(folder / "device")
-    field = Fielded(Device(store=store, policy=read_policy(store.path)))
-    field.device = Device(
-        store=store, policy=field.device.policy, told=field.told.append,
-        wait=field.waited.append, now=lambda: field.now,
-    )  # fmt: skip
-    field.policy(repository=f"file://{publisher.site}")
-    return Attacked(field, Forger(publisher), store.state())
+    field = reopened(folder / "device", publisher)
+    return Attacked(field, Forger(publisher), field.store.state())
 
 
 def outcome(field: Fielded) -> str:

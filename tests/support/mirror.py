@@ -18,7 +18,8 @@ class Link:
 
     ``cut_after``: bytes of a body after which the connection breaks. ``pause_s``: before each piece
     of ``piece`` bytes. ``ranges``: whether it knows them. ``status``: an answer for everything.
-    ``flip``: the byte of each file that is changed. ``sent``: bytes of bodies that went out.
+    ``flip``: the byte of each file that is changed. ``only``: what the address of a file has to
+    hold for the link to be a bad one. ``sent``: bytes of bodies that went out.
     """
 
     cut_after: int | None = None
@@ -28,8 +29,13 @@ class Link:
     lies: bool = False
     status: int | None = None
     flip: int | None = None
+    only: str = ""
     sent: int = 0
     asked: list[str] = field(default_factory=list)
+
+    def bad(self, path: str) -> Link:
+        """Return how the link is for a file: this one, or a good one."""
+        return self if self.only in path else Link()
 
 
 @contextmanager
@@ -47,38 +53,39 @@ def serving(folder: Path) -> Iterator[tuple[str, Link]]:
             self.close_connection = True
             link.asked.append(self.path)
             path = folder / unquote(self.path).lstrip("/")
-            if link.status is not None or not path.is_file():
-                self.send_error(link.status or 404)
+            now = link.bad(self.path)
+            if now.status is not None or not path.is_file():
+                self.send_error(now.status or 404)
                 return
-            self._send(bytearray(path.read_bytes()))
+            self._send(bytearray(path.read_bytes()), now)
 
-        def _send(self, data: bytearray) -> None:
-            if link.flip is not None and link.flip < len(data):
-                data[link.flip] ^= 1
-            start = self._start(len(data))
+        def _send(self, data: bytearray, now: Link) -> None:
+            if now.flip is not None and now.flip < len(data):
+                data[now.flip] ^= 1
+            start = self._start(len(data), now)
             if start is None:
                 self.send_error(416)
                 return
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(data) - start))
             if start:
-                told = start + 1 if link.lies else start
+                told = start + 1 if now.lies else start
                 self.send_header("Content-Range", f"bytes {told}-{len(data) - 1}/{len(data)}")
             self.end_headers()
-            self._body(data[start:][: link.cut_after])
+            self._body(data[start:][: now.cut_after], now)
 
-        def _start(self, size: int) -> int | None:
+        def _start(self, size: int, now: Link) -> int | None:
             text = self.headers.get("Range")
-            if text is None or not link.ranges:
+            if text is None or not now.ranges:
                 return 0
             start = int(text.removeprefix("bytes=").removesuffix("-"))
             return start if start < size else None
 
-        def _body(self, data: bytearray) -> None:
-            for at in range(0, len(data), link.piece):
-                if link.pause_s:
-                    time.sleep(link.pause_s)
-                piece = data[at : at + link.piece]
+        def _body(self, data: bytearray, now: Link) -> None:
+            for at in range(0, len(data), now.piece):
+                if now.pause_s:
+                    time.sleep(now.pause_s)
+                piece = data[at : at + now.piece]
                 try:
                     self.wfile.write(piece)
                 except OSError:

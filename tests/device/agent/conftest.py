@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fielded import Fielded, ToyPublisher, fielded
+from tests.support.fielded import Fielded, ToyPublisher, fielded, reopened
+from toolchain.device.agent.agent import Agent
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,19 @@ def publisher(made: ToyPublisher, tmp_path: Path) -> ToyPublisher:
 def field(publisher: ToyPublisher, tmp_path: Path) -> Fielded:
     """A device that looks at the publisher's site and wants ``sample``; nothing is installed."""
     return fielded(tmp_path / "device", publisher, domains=("sample",))
+
+
+@pytest.fixture(scope="session")
+def ran(made: ToyPublisher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a device on which ``sample`` runs; nobody changes it."""
+    path = tmp_path_factory.mktemp("ran") / "device"
+    done = Agent(fielded(path, made, domains=("sample",)).device, supplies=path / "none").once()
+    assert done.changed
+    return path
+
+
+@pytest.fixture
+def running(ran: Path, publisher: ToyPublisher, tmp_path: Path) -> Fielded:
+    """A copy of it, which looks at the publisher's copy."""
+    shutil.copytree(ran, tmp_path / "running", symlinks=True)
+    return reopened(tmp_path / "running", publisher)

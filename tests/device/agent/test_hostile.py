@@ -181,7 +181,7 @@ def today(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_worst_keep_within_memory_and_time(
     attack: Callable[[Forger], None], today: Path, tmp_path: Path
 ) -> None:
-    device = attacked(today, tmp_path)
+    device = attacked(today, tmp_path, datetime.now(timezone.utc))
     attack(device.forger)
     told, seconds, peak_bytes = a_round(device.field.store.path)
     assert [one["unit"] for one in told["round"]["failed"]] == [str(CARS)]

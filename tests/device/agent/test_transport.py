@@ -190,11 +190,41 @@ def test_an_address_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_python_tuf_reads_through_it(mirror: tuple[str, Link]) -> None:
     url, link = mirror
-    transport = Transport(TransferLimits(stall_s=0.1))
+    transport = Transport(TransferLimits(stall_s=0.5))
     assert transport.download_bytes(url, len(DATA)) == DATA
     with pytest.raises(DownloadHTTPError) as caught:
         transport.download_bytes(f"{url}-missing", 10)
     assert caught.value.status_code == 404
-    link.pause_s = 0.5
+    link.pause_s = 1.5
     with pytest.raises(SlowRetrievalError):
         transport.download_bytes(url, len(DATA))
+
+
+def whole(url: str) -> tuple[bytes, Transport]:
+    """Fetch as python-tuf does."""
+    transport = Transport(TransferLimits(stall_s=0.5), wait=Waits())
+    return b"".join(transport.fetch(url)), transport
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_metadata_goes_on_where_a_link_was_cut(tmp_path: Path, ranges: bool) -> None:
+    (tmp_path / "4.targets.json").write_bytes(DATA)
+    with serving(tmp_path) as (url, link):
+        link.cut_after, link.ranges = 100_000, ranges
+        if ranges:
+            data, transport = whole(f"{url}/4.targets.json")
+            assert data == DATA
+            assert transport.received_bytes == len(DATA)
+        else:
+            # It never comes further than the first cut.
+            with pytest.raises(RepositoryError):
+                whole(f"{url}/4.targets.json")
+
+
+def test_a_file_that_changes_is_never_put_together_of_two(tmp_path: Path) -> None:
+    (tmp_path / "timestamp.json").write_bytes(DATA)
+    with serving(tmp_path) as (url, link):
+        link.cut_after = 100_000
+        with pytest.raises(RepositoryError):
+            whole(f"{url}/timestamp.json")
+        assert len(link.asked) == 1

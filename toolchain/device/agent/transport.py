@@ -76,12 +76,33 @@ class Transport(FetcherInterface):
     def _fetch(self, url: str) -> Iterator[bytes]:
         """Yield the bytes of ``url`` for python-tuf, in the errors that it expects."""
         try:
-            with self._answer(url, 0) as (_, pieces):
-                yield from self._paced(pieces, url)
+            yield from self._continued(url)
         except _MissingError as err:
             raise DownloadHTTPError(str(err), _NOT_FOUND) from err
         except SlowRepositoryError as err:
             raise SlowRetrievalError(err.message) from err
+
+    def _continued(self, url: str) -> Iterator[bytes]:
+        """Yield the bytes of ``url``; where the link breaks, go on if the file is a lasting one."""
+        came = idle = 0
+        while True:
+            before = came
+            try:
+                with self._answer(url, came) as (begins, pieces):
+                    # What came already comes again from a server that knows no ranges.
+                    again = came - begins
+                    for piece in self._paced(pieces, url):
+                        new, again = piece[again:], max(0, again - len(piece))
+                        came += len(new)
+                        yield new
+                return
+            except _CutError:
+                idle = 0 if came > before else idle + 1
+                # Without a byte it may be a connection that the server had closed meanwhile.
+                most = 2 if not came else self._limits.attempts if _is_lasting(url) else 0
+                if idle >= most:
+                    raise
+            self._wait(self._limits.pause_s * 2 ** max(0, idle - 1))
 
     def download(
         self,
@@ -266,6 +287,11 @@ class _MissingError(RepositoryError):
 
 
 _LATER = "check the network and the repository's address; what came so far is kept, so try again"
+
+
+def _is_lasting(url: str) -> bool:
+    """Whether a file never changes: metadata whose name begins with its version (TUF 6.2)."""
+    return urlsplit(url).path.rpartition("/")[2][:1].isdigit()
 
 
 def _begin(url: str, start: int, response: urllib3.BaseHTTPResponse) -> int:
