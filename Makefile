@@ -13,7 +13,7 @@ EXPORTS := $(shell find toolchain/export toolchain/bundle toolchain/device/runti
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help cars digits device samples test test-full test-power test-gpu lint types wheel bench accuracy natural bench-gpu test-zoo clean
+.PHONY: help cars digits device samples test test-full test-power fuzz test-gpu lint types wheel bench accuracy natural bench-gpu test-zoo clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ test-full: $(STAMP)  ## the tests at full sizes; ten minutes and a few gigabytes
 
 test-power: $(STAMP)  ## power cuts in a device's store, at every call; needs strace and fuse3
 	$(BIN)/python -m pytest -q -s -m full tests/device/store/test_power.py
+
+fuzz: $(STAMP)  ## a million inputs to every reader of foreign bytes; needs `pip install atheris`
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 test-gpu: $(STAMP)  ## the tests that need an NVIDIA GPU and TensorRT
 	$(BIN)/python -m pytest -m gpu

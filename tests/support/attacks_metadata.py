@@ -182,6 +182,7 @@ for _name, _says, _role, _edit in (
     ("targets_that_does_not_end_there", "expected the paths", "targets",
      _first_role(terminating=False)),
     ("targets_for_no_unit", "DelegationError", "targets", _first_role(name="everything")),
+    ("targets_for_a_unit_that_is_a_number", "DelegationError", "targets", _first_role(name=7)),
     ("targets_for_a_unit_with_a_path", "DelegationError", "targets",
      _first_role(name="domain-../x", paths=["domains/../x/*"])),
     ("targets_without_a_threshold", "MalformedError", "targets", _first_role(threshold=0)),

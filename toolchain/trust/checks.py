@@ -65,7 +65,8 @@ def floor_name(role: str, delegator: Root | Targets) -> str:
     """
     if role == ROOT:
         return ROOT
-    ids = ",".join(sorted(trusted_ids(delegator, role)))
+    # python-tuf lets ids of any type pass; as one of them signed, the others only count as names.
+    ids = ",".join(sorted(map(str, trusted_ids(delegator, role))))
     return f"{role}-{sha256(ids.encode()).hexdigest()[:8]}"
 
 
@@ -201,8 +202,9 @@ def delegated_units(targets: Targets) -> tuple[Unit, ...]:
 
 
 def _unit_of(role: DelegatedRole) -> Unit:
+    # python-tuf lets names of any type pass.
     try:
-        unit = Unit.of_role(role.name)
+        unit = Unit.of_role(f"{role.name}")
     except UsageError as err:
         raise DelegationError(f"{TARGETS}: {err.message}", fix=ASK_PUBLISHER) from err
     if role.paths != [unit.paths] or role.terminating is not True:

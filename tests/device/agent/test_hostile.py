@@ -135,6 +135,15 @@ def test_a_bad_release_holds_no_good_one_back(device: Attacked) -> None:
     device.unharmed()
 
 
+def test_the_id_of_a_key_that_is_a_number_is_no_key(device: Attacked) -> None:
+    """python-tuf lets it pass; the right key beside it has signed."""
+    device.forger.change(
+        "targets", lambda signed: signed["delegations"]["roles"][-1]["keyids"].append(7)
+    )
+    assert outcome(device.field) == ""
+    device.unharmed()
+
+
 # -- memory and time -----------------------------------------------------------------------------
 
 

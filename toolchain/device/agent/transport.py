@@ -95,13 +95,14 @@ class Transport(FetcherInterface):
                         new, again = piece[again:], max(0, again - len(piece))
                         came += len(new)
                         yield new
-                return
             except _CutError:
                 idle = 0 if came > before else idle + 1
                 # Without a byte it may be a connection that the server had closed meanwhile.
                 most = 2 if not came else self._limits.attempts if _is_lasting(url) else 0
                 if idle >= most:
                     raise
+            else:
+                return
             self._wait(self._limits.pause_s * 2 ** max(0, idle - 1))
 
     def download(
