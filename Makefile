@@ -87,6 +87,7 @@ bench: $(STAMP)  ## the figures of the README, into build/bench/ and docs/result
 		--json build/bench/runtime.json --html build/bench/runtime.html
 	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.device
 
 accuracy: $(STAMP)  ## all methods on the sample domains, three seeds; an hour or two, resumable
 	@mkdir -p build/bench

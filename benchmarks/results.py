@@ -31,6 +31,7 @@ ABLATIONS = "# What each part of da3 is worth"
 ABLATED = ("accuracy", "executed_share", "decide")
 MEMORY = "# What training keeps"
 RANGES = "# Ranges of int8"
+DEVICE = "# Updates of a device"
 STALL = "# Heavy requests to a server"
 _JUDGED = {
     "da3_minus_head": "points of `da3` above its own head, mean",
@@ -191,6 +192,37 @@ def _ran_row(row: Mapping[str, Any]) -> Iterable[str]:
     yield f"{1e3 * first['swap_s']:.2f}"
     yield f"{max(one['error'] for one in row['parity'].values()):.1e}"
     yield "unchanged" if row["unchanged"] else "changed"
+
+
+def device(document: Document) -> list[str]:
+    """Return the section of what an update costs a device, from ``benchmarks.device``."""
+    rows = {
+        "update_s": ("from the start of a round until a runner answers by the new release, s", 3),
+        "switch_ms": ("exchanging the links, ms", 4),
+        "agent_rss_mb": ("memory of the agent between two rounds, MB", 1),
+        "agent_cpu_share": ("its share of a core meanwhile", 5),
+    }
+    lines = [
+        DEVICE,
+        "",
+        f"`python -m benchmarks.device`: a domain of ResNet-50 in a bundle of "
+        f"{document['bundle_bytes'] / 1e6:.1f} MB, all of it fetched anew over HTTP on loopback, "
+        f"{document['rounds']} updates. Each round of the agent is a process of its own; its start "
+        "and that of the self-test's process count. Medians, quartiles behind them.",
+        "",
+        "| | measured | at most |",
+        "|---|---|---|",
+    ]
+    for name, (what, digits) in rows.items():
+        spread = document.get(name.replace("_s", "_quartiles_s").replace("_ms", "_quartiles_ms"))
+        ends = (
+            f" ({spread[0]:.{digits}f} to {spread[1]:.{digits}f})"
+            if isinstance(spread, list)
+            else ""
+        )
+        value = f"{document[name]:.{digits}f}{ends}"
+        lines.append(f"| {what} | {value} | {document['goals'][name]:g} |")
+    return lines
 
 
 def put(path: Path, section: list[str]) -> None:
