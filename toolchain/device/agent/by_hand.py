@@ -61,6 +61,10 @@ def install(device: Device, what: str) -> str:
             names = [Unit.parse(one).name for one in trusted.releases if one.startswith("domains/")]
             raise UnknownNameError("domain", what, names, fix="or name a file, such as ./cars.da3b")
         operations.install(device, writer, release, trusted.releases)
+    # Those of other domains' backbones are built when they are needed.
+    operations.build_engines(
+        device, [one for one in trusted.releases.values() if one.backbone == release.backbone]
+    )
     return str(unit)
 
 

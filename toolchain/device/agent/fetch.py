@@ -60,7 +60,7 @@ class Fetcher:
         """
         signed = release.manifest
         place = manifest_place(release.unit, signed.name, signed.digest)
-        path = self._file(place, signed.name, signed.digest, signed.size)
+        path = self.file(place, signed.name, signed.digest, signed.size)
         data = read_limited(path, limit_bytes=LIMIT_BYTES, what="manifest")
         return check_manifest(release, data), data
 
@@ -84,7 +84,7 @@ class Fetcher:
         """
         manifest, text = self.manifest(release)
         files = {
-            entry.name: self._file(blob_place(entry.digest), entry.name, entry.digest, entry.size)
+            entry.name: self.file(blob_place(entry.digest), entry.name, entry.digest, entry.size)
             for entry in manifest.files
         }
         # Beside the parts, so that files are linked and not copied.
@@ -97,10 +97,14 @@ class Fetcher:
             self.writer.drop_part(digest)
 
     def _blob(self, entry: FileEntry) -> bytes:
-        path = self._file(blob_place(entry.digest), entry.name, entry.digest, entry.size)
+        path = self.file(blob_place(entry.digest), entry.name, entry.digest, entry.size)
         return read_limited(path, limit_bytes=entry.size, what="part")
 
-    def _file(self, place: str, name: str, digest: str, size: int) -> Path:
+    def file(self, place: str, name: str, digest: str, size: int) -> Path:
+        """Return the part that holds the file at ``place`` of the site.
+
+        Raises RepositoryError, VerificationError, QuotaError, StorageError.
+        """
         path = self.writer.part(digest, size)
         self.repository.transport.download(
             self.repository.place(place),

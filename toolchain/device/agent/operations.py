@@ -9,7 +9,7 @@ while the device looks whether a trial is well, nobody holds it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,12 +23,14 @@ from toolchain.bundle.release import read_release
 from toolchain.core.errors import StoreError, UnsignedError, UsageError
 from toolchain.core.files import is_folder, read_limited
 from toolchain.core.timing import Notify
-from toolchain.core.units import Unit
+from toolchain.core.units import BACKBONES, Unit
+from toolchain.device.agent.engines import build, fetch_kit, has_engine, kit_for
 from toolchain.device.agent.fetch import Fetcher, Repository
 from toolchain.device.agent.health import Looked, look
 from toolchain.device.agent.plan import Offers, Step, backbone_of
 from toolchain.device.agent.policy import Policy
 from toolchain.device.agent.transport import TransferLimits, Transport
+from toolchain.device.boards.machine import Machine, read_machine
 from toolchain.device.runtime.ort.trial import examine
 from toolchain.device.store.installed import BUNDLE_NAME
 from toolchain.device.store.state import INSTALLED, Held, State, Trial
@@ -59,6 +61,7 @@ class Device:
     told: Notify = lambda _: None
     now: Callable[[], datetime] = utc
     wait: Callable[[float], None] = time.sleep
+    machine: Callable[[], Machine] = read_machine
 
     @property
     def repository(self) -> Repository:
@@ -226,6 +229,8 @@ def take(device: Device, step: Step, offers: Offers) -> bool:
     with device.store.writing() as writer:
         for release in step.releases:
             install(device, writer, release, offers)
+    build_engines(device, step.releases)
+    with device.store.writing() as writer:
         running = {unit: held.digest for unit, held in writer.state.running.items()}
         changes = {u: digest for u, digest in step.changes.items() if running.get(u) != digest}
         if not changes:
@@ -233,6 +238,24 @@ def take(device: Device, step: Step, offers: Offers) -> bool:
             return True
         begin(device, writer, changes)
     return finish_trial(device)
+
+
+def build_engines(device: Device, releases: Sequence[SignedRelease]) -> None:
+    """Build the engine of each backbone that has a kit for this board, unless it is there.
+
+    Raises RepositoryError, VerificationError, StorageError; BuildError where it could not be built.
+    """
+    for release in releases:
+        # Looking at the machine takes a second, and most releases have no kit.
+        if release.unit.kind != BACKBONES or len(release.files) < 2:
+            continue
+        folder = device.store.layout.engines(release.manifest.digest)
+        kit = kit_for(release, device.machine())
+        if kit is None or has_engine(folder):
+            continue
+        with device.store.writing() as writer:
+            path = fetch_kit(device.fetcher(writer), release, kit, folder)
+        build(path, folder, device.told)
 
 
 def begin(device: Device, writer: Writer, changes: Mapping[str, str | None]) -> None:
