@@ -301,7 +301,7 @@ def finish_trial(device: Device) -> bool:
     looked = _watched(device, trial)
     what = ", ".join(trial.units)
     with device.store.writing() as writer:
-        if (now := writer.state.trial) is None or now.generation != trial.generation:
+        if not _is_open(writer.state, trial):
             device.told(f"{what}: the trial was ended by somebody else")
             return False
         if looked.well:
@@ -327,6 +327,14 @@ def _watched(device: Device, trial: Trial) -> Looked:
         if not looked.well or left <= 0 or not repeats:
             return looked
         device.wait(min(health.every_s, left))
+        # A hand may have ended it; nobody waits for the rest of a day then.
+        if not _is_open(device.store.state(), trial):
+            return looked
+
+
+def _is_open(state: State, trial: Trial) -> bool:
+    """Whether ``trial`` is the one under way still."""
+    return state.trial is not None and state.trial.generation == trial.generation
 
 
 def _selftests(device: Device, trial: Trial) -> None:
