@@ -198,15 +198,17 @@ def test_the_worst_keep_within_memory_and_time(
 ) -> None:
     device = attacked(today, tmp_path, datetime.now(timezone.utc))
     attack(device.forger)
-    told, seconds, peak_bytes = a_round(device.field.store.path)
+    told, seconds = a_round(device.field.store.path)
     assert [one["unit"] for one in told["round"]["failed"]] == [str(CARS)]
     assert seconds < 30
-    assert peak_bytes < MEMORY_BYTES
     device.unharmed()
 
 
-def a_round(store: Path) -> tuple[dict[str, dict[str, list[dict[str, str]]]], float, int]:
-    """Run a round as the loop does; return its answer, processor time and peak of memory."""
+def a_round(store: Path) -> tuple[dict[str, dict[str, list[dict[str, str]]]], float]:
+    """Run a round as the loop does, with its limit on memory; return answer and processor time.
+
+    The system's peak would tell nothing: after a fork it is the parent's as well (getrusage(2)).
+    """
     process = subprocess.Popen(round_words(store), stdout=subprocess.PIPE)
     resource.prlimit(process.pid, resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     assert process.stdout is not None
@@ -214,4 +216,4 @@ def a_round(store: Path) -> tuple[dict[str, dict[str, list[dict[str, str]]]], fl
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     process.stdout.close()
-    return json.loads(answer), used.ru_utime + used.ru_stime, used.ru_maxrss << 10
+    return json.loads(answer), used.ru_utime + used.ru_stime
