@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.exported import Fleet
 from toolchain.device.runtime.runner import Runner
-from toolchain.device.store.installed import BUNDLE_NAME
+from toolchain.device.store.layout import BUNDLE_NAME
 
 ALL = ("first", "digits", "head", "da2", "wide", "every", "bgr", "grey", "always")
 

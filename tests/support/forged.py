@@ -26,11 +26,11 @@ from toolchain.bundle import open_bundle
 from toolchain.bundle.backbone import graph_digest
 from toolchain.core.digest import sha256
 from toolchain.core.errors import Da3Error
-from toolchain.core.units import Unit
+from toolchain.core.units import BackboneId, Unit
 from toolchain.device.agent.agent import Agent
 from toolchain.device.store.state import State
 from toolchain.trust import keys as keyfiles
-from toolchain.trust.release import BackboneId, custom
+from toolchain.trust.release import custom
 from toolchain.trust.unit import blob_place, manifest_place
 
 Change = Callable[[dict[str, Any]], Any]

@@ -33,6 +33,7 @@ from toolchain.core.fields import (
     printable,
     whole,
 )
+from toolchain.core.units import BackboneId
 from toolchain.core.words import (
     AGENT,
     BOOLEAN,
@@ -40,7 +41,6 @@ from toolchain.core.words import (
     DOMAIN,
     DTYPE,
     FILE_NAME,
-    IDENTIFIER,
     MEDIA_TYPE,
     NATURAL,
     NOTES,
@@ -91,12 +91,9 @@ class Tap(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class BackboneRef(Section):
+class BackboneRef(BackboneId):
     """The one backbone that this domain fits, by digest; there are no version ranges."""
 
-    name: str = key(IDENTIFIER)
-    weights_digest: str = key(DIGEST)
-    graph_digest: str = key(DIGEST)
     taps: tuple[Tap, ...] = key(ListOf(SectionOf(Tap), 0, MAX_TAPS))
 
 

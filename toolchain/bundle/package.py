@@ -22,7 +22,7 @@ from toolchain.bundle.slots import check_slots, slot_table
 from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, Fault, UnknownNameError, UsageError
 from toolchain.core.files import atomic_directory, open_limited, write_atomic
-from toolchain.core.words import raise_faults
+from toolchain.core.words import TIME_FORMAT, raise_faults
 
 _MEDIA_TYPES = {
     ".json": "application/json",
@@ -196,7 +196,7 @@ def created_now() -> str:
             f"SOURCE_DATE_EPOCH: expected whole seconds since 1970, got {text!r:.40}",
             fix="set it to the output of `git log -1 --format=%ct`, or unset it",
         )
-    return datetime.fromtimestamp(int(text), timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(int(text), timezone.utc).strftime(TIME_FORMAT)
 
 
 def _entry(payload: Payload) -> FileEntry:

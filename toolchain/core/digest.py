@@ -33,6 +33,17 @@ def sha256(data: Bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+def headed(body: bytes) -> bytes:
+    """Return a file that tells of damage by itself: the digest of ``body`` on a line, and it."""
+    return f"{sha256(body)}\n".encode() + body
+
+
+def headed_body(data: bytes) -> bytes | None:
+    """Return what :func:`headed` was given; None where it is not what its digest says."""
+    digest, _, body = data.partition(b"\n")
+    return body if sha256(body).encode() == digest else None
+
+
 class BackgroundDigests:
     """Digests of several parts; another thread computes them while the caller goes on.
 

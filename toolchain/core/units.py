@@ -1,4 +1,4 @@
-"""Units: what has a history of releases, a domain or a backbone.
+"""Units: what has a history of releases, a domain or a backbone; and which backbone it is.
 
 Rules of this file: names only. A unit's text is ``domains/cars``, say, the same
 in signed metadata, in a store and in a message. A name holds no slash, so a text is read one way.
@@ -9,11 +9,12 @@ metadata can point elsewhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 from urllib.parse import quote
 
 from toolchain.core.errors import UsageError
-from toolchain.core.fields import text
-from toolchain.core.words import DOMAIN, IDENTIFIER, TARGET
+from toolchain.core.fields import Section, key, text
+from toolchain.core.words import DIGEST, DOMAIN, IDENTIFIER, TARGET
 
 DOMAINS, BACKBONES = "domains", "backbones"
 _NAMES = {DOMAINS: DOMAIN, BACKBONES: IDENTIFIER}
@@ -96,6 +97,46 @@ class Unit:
     def target(self, name: str) -> str:
         """Return the TUF target path of the file ``name``."""
         return f"{self}/{name}"
+
+
+class _Named(Protocol):
+    """What names a backbone: a manifest, or a reference to one."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def weights_digest(self) -> str:
+        """Of the trained weights."""
+
+    @property
+    def graph_digest(self) -> str:
+        """Of the exported graph and weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneId(Section):
+    """Which backbone: its name for people, and the two digests that decide."""
+
+    name: str = key(IDENTIFIER)
+    weights_digest: str = key(DIGEST)
+    graph_digest: str = key(DIGEST)
+
+    @staticmethod
+    def of(one: _Named) -> BackboneId:
+        """Return which backbone a manifest is of, or a reference means."""
+        return BackboneId(one.name, one.weights_digest, one.graph_digest)
+
+    @property
+    def digests(self) -> tuple[str, str]:
+        """What decides whether two are the same."""
+        return self.weights_digest, self.graph_digest
+
+
+def is_backbone(unit: str) -> bool:
+    """Return whether the unit whose text is ``unit`` is a backbone. Raises UsageError for none."""
+    return Unit.parse(unit).kind == BACKBONES
 
 
 def kit_file(target: str) -> str:

@@ -101,6 +101,8 @@ LOADED = replace(
 )
 VERSION = matching(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,63}")
 AGENT = matching(r"[0-9]{1,5}(\.[0-9]{1,5}){1,2}")
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+"""RFC 3339 in UTC and whole seconds, as ``strftime`` takes it; :data:`TIME` is its rule."""
 TIME = matching(r"[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z")
 MEDIA_TYPE = matching(r"[a-z]{1,20}/[a-z0-9][a-z0-9.+-]{0,99}")
 DTYPE = choice(

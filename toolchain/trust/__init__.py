@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from toolchain.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from toolchain.core.units import Unit
+    from toolchain.core.units import BackboneId, Unit
     from toolchain.trust.assignment import Assignment, read_assignment, sign_assignment
     from toolchain.trust.ceremonies import add, init, renew, revoke, rotate
     from toolchain.trust.checks import NO_FLOORS, Floors
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from toolchain.trust.facts import MetadataFacts, SiteFacts, describe, describe_site
     from toolchain.trust.keyring import KeyFacts, KeyringFacts, RoleFacts, show
     from toolchain.trust.keys import Passphrase, passphrase_from
-    from toolchain.trust.release import BackboneId, SignedFile, SignedRelease, check_manifest
+    from toolchain.trust.release import SignedFile, SignedRelease, check_manifest
     from toolchain.trust.signing import Signing, sign
     from toolchain.trust.site import Published, publish
     from toolchain.trust.unit import blob_place, manifest_place, named_unit

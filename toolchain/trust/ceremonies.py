@@ -18,12 +18,12 @@ from toolchain.core.errors import ExistsError, UnknownNameError, UsageError
 from toolchain.core.files import atomic_directory, exists, make_folder, write_atomic
 from toolchain.core.lock import locked
 from toolchain.core.units import BACKBONES, DOMAINS, Unit
+from toolchain.core.words import TIME_FORMAT
 from toolchain.trust import keys as keyfiles
 from toolchain.trust import metadata as tuf
 from toolchain.trust.keyring import Keyring, KeyringFacts, show
 from toolchain.trust.keys import KeyRecord, Passphrase
 from toolchain.trust.metadata import FLEET, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Delegated
-from toolchain.trust.release import TIME_FORMAT
 from toolchain.trust.unit import METADATA
 
 if TYPE_CHECKING:

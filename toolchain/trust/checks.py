@@ -27,9 +27,9 @@ from toolchain.core.errors import (
     UsageError,
 )
 from toolchain.core.units import Unit
-from toolchain.core.words import EXACT, TIME
+from toolchain.core.words import EXACT, TIME, TIME_FORMAT
 from toolchain.trust.metadata import ISSUED, ROOT, TARGETS, trusted_ids
-from toolchain.trust.release import ASK_PUBLISHER, TIME_FORMAT, SignedRelease
+from toolchain.trust.release import ASK_PUBLISHER, SignedRelease
 
 if TYPE_CHECKING:
     from tuf.api.metadata import DelegatedRole, Root, Signed, Targets, Timestamp

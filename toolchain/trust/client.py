@@ -24,12 +24,13 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 from toolchain.core.errors import ExpiredError, MalformedError, RevokedError, TrustError
 from toolchain.core.files import make_folder
 from toolchain.core.units import BACKBONES, Unit
+from toolchain.core.words import TIME_FORMAT
 from toolchain.trust import checks, faults
 from toolchain.trust.assignment import fleet_of
 from toolchain.trust.checks import Floors
 from toolchain.trust.metadata import LIMIT_BYTES, ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from toolchain.trust.public import PublicKey
-from toolchain.trust.release import TIME_FORMAT, SignedRelease, read_release
+from toolchain.trust.release import SignedRelease, read_release
 from toolchain.trust.unit import METADATA
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from toolchain.core.errors import DataError, Fault, UsageError
 from toolchain.core.fields import read_section
 from toolchain.core.files import is_file, is_folder, names, read_limited
 from toolchain.core.sealed import SealedFile
-from toolchain.core.units import BACKBONES, DOMAINS, Unit, kit_file
+from toolchain.core.units import BACKBONES, DOMAINS, BackboneId, Unit, kit_file
 from toolchain.core.words import raise_faults
-from toolchain.trust.release import BackboneId, SignedFile, SignedRelease, backbone_of
+from toolchain.trust.release import SignedFile, SignedRelease, backbone_of
 
 SUFFIX = ".release.json"
 _KIT_PREFIX, _KIT_MANIFEST = "kit-", "kit.json"

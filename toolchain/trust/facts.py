@@ -14,9 +14,10 @@ from tuf.api.metadata import Root, Signed, Snapshot, Targets, Timestamp
 
 from toolchain.core.errors import MalformedError
 from toolchain.core.units import Unit
+from toolchain.core.words import TIME_FORMAT
 from toolchain.trust import metadata as tuf
 from toolchain.trust.metadata import ISSUED
-from toolchain.trust.release import TIME_FORMAT, UNIT, SignedRelease, read_release
+from toolchain.trust.release import UNIT, SignedRelease, read_release
 from toolchain.trust.state import metadata_file, read_state
 
 

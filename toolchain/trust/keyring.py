@@ -24,12 +24,12 @@ from tuf.api.metadata import Metadata, Root, Targets
 
 from toolchain.core.errors import DataError, SigningError, first_few
 from toolchain.core.units import Unit
+from toolchain.core.words import TIME_FORMAT
 from toolchain.trust import keys as keyfiles
 from toolchain.trust import metadata as tuf
 from toolchain.trust.assignment import fleet_of
 from toolchain.trust.keys import KeyRecord, Passphrase
 from toolchain.trust.metadata import FLEET, ROOT, TARGETS
-from toolchain.trust.release import TIME_FORMAT
 from toolchain.trust.state import metadata_file, versions
 from toolchain.trust.unit import METADATA
 

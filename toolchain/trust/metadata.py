@@ -30,9 +30,10 @@ from tuf.api.metadata import (
 from tuf.api.serialization import DeserializationError
 
 from toolchain.core.errors import MalformedError, SigningError, TooLargeError, UnsignedError
-from toolchain.core.units import Unit
+from toolchain.core.units import BackboneId, Unit
+from toolchain.core.words import TIME_FORMAT
 from toolchain.trust.public import public_key
-from toolchain.trust.release import TIME_FORMAT, UNIT, BackboneId, SignedFile, custom
+from toolchain.trust.release import UNIT, SignedFile, custom
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key, Signer

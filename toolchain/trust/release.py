@@ -23,12 +23,12 @@ from toolchain.core.errors import (
 )
 from toolchain.core.fields import Section, SectionOf, choice, key, read_section
 from toolchain.core.sealed import SealedManifest
-from toolchain.core.units import DOMAINS, Unit
+from toolchain.core.units import DOMAINS, BackboneId, Unit
 from toolchain.core.words import (
     DIGEST,
     EXACT,
-    IDENTIFIER,
     NATURAL,
+    TIME_FORMAT,
     raise_faults,
     to_json,
 )
@@ -43,17 +43,7 @@ SCHEMA = "da3.release/1"
 LIMIT_FILES = 64
 # Says in the signed metadata itself whose release it is: a key may serve two units.
 UNIT = "unit"
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 ASK_PUBLISHER = "tell who publishes the repository; nothing on this device was changed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneId(Section):
-    """Which backbone: its name for people, and the two digests that decide."""
-
-    name: str = key(IDENTIFIER)
-    weights_digest: str = key(DIGEST)
-    graph_digest: str = key(DIGEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,9 +182,7 @@ def _manifest_faults(
 def backbone_of(manifest: Manifest | BackboneManifest) -> BackboneId:
     """Return the backbone that a bundle needs, or that an artefact is."""
     one = manifest if isinstance(manifest, SealedManifest) else manifest.backbone
-    return BackboneId(
-        name=one.name, weights_digest=one.weights_digest, graph_digest=one.graph_digest
-    )
+    return BackboneId.of(one)
 
 
 def _is_own(unit: Unit, path: str) -> bool:

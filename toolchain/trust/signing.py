@@ -20,12 +20,12 @@ from toolchain.core.errors import SigningError
 from toolchain.core.files import write_atomic
 from toolchain.core.lock import locked
 from toolchain.core.units import Unit
-from toolchain.core.words import EXACT
+from toolchain.core.words import EXACT, TIME_FORMAT
 from toolchain.trust import keys as keyfiles
 from toolchain.trust import metadata as tuf
 from toolchain.trust.content import Content, Kit, content_of, release_path
 from toolchain.trust.keys import Issue, KeyRecord, Passphrase
-from toolchain.trust.release import TIME_FORMAT, SignedRelease, read_release
+from toolchain.trust.release import SignedRelease, read_release
 
 
 @dataclass(frozen=True, kw_only=True)

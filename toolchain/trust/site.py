@@ -40,12 +40,13 @@ from toolchain.core.files import (
 )
 from toolchain.core.lock import locked
 from toolchain.core.units import BACKBONES, Unit
+from toolchain.core.words import TIME_FORMAT
 from toolchain.trust import metadata as tuf
 from toolchain.trust.content import SUFFIX, find_content, release_path
 from toolchain.trust.keyring import Keyring
 from toolchain.trust.keys import Passphrase
 from toolchain.trust.metadata import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
-from toolchain.trust.release import TIME_FORMAT, UNIT, SignedRelease, read_release
+from toolchain.trust.release import UNIT, SignedRelease, read_release
 from toolchain.trust.state import SignedRole, State, metadata_file, read_state
 from toolchain.trust.unit import METADATA, blob_place, manifest_place
 

@@ -15,8 +15,9 @@ from tests.support.trusted import NOW, Publisher, passphrase
 from toolchain.core.errors import BuildError
 from toolchain.core.units import Unit
 from toolchain.device.agent.agent import Agent
-from toolchain.device.agent.engines import has_engine, kit_for
+from toolchain.device.agent.engines import kit_for
 from toolchain.device.boards.machine import Machine, read_machine
+from toolchain.device.engine.cache import EngineStore
 from toolchain.device.engine.kit import open_kit
 from toolchain.device.store.current import read_running
 from toolchain.trust import ceremonies
@@ -62,7 +63,7 @@ def test_a_backbone_whose_engine_cannot_be_built_does_not_run(field: Fielded) ->
     (backbone,) = (one for one in state.held if one.unit == str(TOY))
     folder = field.store.layout.engines(backbone.digest)
     assert open_kit(folder / "kit-orin-nano-jp6.2").manifest.target == "orin-nano-jp6.2"
-    assert not has_engine(folder)
+    assert not EngineStore(folder).folders()
     assert not [*(field.store.path / "part").iterdir()]
     # The next round goes on from there: nothing is fetched again.
     field.policy(repository=field.device.policy.repository)
@@ -101,7 +102,7 @@ def test_an_engine_that_is_there_is_what_runs(field: Fielded, board: Machine) ->
     # It goes with its backbone and not before.
     with field.store.writing() as writer:
         writer.gc()
-    assert has_engine(engine.parent)
+    assert EngineStore(engine.parent).folders() == [engine]
 
 
 def test_only_a_kit_of_this_board_counts(field: Fielded, board: Machine) -> None:

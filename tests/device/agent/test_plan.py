@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from toolchain.core.units import Unit
+from toolchain.core.units import BackboneId, Unit
 from toolchain.device.agent.plan import Plan, Step, Waiting, plan
 from toolchain.device.agent.policy import Policy
 from toolchain.device.store.state import (
     COMMITTED,
     Failed,
-    Fits,
     Generation,
     Held,
     State,
     StoredFile,
 )
-from toolchain.trust.release import BackboneId, SignedFile, SignedRelease
+from toolchain.trust.release import SignedFile, SignedRelease
 
 OLD, NEW = "a" * 64, "b" * 64
 
 
-def fits(letters: str) -> Fits:
-    return Fits("net", f"sha256:{letters}", f"sha256:{letters}")
+def fits(letters: str) -> BackboneId:
+    return BackboneId("net", f"sha256:{letters}", f"sha256:{letters}")
 
 
 def held(unit: str, counter: int, backbone: str = OLD) -> Held:

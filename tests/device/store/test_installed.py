@@ -22,7 +22,7 @@ from toolchain.core.digest import sha256
 from toolchain.core.errors import BackboneMismatchError, ClosedError, ExistsError, SelftestError
 from toolchain.device import Runner
 from toolchain.device.store import installed
-from toolchain.device.store.installed import BUNDLE_NAME, RECORD_NAME
+from toolchain.device.store.layout import BUNDLE_NAME, RECORD_NAME
 
 
 def test_what_is_read_is_what_the_bundle_gives(fleet: Fleet, folder: Path) -> None:

@@ -20,7 +20,7 @@ from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, Da3Error, StorageError
 from toolchain.device import Runner
 from toolchain.device.store import installed
-from toolchain.device.store.installed import BUNDLE_NAME, RECORD_NAME
+from toolchain.device.store.layout import BUNDLE_NAME, RECORD_NAME
 
 
 def edited(folder: Path) -> None:

@@ -11,12 +11,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.support.stored import NOW
 from toolchain.core.errors import StoreError, TrialError, UsageError
+from toolchain.core.units import BackboneId
 from toolchain.device.store import steps
 from toolchain.device.store.state import (
     COMMITTED,
     INSTALLED,
     TRYING,
-    Fits,
     Held,
     State,
     StoredFile,
@@ -24,7 +24,7 @@ from toolchain.device.store.state import (
 
 UNITS = st.sampled_from(["backbones/toy", "domains/cars", "domains/Käfer am Bach"])
 CONTENTS = st.sampled_from(["1", "2", "3"])
-FITS = Fits("toy", "sha256:" + "a" * 64, "sha256:" + "b" * 64)
+FITS = BackboneId("toy", "sha256:" + "a" * 64, "sha256:" + "b" * 64)
 
 
 def release(unit: str, counter: int, content: str, *, signed: bool) -> Held:

@@ -13,14 +13,13 @@ from pathlib import Path
 from toolchain.core.errors import RolledBackError, UnknownNameError, UsageError
 from toolchain.core.files import exists, read_limited
 from toolchain.core.timing import Notify
-from toolchain.core.units import Unit
+from toolchain.core.units import Unit, is_backbone
 from toolchain.device.agent import operations
 from toolchain.device.agent.operations import Device
 from toolchain.device.agent.policy import Policy, read_policy, write_policy
 from toolchain.device.store.state import Settings, State
 from toolchain.device.store.store import Store
-
-_LIMIT_ROOT_BYTES = 1 << 20
+from toolchain.trust.metadata import LIMIT_BYTES
 
 
 def init(path: Path, root: Path | None, policy: Policy, settings: Settings) -> Store:
@@ -33,7 +32,7 @@ def init(path: Path, root: Path | None, policy: Policy, settings: Settings) -> S
             "expected the root metadata of the repository, got none",
             fix="name it: --root root.json, as `da3 keys init` has made it",
         )
-    data = None if root is None else read_limited(root, limit_bytes=_LIMIT_ROOT_BYTES, what="root")
+    data = None if root is None else read_limited(root, limit_bytes=LIMIT_BYTES, what="root")
     store = Store.create(path, root=data, settings=settings)
     write_policy(store.path, policy)
     return store
@@ -58,7 +57,7 @@ def install(device: Device, what: str) -> str:
         trusted = operations.look_at_repository(device, writer, [unit])
         release = trusted.release(unit)
         if release is None:
-            names = [Unit.parse(one).name for one in trusted.releases if one.startswith("domains/")]
+            names = [Unit.parse(one).name for one in trusted.releases if not is_backbone(one)]
             raise UnknownNameError("domain", what, names, fix="or name a file, such as ./cars.da3b")
         operations.install(device, writer, release, trusted.releases)
     # Those of other domains' backbones are built when they are needed.
@@ -74,7 +73,7 @@ def activate(device: Device, name: str) -> None:
     Raises RolledBackError where it was not well, StoreError, StorageError.
     """
     unit = str(Unit("domains", name))
-    _try(device, name, lambda: operations.newest(device.store.state(), unit))
+    _try(device, unit, lambda: operations.newest(device.store.state(), unit))
 
 
 def remove(device: Device, name: str) -> None:
@@ -83,7 +82,7 @@ def remove(device: Device, name: str) -> None:
     running = device.store.state().running
     if unit not in running:
         raise UnknownNameError("domain", name, [Unit.parse(one).name for one in running])
-    _try(device, name, lambda: {unit: None})
+    _try(device, unit, lambda: {unit: None})
 
 
 def roll_back(device: Device, name: str | None = None) -> tuple[str, ...]:
@@ -114,13 +113,13 @@ def _changed(state: State) -> tuple[str, ...]:
     return tuple(sorted(unit for unit in old | new if old.get(unit) != new.get(unit)))
 
 
-def _try(device: Device, name: str, changes: Callable[[], dict[str, str | None]]) -> None:
+def _try(device: Device, unit: str, changes: Callable[[], dict[str, str | None]]) -> None:
     with device.store.writing() as writer:
         operations.begin(device, writer, changes())
     if not operations.finish_trial(device):
-        failed = [one for one in device.store.state().failed if one.unit.endswith(f"/{name}")]
+        failed = [one for one in device.store.state().failed if one.unit == unit]
         reason = failed[-1].reason if failed else "see da3 device history"
         raise RolledBackError(
-            f"{name}: expected it to be well, and went back: {reason}",
+            f"{Unit.parse(unit).name}: expected it to be well, and went back: {reason}",
             fix="what ran before runs on; look into the cause, and install another release",
         )

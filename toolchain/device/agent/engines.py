@@ -8,10 +8,6 @@ store's lock meanwhile, and what runs goes on. If it fails, the backbone does no
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
-import sys
-from contextlib import suppress
 from pathlib import Path
 
 from toolchain.core.canonical import LIMIT_BYTES
@@ -21,16 +17,15 @@ from toolchain.core.files import (
     is_file,
     link_or_copy,
     make_folder,
-    names,
     read_limited,
 )
 from toolchain.core.sealed import SealedFile
 from toolchain.core.timing import Notify
 from toolchain.core.units import kit_file
 from toolchain.device.agent.fetch import Fetcher
+from toolchain.device.agent.process import command, started
 from toolchain.device.boards.locate import here
 from toolchain.device.boards.machine import Machine
-from toolchain.device.engine.cache import ENGINE_NAME
 from toolchain.device.engine.kit import KIT_NAME, KitManifest, open_kit
 from toolchain.trust.release import SignedFile, SignedRelease
 from toolchain.trust.unit import blob_place, manifest_place
@@ -43,11 +38,6 @@ def kit_for(release: SignedRelease, machine: Machine) -> SignedFile | None:
     """Return the kit that a backbone's release has for this machine, None where it has none."""
     target = here(machine)
     return None if target is None else release.file(kit_file(target.name))
-
-
-def has_engine(folder: Path) -> bool:
-    """Whether an engine was built into ``folder``."""
-    return any(is_file(folder / name / ENGINE_NAME) for name in names(folder))
 
 
 def fetch_kit(fetcher: Fetcher, release: SignedRelease, kit: SignedFile, folder: Path) -> Path:
@@ -80,18 +70,17 @@ def fetch_kit(fetcher: Fetcher, release: SignedRelease, kit: SignedFile, folder:
 def build(kit: Path, folder: Path, told: Notify) -> None:
     """Build the engine of a kit into ``folder``. Raises BuildError with what ``da3 build`` said."""
     told(f"{kit.name}: building its engine; this takes minutes, once for each backbone")
-    words = [sys.executable, "-m", "toolchain", "build", str(kit), "--engines", str(folder)]
+    words = ["build", str(kit), "--engines", str(folder)]
     flavours = {item.flavour for item in open_kit(kit).manifest.flavours}
     if _FLAVOUR in flavours:
         words += ["--flavour", _FLAVOUR]
-    # Python looks for modules where it starts: nobody but root writes there.
-    with subprocess.Popen([*words, "--json"], stdout=subprocess.PIPE, cwd="/") as process:
-        with suppress(OSError, ValueError):
-            _, hard = resource.prlimit(process.pid, resource.RLIMIT_DATA)
-            resource.prlimit(process.pid, resource.RLIMIT_DATA, (hard, hard))
+    with started(command(*words, "--json"), memory_bytes=None) as process:
         answer, _ = process.communicate()
     if process.returncode:
-        raise BuildError(f"{kit.name}: {_reason(answer, process.returncode)}", fix=_fix(words))
+        raise BuildError(
+            f"{kit.name}: {_reason(answer, process.returncode)}",
+            fix=f"run it by hand: da3 {' '.join(words)}",
+        )
 
 
 def _reason(answer: bytes, code: int) -> str:
@@ -99,7 +88,3 @@ def _reason(answer: bytes, code: int) -> str:
         return str(json.loads(answer)["error"]["message"])[:500]
     except (ValueError, KeyError, TypeError, RecursionError):
         return f"da3 build ended with {code}"
-
-
-def _fix(words: list[str]) -> str:
-    return f"run it by hand: da3 {' '.join(words[3:])}"

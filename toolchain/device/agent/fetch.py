@@ -23,7 +23,7 @@ from toolchain.core.canonical import LIMIT_BYTES
 from toolchain.core.errors import Da3Error
 from toolchain.core.files import read_limited
 from toolchain.device.agent.transport import Transport
-from toolchain.device.store.installed import BUNDLE_NAME
+from toolchain.device.store.layout import BUNDLE_NAME, Layout
 from toolchain.device.store.store import Writer
 from toolchain.trust.release import SignedRelease, check_manifest
 from toolchain.trust.unit import blob_place, manifest_place
@@ -46,11 +46,11 @@ class Repository:
 
 @dataclass(frozen=True, slots=True)
 class Fetcher:
-    """Brings releases from ``repository`` into the parts of a store; ``store``: its folder."""
+    """Brings releases from ``repository`` into the parts of the store of ``layout``."""
 
     repository: Repository
     writer: Writer
-    store: Path
+    layout: Layout
     progress: Progress
 
     def manifest(self, release: SignedRelease) -> tuple[Manifest | BackboneManifest, bytes]:
@@ -88,7 +88,7 @@ class Fetcher:
             for entry in manifest.files
         }
         # Beside the parts, so that files are linked and not copied.
-        with TemporaryDirectory(dir=self.store / "part", prefix="backbone-") as folder:
+        with TemporaryDirectory(dir=self.layout.parts, prefix="backbone-") as folder:
             yield assemble_backbone(Path(folder), text, files)
 
     def drop(self, release: SignedRelease, manifest: Manifest | BackboneManifest) -> None:
@@ -120,7 +120,7 @@ class Fetcher:
         held = self.writer.state.running.get(str(release.unit))
         if held is None:
             return {}
-        path = self.store / "rel" / held.digest.removeprefix("sha256:") / BUNDLE_NAME
+        path = self.layout.content(held.unit, held.digest) / BUNDLE_NAME
         try:
             opened = bundle.open_bundle(path)
         except Da3Error:

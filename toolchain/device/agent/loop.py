@@ -12,15 +12,15 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from toolchain.device.agent.process import command, started
 
 MEMORY_BYTES = 1 << 30
 """Private memory of a round; a bundle of 512 MiB, the largest, is held once."""
@@ -32,14 +32,12 @@ _LIMIT_ANSWER_BYTES = 1 << 20
 
 def round_words(store: Path) -> list[str]:
     """Return the command of one round on the store in the folder ``store``."""
-    words = (sys.executable, "-m", "toolchain", "device", "agent", "--round", "--json")
-    return [*words, "--store", str(store.absolute())]
+    return command("device", "agent", "--round", "--json", "--store", str(store.absolute()))
 
 
 def start_words(store: Path) -> list[str]:
     """Return the command that puts a store right after a start of the device."""
-    words = (sys.executable, "-m", "toolchain", "device", "recover", "--json")
-    return [*words, "--store", str(store.absolute())]
+    return command("device", "recover", "--json", "--store", str(store.absolute()))
 
 
 @dataclass
@@ -91,18 +89,11 @@ class Loop:
     def _process(self, words: Sequence[str]) -> Any:
         """Run a command and return what it answered, None for no answer; it ends with the loop."""
         try:
-            # Python looks for modules where it starts: nobody but root writes there.
-            process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/"
-            )
+            process = started(words, MEMORY_BYTES)
         except OSError as err:
             self.told(f"cannot start {words[0]}: {err.strerror}")
             return None
         with process:
-            with suppress(OSError, ValueError):
-                _, hard = resource.prlimit(process.pid, resource.RLIMIT_DATA)
-                # The trial of a graph sets its own limit, which may be higher.
-                resource.prlimit(process.pid, resource.RLIMIT_DATA, (MEMORY_BYTES, hard))
             answer = self._answer(process)
         try:
             return json.loads(answer)

@@ -23,23 +23,24 @@ from toolchain.bundle.release import read_release
 from toolchain.core.errors import StoreError, UnsignedError, UsageError
 from toolchain.core.files import is_folder, read_limited
 from toolchain.core.timing import Notify
-from toolchain.core.units import BACKBONES, Unit
-from toolchain.device.agent.engines import build, fetch_kit, has_engine, kit_for
+from toolchain.core.units import BACKBONES, BackboneId, Unit, is_backbone
+from toolchain.device.agent.engines import build, fetch_kit, kit_for
 from toolchain.device.agent.fetch import Fetcher, Repository
 from toolchain.device.agent.health import Looked, look
 from toolchain.device.agent.plan import Offers, Step, backbone_of
 from toolchain.device.agent.policy import Policy
 from toolchain.device.agent.transport import TransferLimits, Transport
 from toolchain.device.boards.machine import Machine, read_machine
+from toolchain.device.engine.cache import EngineStore
 from toolchain.device.runtime.ort.trial import examine
-from toolchain.device.store.installed import BUNDLE_NAME
+from toolchain.device.store.layout import BUNDLE_NAME
 from toolchain.device.store.state import INSTALLED, Held, State, Trial
 from toolchain.device.store.store import Store, Writer
 from toolchain.trust.checks import Floors as TrustFloors
 from toolchain.trust.client import Trusted, refresh
+from toolchain.trust.metadata import LIMIT_BYTES
 from toolchain.trust.release import SignedRelease
 
-_LIMIT_ROOT_BYTES = 1 << 20
 _SWAP = Linkage("swap", "if").stem
 
 
@@ -80,7 +81,7 @@ class Device:
         def progress(name: str, there: int, size: int) -> None:
             self.told(f"{name}: {there} of {size} bytes")
 
-        return Fetcher(self.repository, writer, self.store.path, progress)
+        return Fetcher(self.repository, writer, self.store.layout, progress)
 
 
 # -- the repository ------------------------------------------------------------------------------
@@ -94,7 +95,7 @@ def look_at_repository(
     Raises as :func:`toolchain.trust.client.refresh`, and UsageError where there is none.
     """
     layout, floors, repository = device.store.layout, writer.state.floors, device.repository
-    root = read_limited(layout.trust_root, limit_bytes=_LIMIT_ROOT_BYTES, what="root metadata")
+    root = read_limited(layout.trust_root, limit_bytes=LIMIT_BYTES, what="root metadata")
     device.told(f"looking at {repository.url}")
     trusted = refresh(
         layout.trust / "cache",
@@ -124,7 +125,7 @@ def install(device: Device, writer: Writer, release: SignedRelease, offers: Offe
         return
     fetcher = device.fetcher(writer)
     device.told(f"{unit}: release {release.counter}, {release.bytes} bytes, less what is here")
-    if release.unit.kind == "backbones":
+    if release.unit.kind == BACKBONES:
         with fetcher.backbone(release) as artefact:
             writer.verified(unit, release.counter, digest)
             writer.add_backbone(unit, release.counter, artefact.path, signed=True)
@@ -155,7 +156,7 @@ def install_file(device: Device, writer: Writer, path: Path) -> str:
     device.told(f"WARNING: {path} is not signed; whoever made it decides what this device answers")
     if is_folder(path):
         artefact = bundle.open_backbone(path)
-        unit = str(Unit("backbones", artefact.manifest.name))
+        unit = str(Unit(BACKBONES, artefact.manifest.name))
         writer.add_backbone(unit, 0, path, signed=False)
     else:
         opened = bundle.open_bundle(path)
@@ -172,9 +173,9 @@ def _require_backbone(
     """Install the backbone that a domain needs, unless the store holds it."""
     needed = release.backbone
     assert needed is not None  # only a withdrawn release has none
-    if any(_is(held, needed.weights_digest, needed.graph_digest) for held in writer.state.held):
+    if held_backbone(writer.state, needed) is not None:
         return
-    backbone = offers.get(str(Unit("backbones", needed.name)))
+    backbone = offers.get(str(Unit(BACKBONES, needed.name)))
     if backbone is None or backbone.backbone != needed:
         raise StoreError(
             f"{release.unit}: expected a release of its backbone {needed.name}, got none",
@@ -183,29 +184,25 @@ def _require_backbone(
     install(device, writer, backbone, offers)
 
 
-def _is(held: Held, weights_digest: str, graph_digest: str) -> bool:
-    fits = held.fits
-    is_backbone = held.unit.startswith("backbones/") and bool(held.files)
-    return (
-        is_backbone
-        and fits is not None
-        and (fits.weights_digest, fits.graph_digest) == (weights_digest, graph_digest)
-    )
+def held_backbone(state: State, needed: BackboneId) -> Held | None:
+    """Return the installed backbone that ``needed`` means, None where there is none."""
+    for held in state.held:
+        if is_backbone(held.unit) and held.fits is not None and held.fits.digests == needed.digests:
+            return held
+    return None
 
 
 def _tested(device: Device, writer: Writer, opened: Bundle) -> str:
     """Have the bundle tested in a process of its own; return what it was tested with."""
     needed = opened.manifest.backbone
-    for held in writer.state.held:
-        if _is(held, needed.weights_digest, needed.graph_digest):
-            break
-    else:
+    held = held_backbone(writer.state, needed)
+    if held is None:
         raise StoreError(
             f"{opened.manifest.domain}: expected its backbone {needed.name} in the store, got none",
             fix="install the backbone first",
         )
     device.told(f"{opened.manifest.domain}: self-test")
-    with TemporaryDirectory(dir=device.store.path / "part", prefix="trial-") as folder:
+    with TemporaryDirectory(dir=device.store.layout.parts, prefix="trial-") as folder:
         path = Path(folder) / BUNDLE_NAME
         path.write_bytes(opened.to_bytes())
         return _examined(path, opened, device.store.layout.content(held.unit, held.digest))
@@ -246,12 +243,11 @@ def build_engines(device: Device, releases: Sequence[SignedRelease]) -> None:
     Raises RepositoryError, VerificationError, StorageError; BuildError where it could not be built.
     """
     for release in releases:
-        # Looking at the machine takes a second, and most releases have no kit.
+        # Looking at the machine takes a second, and most releases have no kit, or their engine.
         if release.unit.kind != BACKBONES or len(release.files) < 2:
             continue
         folder = device.store.layout.engines(release.manifest.digest)
-        kit = kit_for(release, device.machine())
-        if kit is None or has_engine(folder):
+        if EngineStore(folder).folders() or (kit := kit_for(release, device.machine())) is None:
             continue
         with device.store.writing() as writer:
             path = fetch_kit(device.fetcher(writer), release, kit, folder)
@@ -281,11 +277,9 @@ def newest(state: State, unit: str) -> dict[str, str | None]:
     release = max(releases, key=lambda one: (one.state == INSTALLED, one.counter))
     changes: dict[str, str | None] = {unit: release.digest}
     if release.fits is not None and release.fits != backbone_of(state):
-        fits = release.fits
-        backbone = next(
-            one for one in state.held if _is(one, fits.weights_digest, fits.graph_digest)
-        )
-        here = [name for name in state.running if name.startswith("backbones/")]
+        backbone = held_backbone(state, release.fits)
+        assert backbone is not None  # the domain was tested on it
+        here = [name for name in state.running if is_backbone(name)]
         changes = {**dict.fromkeys(here), **changes, backbone.unit: backbone.digest}
     return changes
 
@@ -341,13 +335,11 @@ def _selftests(device: Device, trial: Trial) -> None:
     """Test every domain that the trial changes, as it lies on the disk now."""
     layout, running = device.store.layout, device.store.state().running
     backbones = [
-        layout.content(unit, held.digest)
-        for unit, held in running.items()
-        if unit.startswith("backbones/")
+        layout.content(unit, held.digest) for unit, held in running.items() if is_backbone(unit)
     ]
     # A new backbone concerns every domain.
-    everything = any(unit.startswith("backbones/") for unit in trial.units)
+    everything = any(map(is_backbone, trial.units))
     for unit, held in running.items():
-        if unit.startswith("domains/") and (everything or unit in trial.units):
+        if not is_backbone(unit) and (everything or unit in trial.units):
             path = layout.content(unit, held.digest) / BUNDLE_NAME
             _examined(path, bundle.open_bundle(path), backbones[0])

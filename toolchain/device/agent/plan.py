@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from toolchain.core.errors import first_few
-from toolchain.core.units import Unit
+from toolchain.core.units import BackboneId, Unit, is_backbone
 from toolchain.device.agent.policy import Policy
-from toolchain.device.store.state import Fits, Held, State
+from toolchain.device.store.state import Held, State
 from toolchain.trust.release import SignedRelease
 
 Offers = Mapping[str, SignedRelease]
@@ -64,17 +64,16 @@ def plan(state: State, offers: Offers, policy: Policy) -> Plan:
     return Plan(tuple(steps if move is None else [move]), (*waiting, *reasons))
 
 
-def backbone_of(state: State) -> Fits | None:
+def backbone_of(state: State) -> BackboneId | None:
     """Return the backbone that runs, None before the first."""
-    backbones = [held for unit, held in state.running.items() if _is_backbone(unit)]
-    return backbones[0].fits if backbones else None
+    return next((held.fits for unit, held in state.running.items() if is_backbone(unit)), None)
 
 
 def _wanted(state: State, policy: Policy) -> tuple[str, ...]:
     """Return the units of the domains that the policy wants, those that run where it names none."""
     if policy.domains is not None:
         return tuple(str(Unit("domains", name)) for name in policy.domains)
-    return tuple(unit for unit in state.running if not _is_backbone(unit))
+    return tuple(unit for unit in state.running if not is_backbone(unit))
 
 
 def _is_there(offers: Offers, unit: str) -> bool:
@@ -107,19 +106,13 @@ def _is_new(state: State, release: SignedRelease) -> bool:
     return newer and failed_before(state, release) is None
 
 
-def _may_stay(here: Fits | None, policy: Policy) -> bool:
+def _may_stay(here: BackboneId | None, policy: Policy) -> bool:
     return policy.backbone is None or (here is not None and here.name == policy.backbone)
 
 
-def _fits(here: Fits | None, release: SignedRelease) -> bool:
-    return here is not None and release.backbone is not None and _same(here, release)
-
-
-def _same(here: Fits, release: SignedRelease) -> bool:
-    backbone = release.backbone
-    assert backbone is not None  # only a withdrawn release has none
-    digests = (here.weights_digest, here.graph_digest)
-    return digests == (backbone.weights_digest, backbone.graph_digest)
+def _fits(here: BackboneId | None, release: SignedRelease) -> bool:
+    needed = release.backbone
+    return here is not None and needed is not None and here.digests == needed.digests
 
 
 def _move(
@@ -146,14 +139,10 @@ def _move(
             continue
         domains = [one for one in offered.values() if one.backbone == first.backbone]
         ready = {str(one.unit) for one in domains if failed_before(state, one) is None}
-        left = [unit for unit in state.running if not _is_backbone(unit) and unit not in ready]
+        left = [unit for unit in state.running if not is_backbone(unit) and unit not in ready]
         if left:
             told = first_few(left, 3)
             reasons.append(Waiting(str(first.unit), f"{name} waits for a release of {told} for it"))
             continue
         return Step((backbone, *(one for one in domains if str(one.unit) in ready))), ()
     return None, tuple(reasons)
-
-
-def _is_backbone(unit: str) -> bool:
-    return Unit.parse(unit).kind == "backbones"

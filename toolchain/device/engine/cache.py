@@ -204,6 +204,10 @@ class EngineStore:
         ENGINE.write(path, full, contents, overwrite=overwrite)
         return EngineArtefact(path, full, kit.manifest, kit.backbone)
 
+    def folders(self) -> list[Path]:
+        """Return the folders of engines, sorted; :func:`open_engine` says whether one is whole."""
+        return sorted(path for path in self.folder.glob("engine-*") if is_file(path / ENGINE_NAME))
+
     def _stored(self) -> Iterator[tuple[Path, EngineKey]]:
         for path in self.folder.glob("engine-*"):
             with suppress(BundleError, DataError, StorageError):

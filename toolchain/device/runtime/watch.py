@@ -11,7 +11,6 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from toolchain.core.errors import Da3Error
@@ -66,17 +65,6 @@ class Watch:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="da3-watch", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        err: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Follow no longer; what runs goes on."""

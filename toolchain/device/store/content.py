@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from toolchain.core import durable
 from toolchain.core.canonical import LIMIT_BYTES
-from toolchain.core.digest import sha256
+from toolchain.core.digest import headed_body, sha256
 from toolchain.core.errors import Da3Error, UsageError
 from toolchain.core.files import (
     PARTIAL_SUFFIX,
@@ -23,14 +23,12 @@ from toolchain.core.files import (
     read_limited,
 )
 from toolchain.core.sealed import file_faults
-from toolchain.core.units import Unit
-from toolchain.device.store.layout import Layout
-from toolchain.device.store.state import Fits, Held, StoredFile
+from toolchain.core.units import BackboneId, Unit, is_backbone
+from toolchain.device.store.layout import BUNDLE_NAME, RECORD_NAME, Layout
+from toolchain.device.store.state import Held, StoredFile
 
 if TYPE_CHECKING:
     from toolchain.bundle import Bundle
-
-BUNDLE_NAME, RECORD_NAME = "bundle.da3b", "installed.json"
 
 
 def faults(layout: Layout, release: Held) -> tuple[str, ...]:
@@ -40,7 +38,7 @@ def faults(layout: Layout, release: Held) -> tuple[str, ...]:
     """
     folder = layout.content(release.unit, release.digest)
     beside = [name for name in names(folder) if name.endswith(PARTIAL_SUFFIX)]
-    is_domain = Unit.parse(release.unit).kind == "domains"
+    is_domain = not is_backbone(release.unit)
     beside += [RECORD_NAME] if is_domain else []
     try:
         found = [str(fault) for fault in file_faults(folder, release.files, beside)]
@@ -66,7 +64,6 @@ def put_bundle(layout: Layout, unit: Unit, opened: Bundle, tested_with: str) -> 
             fix="name the domain that the bundle is of",
         )
     data = opened.to_bytes()
-    needs = own.backbone
     release = Held(
         unit=str(unit),
         counter=0,
@@ -74,7 +71,7 @@ def put_bundle(layout: Layout, unit: Unit, opened: Bundle, tested_with: str) -> 
         state="INSTALLED",
         signed=False,
         files=(StoredFile(BUNDLE_NAME, sha256(data), len(data)),),
-        fits=Fits(needs.name, needs.weights_digest, needs.graph_digest),
+        fits=BackboneId.of(own.backbone),
     )
     if _is_there(layout, release):
         return release
@@ -119,7 +116,7 @@ def put_backbone(layout: Layout, unit: Unit, folder: Path) -> Held:
         state="INSTALLED",
         signed=False,
         files=tuple(listed),
-        fits=Fits(manifest.name, manifest.weights_digest, manifest.graph_digest),
+        fits=BackboneId.of(manifest),
     )
     if _is_there(layout, release):
         return release
@@ -139,7 +136,6 @@ def _is_there(layout: Layout, release: Held) -> bool:
 
 def _record_faults(folder: Path) -> list[str]:
     data = read_limited(folder / RECORD_NAME, limit_bytes=LIMIT_BYTES, what="installed domain")
-    digest, _, body = data.partition(b"\n")
-    if digest != sha256(body).encode():
+    if headed_body(data) is None:
         return [f"{RECORD_NAME}: expected the text of its digest, got another"]
     return []

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.core.errors import StoreError
-from toolchain.core.files import is_file, names
-from toolchain.device.engine.cache import ENGINE_NAME
+from toolchain.core.files import names
+from toolchain.device.engine.cache import EngineStore
+from toolchain.device.store.layout import CURRENT
 
-CURRENT = "current"
 _MOVED_TO, _CREATE, _NONBLOCK, _CLOEXEC = 0x80, 0x100, 0o4000, 0o2000000
 _TRIES = 3
 
@@ -113,8 +113,7 @@ def _folders(folder: Path) -> dict[str, Path]:
 
 def _engine_of(store: Path, backbone: Path) -> Path:
     """Return the engine that was built of a backbone here, or the backbone where there is none."""
-    built = store / "engines" / backbone.name
-    engines = [built / name for name in names(built) if is_file(built / name / ENGINE_NAME)]
+    engines = EngineStore(store / "engines" / backbone.name).folders()
     return max(engines, key=lambda path: path.stat().st_mtime_ns, default=backbone)
 
 

@@ -32,7 +32,7 @@ from toolchain.bundle.manifest import ReleaseInfo
 from toolchain.bundle.release import Graph, PatchFile, Release, patch_of, read_release
 from toolchain.bundle.slots import Slots
 from toolchain.core import canonical
-from toolchain.core.digest import sha256
+from toolchain.core.digest import headed, headed_body
 from toolchain.core.durable import place
 from toolchain.core.errors import BundleError
 from toolchain.core.fields import (
@@ -55,16 +55,16 @@ from toolchain.core.files import (
     write_atomic,
 )
 from toolchain.core.safetensors import read_places
+from toolchain.core.units import BackboneId
 from toolchain.core.words import (
     DIGEST,
-    IDENTIFIER,
     TENSOR_NAME,
     read_record,
     to_json,
 )
+from toolchain.device.store.layout import BUNDLE_NAME, RECORD_NAME
 
 SCHEMA, OLD_SCHEMA = "da3.installed/2", "da3.installed/1"
-BUNDLE_NAME, RECORD_NAME = "bundle.da3b", "installed.json"
 _FIRST_KEYS = (
     *("schema", "file", "tested_with", "name", "version", "release", "backbone", "classes"),
     *("preprocess", "gates", "options", "slots", "arrays", "graphs"),
@@ -95,15 +95,6 @@ class Extent(Section):
     size: int = key(whole(8, LIMIT_BYTES))
 
 
-@dataclass(frozen=True, slots=True)
-class BackboneIdentity(Section):
-    """The backbone that the domain was verified against."""
-
-    name: str = key(IDENTIFIER)
-    weights_digest: str = key(DIGEST)
-    graph_digest: str = key(DIGEST)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledRecord(ReleaseInfo):
     """What running needs of a bundle; ``file`` identifies the bundle's file as it was verified.
@@ -115,7 +106,7 @@ class InstalledRecord(ReleaseInfo):
     schema: str = key(choice(SCHEMA))
     file: str = key(printable(200))
     tested_with: str = key(printable(200))
-    backbone: BackboneIdentity = key(SectionOf(BackboneIdentity))
+    backbone: BackboneId = key(SectionOf(BackboneId))
     slots: Extent = key(SectionOf(Extent))
     arrays: tuple[_Row, ...] = key(ListOf(_ROW, 0, MAX_SLOTS))
     graphs: dict[str, str] = key(TableOf(TENSOR_NAME, DIGEST, 1, 16))
@@ -233,7 +224,7 @@ def _record(opened: Bundle, release: Release, file: str, tested_with: str) -> In
         schema=SCHEMA,
         file=file,
         tested_with=tested_with,
-        backbone=BackboneIdentity(own.name, own.weights_digest, own.graph_digest),
+        backbone=BackboneId.of(own),
         slots=Extent(*opened.place(slots)),
         arrays=tuple(
             (place.name, release.slots[place.name].dtype.name, place.shape, place.offset)
@@ -250,13 +241,13 @@ def _bytes_of(record: InstalledRecord) -> bytes:
     # Keys stand in the schema's order, whatever class of the record declares them.
     ordered = {name: document[name] for name in (*_FIRST_KEYS, *document)}
     body = json.dumps(ordered, ensure_ascii=False).encode()
-    return f"{sha256(body)}\n".encode() + body
+    return headed(body)
 
 
 def _read_record(path: Path) -> InstalledRecord:
     data = read_limited(path, limit_bytes=canonical.LIMIT_BYTES, what="installed domain")
-    digest, _, body = data.partition(b"\n")
-    if sha256(body).encode() != digest:
+    body = headed_body(data)
+    if body is None:
         raise BundleError(
             f"{path}: the record is damaged, its digest is not the one that it begins with",
             fix=_FIX,

@@ -25,6 +25,8 @@ from toolchain.core.errors import UsageError
 from toolchain.core.units import Unit
 
 CURRENT, PREVIOUS = "current", "previous"
+BUNDLE_NAME, RECORD_NAME = "bundle.da3b", "installed.json"
+"""The two files of an installed domain."""
 GENERATIONS = "gen"
 FOLDERS = ("trust", "part", "rel", "backbones", "engines", GENERATIONS, "domains")
 CONTENT = {"domains": "rel", "backbones": "backbones"}
@@ -72,9 +74,14 @@ class Layout:
         """The root metadata that the device was given."""
         return self.trust / "root.json"
 
+    @property
+    def parts(self) -> Path:
+        """The folder of downloads under way."""
+        return self.root / "part"
+
     def part(self, digest: str) -> Path:
         """A download under way, by the digest of the whole file."""
-        return self.root / "part" / hex_of(digest)
+        return self.parts / hex_of(digest)
 
     def content(self, unit: str, digest: str) -> Path:
         """The folder of a release's content; ``digest`` is that of its manifest."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from toolchain.core.digest import sha256
+from toolchain.core.digest import headed, headed_body
 from toolchain.core.errors import (
     BundleError,
     Da3Error,
@@ -34,7 +34,7 @@ from toolchain.core.fields import (
 )
 from toolchain.core.files import read_limited, write_atomic
 from toolchain.core.sealed import SealedFile
-from toolchain.core.units import UNIT
+from toolchain.core.units import UNIT, BackboneId
 from toolchain.core.words import (
     BOOLEAN,
     DIGEST,
@@ -66,21 +66,12 @@ class StoredFile(SealedFile):
     name: str = key(IDENTIFIER)
 
 
-@dataclass(frozen=True, slots=True)
-class Fits(Section):
-    """The backbone that a domain needs, or that a backbone is."""
-
-    name: str = key(IDENTIFIER)
-    weights_digest: str = key(DIGEST)
-    graph_digest: str = key(DIGEST)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held(Section):
     """A release that the store knows of; ``digest`` is that of its manifest.
 
-    ``files`` and ``fits`` are there from INSTALLED on. COMMITTED stays, when a later release takes
-    its place.
+    ``fits``: the backbone that a domain needs, or that a backbone is. It and ``files`` are there
+    from INSTALLED on. COMMITTED stays, when a later release takes its place.
     """
 
     unit: str = key(UNIT)
@@ -89,7 +80,7 @@ class Held(Section):
     state: str = key(choice(*STATES))
     signed: bool = key(BOOLEAN)
     files: tuple[StoredFile, ...] = key(ListOf(SectionOf(StoredFile), 0, 256), default=())
-    fits: Fits | None = key(Nullable(SectionOf(Fits)), default=None)
+    fits: BackboneId | None = key(Nullable(SectionOf(BackboneId)), default=None)
 
     @property
     def bytes(self) -> int:
@@ -250,11 +241,10 @@ def read(layout: Layout) -> State:
     is none.
     """
     data = read_limited(layout.state, limit_bytes=State.LIMIT_BYTES + 100, what="store's state")
-    digest, _, body = data.partition(b"\n")
-    if digest != sha256(body).encode():
+    body = headed_body(data)
+    if body is None:
         raise StoreDamagedError(
-            f"{layout.state}: expected the text of its digest {digest[:80]!r}, got another",
-            fix=_FIX,
+            f"{layout.state}: expected the text of its digest {data[:71]!r}, got another", fix=_FIX
         )
     try:
         return State.from_json(body)
@@ -278,6 +268,4 @@ def write(layout: Layout, state: State, *, new: bool = False) -> None:
 
     ``new``: it must not be there yet. Raises StorageError, ExistsError.
     """
-    body = state.to_json()
-    data = f"{sha256(body)}\n".encode() + body
-    write_atomic(layout.state, data, overwrite=not new)
+    write_atomic(layout.state, headed(state.to_json()), overwrite=not new)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from toolchain.core.errors import FloorError, StoreError, TrialError, UsageError
-from toolchain.core.units import Unit
+from toolchain.core.units import is_backbone
 from toolchain.core.words import Note, Notes
 from toolchain.device.store.journal import Event
 from toolchain.device.store.state import (
@@ -343,7 +343,7 @@ def _raised(floors: Floors, releases: Iterable[Held]) -> Floors:
 
 def _require_backbones(units: Mapping[str, Held]) -> None:
     """Raise StoreError unless each domain finds the backbone that it was verified against."""
-    there = {one.fits for unit, one in units.items() if Unit.parse(unit).kind == "backbones"}
+    there = {one.fits for unit, one in units.items() if is_backbone(unit)}
     for unit, one in units.items():
         if one.fits not in there:
             assert one.fits is not None  # it is installed
@@ -366,7 +366,7 @@ def _backbones(
     # What was committed comes before what was tried.
     for one in map(state.generation, (*numbers, state.current)):
         for unit, digest in () if one is None else one.units.items():
-            if Unit.parse(unit).kind == "backbones" and (unit, digest) not in damaged:
+            if is_backbone(unit) and (unit, digest) not in damaged:
                 found.setdefault(unit, digest)
     return found
 

@@ -20,7 +20,7 @@ from toolchain.core.errors import Da3Error, ExistsError, StorageError
 from toolchain.core.files import exists, is_file, make_folder, names, write_atomic
 from toolchain.core.lock import locked
 from toolchain.core.units import Unit
-from toolchain.core.words import Notes
+from toolchain.core.words import TIME_FORMAT, Notes
 from toolchain.device.store import content, generation, journal, recovery, space, steps
 from toolchain.device.store import state as states
 from toolchain.device.store.journal import Entry, Event
@@ -39,7 +39,7 @@ _READS = 5
 
 def utc_now() -> str:
     """Return the system's time, UTC, as RFC 3339 has it, in seconds."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(timezone.utc).strftime(TIME_FORMAT)
 
 
 class Store:

@@ -24,7 +24,7 @@ from toolchain.core.digest import sha256
 from toolchain.core.errors import BundleError, SelftestError, SessionLimitError, StorageError
 from toolchain.device import Runner
 from toolchain.device.runtime.ort.weights import weights_folder
-from toolchain.device.store.installed import BUNDLE_NAME, RECORD_NAME
+from toolchain.device.store.layout import BUNDLE_NAME, RECORD_NAME
 
 CHANGED = ("tuned", "masked", "normed", "beside")
 
