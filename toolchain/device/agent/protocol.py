@@ -7,6 +7,7 @@ devices by this file alone. Facts hold no picture, no key and no path of the dev
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -77,7 +78,7 @@ def facts_of(store: Store, policy: Policy) -> Facts:
         board=machine.board,
         jetpack=machine.jetpack,
         memory_bytes=machine.memory_bytes,
-        free_disk_bytes=machine.free_disk_bytes,
+        free_disk_bytes=shutil.disk_usage(store.path).free,
         generation=state.current,
         trial=() if state.trial is None else tuple(state.trial.units),
         units=_units(state),
