@@ -103,7 +103,7 @@ class Transport(FetcherInterface):
                     raise
             else:
                 return
-            self._wait(self._limits.pause_s * 2 ** max(0, idle - 1))
+            self._pause(idle)
 
     def download(
         self,
@@ -146,7 +146,7 @@ class Transport(FetcherInterface):
                 continue
             if idle >= self._limits.attempts or not isinstance(fault, _CutError):
                 raise fault
-            self._wait(self._limits.pause_s * 2 ** max(0, idle - 1))
+            self._pause(idle)
 
     def _append(
         self, url: str, path: Path, start: int, size: int, progress: Callable[[int], None]
@@ -194,6 +194,10 @@ class Transport(FetcherInterface):
                 if within < self._limits.least_bytes_per_s * (now - opened):
                     raise self._slow(url)
                 opened, within = now, 0
+
+    def _pause(self, idle: int) -> None:
+        """Wait before the next attempt; ``idle``: attempts in a row that brought no byte."""
+        self._wait(self._limits.pause_s * 2 ** max(0, idle - 1))
 
     def _slow(self, url: str) -> SlowRepositoryError:
         return SlowRepositoryError(
